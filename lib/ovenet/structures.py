@@ -1,0 +1,122 @@
+"""Dataclasses that cross the layers of the package.
+
+Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (stride 4 of the network's input).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+ScoreKind = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as it lies on disk, or as the transforms left it.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB.
+        labels: ``(H, W)`` int16 train ids, the ignore id included; None where the list names no label.
+        name: the image's path relative to its dataset's folder.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one size, stacked.
+
+    Attributes:
+        images: ``(B, 3, H, W)`` uint8 RGB; normalised on the device, see `ovenet.data.transforms.normalize_images`.
+        labels: ``(B, H, W)`` int64 train ids.
+        names: the image paths, ``B`` of them.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OVeNetOutput:
+    """What a segmentor predicts, at stride 4. Tuples hold the auxiliary map first (OCR only) and the final one last.
+
+    Attributes:
+        initial: ``S_i``, each ``(B, K, h, w)``.
+        seed: ``S_s``, each pixel's scores fetched from its seed pixel; empty for a baseline.
+        fused: ``S_f``; the same tensors as ``initial`` for a baseline.
+        offset: ``(B, 2, h, w)`` from pixel to seed in ``(x, y)``, normalised so that the image spans ``[-1, 1]``;
+            None for a baseline.
+        confidence: ``(B, 1, h, w)`` in ``[0, 1]``, the weight of the seed's scores; None for a baseline.
+        score_kind: whether the maps hold logits or probabilities (``MODEL.EXTRA.LOGITS``).
+    """
+
+    initial: tuple[Tensor, ...]
+    seed: tuple[Tensor, ...]
+    fused: tuple[Tensor, ...]
+    offset: Tensor | None = None
+    confidence: Tensor | None = None
+    score_kind: ScoreKind = "logits"
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether the model predicts seeds, that is, is no baseline."""
+        return self.offset is not None
+
+    def predictions(self, index: int = -1) -> dict[str, Tensor]:
+        """The score maps to evaluate, by name.
+
+        Args:
+            index: which map of each tuple; -1 is the final one.
+
+        Returns:
+            ``{"initial", "seed", "fused"}``, or ``{"fused"}`` alone for a baseline.
+        """
+        if not self.has_seed:
+            return {"fused": self.fused[index]}
+        return {"initial": self.initial[index], "seed": self.seed[index], "fused": self.fused[index]}
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The total loss and its unweighted terms, each a scalar.
+
+    Attributes:
+        total: what is differentiated.
+        terms: detached values by name: ``initial``, ``seed``, ``fused``, ``confidence``, as far as they exist.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of one prediction against the labels, all in ``[0, 1]``.
+
+    Attributes:
+        class_names: ``K`` names.
+        iou: ``(K,)`` intersection over union; NaN for a class without a labelled pixel.
+        accuracy: ``(K,)`` recall of each class; NaN likewise.
+        mean_iou: mean of ``iou`` over the classes that have labelled pixels.
+        mean_accuracy: mean of ``accuracy`` over the same classes.
+        pixel_accuracy: share of the labelled pixels that are right.
+        num_pixels: labelled pixels that were scored.
+        absent: names of the classes without a labelled pixel.
+    """
+
+    class_names: tuple[str, ...]
+    iou: np.ndarray
+    accuracy: np.ndarray
+    mean_iou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    num_pixels: int
+    absent: tuple[str, ...]
