@@ -1,0 +1,47 @@
+"""OVeNet on one screen: scores are fetched at seed pixels and fused with the pixel's own by the confidence.
+
+Notation of the paper: initial scores ``S_i``, offsets ``o``, confidence ``F``; then the seed's scores are
+``S_s = S_i(p + o)`` and the fused ones ``S_f = (1 - F) S_i + F S_s``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ovenet.geometry import refine_offset, sample_bilinear, seed_position
+from ovenet.structures import OVeNetOutput
+
+
+class SeedFusion(nn.Module):
+    """Has no parameters; goes with any head whose maps have the offset's size.
+
+    Args:
+        num_refinements: times that each offset is prolonged by the offset at its seed.
+        fuse_logits: True fuses logits; False fuses probabilities, and the output then holds probabilities.
+    """
+
+    def __init__(self, *, num_refinements: int = 0, fuse_logits: bool = True):
+        super().__init__()
+        self.num_refinements = num_refinements
+        self.fuse_logits = fuse_logits
+
+    def forward(self, scores: Sequence[Tensor], offset: Tensor, confidence: Tensor) -> OVeNetOutput:
+        """Fuses every score map with the same offsets and confidence.
+
+        Args:
+            scores: logits, each ``(B, K, h, w)``.
+            offset: ``(B, 2, h, w)`` normalised ``(x, y)``, float32 or float64.
+            confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
+        """
+        offset = refine_offset(offset, self.num_refinements)
+        position = seed_position(offset)
+        initial = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores]
+        if not self.fuse_logits:
+            initial = [s.softmax(dim=1) for s in initial]
+        seed = [sample_bilinear(s, position) for s in initial]
+        fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(initial, seed, strict=True)]
+        kind = "logits" if self.fuse_logits else "probabilities"
+        return OVeNetOutput(tuple(initial), tuple(seed), tuple(fused), offset, confidence, kind)
