@@ -1,0 +1,181 @@
+"""The one configuration schema: every key with its meaning, unit and allowed values.
+
+Sizes are ``[width, height]`` in pixels, as in the public HRNet files. Keys listed in `INERT_KEYS` are accepted because
+public files carry them, and do nothing; whoever sets one is told so once.
+"""
+
+from __future__ import annotations
+
+from yacs.config import CfgNode
+
+PLAIN_NAMES = ("seg_hrnet", "branched_seg_hrnet")
+OCR_NAMES = ("seg_hrnet_ocr",)
+MODEL_NAMES = PLAIN_NAMES + OCR_NAMES
+
+
+def _stage(num_branches: int, block: str, channels: list[int], blocks: int, modules: int) -> CfgNode:
+    node = CfgNode()
+    node.NUM_MODULES = modules  # exchange units in a row, >= 1
+    node.NUM_BRANCHES = num_branches  # resolutions; equals the stage's number
+    node.NUM_RANCHES = num_branches  # how the public files misspell NUM_BRANCHES for stage 1
+    node.BLOCK = block  # BASIC or BOTTLENECK
+    node.NUM_BLOCKS = [blocks] * num_branches  # residual blocks per resolution
+    node.NUM_CHANNELS = channels  # width per resolution, before the block's expansion (BOTTLENECK: 4)
+    node.FUSE_METHOD = "SUM"  # SUM is the only one
+    return node
+
+
+def default_config() -> CfgNode:
+    """A fresh, mutable configuration with every key at its default: HRNet-W48 on Cityscapes."""
+    c = CfgNode()
+    c.OUTPUT_DIR = "output"  # runs go to OUTPUT_DIR/<dataset>/<name of the config file>
+    c.LOG_DIR = ""  # TensorBoard files go to LOG_DIR/<dataset>/<config>; "" puts them into the run's folder
+    c.DEVICE = "auto"  # auto (CUDA where present), cpu or cuda
+    c.WORKERS = 4  # data loading processes per training process, >= 0
+    c.PRINT_FREQ = 20  # iterations between log lines and TensorBoard points, >= 1
+    c.PIN_MEMORY = True  # page-locked batches (CUDA only)
+    c.SEED = 0  # of weights, shuffling and augmentation, >= 0
+    c.GPUS = (0,)
+    c.AUTO_RESUME = False
+    c.RANK = 0
+
+    c.CUDNN = CfgNode()
+    c.CUDNN.BENCHMARK = True  # let cuDNN time its algorithms for each input size
+    c.CUDNN.DETERMINISTIC = False  # only algorithms that repeat to the bit
+    c.CUDNN.ENABLED = True  # use cuDNN at all
+
+    c.MODEL = CfgNode()
+    c.MODEL.NAME = "seg_hrnet"  # seg_hrnet, seg_hrnet_ocr, branched_seg_hrnet; OVeNet where EXTRA.OFFSET_BRANCH is set
+    c.MODEL.PRETRAINED = ""  # file that initialises the main network; "" starts it at random
+    c.MODEL.OFFSET_PRETRAINED = ""  # file whose main stages initialise the offset branch; "" starts it at random
+    c.MODEL.ALLOW_PARTIAL = False  # accept files that match less than 95 % of what they should initialise
+    c.MODEL.FREEZED_PAR = False  # train the offset branch and the offset head alone
+    c.MODEL.ALIGN_CORNERS = True  # convention of all score upsampling; published models: True
+    c.MODEL.NUM_OUTPUTS = 1
+
+    c.MODEL.OCR = CfgNode()
+    c.MODEL.OCR.MID_CHANNELS = 512  # width of pixel and region features
+    c.MODEL.OCR.KEY_CHANNELS = 256  # width of the attention's queries and keys
+    c.MODEL.OCR.DROPOUT = 0.05  # probability of dropping a channel before the classifier, in [0, 1)
+    c.MODEL.OCR.SCALE = 1
+
+    c.MODEL.EXTRA = CfgNode()
+    c.MODEL.EXTRA.FINAL_CONV_KERNEL = 1  # size of the semantic head's last convolution: 1 or 3
+    c.MODEL.EXTRA.FINAL_CONV_SEED = 1
+    c.MODEL.EXTRA.CONFIDENCE = 0
+    c.MODEL.EXTRA.OFFSET_BRANCH = 0  # first stage that the offset branch copies: 2, 3 or 4; 0 is the baseline
+    c.MODEL.EXTRA.OFFSET_THRESHOLD = 0.5  # τ, longest offset per axis; the image spans 2; > 0
+    c.MODEL.EXTRA.ITERATIVE_REFINEMENT = 0  # times that an offset is prolonged by the offset at its seed, >= 0
+    c.MODEL.EXTRA.LOGITS = True  # fuse logits (True) or probabilities (False)
+    c.MODEL.EXTRA.STAGE1 = _stage(1, "BOTTLENECK", [64], blocks=4, modules=1)
+    c.MODEL.EXTRA.STAGE2 = _stage(2, "BASIC", [48, 96], blocks=4, modules=1)
+    c.MODEL.EXTRA.STAGE3 = _stage(3, "BASIC", [48, 96, 192], blocks=4, modules=4)
+    c.MODEL.EXTRA.STAGE4 = _stage(4, "BASIC", [48, 96, 192, 384], blocks=4, modules=3)
+    # The offset branch's own copies; those before stage OFFSET_BRANCH are not used.
+    c.MODEL.EXTRA.STAGE2_2 = _stage(2, "BASIC", [48, 96], blocks=4, modules=1)
+    c.MODEL.EXTRA.STAGE3_2 = _stage(3, "BASIC", [48, 96, 192], blocks=4, modules=3)
+    c.MODEL.EXTRA.STAGE4_2 = _stage(4, "BASIC", [48, 96, 192, 384], blocks=4, modules=2)
+
+    c.LOSS = CfgNode()
+    c.LOSS.USE_OHEM = False  # mine hard pixels in the final map
+    c.LOSS.OHEMTHRES = 0.9  # pixels below this probability of their class are hard, in (0, 1]
+    c.LOSS.OHEMKEEP = 100000  # at least about so many pixels per batch and process are kept, >= 1
+    c.LOSS.CLASS_BALANCE = True  # use the dataset's class weights, where it has some
+    c.LOSS.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
+    c.LOSS.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
+    c.LOSS.LAMBDA = 1.0  # λ, weight of the confidence loss, >= 0
+
+    c.DATASET = CfgNode()
+    c.DATASET.ROOT = "data/"  # folder of the datasets and of list/
+    c.DATASET.DATASET = "cityscapes"  # a name of ovenet.data.catalog; images lie under ROOT/<name>
+    c.DATASET.NUM_CLASSES = 19  # K; must be the dataset's
+    c.DATASET.TRAIN_SET = "list/cityscapes/train.lst"  # relative to ROOT: `image label` per line
+    c.DATASET.TEST_SET = "list/cityscapes/val.lst"  # relative to ROOT: `image [label]` per line
+    c.DATASET.EXTRA_TRAIN_SET = ""
+
+    c.TRAIN = CfgNode()
+    c.TRAIN.IMAGE_SIZE = [1024, 512]  # crop, [width, height]
+    c.TRAIN.BASE_SIZE = 2048  # long side of the image at scale 1
+    c.TRAIN.FLIP = True  # mirror half of the samples
+    c.TRAIN.MULTI_SCALE = True  # random scale 0.5, 0.6 … 0.5 + SCALE_FACTOR / 10
+    c.TRAIN.SCALE_FACTOR = 16  # steps of 0.1 above 0.5, >= 0
+    c.TRAIN.RANDOM_BRIGHTNESS = False  # shift the brightness of half of the samples
+    c.TRAIN.RANDOM_BRIGHTNESS_SHIFT_VALUE = 10  # largest shift, in grey levels of 255
+    c.TRAIN.OPTIMIZER = "sgd"  # sgd or adamw
+    c.TRAIN.LR = 0.01  # at the first iteration, > 0; falls to 0 as (1 - it/max)^0.9
+    c.TRAIN.MOMENTUM = 0.9  # sgd only, in [0, 1)
+    c.TRAIN.WD = 0.0001  # weight decay, >= 0
+    c.TRAIN.NESTEROV = False  # sgd only
+    c.TRAIN.IGNORE_LABEL = 255  # train id of pixels that do not count; outside 0 … K-1
+    c.TRAIN.BEGIN_EPOCH = 0  # number of the first epoch of a fresh run, >= 0
+    c.TRAIN.END_EPOCH = 484  # number after the last epoch
+    c.TRAIN.RESUME = False  # go on from the run's checkpoint.pth, if it exists
+    c.TRAIN.BATCH_SIZE_PER_GPU = 2  # crops per process and iteration, >= 1; BatchNorm needs 2 in all
+    c.TRAIN.SHUFFLE = True  # new order every epoch
+    c.TRAIN.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
+    c.TRAIN.EVAL_INTERVAL = 1  # epochs between validations, >= 1; the last epoch is always validated
+    c.TRAIN.MAX_SKIPPED = 10  # so many iterations in a row without a finite loss end the run, >= 1
+    c.TRAIN.DOWNSAMPLERATE = 1
+    c.TRAIN.LR_FACTOR = 0.1
+    c.TRAIN.LR_STEP = [90, 110]
+    c.TRAIN.EXTRA_LR = 0.001
+    c.TRAIN.EXTRA_EPOCH = 0
+    c.TRAIN.OFFSET_DIR = ""
+    c.TRAIN.FREEZE_LAYERS = ""
+    c.TRAIN.FREEZE_EPOCHS = -1
+    c.TRAIN.NONBACKBONE_KEYWORDS = []
+    c.TRAIN.NONBACKBONE_MULT = 10
+
+    c.TEST = CfgNode()
+    c.TEST.IMAGE_SIZE = [2048, 1024]  # window, [width, height]; images that fit are run whole
+    c.TEST.BASE_SIZE = 2048  # long side of the image at scale 1
+    c.TEST.BATCH_SIZE_PER_GPU = 1  # windows and views per forward pass, >= 1
+    c.TEST.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
+    c.TEST.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0
+    c.TEST.FLIP_TEST = False  # average with the mirrored image
+    c.TEST.SCORE = "softmax"  # softmax, or exp: sum exp(score) over scales as the public implementation did
+    c.TEST.OUTPUT_INDEX = -1  # which score map is scored: -1 the final one, 0 the auxiliary one (OCR)
+    c.TEST.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
+    c.TEST.SAVE_PREDICTIONS = False  # write id and colour PNGs
+    c.TEST.VISUALIZATION = False
+    c.TEST.MULTI_SCALE = False
+    c.TEST.CENTER_CROP_TEST = False
+
+    c.DEBUG = CfgNode()
+    c.DEBUG.DEBUG = False
+    c.DEBUG.SAVE_BATCH_IMAGES_GT = False
+    c.DEBUG.SAVE_BATCH_IMAGES_PRED = False
+    c.DEBUG.SAVE_HEATMAPS_GT = False
+    c.DEBUG.SAVE_HEATMAPS_PRED = False
+    return c
+
+
+# What to do instead; keys of public files that have no effect here.
+INERT_KEYS: dict[str, str] = {
+    "GPUS": "the number of processes decides: torchrun --nproc_per_node=N",
+    "AUTO_RESUME": "use TRAIN.RESUME",
+    "RANK": "the launcher sets it",
+    "MODEL.NUM_OUTPUTS": "MODEL.NAME decides: 2 with OCR, else 1",
+    "MODEL.OCR.SCALE": "attention is always scaled by KEY_CHANNELS^-0.5",
+    "MODEL.EXTRA.FINAL_CONV_SEED": "the offset head's last convolution is 1x1",
+    "MODEL.EXTRA.CONFIDENCE": "the confidence is always predicted",
+    "DATASET.EXTRA_TRAIN_SET": "extra epochs are not supported yet; train on one list",
+    "TRAIN.EXTRA_EPOCH": "extra epochs are not supported yet; train on one list",
+    "TRAIN.EXTRA_LR": "extra epochs are not supported yet; train on one list",
+    "TRAIN.DOWNSAMPLERATE": "crops are never downsampled",
+    "TRAIN.LR_FACTOR": "the schedule is polynomial",
+    "TRAIN.LR_STEP": "the schedule is polynomial",
+    "TRAIN.OFFSET_DIR": "offsets are shown in TensorBoard",
+    "TRAIN.FREEZE_LAYERS": "use MODEL.FREEZED_PAR",
+    "TRAIN.FREEZE_EPOCHS": "use MODEL.FREEZED_PAR",
+    "TRAIN.NONBACKBONE_KEYWORDS": "all parameters have one learning rate",
+    "TRAIN.NONBACKBONE_MULT": "all parameters have one learning rate",
+    "TEST.VISUALIZATION": "use TEST.SAVE_PREDICTIONS",
+    "TEST.MULTI_SCALE": "TEST.SCALE_LIST decides",
+    "TEST.CENTER_CROP_TEST": "the whole image is always tested",
+    "DEBUG.DEBUG": "pictures go to TensorBoard every epoch",
+    "DEBUG.SAVE_BATCH_IMAGES_GT": "pictures go to TensorBoard every epoch",
+    "DEBUG.SAVE_BATCH_IMAGES_PRED": "pictures go to TensorBoard every epoch",
+    "DEBUG.SAVE_HEATMAPS_GT": "pictures go to TensorBoard every epoch",
+    "DEBUG.SAVE_HEATMAPS_PRED": "pictures go to TensorBoard every epoch",
+}

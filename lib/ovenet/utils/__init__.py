@@ -1,0 +1,1 @@
+"""Process groups, logs and random streams."""

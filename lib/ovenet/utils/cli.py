@@ -1,0 +1,46 @@
+"""What every tool's command line has in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_USER_ERROR = 2
+_DEBUG_VARIABLE = "OVENET_DEBUG"
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of ``--cfg FILE [KEY VALUE …]``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the file's")
+    # torch.distributed.launch of older versions passes it; the environment says the same
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Runs a tool: what the user can mend ends it with one line on stderr and exit code 2.
+
+    Args:
+        main: raises ValueError for bad input and OSError where the system refuses. With OVENET_DEBUG=1 in the
+            environment they show their traceback.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get(_DEBUG_VARIABLE):
+            raise
+        print(f"error: {_message(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _message(error: Exception) -> str:
+    """The error's line; one raised in a data loading process carries that process's traceback before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1].removeprefix(f"{type(error).__name__}: ").strip()

@@ -1,0 +1,35 @@
+"""One logger for the package and the tools."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+_NAME = "ovenet"
+
+
+def get_logger() -> logging.Logger:
+    """The package's logger; silent below warnings until `configure_logging` is called."""
+    return logging.getLogger(_NAME)
+
+
+def configure_logging(*, is_main: bool = True, file: Path | None = None) -> None:
+    """Sends log lines to stderr, and to a file that is appended to; other ranks only send warnings.
+
+    Args:
+        is_main: whether this is the first process of the run.
+        file: where the first process also writes its lines.
+    """
+    logger = get_logger()
+    logger.setLevel(logging.INFO if is_main else logging.WARNING)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if file is not None and is_main:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)

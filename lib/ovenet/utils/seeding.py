@@ -1,0 +1,26 @@
+"""One seed, and the random streams that come from it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_everything(seed: int, *, rank: int = 0) -> None:
+    """Seeds Python, numpy and torch for this process.
+
+    Args:
+        seed: the run's seed; weights drawn right after this call are the same on every rank if `rank` is left out.
+        rank: number of the process.
+    """
+    mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of one sample's augmentation, the same whichever process or worker draws them."""
+    return np.random.default_rng([seed, epoch, index])
