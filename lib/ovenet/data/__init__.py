@@ -1,0 +1,1 @@
+"""Datasets: facts, files, transforms and order."""

@@ -1,0 +1,43 @@
+"""Which process sees which sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class TrainSampler(Sampler[tuple[int, int]]):
+    """This process's share of each epoch, as ``(epoch, index)``; equally many on every process, the rest is dropped.
+
+    Args:
+        num_samples: of the whole dataset.
+        rank: number of this process.
+        world_size: number of processes.
+        seed: the run's.
+        shuffle: new order every epoch.
+    """
+
+    def __init__(self, num_samples: int, *, rank: int, world_size: int, seed: int, shuffle: bool = True):
+        self.num_samples = num_samples
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_samples // self.world_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.arange(self.num_samples)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        share = order[self.rank :: self.world_size][: len(self)]
+        return iter([(self.epoch, int(index)) for index in share])
+
+
+def evaluation_shard(num_samples: int, *, rank: int, world_size: int) -> range:
+    """Indices that this process evaluates: every sample on exactly one process, none twice."""
+    return range(rank, num_samples, world_size)

@@ -1,0 +1,120 @@
+"""Joint transforms of images and labels, and what happens to pixels on their way into the network.
+
+Sizes are ``(H, W)`` in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovenet.structures import Batch, Sample
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # RGB of ImageNet, as a share of 255
+IMAGE_STD = (0.229, 0.224, 0.225)
+PAD_COLOR = tuple(round(255 * m) for m in IMAGE_MEAN)  # close to zero after normalisation
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random scale, padding, random crop, mirroring and brightness, in this order.
+
+    Attributes:
+        crop_size: ``(H, W)`` of what comes out.
+        base_size: long side of the image at scale 1, in pixels.
+        scale_steps: the scale is 0.5 plus 0 to `scale_steps` tenths; None keeps it at 1.
+        flip: mirror half of the samples.
+        brightness_shift: shift half of the samples by up to this many grey levels; 0 for never.
+        ignore_label: train id of padded pixels.
+    """
+
+    crop_size: tuple[int, int]
+    base_size: int
+    scale_steps: int | None
+    flip: bool
+    brightness_shift: int
+    ignore_label: int
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Draws one variant.
+
+        Args:
+            sample: with labels.
+            rng: the only source of randomness.
+        """
+        assert sample.labels is not None
+        scale = 1.0 if self.scale_steps is None else 0.5 + int(rng.integers(self.scale_steps + 1)) / 10
+        size = scaled_size(sample.image.shape[:2], round(self.base_size * scale))
+        image = resize_image(sample.image, size)
+        labels = resize_labels(sample.labels, size)
+        image, labels = self._crop(image, labels, rng)
+        if self.flip and rng.random() < 0.5:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        if self.brightness_shift and rng.random() < 0.5:
+            shift = int(rng.integers(-self.brightness_shift, self.brightness_shift + 1))
+            image = np.clip(image.astype(np.int16) + shift, 0, 255).astype(np.uint8)
+        return Sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), sample.name)
+
+    def _crop(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        height, width = self.crop_size
+        bottom, right = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
+        if bottom or right:
+            image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=PAD_COLOR)
+            labels = cv2.copyMakeBorder(labels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=self.ignore_label)
+        top = int(rng.integers(image.shape[0] - height + 1))
+        left = int(rng.integers(image.shape[1] - width + 1))
+        window = np.s_[top : top + height, left : left + width]
+        return image[window], labels[window]
+
+
+def scaled_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """The size with the given long side and the same proportions, at least one pixel.
+
+    Args:
+        size: ``(H, W)``.
+        long_side: in pixels.
+    """
+    height, width = size
+    if height > width:
+        return long_side, max(1, round(width * long_side / height))
+    return max(1, round(height * long_side / width)), long_side
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear resize of ``(H, W, 3)`` uint8 to `size`, pixel centres mapped by proportion."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest-neighbour resize of ``(H, W)`` int16 to `size`, on the grid of `resize_image`."""
+    if labels.shape == tuple(size):
+        return labels
+    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stacks samples of one size."""
+    images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2).contiguous()
+    labels = torch.from_numpy(np.stack([s.labels for s in samples])).long()
+    return Batch(images, labels, tuple(s.name for s in samples))
+
+
+def normalize_images(images: Tensor) -> Tensor:
+    """Pixels as the network expects them.
+
+    Args:
+        images: ``(B, 3, H, W)`` uint8 RGB.
+
+    Returns:
+        ``(B, 3, H, W)`` float32, with the mean and the deviation of ImageNet taken out, on the same device.
+    """
+    scale = torch.tensor(IMAGE_STD, device=images.device).mul(255).view(3, 1, 1)
+    mean = torch.tensor(IMAGE_MEAN, device=images.device).mul(255).view(3, 1, 1)
+    return (images.float() - mean) / scale
