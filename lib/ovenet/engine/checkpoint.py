@@ -1,0 +1,100 @@
+"""Files of weights and of training state: read safely, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_WEIGHTS_KEYS = ("model", "state_dict")
+# The public code saves its best score as a numpy number; these reconstruct one and can do nothing else.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+_SAFE_NUMPY = [
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32))),
+]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a file without running any code in it.
+
+    Args:
+        path: a file written by ``torch.save``.
+
+    Returns:
+        Its dictionary.
+
+    Raises:
+        ValueError: the file is missing, a directory, damaged, no dictionary, or needs code to be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a directory; expected a checkpoint file")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such checkpoint file")
+    try:
+        with torch.serialization.safe_globals(_SAFE_NUMPY):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "GLOBAL" in str(error):
+            lines = str(error).splitlines()
+            reason = next((line.strip() for line in lines if "GLOBAL" in line), lines[0])
+            raise ValueError(
+                f"{path}: refused, because reading it would run code stored in the file ({reason[:200]}); "
+                "save its tensors alone with torch.save(model.state_dict(), …)"
+            ) from error
+        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({_one_line(error)})") from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({_one_line(error)})") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path}: holds a {type(content).__name__}; expected tensors by name")
+    return content
+
+
+def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint: under ``model`` or ``state_dict``, or the checkpoint itself.
+
+    Args:
+        content: from `read_checkpoint`.
+        path: the file, for the message.
+
+    Raises:
+        ValueError: there are no tensors.
+    """
+    for key in _WEIGHTS_KEYS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path}: no weights found; expected tensors by name, or those under {_WEIGHTS_KEYS}")
+    return tensors
+
+
+def save_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """Writes beside the target, syncs, and renames: whoever reads finds the old file or the new one, both whole.
+
+    Raises:
+        OSError: the file system refuses, such as a full disk; the old file is untouched and nothing else is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else _one_line(error)
+        raise OSError(f"cannot save {path}: {reason}; the file before it is untouched") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,93 @@
+"""What a person sees of a running epoch: a bar on a terminal, log lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ovenet.structures import LossTerms
+from ovenet.utils.logging import get_logger
+
+
+class Meter:
+    """Means over the iterations since it was made."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self._sums: dict[str, Tensor] = {}  # on the device: reading them every iteration would stall it
+        self._num_images = 0
+        self._started = time.perf_counter()
+
+    def add(self, loss: LossTerms, num_images: int) -> None:
+        """Counts one iteration of `num_images` images over all processes."""
+        self.num_steps += 1
+        self._num_images += num_images
+        values = {"loss": loss.total.detach(), **{f"loss_{name}": value for name, value in loss.terms.items()}}
+        self._sums = {name: value + self._sums.get(name, 0.0) for name, value in values.items()}
+
+    def summary(self) -> dict[str, float]:
+        """``loss`` and ``loss_<term>`` as means, and ``images_per_second`` with the waiting for data."""
+        means = {name: float(total) / self.num_steps for name, total in self._sums.items()}
+        return {**means, "images_per_second": self._num_images / (time.perf_counter() - self._started)}
+
+
+class Progress:
+    """Progress of one epoch on process 0; a context manager.
+
+    Args:
+        title: what is going on.
+        num_steps: iterations of the epoch.
+        enabled: False shows nothing.
+    """
+
+    def __init__(self, title: str, num_steps: int, *, enabled: bool):
+        self.title = title
+        self.num_steps = num_steps
+        self.enabled = enabled
+        self._started = time.perf_counter()
+        self._has_bar = enabled and sys.stderr.isatty()
+        self._bar = tqdm(total=num_steps, desc=title, disable=not self._has_bar, dynamic_ncols=True, leave=False)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self) -> None:
+        """Counts one iteration."""
+        self._bar.update()
+
+    def report(self, step: int, summary: Mapping[str, float], lr: float, later_steps: int) -> None:
+        """Shows the loss, the learning rate and the time to the end of the run.
+
+        Args:
+            step: iterations of this epoch that are done.
+            summary: from `Meter.summary`.
+            lr: learning rate.
+            later_steps: iterations of the epochs to come.
+        """
+        if not self.enabled:
+            return
+        seconds_per_step = (time.perf_counter() - self._started) / step
+        eta = timedelta(seconds=round(seconds_per_step * (self.num_steps - step + later_steps)))
+        if self._has_bar:
+            self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.5f} ETA {eta}")
+            return
+        terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in summary.items() if name.startswith("loss_"))
+        get_logger().info(
+            "%s, iteration %d/%d: loss %.4f (%s) lr %.6f, %.1f images/s, ETA %s",
+            self.title,
+            step,
+            self.num_steps,
+            summary["loss"],
+            terms,
+            lr,
+            summary["images_per_second"],
+            eta,
+        )
