@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Trains a model: python tools/train.py --cfg FILE [KEY VALUE ...], alone or under torchrun."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from yacs.config import CfgNode
+
+from ovenet import builders, load_config
+from ovenet.data.dataset import ListDataset
+from ovenet.engine.optim import build_schedule
+from ovenet.engine.trainer import BEST, CHECKPOINT, FINAL, Trainer, TrainSettings
+from ovenet.evaluation.evaluate import evaluate
+from ovenet.evaluation.inference import Predictor
+from ovenet.evaluation.writers import picture_row
+from ovenet.utils import distributed
+from ovenet.utils.cli import config_parser, run_main
+from ovenet.utils.logging import configure_logging, get_logger
+from ovenet.utils.seeding import seed_everything
+
+
+def main() -> None:
+    """Reads the config, builds the parts, trains."""
+    args = config_parser(__doc__).parse_args()
+    configure_logging(is_main=distributed.is_launch_main())
+    cfg = load_config(args.cfg, args.overrides)
+    device = distributed.choose_device(cfg.DEVICE)
+    distributed.start_process_group(device)
+    try:
+        run_dir = prepare_run(cfg, args.cfg)
+        trainer = build_trainer(cfg, run_dir, builders.log_directory(cfg, args.cfg), device)
+        if cfg.TRAIN.RESUME and (run_dir / CHECKPOINT).exists():
+            trainer.resume(run_dir / CHECKPOINT)
+        get_logger().info(
+            "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
+            run_dir,
+            trainer.epoch,
+            cfg.TRAIN.END_EPOCH,
+            trainer.iterations_per_epoch,
+            distributed.world_size(),
+            device.type,
+        )
+        best = trainer.fit()
+        get_logger().info("done: best mIoU %.4f; weights in %s and %s", best, run_dir / BEST, run_dir / FINAL)
+    finally:
+        distributed.stop_process_group()
+
+
+def prepare_run(cfg: CfgNode, config_file: str) -> Path:
+    """Makes the run's folder, refuses to overwrite another run, and saves the resolved config.
+
+    Raises:
+        ValueError: the folder holds a run and TRAIN.RESUME is False.
+    """
+    run_dir = builders.run_directory(cfg, config_file)
+    if (run_dir / CHECKPOINT).exists() and not cfg.TRAIN.RESUME:
+        raise ValueError(
+            f"{run_dir / CHECKPOINT} exists; set TRAIN.RESUME True to go on with that run, or another OUTPUT_DIR"
+        )
+    distributed.barrier()  # every process has looked before the first one writes
+    if distributed.is_main():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        configure_logging(file=run_dir / "train.log")
+    return run_dir
+
+
+def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
+    """Builds every part and joins them."""
+    torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
+    torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
+    torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
+    seed_everything(cfg.SEED)
+    info = builders.dataset_info(cfg)
+    loader, sampler = builders.build_train_loader(cfg)
+    test_loader, test_set = builders.build_test_loader(cfg)
+    if not test_set.has_labels:
+        raise ValueError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
+    model = builders.build_model(cfg).to(device, memory_format=torch.channels_last)
+    builders.initialize_model(model, cfg)
+    if distributed.world_size() > 1 and device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
+    predictor = builders.build_predictor(model, cfg, device, single_scale=True)
+    names = builders.prediction_names(cfg)
+    optimizer = builders.build_optimizer(model, cfg)
+    epochs = cfg.TRAIN.END_EPOCH - cfg.TRAIN.BEGIN_EPOCH
+    return Trainer(
+        model,
+        builders.build_criterion(cfg).to(device),
+        optimizer,
+        build_schedule(optimizer, len(loader) * epochs),
+        loader,
+        sampler,
+        evaluate=lambda: evaluate(predictor, test_loader, info.class_names, names, ignore_label=cfg.TRAIN.IGNORE_LABEL),
+        draw_picture=lambda: draw_picture(cfg, predictor, test_set),
+        device=device,
+        settings=TrainSettings(
+            run_dir=run_dir,
+            log_dir=log_dir,
+            begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
+            end_epoch=cfg.TRAIN.END_EPOCH,
+            eval_interval=cfg.TRAIN.EVAL_INTERVAL,
+            print_freq=cfg.PRINT_FREQ,
+            max_skipped=cfg.TRAIN.MAX_SKIPPED,
+            metadata={
+                "config": cfg.dump(),
+                "dataset": info.name,
+                "class_names": list(info.class_names),
+                "palette": [list(c) for c in info.palette],
+            },
+        ),
+    )
+
+
+def draw_picture(cfg: CfgNode, predictor: Predictor, test_set: ListDataset) -> torch.Tensor:
+    """The picture row of the first validation image."""
+    sample = test_set[0]
+    output = predictor.predict_output(sample.image)
+    max_offset = cfg.MODEL.EXTRA.OFFSET_THRESHOLD
+    return picture_row(sample.image, sample.labels, output, test_set.info, max_offset=max_offset)
+
+
+if __name__ == "__main__":
+    run_main(main)
