@@ -6,10 +6,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
+import torch
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
@@ -18,7 +17,7 @@ from ovenet.engine.optim import build_schedule
 from ovenet.engine.trainer import BEST, CHECKPOINT, FINAL, Trainer, TrainSettings
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.inference import Predictor
-from ovenet.evaluation.writers import picture_row
+from ovenet.evaluation.pictures import picture_row
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.logging import configure_logging, get_logger
@@ -123,8 +122,7 @@ def draw_picture(cfg: CfgNode, predictor: Predictor, test_set: ListDataset) -> t
     """The picture row of the first validation image."""
     sample = test_set[0]
     output = predictor.predict_output(sample.image)
-    max_offset = cfg.MODEL.EXTRA.OFFSET_THRESHOLD
-    return picture_row(sample.image, sample.labels, output, test_set.info, max_offset=max_offset)
+    return picture_row(sample, output, test_set.info, max_offset=cfg.MODEL.EXTRA.OFFSET_THRESHOLD)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Scores a model, saves predictions: python tools/test.py --cfg FILE [KEY VALUE ...], alone or under torchrun."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from ovenet import builders, load_checkpoint, load_config
+from ovenet.data.catalog import DatasetInfo
+from ovenet.engine.trainer import BEST, FINAL
+from ovenet.evaluation.evaluate import evaluate
+from ovenet.evaluation.inference import Predictor
+from ovenet.evaluation.pictures import picture_row, save_picture, save_prediction
+from ovenet.evaluation.writers import format_table, results_as_dict, write_json
+from ovenet.structures import EvalResult, Sample
+from ovenet.utils import distributed
+from ovenet.utils.cli import config_parser, run_main
+from ovenet.utils.logging import configure_logging, get_logger
+
+NUM_PICTURE_ROWS = 4
+
+
+def main() -> None:
+    """Reads the config, loads the weights, predicts, scores, writes."""
+    args = config_parser(__doc__).parse_args()
+    configure_logging(is_main=distributed.is_launch_main())
+    cfg = load_config(args.cfg, args.overrides)
+    model_file = find_model_file(cfg, builders.run_directory(cfg, args.cfg))
+    device = distributed.choose_device(cfg.DEVICE)
+    distributed.start_process_group(device)
+    try:
+        test(cfg, model_file, results_directory(cfg, args.cfg, model_file), device)
+    finally:
+        distributed.stop_process_group()
+
+
+def test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> None:
+    """Runs the whole split and writes ``results.json`` and the predictions into `folder`."""
+    info = builders.dataset_info(cfg)
+    loader, dataset = builders.build_test_loader(cfg)
+    model = builders.build_model(cfg)
+    get_logger().info("%s", load_checkpoint(model, model_file, allow_partial=cfg.MODEL.ALLOW_PARTIAL))
+    predictor = builders.build_predictor(model.to(device, memory_format=torch.channels_last), cfg, device)
+    saves = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
+    results = evaluate(
+        predictor,
+        tqdm(loader, desc=cfg.DATASET.TEST_SET, disable=not (distributed.is_main() and sys.stderr.isatty())),
+        info.class_names,
+        builders.prediction_names(cfg),
+        ignore_label=cfg.TRAIN.IGNORE_LABEL,
+        on_prediction=prediction_saver(cfg, predictor, folder, info) if saves else None,
+    )
+    if distributed.is_main():
+        report(cfg, results, model_file, folder, saved=saves)
+
+
+def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
+    """``TEST.MODEL_FILE``, or the run's best or final weights.
+
+    Raises:
+        ValueError: none is named and the run has none.
+    """
+    if cfg.TEST.MODEL_FILE:
+        return Path(cfg.TEST.MODEL_FILE)
+    for name in (BEST, FINAL):
+        if (run_dir / name).exists():
+            return run_dir / name
+    raise ValueError(f"TEST.MODEL_FILE is not set, and {run_dir} has neither {BEST} nor {FINAL}; train first")
+
+
+def results_directory(cfg: CfgNode, config_file: str, model_file: Path) -> Path:
+    """``<run>/test/<list>_<weights>_<scales>[_flip]``: tests that differ do not overwrite each other."""
+    scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
+    name = f"{Path(cfg.DATASET.TEST_SET).stem}_{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}"
+    return builders.run_directory(cfg, config_file) / "test" / name
+
+
+def prediction_saver(
+    cfg: CfgNode, predictor: Predictor, folder: Path, info: DatasetInfo
+) -> Callable[[Sample, dict[str, Tensor]], None]:
+    """Saves the fused prediction of each sample, and picture rows of the first ones."""
+    num_rows_left = NUM_PICTURE_ROWS if distributed.is_main() else 0
+
+    def save(sample: Sample, predicted: dict[str, Tensor]) -> None:
+        nonlocal num_rows_left
+        save_prediction(predicted["fused"], sample.name, folder / "predictions", info)
+        if num_rows_left:
+            num_rows_left -= 1
+            output = predictor.predict_output(sample.image)
+            row = picture_row(sample, output, info, max_offset=cfg.MODEL.EXTRA.OFFSET_THRESHOLD)
+            save_picture(row, (folder / "pictures" / sample.name).with_suffix(".png"))
+
+    return save
+
+
+def report(cfg: CfgNode, results: dict[str, EvalResult], model_file: Path, folder: Path, *, saved: bool) -> None:
+    """Prints the table and writes the JSON file."""
+    if results["fused"].num_pixels:
+        print(format_table(results))
+        settings = {
+            "model_file": str(model_file),
+            "list": cfg.DATASET.TEST_SET,
+            "scales": list(cfg.TEST.SCALE_LIST),
+            "flip": cfg.TEST.FLIP_TEST,
+            "score": cfg.TEST.SCORE,
+        }
+        write_json({"settings": settings, "results": results_as_dict(results)}, folder / "results.json")
+        print(f"results:     {folder / 'results.json'}")
+    else:
+        print(f"{cfg.DATASET.TEST_SET} has no labelled pixel: nothing to score")
+    if saved:
+        print(f"predictions: {folder / 'predictions' / 'ids'}")
+        print(f"in colour:   {folder / 'predictions' / 'color'}")
+        print(f"pictures:    {folder / 'pictures'} (image, label, predictions, offsets, confidence)")
+
+
+if __name__ == "__main__":
+    run_main(main)
