@@ -202,7 +202,8 @@ class Trainer:
         results = self.evaluate()
         mean_iou = results["fused"].mean_iou
         is_best = mean_iou > self.best_mean_iou
-        self.best_mean_iou = max(mean_iou, self.best_mean_iou)
+        if is_best:
+            self.best_mean_iou = mean_iou
         if not distributed.is_main():
             return
         scores = ", ".join(f"{name} {result.mean_iou:.4f}" for name, result in results.items())
