@@ -1,0 +1,100 @@
+"""HRNet's structure: widths, exchange between resolutions, and the fork into the offset branch."""
+
+import pytest
+import torch
+
+from ovenet.models.backbones import HRNet, StageSpec
+from ovenet.models.backbones.hrnet import ExchangeUnit, Transition
+from ovenet.models.necks import ConcatNeck
+
+SPECS = [
+    StageSpec(1, (1,), (4,), "BOTTLENECK"),
+    StageSpec(1, (1, 1), (4, 8)),
+    StageSpec(1, (1, 1, 1), (4, 8, 16)),
+    StageSpec(1, (1, 1, 1, 1), (4, 8, 16, 32)),
+]
+COPIES = dict(enumerate(SPECS[1:], start=2))
+
+
+@pytest.mark.parametrize(
+    ("widths", "modules", "blocks", "stage1", "num_parameters"),
+    [
+        ((18, 36, 72, 144), (1, 3, 2), 2, (2, 64), 3_860_720),  # counts of the backbones of other implementations
+        ((18, 36, 72, 144), (1, 4, 3), 4, (4, 64), 9_562_260),
+        ((48, 96, 192, 384), (1, 4, 3), 4, (4, 64), 65_325_120),
+        ((16, 32, 64, 128), (1, 1, 1), 2, (1, 32), 1_477_920),
+    ],
+)
+def test_parameter_counts(widths, modules, blocks, stage1, num_parameters):
+    specs = [StageSpec(1, (stage1[0],), (stage1[1],), "BOTTLENECK")]
+    specs += [StageSpec(m, (blocks,) * n, widths[:n]) for n, m in zip((2, 3, 4), modules, strict=True)]
+    with torch.device("meta"):
+        model = HRNet(specs)
+    assert sum(p.numel() for p in model.parameters()) == num_parameters
+
+
+@pytest.mark.parametrize("size", [(64, 96), (37, 51)])
+def test_features_halve_rounding_up(size):
+    features = HRNet(SPECS).eval()(torch.randn(1, 3, *size)).main
+    height, width = (-(-n // 4) for n in size)
+    for channels, x in zip((4, 8, 16, 32), features, strict=True):
+        assert x.shape == (1, channels, height, width)
+        height, width = -(-height // 2), -(-width // 2)
+
+
+@pytest.mark.parametrize("stage", [2, 3, 4])
+def test_a_copied_branch_with_equal_weights_gives_equal_features(stage):
+    model = HRNet(SPECS, offset_stage=stage, offset_stages=COPIES).eval()
+    state = model.state_dict()
+    for name in state:
+        if "_2." in name:
+            state[name].copy_(state[name.replace("_2.", ".")])
+    features = model(torch.randn(1, 3, 64, 96))
+    for main, branch in zip(features.main, features.offset, strict=True):
+        torch.testing.assert_close(main, branch)
+
+
+def test_exchange_sums_what_every_resolution_sends():
+    """With blocks that pass non-negative maps on, 1x1 weights of one and 3x3 kernels that pick the centre."""
+    unit = ExchangeUnit(StageSpec(1, (1, 1), (1, 1)), align_corners=True).double().eval()
+    for branch in unit.branches:
+        torch.nn.init.zeros_(branch[0].conv2.weight)  # the block is then relu(x)
+    up, down = unit.fuse_layers[0][1][0], unit.fuse_layers[1][0][0][0]
+    torch.nn.init.ones_(up.weight)
+    torch.nn.init.zeros_(down.weight)
+    down.weight.data[0, 0, 1, 1] = 1.0
+    for module in unit.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 0.0
+    fine = torch.arange(9.0, dtype=torch.float64).view(1, 1, 3, 3)
+    coarse = torch.tensor([[[[10.0, 30.0], [50.0, 70.0]]]], dtype=torch.float64)
+    new_fine, new_coarse = unit([fine, coarse])
+    upsampled = torch.tensor([[10.0, 20, 30], [30, 40, 50], [50, 60, 70]])  # corners on corners
+    torch.testing.assert_close(new_fine[0, 0], fine[0, 0] + upsampled)
+    torch.testing.assert_close(new_coarse, coarse + fine[..., ::2, ::2])
+
+
+def test_transition_adds_the_new_resolution_from_the_coarsest():
+    transition = Transition((4, 8), (4, 8, 16)).eval()
+    fine, coarse = torch.randn(1, 4, 8, 8), torch.randn(1, 8, 4, 4)
+    out = transition([fine, coarse])
+    assert out[0] is fine
+    assert out[1] is coarse
+    torch.testing.assert_close(out[2], transition[2](coarse))
+    assert out[2].shape == (1, 16, 2, 2)
+
+
+def test_neck_stacks_at_the_finest_resolution():
+    neck = ConcatNeck((1, 2), align_corners=True)
+    fine, coarse = torch.randn(1, 1, 3, 3), torch.randn(1, 2, 2, 2)
+    out = neck([fine, coarse])
+    assert neck.out_channels == 3
+    torch.testing.assert_close(out[:, :1], fine)
+    torch.testing.assert_close(out[:, 1:, ::2, ::2], coarse)  # corners on corners
+
+
+def test_a_stage_with_too_few_resolutions_is_refused():
+    with pytest.raises(ValueError, match="stage 3 needs 3 entries"):
+        HRNet([*SPECS[:2], StageSpec(1, (1, 1), (4, 8)), SPECS[3]])
+    with pytest.raises(ValueError, match="offset_stage is 1"):
+        HRNet(SPECS, offset_stage=1)

@@ -1,0 +1,156 @@
+"""Published parameter names, as listed in published_keys/, against the models here."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovenet.builders import build_model, load_checkpoint
+from ovenet.config import default_config, load_config
+from ovenet.models.weights import load_offset_branch, load_weights
+
+KEYS = Path(__file__).parent / "published_keys"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def published(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a published file, without content."""
+    state = {}
+    for line in gzip.open(KEYS / f"{name}.txt.gz", "rt"):
+        key, *shape = line.split()
+        state[prefix + key] = torch.empty([int(n) for n in shape[0].split("x")] if shape else [], device="meta")
+    return state
+
+
+def w48(name: str, offset_branch: int = 0) -> torch.nn.Module:
+    cfg = default_config()
+    cfg.MODEL.NAME = name
+    cfg.MODEL.EXTRA.OFFSET_BRANCH = offset_branch
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+MODELS = {
+    "hrnet_w48_cityscapes": ("seg_hrnet", 0, 65_859_379),
+    "hrnet_ocr_w48_cityscapes": ("seg_hrnet_ocr", 0, 70_372_678),
+    "ovenet_hrnet_w48_cityscapes": ("branched_seg_hrnet", 4, 98_795_926),
+    "ovenet_hrnet_ocr_w48_cityscapes": ("seg_hrnet_ocr", 4, 103_309_225),
+}
+
+
+@pytest.mark.parametrize("file", MODELS)
+def test_published_models_have_the_published_size_and_load_whole(file):
+    name, offset_branch, num_parameters = MODELS[file]
+    model = w48(name, offset_branch)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == num_parameters
+    for prefix in ("", "module.", "model.", "module.model."):
+        report = load_weights(model, published(file, prefix), file, whole=True)
+        assert report.matched_share == 1.0
+        assert report.unexpected == ()
+        assert report.unused == 0
+    own = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
+    assert sorted(report.loaded) == sorted(own)
+
+
+def test_published_small_model_loads_whole():
+    cfg = load_config(EXPERIMENTS / "camvid/hrnet_w18_small_v2.yaml").clone()
+    cfg.defrost()
+    cfg.DATASET.NUM_CLASSES = 19
+    with torch.device("meta"):
+        model = build_model(cfg)
+    report = load_weights(model, published("hrnet_w18_small_v2_cityscapes"), "small", whole=True)
+    assert report.matched_share == 1.0
+    assert report.unexpected == ()
+
+
+@pytest.mark.parametrize("name", ["seg_hrnet", "seg_hrnet_ocr", "branched_seg_hrnet"])
+def test_imagenet_model_initialises_trunk_and_offset_branch(name):
+    model = w48(name, 4)
+    state = published("hrnetv2_w48_imagenet")
+    report = load_weights(model, state, "imagenet", whole=False)
+    assert report.matched_share == 1.0
+    assert report.unexpected == ()
+    # the classification head: 96 + 21 + 7 + 2 tensors, see `awk '{print $1}' hrnetv2_w48_imagenet.txt`
+    assert report.unused == 126
+    assert {key.split(".")[0] for key in report.loaded} == {"backbone"}
+    branch = load_offset_branch(model, state, "imagenet")
+    assert branch.matched_share == 1.0
+    assert {key.split(".")[1] for key in branch.loaded} == {"transition3_2", "stage4_2"}
+
+
+@pytest.mark.parametrize("stage", [2, 3, 4])
+def test_offset_branch_takes_the_same_named_stages(stage):
+    model = w48("branched_seg_hrnet", stage)
+    report = load_offset_branch(model, published("hrnet_w48_cityscapes"), "baseline")
+    stages = {key.split(".")[1] for key in report.loaded}
+    assert stages == {f"{kind}_2" for n in range(stage, 5) for kind in (f"transition{n - 1}", f"stage{n}")}
+    assert report.missing == ()
+
+
+def test_plain_head_initialises_the_auxiliary_head():
+    report = load_weights(w48("seg_hrnet_ocr"), published("hrnet_w48_cityscapes"), "plain", whole=False)
+    assert "head.auxiliary.layers.3.weight" in report.loaded
+    assert "head.classifier.weight" in report.missing
+
+
+def test_values_arrive_where_the_published_names_say(tiny_cfg):
+    model = build_model(tiny_cfg(name="seg_hrnet_ocr"))
+    state = {
+        "model.conv1.weight": torch.full((64, 3, 3, 3), 1.0),
+        "model.stage4_2.0.branches.1.0.conv2.weight": torch.full((8, 8, 3, 3), 2.0),
+        "model.aux_head.3.bias": torch.full((11,), 3.0),
+        "model.aux_head_offset.3.bias": torch.full((3,), 4.0),
+        "model.ocr_distri_head.object_context_block.f_object.2.weight": torch.full((4, 4, 1, 1), 5.0),
+        "model.cls_head.bias": torch.full((11,), 6.0),
+        "loss.criterion.weight": torch.ones(11),
+        "coords": torch.ones(3, 2, 4, 4),
+    }
+    report = load_weights(model, state, "file", whole=True)
+    assert len(report.loaded) == 6
+    assert report.unused == 2
+    assert (model.backbone.conv1.weight == 1).all()
+    assert (model.backbone.stage4_2[0].branches[1][0].conv2.weight == 2).all()
+    assert (model.head.auxiliary.layers[3].bias == 3).all()
+    assert (model.offset_head.layers[3].bias == 4).all()
+    assert (model.head.attention.key[3].weight == 5).all()
+    assert (model.head.classifier.bias == 6).all()
+
+
+def test_report_names_what_does_not_fit(tiny_cfg):
+    model = build_model(tiny_cfg(offset_branch=0))
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    state["head.layers.3.weight"] = torch.zeros(5, 40, 1, 1)
+    del state["backbone.conv1.weight"]
+    state["foreign.weight"] = torch.zeros(1)
+    report = load_weights(model, state, "file.pth", whole=True)
+    assert report.missing == ("backbone.conv1.weight",)
+    assert report.unexpected == ("foreign.weight",)
+    assert report.mismatched == ("head.layers.3.weight: (5, 40, 1, 1) in the file, (11, 40, 1, 1) here",)
+    assert "1 missing" in str(report)
+    assert "backbone.conv1" in str(report)
+
+
+def test_a_file_that_hardly_fits_is_refused(tiny_cfg):
+    model = build_model(tiny_cfg(offset_branch=0))
+    names = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
+    state = {k: model.state_dict()[k].clone() for k in names[: int(0.9 * len(names))]}
+    report = load_weights(model, state, "file.pth", whole=True)
+    assert 0.88 < report.matched_share < 0.92
+    with pytest.raises(ValueError, match=r"file.pth: only .*MODEL.ALLOW_PARTIAL"):
+        report.require(0.95)
+    report.require(0.95, allow_partial=True)
+
+
+def test_evaluation_needs_every_tensor(tiny_cfg, tmp_path):
+    cfg = tiny_cfg()
+    model = build_model(cfg)
+    state = dict(model.state_dict())
+    torch.save(state, tmp_path / "whole.pth")
+    other = build_model(cfg)
+    load_checkpoint(other, tmp_path / "whole.pth")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    del state["offset_head.layers.3.bias"]
+    torch.save(state, tmp_path / "less.pth")
+    with pytest.raises(ValueError, match="at least 100%"):
+        load_checkpoint(other, tmp_path / "less.pth")
