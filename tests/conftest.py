@@ -67,7 +67,7 @@ def tiny_cfg(write_config):
 
 @pytest.fixture
 def tiny_data(tmp_path):
-    """A ``DATASET.ROOT`` with a ``camvid`` of 6 training and 3 validation images of 64x48, and a test list without labels."""
+    """A ``DATASET.ROOT`` with a ``camvid`` of 6 training, 3 validation and 2 unlabelled test images of 64x48."""
     root = tmp_path / "data"
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 3)):

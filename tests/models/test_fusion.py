@@ -32,7 +32,7 @@ def test_confidence_selects_between_pixel_and_seed():
 
 
 def test_probability_fusion_by_hand():
-    """Logits (0, ln 3) are probabilities (1/4, 3/4); the seed's (ln 1, 0) are (1/2, 1/2); half of each is (3/8, 5/8)."""
+    """Logits (0, ln 3) are probabilities (1/4, 3/4), the seed's (0, 0) are (1/2, 1/2); half of each is (3/8, 5/8)."""
     scores = torch.tensor([[[[0.0, 0.0]], [[math.log(3), 0.0]]]])
     offset = torch.zeros(1, 2, 1, 2)
     offset[0, 0, 0, 0] = 2.0

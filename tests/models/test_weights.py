@@ -17,7 +17,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 def published(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
     """The tensors of a published file, without content."""
     state = {}
-    for line in gzip.open(KEYS / f"{name}.txt.gz", "rt"):
+    for line in gzip.decompress((KEYS / f"{name}.txt.gz").read_bytes()).decode().splitlines():
         key, *shape = line.split()
         state[prefix + key] = torch.empty([int(n) for n in shape[0].split("x")] if shape else [], device="meta")
     return state

@@ -124,7 +124,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     if expected in (list, tuple):
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         numbers = all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in items)
-        if numbers or key == "TRAIN.NONBACKBONE_KEYWORDS":
+        if numbers or key in INERT_KEYS:
             return expected(items)
         raise _wrong_type(key, value, expected, source)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):

@@ -1,0 +1,179 @@
+"""Inheritance, overrides, checks and messages of the configuration."""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ovenet.config import default_config, load_config
+from ovenet.config.defaults import INERT_KEYS
+from ovenet.config.loading import _leaves
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "_base_")
+
+
+def test_later_values_win(write_config):
+    write_config({"TRAIN": {"LR": 0.5, "WD": 0.1}, "WORKERS": 1}, "a.yaml")
+    write_config({"TRAIN": {"LR": 0.25}}, "b.yaml")
+    path = write_config({"_BASE_": ["a.yaml", "b.yaml"], "WORKERS": 2}, "c.yaml")
+    cfg = load_config(path, ["WORKERS", "3", "TEST.SCALE_LIST", "0.5,1.0"])
+    assert (cfg.TRAIN.LR, cfg.TRAIN.WD, cfg.WORKERS, cfg.TEST.SCALE_LIST) == (0.25, 0.1, 3, [0.5, 1.0])
+    assert cfg.TRAIN.MOMENTUM == default_config().TRAIN.MOMENTUM
+    assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["TRAIN.LR", "1"], "LR", 1.0),
+        (["TRAIN.LR", "1e-2"], "LR", 0.01),
+        (["TRAIN.IMAGE_SIZE", "(64, 32)"], "IMAGE_SIZE", [64, 32]),
+        (["TRAIN.FLIP", "False"], "FLIP", False),
+        (["TRAIN.OPTIMIZER", "adamw"], "OPTIMIZER", "adamw"),
+    ],
+)
+def test_values_take_the_type_of_their_key(write_config, overrides, key, value):
+    assert load_config(write_config({}), overrides).TRAIN[key] == value
+
+
+def test_yaml_numbers_without_a_point_are_numbers(write_config):
+    path = write_config({})
+    path.write_text("TRAIN: {LR: 1e-2}\nGPUS: (0,1,2,3)\nTEST: {SCALE_LIST: 1}\n")
+    cfg = load_config(path)
+    assert cfg.TRAIN.LR == 0.01
+    assert cfg.GPUS == (0, 1, 2, 3)
+    assert cfg.TEST.SCALE_LIST == [1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "overrides", "message"),
+    [
+        ({"TRAIN": {"LEARNING_RATE": 1}}, [], r"unknown key TRAIN\.LEARNING_RATE; did you mean TRAIN\.\w+\?"),
+        ({"TRIAN": {"LR": 1}}, [], r"unknown key TRIAN\.LR; did you mean TRAIN\.LR\?"),
+        ({}, ["TEST.FLIPTEST", "True"], r"the command line: unknown key TEST\.FLIPTEST; did you mean TEST\.FLIP_TEST"),
+        ({"TRAIN": {"LR": "fast"}}, [], r"TRAIN\.LR is 'fast'; expected a number"),
+        ({"TRAIN": {"FLIP": "yes please"}}, [], r"TRAIN\.FLIP is 'yes please'; expected True or False"),
+        ({"TRAIN": {"END_EPOCH": 1.5}}, [], r"TRAIN\.END_EPOCH is 1\.5; expected a whole number"),
+        ({"TRAIN": {"IMAGE_SIZE": "big"}}, [], r"TRAIN\.IMAGE_SIZE is 'big'; expected a list of numbers"),
+        ({"TRAIN": {"IMAGE_SIZE": [64]}}, [], r"TRAIN\.IMAGE_SIZE is \[64\]; expected \[width, height\]"),
+        ({"TRAIN": 3}, [], r"TRAIN is a section, not a key"),
+        ({"MODEL": {"NAME": "unet"}}, [], r"MODEL\.NAME is 'unet'; expected one of seg_hrnet"),
+        ({"MODEL": {"EXTRA": {"OFFSET_BRANCH": 1}}}, [], r"OFFSET_BRANCH is 1; expected one of 0, 2, 3, 4"),
+        ({"MODEL": {"FREEZED_PAR": True}}, [], r"MODEL\.FREEZED_PAR is True; .*OFFSET_BRANCH"),
+        ({"MODEL": {"OFFSET_PRETRAINED": "x.pth"}}, [], r"MODEL\.OFFSET_PRETRAINED is 'x.pth'; .*OFFSET_BRANCH"),
+        ({"LOSS": {"BALANCE_WEIGHTS": [0.4, 1]}}, [], r"LOSS\.BALANCE_WEIGHTS is \[0\.4, 1\]; expected 1 weights"),
+        ({"TEST": {"OUTPUT_INDEX": 1}}, [], r"TEST\.OUTPUT_INDEX is 1; expected between -1 and 0"),
+        ({"TEST": {"SCALE_LIST": [1, -1]}}, [], r"TEST\.SCALE_LIST .* all above 0"),
+        ({"TRAIN": {"IGNORE_LABEL": 3}}, [], r"TRAIN\.IGNORE_LABEL is 3; expected outside the classes 0 to 18"),
+        ({"TRAIN": {"END_EPOCH": 0}}, [], r"TRAIN\.END_EPOCH is 0; expected more than TRAIN\.BEGIN_EPOCH"),
+        ({"TRAIN": {"LR": 0}}, [], r"TRAIN\.LR is 0\.0; expected more than 0"),
+        ({"MODEL": {"EXTRA": {"STAGE3": {"NUM_BLOCKS": [4]}}}}, [], r"STAGE3\.NUM_BLOCKS is \[4\]; expected 3 whole"),
+        ({"MODEL": {"EXTRA": {"STAGE2": {"NUM_BRANCHES": 3}}}}, [], r"STAGE2\.NUM_BRANCHES is 3; expected 2"),
+        ({"MODEL": {"EXTRA": {"STAGE4": {"BLOCK": "BOX"}}}}, [], r"STAGE4\.BLOCK is 'BOX'; expected BASIC or"),
+        ({"_BASE_": "config.yaml"}, [], r"_BASE_ leads back"),
+        ({"_BASE_": "nowhere.yaml"}, [], r"nowhere\.yaml: cannot read the config file: No such file"),
+        ({}, ["TRAIN.LR"], r"TRAIN\.LR has no value"),
+    ],
+)
+def test_bad_settings_are_named(write_config, settings, overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(write_config(settings), overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_config_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Is a directory"):
+        load_config(tmp_path)
+    (tmp_path / "a.yaml").write_text("a: [1, 2")
+    with pytest.raises(ValueError, match="not a YAML file"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("just text")
+    with pytest.raises(ValueError, match="expected `KEY: value` lines"):
+        load_config(tmp_path / "b.yaml")
+
+
+PUBLIC_OVENET = """
+CUDNN: {BENCHMARK: true, DETERMINISTIC: false, ENABLED: true}
+GPUS: (0,1,2,3)
+OUTPUT_DIR: 'output'
+LOG_DIR: 'log'
+WORKERS: 4
+PRINT_FREQ: 50
+DATASET: {DATASET: cityscapes, ROOT: 'data/', TEST_SET: 'list/cityscapes/val.lst',
+  TRAIN_SET: 'list/cityscapes/train.lst', NUM_CLASSES: 19}
+MODEL:
+  NAME: branched_seg_hrnet
+  FREEZED_PAR: false
+  PRETRAINED: 'pretrained_models/a.pth'
+  OFFSET_PRETRAINED: 'pretrained_models/a.pth'
+  EXTRA:
+    FINAL_CONV_KERNEL: 1
+    FINAL_CONV_SEED: 1
+    OFFSET_THRESHOLD: 0.5
+    CONFIDENCE: 0
+    ITERATIVE_REFINEMENT: 0
+    LOGITS: true
+    OFFSET_BRANCH: 4
+    STAGE1: {NUM_MODULES: 1, NUM_RANCHES: 1, BLOCK: BOTTLENECK, NUM_BLOCKS: [4], NUM_CHANNELS: [64], FUSE_METHOD: SUM}
+    STAGE4_2: {NUM_MODULES: 2, NUM_BRANCHES: 4, BLOCK: BASIC, NUM_BLOCKS: [4, 4, 4, 4],
+      NUM_CHANNELS: [48, 96, 192, 384], FUSE_METHOD: SUM}
+LOSS: {USE_OHEM: true, OHEMTHRES: 0.9, OHEMKEEP: 131072}
+TRAIN: {IMAGE_SIZE: [1024, 512], BASE_SIZE: 2048, BATCH_SIZE_PER_GPU: 2, SHUFFLE: true, BEGIN_EPOCH: 0, END_EPOCH: 484,
+  RESUME: true, OPTIMIZER: sgd, LR: 0.01, WD: 0.0005, MOMENTUM: 0.9, NESTEROV: false, FLIP: true, MULTI_SCALE: true,
+  DOWNSAMPLERATE: 1, IGNORE_LABEL: 255, SCALE_FACTOR: 16, OFFSET_DIR: 'offset_cityscapes'}
+TEST: {IMAGE_SIZE: [2048, 1024], BASE_SIZE: 2048, BATCH_SIZE_PER_GPU: 2, FLIP_TEST: false, VISUALIZATION: true,
+  MULTI_SCALE: false}
+"""
+
+
+def test_public_files_are_accepted_and_inert_keys_named_once(write_config, caplog):
+    path = write_config({})
+    path.write_text(PUBLIC_OVENET)
+    logger = logging.getLogger("ovenet")
+    logger.propagate = True
+    with caplog.at_level(logging.WARNING):
+        cfg = load_config(path)
+    assert cfg.MODEL.EXTRA.OFFSET_THRESHOLD == 0.5
+    (record,) = caplog.records
+    for key in ("GPUS", "TRAIN.OFFSET_DIR", "TEST.VISUALIZATION", "MODEL.EXTRA.CONFIDENCE"):
+        assert record.getMessage().count(f"{key} (") == 1
+    assert "TRAIN.LR" not in record.getMessage()
+
+
+def test_every_key_is_read_or_listed_as_inert():
+    """A key that nothing reads would be a promise that nothing keeps."""
+    sources = [p for p in (ROOT / "lib").rglob("*.py") if p.name != "defaults.py"]
+    code = "\n".join(p.read_text() for p in [*sources, *(ROOT / "tools").glob("*.py")])
+    for key, _ in _leaves(default_config()):
+        *sections, name = key.split(".")
+        if sections[:1] == ["MODEL"] and len(sections) > 1:  # read through a shorter name: extra.LOGITS, node.BLOCK
+            is_read = re.search(rf"\.{name}\b|\"{name}\"", code) is not None
+        else:
+            is_read = re.search(rf"cfg\.{re.escape(key)}\b", code) is not None
+        assert is_read != (key in INERT_KEYS), key
+
+
+def test_inert_keys_exist():
+    assert set(INERT_KEYS) <= {key for key, _ in _leaves(default_config())}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_experiments_load_and_their_models_build(path):
+    import torch
+
+    from ovenet.builders import build_criterion, build_model
+
+    cfg = load_config(path)
+    with torch.device("meta"):
+        build_model(cfg)
+    build_criterion(cfg)
+    assert yaml.safe_load(cfg.dump())["DATASET"]["DATASET"] == path.parent.name
+
+
+def test_the_saved_config_gives_the_same_config(write_config, tmp_path):
+    cfg = load_config(EXPERIMENTS[0])
+    (tmp_path / "saved.yaml").write_text(cfg.dump())
+    assert load_config(tmp_path / "saved.yaml") == cfg

@@ -1,0 +1,112 @@
+"""Bringing datasets into place, and the synthetic scenes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovenet.data.catalog import CATALOG
+from ovenet.data.dataset import ListDataset
+from ovenet.data.prepare import prepare_dataset
+from ovenet.data.synthetic import draw_scene, write_dataset
+
+
+@pytest.fixture
+def camvid_source(tmp_path):
+    source = tmp_path / "unpacked"
+    for split, suffix in (("train", "jpg"), ("val", "png"), ("test", "jpg")):
+        for kind, ending in (("", suffix), ("annot", "png")):
+            (source / f"{split}{kind}").mkdir(parents=True)
+            for name in ("b", "a"):
+                Image.fromarray(np.zeros((4, 6), np.uint8)).save(source / f"{split}{kind}" / f"{name}.{ending}")
+    return source
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_camvid_is_brought_and_listed_and_twice_changes_nothing(tmp_path, camvid_source, copy):
+    root = tmp_path / "data"
+    counts = prepare_dataset("camvid", root, source=camvid_source, copy=copy)
+    assert counts == {"train": 2, "val": 2, "test": 2, "trainval": 4}
+    assert (root / "camvid").is_symlink() != copy
+    assert (root / "list/camvid/val.lst").read_text() == "val/a.png\tvalannot/a.png\nval/b.png\tvalannot/b.png\n"
+    assert (root / "list/camvid/train.lst").read_text().startswith("train/a.jpg\ttrainannot/a.png\n")
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    prepare_dataset("camvid", root, source=camvid_source, copy=copy)
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path, camvid_source):
+    root = tmp_path / "data"
+    (root / "camvid").mkdir(parents=True)
+    (root / "camvid/mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and is not"):
+        prepare_dataset("camvid", root, source=camvid_source)
+    prepare_dataset("camvid", root, source=camvid_source, copy=True)
+    assert (root / "camvid/mine.txt").read_text() == "mine"
+    (root / "camvid/train/a.jpg").write_bytes(b"edited")
+    with pytest.raises(ValueError, match=r"a\.jpg exists and differs"):
+        prepare_dataset("camvid", root, source=camvid_source, copy=True)
+    list_file = root / "list/camvid/train.lst"
+    list_file.write_text("my own selection\n")
+    (root / "camvid/train/a.jpg").unlink()
+    prepare_dataset("camvid", root, source=camvid_source, copy=True)
+    assert (root / "list/camvid/train.lst.old").read_text() == "my own selection\n"
+
+
+def test_what_is_missing_is_named(tmp_path, camvid_source):
+    root = tmp_path / "data"
+    with pytest.raises(ValueError, match=r"camvid: no such folder; unpack camvid there"):
+        prepare_dataset("camvid", root)
+    with pytest.raises(ValueError, match=r"--source .*nowhere: no such folder"):
+        prepare_dataset("camvid", root, source=tmp_path / "nowhere")
+    (camvid_source / "valannot/b.png").unlink()
+    with pytest.raises(ValueError, match=r"valannot/b\.png: the label is missing \(1 in all\)"):
+        prepare_dataset("camvid", root, source=camvid_source)
+    for path in (camvid_source / "test").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"camvid/(test|val)"):
+        prepare_dataset("camvid", root)
+
+
+def test_synthetic_scenes_have_the_cityscapes_layout(tmp_path):
+    folder = tmp_path / "synthetic"
+    paths = list(write_dataset(folder, {"train": 2, "val": 1, "test": 1}, size=(64, 128), seed=3))
+    assert len(paths) == 4
+    counts = prepare_dataset("synthetic", tmp_path)
+    assert counts == {"train": 2, "val": 1, "test": 1, "trainval": 3}
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
+    list(write_dataset(folder, {"train": 2, "val": 1, "test": 1}, size=(64, 128), seed=3))
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")} == before
+    sample = ListDataset(tmp_path, "list/synthetic/train.lst", CATALOG["synthetic"], ignore_label=255)[0]
+    assert sample.image.shape == (64, 128, 3)
+    assert not ListDataset(tmp_path, "list/synthetic/test.lst", CATALOG["synthetic"], ignore_label=255).has_labels
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [draw_scene((128, 256), np.random.default_rng(i)) for i in range(24)]
+
+
+def test_scenes_are_a_function_of_the_random_numbers(scenes):
+    image, ids = draw_scene((128, 256), np.random.default_rng(7))
+    np.testing.assert_array_equal(image, scenes[7][0])
+    np.testing.assert_array_equal(ids, scenes[7][1])
+    assert (image != scenes[8][0]).mean() > 0.9
+
+
+def test_scenes_show_every_class_and_void(scenes):
+    table = CATALOG["synthetic"].train_id_table(255)
+    present = {int(k) for _, ids in scenes for k in np.unique(table[ids])}
+    assert present == {*range(19), 255}
+
+
+def test_no_class_is_a_constant_colour(scenes):
+    """A nearest-mean-colour classifier, fitted on these very scenes, must fail on a good part of the pixels."""
+    table = CATALOG["synthetic"].train_id_table(255)
+    pixels = np.concatenate([image.reshape(-1, 3)[::7] for image, _ in scenes]).astype(np.float32)
+    labels = np.concatenate([table[ids].reshape(-1)[::7] for _, ids in scenes])
+    pixels, labels = pixels[labels != 255], labels[labels != 255]
+    means = np.stack([pixels[labels == k].mean(axis=0) for k in range(19)])
+    assert min(pixels[labels == k].std(axis=0).mean() for k in range(19)) > 12
+    nearest = ((pixels[:, None] - means) ** 2).sum(axis=2).argmin(axis=1)
+    recall = [(nearest[labels == k] == k).mean() for k in range(19)]
+    assert np.mean(recall) < 0.4

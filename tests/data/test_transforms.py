@@ -1,0 +1,155 @@
+"""Joint transforms: image and label stay together, and the random numbers decide everything."""
+
+import numpy as np
+import pytest
+import torch
+
+from ovenet.data.samplers import TrainSampler, evaluation_shard
+from ovenet.data.transforms import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    PAD_COLOR,
+    TrainTransform,
+    collate,
+    normalize_images,
+    resize_image,
+    resize_labels,
+    scaled_size,
+)
+from ovenet.structures import Sample
+
+
+def sample_of(height: int, width: int) -> Sample:
+    """Labels in blocks of 8 pixels; the red channel says the label, green the row, blue the column."""
+    rows, columns = np.mgrid[:height, :width]
+    labels = ((rows // 8 + columns // 8) % 7).astype(np.int16)
+    image = np.stack((labels * 30 + 10, rows, columns), axis=-1).astype(np.uint8)
+    return Sample(image, labels, "a.png")
+
+
+def transform(**options) -> TrainTransform:
+    settings = {
+        "crop_size": (24, 40), "base_size": 64, "scale_steps": None, "flip": False, "brightness_shift": 0,
+        "ignore_label": 255,
+    }  # fmt: skip
+    return TrainTransform(**{**settings, **options})
+
+
+def test_a_crop_is_a_window_of_the_image():
+    source = sample_of(48, 64)
+    corners = set()
+    for seed in range(30):
+        out = transform()(source, np.random.default_rng(seed))
+        top, left = int(out.image[0, 0, 1]), int(out.image[0, 0, 2])
+        corners.add((top, left))
+        np.testing.assert_array_equal(out.image, source.image[top : top + 24, left : left + 40])
+        np.testing.assert_array_equal(out.labels, source.labels[top : top + 24, left : left + 40])
+    assert len(corners) > 25
+
+
+def test_flipping_mirrors_image_and_label():
+    source, flipped = sample_of(24, 40), 0
+    for seed in range(40):
+        out = transform(flip=True, base_size=40)(source, np.random.default_rng(seed))
+        if out.image[0, 0, 2] != 0:
+            flipped += 1
+            np.testing.assert_array_equal(out.image, source.image[:, ::-1])
+            np.testing.assert_array_equal(out.labels, source.labels[:, ::-1])
+    assert 8 < flipped < 32
+
+
+def test_padding_is_ignored_and_nearly_zero_after_normalisation():
+    out = transform(crop_size=(30, 50), base_size=40)(sample_of(24, 40), np.random.default_rng(0))
+    assert (out.labels[24:] == 255).all()
+    assert (out.labels[:, 40:] == 255).all()
+    assert (out.image[24:] == PAD_COLOR).all()
+    normalized = normalize_images(torch.from_numpy(out.image.copy()).permute(2, 0, 1)[None])
+    assert normalized[0, :, 24:].abs().max() < 0.01
+
+
+def test_scales_are_half_and_up_in_tenths():
+    """A square image has its scaled size in the padding: crop 64, scales of 10 pixels are 5 to 15 pixels."""
+    sizes = set()
+    for seed in range(200):
+        step = transform(crop_size=(64, 64), base_size=10, scale_steps=10)
+        out = step(sample_of(40, 40), np.random.default_rng(seed))
+        sizes.add(int((out.labels[0] != 255).sum()))
+    assert sizes == set(range(5, 16))
+
+
+def test_scaling_keeps_image_and_label_together():
+    out = transform(crop_size=(96, 128), base_size=128)(sample_of(48, 64), np.random.default_rng(0))
+    center = np.s_[2::16, 2::16]  # well inside the blocks, which are 16 pixels now
+    expected = np.round((out.image[center][..., 0].astype(float) - 10) / 30)
+    np.testing.assert_array_equal(out.labels[center], expected)
+
+
+def test_labels_are_resized_by_the_nearest_pixel_centre():
+    labels = np.random.default_rng(0).integers(0, 9, (9, 13)).astype(np.int16)
+    for height, width in ((5, 7), (18, 26), (14, 31)):
+        resized = resize_labels(labels, (height, width))
+        for i in range(height):
+            for j in range(width):
+                row, column = int((i + 0.5) * 9 / height), int((j + 0.5) * 13 / width)
+                assert resized[i, j] == labels[row, column]
+
+
+def test_images_are_resized_on_pixel_centres():
+    ramp = np.repeat(np.arange(0, 200, 20, dtype=np.uint8)[None, :, None], 4, axis=0).repeat(3, axis=2)
+    doubled = resize_image(ramp, (4, 20))[0, :, 0].astype(float)
+    expected = np.clip((np.arange(20) + 0.5) / 2 - 0.5, 0, 9) * 20
+    np.testing.assert_allclose(doubled, expected, atol=1)
+
+
+def test_brightness_shifts_all_pixels_alike_and_stays_in_range():
+    source, shifts = sample_of(24, 40), set()
+    for seed in range(60):
+        out = transform(brightness_shift=10, base_size=40)(source, np.random.default_rng(seed))
+        difference = out.image.astype(int) - source.image.astype(int)
+        unclipped = (out.image > 0) & (out.image < 255)
+        assert len(np.unique(difference[unclipped])) == 1
+        shifts.add(int(difference[unclipped][0]))
+    assert min(shifts) >= -10
+    assert max(shifts) <= 10
+    assert len(shifts) > 8
+
+
+@pytest.mark.parametrize(
+    ("size", "long_side", "expected"),
+    [((1024, 2048), 1024, (512, 1024)), ((2048, 1024), 1024, (1024, 512)), ((3, 1000), 100, (1, 100))],
+)
+def test_scaled_size(size, long_side, expected):
+    assert scaled_size(size, long_side) == expected
+
+
+def test_normalisation_by_hand():
+    out = normalize_images(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+    expected = [(1 - m) / s for m, s in zip(IMAGE_MEAN, IMAGE_STD, strict=True)]
+    np.testing.assert_allclose(out.flatten(), expected, rtol=1e-5)
+
+
+def test_batches_are_stacked_channels_first():
+    batch = collate([sample_of(8, 16), sample_of(8, 16)])
+    assert batch.images.shape == (2, 3, 8, 16)
+    assert batch.labels.dtype == torch.int64
+    assert batch.images[1, 2, 3, 5] == 5
+    assert batch.names == ("a.png", "a.png")
+
+
+@pytest.mark.parametrize(("num_samples", "world_size"), [(10, 1), (10, 3), (3, 4)])
+def test_every_sample_is_evaluated_once(num_samples, world_size):
+    shards = [evaluation_shard(num_samples, rank=r, world_size=world_size) for r in range(world_size)]
+    assert sorted(i for shard in shards for i in shard) == list(range(num_samples))
+
+
+def test_training_shares_are_equal_disjoint_and_new_every_epoch():
+    samplers = [TrainSampler(11, rank=r, world_size=3, seed=5) for r in range(3)]
+    first = [list(s) for s in samplers]
+    assert [len(share) for share in first] == [3, 3, 3] == [len(s) for s in samplers]
+    assert len({key for share in first for key in share}) == 9
+    samplers[0].epoch = 1
+    assert [i for _, i in samplers[0]] != [i for _, i in first[0]]
+    assert {e for e, _ in samplers[0]} == {1}
+    again = TrainSampler(11, rank=0, world_size=3, seed=5)
+    assert list(again) == first[0]
+    assert [i for _, i in TrainSampler(4, rank=0, world_size=1, seed=0, shuffle=False)] == [0, 1, 2, 3]

@@ -1,0 +1,83 @@
+"""How the terms are weighted and added."""
+
+import math
+
+import pytest
+import torch
+
+from ovenet.losses import OhemSettings, SegmentationCriterion
+from ovenet.structures import OVeNetOutput
+
+
+def constant_output(initial: float, seed: float, fused: float, confidence: float, *, num_maps: int = 1) -> OVeNetOutput:
+    """Two classes, every pixel's class 0 with the given probabilities, zero offsets."""
+
+    def maps(p: float) -> tuple[torch.Tensor, ...]:
+        logit = math.log(p / (1 - p))
+        one = torch.tensor([logit, 0.0]).view(1, 2, 1, 1).expand(1, 2, 3, 4).clone().requires_grad_()
+        return tuple(one * (i + 1) / num_maps for i in range(num_maps))  # the final map has p, earlier ones less logit
+
+    confidence_map = torch.full((1, 1, 3, 4), confidence, requires_grad=True)
+    return OVeNetOutput(maps(initial), maps(seed), maps(fused), torch.zeros(1, 2, 3, 4), confidence_map)
+
+
+LABELS = torch.zeros(1, 9, 13, dtype=torch.int64)
+
+
+def test_total_is_the_weighted_sum_of_the_terms():
+    """All probabilities are constant, so upsampling changes nothing: L = κ(ln 4 + ln 2) + ln 1.25 + λ ln 10."""
+    criterion = SegmentationCriterion(ignore_label=255, initial_and_seed_weight=0.3, confidence_weight=2.0)
+    loss = criterion(constant_output(0.25, 0.5, 0.8, 0.1), LABELS)
+    terms = {"initial": math.log(4), "seed": math.log(2), "fused": math.log(1.25), "confidence": math.log(10)}
+    assert {k: pytest.approx(v, abs=1e-5) for k, v in terms.items()} == {k: v.item() for k, v in loss.terms.items()}
+    expected = 0.3 * (math.log(4) + math.log(2)) + math.log(1.25) + 2 * math.log(10)
+    assert loss.total.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_auxiliary_maps_are_weighted():
+    """Half the logit of p = 0.8, ln(4) / 2 = ln 2, is p = 2/3 in the auxiliary map."""
+    criterion = SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1.0))
+    loss = criterion(constant_output(0.8, 0.8, 0.8, 0.5, num_maps=2), LABELS)
+    assert loss.terms["fused"].item() == pytest.approx(0.4 * math.log(1.5) + math.log(1.25), abs=1e-5)
+
+
+def test_ohem_mines_the_final_map_only():
+    """Every pixel is right with p = 0.8, above the threshold, and none is below the smallest: none is mined."""
+    criterion = SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1.0), ohem=OhemSettings(0.7, 5))
+    loss = criterion(constant_output(0.8, 0.8, 0.8, 0.5, num_maps=2), LABELS)
+    assert loss.terms["fused"].item() == pytest.approx(0.4 * math.log(1.5), abs=1e-5)
+
+
+def test_the_confidence_loss_does_not_grow_with_the_batch():
+    criterion = SegmentationCriterion(ignore_label=255)
+    one = constant_output(0.6, 0.6, 0.6, 0.3)
+    four = OVeNetOutput(
+        *(tuple(m.expand(4, -1, -1, -1) for m in maps) for maps in (one.initial, one.seed, one.fused)),
+        one.offset.expand(4, -1, -1, -1),
+        one.confidence.expand(4, -1, -1, -1),
+    )
+    a, b = criterion(one, LABELS), criterion(four, LABELS.expand(4, -1, -1))
+    assert a.terms["confidence"].item() == pytest.approx(b.terms["confidence"].item())
+    assert a.total.item() == pytest.approx(b.total.item())
+
+
+def test_a_baseline_has_one_term():
+    output = constant_output(0.8, 0.8, 0.8, 0.5)
+    baseline = OVeNetOutput(output.initial, (), output.initial)
+    loss = SegmentationCriterion(ignore_label=255)(baseline, LABELS)
+    assert set(loss.terms) == {"fused"}
+    assert loss.total.item() == pytest.approx(math.log(1.25), abs=1e-5)
+
+
+@pytest.mark.parametrize("ohem", [None, OhemSettings(0.7, 5)])
+def test_an_ignored_crop_gives_zero_with_a_gradient(ohem):
+    output = constant_output(0.8, 0.8, 0.8, 0.5)
+    loss = SegmentationCriterion(ignore_label=255, ohem=ohem)(output, torch.full((1, 9, 13), 255))
+    loss.total.backward()
+    assert loss.total.item() == 0.0
+    assert (output.confidence.grad == 0).all()
+
+
+def test_weights_must_fit_the_outputs():
+    with pytest.raises(ValueError, match=r"BALANCE_WEIGHTS has 2 entries, the model 1"):
+        SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1))(constant_output(0.8, 0.8, 0.8, 0.5), LABELS)
