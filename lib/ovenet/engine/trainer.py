@@ -130,7 +130,7 @@ class Trainer:
                 save_atomically(self._weights(), self.settings.run_dir / FINAL)
         finally:
             if writer is not None:
-                writer.close()
+                _close(writer)
         return self.best_mean_iou
 
     def train_step(self, batch: Batch) -> LossTerms | None:
@@ -258,6 +258,14 @@ class Trainer:
                 f"{path}: cannot be resumed with this config ({reason}); set TRAIN.RESUME False and another OUTPUT_DIR"
             ) from error
         get_logger().info("resumed from %s after epoch %d, best mIoU %.4f", path, self.epoch, self.best_mean_iou)
+
+
+def _close(writer: SummaryWriter) -> None:
+    """Closes without hiding the error that ended the run: a full disk fails here too."""
+    try:
+        writer.close()
+    except OSError as error:
+        get_logger().warning("the last TensorBoard points are lost: %s", error)
 
 
 def _write_scalars(writer: SummaryWriter, summary: Mapping[str, float], lr: float, iteration: int) -> None:

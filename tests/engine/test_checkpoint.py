@@ -1,0 +1,135 @@
+"""Checkpoints are read without running code and written whole or not at all."""
+
+import errno
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from ovenet.engine import checkpoint
+from ovenet.engine.checkpoint import read_checkpoint, save_atomically, weights_of
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/ovenet-was-here",)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "extra": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(ValueError, match=r"bomb\.pth: refused, because reading it would run code .*mkdir") as error:
+        read_checkpoint(tmp_path / "bomb.pth")
+    assert "\n" not in str(error.value)
+    assert not os.path.exists("/tmp/ovenet-was-here")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_training_checkpoints_of_the_public_code_are_read(tmp_path, zipped):
+    """They hold the best score as a numpy number, in old files under numpy's old module name."""
+    content = {"epoch": 3, "best_mIoU": np.float64(0.5), "state_dict": {"model.conv1.weight": torch.ones(2)}}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert weights_of(read, "a.pth")["model.conv1.weight"].tolist() == [1, 1]
+
+
+def test_numpys_old_module_name_is_known(tmp_path):
+    class OldPickler(pickle._Pickler):
+        def save_global(self, obj, name=None):
+            if obj is np.float64(0).__reduce__()[0]:
+                self.write(b"cnumpy.core.multiarray\nscalar\n")
+                self.memoize(obj)
+            else:
+                super().save_global(obj, name)
+
+        dispatch = pickle._Pickler.dispatch
+
+    class Module:
+        Pickler, Unpickler, load, loads = OldPickler, pickle.Unpickler, pickle.load, pickle.loads
+
+        @staticmethod
+        def dump(obj, file, protocol):
+            OldPickler(file, protocol).dump(obj)
+
+    torch.save(
+        {"best_mIoU": np.float64(0.25), "state_dict": {"a": torch.ones(1)}},
+        tmp_path / "old.pth",
+        pickle_module=Module,
+    )
+    assert float(read_checkpoint(tmp_path / "old.pth")["best_mIoU"]) == 0.25
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"a": torch.ones(2)},
+        {"state_dict": {"a": torch.ones(2)}},
+        {"model": {"a": torch.ones(2)}, "optimizer": {}, "epoch": 1},
+    ],
+)
+def test_weights_are_found_wherever_they_are(content):
+    assert weights_of(content, "file")["a"].tolist() == [1, 1]
+
+
+def test_files_without_weights_are_refused():
+    with pytest.raises(ValueError, match=r"f\.pth: no weights found"):
+        weights_of({"epoch": 3}, "f.pth")
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(ValueError, match="a directory; expected a checkpoint file"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"no\.pth: there is no such checkpoint file"):
+        read_checkpoint(tmp_path / "no.pth")
+    torch.save({"a": torch.ones(1000)}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for content in (b"", b"text, not a checkpoint", whole[: len(whole) // 2], whole[:20]):
+        (tmp_path / "bad.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.pth: not a checkpoint, or a damaged one") as error:
+            read_checkpoint(tmp_path / "bad.pth")
+        assert "\n" not in str(error.value)
+    torch.save(torch.ones(3), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="holds a Tensor; expected tensors by name"):
+        read_checkpoint(tmp_path / "tensor.pth")
+
+
+def test_saving_replaces_the_file_whole(tmp_path):
+    path = tmp_path / "a.pth"
+    save_atomically({"a": torch.ones(3)}, path)
+    save_atomically({"a": torch.zeros(3)}, path)
+    assert read_checkpoint(path)["a"].tolist() == [0, 0, 0]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+class FullDisk:
+    """A file that takes some bytes and then has no room left."""
+
+    def __init__(self, file, room: int):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.file.close()
+
+
+@pytest.mark.parametrize("room", [0, 500, 3000])
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch, room):
+    path = tmp_path / "a.pth"
+    save_atomically({"a": torch.ones(2000)}, path)
+    monkeypatch.setattr(checkpoint, "open", lambda *a, **k: FullDisk(open(*a, **k), room), raising=False)  # noqa: SIM115
+    with pytest.raises(OSError, match=r"cannot save .*a\.pth: .*the file before it is untouched"):
+        save_atomically({"a": torch.zeros(2000)}, path)
+    assert read_checkpoint(path)["a"].sum() == 2000
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]

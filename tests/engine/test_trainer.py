@@ -1,0 +1,166 @@
+"""The loop: steps that must not happen, resuming, and the schedule."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ovenet.builders import build_criterion, build_model, build_optimizer
+from ovenet.data.samplers import TrainSampler
+from ovenet.engine.checkpoint import read_checkpoint
+from ovenet.engine.optim import build_schedule
+from ovenet.engine.trainer import BEST, CHECKPOINT, FINAL, Trainer, TrainSettings
+from ovenet.evaluation.metrics import scores_from_counts
+from ovenet.structures import Batch
+
+
+class RandomCrops(torch.utils.data.Dataset):
+    """Crops whose left half is dark and of class 1, and whose right half is light and of class 2."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, key):
+        epoch, index = key
+        generator = torch.Generator().manual_seed(1000 * epoch + index)
+        image = torch.randint(0, 60, (3, 32, 48), generator=generator, dtype=torch.uint8)
+        image[:, :, 24:] += 150
+        labels = torch.ones(32, 48, dtype=torch.int64)
+        labels[:, 24:] = 2
+        return image, labels
+
+
+def stack(samples):
+    images, labels = zip(*samples, strict=True)
+    return Batch(torch.stack(images), torch.stack(labels), ("a.png",) * len(images))
+
+
+def make_trainer(cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, optimizer=None, **options):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    run_dir.mkdir(exist_ok=True)
+    sampler = TrainSampler(8, rank=0, world_size=1, seed=0)
+    loader = DataLoader(RandomCrops(), batch_size=4, sampler=sampler, collate_fn=stack)
+    optimizer = optimizer or build_optimizer(model, cfg)
+
+    def evaluate():
+        wrong = round(100 * (1 - scores()))
+        counts = torch.tensor([[100 - wrong, wrong], [0, 0]])
+        return {"fused": scores_from_counts(counts, ("a", "b"))}
+
+    settings = TrainSettings(
+        run_dir, run_dir / "tensorboard", begin_epoch=0, end_epoch=end_epoch, eval_interval=1, print_freq=1,
+        max_skipped=2, metadata={"config": "c"}, **options,
+    )  # fmt: skip
+    return Trainer(
+        model, build_criterion(cfg), optimizer, build_schedule(optimizer, 2 * end_epoch), loader, sampler,
+        evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), torch.device("cpu"), settings,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def cfg(tiny_cfg):
+    return tiny_cfg("TRAIN.LR", 0.05)
+
+
+def test_the_loss_falls_and_the_files_are_there(cfg, tmp_path):
+    trainer = make_trainer(cfg, tmp_path / "run", end_epoch=12)
+    first = trainer.train_step(next(iter(trainer.loader))).terms["fused"].item()
+    assert trainer.fit() == pytest.approx(0.5)
+    last = trainer.train_step(next(iter(trainer.loader))).terms["fused"].item()
+    assert first == pytest.approx(math.log(11), abs=0.1)  # 11 classes, about equally likely
+    assert last < 0.5 * first
+    for name in (CHECKPOINT, BEST, FINAL):
+        assert set(trainer.model.state_dict()) == set(read_checkpoint(tmp_path / "run" / name)["model"])
+
+
+def test_the_best_score_is_saved_with_the_weights_that_reached_it(cfg, tmp_path):
+    series = iter([0.3, 0.6, 0.4])
+    trainer = make_trainer(cfg, tmp_path / "run", scores=lambda: next(series))
+    assert trainer.fit() == pytest.approx(0.6)
+    best = read_checkpoint(tmp_path / "run" / BEST)
+    assert (best["epoch"], best["best_mean_iou"]) == (2, pytest.approx(0.6))
+    assert read_checkpoint(tmp_path / "run" / CHECKPOINT)["best_mean_iou"] == pytest.approx(0.6)
+    assert read_checkpoint(tmp_path / "run" / FINAL)["epoch"] == 3
+
+
+def test_a_resumed_run_ends_with_the_same_bits(cfg, tmp_path):
+    whole = make_trainer(cfg, tmp_path / "whole")
+    whole.fit()
+    calls = []
+
+    def fail_in_the_second_epoch():
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return 0.5
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(cfg, tmp_path / "cut", scores=fail_in_the_second_epoch).fit()
+    resumed = make_trainer(cfg, tmp_path / "cut")
+    resumed.resume(tmp_path / "cut" / CHECKPOINT)
+    assert (resumed.epoch, resumed.iteration) == (1, 2)
+    resumed.fit()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_a_step_without_a_finite_loss_changes_no_weight(cfg, tmp_path, caplog):
+    trainer = make_trainer(cfg, tmp_path / "run")
+    trainer.model.train()
+    batch = next(iter(trainer.loader))
+    with torch.no_grad():
+        trainer.model.head.layers[3].bias[0] = float("nan")
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    assert trainer.train_step(batch) is None
+    for name, p in trainer.model.named_parameters():
+        assert torch.equal(p.nan_to_num(), before[name].nan_to_num()), name
+    assert trainer.iteration == 1
+
+
+def test_many_such_steps_end_the_run_and_leave_the_checkpoint(cfg, tmp_path):
+    trainer = make_trainer(cfg, tmp_path / "run", end_epoch=1)
+    trainer.fit()
+    saved = (tmp_path / "run" / CHECKPOINT).read_bytes()
+    broken = make_trainer(cfg, tmp_path / "run", end_epoch=3)
+    broken.resume(tmp_path / "run" / CHECKPOINT)
+    with torch.no_grad():
+        broken.model.head.layers[3].bias[0] = float("inf")
+    with pytest.raises(ValueError, match=r"not finite in 2 iterations in a row \(TRAIN\.MAX_SKIPPED\)"):
+        broken.fit()
+    assert (tmp_path / "run" / CHECKPOINT).read_bytes() == saved
+
+
+def test_a_checkpoint_of_another_model_is_refused(cfg, tiny_cfg, tmp_path):
+    make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
+    other = make_trainer(tiny_cfg(offset_branch=0), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: cannot be resumed with this config"):
+        other.resume(tmp_path / "run" / CHECKPOINT)
+
+
+def test_the_learning_rate_follows_the_formula():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.01)
+    schedule = build_schedule(optimizer, 40)
+    rates = []
+    for _ in range(41):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(rates, [0.01 * (1 - it / 40) ** 0.9 for it in range(41)], atol=1e-12)
+    resumed = build_schedule(torch.optim.SGD([parameter], lr=0.01), 80)
+    resumed.load_state_dict(schedule.state_dict())
+    resumed.step()
+    assert resumed.get_last_lr()[0] == pytest.approx(0.01 * (1 - 42 / 80) ** 0.9)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_optimizers_leave_out_frozen_parameters(tiny_cfg, name, kind):
+    cfg = tiny_cfg("TRAIN.OPTIMIZER", name, "MODEL.FREEZED_PAR", True)
+    model = build_model(cfg)
+    optimizer = build_optimizer(model, cfg)
+    assert type(optimizer) is kind
+    trained = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert trained == sum(p.requires_grad for p in model.parameters()) < len(list(model.parameters()))

@@ -1,0 +1,109 @@
+"""Evaluation counts every image once, and the files say what the scores say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovenet.data.catalog import CATALOG
+from ovenet.evaluation.evaluate import evaluate
+from ovenet.evaluation.inference import InferenceSettings, Predictor
+from ovenet.evaluation.metrics import scores_from_counts
+from ovenet.evaluation.pictures import colorize_labels, colorize_offset, picture_row, save_prediction
+from ovenet.evaluation.writers import format_table, results_as_dict, write_json
+from ovenet.structures import OVeNetOutput, Sample
+
+SYNTHETIC = CATALOG["synthetic"]
+
+
+class RedModel(torch.nn.Module):
+    """Class 1 where the pixel is red, else class 0; the seed prediction is always class 0."""
+
+    def forward(self, images):
+        red = (images[:, :1] > 0).float()
+        fused, seed = torch.cat((1 - red, red), 1), torch.cat((torch.ones_like(red), torch.zeros_like(red)), 1)
+        return OVeNetOutput((fused,), (seed,), (fused,), torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 1, 1))
+
+
+def red_samples():
+    for share in (2, 4):
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[:, :share, 0] = 255
+        labels = np.zeros((8, 8), np.int16)
+        labels[:, :4] = 1
+        labels[0] = 255
+        yield Sample(image, labels, f"{share}.png")
+    yield Sample(np.zeros((8, 8, 3), np.uint8), None, "unlabelled.png")
+
+
+def test_a_split_is_scored_by_hand():
+    predictor = Predictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
+    seen = []
+    results = evaluate(
+        predictor, red_samples(), ("a", "b"), ("initial", "seed", "fused"), ignore_label=255,
+        on_prediction=lambda sample, predicted: seen.append((sample.name, sorted(predicted))),
+    )  # fmt: skip
+    # 7 labelled rows; b is on 4 of 8 columns; the first image shows 2 of them, the second all 4
+    assert results["fused"].iou[1] == pytest.approx((14 + 28) / 56)
+    assert results["fused"].iou[0] == pytest.approx(56 / (56 + 14))
+    assert results["fused"].num_pixels == 112
+    assert results["seed"].iou[1] == 0
+    assert seen == [(n, ["fused", "initial", "seed"]) for n in ("2.png", "4.png", "unlabelled.png")]
+
+
+def test_the_table_shows_all_predictions_and_leaves_out_absent_classes():
+    fused = scores_from_counts(torch.tensor([[3, 1, 0], [2, 4, 1], [0, 0, 0]]), ("road", "sky", "train"))
+    initial = scores_from_counts(torch.tensor([[4, 0, 0], [0, 7, 0], [0, 0, 0]]), ("road", "sky", "train"))
+    table = format_table({"initial": initial, "fused": fused})
+    lines = table.splitlines()
+    assert lines[0].split() == ["IoU", "in", "%", "S_i", "S_f"]
+    assert lines[2].split() == ["road", "100.00", "50.00"]
+    assert any(line.split() == ["mIoU", "100.00", "50.00"] for line in lines)
+    assert any(line.split() == ["pixel", "accuracy", "100.00", "63.64"] for line in lines)
+    assert lines[-1] == "not in the labels and left out of the means: train"
+
+
+def test_json_says_what_the_scores_say(tmp_path):
+    result = scores_from_counts(torch.tensor([[3, 1, 0], [2, 4, 1], [0, 0, 0]]), ("road", "sky", "train"))
+    write_json(results_as_dict({"fused": result}), tmp_path / "a/b.json")
+    content = json.loads((tmp_path / "a/b.json").read_text())["fused"]
+    assert content["iou"] == {"road": 0.5, "sky": 0.5, "train": None}
+    assert content["mean_iou"] == 0.5
+    assert content["absent"] == ["train"]
+
+
+def test_saved_predictions_have_the_ids_of_the_label_files(tmp_path):
+    labels = torch.tensor([[0, 1], [18, 10]])
+    save_prediction(labels, "leftImg8bit/val/x/a.jpg", tmp_path, SYNTHETIC)
+    ids = np.asarray(Image.open(tmp_path / "ids/leftImg8bit/val/x/a.png"))
+    color = np.asarray(Image.open(tmp_path / "color/leftImg8bit/val/x/a.png"))
+    np.testing.assert_array_equal(ids, [[7, 8], [33, 23]])
+    assert tuple(color[1, 1]) == (70, 130, 180)
+
+
+def test_ignored_pixels_are_black():
+    picture = colorize_labels(torch.tensor([[0, 255, -1]]), SYNTHETIC)
+    assert picture[:, 0, 0].tolist() == [128, 64, 128]
+    assert picture[:, 0, 1:].sum() == 0
+
+
+def test_the_colour_wheel_has_a_fixed_scale():
+    offset = torch.zeros(2, 2, 3)
+    offset[0, 0, 0] = 0.25
+    alone = colorize_offset(offset, 0.5)
+    offset[0, 1, 2] = 0.5
+    together = colorize_offset(offset, 0.5)
+    assert torch.equal(alone[:, 0], together[:, 0])
+    assert alone[:, 0, 1].tolist() == [255, 255, 255]
+    assert colorize_offset(offset * 100, 0.5).shape == (3, 2, 3)
+
+
+def test_a_picture_row_has_a_tile_for_everything():
+    sample = Sample(np.zeros((6, 8, 3), np.uint8), np.zeros((6, 8), np.int16), "a.png")
+    scores = (torch.randn(1, 19, 2, 2),)
+    output = OVeNetOutput(scores, scores, scores, torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2))
+    assert picture_row(sample, output, SYNTHETIC, max_offset=0.5).shape == (3, 6, 7 * 8)
+    baseline = OVeNetOutput(scores, (), scores)
+    assert picture_row(sample, baseline, SYNTHETIC, max_offset=0.5).shape == (3, 6, 3 * 8)

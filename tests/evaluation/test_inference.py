@@ -1,0 +1,135 @@
+"""The predictor with models whose answers are known in closed form."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ovenet.builders import build_model
+from ovenet.data.transforms import normalize_images
+from ovenet.evaluation.inference import InferenceSettings, Predictor, window_starts
+from ovenet.structures import OVeNetOutput
+
+CPU = torch.device("cpu")
+
+
+class PixelModel(torch.nn.Module):
+    """Scores are a fixed linear map of each pixel: no context, so that windows and mirroring change nothing."""
+
+    def __init__(self, stride: int = 1):
+        super().__init__()
+        self.stride = stride
+        self.seen = []
+        self.weight = torch.randn(4, 3, 1, 1, generator=torch.Generator().manual_seed(1))
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        scores = F.conv2d(images, self.weight)[..., :: self.stride, :: self.stride]
+        return OVeNetOutput((scores,), (), (scores,))
+
+
+class LeftModel(torch.nn.Module):
+    """Class 0 on the left half, class 1 on the right, with a logit of ±1."""
+
+    def forward(self, images):
+        scores = torch.ones(images.shape[0], 2, *images.shape[-2:])
+        scores[:, 0, :, images.shape[3] // 2 :] = -1
+        scores[:, 1, :, : images.shape[3] // 2] = -1
+        return OVeNetOutput((scores,), (), (scores,))
+
+
+def settings(**options):
+    return InferenceSettings(**{"base_size": 40, "window_size": (100, 100), **options})
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+
+
+def expected_probabilities(image, model):
+    pixels = normalize_images(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
+    return torch.einsum("kc,chw->khw", model.weight[..., 0, 0], pixels[0]).softmax(0)
+
+
+@pytest.mark.parametrize("window", [(100, 100), (30, 40), (16, 16), (7, 40), (13, 17)])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_windows_and_mirroring_agree_with_the_whole(image, window, flip, batch_size):
+    model = PixelModel()
+    predictor = Predictor(model, settings(window_size=window, flip=flip, batch_size=batch_size), CPU)
+    scores = predictor.predict_scores(image)
+    assert set(scores) == {"fused"}
+    torch.testing.assert_close(scores["fused"], expected_probabilities(image, model), atol=1e-5, rtol=0)
+    assert all(shape[2] <= window[0] and shape[3] <= window[1] and shape[0] <= batch_size for shape in model.seen)
+
+
+def test_mirrored_views_are_averaged_as_scores():
+    """±1 and its mirror image cancel: the average score is 0 everywhere, a probability of one half."""
+    image = np.zeros((8, 10, 3), np.uint8)
+    plain = Predictor(LeftModel(), settings(base_size=10), CPU).predict_scores(image)["fused"]
+    mirrored = Predictor(LeftModel(), settings(base_size=10, flip=True), CPU).predict_scores(image)["fused"]
+    assert plain[0, 0, 0].item() == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
+    torch.testing.assert_close(mirrored, torch.full((2, 8, 10), 0.5))
+
+
+def test_scales_are_averaged_and_come_back_to_the_images_size():
+    image = np.full((30, 40, 3), 90, np.uint8)
+    model = PixelModel(stride=4)
+    scores = Predictor(model, settings(scales=(0.5, 1.0, 1.75)), CPU).predict_scores(image)["fused"]
+    assert [shape[-2:] for shape in model.seen] == [(15, 20), (30, 40), (52, 70)]
+    torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
+
+
+def test_base_size_is_the_long_side_of_portrait_images_too():
+    model = PixelModel()
+    Predictor(model, settings(base_size=20), CPU).predict_scores(np.zeros((40, 30, 3), np.uint8))
+    assert model.seen[0][-2:] == (20, 15)
+
+
+def test_exp_sums_exponentials_over_scales():
+    image = np.full((30, 40, 3), 90, np.uint8)
+    model = PixelModel()
+    scores = Predictor(model, settings(scales=(0.5, 1.0), score="exp"), CPU).predict_scores(image)["fused"]
+    pixels = normalize_images(torch.full((1, 3, 1, 1), 90, dtype=torch.uint8))
+    expected = 2 * F.conv2d(pixels, model.weight).exp()[0]
+    torch.testing.assert_close(scores, expected.expand(4, 30, 40), rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_the_best_class(image):
+    predictor = Predictor(PixelModel(), settings(), CPU)
+    expected = expected_probabilities(image, predictor.model).argmax(0)
+    assert (predictor.predict_labels(image)["fused"] == expected).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 3)])
+def test_ovenet_predicts_all_three_maps_at_any_size(tiny_cfg, size):
+    predictor = Predictor(build_model(tiny_cfg()), settings(scales=(0.5, 1.0), flip=True, window_size=(24, 24)), CPU)
+    scores = predictor.predict_scores(np.zeros((*size, 3), np.uint8))
+    assert set(scores) == {"initial", "seed", "fused"}
+    for s in scores.values():
+        assert s.shape == (11, *size)
+        torch.testing.assert_close(s.sum(0), torch.ones(size), atol=1e-5, rtol=0)
+
+
+def test_probability_fusion_needs_no_second_softmax(tiny_cfg, image):
+    model = build_model(tiny_cfg("MODEL.EXTRA.LOGITS", False)).eval()
+    with torch.no_grad():
+        raw = model(normalize_images(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])).fused[-1]
+    expected = F.interpolate(raw, (30, 40), mode="bilinear", align_corners=True)[0]
+    torch.testing.assert_close(Predictor(model, settings(), CPU).predict_scores(image)["fused"], expected)
+
+
+def test_the_auxiliary_map_can_be_scored(tiny_cfg, image):
+    model = build_model(tiny_cfg(name="seg_hrnet_ocr", offset_branch=0))
+    final = Predictor(model, settings(), CPU).predict_scores(image)["fused"]
+    auxiliary = Predictor(model, settings(output_index=0), CPU).predict_scores(image)["fused"]
+    assert not torch.allclose(final, auxiliary)
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "expected"),
+    [(10, 10, [0]), (20, 10, [0, 10]), (25, 10, [0, 10, 15]), (11, 10, [0, 1]), (5, 1, [0, 1, 2, 3, 4])],
+)
+def test_windows_lie_side_by_side_and_the_last_is_shifted(length, window, expected):
+    assert list(window_starts(length, window)) == expected

@@ -1,0 +1,47 @@
+"""Scores against loops and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
+
+
+def test_counts_equal_loops():
+    prediction, labels = torch.randint(0, 4, (3, 6, 7)), torch.randint(0, 4, (3, 6, 7))
+    labels[torch.rand(3, 6, 7) < 0.3] = 255
+    expected = np.zeros((4, 4), np.int64)
+    for p, k in zip(prediction.flatten().tolist(), labels.flatten().tolist(), strict=True):
+        if k != 255:
+            expected[k, p] += 1
+    counts = confusion_counts(prediction, labels.to(torch.int16), 4, ignore_label=255)
+    assert counts.dtype == torch.int64
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_scores_by_hand():
+    """Class c has no label: it is left out of the means, though one pixel was taken for it."""
+    counts = torch.tensor([[3, 1, 0], [2, 4, 1], [0, 0, 0]])
+    result = scores_from_counts(counts, ("a", "b", "c"))
+    # a: 3 right, 1 missed, 2 wrongly claimed; b: 4 right, 3 missed, 1 wrongly claimed
+    np.testing.assert_allclose(result.iou, [3 / 6, 4 / 8, np.nan])
+    np.testing.assert_allclose(result.accuracy, [3 / 4, 4 / 7, np.nan])
+    assert result.mean_iou == pytest.approx(0.5)
+    assert result.mean_accuracy == pytest.approx((3 / 4 + 4 / 7) / 2)
+    assert result.pixel_accuracy == pytest.approx(7 / 11)
+    assert result.num_pixels == 11
+    assert result.absent == ("c",)
+
+
+def test_counts_beyond_float_precision_are_exact():
+    counts = torch.tensor([[2**40 + 1, 0], [0, 1]])
+    assert scores_from_counts(counts, ("a", "b")).num_pixels == 2**40 + 2
+
+
+def test_nothing_labelled_gives_nan():
+    result = scores_from_counts(torch.zeros(2, 2, dtype=torch.int64), ("a", "b"))
+    assert math.isnan(result.mean_iou)
+    assert math.isnan(result.pixel_accuracy)
+    assert result.absent == ("a", "b")

@@ -1,0 +1,48 @@
+"""Running tools as a user does: in this process for speed, or as processes of their own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ovenet.utils.cli import run_main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Runs ``tools/<name>.py`` with arguments in this process; gives its exit code and what it printed."""
+
+    def run(name: str, *arguments: object) -> SimpleNamespace:
+        spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])
+        code = 0
+        capsys.readouterr()
+        try:
+            run_main(module.main)
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        return SimpleNamespace(code=code, out=printed.out, err=printed.err)
+
+    return run
+
+
+@pytest.fixture
+def run_process():
+    """Runs a command from the repository's root; gives the finished process."""
+
+    def run(*command: object) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(
+            [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
+        )
+
+    return run

@@ -1,0 +1,149 @@
+"""Training and testing from the command line, on data of a few pixels."""
+
+import json
+import socket
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+from tests.conftest import tiny_settings
+
+
+@pytest.fixture
+def experiment(tiny_data, tmp_path, write_config):
+    """A config file of a tiny OVeNet on the tiny data, and its run's folder."""
+    settings = tiny_settings()
+    settings["DATASET"]["ROOT"] = str(tiny_data)
+    settings["OUTPUT_DIR"] = str(tmp_path / "output")
+    path = write_config(settings, "tiny.yaml")
+    return path, tmp_path / "output" / "camvid" / "tiny"
+
+
+def read_events(folder) -> set[str]:
+    """Tags in TensorBoard files: records of length, its checksum, an Event, its checksum."""
+    tags = set()
+    for path in folder.glob("events*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            tags |= {value.tag for value in event.summary.value}
+            at += 16 + length
+    return tags
+
+
+def test_from_training_to_scores_and_pictures(run_tool, experiment):
+    config, run_dir = experiment
+    trained = run_tool("train", "--cfg", config, "PRINT_FREQ", 1)
+    assert trained.code == 0, trained.err
+    assert "epoch 2/2, iteration 3/3: loss" in trained.err  # plain lines where there is no terminal
+    assert {p.name for p in run_dir.iterdir()} >= {
+        "checkpoint.pth", "best.pth", "final_state.pth", "config.yaml", "train.log", "tensorboard",
+    }  # fmt: skip
+    tags = read_events(run_dir / "tensorboard")
+    terms = {f"train/loss{t}" for t in ("", "_initial", "_seed", "_fused", "_confidence")}
+    assert tags >= terms | {"train/lr", "train/images_per_second", "val/picture"}
+    assert tags >= {f"val/mean_iou_{name}" for name in ("initial", "seed", "fused")}
+
+    tested = run_tool(
+        "test", "--cfg", config, "TEST.MODEL_FILE", run_dir / "final_state.pth", "TEST.SCALE_LIST", "0.5,1.0,1.5",
+        "TEST.FLIP_TEST", "True", "TEST.SAVE_PREDICTIONS", "True",
+    )  # fmt: skip
+    assert tested.code == 0, tested.err
+    assert tested.out.splitlines()[0].split() == ["IoU", "in", "%", "S_i", "S_s", "S_f"]
+    assert "100.0%" in tested.err
+    folder = run_dir / "test" / "val_final_state_s0.5-1-1.5_flip"
+    content = json.loads((folder / "results.json").read_text())
+    assert content["settings"]["scales"] == [0.5, 1.0, 1.5]
+    ids = np.asarray(Image.open(folder / "predictions/ids/val/1.png"))
+    assert ids.shape == (48, 64)
+    assert ids.max() < 11
+    assert Image.open(folder / "pictures/val/0.png").size == (7 * 64, 48)
+
+    # the JSON's scores follow from the saved predictions
+    right = total = 0
+    for i in range(3):
+        ids = np.asarray(Image.open(folder / f"predictions/ids/val/{i}.png"))
+        labels = np.asarray(Image.open(config.parent / f"data/camvid/valannot/{i}.png"))
+        right += int((ids == labels)[labels != 11].sum())
+        total += int((labels != 11).sum())
+    assert content["results"]["fused"]["num_pixels"] == total
+    assert content["results"]["fused"]["pixel_accuracy"] == pytest.approx(right / total)
+
+
+def test_a_run_is_resumed_or_left_alone_but_never_overwritten(run_tool, experiment):
+    config, run_dir = experiment
+    assert run_tool("train", "--cfg", config, "TRAIN.END_EPOCH", 1).code == 0
+    before = {p: p.read_bytes() for p in run_dir.glob("*.pth")}
+    again = run_tool("train", "--cfg", config)
+    assert again.code == 2
+    assert "checkpoint.pth exists; set TRAIN.RESUME True to go on with that run, or another OUTPUT_DIR" in again.err
+    assert {p: p.read_bytes() for p in run_dir.glob("*.pth")} == before
+    resumed = run_tool("train", "--cfg", config, "TRAIN.RESUME", True)
+    assert resumed.code == 0, resumed.err
+    assert "after epoch 1" in resumed.err
+    assert "epoch 2/2" in resumed.err
+    assert "epoch 1/2" not in resumed.err
+
+
+def test_the_saved_config_repeats_the_run(run_tool, experiment, tmp_path):
+    config, run_dir = experiment
+    assert run_tool("train", "--cfg", config).code == 0
+    assert run_tool("train", "--cfg", run_dir / "config.yaml", "OUTPUT_DIR", tmp_path / "again").code == 0
+    first = torch.load(run_dir / "final_state.pth")["model"]
+    second = torch.load(tmp_path / "again/camvid/config/final_state.pth")["model"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_split_without_labels_only_saves_predictions(run_tool, experiment):
+    config, run_dir = experiment
+    assert run_tool("train", "--cfg", config).code == 0
+    tested = run_tool("test", "--cfg", config, "DATASET.TEST_SET", "list/camvid/test.lst")
+    assert tested.code == 0, tested.err
+    assert "nothing to score" in tested.out
+    folder = run_dir / "test" / "test_best_s1"
+    assert (folder / "predictions/ids/val/0.png").exists()
+    assert not (folder / "results.json").exists()
+
+
+def test_training_starts_from_files(run_tool, experiment, tmp_path):
+    config, run_dir = experiment
+    assert run_tool("train", "--cfg", config).code == 0
+    trained = torch.load(run_dir / "final_state.pth")["model"]
+    trunk = {name.removeprefix("backbone."): value for name, value in trained.items() if "_2." not in name}
+    torch.save({"state_dict": {f"module.{n}": v for n, v in trunk.items() if "head" not in n}}, tmp_path / "trunk.pth")
+    started = run_tool(
+        "train", "--cfg", config, "OUTPUT_DIR", tmp_path / "o", "MODEL.PRETRAINED", tmp_path / "trunk.pth",
+        "MODEL.OFFSET_PRETRAINED", tmp_path / "trunk.pth", "TRAIN.LR", 1e-12, "MODEL.FREEZED_PAR", True,
+        "TRAIN.END_EPOCH", 1,
+    )  # fmt: skip
+    assert started.code == 0, started.err
+    assert started.err.count("(100.0%)") == 2
+    result = torch.load(tmp_path / "o/camvid/tiny/final_state.pth")["model"]
+    for name, value in result.items():
+        if name.startswith("backbone.") and "_2." not in name:
+            assert torch.equal(value, trained[name]), name
+        if "stage4_2" in name and name.endswith("weight"):
+            assert torch.allclose(value, trained[name.replace("_2.", ".")], atol=1e-6), name
+
+
+@pytest.mark.parametrize("launcher", ["torch.distributed.launch", "torch.distributed.run"])
+def test_two_processes_train_and_test(run_process, run_tool, experiment, launcher, tmp_path):
+    config, run_dir = experiment
+    with socket.socket() as probe:  # a port that is free, most likely still in a moment
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = (sys.executable, "-m", launcher, "--nproc_per_node=2", f"--master_port={port}")
+    trained = run_process(*launch, "tools/train.py", "--cfg", config, "TRAIN.BATCH_SIZE_PER_GPU", 1)
+    assert trained.returncode == 0, trained.stderr
+    assert "3 iterations each, 2 process(es)" in trained.stderr
+    assert trained.stderr.count("done: best mIoU") == 1
+    tested = run_process(*launch, "tools/test.py", "--cfg", config, "OUTPUT_DIR", run_dir.parents[1])
+    assert tested.returncode == 0, tested.stderr
+    two = json.loads((run_dir / "test/val_best_s1/results.json").read_text())
+    assert run_tool("test", "--cfg", config).code == 0
+    one = json.loads((run_dir / "test/val_best_s1/results.json").read_text())
+    assert one == two
