@@ -92,9 +92,18 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else _one_line(error)
-        raise OSError(f"cannot save {path}: {reason}; the file before it is untouched") from error
+        raise OSError(f"cannot save {path}: {_reason(error)}; the file before it is untouched") from error
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
+    """What the system said: torch raises errors of its own while it handles those of the file."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return _one_line(error)
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
