@@ -1,5 +1,6 @@
 """The loop: steps that must not happen, resuming, and the schedule."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -164,3 +165,23 @@ def test_optimizers_leave_out_frozen_parameters(tiny_cfg, name, kind):
     assert type(optimizer) is kind
     trained = sum(len(group["params"]) for group in optimizer.param_groups)
     assert trained == sum(p.requires_grad for p in model.parameters()) < len(list(model.parameters()))
+
+
+def test_a_step_without_a_finite_loss_leaves_the_running_statistics(cfg, tmp_path):
+    """One bad input makes every activation NaN; BatchNorm must not remember them."""
+    trainer = make_trainer(cfg, tmp_path / "run")
+    trainer.model.train()
+    with torch.no_grad():
+        trainer.model.backbone.conv1.weight[0] = float("nan")
+    before = {name: b.clone() for name, b in trainer.model.named_buffers()}
+    assert trainer.train_step(next(iter(trainer.loader))) is None
+    assert all(torch.equal(b, before[name]) for name, b in trainer.model.named_buffers())
+
+
+def test_a_picture_is_drawn_every_epoch(cfg, tmp_path):
+    trainer = make_trainer(cfg, tmp_path / "run")
+    drawn = []
+    trainer.draw_picture = lambda: drawn.append(trainer.epoch) or torch.zeros(3, 4, 4, dtype=torch.uint8)
+    trainer.settings = dataclasses.replace(trainer.settings, eval_interval=3)
+    trainer.fit()
+    assert drawn == [1, 2, 3]

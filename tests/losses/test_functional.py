@@ -100,6 +100,14 @@ def test_ignored_seeds_and_pixels_never_count():
     assert count == 0
 
 
+def test_the_confidence_loss_is_finite_at_the_ends_and_passes_nan_on():
+    labels, offset = torch.tensor([[[0, 1]]]), torch.zeros(1, 2, 1, 2)
+    total, _ = functional.confidence_loss(torch.zeros(1, 1, 1, 2), labels, offset, ignore_label=IGNORE)
+    assert torch.isfinite(total)
+    total, _ = functional.confidence_loss(torch.full((1, 1, 1, 2), torch.nan), labels, offset, ignore_label=IGNORE)
+    assert torch.isnan(total)
+
+
 def test_probabilities_and_logits_agree(scores):
     as_logits = functional.log_probabilities(scores, "logits")
     as_probabilities = functional.log_probabilities(scores.softmax(1), "probabilities")

@@ -66,7 +66,7 @@ class Trainer:
         loader: batches of one epoch, in the order of `sampler`.
         sampler: told the epoch.
         evaluate: scores the model on the validation split; reached by every process.
-        draw_picture: a picture ``(3, H, W)`` uint8 for TensorBoard; called on process 0.
+        draw_picture: a picture ``(3, H, W)`` uint8 for TensorBoard; called on process 0 after every epoch.
         device: of this process.
         settings: see there.
     """
@@ -125,6 +125,8 @@ class Trainer:
                 self.epoch += 1
                 if self._validation_is_due():
                     self._validate(writer)
+                if writer is not None:
+                    writer.add_image("val/picture", self.draw_picture().numpy(), self.iteration)
                 self._save_checkpoint()
             if distributed.is_main():
                 save_atomically(self._weights(), self.settings.run_dir / FINAL)
@@ -140,8 +142,9 @@ class Trainer:
             batch: this process's share.
 
         Returns:
-            The loss, or None if it was not finite on some process: then no process has changed its weights.
+            The loss, or None if it was not finite on some process: then no process has changed its model.
         """
+        statistics = [buffer.clone() for buffer in self.model.buffers()]
         labels = batch.labels.to(self.device, non_blocking=True)
         images = normalize_images(batch.images.to(self.device, non_blocking=True))
         self.optimizer.zero_grad(set_to_none=True)
@@ -151,6 +154,9 @@ class Trainer:
         if is_finite:
             loss.total.backward()
             self.optimizer.step()
+        else:  # the forward pass has updated BatchNorm already
+            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(before)
         self.schedule.step()
         self.iteration += 1
         return loss if is_finite else None
@@ -211,7 +217,6 @@ class Trainer:
         if writer is not None:
             for name, result in results.items():
                 writer.add_scalar(f"val/mean_iou_{name}", result.mean_iou, self.iteration)
-            writer.add_image("val/picture", self.draw_picture().numpy(), self.iteration)
         if is_best:
             save_atomically(self._weights(), self.settings.run_dir / BEST)
 
@@ -249,7 +254,8 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
-            torch.set_rng_state(state["rng"])
+            if distributed.is_main():  # the others go on with streams of their own
+                torch.set_rng_state(state["rng"])
             self.epoch, self.iteration = state["epoch"], state["iteration"]
             self.best_mean_iou = state["best_mean_iou"]
         except (KeyError, RuntimeError, ValueError) as error:

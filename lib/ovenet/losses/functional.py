@@ -13,6 +13,8 @@ from torch import Tensor
 from ovenet.geometry import lookup_labels, seed_position
 from ovenet.structures import ScoreKind
 
+SMALLEST_LIKELIHOOD = 1e-12  # bounds the confidence loss of a pixel at 27.6
+
 
 def mean(total: Tensor, weight: Tensor) -> Tensor:
     """``total / weight``, and zero with a gradient where nothing was counted."""
@@ -122,6 +124,8 @@ def confidence_loss(confidence: Tensor, labels: Tensor, offset: Tensor, *, ignor
         The sum over the pixels where the target is defined, and their number.
     """
     target, valid = confidence_target(labels, offset.detach(), ignore_label=ignore_label)
-    with torch.autocast(confidence.device.type, enabled=False):
-        losses = F.binary_cross_entropy(confidence.squeeze(1), target.to(confidence.dtype), reduction="none")
+    confidence = confidence.squeeze(1)
+    # Not F.binary_cross_entropy: it stops the program at NaN (on CUDA for good), where a step is to be skipped.
+    likelihood = torch.where(target, confidence, 1.0 - confidence).clamp_min(SMALLEST_LIKELIHOOD)
+    losses = -likelihood.log()
     return (losses * valid).sum(), valid.sum().to(losses.dtype)
