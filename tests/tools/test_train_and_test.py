@@ -147,3 +147,13 @@ def test_two_processes_train_and_test(run_process, run_tool, experiment, launche
     assert run_tool("test", "--cfg", config).code == 0
     one = json.loads((run_dir / "test/val_best_s1/results.json").read_text())
     assert one == two
+
+
+@pytest.mark.gpu
+def test_training_and_testing_on_cuda(run_tool, experiment):
+    config, _ = experiment
+    trained = run_tool("train", "--cfg", config, "DEVICE", "cuda")
+    assert trained.code == 0, trained.err
+    assert "on cuda" in trained.err
+    tested = run_tool("test", "--cfg", config, "DEVICE", "cuda", "TEST.FLIP_TEST", "True")
+    assert tested.code == 0, tested.err
