@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -144,13 +144,7 @@ def build_train_loader(cfg: CfgNode) -> tuple[DataLoader[Batch], TrainSampler]:
     Raises:
         ValueError: the list is unusable, or shorter than one batch of all processes.
     """
-    dataset = ListDataset(
-        Path(cfg.DATASET.ROOT),
-        cfg.DATASET.TRAIN_SET,
-        dataset_info(cfg),
-        ignore_label=cfg.TRAIN.IGNORE_LABEL,
-        num_samples=cfg.TRAIN.NUM_SAMPLES,
-    )
+    dataset = _list_dataset(cfg, cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
     width, height = cfg.TRAIN.IMAGE_SIZE
     transform = TrainTransform(
         crop_size=(height, width),
@@ -183,16 +177,20 @@ def build_train_loader(cfg: CfgNode) -> tuple[DataLoader[Batch], TrainSampler]:
 
 def build_test_loader(cfg: CfgNode) -> tuple[DataLoader[Sample], ListDataset]:
     """This process's share of the test split, one sample at a time, and the whole split."""
-    dataset = ListDataset(
-        Path(cfg.DATASET.ROOT),
-        cfg.DATASET.TEST_SET,
-        dataset_info(cfg),
-        ignore_label=cfg.TRAIN.IGNORE_LABEL,
-        num_samples=cfg.TEST.NUM_SAMPLES,
-    )
+    dataset = _list_dataset(cfg, cfg.DATASET.TEST_SET, cfg.TEST.NUM_SAMPLES)
     shard = evaluation_shard(len(dataset), rank=distributed.rank(), world_size=distributed.world_size())
     options = _worker_options(cfg.WORKERS, keep=False)
     return DataLoader(Subset(dataset, shard), batch_size=None, collate_fn=_as_it_is, **options), dataset
+
+
+def _list_dataset(cfg: CfgNode, list_file: str, num_samples: int) -> ListDataset:
+    return ListDataset(
+        Path(cfg.DATASET.ROOT),
+        list_file,
+        dataset_info(cfg),
+        ignore_label=cfg.TRAIN.IGNORE_LABEL,
+        num_samples=num_samples,
+    )
 
 
 def _as_it_is(sample: Sample) -> Sample:
@@ -202,18 +200,11 @@ def _as_it_is(sample: Sample) -> Sample:
 def _worker_options(num_workers: int, *, keep: bool) -> dict[str, Any]:
     if num_workers == 0:
         return {"num_workers": 0}
-    # One OpenCV thread per worker: they share the machine's cores already.
-    return {
-        "num_workers": num_workers,
-        "persistent_workers": keep,
-        "worker_init_fn": partial(_start_worker),
-    }
+    return {"num_workers": num_workers, "persistent_workers": keep, "worker_init_fn": _start_worker}
 
 
 def _start_worker(_: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # the workers share the machine's cores already
 
 
 def build_predictor(model: nn.Module, cfg: CfgNode, device: torch.device, *, single_scale: bool = False) -> Predictor:

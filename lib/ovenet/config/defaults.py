@@ -25,6 +25,149 @@ def _stage(num_branches: int, block: str, channels: list[int], blocks: int, modu
     return node
 
 
+def _cudnn() -> CfgNode:
+    """cuDNN's switches."""
+    c = CfgNode()
+    c.BENCHMARK = True  # let cuDNN time its algorithms for each input size
+    c.DETERMINISTIC = False  # only algorithms that repeat to the bit
+    c.ENABLED = True  # use cuDNN at all
+    return c
+
+
+def _extra() -> CfgNode:
+    """Widths and depths of the stages, and what makes an OVeNet."""
+    c = CfgNode()
+    c.FINAL_CONV_KERNEL = 1  # size of the semantic head's last convolution: 1 or 3
+    c.FINAL_CONV_SEED = 1  # no effect, see INERT_KEYS
+    c.CONFIDENCE = 0  # no effect, see INERT_KEYS
+    c.OFFSET_BRANCH = 0  # first stage that the offset branch copies: 2, 3 or 4; 0 is the baseline
+    c.OFFSET_THRESHOLD = 0.5  # τ, longest offset per axis; the image spans 2; > 0
+    c.ITERATIVE_REFINEMENT = 0  # times that an offset is prolonged by the offset at its seed, >= 0
+    c.LOGITS = True  # fuse logits (True) or probabilities (False)
+    c.STAGE1 = _stage(1, "BOTTLENECK", [64], blocks=4, modules=1)
+    c.STAGE2 = _stage(2, "BASIC", [48, 96], blocks=4, modules=1)
+    c.STAGE3 = _stage(3, "BASIC", [48, 96, 192], blocks=4, modules=4)
+    c.STAGE4 = _stage(4, "BASIC", [48, 96, 192, 384], blocks=4, modules=3)
+    # The offset branch's own copies; those before stage OFFSET_BRANCH are not used.
+    c.STAGE2_2 = _stage(2, "BASIC", [48, 96], blocks=4, modules=1)
+    c.STAGE3_2 = _stage(3, "BASIC", [48, 96, 192], blocks=4, modules=3)
+    c.STAGE4_2 = _stage(4, "BASIC", [48, 96, 192, 384], blocks=4, modules=2)
+    return c
+
+
+def _model() -> CfgNode:
+    """The network and the weights it starts from."""
+    c = CfgNode()
+    c.NAME = "seg_hrnet"  # seg_hrnet, seg_hrnet_ocr, branched_seg_hrnet; OVeNet where EXTRA.OFFSET_BRANCH is set
+    c.PRETRAINED = ""  # file that initialises the main network; "" starts it at random
+    c.OFFSET_PRETRAINED = ""  # file whose main stages initialise the offset branch; "" starts it at random
+    c.ALLOW_PARTIAL = False  # accept files that match less than 95 % of what they should initialise
+    c.FREEZED_PAR = False  # train the offset branch and the offset head alone
+    c.ALIGN_CORNERS = True  # convention of all score upsampling; published models: True
+    c.NUM_OUTPUTS = 1  # no effect, see INERT_KEYS
+
+    c.OCR = CfgNode()
+    c.OCR.MID_CHANNELS = 512  # width of pixel and region features
+    c.OCR.KEY_CHANNELS = 256  # width of the attention's queries and keys
+    c.OCR.DROPOUT = 0.05  # probability of dropping a channel before the classifier, in [0, 1)
+    c.OCR.SCALE = 1  # no effect, see INERT_KEYS
+
+    c.EXTRA = _extra()
+    return c
+
+
+def _loss() -> CfgNode:
+    """The training loss."""
+    c = CfgNode()
+    c.USE_OHEM = False  # mine hard pixels in the final map
+    c.OHEMTHRES = 0.9  # pixels below this probability of their class are hard, in (0, 1]
+    c.OHEMKEEP = 100000  # at least about so many pixels per batch and process are kept, >= 1
+    c.CLASS_BALANCE = True  # use the dataset's class weights, where it has some
+    c.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
+    c.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
+    c.LAMBDA = 1.0  # λ, weight of the confidence loss, >= 0
+    return c
+
+
+def _dataset() -> CfgNode:
+    """Where the data is."""
+    c = CfgNode()
+    c.ROOT = "data/"  # folder of the datasets and of list/
+    c.DATASET = "cityscapes"  # a name of ovenet.data.catalog; images lie under ROOT/<name>
+    c.NUM_CLASSES = 19  # K; must be the dataset's
+    c.TRAIN_SET = "list/cityscapes/train.lst"  # relative to ROOT: `image label` per line
+    c.TEST_SET = "list/cityscapes/val.lst"  # relative to ROOT: `image [label]` per line
+    c.EXTRA_TRAIN_SET = ""  # no effect, see INERT_KEYS
+    return c
+
+
+def _train() -> CfgNode:
+    """Augmentation, optimizer and schedule."""
+    c = CfgNode()
+    c.IMAGE_SIZE = [1024, 512]  # crop, [width, height]
+    c.BASE_SIZE = 2048  # long side of the image at scale 1
+    c.FLIP = True  # mirror half of the samples
+    c.MULTI_SCALE = True  # random scale 0.5, 0.6 … 0.5 + SCALE_FACTOR / 10
+    c.SCALE_FACTOR = 16  # steps of 0.1 above 0.5, >= 0
+    c.RANDOM_BRIGHTNESS = False  # shift the brightness of half of the samples
+    c.RANDOM_BRIGHTNESS_SHIFT_VALUE = 10  # largest shift, in grey levels of 255
+    c.OPTIMIZER = "sgd"  # sgd or adamw
+    c.LR = 0.01  # at the first iteration, > 0; falls to 0 as (1 - it/max)^0.9
+    c.MOMENTUM = 0.9  # sgd only, in [0, 1)
+    c.WD = 0.0001  # weight decay, >= 0
+    c.NESTEROV = False  # sgd only
+    c.IGNORE_LABEL = 255  # train id of pixels that do not count; outside 0 … K-1
+    c.BEGIN_EPOCH = 0  # number of the first epoch of a fresh run, >= 0
+    c.END_EPOCH = 484  # number after the last epoch
+    c.RESUME = False  # go on from the run's checkpoint.pth, if it exists
+    c.BATCH_SIZE_PER_GPU = 2  # crops per process and iteration, >= 1; BatchNorm needs 2 in all
+    c.SHUFFLE = True  # new order every epoch
+    c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
+    c.EVAL_INTERVAL = 1  # epochs between validations, >= 1; the last epoch is always validated
+    c.MAX_SKIPPED = 10  # so many iterations in a row without a finite loss end the run, >= 1
+    c.DOWNSAMPLERATE = 1  # no effect, see INERT_KEYS
+    c.LR_FACTOR = 0.1  # no effect, see INERT_KEYS
+    c.LR_STEP = [90, 110]  # no effect, see INERT_KEYS
+    c.EXTRA_LR = 0.001  # no effect, see INERT_KEYS
+    c.EXTRA_EPOCH = 0  # no effect, see INERT_KEYS
+    c.OFFSET_DIR = ""  # no effect, see INERT_KEYS
+    c.FREEZE_LAYERS = ""  # no effect, see INERT_KEYS
+    c.FREEZE_EPOCHS = -1  # no effect, see INERT_KEYS
+    c.NONBACKBONE_KEYWORDS = []  # no effect, see INERT_KEYS
+    c.NONBACKBONE_MULT = 10  # no effect, see INERT_KEYS
+    return c
+
+
+def _test() -> CfgNode:
+    """Inference and evaluation."""
+    c = CfgNode()
+    c.IMAGE_SIZE = [2048, 1024]  # window, [width, height]; images that fit are run whole
+    c.BASE_SIZE = 2048  # long side of the image at scale 1
+    c.BATCH_SIZE_PER_GPU = 1  # windows and views per forward pass, >= 1
+    c.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
+    c.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0
+    c.FLIP_TEST = False  # average with the mirrored image
+    c.SCORE = "softmax"  # softmax, or exp: sum exp(score) over scales as the public implementation did
+    c.OUTPUT_INDEX = -1  # which score map is scored: -1 the final one, 0 the auxiliary one (OCR)
+    c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
+    c.SAVE_PREDICTIONS = False  # write id and colour PNGs
+    c.VISUALIZATION = False  # no effect, see INERT_KEYS
+    c.MULTI_SCALE = False  # no effect, see INERT_KEYS
+    c.CENTER_CROP_TEST = False  # no effect, see INERT_KEYS
+    return c
+
+
+def _debug() -> CfgNode:
+    """Keys of the public files only."""
+    c = CfgNode()
+    c.DEBUG = False  # no effect, see INERT_KEYS
+    c.SAVE_BATCH_IMAGES_GT = False  # no effect, see INERT_KEYS
+    c.SAVE_BATCH_IMAGES_PRED = False  # no effect, see INERT_KEYS
+    c.SAVE_HEATMAPS_GT = False  # no effect, see INERT_KEYS
+    c.SAVE_HEATMAPS_PRED = False  # no effect, see INERT_KEYS
+    return c
+
+
 def default_config() -> CfgNode:
     """A fresh, mutable configuration with every key at its default: HRNet-W48 on Cityscapes."""
     c = CfgNode()
@@ -35,118 +178,16 @@ def default_config() -> CfgNode:
     c.PRINT_FREQ = 20  # iterations between log lines and TensorBoard points, >= 1
     c.PIN_MEMORY = True  # page-locked batches (CUDA only)
     c.SEED = 0  # of weights, shuffling and augmentation, >= 0
-    c.GPUS = (0,)
-    c.AUTO_RESUME = False
-    c.RANK = 0
-
-    c.CUDNN = CfgNode()
-    c.CUDNN.BENCHMARK = True  # let cuDNN time its algorithms for each input size
-    c.CUDNN.DETERMINISTIC = False  # only algorithms that repeat to the bit
-    c.CUDNN.ENABLED = True  # use cuDNN at all
-
-    c.MODEL = CfgNode()
-    c.MODEL.NAME = "seg_hrnet"  # seg_hrnet, seg_hrnet_ocr, branched_seg_hrnet; OVeNet where EXTRA.OFFSET_BRANCH is set
-    c.MODEL.PRETRAINED = ""  # file that initialises the main network; "" starts it at random
-    c.MODEL.OFFSET_PRETRAINED = ""  # file whose main stages initialise the offset branch; "" starts it at random
-    c.MODEL.ALLOW_PARTIAL = False  # accept files that match less than 95 % of what they should initialise
-    c.MODEL.FREEZED_PAR = False  # train the offset branch and the offset head alone
-    c.MODEL.ALIGN_CORNERS = True  # convention of all score upsampling; published models: True
-    c.MODEL.NUM_OUTPUTS = 1
-
-    c.MODEL.OCR = CfgNode()
-    c.MODEL.OCR.MID_CHANNELS = 512  # width of pixel and region features
-    c.MODEL.OCR.KEY_CHANNELS = 256  # width of the attention's queries and keys
-    c.MODEL.OCR.DROPOUT = 0.05  # probability of dropping a channel before the classifier, in [0, 1)
-    c.MODEL.OCR.SCALE = 1
-
-    c.MODEL.EXTRA = CfgNode()
-    c.MODEL.EXTRA.FINAL_CONV_KERNEL = 1  # size of the semantic head's last convolution: 1 or 3
-    c.MODEL.EXTRA.FINAL_CONV_SEED = 1
-    c.MODEL.EXTRA.CONFIDENCE = 0
-    c.MODEL.EXTRA.OFFSET_BRANCH = 0  # first stage that the offset branch copies: 2, 3 or 4; 0 is the baseline
-    c.MODEL.EXTRA.OFFSET_THRESHOLD = 0.5  # τ, longest offset per axis; the image spans 2; > 0
-    c.MODEL.EXTRA.ITERATIVE_REFINEMENT = 0  # times that an offset is prolonged by the offset at its seed, >= 0
-    c.MODEL.EXTRA.LOGITS = True  # fuse logits (True) or probabilities (False)
-    c.MODEL.EXTRA.STAGE1 = _stage(1, "BOTTLENECK", [64], blocks=4, modules=1)
-    c.MODEL.EXTRA.STAGE2 = _stage(2, "BASIC", [48, 96], blocks=4, modules=1)
-    c.MODEL.EXTRA.STAGE3 = _stage(3, "BASIC", [48, 96, 192], blocks=4, modules=4)
-    c.MODEL.EXTRA.STAGE4 = _stage(4, "BASIC", [48, 96, 192, 384], blocks=4, modules=3)
-    # The offset branch's own copies; those before stage OFFSET_BRANCH are not used.
-    c.MODEL.EXTRA.STAGE2_2 = _stage(2, "BASIC", [48, 96], blocks=4, modules=1)
-    c.MODEL.EXTRA.STAGE3_2 = _stage(3, "BASIC", [48, 96, 192], blocks=4, modules=3)
-    c.MODEL.EXTRA.STAGE4_2 = _stage(4, "BASIC", [48, 96, 192, 384], blocks=4, modules=2)
-
-    c.LOSS = CfgNode()
-    c.LOSS.USE_OHEM = False  # mine hard pixels in the final map
-    c.LOSS.OHEMTHRES = 0.9  # pixels below this probability of their class are hard, in (0, 1]
-    c.LOSS.OHEMKEEP = 100000  # at least about so many pixels per batch and process are kept, >= 1
-    c.LOSS.CLASS_BALANCE = True  # use the dataset's class weights, where it has some
-    c.LOSS.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
-    c.LOSS.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
-    c.LOSS.LAMBDA = 1.0  # λ, weight of the confidence loss, >= 0
-
-    c.DATASET = CfgNode()
-    c.DATASET.ROOT = "data/"  # folder of the datasets and of list/
-    c.DATASET.DATASET = "cityscapes"  # a name of ovenet.data.catalog; images lie under ROOT/<name>
-    c.DATASET.NUM_CLASSES = 19  # K; must be the dataset's
-    c.DATASET.TRAIN_SET = "list/cityscapes/train.lst"  # relative to ROOT: `image label` per line
-    c.DATASET.TEST_SET = "list/cityscapes/val.lst"  # relative to ROOT: `image [label]` per line
-    c.DATASET.EXTRA_TRAIN_SET = ""
-
-    c.TRAIN = CfgNode()
-    c.TRAIN.IMAGE_SIZE = [1024, 512]  # crop, [width, height]
-    c.TRAIN.BASE_SIZE = 2048  # long side of the image at scale 1
-    c.TRAIN.FLIP = True  # mirror half of the samples
-    c.TRAIN.MULTI_SCALE = True  # random scale 0.5, 0.6 … 0.5 + SCALE_FACTOR / 10
-    c.TRAIN.SCALE_FACTOR = 16  # steps of 0.1 above 0.5, >= 0
-    c.TRAIN.RANDOM_BRIGHTNESS = False  # shift the brightness of half of the samples
-    c.TRAIN.RANDOM_BRIGHTNESS_SHIFT_VALUE = 10  # largest shift, in grey levels of 255
-    c.TRAIN.OPTIMIZER = "sgd"  # sgd or adamw
-    c.TRAIN.LR = 0.01  # at the first iteration, > 0; falls to 0 as (1 - it/max)^0.9
-    c.TRAIN.MOMENTUM = 0.9  # sgd only, in [0, 1)
-    c.TRAIN.WD = 0.0001  # weight decay, >= 0
-    c.TRAIN.NESTEROV = False  # sgd only
-    c.TRAIN.IGNORE_LABEL = 255  # train id of pixels that do not count; outside 0 … K-1
-    c.TRAIN.BEGIN_EPOCH = 0  # number of the first epoch of a fresh run, >= 0
-    c.TRAIN.END_EPOCH = 484  # number after the last epoch
-    c.TRAIN.RESUME = False  # go on from the run's checkpoint.pth, if it exists
-    c.TRAIN.BATCH_SIZE_PER_GPU = 2  # crops per process and iteration, >= 1; BatchNorm needs 2 in all
-    c.TRAIN.SHUFFLE = True  # new order every epoch
-    c.TRAIN.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
-    c.TRAIN.EVAL_INTERVAL = 1  # epochs between validations, >= 1; the last epoch is always validated
-    c.TRAIN.MAX_SKIPPED = 10  # so many iterations in a row without a finite loss end the run, >= 1
-    c.TRAIN.DOWNSAMPLERATE = 1
-    c.TRAIN.LR_FACTOR = 0.1
-    c.TRAIN.LR_STEP = [90, 110]
-    c.TRAIN.EXTRA_LR = 0.001
-    c.TRAIN.EXTRA_EPOCH = 0
-    c.TRAIN.OFFSET_DIR = ""
-    c.TRAIN.FREEZE_LAYERS = ""
-    c.TRAIN.FREEZE_EPOCHS = -1
-    c.TRAIN.NONBACKBONE_KEYWORDS = []
-    c.TRAIN.NONBACKBONE_MULT = 10
-
-    c.TEST = CfgNode()
-    c.TEST.IMAGE_SIZE = [2048, 1024]  # window, [width, height]; images that fit are run whole
-    c.TEST.BASE_SIZE = 2048  # long side of the image at scale 1
-    c.TEST.BATCH_SIZE_PER_GPU = 1  # windows and views per forward pass, >= 1
-    c.TEST.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
-    c.TEST.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0
-    c.TEST.FLIP_TEST = False  # average with the mirrored image
-    c.TEST.SCORE = "softmax"  # softmax, or exp: sum exp(score) over scales as the public implementation did
-    c.TEST.OUTPUT_INDEX = -1  # which score map is scored: -1 the final one, 0 the auxiliary one (OCR)
-    c.TEST.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
-    c.TEST.SAVE_PREDICTIONS = False  # write id and colour PNGs
-    c.TEST.VISUALIZATION = False
-    c.TEST.MULTI_SCALE = False
-    c.TEST.CENTER_CROP_TEST = False
-
-    c.DEBUG = CfgNode()
-    c.DEBUG.DEBUG = False
-    c.DEBUG.SAVE_BATCH_IMAGES_GT = False
-    c.DEBUG.SAVE_BATCH_IMAGES_PRED = False
-    c.DEBUG.SAVE_HEATMAPS_GT = False
-    c.DEBUG.SAVE_HEATMAPS_PRED = False
+    c.GPUS = (0,)  # no effect, see INERT_KEYS
+    c.AUTO_RESUME = False  # no effect, see INERT_KEYS
+    c.RANK = 0  # no effect, see INERT_KEYS
+    c.CUDNN = _cudnn()
+    c.MODEL = _model()
+    c.LOSS = _loss()
+    c.DATASET = _dataset()
+    c.TRAIN = _train()
+    c.TEST = _test()
+    c.DEBUG = _debug()
     return c
 
 
