@@ -36,11 +36,8 @@ def main() -> None:
     cfg = load_config(args.cfg, args.overrides)
     model_file = find_model_file(cfg, builders.run_directory(cfg, args.cfg))
     device = distributed.choose_device(cfg.DEVICE)
-    distributed.start_process_group(device)
-    try:
+    with distributed.process_group(device):
         test(cfg, model_file, results_directory(cfg, args.cfg, model_file), device)
-    finally:
-        distributed.stop_process_group()
 
 
 def test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> None:

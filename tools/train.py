@@ -30,8 +30,7 @@ def main() -> None:
     configure_logging(is_main=distributed.is_launch_main())
     cfg = load_config(args.cfg, args.overrides)
     device = distributed.choose_device(cfg.DEVICE)
-    distributed.start_process_group(device)
-    try:
+    with distributed.process_group(device):
         run_dir = prepare_run(cfg, args.cfg)
         trainer = build_trainer(cfg, run_dir, builders.log_directory(cfg, args.cfg), device)
         if cfg.TRAIN.RESUME and (run_dir / CHECKPOINT).exists():
@@ -47,8 +46,6 @@ def main() -> None:
         )
         best = trainer.fit()
         get_logger().info("done: best mIoU %.4f; weights in %s and %s", best, run_dir / BEST, run_dir / FINAL)
-    finally:
-        distributed.stop_process_group()
 
 
 def prepare_run(cfg: CfgNode, config_file: str) -> Path:

@@ -130,13 +130,18 @@ def test_training_starts_from_files(run_tool, experiment, tmp_path):
             assert torch.allclose(value, trained[name.replace("_2.", ".")], atol=1e-6), name
 
 
+def free_port() -> int:
+    """A port that is free now, and most likely still in a moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.mark.parametrize("launcher", ["torch.distributed.launch", "torch.distributed.run"])
 def test_two_processes_train_and_test(run_process, run_tool, experiment, launcher, tmp_path):
     config, run_dir = experiment
-    with socket.socket() as probe:  # a port that is free, most likely still in a moment
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch = (sys.executable, "-m", launcher, "--nproc_per_node=2", f"--master_port={port}")
+    launch = (sys.executable, "-m", launcher, "--nproc_per_node=2")
+    launch += ("--standalone",) if launcher == "torch.distributed.run" else (f"--master_port={free_port()}",)
     trained = run_process(*launch, "tools/train.py", "--cfg", config, "TRAIN.BATCH_SIZE_PER_GPU", 1)
     assert trained.returncode == 0, trained.stderr
     assert "3 iterations each, 2 process(es)" in trained.stderr

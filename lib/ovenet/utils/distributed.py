@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -19,15 +21,19 @@ def is_launch_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def start_process_group(device: torch.device) -> None:
-    """Joins the launcher's group: NCCL on CUDA, gloo on the CPU."""
-    if is_launched():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins the launcher's group for a while: NCCL on CUDA, gloo on the CPU; nothing in a single process.
 
-
-def stop_process_group() -> None:
-    """Leaves the group."""
-    if dist.is_initialized():
+    All processes leave together. After an error a process leaves at once, and the launcher ends the others.
+    """
+    if not is_launched():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    yield
+    dist.barrier()
+    if dist.get_backend() == "nccl":  # gloo's own destruction can wait forever for a peer that has gone (torch 2.6)
         dist.destroy_process_group()
 
 
