@@ -111,6 +111,7 @@ def report(cfg: CfgNode, results: dict[str, EvalResult], model_file: Path, folde
             "score": cfg.TEST.SCORE,
         }
         write_json({"settings": settings, "results": results_as_dict(results)}, folder / "results.json")
+        (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         print(f"results:     {folder / 'results.json'}")
     else:
         print(f"{cfg.DATASET.TEST_SET} has no labelled pixel: nothing to score")
