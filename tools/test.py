@@ -11,11 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from ovenet import builders, load_checkpoint, load_config
 from ovenet.data.catalog import DatasetInfo
+from ovenet.engine.progress import track
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.inference import Predictor
@@ -50,7 +50,7 @@ def test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> 
     saves = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
     results = evaluate(
         predictor,
-        tqdm(loader, desc=cfg.DATASET.TEST_SET, disable=not (distributed.is_main() and sys.stderr.isatty())),
+        track(loader, cfg.DATASET.TEST_SET, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main()),
         info.class_names,
         builders.prediction_names(cfg),
         ignore_label=cfg.TRAIN.IGNORE_LABEL,

@@ -33,6 +33,7 @@ def test_later_values_win(write_config):
         (["TRAIN.IMAGE_SIZE", "(64, 32)"], "IMAGE_SIZE", [64, 32]),
         (["TRAIN.FLIP", "False"], "FLIP", False),
         (["TRAIN.OPTIMIZER", "adamw"], "OPTIMIZER", "adamw"),
+        (["TRAIN.OFFSET_DIR", "2024"], "OFFSET_DIR", "2024"),
     ],
 )
 def test_values_take_the_type_of_their_key(write_config, overrides, key, value):

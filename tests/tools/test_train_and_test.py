@@ -55,6 +55,7 @@ def test_from_training_to_scores_and_pictures(run_tool, experiment):
     assert tested.code == 0, tested.err
     assert tested.out.splitlines()[0].split() == ["IoU", "in", "%", "S_i", "S_s", "S_f"]
     assert "100.0%" in tested.err
+    assert "list/camvid/val.lst: 3/3" in tested.err  # plain lines where there is no terminal
     folder = run_dir / "test" / "val_final_state_s0.5-1-1.5_flip"
     content = json.loads((folder / "results.json").read_text())
     assert content["settings"]["scales"] == [0.5, 1.0, 1.5]

@@ -79,11 +79,14 @@ def _parse_overrides(overrides: Sequence[str], known: dict[str, Any]) -> Iterato
         raise ValueError(f"overrides come as KEY VALUE pairs; {overrides[-1]} has no value")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         _require_known(key, known, "the command line")
-        try:
-            value: Any = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        yield key, value
+        yield key, text if isinstance(known[key], str) else _literal(text)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from typing import TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
 from ovenet.structures import LossTerms
 from ovenet.utils.logging import get_logger
+
+T = TypeVar("T")
 
 
 class Meter:
@@ -34,6 +37,26 @@ class Meter:
         """``loss`` and ``loss_<term>`` as means, and ``images_per_second`` with the waiting for data."""
         means = {name: float(total) / self.num_steps for name, total in self._sums.items()}
         return {**means, "images_per_second": self._num_images / (time.perf_counter() - self._started)}
+
+
+def track(items: Iterable[T], title: str, num_items: int, *, print_freq: int, enabled: bool) -> Iterator[T]:
+    """Passes items on and shows how many are done: a bar on a terminal, log lines elsewhere.
+
+    Args:
+        items: what to pass on.
+        title: what is going on.
+        num_items: how many there are.
+        print_freq: items between log lines.
+        enabled: False shows nothing.
+    """
+    has_bar = enabled and sys.stderr.isatty()
+    started = time.perf_counter()
+    for done, item in enumerate(tqdm(items, title, num_items, disable=not has_bar, dynamic_ncols=True), start=1):
+        yield item
+        if enabled and not has_bar and (done % print_freq == 0 or done == num_items):
+            seconds = time.perf_counter() - started
+            eta = timedelta(seconds=round(seconds / done * (num_items - done)))
+            get_logger().info("%s: %d/%d, %.2f s each, ETA %s", title, done, num_items, seconds / done, eta)
 
 
 class Progress:
