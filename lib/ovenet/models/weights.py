@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ _RENAMED: tuple[tuple[str, str], ...] = (
     *((f"transition{n}{s}.", f"backbone.transition{n}{s}.") for n in (1, 2, 3) for s in ("", "_2")),
     *((f"stage{n}{s}.", f"backbone.stage{n}{s}.") for n in (2, 3, 4) for s in ("", "_2")),
     ("last_layer.", "{plain}."),
+    ("head.layers.", "{plain}."),
     ("aux_head.", "head.auxiliary.layers."),
     ("offset_layer.", "offset_head.layers."),
     ("aux_head_offset.", "offset_head.layers."),
@@ -62,6 +63,7 @@ class LoadReport:
         missing: tensors that the file should have initialised and does not have.
         mismatched: tensors of another shape, as ``name: file's shape, model's shape``.
         unexpected: tensors of the file that this model has no place for.
+        untouched: tensors of parts that such a file does not have; they keep their random start.
         unused: how many of the file's tensors are known to have no use here.
     """
 
@@ -71,6 +73,7 @@ class LoadReport:
     mismatched: tuple[str, ...]
     unexpected: tuple[str, ...]
     unused: int
+    untouched: tuple[str, ...] = ()
 
     @property
     def matched_share(self) -> float:
@@ -84,6 +87,7 @@ class LoadReport:
             "missing": self.missing,
             "shape mismatch": self.mismatched,
             "unexpected": self.unexpected,
+            "not in this kind of file": self.untouched,
         }
         counts = {kind: Counter(map(_block, entries)) for kind, entries in names.items()}
         lines = [
@@ -120,16 +124,19 @@ def load_weights(model: nn.Module, state: StateDict, source: str, *, whole: bool
         model: a `Segmentor`, changed in place.
         state: tensors by name, published names or the model's own.
         source: the file, for the report.
-        whole: True if the file must initialise the whole model; False if only the main network and those of
-            the head, offset branch and offset head that the file has anything for.
+        whole: True if the file must initialise the whole model; False if only the main network and those parts of
+            the heads and the offset branch that the file has anything for.
 
     Returns:
         The report; the caller decides whether it is good enough.
     """
     renamed, unused = rename_published(state, has_ocr=_has_ocr(model))
     parts = {_part(name) for name in renamed}
-    targets = [name for name in _tensor_names(model) if whole or _part(name) == "trunk" or _part(name) in parts]
-    return _copy(model, renamed, targets, source, unused)
+    names = _tensor_names(model)
+    targets = [name for name in names if whole or _part(name) == "trunk" or _part(name) in parts]
+    report = _copy(model, renamed, targets, source, unused)
+    wanted = set(targets)
+    return replace(report, untouched=tuple(name for name in names if name not in wanted))
 
 
 def load_offset_branch(model: nn.Module, state: StateDict, source: str) -> LoadReport:
@@ -151,7 +158,7 @@ def load_offset_branch(model: nn.Module, state: StateDict, source: str) -> LoadR
 
 
 def rename_published(state: StateDict, *, has_ocr: bool) -> tuple[dict[str, Tensor], int]:
-    """Translates published names to the names here; other names stay as they are.
+    """Translates published names, and those of a plain model saved here, to the names of the model at hand.
 
     Args:
         state: tensors by name, possibly with ``model.`` or ``module.`` before every name.
@@ -207,7 +214,7 @@ def _has_ocr(model: nn.Module) -> bool:
 def _part(name: str) -> str:
     if _OFFSET_BRANCH.match(name):
         return "offset branch"
-    return "trunk" if name.startswith("backbone.") else name.split(".")[0]
+    return "trunk" if name.startswith("backbone.") else ".".join(name.split(".")[:2])
 
 
 def _block(name: str) -> str:
