@@ -12,6 +12,7 @@ import torch
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
+from ovenet.config import changed_settings
 from ovenet.data.dataset import ListDataset
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.trainer import BEST, CHECKPOINT, FINAL, Trainer, TrainSettings
@@ -34,7 +35,11 @@ def main() -> None:
         run_dir = prepare_run(cfg, args.cfg)
         trainer = build_trainer(cfg, run_dir, builders.log_directory(cfg, args.cfg), device)
         if cfg.TRAIN.RESUME and (run_dir / CHECKPOINT).exists():
-            trainer.resume(run_dir / CHECKPOINT)
+            changes = changed_settings(trainer.resume(run_dir / CHECKPOINT), cfg)
+            if changes:
+                get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes))
+            if trainer.epoch >= cfg.TRAIN.END_EPOCH:
+                get_logger().warning("nothing is left to train; raise TRAIN.END_EPOCH or choose another OUTPUT_DIR")
         get_logger().info(
             "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
             run_dir,

@@ -187,3 +187,15 @@ def test_a_picture_is_drawn_every_epoch(cfg, tmp_path):
     trainer.settings = dataclasses.replace(trainer.settings, eval_interval=3)
     trainer.fit()
     assert drawn == [1, 2, 3]
+
+
+def test_a_resumed_run_takes_the_present_settings_of_the_optimizer(cfg, tiny_cfg, tmp_path):
+    make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
+    other = tiny_cfg("TRAIN.LR", 0.2, "TRAIN.WD", 0.125)
+    resumed = make_trainer(other, tmp_path / "run", end_epoch=4)
+    resumed.resume(tmp_path / "run" / CHECKPOINT)
+    (group,) = resumed.optimizer.param_groups
+    assert group["weight_decay"] == 0.125
+    assert group["lr"] == pytest.approx(0.2 * (1 - 2 / 8) ** 0.9)  # 2 of 8 iterations are done
+    resumed.train_step(next(iter(resumed.loader)))
+    assert group["lr"] == pytest.approx(0.2 * (1 - 3 / 8) ** 0.9)

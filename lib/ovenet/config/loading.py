@@ -47,6 +47,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def changed_settings(before: str, cfg: CfgNode) -> list[str]:
+    """What differs between a configuration saved earlier and the present one.
+
+    Args:
+        before: YAML from ``cfg.dump()``.
+        cfg: the present configuration.
+
+    Returns:
+        ``KEY was OLD, is NEW`` for every key whose value differs or that only one of them has.
+    """
+    old, new = dict(_flatten(yaml.safe_load(before))), dict(_flatten(yaml.safe_load(cfg.dump())))
+    return [
+        f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
+    ]
+
+
 def _file_settings(path: Path, known: dict[str, Any], children: tuple[Path, ...]) -> Iterator[tuple[str, Any, str]]:
     """Yields ``key, value, source`` of the file's bases, then of the file."""
     if path.resolve() in children:

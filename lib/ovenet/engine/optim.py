@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -27,9 +30,38 @@ def build_optimizer(
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, num_iterations: int) -> torch.optim.lr_scheduler.LRScheduler:
+def build_schedule(optimizer: torch.optim.Optimizer, num_iterations: int) -> torch.optim.lr_scheduler.LambdaLR:
     """``lr · (1 - it / num_iterations)^0.9``, stepped once per iteration."""
     # Not PolynomialLR: that one derives each rate from the last, and a resumed run of another length would drift.
     return torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda iteration: max(0.0, 1.0 - iteration / num_iterations) ** POLY_POWER
     )
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    optimizer_state: Mapping[str, Any],
+    schedule_state: Mapping[str, Any],
+) -> None:
+    """Restores momenta and the position in the schedule, but keeps the learning rate and the other settings.
+
+    Args:
+        optimizer: freshly built, changed in place.
+        schedule: of this optimizer, freshly built, changed in place.
+        optimizer_state: from ``optimizer.state_dict()``.
+        schedule_state: from ``schedule.state_dict()``.
+
+    Raises:
+        ValueError: the states are of other parameters.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    base_lrs = list(schedule.base_lrs)
+    optimizer.load_state_dict(dict(optimizer_state))
+    schedule.load_state_dict(dict(schedule_state))
+    schedule.base_lrs = base_lrs
+    for group, own, base_lr, factor in zip(
+        optimizer.param_groups, settings, base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group.update(own)
+        group["lr"] = base_lr * factor(schedule.last_epoch)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ovenet.data.samplers import TrainSampler
 from ovenet.data.transforms import normalize_images
 from ovenet.engine.checkpoint import read_checkpoint, save_atomically
+from ovenet.engine.optim import restore_optimizer
 from ovenet.engine.progress import Meter, Progress
 from ovenet.losses import SegmentationCriterion
 from ovenet.structures import Batch, EvalResult, LossTerms
@@ -76,7 +77,7 @@ class Trainer:
         model: nn.Module,
         criterion: SegmentationCriterion,
         optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
         loader: DataLoader[Batch],
         sampler: TrainSampler,
         evaluate: Evaluate,
@@ -240,11 +241,14 @@ class Trainer:
             save_atomically(state, self.settings.run_dir / CHECKPOINT)
         distributed.barrier()
 
-    def resume(self, path: Path) -> None:
-        """Goes on after the last epoch that `path` holds.
+    def resume(self, path: Path) -> str:
+        """Goes on after the last epoch that `path` holds, with the present settings where they differ.
 
         Args:
             path: a ``checkpoint.pth`` of the same model.
+
+        Returns:
+            The configuration that the checkpoint was saved with, as YAML.
 
         Raises:
             ValueError: the file is damaged, or of another model.
@@ -252,18 +256,19 @@ class Trainer:
         state = read_checkpoint(path)
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
+            restore_optimizer(self.optimizer, self.schedule, state["optimizer"], state["schedule"])
             if distributed.is_main():  # the others go on with streams of their own
                 torch.set_rng_state(state["rng"])
             self.epoch, self.iteration = state["epoch"], state["iteration"]
             self.best_mean_iou = state["best_mean_iou"]
+            saved_config = state["config"]
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{path}: cannot be resumed with this config ({reason}); set TRAIN.RESUME False and another OUTPUT_DIR"
             ) from error
         get_logger().info("resumed from %s after epoch %d, best mIoU %.4f", path, self.epoch, self.best_mean_iou)
+        return saved_config
 
 
 def _close(writer: SummaryWriter) -> None:
