@@ -13,6 +13,7 @@ from torchvision.utils import flow_to_image
 
 from ovenet.data.catalog import DatasetInfo
 from ovenet.data.transforms import scaled_size
+from ovenet.geometry import resize_bilinear
 from ovenet.structures import OVeNetOutput, Sample
 
 _IGNORED_COLOR = (0, 0, 0)
@@ -76,15 +77,16 @@ def picture_row(sample: Sample, output: OVeNetOutput, info: DatasetInfo, *, max_
     Returns:
         ``(3, h, n * w)`` uint8, each tile at most 512 pixels on its long side.
     """
+    size = scaled_size(sample.image.shape[:2], min(max(sample.image.shape[:2]), _MAX_TILE_PX))
     tiles = [torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))]
     if sample.labels is not None:
         tiles.append(colorize_labels(torch.from_numpy(sample.labels), info))
-    tiles += [colorize_labels(s[0].argmax(dim=0), info) for s in output.predictions().values()]
+    for scores in output.predictions().values():
+        tiles.append(colorize_labels(resize_bilinear(scores, size, align_corners=True)[0].argmax(dim=0), info))
     if output.has_seed:
         tiles.append(colorize_offset(output.offset[0], max_offset))
         grey = output.confidence[0].mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
         tiles.append(grey.expand(3, -1, -1))
-    size = scaled_size(sample.image.shape[:2], min(max(sample.image.shape[:2]), _MAX_TILE_PX))
     return torch.cat([F.interpolate(t[None], size, mode="nearest")[0] for t in tiles], dim=2)
 
 
