@@ -76,10 +76,14 @@ class LoadReport:
     untouched: tuple[str, ...] = ()
 
     @property
+    def num_expected(self) -> int:
+        """Tensors that the file should have initialised."""
+        return len(self.loaded) + len(self.missing) + len(self.mismatched)
+
+    @property
     def matched_share(self) -> float:
         """Loaded tensors as a share of those that the file should have initialised."""
-        expected = len(self.loaded) + len(self.missing) + len(self.mismatched)
-        return len(self.loaded) / expected if expected else 0.0
+        return len(self.loaded) / self.num_expected if self.num_expected else 0.0
 
     def __str__(self) -> str:
         names = {
@@ -111,9 +115,9 @@ class LoadReport:
             return
         examples = (*self.missing, *self.mismatched, *self.unexpected)[:3]
         raise ValueError(
-            f"{self.source}: only {self.matched_share:.1%} of the tensors it should initialise match, at least "
-            f"{share:.0%} must (such as {', '.join(examples)}); check that the config describes this model, or set "
-            "MODEL.ALLOW_PARTIAL True"
+            f"{self.source}: only {len(self.loaded)} of the {self.num_expected} tensors that it should initialise "
+            f"match, at least {share:.0%} must (not: {', '.join(examples)}); check that the config describes this "
+            "model, or set MODEL.ALLOW_PARTIAL True"
         )
 
 
