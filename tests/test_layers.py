@@ -1,0 +1,50 @@
+"""Imports point down only, and settings are read at the door."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+LIB = Path(__file__).parents[1] / "lib" / "ovenet"
+# What each part may import of the package, itself always included.
+ALLOWED = {
+    "structures": set(),
+    "utils": set(),
+    "geometry": {"structures"},
+    "config": {"utils"},
+    "models": {"geometry", "structures"},
+    "losses": {"geometry", "structures"},
+    "data": {"structures", "utils"},
+    "engine": {"data", "losses", "models", "geometry", "structures", "utils"},
+    "evaluation": {"data", "models", "geometry", "structures", "utils"},
+}
+
+
+def imported_parts(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("ovenet.")}
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_down(part):
+    files = [LIB / f"{part}.py"] if (LIB / f"{part}.py").exists() else sorted((LIB / part).rglob("*.py"))
+    assert files
+    for path in files:
+        assert imported_parts(path) <= ALLOWED[part] | {part}, path
+
+
+def test_every_part_is_listed():
+    parts = {path.stem for path in LIB.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts == set(ALLOWED) | {"__init__", "builders"}
+
+
+@pytest.mark.parametrize("part", ["models", "losses", "data", "engine", "evaluation", "geometry"])
+def test_settings_stop_at_the_builders(part):
+    for path in (LIB / part).rglob("*.py"):
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        assert not names & {"cfg", "CfgNode"}, path
