@@ -58,7 +58,7 @@ def fail(error: BaseException):
     ("error", "code", "line"),
     [
         (ValueError("a.png: gone"), 2, "error: a.png: gone"),
-        (ValueError("Caught ValueError in DataLoader worker\nTraceback\nValueError: a.png: gone\n"), 2, "error: a.png: gone"),
+        (ValueError("Caught ValueError in worker 0.\nTraceback:\nValueError: a.png: gone\n"), 2, "error: a.png: gone"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
         (ValueError(), 2, "error: ValueError"),
         (KeyboardInterrupt(), 130, "interrupted"),
