@@ -19,7 +19,7 @@ class Bomb:
 
 def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "extra": Bomb()}, tmp_path / "bomb.pth")
-    with pytest.raises(ValueError, match=r"bomb\.pth: refused, because reading it would run code .*mkdir") as error:
+    with pytest.raises(ValueError, match=r"bomb\.pth: refused, because reading it would run code .*\.mkdir") as error:
         read_checkpoint(tmp_path / "bomb.pth")
     assert "\n" not in str(error.value)
     assert not os.path.exists("/tmp/ovenet-was-here")
@@ -84,7 +84,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         read_checkpoint(tmp_path / "no.pth")
     torch.save({"a": torch.ones(1000)}, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
-    for content in (b"", b"text, not a checkpoint", whole[: len(whole) // 2], whole[:20]):
+    for content in (b"", b"text, not a checkpoint", b"# a page", whole[: len(whole) // 2], whole[:20]):
         (tmp_path / "bad.pth").write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.pth: not a checkpoint, or a damaged one") as error:
             read_checkpoint(tmp_path / "bad.pth")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_SAFE_NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            lines = str(error).splitlines()
-            reason = next((line.strip() for line in lines if "GLOBAL" in line), lines[0])
-            raise ValueError(
-                f"{path}: refused, because reading it would run code stored in the file ({reason[:200]}); "
-                "save its tensors alone with torch.save(model.state_dict(), …)"
-            ) from error
-        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({_one_line(error)})") from error
     except Exception as error:  # bytes that are no pickle can fail anywhere in the parser
-        raise ValueError(f"{path}: not a checkpoint, or a damaged one ({_one_line(error)})") from error
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and foreign:
+            raise ValueError(
+                f"{path}: refused, because reading it would run code from outside ({foreign[1]}); save its tensors "
+                "alone with torch.save(model.state_dict(), …)"
+            ) from error
+        raise ValueError(f"{path}: not a checkpoint, or a damaged one") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: holds a {type(content).__name__}; expected tensors by name")
     return content
