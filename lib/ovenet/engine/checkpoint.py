@@ -42,6 +42,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_SAFE_NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # bytes that are no pickle can fail anywhere in the parser
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and foreign:
