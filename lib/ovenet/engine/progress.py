@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ovenet.structures import LossTerms
-from ovenet.utils.logging import get_logger
+from ovenet.utils.logging import FILE_ONLY, get_logger
 
 T = TypeVar("T")
 
@@ -101,7 +101,6 @@ class Progress:
         eta = timedelta(seconds=round(seconds_per_step * (self.num_steps - step + later_steps)))
         if self._has_bar:
             self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.5f} ETA {eta}")
-            return
         terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in summary.items() if name.startswith("loss_"))
         get_logger().info(
             "%s, iteration %d/%d: loss %.4f (%s) lr %.6f, %.1f images/s, ETA %s",
@@ -113,4 +112,5 @@ class Progress:
             lr,
             summary["images_per_second"],
             eta,
+            extra={FILE_ONLY: self._has_bar},
         )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 _NAME = "ovenet"
+FILE_ONLY = "file_only"  # `extra={FILE_ONLY: True}` keeps a line off the terminal, where a progress bar shows the same
 
 
 def get_logger() -> logging.Logger:
@@ -27,7 +28,9 @@ def configure_logging(*, is_main: bool = True, file: Path | None = None) -> None
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.addFilter(lambda record: not getattr(record, FILE_ONLY, False))
+    handlers: list[logging.Handler] = [terminal]
     if file is not None and is_main:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     for handler in handlers:

@@ -1,0 +1,44 @@
+"""What a person sees, and what the log file keeps."""
+
+import sys
+
+import pytest
+import torch
+
+from ovenet.engine.progress import Meter, Progress, track
+from ovenet.structures import LossTerms
+from ovenet.utils.logging import configure_logging
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_log_file_keeps_the_losses_with_or_without_a_bar(tmp_path, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    configure_logging(file=tmp_path / "train.log")
+    summary = {"loss": 1.5, "loss_fused": 1.25, "images_per_second": 2.0}
+    with Progress("epoch 1/1", 2, enabled=True) as progress:
+        progress.advance()
+        progress.report(1, summary, 0.01, later_steps=0)
+    line = "epoch 1/1, iteration 1/2: loss 1.5000 (fused 1.2500) lr 0.010000, 2.0 images/s"
+    shown = capsys.readouterr().err
+    assert line in (tmp_path / "train.log").read_text()
+    assert (line in shown) != is_terminal
+    assert ("loss 1.5000 lr 0.01000 ETA" in shown) == is_terminal
+
+
+def test_means_are_over_the_iterations():
+    meter = Meter()
+    for value in (1.0, 3.0):
+        meter.add(LossTerms(torch.tensor(value), {"fused": torch.tensor(2 * value)}), num_images=4)
+    summary = meter.summary()
+    assert (summary["loss"], summary["loss_fused"]) == (2.0, 4.0)
+    assert summary["images_per_second"] > 0
+
+
+def test_tracking_passes_everything_on(capsys):
+    configure_logging()
+    assert list(track([3, 1, 2], "list", 3, print_freq=2, enabled=True)) == [3, 1, 2]
+    shown = capsys.readouterr().err
+    assert "list: 2/3" in shown
+    assert "list: 3/3" in shown
+    assert list(track([3], "list", 1, print_freq=1, enabled=False)) == [3]
+    assert capsys.readouterr().err == ""
