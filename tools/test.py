@@ -93,7 +93,13 @@ def prediction_saver(
         if num_rows_left:
             num_rows_left -= 1
             output = predictor.predict_output(sample.image)
-            row = picture_row(sample, output, info, max_offset=cfg.MODEL.EXTRA.OFFSET_THRESHOLD)
+            row = picture_row(
+                sample,
+                output,
+                info,
+                max_offset=cfg.MODEL.EXTRA.OFFSET_THRESHOLD,
+                align_corners=cfg.MODEL.ALIGN_CORNERS,
+            )
             save_picture(row, (folder / "pictures" / sample.name).with_suffix(".png"))
 
     return save

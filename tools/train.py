@@ -124,7 +124,13 @@ def draw_picture(cfg: CfgNode, predictor: Predictor, test_set: ListDataset) -> t
     """The picture row of the first validation image."""
     sample = test_set[0]
     output = predictor.predict_output(sample.image)
-    return picture_row(sample, output, test_set.info, max_offset=cfg.MODEL.EXTRA.OFFSET_THRESHOLD)
+    return picture_row(
+        sample,
+        output,
+        test_set.info,
+        max_offset=cfg.MODEL.EXTRA.OFFSET_THRESHOLD,
+        align_corners=cfg.MODEL.ALIGN_CORNERS,
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,10 @@ def test_nothing_of_the_users_is_overwritten(tmp_path, camvid_source):
     list_file.write_text("my own selection\n")
     (root / "camvid/train/a.jpg").unlink()
     prepare_dataset("camvid", root, source=camvid_source, copy=True)
-    assert (root / "list/camvid/train.lst.old").read_text() == "my own selection\n"
+    list_file.write_text("my second selection\n")
+    prepare_dataset("camvid", root, source=camvid_source, copy=True)
+    kept = {path.read_text() for path in list_file.parent.glob("train.lst.old*")}
+    assert kept == {"my own selection\n", "my second selection\n"}
 
 
 def test_what_is_missing_is_named(tmp_path, camvid_source):

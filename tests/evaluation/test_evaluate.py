@@ -104,6 +104,6 @@ def test_a_picture_row_has_a_tile_for_everything():
     sample = Sample(np.zeros((6, 8, 3), np.uint8), np.zeros((6, 8), np.int16), "a.png")
     scores = (torch.randn(1, 19, 2, 2),)
     output = OVeNetOutput(scores, scores, scores, torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2))
-    assert picture_row(sample, output, SYNTHETIC, max_offset=0.5).shape == (3, 6, 7 * 8)
+    assert picture_row(sample, output, SYNTHETIC, max_offset=0.5, align_corners=True).shape == (3, 6, 7 * 8)
     baseline = OVeNetOutput(scores, (), scores)
-    assert picture_row(sample, baseline, SYNTHETIC, max_offset=0.5).shape == (3, 6, 3 * 8)
+    assert picture_row(sample, baseline, SYNTHETIC, max_offset=0.5, align_corners=True).shape == (3, 6, 3 * 8)

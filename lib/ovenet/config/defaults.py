@@ -61,7 +61,7 @@ def _model() -> CfgNode:
     c.NAME = "seg_hrnet"  # seg_hrnet, seg_hrnet_ocr, branched_seg_hrnet; OVeNet where EXTRA.OFFSET_BRANCH is set
     c.PRETRAINED = ""  # file that initialises the main network; "" starts it at random
     c.OFFSET_PRETRAINED = ""  # file whose main stages initialise the offset branch; "" starts it at random
-    c.ALLOW_PARTIAL = False  # accept files that match less than 95 % of what they should initialise
+    c.ALLOW_PARTIAL = False  # accept files that lack tensors: over 5 % of what training starts from, any in a test
     c.FREEZED_PAR = False  # train the offset branch and the offset head alone
     c.ALIGN_CORNERS = True  # convention of all score upsampling; published models: True
     c.NUM_OUTPUTS = 1  # no effect, see INERT_KEYS

@@ -77,7 +77,7 @@ def to_train_ids(ids: np.ndarray, table: np.ndarray, info: DatasetInfo, path: Pa
 def _likely_cause(values: np.ndarray, info: DatasetInfo) -> str:
     known = f"its ids are {min(info.label_ids)} to {max(info.label_ids)}"
     if info.ignored_ids:
-        known += f", {_ranges(info.ignored_ids)} ignored"
+        known += f", {info.ignored_ids[0] if len(info.ignored_ids) == 1 else 'the others'} ignored"
     if info.layout == "cityscapes" and 255 in values:
         return f"{known}. 255 marks ignored pixels in train id files: list the *_labelIds.png files instead"
     if 255 in values:
@@ -85,10 +85,6 @@ def _likely_cause(values: np.ndarray, info: DatasetInfo) -> str:
     if values.max() <= 33:
         return f"{known}. These look like another dataset's raw ids instead of train ids: convert them first"
     return f"{known}. Check that the list names the label files of this dataset"
-
-
-def _ranges(values: tuple[int, ...]) -> str:
-    return str(values[0]) if len(values) == 1 else "the others"
 
 
 def read_list(path: Path) -> list[tuple[str, str | None]]:

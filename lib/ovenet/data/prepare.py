@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import count
 from pathlib import Path
 
 from ovenet.data.catalog import find_dataset
@@ -64,12 +65,13 @@ def _bring(source: Path, folder: Path, *, copy: bool) -> None:
 
 
 def _write_list(path: Path, pairs: Pairs) -> None:
-    """Writes a list, keeping a file of the same content as it is and an edited one as ``.old``."""
+    """Writes a list, keeping a file of the same content as it is and edited ones as ``.old``, ``.old2`` and so on."""
     text = "".join(f"{image}\t{label}\n" if label else f"{image}\n" for image, label in pairs)
     if path.exists():
         if path.read_text(encoding="utf-8") == text:
             return
-        path.replace(path.with_suffix(".lst.old"))
+        names = (path.with_name(f"{path.name}.old{number if number > 1 else ''}") for number in count(1))
+        path.replace(next(name for name in names if not name.exists()))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 

@@ -65,7 +65,9 @@ def colorize_offset(offset: Tensor, max_offset: float) -> Tensor:
     return flow_to_image(torch.cat((offset, reference), dim=2))[:, :, :-1]
 
 
-def picture_row(sample: Sample, output: OVeNetOutput, info: DatasetInfo, *, max_offset: float) -> Tensor:
+def picture_row(
+    sample: Sample, output: OVeNetOutput, info: DatasetInfo, *, max_offset: float, align_corners: bool
+) -> Tensor:
     """Image, label, every prediction, offsets and confidence, side by side.
 
     Args:
@@ -73,6 +75,7 @@ def picture_row(sample: Sample, output: OVeNetOutput, info: DatasetInfo, *, max_
         output: the model's prediction for this one image, ``B = 1``.
         info: colours.
         max_offset: see `colorize_offset`.
+        align_corners: convention of the score upsampling.
 
     Returns:
         ``(3, h, n * w)`` uint8, each tile at most 512 pixels on its long side.
@@ -82,7 +85,8 @@ def picture_row(sample: Sample, output: OVeNetOutput, info: DatasetInfo, *, max_
     if sample.labels is not None:
         tiles.append(colorize_labels(torch.from_numpy(sample.labels), info))
     for scores in output.predictions().values():
-        tiles.append(colorize_labels(resize_bilinear(scores, size, align_corners=True)[0].argmax(dim=0), info))
+        scores = resize_bilinear(scores, size, align_corners=align_corners)
+        tiles.append(colorize_labels(scores[0].argmax(dim=0), info))
     if output.has_seed:
         tiles.append(colorize_offset(output.offset[0], max_offset))
         grey = output.confidence[0].mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
