@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from tqdm import tqdm
 
 from ovenet.data.catalog import CATALOG
-from ovenet.data.prepare import SPLITS, prepare_dataset
+from ovenet.data.info import SPLITS
+from ovenet.data.prepare import list_path, prepare_dataset
 from ovenet.data.synthetic import write_dataset
 from ovenet.utils.cli import run_main
 
@@ -20,7 +21,7 @@ from ovenet.utils.cli import run_main
 def main() -> None:
     """Parses the command line and prepares one dataset."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("dataset", choices=sorted(CATALOG))
+    parser.add_argument("dataset", help=f"{', '.join(CATALOG)}, or the folder of your own below --root")
     parser.add_argument("--root", type=Path, default=Path("data"), help="DATASET.ROOT (default: data)")
     parser.add_argument("--source", type=Path, help="folder to link to ROOT/DATASET")
     parser.add_argument("--copy", action="store_true", help="copy --source instead of linking it")
@@ -32,9 +33,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.dataset == "synthetic":
         draw_scenes(args)
-    counts = prepare_dataset(args.dataset, args.root, source=args.source, copy=args.copy)
-    for split, count in counts.items():
-        print(f"{args.root / 'list' / args.dataset / split}.lst: {count} lines")
+    preparation = prepare_dataset(args.dataset, args.root, source=args.source, copy=args.copy)
+    for name, num_lines in preparation.num_lines.items():
+        print(f"{list_path(args.root, args.dataset, name)}: {num_lines} lines")
+    for remark in preparation.remarks:
+        print(f"note: {remark}", file=sys.stderr)
 
 
 def draw_scenes(args: argparse.Namespace) -> None:

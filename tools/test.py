@@ -14,14 +14,14 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet import builders, load_checkpoint, load_config
-from ovenet.data.catalog import DatasetInfo
+from ovenet.data.info import DatasetInfo
 from ovenet.engine.progress import track
 from ovenet.engine.trainer import BEST, FINAL
-from ovenet.evaluation.evaluate import evaluate
+from ovenet.evaluation.evaluate import Evaluation, evaluate
 from ovenet.evaluation.inference import Predictor
 from ovenet.evaluation.pictures import picture_row, save_picture, save_prediction
 from ovenet.evaluation.writers import format_table, results_as_dict, write_json
-from ovenet.structures import EvalResult, Sample
+from ovenet.structures import Sample
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.logging import configure_logging, get_logger
@@ -48,16 +48,16 @@ def test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> 
     get_logger().info("%s", load_checkpoint(model, model_file, allow_partial=cfg.MODEL.ALLOW_PARTIAL))
     predictor = builders.build_predictor(model.to(device, memory_format=torch.channels_last), cfg, device)
     saves = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
-    results = evaluate(
+    evaluation = evaluate(
         predictor,
         track(loader, cfg.DATASET.TEST_SET, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main()),
-        info.class_names,
+        info,
         builders.prediction_names(cfg),
         ignore_label=cfg.TRAIN.IGNORE_LABEL,
         on_prediction=prediction_saver(cfg, predictor, folder, info) if saves else None,
     )
     if distributed.is_main():
-        report(cfg, results, model_file, folder, saved=saves)
+        report(cfg, evaluation, model_file, folder, saved=saves)
 
 
 def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
@@ -105,10 +105,10 @@ def prediction_saver(
     return save
 
 
-def report(cfg: CfgNode, results: dict[str, EvalResult], model_file: Path, folder: Path, *, saved: bool) -> None:
+def report(cfg: CfgNode, evaluation: Evaluation, model_file: Path, folder: Path, *, saved: bool) -> None:
     """Prints the table and writes the JSON file."""
-    if results["fused"].num_pixels:
-        print(format_table(results))
+    if evaluation.overall["fused"].num_pixels:
+        print(format_table(evaluation.overall, evaluation.by_condition))
         settings = {
             "model_file": str(model_file),
             "list": cfg.DATASET.TEST_SET,
@@ -116,7 +116,10 @@ def report(cfg: CfgNode, results: dict[str, EvalResult], model_file: Path, folde
             "flip": cfg.TEST.FLIP_TEST,
             "score": cfg.TEST.SCORE,
         }
-        write_json({"settings": settings, "results": results_as_dict(results)}, folder / "results.json")
+        content = {"settings": settings, "results": results_as_dict(evaluation.overall)}
+        if evaluation.by_condition:
+            content["conditions"] = {name: results_as_dict(part) for name, part in evaluation.by_condition.items()}
+        write_json(content, folder / "results.json")
         (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         print(f"results:     {folder / 'results.json'}")
     else:

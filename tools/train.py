@@ -80,6 +80,8 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     seed_everything(cfg.SEED)
     info = builders.dataset_info(cfg)
     loader, sampler = builders.build_train_loader(cfg)
+    if distributed.is_main():
+        builders.check_training_data(cfg, loader.dataset.dataset)
     test_loader, test_set = builders.build_test_loader(cfg)
     if not test_set.has_labels:
         raise ValueError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
@@ -99,7 +101,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         build_schedule(optimizer, len(loader) * epochs),
         loader,
         sampler,
-        evaluate=lambda: evaluate(predictor, test_loader, info.class_names, names, ignore_label=cfg.TRAIN.IGNORE_LABEL),
+        evaluate=lambda: evaluate(predictor, test_loader, info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL).overall,
         draw_picture=lambda: draw_picture(cfg, predictor, test_set),
         device=device,
         settings=TrainSettings(

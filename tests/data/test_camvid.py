@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2] / "data"
 @pytest.mark.data
 @pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101), ("test", 233)])
 def test_every_pair_reads(split, count):
-    dataset = ListDataset(ROOT, f"list/camvid/{split}.lst", CATALOG["camvid"], ignore_label=255)
+    dataset = ListDataset(ROOT, ROOT / f"list/camvid/{split}.lst", CATALOG["camvid"], ignore_label=255)
     assert len(dataset) == count
     present = set()
     for sample in dataset:

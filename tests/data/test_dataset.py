@@ -1,17 +1,19 @@
 """The list-file dataset and its messages about bad files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from ovenet.data.catalog import CATALOG, INVALID, find_dataset
+from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import AugmentedDataset, ListDataset
 
 CAMVID = CATALOG["camvid"]
 
 
 def load(root, list_file="list/camvid/val.lst", info=CAMVID, **options):
-    return ListDataset(root, list_file, info, ignore_label=255, **options)
+    return ListDataset(root, root / list_file, info, ignore_label=255, **options)
 
 
 def put(root, name, pixels, mode=None):
@@ -58,7 +60,12 @@ def test_palette_labels_are_read_as_ids(tiny_data):
 
 @pytest.mark.parametrize(
     ("value", "cause"),
-    [(255, "255 may be a foreground mask"), (26, "raw ids instead of train ids"), (100, "Check that the list")],
+    [
+        (255, "255 may be a foreground mask"),
+        (12, "may count from 1"),
+        (26, "raw ids instead of train ids"),
+        (100, "Check that the list"),
+    ],
 )
 def test_a_foreign_label_value_is_named_with_its_likely_cause(tiny_data, value, cause):
     ids = np.zeros((48, 64), np.uint8)
@@ -111,6 +118,62 @@ def test_files_that_cannot_be_read_are_named(tiny_data, name, role):
         load(tiny_data)[0]
 
 
+def test_sixteen_bits_are_scaled_and_not_clipped(tiny_data):
+    grey = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
+    Image.fromarray(grey).save(tiny_data / "camvid/val/0.png")
+    np.testing.assert_array_equal(load(tiny_data)[0].image, np.dstack([(grey // 256).astype(np.uint8)] * 3))
+    Image.fromarray(grey.astype(np.float32)).save(tiny_data / "camvid/val/1.tiff")
+    (tiny_data / "camvid/val/1.tiff").rename(tiny_data / "camvid/val/1.png")
+    with pytest.raises(ValueError, match=r"val/1\.png: the image holds floating-point numbers"):
+        load(tiny_data)[1]
+
+
+def test_palette_and_cmyk_images_are_read_by_their_colours(tiny_data):
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24] = (255, 0, 0)
+    Image.fromarray(pixels).quantize(4).save(tiny_data / "camvid/val/0.png")
+    np.testing.assert_array_equal(load(tiny_data)[0].image, pixels)
+    Image.fromarray(pixels).convert("CMYK").save(tiny_data / "camvid/val/1.tiff")
+    (tiny_data / "camvid/val/1.tiff").rename(tiny_data / "camvid/val/1.png")
+    np.testing.assert_array_equal(load(tiny_data)[1].image, pixels)
+
+
+def test_photographs_are_turned_where_the_dataset_says_so(tiny_data):
+    """EXIF orientation 6: the stored picture is to be turned clockwise."""
+    stored = np.zeros((64, 48, 3), np.uint8)
+    stored[:32] = 200  # the upper half becomes the right half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tiny_data / "camvid/val/0.jpg", exif=exif, quality=100)
+    (tiny_data / "camvid/val/0.jpg").rename(tiny_data / "camvid/val/0.png")
+    image = load(tiny_data, info=replace(CAMVID, upright=True))[0].image
+    assert image.shape == (48, 64, 3)
+    assert image[:, :30].max() < 20
+    assert image[:, 34:].min() > 180
+    with pytest.raises(ValueError, match=r'64x48.*48x64.*not turned as their EXIF tag says: "upright": true'):
+        load(tiny_data)[0]
+    put(tiny_data, "valannot/0.png", np.zeros((64, 48), np.uint8))
+    np.testing.assert_array_equal(load(tiny_data)[0].image > 100, stored > 100)
+    with pytest.raises(ValueError, match=r'turned as their EXIF tag says: "upright": false'):
+        load(tiny_data, info=replace(CAMVID, upright=True))[0]
+
+
+def test_a_list_may_not_leave_its_folder(tiny_data):
+    for entry in ("../secret.png", "val/../../secret.png", "/etc/secret.png"):
+        (tiny_data / "list/camvid/bad.lst").write_text(f"val/0.png valannot/0.png\n{entry} valannot/0.png\n")
+        with pytest.raises(ValueError, match=r"bad\.lst, line 2: .*secret\.png lies outside the dataset's folder"):
+            load(tiny_data, "list/camvid/bad.lst")
+    (tiny_data / "list/camvid/good.lst").write_text("val/../train/0.png\ttrainannot/0.png\n")
+    assert load(tiny_data, "list/camvid/good.lst")[0].labels is not None
+
+
+def test_a_link_to_nowhere_is_named(tiny_data):
+    (tiny_data / "camvid/val/0.png").unlink()
+    (tiny_data / "camvid/val/0.png").symlink_to(tiny_data / "moved.png")
+    with pytest.raises(ValueError, match=r"val/0\.png: the image is a link to .*moved\.png, which does not exist"):
+        load(tiny_data)[0]
+
+
 def test_lists_that_cannot_be_used_are_named(tiny_data):
     with pytest.raises(ValueError, match=r"none\.lst: there is no such list file.*prepare_data"):
         load(tiny_data, "list/camvid/none.lst")
@@ -120,24 +183,3 @@ def test_lists_that_cannot_be_used_are_named(tiny_data):
     (tiny_data / "list/camvid/three.lst").write_text("a b\na b c\n")
     with pytest.raises(ValueError, match=r"three\.lst, line 2: 3 entries"):
         load(tiny_data, "list/camvid/three.lst")
-
-
-@pytest.mark.parametrize("info", CATALOG.values(), ids=lambda info: info.name)
-def test_catalog_entries_are_consistent(info):
-    assert len(info.class_names) == len(info.palette) == len(info.label_ids) == info.num_classes
-    assert len(set(info.class_names)) == len(set(info.palette)) == info.num_classes
-    assert not set(info.label_ids) & set(info.ignored_ids)
-    table = info.train_id_table(255)
-    np.testing.assert_array_equal(table[info.label_id_table()], np.arange(info.num_classes))
-    assert (table[list(info.ignored_ids)] == 255).all()
-    assert table[254] == INVALID
-    assert info.class_weights is None or len(info.class_weights) == info.num_classes
-
-
-def test_a_negative_ignore_label_survives():
-    assert CAMVID.train_id_table(-1)[11] == -1
-
-
-def test_unknown_datasets_are_named():
-    with pytest.raises(ValueError, match=r"DATASET\.DATASET is 'citscapes'; expected one of camvid, cityscapes"):
-        find_dataset("citscapes")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ovenet.data.catalog import CATALOG
+from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.inference import InferenceSettings, Predictor
 from ovenet.evaluation.metrics import scores_from_counts
@@ -16,6 +17,7 @@ from ovenet.evaluation.writers import format_table, results_as_dict, write_json
 from ovenet.structures import OVeNetOutput, Sample
 
 SYNTHETIC = CATALOG["synthetic"]
+AB = DatasetInfo("ab", ("a", "b"), ((0, 0, 0), (255, 0, 0)), (0, 1), conditions=("fog", "rain", "snow"))
 
 
 class RedModel(torch.nn.Module):
@@ -42,9 +44,9 @@ def test_a_split_is_scored_by_hand():
     predictor = Predictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
     seen = []
     results = evaluate(
-        predictor, red_samples(), ("a", "b"), ("initial", "seed", "fused"), ignore_label=255,
+        predictor, red_samples(), AB, ("initial", "seed", "fused"), ignore_label=255,
         on_prediction=lambda sample, predicted: seen.append((sample.name, sorted(predicted))),
-    )  # fmt: skip
+    ).overall  # fmt: skip
     # 7 labelled rows; b is on 4 of 8 columns; the first image shows 2 of them, the second all 4
     assert results["fused"].iou[1] == pytest.approx((14 + 28) / 56)
     assert results["fused"].iou[0] == pytest.approx(56 / (56 + 14))

@@ -61,10 +61,10 @@ def test_bad_files_of_the_training_data(run_tool, tiny, tiny_data, workers):
     label.mkdir()
     attempt("trainannot/3.png", "is a directory")
     ids = np.zeros((48, 64), np.uint8)
-    for value, cause in ((255, "255 may be a foreground mask"), (33, "raw ids instead of train ids")):
+    for value, cause in ((255, "ignore value of other tools"), (33, "check that the list names the label files")):
         ids[4, 4] = value
         Image.fromarray(ids).save(label)
-        attempt("trainannot/3.png", f"label value {value}", cause)
+        attempt("trainannot/3.png", f"{value} found", cause)
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(label)
     attempt("trainannot/3.png", "colour image")
     Image.fromarray(np.zeros((40, 64), np.uint8)).save(label)
@@ -74,8 +74,8 @@ def test_bad_files_of_the_training_data(run_tool, tiny, tiny_data, workers):
 def test_bad_lists(run_tool, tiny, tiny_data):
     (tiny_data / "list/camvid/train.lst").write_text("")
     assert_one_line(run_tool("train", *tiny()), "train.lst", "the list is empty")
-    (tiny_data / "list/camvid/train.lst").unlink()
-    assert_one_line(run_tool("train", *tiny()), "train.lst", "no such list file")
+    arguments = (*tiny(), "DATASET.TRAIN_SET", "list/mine/train.lst")
+    assert_one_line(run_tool("train", *arguments), "list/mine/train.lst", "no such list file")
     shutil.copy(tiny_data / "list/camvid/test.lst", tiny_data / "list/camvid/train.lst")
     assert_one_line(run_tool("train", *tiny()), "train.lst", "no label")
     (tiny_data / "list/camvid/train.lst").write_text("train/0.png trainannot/0.png\n")

@@ -27,6 +27,7 @@ _AT_LEAST: dict[str, float] = {
     "LOSS.KAPPA": 0,
     "LOSS.LAMBDA": 0,
     "DATASET.NUM_CLASSES": 2,
+    "DATASET.AUDIT": 0,
     "TRAIN.BASE_SIZE": 1,
     "TRAIN.SCALE_FACTOR": 0,
     "TRAIN.RANDOM_BRIGHTNESS_SHIFT_VALUE": 0,
@@ -62,6 +63,7 @@ def check_config(cfg: CfgNode) -> None:
     for key in _FRACTIONS:
         _require(0 <= _get(cfg, key) < 1, key, cfg, "at least 0 and below 1")
     _require(0 < cfg.LOSS.OHEMTHRES <= 1, "LOSS.OHEMTHRES", cfg, "more than 0 and at most 1")
+    _require(0 <= cfg.TRAIN.RARE_CLASS_CROPS <= 1, "TRAIN.RARE_CLASS_CROPS", cfg, "at least 0 and at most 1")
     for key in ("TRAIN.IMAGE_SIZE", "TEST.IMAGE_SIZE"):
         size = _get(cfg, key)
         ok = len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)

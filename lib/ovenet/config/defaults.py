@@ -82,7 +82,8 @@ def _loss() -> CfgNode:
     c.USE_OHEM = False  # mine hard pixels in the final map
     c.OHEMTHRES = 0.9  # pixels below this probability of their class are hard, in (0, 1]
     c.OHEMKEEP = 100000  # at least about so many pixels per batch and process are kept, >= 1
-    c.CLASS_BALANCE = True  # use the dataset's class weights, where it has some
+    c.CLASS_BALANCE = True  # weight the classes: as CLASS_WEIGHTS says or, without, as published for the dataset
+    c.CLASS_WEIGHTS = ""  # audit.json of tools/audit_data.py, whose suggested weights are used; "" for none
     c.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
     c.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
     c.LAMBDA = 1.0  # λ, weight of the confidence loss, >= 0
@@ -93,10 +94,11 @@ def _dataset() -> CfgNode:
     """Where the data is."""
     c = CfgNode()
     c.ROOT = "data/"  # folder of the datasets and of list/
-    c.DATASET = "cityscapes"  # a name of ovenet.data.catalog; images lie under ROOT/<name>
+    c.DATASET = "cityscapes"  # a dataset of docs/data.md, or a folder ROOT/<name> with a dataset.json
     c.NUM_CLASSES = 19  # K; must be the dataset's
-    c.TRAIN_SET = "list/cityscapes/train.lst"  # relative to ROOT: `image label` per line
-    c.TEST_SET = "list/cityscapes/val.lst"  # relative to ROOT: `image [label]` per line
+    c.TRAIN_SET = "list/cityscapes/train.lst"  # relative to ROOT: `image label` per line; written if it is missing
+    c.TEST_SET = "list/cityscapes/val.lst"  # relative to ROOT: `image [label]` per line; val is list/<dataset>/val.lst
+    c.AUDIT = 32  # pairs of image and label that are checked before training, >= 0; tools/audit_data.py checks all
     c.EXTRA_TRAIN_SET = ""  # no effect, see INERT_KEYS
     return c
 
@@ -111,6 +113,7 @@ def _train() -> CfgNode:
     c.SCALE_FACTOR = 16  # steps of 0.1 above 0.5, >= 0
     c.RANDOM_BRIGHTNESS = False  # shift the brightness of half of the samples
     c.RANDOM_BRIGHTNESS_SHIFT_VALUE = 10  # largest shift, in grey levels of 255
+    c.RARE_CLASS_CROPS = 0.0  # share of crops around a pixel of an evenly drawn class, in [0, 1]
     c.OPTIMIZER = "sgd"  # sgd or adamw
     c.LR = 0.01  # at the first iteration, > 0; falls to 0 as (1 - it/max)^0.9
     c.MOMENTUM = 0.9  # sgd only, in [0, 1)
@@ -141,8 +144,8 @@ def _train() -> CfgNode:
 def _test() -> CfgNode:
     """Inference and evaluation."""
     c = CfgNode()
-    c.IMAGE_SIZE = [2048, 1024]  # window, [width, height]; images that fit are run whole
-    c.BASE_SIZE = 2048  # long side of the image at scale 1
+    c.IMAGE_SIZE = [2048, 1024]  # window, [width, height]; images that fit, or whose dataset says so, are run whole
+    c.BASE_SIZE = 2048  # long side of the image at scale 1; its short side for datasets whose rule says so
     c.BATCH_SIZE_PER_GPU = 1  # windows and views per forward pass, >= 1
     c.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
     c.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0

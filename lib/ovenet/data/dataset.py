@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from ovenet.data.catalog import DatasetInfo
-from ovenet.data.files import read_image, read_label_ids, read_list, to_train_ids
+from ovenet.data.files import read_image, read_list
+from ovenet.data.info import DatasetInfo
+from ovenet.data.labels import LabelDecoder
 from ovenet.structures import Sample
 from ovenet.utils.seeding import sample_rng
 
@@ -21,7 +22,7 @@ class ListDataset(Dataset[Sample]):
 
     Args:
         root: ``DATASET.ROOT``; the entries of the list are relative to ``root/<dataset's name>``.
-        list_file: relative to `root`.
+        list_path: the list file.
         info: the dataset's facts.
         ignore_label: train id of pixels that do not count.
         num_samples: use the first so many lines; 0 is all.
@@ -30,12 +31,12 @@ class ListDataset(Dataset[Sample]):
         ValueError: the list is missing, empty or malformed.
     """
 
-    def __init__(self, root: Path, list_file: str, info: DatasetInfo, *, ignore_label: int, num_samples: int = 0):
-        self.list_path = Path(root) / list_file
+    def __init__(self, root: Path, list_path: Path, info: DatasetInfo, *, ignore_label: int, num_samples: int = 0):
+        self.list_path = Path(list_path)
         self.folder = Path(root) / info.name
         self.info = info
         self.pairs = read_list(self.list_path)[: num_samples or None]
-        self._table = info.train_id_table(ignore_label)
+        self.decoder = LabelDecoder(info, ignore_label)
 
     @property
     def has_labels(self) -> bool:
@@ -53,17 +54,24 @@ class ListDataset(Dataset[Sample]):
         """
         image_name, label_name = self.pairs[index]
         image_path = self.folder / image_name
-        image = read_image(image_path)
+        image = read_image(image_path, upright=self.info.upright)
         if label_name is None:
             return Sample(image, None, image_name)
         label_path = self.folder / label_name
-        ids = read_label_ids(label_path)
-        if ids.shape != image.shape[:2]:
+        labels = self.decoder.read(label_path)
+        if labels.shape != image.shape[:2]:
             raise ValueError(
-                f"{label_path}: the label is {ids.shape[1]}x{ids.shape[0]} pixels, its image {image_path} "
+                f"{label_path}: the label is {labels.shape[1]}x{labels.shape[0]} pixels, its image {image_path} "
                 f"{image.shape[1]}x{image.shape[0]}; check that the list pairs them rightly"
+                + self._exif_hint(labels, image)
             )
-        return Sample(image, to_train_ids(ids, self._table, self.info, label_path), image_name)
+        return Sample(image, labels, image_name)
+
+    def _exif_hint(self, labels: np.ndarray, image: np.ndarray) -> str:
+        if labels.shape != image.shape[1::-1]:
+            return ""
+        state, change = ("turned", "false") if self.info.upright else ("not turned", "true")
+        return f'. Photographs are {state} as their EXIF tag says: "upright": {change} in dataset.json changes that'
 
 
 class AugmentedDataset(Dataset[Sample]):

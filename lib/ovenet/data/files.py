@@ -1,43 +1,52 @@
-"""Reading image, label and list files, with errors that name the file and the likely cause."""
+"""Reading image and list files, with errors that name the file."""
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-
-from ovenet.data.catalog import INVALID, DatasetInfo
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _BAD_IMAGE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError)
+_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(path: Path) -> np.ndarray:
-    """An image file as ``(H, W, 3)`` uint8 RGB; grey images are repeated, alpha is dropped.
+def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
+    """An image file as ``(H, W, 3)`` uint8 RGB.
 
-    Raises:
-        ValueError: the file is missing, no image, or cut off.
-    """
-    return np.asarray(_open(path, "image").convert("RGB"))
+    Grey images are repeated, alpha is dropped, palettes are looked up, and of 16 bits the upper 8 are taken.
 
-
-def read_label_ids(path: Path) -> np.ndarray:
-    """A label file as ``(H, W)`` ids, uint8 or wider: single-channel or palette images.
+    Args:
+        path: the file.
+        upright: turn it as its EXIF tag says, as picture viewers do.
 
     Raises:
-        ValueError: the file is missing, no image, cut off, or a colour image.
+        ValueError: the file is missing, no image, or cut off, or its pixels are floating-point numbers.
     """
-    image = _open(path, "label")
-    if image.mode not in ("L", "P", "1", "I", "I;16"):
-        raise ValueError(
-            f"{path}: the label is a colour image ({image.mode}); expected one channel of class ids. "
-            "A mask coded by colours must be converted to ids first"
-        )
-    ids = np.asarray(image)
-    return ids.astype(np.uint8) if ids.dtype == bool else ids
+    image = open_image(path, "image")
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in _SIXTEEN_BIT_MODES:
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "F":
+        raise ValueError(f"{path}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
+    return np.asarray(image.convert("RGB"))
 
 
-def _open(path: Path, role: str) -> Image.Image:
+def open_image(path: Path, role: str) -> Image.Image:
+    """Reads a whole image file.
+
+    Args:
+        path: the file.
+        role: what it is, for messages.
+
+    Raises:
+        ValueError: it is missing, a directory, no image, or cut off.
+    """
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path}: the {role} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
         raise ValueError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
     if path.is_dir():
@@ -50,51 +59,28 @@ def _open(path: Path, role: str) -> Image.Image:
         raise ValueError(f"{path}: the {role} cannot be read ({' '.join(str(error).split())}); replace it") from error
 
 
-def to_train_ids(ids: np.ndarray, table: np.ndarray, info: DatasetInfo, path: Path) -> np.ndarray:
-    """Label file ids to train ids.
-
-    Args:
-        ids: ``(H, W)`` as read.
-        table: ``(256,)``, see `DatasetInfo.train_id_table`.
-        info: the dataset, for the message.
-        path: the file, for the message.
-
-    Returns:
-        ``(H, W)`` int16.
+def format_line(image: str, label: str | None) -> str:
+    """One line of a list file: a tab between the names, so that they may contain spaces.
 
     Raises:
-        ValueError: an id is none of the dataset's; names the value and the likely cause.
+        ValueError: a name contains a tab or a line break.
     """
-    in_range = ids if ids.dtype == np.uint8 else np.clip(ids, 0, 255).astype(np.uint8)
-    train_ids = table[in_range]
-    wrong = (train_ids == INVALID) | (in_range != ids)
-    if wrong.any():
-        values = np.unique(ids[wrong])
-        raise ValueError(f"{path}: label value {values[0]} is no class of {info.name}; {_likely_cause(values, info)}")
-    return train_ids
-
-
-def _likely_cause(values: np.ndarray, info: DatasetInfo) -> str:
-    known = f"its ids are {min(info.label_ids)} to {max(info.label_ids)}"
-    if info.ignored_ids:
-        known += f", {info.ignored_ids[0] if len(info.ignored_ids) == 1 else 'the others'} ignored"
-    if info.layout == "cityscapes" and 255 in values:
-        return f"{known}. 255 marks ignored pixels in train id files: list the *_labelIds.png files instead"
-    if 255 in values:
-        return f"{known}. 255 may be a foreground mask or another tool's ignore value: map it to an id first"
-    if values.max() <= 33:
-        return f"{known}. These look like another dataset's raw ids instead of train ids: convert them first"
-    return f"{known}. Check that the list names the label files of this dataset"
+    for name in (image, label or ""):
+        if any(character in name for character in "\t\r\n"):
+            raise ValueError(f"{name!r}: file names with tabs or line breaks cannot be listed; rename the file")
+    if label is None:
+        return f"{image}\t\n" if " " in image else f"{image}\n"
+    return f"{image}\t{label}\n"
 
 
 def read_list(path: Path) -> list[tuple[str, str | None]]:
-    """A list file: ``image [label]`` per line, separated by white space; empty lines are skipped.
+    """A list file: ``image [label]`` per line, separated by a tab or, without one, by spaces; empty lines are skipped.
 
     Returns:
         Pairs of paths as written.
 
     Raises:
-        ValueError: the list is missing or empty, or a line has more than two entries.
+        ValueError: the list is missing or empty, or a line has more than two entries or leaves the dataset's folder.
     """
     if not path.is_file():
         raise ValueError(
@@ -103,9 +89,19 @@ def read_list(path: Path) -> list[tuple[str, str | None]]:
         )
     pairs: list[tuple[str, str | None]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        entries = line.split()
+        entries = [entry.strip() for entry in line.split("\t")] if "\t" in line else line.split()
+        entries = [entry for entry in entries if entry]
         if len(entries) > 2:
-            raise ValueError(f"{path}, line {number}: {len(entries)} entries; expected `image [label]`")
+            raise ValueError(
+                f"{path}, line {number}: {len(entries)} entries; expected `image [label]`, "
+                "with a tab between them where names contain spaces"
+            )
+        for entry in entries:
+            if posixpath.isabs(entry) or posixpath.normpath(entry).startswith(".."):
+                raise ValueError(
+                    f"{path}, line {number}: {entry} lies outside the dataset's folder; "
+                    "write paths relative to that folder, and link to data that lies elsewhere"
+                )
         if entries:
             pairs.append((entries[0], entries[1] if len(entries) == 2 else None))
     if not pairs:

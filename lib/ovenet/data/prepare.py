@@ -2,49 +2,113 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from ovenet.data.catalog import find_dataset
+from ovenet.data.files import format_line
+from ovenet.data.info import DatasetInfo
+from ovenet.data.layouts import Pairs, collect_pairs, find_layout
 
-Pairs = list[tuple[str, str | None]]
-SPLITS = ("train", "val", "test")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was found.
+
+    Attributes:
+        num_lines: per list that is in place now, by its name without suffix.
+        remarks: what the user should know, one sentence each.
+    """
+
+    num_lines: Mapping[str, int]
+    remarks: tuple[str, ...]
 
 
-def prepare_dataset(name: str, root: Path, *, source: Path | None = None, copy: bool = False) -> dict[str, int]:
+def prepare_dataset(
+    name: str, root: Path, *, source: Path | None = None, copy: bool = False, only_missing: bool = False
+) -> Preparation:
     """Checks the tree under ``root/<name>`` and writes ``root/list/<name>/{train,val,trainval,test}.lst``.
 
+    A dataset with conditions gets a list for each split and condition too.
+
     Args:
-        name: of the catalog.
+        name: of the catalog, or of a folder with a ``dataset.json``.
         root: ``DATASET.ROOT``.
         source: a folder to link or copy to ``root/<name>`` first; None if the data is there already.
         copy: copy instead of linking.
-
-    Returns:
-        Lines per list.
+        only_missing: leave lists that exist as they are, whatever they say.
 
     Raises:
         ValueError: the folder is missing or lacks a split, or images and labels do not pair.
     """
-    layout = find_dataset(name).layout
-    folder = root / name
     if source is not None:
-        _bring(source, folder, copy=copy)
+        if not source.is_dir():
+            raise ValueError(f"--source {source}: no such folder")
+        find_layout(source, find_dataset(name, source))  # a wrong folder is refused before it is linked
+        _bring(source, root / name, copy=copy)
+    info = find_dataset(name, root / name)
+    folder = root / info.name
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; unpack {name} there, or name it with --source")
-    lists = _LAYOUTS[layout](folder)
+        raise ValueError(
+            f"{folder}: no such folder; unpack {info.archives or info.name} there, or name a folder with --source"
+        )
+    lists = _split_lists(folder, info)
+    remarks = _remarks(lists, info)
+    for split, pairs in list(lists.items()):
+        for condition in info.conditions:
+            lists[f"{split}_{condition}"] = [pair for pair in pairs if info.condition_of(pair[0]) == condition]
     lists["trainval"] = lists["train"] + lists["val"]
-    for split, pairs in lists.items():
-        _write_list(root / "list" / name / f"{split}.lst", pairs)
-    return {split: len(pairs) for split, pairs in lists.items()}
+    written = {}
+    for list_name, pairs in lists.items():
+        path = list_path(root, info.name, list_name)
+        if not (only_missing and path.exists()):
+            _write_list(path, pairs)
+            written[list_name] = len(pairs)
+    return Preparation(written, tuple(remarks))
+
+
+def list_path(root: Path, name: str, list_name: str) -> Path:
+    """Where a list of a dataset is written: ``<root>/list/<name>/<list_name>.lst``."""
+    return root / "list" / name / f"{list_name}.lst"
+
+
+def _split_lists(folder: Path, info: DatasetInfo) -> dict[str, Pairs]:
+    lists = {
+        split: collect_pairs(folder, layout, info.conditions) for split, layout in find_layout(folder, info).items()
+    }
+    if "all" in lists:
+        pairs = lists.pop("all")
+        chosen = [_kept_for_validation(image, info.val_share) for image, _ in pairs]
+        lists["train"] = [pair for pair, val in zip(pairs, chosen, strict=True) if not val]
+        lists["val"] = [pair for pair, val in zip(pairs, chosen, strict=True) if val]
+        for split in ("train", "val"):
+            if not lists[split]:
+                raise ValueError(f"{folder}: {len(pairs)} images leave none for {split}; add some, or change val_share")
+    return lists
+
+
+def _kept_for_validation(image: str, share: float) -> bool:
+    """A choice by the file's name alone: adding images moves no other from one split to the other."""
+    return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") < share * 2**64
+
+
+def _remarks(lists: Mapping[str, Pairs], info: DatasetInfo) -> list[str]:
+    remarks = [
+        f"{split}: {len(lists[split])} of the {published} published images; is an archive half unpacked?"
+        for split, published in info.num_images.items()
+        if split in lists and len(lists[split]) < published
+    ]
+    if "test" in info.num_images and "test" not in lists:
+        remarks.append("test: not there, so no test.lst; training and validation do not need it")
+    return remarks
 
 
 def _bring(source: Path, folder: Path, *, copy: bool) -> None:
-    if not source.is_dir():
-        raise ValueError(f"--source {source}: no such folder")
     if folder.exists():
         if folder.resolve() == source.resolve():
             return
@@ -52,6 +116,8 @@ def _bring(source: Path, folder: Path, *, copy: bool) -> None:
             raise ValueError(f"{folder} exists and is not {source}; remove it yourself if it may go")
     if not copy:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():
+            raise ValueError(f"{folder} is a link to {os.readlink(folder)}, which does not exist; remove the link")
         folder.symlink_to(source.resolve(), target_is_directory=True)
         return
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
@@ -66,55 +132,13 @@ def _bring(source: Path, folder: Path, *, copy: bool) -> None:
 
 def _write_list(path: Path, pairs: Pairs) -> None:
     """Writes a list, keeping a file of the same content as it is and edited ones as ``.old``, ``.old2`` and so on."""
-    text = "".join(f"{image}\t{label}\n" if label else f"{image}\n" for image, label in pairs)
+    text = "".join(format_line(image, label) for image, label in pairs)
     if path.exists():
         if path.read_text(encoding="utf-8") == text:
             return
         names = (path.with_name(f"{path.name}.old{number if number > 1 else ''}") for number in count(1))
         path.replace(next(name for name in names if not name.exists()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def _camvid(folder: Path) -> dict[str, Pairs]:
-    """``{train,val,test}/*.{jpg,png}`` with ``{train,val,test}annot/*.png``."""
-    lists = {}
-    for split in SPLITS:
-        images = _images_in(folder / split)
-        lists[split] = [(f"{split}/{image.name}", f"{split}annot/{image.stem}.png") for image in images]
-        _require_labels(folder, lists[split])
-    return lists
-
-
-def _cityscapes(folder: Path) -> dict[str, Pairs]:
-    """``leftImg8bit/<split>/<city>/*_leftImg8bit.png`` with ``gtFine/<split>/<city>/*_gtFine_labelIds.png``.
-
-    The published test split has labels without content; it is listed without labels.
-    """
-    lists: dict[str, Pairs] = {}
-    for split in SPLITS:
-        images = sorted((folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
-        if not images:
-            raise ValueError(f"{folder / 'leftImg8bit' / split}: no <city>/*_leftImg8bit.png; unpack leftImg8bit there")
-        lists[split] = []
-        for image in images:
-            label = f"gtFine/{split}/{image.parent.name}/{image.name.replace('_leftImg8bit', '_gtFine_labelIds')}"
-            lists[split].append((image.relative_to(folder).as_posix(), None if split == "test" else label))
-        _require_labels(folder, lists[split])
-    return lists
-
-
-def _images_in(folder: Path) -> list[Path]:
-    images = sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
-    if not images:
-        raise ValueError(f"{folder}: no images ({', '.join(_IMAGE_SUFFIXES)}); check that the data is unpacked there")
-    return images
-
-
-def _require_labels(folder: Path, pairs: Iterable[tuple[str, str | None]]) -> None:
-    missing = [label for _, label in pairs if label is not None and not (folder / label).is_file()]
-    if missing:
-        raise ValueError(f"{folder / missing[0]}: the label is missing ({len(missing)} in all)")
-
-
-_LAYOUTS: dict[str, Callable[[Path], dict[str, Pairs]]] = {"camvid": _camvid, "cityscapes": _cityscapes}
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -31,6 +31,10 @@ class TrainTransform:
         flip: mirror half of the samples.
         brightness_shift: shift half of the samples by up to this many grey levels; 0 for never.
         ignore_label: train id of padded pixels.
+        rare_class_crops: share of the crops that are laid around a pixel of a class that is drawn evenly from those
+            of the image, so that rare classes are seen more often; the others are laid anywhere.
+        stretch: scale to the proportions of `crop_size` instead of keeping the image's.
+        mirrored_table: ``(K,)`` train ids of the mirrored image, where left and right are classes of their own.
     """
 
     crop_size: tuple[int, int]
@@ -39,6 +43,9 @@ class TrainTransform:
     flip: bool
     brightness_shift: int
     ignore_label: int
+    rare_class_crops: float = 0.0
+    stretch: bool = False
+    mirrored_table: np.ndarray | None = None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Draws one variant.
@@ -49,12 +56,12 @@ class TrainTransform:
         """
         assert sample.labels is not None
         scale = 1.0 if self.scale_steps is None else 0.5 + int(rng.integers(self.scale_steps + 1)) / 10
-        size = scaled_size(sample.image.shape[:2], round(self.base_size * scale))
+        size = self._scaled_size(sample.image.shape[:2], scale)
         image = resize_image(sample.image, size)
         labels = resize_labels(sample.labels, size)
         image, labels = self._crop(image, labels, rng)
         if self.flip and rng.random() < 0.5:
-            image, labels = image[:, ::-1], labels[:, ::-1]
+            image, labels = image[:, ::-1], self._mirror_classes(labels[:, ::-1])
         if self.brightness_shift and rng.random() < 0.5:
             shift = int(rng.integers(-self.brightness_shift, self.brightness_shift + 1))
             image = np.clip(image.astype(np.int16) + shift, 0, 255).astype(np.uint8)
@@ -66,10 +73,38 @@ class TrainTransform:
         if bottom or right:
             image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=PAD_COLOR)
             labels = cv2.copyMakeBorder(labels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=self.ignore_label)
-        top = int(rng.integers(image.shape[0] - height + 1))
-        left = int(rng.integers(image.shape[1] - width + 1))
+        if self.rare_class_crops and rng.random() < self.rare_class_crops:
+            top, left = self._corner_near_class(labels, rng)
+        else:
+            top = int(rng.integers(image.shape[0] - height + 1))
+            left = int(rng.integers(image.shape[1] - width + 1))
         window = np.s_[top : top + height, left : left + width]
         return image[window], labels[window]
+
+    def _corner_near_class(self, labels: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+        """Top left corner of a crop that holds a pixel of an evenly drawn class, at a random place."""
+        limits = [n - crop for n, crop in zip(labels.shape, self.crop_size, strict=True)]
+        classes = np.unique(labels)
+        classes = classes[classes != self.ignore_label]
+        if not len(classes):
+            return tuple(int(rng.integers(limit + 1)) for limit in limits)
+        pixels = np.flatnonzero(labels == rng.choice(classes))
+        pixel = np.unravel_index(rng.choice(pixels), labels.shape)
+        return tuple(
+            int(np.clip(at - rng.integers(crop), 0, limit))
+            for at, crop, limit in zip(pixel, self.crop_size, limits, strict=True)
+        )
+
+    def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        if self.stretch:
+            return tuple(max(1, round(n * scale)) for n in self.crop_size)
+        return scaled_size(size, round(self.base_size * scale))
+
+    def _mirror_classes(self, labels: np.ndarray) -> np.ndarray:
+        if self.mirrored_table is None:
+            return labels
+        is_class = (labels >= 0) & (labels < len(self.mirrored_table)) & (labels != self.ignore_label)
+        return np.where(is_class, self.mirrored_table[np.where(is_class, labels, 0)], labels).astype(labels.dtype)
 
 
 def scaled_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:

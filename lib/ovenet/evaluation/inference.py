@@ -11,8 +11,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import normalize_images, resize_image, scaled_size
 from ovenet.geometry import resize_bilinear
 from ovenet.structures import OVeNetOutput, ScoreKind
@@ -23,7 +25,7 @@ class InferenceSettings:
     """How an image is run through the model.
 
     Attributes:
-        base_size: long side of the image at scale 1, in pixels.
+        base_size: long (or short, see `rule`) side of the image at scale 1, in pixels.
         window_size: ``(H, W)``; a scaled image that fits is run whole, else in windows of this size.
         scales: scores are averaged over them.
         flip: average with the mirrored image.
@@ -32,6 +34,8 @@ class InferenceSettings:
         output_index: which score map, -1 the final one.
         align_corners: convention of the score upsampling.
         batch_size: windows per forward pass, a mirrored view counting as one more.
+        rule: the dataset's way of resizing and padding.
+        mirrored_classes: pairs of train ids that change places when an image is mirrored.
     """
 
     base_size: int
@@ -42,6 +46,17 @@ class InferenceSettings:
     output_index: int = -1
     align_corners: bool = True
     batch_size: int = 1
+    rule: EvaluationRule = LONG_SIDE
+    mirrored_classes: tuple[tuple[int, int], ...] = ()
+
+    def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        """Size ``(H, W)`` that an image of `size` is resized to, before padding."""
+        side = max(1, round(self.base_size * scale))
+        if self.rule.resize == "stretch":
+            return tuple(max(1, round(n * scale)) for n in self.window_size)
+        if self.rule.resize == "short_side":
+            side = max(1, round(side * max(size) / min(size)))
+        return scaled_size(size, side)
 
 
 class Predictor:
@@ -73,8 +88,7 @@ class Predictor:
         size = image.shape[:2]
         total: dict[str, Tensor] = {}
         for scale in self.settings.scales:
-            scaled = resize_image(image, scaled_size(size, max(1, round(self.settings.base_size * scale))))
-            for name, scores in self._run_scale(scaled).items():
+            for name, scores in self._run_scale(resize_image(image, self.settings.scaled_size(size, scale))).items():
                 scores = resize_bilinear(scores[None], size, align_corners=self.settings.align_corners)[0]
                 total[name] = total[name].add_(scores) if name in total else scores
         if self.settings.score == "softmax":
@@ -93,7 +107,7 @@ class Predictor:
             image: ``(H, W, 3)`` uint8 RGB.
         """
         self.model.eval()
-        return self.model(self._to_pixels(resize_image(image, scaled_size(image.shape[:2], self.settings.base_size))))
+        return self.model(self._to_pixels(resize_image(image, self.settings.scaled_size(image.shape[:2], 1.0))))
 
     def _to_pixels(self, image: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -102,8 +116,16 @@ class Predictor:
     def _run_scale(self, image: np.ndarray) -> dict[str, Tensor]:
         """Scores ``(K, h, w)`` at the scaled image's size, windows averaged where they overlap."""
         pixels = self._to_pixels(image)
-        size = image.shape[:2]
-        window = tuple(min(n, limit) for n, limit in zip(size, self.settings.window_size, strict=True))
+        height, width = image.shape[:2]
+        bottom, right = (-n % self.settings.rule.multiple_of for n in (height, width))
+        padded = self._run_windows(F.pad(pixels, (0, right, 0, bottom)))  # normalised: zero is the mean colour
+        return {name: scores[:, :height, :width] for name, scores in padded.items()}
+
+    def _run_windows(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Scores ``(K, H, W)`` of one normalised image ``(1, 3, H, W)``."""
+        size = pixels.shape[-2:]
+        limits = self.settings.window_size if self.settings.rule.resize == "long_side" else size
+        window = tuple(min(n, limit) for n, limit in zip(size, limits, strict=True))
         corners = [
             (top, left) for top in window_starts(size[0], window[0]) for left in window_starts(size[1], window[1])
         ]
@@ -130,10 +152,17 @@ class Predictor:
         maps = output.predictions(index)
         if self.settings.flip:
             mirrored = self.model(pixels.flip(3)).predictions(index)
-            maps = {name: (scores + mirrored[name].flip(3)) / 2 for name, scores in maps.items()}
+            maps = {name: (scores + self._unmirror(mirrored[name])) / 2 for name, scores in maps.items()}
         size = pixels.shape[-2:]
         resized = (resize_bilinear(s.float(), size, align_corners=self.settings.align_corners) for s in maps.values())
         return {name: self._to_score(s, output.score_kind) for name, s in zip(maps, resized, strict=True)}
+
+    def _unmirror(self, scores: Tensor) -> Tensor:
+        """Scores ``(B, K, h, w)`` of mirrored images, as they are for the images themselves."""
+        order = list(range(scores.shape[1]))
+        for left, right in self.settings.mirrored_classes:
+            order[left], order[right] = right, left
+        return scores[:, order].flip(3) if self.settings.mirrored_classes else scores.flip(3)
 
     def _to_score(self, scores: Tensor, kind: ScoreKind) -> Tensor:
         if self.settings.score == "exp":

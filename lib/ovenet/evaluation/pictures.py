@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
-from ovenet.data.catalog import DatasetInfo
+from ovenet.data.info import DatasetInfo
+from ovenet.data.sheets import colorize
 from ovenet.data.transforms import scaled_size
 from ovenet.geometry import resize_bilinear
 from ovenet.structures import OVeNetOutput, Sample
 
-_IGNORED_COLOR = (0, 0, 0)
 _MAX_TILE_PX = 512
 
 
@@ -35,15 +35,12 @@ def save_prediction(labels: Tensor, name: str, folder: Path, info: DatasetInfo) 
         ("color", np.array(info.palette, dtype=np.uint8)[train_ids]),
     ):
         path = (folder / kind / name).with_suffix(".png")
-        _save_png(pixels, path)
+        save_png(pixels, path)
 
 
 def colorize_labels(labels: Tensor, info: DatasetInfo) -> Tensor:
     """Train ids ``(H, W)`` to ``(3, H, W)`` uint8 in the dataset's colours; ids that are no class are black."""
-    palette = torch.tensor((*info.palette, _IGNORED_COLOR), dtype=torch.uint8)
-    index = labels.cpu().long()
-    index = torch.where((index >= 0) & (index < info.num_classes), index, info.num_classes)
-    return palette[index].permute(2, 0, 1)
+    return torch.from_numpy(colorize(labels.cpu().numpy(), info)).permute(2, 0, 1)
 
 
 def colorize_offset(offset: Tensor, max_offset: float) -> Tensor:
@@ -96,9 +93,10 @@ def picture_row(
 
 def save_picture(picture: Tensor, path: Path) -> None:
     """Writes ``(3, H, W)`` uint8 as a PNG, creating its folder."""
-    _save_png(picture.permute(1, 2, 0).numpy(), path)
+    save_png(picture.permute(1, 2, 0).numpy(), path)
 
 
-def _save_png(pixels: np.ndarray, path: Path) -> None:
+def save_png(pixels: np.ndarray, path: Path) -> None:
+    """Writes ``(H, W)`` or ``(H, W, 3)`` uint8, creating the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

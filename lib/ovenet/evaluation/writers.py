@@ -14,14 +14,18 @@ from ovenet.structures import EvalResult
 SYMBOLS = {"initial": "S_i", "seed": "S_s", "fused": "S_f"}
 
 
-def format_table(results: Mapping[str, EvalResult]) -> str:
+def format_table(
+    results: Mapping[str, EvalResult], by_condition: Mapping[str, Mapping[str, EvalResult]] | None = None
+) -> str:
     """Per-class IoU of all predictions side by side, and the means below, in percent.
 
     Args:
         results: scores by prediction name, all of the same classes.
+        by_condition: the same of parts of the split, whose mIoU gets a line each.
     """
     first = next(iter(results.values()))
-    width = max(len(name) for name in (*first.class_names, "mean accuracy"))
+    by_condition = by_condition or {}
+    width = max(len(name) for name in (*first.class_names, "mean accuracy", *(f"mIoU, {c}" for c in by_condition)))
     header = f"{'IoU in %':<{width}}" + "".join(f"{SYMBOLS[name]:>9}" for name in results)
     rows = [
         (name, [result.iou[k] for result in results.values()])
@@ -32,6 +36,7 @@ def format_table(results: Mapping[str, EvalResult]) -> str:
         ("mIoU", [r.mean_iou for r in results.values()]),
         ("pixel accuracy", [r.pixel_accuracy for r in results.values()]),
         ("mean accuracy", [r.mean_accuracy for r in results.values()]),
+        *((f"mIoU, {name}", [r.mean_iou for r in part.values()]) for name, part in by_condition.items()),
     ]
     line = "-" * len(header)
     lines = [header, line, *(_row(*row, width) for row in rows), line, *(_row(*row, width) for row in summary)]

@@ -1,0 +1,172 @@
+"""Dataset descriptions: the JSON files of the catalog, and a user's own ``dataset.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ovenet.data.info import SPLITS, Color, DatasetInfo, EvaluationRule, Layout, SubmissionRule
+
+# Where the files of an own dataset are looked for unless its description says otherwise.
+_OWN_LAYOUTS = [
+    {"images": "images/{split}/**", "labels": "labels/{split}/**"},
+    {"images": "{split}/images/**", "labels": "{split}/labels/**"},
+    {"images": "images/**", "labels": "labels/**", "split_names": {"all": ""}},
+]
+_CATALOG_FOLDER = Path(__file__).parent / "datasets"
+_KEYS = {
+    "like", "source", "archives", "classes", "class_weights", "label_ids", "ignore", "label_format", "upright",
+    "background", "mirrored_classes", "conditions", "num_images", "folders", "layouts", "unlabelled", "val_share",
+    "evaluation", "submission",
+}  # fmt: skip
+
+
+def read_description(path: Path, name: str, **defaults: Any) -> DatasetInfo:
+    """Reads a description; docs/data.md lists its keys.
+
+    Args:
+        path: the JSON file.
+        name: of the dataset.
+        defaults: values of keys that the file does not give.
+
+    Raises:
+        ValueError: the file is missing, no JSON, or a value is not what its key needs; names file and key.
+    """
+    content = {**defaults, **_read_json(path)}
+    unknown = sorted(set(content) - _KEYS)
+    if unknown:
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(_KEYS))}")
+    if "like" in content:
+        content = {**_read_json(_CATALOG_FOLDER / f"{content.pop('like')}.json"), **content}
+    try:
+        return _build(content, name)
+    except KeyError as error:
+        raise ValueError(f"{path}: the key {error} is missing") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: a value has the wrong form ({error}); docs/data.md shows each key") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def own_description(path: Path, name: str) -> DatasetInfo:
+    """Reads a user's ``dataset.json``: masks may be ids or colours, photographs are turned upright.
+
+    Raises:
+        ValueError: as `read_description`.
+    """
+    return read_description(
+        path, name, layouts=_OWN_LAYOUTS, label_format="either", upright=True, archives="images and labels"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read the dataset's description: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected {{...}}, got a {type(content).__name__}")
+    return content
+
+
+def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
+    classes = content["classes"]
+    class_names = tuple(row["name"] for row in classes)
+    label_ids = tuple(content.get("label_ids") or (row.get("id", index) for index, row in enumerate(classes)))
+    palette = tuple(_color(row["color"]) if "color" in row else voc_color(i) for i, row in enumerate(classes, start=1))
+    ignored = content.get("ignore", [])
+    info = DatasetInfo(
+        name=name,
+        class_names=class_names,
+        palette=palette,
+        label_ids=label_ids,
+        ignored_ids=tuple(value for value in ignored if not isinstance(value, list)),
+        ignored_colors=tuple(_color(value) for value in ignored if isinstance(value, list)),
+        layouts=tuple(
+            _by_split(layout, folder, content.get("unlabelled", ()), content.get("conditions"))
+            for folder in content.get("folders", [""])
+            for layout in content["layouts"]
+        ),
+        archives=content.get("archives", ""),
+        num_images=content.get("num_images", {}),
+        class_weights=tuple(content["class_weights"]) if content.get("class_weights") else None,
+        conditions=tuple(content.get("conditions", ())),
+        mirrored_classes=tuple(
+            (class_names.index(a), class_names.index(b)) for a, b in content.get("mirrored_classes", ())
+        ),
+        evaluation=EvaluationRule(**content.get("evaluation", {})),
+        submission=SubmissionRule(**content["submission"]) if content.get("submission") else None,
+        label_format=content.get("label_format", "ids"),
+        upright=content.get("upright", False),
+        optional_background=content.get("background") == "optional",
+        val_share=content.get("val_share", 0.2),
+    )
+    _check(info)
+    return info
+
+
+def _by_split(
+    layout: Mapping[str, Any], folder: str, unlabelled: list[str], conditions: list[str] | None
+) -> dict[str, Layout]:
+    """One layout per split; ``{split}`` stands for the split's name on disk, the splits' own keys win."""
+    split_names = layout.get("split_names", {split: split for split in SPLITS})
+    result = {}
+    for split, name_on_disk in split_names.items():
+        patterns = {key: layout.get(key) for key in ("images", "labels", "names", "names_not_in")}
+        patterns.update(layout.get(split, {}))
+        if split in unlabelled:
+            patterns["labels"] = None
+        placed = {key: f"{folder}/{value}".lstrip("/") if value else None for key, value in patterns.items()}
+        result[split] = Layout(
+            **{key: value.replace("{split}", name_on_disk) if value else None for key, value in placed.items()}
+        )
+        if conditions is None and "{condition}" in result[split].images:
+            raise ValueError("layouts has {condition}, but there is no key 'conditions'")
+    return result
+
+
+def _color(value: Any) -> Color:
+    if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(0 <= channel <= 255 for channel in value)):
+        raise ValueError(f"{value!r} is no colour; expected [red, green, blue], each 0 to 255")
+    return tuple(value)
+
+
+def voc_color(index: int) -> Color:
+    """Colour of the PASCAL VOC colour map: the bits of the index, dealt out to red, green and blue."""
+    return tuple(sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))
+
+
+def _check(info: DatasetInfo) -> None:
+    """Refuses contradictions.
+
+    Raises:
+        ValueError: says which key.
+    """
+    if info.num_classes < 2:
+        raise ValueError(f"classes has {info.num_classes} entries; expected at least 2")
+    colors = () if info.label_format == "ids" else (*info.palette, *info.ignored_colors)
+    for what, values in (("class name", info.class_names), ("color", colors), ("id", info.label_ids)):
+        repeated = next((value for value in values if values.count(value) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"the {what} {repeated!r} stands for two classes")
+    for value in (*info.label_ids, *info.ignored_ids):
+        if not (isinstance(value, int) and 0 <= value <= 255):
+            raise ValueError(f"id {value!r} is outside 0 to 255")
+    for value in info.label_ids:
+        if value in info.ignored_ids:
+            raise ValueError(f"id {value} is both a class and ignored")
+    for key, values in (("label_ids", info.label_ids), ("class_weights", info.class_weights)):
+        if values is not None and len(values) != info.num_classes:
+            raise ValueError(f"{key} has {len(values)} entries for {info.num_classes} classes")
+    for key, value, allowed in (
+        ("label_format", info.label_format, ("ids", "colors", "either")),
+        ("evaluation.resize", info.evaluation.resize, ("long_side", "short_side", "stretch")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{key} is {value!r}; expected one of {', '.join(allowed)}")
+    if not 0 < info.val_share < 1:
+        raise ValueError(f"val_share is {info.val_share}; expected more than 0 and less than 1")
