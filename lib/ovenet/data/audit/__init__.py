@@ -1,0 +1,19 @@
+"""Checks a dataset for what makes training wrong, and names the classic mistakes with their fix."""
+
+from ovenet.data.audit.lists import audit_list, missing_files, shared_images, spread, suggested_weights
+from ovenet.data.audit.reports import Finding, ListReport
+from ovenet.data.audit.tables import audit_as_dict, format_audit, format_finding, read_suggested_weights
+
+__all__ = [
+    "Finding",
+    "ListReport",
+    "audit_as_dict",
+    "audit_list",
+    "format_audit",
+    "format_finding",
+    "missing_files",
+    "read_suggested_weights",
+    "shared_images",
+    "spread",
+    "suggested_weights",
+]

@@ -1,0 +1,163 @@
+"""What the ids of all label files together say: the classic mistakes, each with its fix.
+
+A mistake is a function from the facts to a message, or None where it was not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ovenet.data.audit.reports import Finding, PairReport
+from ovenet.data.info import DatasetInfo
+from ovenet.data.labels import has_cityscapes_ids, last_known_id
+
+_MAX_TRAIN_ID = 18  # of Cityscapes; a list of its label id files holds higher ones (vegetation, sky, car)
+_MIN_TRAIN_IDS = 8  # so many different small ids are needed to tell
+_MAX_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Ids in the label files of a list."""
+
+    info: DatasetInfo
+    present: frozenset[int]
+    unknown: frozenset[int]
+    label_names: tuple[str, ...]
+
+    @property
+    def first(self) -> int:
+        return min(self.info.label_ids)
+
+    @property
+    def last(self) -> int:
+        return max(self.info.label_ids)
+
+    @property
+    def expected(self) -> str:
+        ignored = ", ".join(map(str, self.info.ignored_ids)) or "none"
+        return f"{self.info.name} has the ids {self.first} to {self.last} and ignores {ignored}"
+
+
+def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
+    """The first mistake that explains the ids, or nothing."""
+    facts = _Facts(
+        info,
+        frozenset(value for report in reports for value in report.ids),
+        frozenset(value for report in reports for value in report.unknown_ids),
+        tuple(report.label for report in reports),
+    )
+    for kind, explain in _MISTAKES:
+        message = explain(facts)
+        if message:
+            names = tuple(report.label for report in reports if report.unknown_ids or 255 in report.ids)
+            return [Finding(kind, True, message, names or facts.label_names)]
+    return []
+
+
+def _foreground_is_255(facts: _Facts) -> str | None:
+    if facts.present != {0, 255} or 255 in facts.info.label_ids:
+        return None
+    ignored = 255 in facts.info.ignored_ids
+    if ignored and facts.info.num_classes > 2:
+        return None  # a few images of background and void
+    return (
+        f"the only values are 0 and 255, and 255 {'is ignored by' if ignored else 'is no class of'} "
+        f"{facts.info.name}: a foreground mask saved as black and white. "
+        'Give the foreground its id, or write "id": 255 for its class in dataset.json'
+    )
+
+
+def _train_ids_for_label_ids(facts: _Facts) -> str | None:
+    if not has_cityscapes_ids(facts.info):
+        return None
+    values = facts.present - {255}
+    looks_so = values and max(values) <= _MAX_TRAIN_ID and (255 in facts.present or len(values) >= _MIN_TRAIN_IDS)
+    if not looks_so and not any("labelTrainIds" in name for name in facts.label_names):
+        return None
+    return (
+        f"these are train ids (0 to 18, 255 ignored), but {facts.info.name} expects label ids (7 to 33): "
+        "list the *_labelIds.png files, not *_labelTrainIds.png"
+    )
+
+
+def _label_ids_for_train_ids(facts: _Facts) -> str | None:
+    if facts.info.label_ids != tuple(range(19)) or not facts.unknown <= set(range(19, 34)):
+        return None
+    return (
+        f"id {_shown(facts)} found, {facts.expected}: these are the label ids of Cityscapes where train ids are "
+        "expected; list the *_labelTrainIds.png files"
+    )
+
+
+def _counted_from_one_more(facts: _Facts) -> str | None:
+    if facts.unknown != {last_known_id(facts.info) + 1} or facts.first in facts.present:
+        return None
+    return (
+        f"id {_shown(facts)} found and {facts.first} never, {facts.expected}: "
+        f"the labels count from {facts.first + 1}; subtract 1"
+    )
+
+
+def _counted_from_one_less(facts: _Facts) -> str | None:
+    if facts.unknown != {facts.first - 1} or facts.last in facts.present:
+        return None
+    return (
+        f"id {_shown(facts)} found and {facts.last} never, {facts.expected}: "
+        f"the labels count from {facts.first - 1}; add 1"
+    )
+
+
+def _shifted_already(facts: _Facts) -> str | None:
+    """For datasets like ADE20K, whose id 0 is ignored and whose classes begin with 1."""
+    if facts.unknown != {255} or facts.info.ignored_ids != (facts.first - 1,) or facts.last in facts.present:
+        return None
+    return (
+        f"255 found and {facts.last} never, {facts.expected}: the labels were shifted already "
+        "(0 is the first class, 255 ignored); use the original files"
+    )
+
+
+def _foreign_ignore_value(facts: _Facts) -> str | None:
+    if facts.unknown != {255}:
+        return None
+    return (
+        f"255 found, {facts.expected}: the ignore value of other tools. "
+        'Map it to an ignored id, or add it to "ignore" in dataset.json'
+    )
+
+
+def _too_many_classes(facts: _Facts) -> str | None:
+    if min(facts.unknown) != last_known_id(facts.info) + 1:
+        return None
+    return (
+        f"ids up to {max(facts.unknown - {255}, default=255)} found, {facts.expected}: the labels have more classes "
+        "than the dataset; use the dataset that they are of, or add the classes to dataset.json"
+    )
+
+
+def _foreign_ids(facts: _Facts) -> str:
+    return f"id {_shown(facts)} found, {facts.expected}; check that the list names the label files of this dataset"
+
+
+def _shown(facts: _Facts) -> str:
+    ids = sorted(facts.unknown)
+    return ", ".join(map(str, ids[:_MAX_SHOWN])) + ("…" if len(ids) > _MAX_SHOWN else "")
+
+
+def _if_unknown(explain: Callable[[_Facts], str | None]) -> Callable[[_Facts], str | None]:
+    return lambda facts: explain(facts) if facts.unknown else None
+
+
+_MISTAKES: tuple[tuple[str, Callable[[_Facts], str | None]], ...] = (
+    ("255 as foreground", _foreground_is_255),
+    ("wrong kind of ids", _train_ids_for_label_ids),
+    ("wrong kind of ids", _if_unknown(_label_ids_for_train_ids)),
+    ("off by one", _if_unknown(_counted_from_one_more)),
+    ("off by one", _if_unknown(_counted_from_one_less)),
+    ("off by one", _if_unknown(_shifted_already)),
+    ("255 is unknown", _if_unknown(_foreign_ignore_value)),
+    ("wrong class count", _if_unknown(_too_many_classes)),
+    ("unknown id", _if_unknown(_foreign_ids)),
+)

@@ -1,0 +1,185 @@
+"""Checks one image and its label: files, formats, sizes, and which ids the label holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ovenet.data.audit.reports import Finding, PairReport
+from ovenet.data.files import open_image
+from ovenet.data.info import INVALID, DatasetInfo
+from ovenet.data.labels import LabelDecoder, label_ids
+
+_EXIF_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
+_FEW_VALUES = 64  # a photograph has more grey levels or colours
+
+
+def audit_pair(
+    folder: Path, image_name: str, label_name: str | None, decoder: LabelDecoder, *, decode_image: bool = False
+) -> PairReport:
+    """Checks one image and its label; what is wrong with them is reported, never raised."""
+    info, findings = decoder.info, []
+    size, orientation = None, 1
+    try:
+        size, orientation, remarks = _check_image(folder / image_name, info, decode=decode_image)
+        findings += [Finding(kind, False, message, (image_name,)) for kind, message in remarks]
+    except ValueError as error:
+        findings.append(_unreadable(error, folder / image_name, image_name))
+    id_pixels, class_pixels = np.zeros(256, np.int64), np.zeros(info.num_classes, np.int64)
+    num_pixels, unknown = 0, ()
+    if label_name is not None:
+        try:
+            label = open_image(folder / label_name, "label")
+            num_pixels = label.width * label.height
+            if size is not None:
+                findings += _check_sizes(label, size, orientation, label_name, info)
+            if decoder.holds_colors(label):
+                train_ids = decoder.colors_to_train_ids(np.asarray(label.convert("RGB")), folder / label_name)
+                class_pixels = np.bincount(train_ids.ravel(), minlength=256)[: info.num_classes]
+            else:
+                id_pixels, unknown = _count_ids(label, folder / label_name, decoder)
+                class_pixels = id_pixels[list(info.label_ids)]
+        except ValueError as error:
+            findings.append(_swapped_or(error, folder, image_name, label_name, decoder))
+        if unknown and _is_swapped(folder, image_name, label_name, decoder):
+            findings.append(_swapped(label_name))
+            unknown = ()
+    return PairReport(size, id_pixels, class_pixels, num_pixels, tuple(findings), unknown, label_name or "")
+
+
+def _count_ids(label: Image.Image, path: Path, decoder: LabelDecoder) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Pixels of each id up to 255, and the ids that the dataset does not know."""
+    if label.mode in ("L", "P"):
+        counts = np.array(label.histogram()[:256], dtype=np.int64)
+        beyond: tuple[int, ...] = ()
+    else:
+        ids = label_ids(label, path, decoder.info)
+        values, numbers = np.unique(ids, return_counts=True)
+        counts = np.zeros(256, np.int64)
+        inside = (values >= 0) & (values < 256)
+        counts[values[inside].astype(int)] = numbers[inside]
+        beyond = tuple(int(value) for value in values[~inside])
+    unknown = np.flatnonzero((counts > 0) & (decoder.table == INVALID))
+    return counts, (*map(int, unknown), *beyond)
+
+
+def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[int, int], int, list[tuple[str, str]]]:
+    """Size ``(H, W)`` as training will see it, EXIF orientation, and remarks as ``(kind, message)``.
+
+    Raises:
+        ValueError: the image is missing, unreadable or cut off.
+    """
+    try:
+        with Image.open(path) as image:
+            remarks = list(_remarks_on_format(image, path))
+            orientation = _orientation(image)
+            size = (image.height, image.width)
+    except OSError:
+        open_image(path, "image")  # says what is the matter
+        raise
+    if decode or not _ends_properly(path):
+        open_image(path, "image")
+    if orientation != 1:
+        done = "turned upright" if info.upright else "read as stored, not turned"
+        remarks.append(
+            (
+                "EXIF-rotated image",
+                f"the tag asks to turn it (orientation {orientation}); it is {done}: see in the pictures that the "
+                'label fits, and set "upright" in dataset.json if it does not',
+            )
+        )
+    if info.upright and orientation in _TURNED:
+        size = size[::-1]
+    return size, orientation, remarks
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format not in ("JPEG", "MPO", "TIFF", "WEBP"):
+        return 1
+    return image.getexif().get(_EXIF_ORIENTATION, 1)
+
+
+def _remarks_on_format(image: Image.Image, path: Path) -> Iterator[tuple[str, str]]:
+    if image.mode in ("L", "LA", "1") or image.mode.startswith("I"):
+        yield "grey image", "its one channel is repeated three times; nothing to do if that is meant"
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        yield "image with alpha", "transparency is dropped and hidden colours appear; flatten the image if they matter"
+    if image.mode in ("P", "PA"):
+        yield "palette image", "its colours are looked up in its palette; if it is a label file, correct the list"
+    if image.mode == "CMYK":
+        yield "CMYK image", "it is converted to RGB; convert it yourself where colours matter"
+    if image.mode.startswith("I") or _png_bit_depth(path) == 16:
+        yield (
+            "16-bit image",
+            "the upper 8 of its 16 bits are used; if it holds fewer than 16 (10 or 12 bit sensors) it comes out dark: "
+            "rescale it to 8 bits",
+        )
+
+
+def _png_bit_depth(path: Path) -> int | None:
+    """Bits per channel of a PNG, whose 25th byte says so; None for other files."""
+    with path.open("rb") as file:
+        head = file.read(25)
+    return head[24] if head.startswith(b"\x89PNG") and len(head) == 25 else None
+
+
+def _ends_properly(path: Path) -> bool:
+    """Whether a PNG or JPEG has its end mark; a file that was cut off has none."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(max(0, path.stat().st_size - 16))
+        tail = file.read()
+    if head == b"\x89PNG":
+        return b"IEND" in tail
+    return head[:2] == b"\xff\xd8" and b"\xff\xd9" in tail
+
+
+def _check_sizes(
+    label: Image.Image, size: tuple[int, int], orientation: int, label_name: str, info: DatasetInfo
+) -> list[Finding]:
+    if (label.height, label.width) == size:
+        return []
+    message = (
+        f"the label is {label.width}x{label.height} pixels, its image {size[1]}x{size[0]}; "
+        "check that the list pairs them rightly, and resize neither"
+    )
+    if orientation in _TURNED and (label.width, label.height) == size:
+        change = "false" if info.upright else "true"
+        message += f': the image\'s EXIF tag turns it, so set "upright": {change} in dataset.json'
+    return [Finding("size differs", True, message, (label_name,))]
+
+
+def _unreadable(error: ValueError, path: Path, name: str) -> Finding:
+    return Finding("unreadable file", True, str(error).removeprefix(f"{path}: "), (name,))
+
+
+def _swapped_or(error: ValueError, folder: Path, image_name: str, label_name: str, decoder: LabelDecoder) -> Finding:
+    """What an unusable label means."""
+    message = str(error).removeprefix(f"{folder / label_name}: ")
+    if _is_swapped(folder, image_name, label_name, decoder):
+        return _swapped(label_name)
+    if "colour image" in message:
+        return Finding("RGB mask", True, message, (label_name,))
+    if "colour" in message:
+        return Finding("unknown colour", True, message, (label_name,))
+    return Finding("unreadable file", True, message, (label_name,))
+
+
+def _swapped(label_name: str) -> Finding:
+    message = "the label looks like a photograph and the image like a label; swap the two columns of the list"
+    return Finding("image and label swapped", True, message, (label_name,))
+
+
+def _is_swapped(folder: Path, image_name: str, label_name: str, decoder: LabelDecoder) -> bool:
+    """Whether the image file would do as a label, and the label file has far more values than labels have."""
+    try:
+        as_label = decoder.read(folder / image_name)
+        as_image = open_image(folder / label_name, "label")
+    except ValueError:
+        return False
+    colors = as_image.convert("RGB").getcolors(maxcolors=_FEW_VALUES)
+    return as_label.size > 0 and colors is None

@@ -1,0 +1,82 @@
+"""What an audit finds, as dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a user should know.
+
+    Attributes:
+        kind: what, in a word or two; the same for the same mistake.
+        is_error: whether training would be wrong.
+        message: what it means, and what to do.
+        paths: the files; empty where it is about the whole list.
+    """
+
+    kind: str
+    is_error: bool
+    message: str
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """One image and its label.
+
+    Attributes:
+        size: ``(H, W)`` of the image; None if it cannot be read.
+        id_pixels: ``(256,)`` pixels of each label file id; zero for labels that hold colours.
+        class_pixels: ``(K,)`` pixels of each class.
+        num_pixels: of the label, ignored ones included.
+        findings: about this pair.
+        unknown_ids: ids that the dataset does not know.
+        label: path of the label; "" for none.
+    """
+
+    size: tuple[int, int] | None
+    id_pixels: np.ndarray
+    class_pixels: np.ndarray
+    num_pixels: int
+    findings: tuple[Finding, ...]
+    unknown_ids: tuple[int, ...]
+    label: str
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All ids in the label file."""
+        return (*map(int, np.flatnonzero(self.id_pixels)), *(i for i in self.unknown_ids if not 0 <= i < 256))
+
+
+@dataclass(frozen=True)
+class ListReport:
+    """A list of images and labels.
+
+    Attributes:
+        name: of the list.
+        num_pairs: lines.
+        sizes: how many images have which ``(H, W)``, the most frequent first.
+        class_pixels: ``(K,)`` pixels of each class.
+        class_images: ``(K,)`` images that show each class.
+        id_pixels: ``(256,)`` pixels of each label file id.
+        num_pixels: labelled pixels, ignored ones included.
+        findings: errors first.
+    """
+
+    name: str
+    num_pairs: int
+    sizes: tuple[tuple[tuple[int, int], int], ...]
+    class_pixels: np.ndarray
+    class_images: np.ndarray
+    id_pixels: np.ndarray
+    num_pixels: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether training on the list would be wrong."""
+        return any(finding.is_error for finding in self.findings)

@@ -1,0 +1,114 @@
+"""An audit as text and as plain values for JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ovenet.data.audit.lists import suggested_weights
+from ovenet.data.audit.reports import Finding, ListReport
+from ovenet.data.info import DatasetInfo
+
+_MAX_SIZES = 3
+
+
+def format_audit(reports: Sequence[ListReport], info: DatasetInfo) -> str:
+    """Sizes, a table of the classes in all lists, and what was found, errors first.
+
+    Args:
+        reports: of the lists; weights are suggested from the first, the training list.
+        info: the dataset.
+    """
+    lines = [_sizes(report) for report in reports]
+    weights = suggested_weights(reports[0].class_pixels)
+    width = max(len("class"), *(len(name) for name in info.class_names))
+    titles = "".join(f"{report.name:>12} %{'images':>8}" for report in reports)
+    lines += ["", f"{'class':<{width}}{titles}{'weight':>9}"]
+    for k, name in enumerate(info.class_names):
+        cells = "".join(
+            f"{100 * report.class_pixels[k] / max(1, report.num_pixels):14.3f}{report.class_images[k]:8d}"
+            for report in reports
+        )
+        lines.append(f"{name:<{width}}{cells}{weights[k]:9.3f}")
+    ignored = "".join(
+        f"{100 * (1 - report.class_pixels.sum() / max(1, report.num_pixels)):14.3f}{'':8}" for report in reports
+    )
+    lines += [f"{'(ignored)':<{width}}{ignored}", ""]
+    for report in reports:
+        lines += [format_finding(finding, report.name) for finding in report.findings]
+        if not report.findings:
+            lines.append(f"{report.name}: nothing to remark")
+    return "\n".join(lines)
+
+
+def _sizes(report: ListReport) -> str:
+    shown = ", ".join(f"{count} of {w}x{h}" for (h, w), count in report.sizes[:_MAX_SIZES])
+    more = f", and {len(report.sizes) - _MAX_SIZES} other sizes" if len(report.sizes) > _MAX_SIZES else ""
+    return f"{report.name}: {report.num_pairs} pairs ({shown}{more})"
+
+
+def format_finding(finding: Finding, list_name: str) -> str:
+    """One finding in one line."""
+    files = ""
+    if finding.paths:
+        files = f" [{finding.paths[0]}{f' and {len(finding.paths) - 1} more' if len(finding.paths) > 1 else ''}]"
+    return f"{'error' if finding.is_error else 'note'}: {list_name}: {finding.kind}: {finding.message}{files}"
+
+
+def audit_as_dict(reports: Sequence[ListReport], info: DatasetInfo) -> dict[str, Any]:
+    """Everything that was counted and found, and the suggested class weights of the first list."""
+    weights = suggested_weights(reports[0].class_pixels)
+    return {
+        "dataset": info.name,
+        "class_names": list(info.class_names),
+        "suggested_class_weights": [round(float(weight), 4) for weight in weights],
+        "lists": {
+            report.name: {
+                "num_pairs": report.num_pairs,
+                "sizes": [{"width": w, "height": h, "num_images": count} for (h, w), count in report.sizes],
+                "num_pixels": report.num_pixels,
+                "class_pixels": [int(n) for n in report.class_pixels],
+                "class_images": [int(n) for n in report.class_images],
+                "id_pixels": {str(i): int(n) for i, n in enumerate(report.id_pixels) if n},
+                "findings": [
+                    {"kind": f.kind, "error": f.is_error, "message": f.message, "paths": list(f.paths)}
+                    for f in report.findings
+                ],
+            }
+            for report in reports
+        },
+    }
+
+
+def read_suggested_weights(path: Path, info: DatasetInfo) -> list[float]:
+    """The class weights that an audit suggested.
+
+    Args:
+        path: an ``audit.json``.
+        info: the dataset.
+
+    Returns:
+        ``K`` weights.
+
+    Raises:
+        ValueError: the file cannot be read, is no audit, or is of other classes.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names, weights = content["class_names"], content["suggested_class_weights"]
+    except OSError as error:
+        raise ValueError(
+            f"LOSS.CLASS_WEIGHTS {path}: cannot be read ({error.strerror}); tools/audit_data.py writes it"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"LOSS.CLASS_WEIGHTS {path}: no audit; expected the audit.json of tools/audit_data.py"
+        ) from error
+    if names != list(info.class_names):
+        raise ValueError(
+            f"LOSS.CLASS_WEIGHTS {path}: the audit is of {content.get('dataset')} with {len(names)} classes, "
+            f"not of {info.name} with {info.num_classes}; audit this dataset"
+        )
+    return weights

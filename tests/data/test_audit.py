@@ -1,0 +1,319 @@
+"""The audit: each classic mistake is planted, and the fix is read in what is found."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovenet.data.audit import (
+    audit_as_dict,
+    audit_list,
+    format_audit,
+    missing_files,
+    read_suggested_weights,
+    shared_images,
+    spread,
+    suggested_weights,
+)
+from ovenet.data.catalog import CATALOG
+from ovenet.data.info import DatasetInfo
+
+FIVE = DatasetInfo("five", tuple("abcde"), tuple((i, i, i) for i in range(5)), tuple(range(5)))
+RNG = np.random.default_rng(0)
+
+
+class Data:
+    """A folder of pairs whose labels are given as ids of four horizontal bands."""
+
+    def __init__(self, folder):
+        self.folder, self.pairs = folder, []
+
+    def add(self, bands, *, image=None, label=None, name=None):
+        """Adds a pair; `image` and `label` replace the files' usual content."""
+        name = name or str(len(self.pairs))
+        ids = np.repeat(np.array(bands), 4)[:, None].repeat(20, axis=1).astype(np.uint8)
+        image = RNG.integers(0, 256, (*ids.shape, 3)).astype(np.uint8) if image is None else image
+        for path, content in ((f"{name}.png", image), (f"{name}_label.png", ids if label is None else label)):
+            if isinstance(content, np.ndarray):
+                content = Image.fromarray(content)
+            content.save(self.folder / path)
+        self.pairs.append((f"{name}.png", f"{name}_label.png"))
+        return self
+
+    def audit(self, info=FIVE, **options):
+        return audit_list("train", self.folder, self.pairs, info, num_threads=2, **options)
+
+    def errors(self, info=FIVE, **options):
+        return [(f.kind, f.message, f.paths) for f in self.audit(info, **options).findings if f.is_error]
+
+    def notes(self, info=FIVE, **options):
+        return {f.kind: f.message for f in self.audit(info, **options).findings if not f.is_error}
+
+
+@pytest.fixture
+def data(tmp_path):
+    return Data(tmp_path)
+
+
+def only(errors):
+    assert len(errors) == 1, errors
+    return errors[0]
+
+
+def test_counts_are_right(data):
+    data.add([0, 1, 1, 4]).add([2, 2, 2, 2])
+    report = data.audit(replace(FIVE, ignored_ids=(255,)))
+    assert report.class_pixels.tolist() == [80, 160, 320, 0, 80]
+    assert report.class_images.tolist() == [1, 1, 1, 0, 1]
+    assert report.num_pixels == 640
+    assert report.sizes == (((16, 20), 2),)
+    assert not report.has_errors
+    assert data.notes() == {"absent class": "no labelled pixel of d: not learned from this list, and not scored on it"}
+
+
+# The eight classic mistakes, one test each
+
+
+def test_1_foreground_saved_as_255(data):
+    data.add([0, 0, 255, 255]).add([0, 0, 0, 0])
+    kind, message, paths = only(data.errors())
+    assert kind == "255 as foreground"
+    assert '"id": 255' in message
+    assert paths == ("0_label.png",)
+    two = DatasetInfo("two", ("ground", "crack"), ((0, 0, 0), (1, 1, 1)), (0, 1), ignored_ids=(255,))
+    assert only(data.errors(two))[0] == "255 as foreground"  # else nothing but the ground is learned
+    assert not data.errors(replace(two, label_ids=(0, 255), ignored_ids=()))
+
+
+def test_2_rgb_mask_read_as_ids(data):
+    data.add([0, 1, 2, 3]).add([0], label=np.zeros((4, 20, 3), np.uint8))
+    kind, message, paths = only(data.errors())
+    assert kind == "RGB mask"
+    assert "describe the data with its colours in a dataset.json" in message
+    assert paths == ("1_label.png",)
+
+
+def test_3_ids_where_train_ids_are_expected_and_the_other_way(data, tmp_path):
+    data.add([7, 8, 11, 23]).add([21, 24, 26, 33])
+    kind, message, paths = only(data.errors(CATALOG["bdd100k"]))
+    assert kind == "wrong kind of ids"
+    assert "list the *_labelTrainIds.png files" in message
+    assert set(paths) == {"0_label.png", "1_label.png"}
+    assert not data.errors(CATALOG["cityscapes"])
+    (tmp_path / "b").mkdir()
+    train_ids = Data(tmp_path / "b").add([0, 1, 2, 255]).add([8, 10, 13, 18])
+    kind, message, _ = only(train_ids.errors(CATALOG["cityscapes"]))
+    assert kind == "wrong kind of ids"
+    assert "list the *_labelIds.png files" in message
+    (tmp_path / "c").mkdir()
+    without_void = Data(tmp_path / "c").add([0, 1, 2, 5]).add([7, 8, 10, 11]).add([13, 18, 0, 0])
+    kind, _, paths = only(without_void.errors(CATALOG["acdc"]))
+    assert kind == "wrong kind of ids"
+    assert len(paths) == 3
+
+
+def test_4_off_by_one(data, tmp_path):
+    data.add([1, 2, 3, 4]).add([5, 5, 1, 1])
+    kind, message, _ = only(data.errors())
+    assert kind == "off by one"
+    assert "the labels count from 1; subtract 1" in message
+    (tmp_path / "low").mkdir()
+    low = Data(tmp_path / "low").add([0, 1, 2, 3])
+    from_one = replace(FIVE, label_ids=(1, 2, 3, 4, 5))
+    kind, message, _ = only(low.errors(from_one))
+    assert kind == "off by one"
+    assert "add 1" in message
+    (tmp_path / "ade").mkdir()
+    shifted = Data(tmp_path / "ade").add([0, 149, 255, 3])
+    kind, message, _ = only(shifted.errors(CATALOG["ade20k"]))
+    assert kind == "off by one"
+    assert "shifted already" in message
+
+
+def test_5_wrong_class_count(data):
+    data.add([0, 1, 2, 3]).add([4, 5, 6, 7])
+    kind, message, paths = only(data.errors())
+    assert kind == "wrong class count"
+    assert "ids up to 7 found, five has the ids 0 to 4 and ignores none" in message
+    assert "add the classes to dataset.json" in message
+    assert paths == ("1_label.png",)
+
+
+def test_6_image_and_label_swapped_or_of_different_size(data, tmp_path):
+    data.add([0, 1, 2, 3])
+    photograph = RNG.integers(0, 256, (16, 20, 3)).astype(np.uint8)
+    labels = np.repeat([0, 1, 2, 3], 4)[:, None].repeat(20, axis=1).astype(np.uint8)
+    data.add([0], image=labels, label=photograph)
+    data.add([0], image=labels, label=photograph[..., 0])  # a grey photograph
+    kind, message, paths = only(data.errors())
+    assert kind == "image and label swapped"
+    assert "swap the two columns of the list" in message
+    assert paths == ("1_label.png", "2_label.png")
+    (tmp_path / "sizes").mkdir()
+    sizes = Data(tmp_path / "sizes").add([0, 1], label=np.zeros((8, 19), np.uint8))
+    kind, message, _ = only(sizes.errors())
+    assert kind == "size differs"
+    assert "the label is 19x8 pixels, its image 20x8" in message
+
+
+def test_7_grey_alpha_and_16_bit_images(data):
+    grey = RNG.integers(0, 256, (16, 20)).astype(np.uint8)
+    data.add([0, 1, 2, 3], image=grey)
+    data.add([0, 1, 2, 4], image=np.dstack([grey] * 4))
+    data.add([0, 1, 2, 4], image=grey.astype(np.uint16) * 256)
+    assert not data.errors()
+    notes = data.notes()
+    assert "repeated three times" in notes["grey image"]
+    assert "flatten the image" in notes["image with alpha"]
+    assert "rescale it to 8 bits" in notes["16-bit image"]
+
+
+def test_7_16_bit_colour_images(data, tmp_path):
+    """Pillow reads them as 8 bits and says nothing."""
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "deep.png"), RNG.integers(0, 65536, (16, 20, 3)).astype(np.uint16))
+    data.add([0, 1, 2, 3])
+    data.pairs = [("deep.png", "0_label.png")]
+    assert "upper 8 of its 16 bits" in data.notes()["16-bit image"]
+
+
+def test_8_palette_images(data):
+    picture = Image.fromarray(RNG.integers(0, 256, (16, 20, 3)).astype(np.uint8)).quantize(16)
+    data.add([0, 1, 2, 3], image=picture)
+    assert "correct the list" in data.notes()["palette image"]
+    ids = Image.fromarray(np.repeat([0, 1, 2, 4], 4)[:, None].repeat(20, axis=1).astype(np.uint8))
+    ids = ids.convert("P")
+    ids.putpalette([7] * 768)
+    data.add([0], label=ids)
+    assert data.audit().class_pixels.tolist() == [160, 160, 160, 80, 80]  # a label's palette means nothing
+
+
+# And others
+
+
+def test_files_that_are_missing_cut_off_or_no_images(data, tmp_path):
+    for _ in range(5):
+        data.add([0, 1, 2, 3])
+    (tmp_path / "0.png").unlink()
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[:-40])
+    (tmp_path / "2_label.png").write_bytes((tmp_path / "2_label.png").read_bytes()[:60])
+    (tmp_path / "3_label.png").write_text("text")
+    errors = data.errors()
+    assert {kind for kind, _, _ in errors} == {"unreadable file"}
+    assert {path for _, _, paths in errors for path in paths} == {"0.png", "1.png", "2_label.png", "3_label.png"}
+    assert missing_files(tmp_path, data.pairs) == ["0.png"]
+
+
+def test_damage_inside_an_image_is_found_by_decoding(data, tmp_path):
+    data.add([0, 1, 2, 3])
+    content = bytearray((tmp_path / "0.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "0.png").write_bytes(content)
+    assert not data.errors()
+    assert only(data.errors(decode_images=True))[2] == ("0.png",)
+
+
+def test_a_jpeg_with_something_behind_its_end_is_sound(data, tmp_path):
+    data.add([0, 1, 2, 3])
+    Image.fromarray(np.zeros((16, 20, 3), np.uint8)).save(tmp_path / "a.jpg")
+    with (tmp_path / "a.jpg").open("ab") as file:
+        file.write(b"maker's notes" * 10)
+    data.pairs = [("a.jpg", "0_label.png")]
+    assert not data.errors()
+
+
+def test_the_ignore_value_of_other_tools(data):
+    data.add([0, 1, 2, 255]).add([3, 4, 0, 0])
+    kind, message, _ = only(data.errors())
+    assert kind == "255 is unknown"
+    assert 'add it to "ignore"' in message
+
+
+def test_exif_rotation(data, tmp_path):
+    data.add([0, 1, 2, 3])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 16, 3), np.uint8)).save(tmp_path / "photo.jpg", exif=exif)
+    data.pairs = [("photo.jpg", "0_label.png")]
+    assert '"upright": true' in only(data.errors())[1]
+    assert "read as stored" in data.notes()["EXIF-rotated image"]
+    assert not data.errors(replace(FIVE, upright=True))
+    assert "turned upright" in data.notes(replace(FIVE, upright=True))["EXIF-rotated image"]
+
+
+def test_colour_masks_of_an_own_dataset(data):
+    info = replace(FIVE, label_format="either", palette=((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9), (9, 9, 9)))
+    mask = np.zeros((16, 20, 3), np.uint8)
+    mask[:4, :, 0] = 9
+    data.add([0], label=mask, image=mask + 1)
+    assert data.audit(info).class_pixels.tolist() == [240, 80, 0, 0, 0]
+    mask[0, 0] = (8, 0, 0)
+    data.add([0], label=mask, image=mask + 1)
+    kind, message, _ = only(data.errors(info))
+    assert kind == "unknown colour"
+    assert "[8, 0, 0]" in message
+
+
+def test_labels_without_content_and_repeated_lines(data):
+    info = replace(FIVE, ignored_ids=(9,))
+    data.add([9, 9, 9, 9]).add([0, 1, 2, 3])
+    data.pairs.append(data.pairs[1])
+    notes = data.notes(info)
+    assert "nothing is learned" in notes["label without a class"]
+    assert "counts more than once" in notes["repeated image"]
+
+
+def test_lists_without_labels(data):
+    data.add([0, 0, 0, 0])
+    data.pairs = [("0.png", None)]
+    assert data.audit().findings == ()
+
+
+def test_training_images_in_the_validation_list():
+    assert shared_images([("a", "x"), ("b", "y")], [("b", "y"), ("c", "z")]) == ["b"]
+
+
+def test_weights_are_those_of_the_formula():
+    # p = 0.75, 0.25: 1 / ln(1.77) = 1.7514, 1 / ln(1.27) = 4.1838; their mean is 2.9676
+    np.testing.assert_allclose(suggested_weights(np.array([300, 100, 0])), [0.59017, 1.40983, 1.0], atol=1e-4)
+    assert suggested_weights(np.zeros(3)).tolist() == [1, 1, 1]
+
+
+def test_the_table_and_the_json_say_what_was_counted(data, tmp_path):
+    data.add([0, 1, 1, 4]).add([255, 2, 2, 2])
+    report = data.audit()
+    text = format_audit([report], FIVE)
+    row = next(line.split() for line in text.splitlines() if line.startswith("b "))
+    assert row[:3] == ["b", "25.000", "1"]
+    assert "train: 2 pairs (2 of 20x16)" in text
+    assert any(
+        line.startswith("error: train: 255 is unknown: ") and "[1_label.png]" in line for line in text.splitlines()
+    )
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(audit_as_dict([report], FIVE)))
+    content = json.loads(path.read_text())
+    assert content["lists"]["train"]["class_pixels"] == [80, 160, 240, 0, 80]
+    assert content["lists"]["train"]["id_pixels"]["255"] == 80
+    np.testing.assert_allclose(read_suggested_weights(path, FIVE), suggested_weights(report.class_pixels), atol=1e-4)
+
+
+def test_weights_of_other_classes_are_refused(data, tmp_path):
+    data.add([0, 1, 1, 4])
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps(audit_as_dict([data.audit()], FIVE)))
+    with pytest.raises(ValueError, match=r"LOSS\.CLASS_WEIGHTS .*audit\.json: the audit is of five with 5 classes"):
+        read_suggested_weights(path, CATALOG["camvid"])
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="no audit"):
+        read_suggested_weights(path, FIVE)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_suggested_weights(tmp_path / "none.json", FIVE)
+
+
+@pytest.mark.parametrize(("items", "chosen", "expected"), [(10, 3, [0, 4, 9]), (2, 5, [0, 1]), (5, 1, [0]), (4, 0, [])])
+def test_pairs_are_spread_evenly(items, chosen, expected):
+    assert spread(items, chosen) == expected
