@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ovenet import builders, load_checkpoint, load_config
+from ovenet import builders, load_config
 from ovenet.data.info import DatasetInfo
 from ovenet.engine.progress import track
-from ovenet.engine.trainer import BEST, FINAL
 from ovenet.evaluation.evaluate import Evaluation, evaluate
 from ovenet.evaluation.inference import Predictor
 from ovenet.evaluation.pictures import picture_row, save_picture, save_prediction
@@ -24,7 +23,7 @@ from ovenet.evaluation.writers import format_table, results_as_dict, write_json
 from ovenet.structures import Sample
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
-from ovenet.utils.logging import configure_logging, get_logger
+from ovenet.utils.logging import configure_logging
 
 NUM_PICTURE_ROWS = 4
 
@@ -34,7 +33,7 @@ def main() -> None:
     args = config_parser(__doc__).parse_args()
     configure_logging(is_main=distributed.is_launch_main())
     cfg = load_config(args.cfg, args.overrides)
-    model_file = find_model_file(cfg, builders.run_directory(cfg, args.cfg))
+    model_file = builders.find_model_file(cfg, builders.run_directory(cfg, args.cfg))
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device):
         test(cfg, model_file, results_directory(cfg, args.cfg, model_file), device)
@@ -44,9 +43,7 @@ def test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> 
     """Runs the whole split and writes ``results.json`` and the predictions into `folder`."""
     info = builders.dataset_info(cfg)
     loader, dataset = builders.build_test_loader(cfg)
-    model = builders.build_model(cfg)
-    get_logger().info("%s", load_checkpoint(model, model_file, allow_partial=cfg.MODEL.ALLOW_PARTIAL))
-    predictor = builders.build_predictor(model.to(device, memory_format=torch.channels_last), cfg, device)
+    predictor = builders.load_predictor(cfg, model_file, device)
     saves = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
     evaluation = evaluate(
         predictor,
@@ -60,24 +57,9 @@ def test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> 
         report(cfg, evaluation, model_file, folder, saved=saves)
 
 
-def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
-    """``TEST.MODEL_FILE``, or the run's best or final weights.
-
-    Raises:
-        ValueError: none is named and the run has none.
-    """
-    if cfg.TEST.MODEL_FILE:
-        return Path(cfg.TEST.MODEL_FILE)
-    for name in (BEST, FINAL):
-        if (run_dir / name).exists():
-            return run_dir / name
-    raise ValueError(f"TEST.MODEL_FILE is not set, and {run_dir} has neither {BEST} nor {FINAL}; train first")
-
-
 def results_directory(cfg: CfgNode, config_file: str, model_file: Path) -> Path:
     """``<run>/test/<list>_<weights>_<scales>[_flip]``: tests that differ do not overwrite each other."""
-    scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
-    name = f"{Path(cfg.DATASET.TEST_SET).stem}_{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}"
+    name = f"{Path(cfg.DATASET.TEST_SET).stem}_{builders.inference_name(cfg, model_file)}"
     return builders.run_directory(cfg, config_file) / "test" / name
 
 

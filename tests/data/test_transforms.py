@@ -153,3 +153,67 @@ def test_training_shares_are_equal_disjoint_and_new_every_epoch():
     again = TrainSampler(11, rank=0, world_size=3, seed=5)
     assert list(again) == first[0]
     assert [i for _, i in TrainSampler(4, rank=0, world_size=1, seed=0, shuffle=False)] == [0, 1, 2, 3]
+
+
+def test_rare_class_crops_show_every_class_of_the_image_equally_often():
+    """One pixel of class 5, 0.05 % of the image: every crop of the plain kind misses it 7 times in 8."""
+    labels = np.zeros((64, 32), np.int16)
+    labels[40, 9] = 5
+    labels[:2] = 255
+    source = Sample(np.zeros((64, 32, 3), np.uint8), labels, "a.png")
+
+    def shares(rare_class_crops):
+        step = transform(crop_size=(8, 16), base_size=64, rare_class_crops=rare_class_crops)
+        crops = [step(source, np.random.default_rng(seed)).labels for seed in range(400)]
+        assert all(crop.shape == (8, 16) for crop in crops)
+        return np.mean([(crop == 5).any() for crop in crops])
+
+    assert shares(0.0) < 0.15  # of 57 x 17 corners 8 x 10 show it: 8.3 %
+    assert 0.47 < shares(1.0) < 0.63  # half of the crops are laid around it, and 8 % of the others show it
+    assert 0.22 < shares(0.5) < 0.4
+
+
+def test_rare_class_crops_change_nothing_when_they_are_off():
+    source = sample_of(48, 64)
+    for seed in range(5):
+        plain = transform(flip=True)(source, np.random.default_rng(seed))
+        off = transform(flip=True, rare_class_crops=0.0)(source, np.random.default_rng(seed))
+        np.testing.assert_array_equal(plain.image, off.image)
+
+
+def test_rare_class_crops_of_an_image_without_a_class():
+    source = Sample(np.zeros((30, 50, 3), np.uint8), np.full((30, 50), 255, np.int16), "a.png")
+    out = transform(rare_class_crops=1.0, base_size=50)(source, np.random.default_rng(0))
+    assert out.labels.shape == (24, 40)
+
+
+def test_left_and_right_change_places_in_mirrored_samples():
+    table = np.array([0, 2, 1, 3, 4, 5, 6])
+    source, mirrored = sample_of(24, 40), 0
+    for seed in range(20):
+        out = transform(flip=True, base_size=40, mirrored_table=table)(source, np.random.default_rng(seed))
+        if out.image[0, 0, 2] != 0:
+            mirrored += 1
+            expected = source.labels[:, ::-1].copy()
+            ones, twos = expected == 1, expected == 2
+            expected[ones], expected[twos] = 2, 1
+            np.testing.assert_array_equal(out.labels, expected)
+        else:
+            np.testing.assert_array_equal(out.labels, source.labels)
+    assert 0 < mirrored < 20
+
+
+@pytest.mark.parametrize("ignore", [255, -1])
+def test_mirroring_leaves_ignored_pixels_alone(ignore):
+    labels = np.full((24, 40), ignore, np.int16)
+    source = Sample(np.zeros((24, 40, 3), np.uint8), labels, "a.png")
+    step = transform(flip=True, base_size=40, mirrored_table=np.array([1, 0]), ignore_label=ignore)
+    for seed in range(4):
+        assert (step(source, np.random.default_rng(seed)).labels == ignore).all()
+
+
+def test_stretching_gives_up_the_proportions():
+    out = transform(stretch=True)(sample_of(90, 30), np.random.default_rng(0))
+    assert out.image.shape == (24, 40, 3)
+    np.testing.assert_allclose(out.image[:, 0, 1], (np.arange(24) + 0.5) * 90 / 24 - 0.5, atol=1)
+    np.testing.assert_allclose(out.image[0, :, 2], np.clip((np.arange(40) + 0.5) * 0.75 - 0.5, 0, 29), atol=1)

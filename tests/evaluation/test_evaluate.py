@@ -55,6 +55,24 @@ def test_a_split_is_scored_by_hand():
     assert seen == [(n, ["fused", "initial", "seed"]) for n in ("2.png", "4.png", "unlabelled.png")]
 
 
+def test_conditions_are_scored_alone_and_together():
+    predictor = Predictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
+    samples = [
+        Sample(s.image, s.labels, f"rgb/{folder}/val/{s.name}")
+        for s, folder in zip(red_samples(), ("fog", "rain", "snow"), strict=True)
+    ]
+    names = ("initial", "seed", "fused")
+    evaluation = evaluate(predictor, samples, AB, names, ignore_label=255)
+    assert set(evaluation.by_condition) == {"fog", "rain"}  # the snow has no labels
+    assert evaluation.by_condition["fog"]["fused"].iou[1] == pytest.approx(14 / 28)
+    assert evaluation.by_condition["rain"]["fused"].iou[1] == 1
+    assert evaluation.overall["fused"].iou[1] == pytest.approx((14 + 28) / 56)
+    alone = evaluate(predictor, samples[:1], AB, names, ignore_label=255).overall["fused"]
+    assert alone.mean_iou == evaluation.by_condition["fog"]["fused"].mean_iou
+    table = format_table(evaluation.overall, evaluation.by_condition)
+    assert any(line.split()[:2] == ["mIoU,", "rain"] for line in table.splitlines())
+
+
 def test_the_table_shows_all_predictions_and_leaves_out_absent_classes():
     fused = scores_from_counts(torch.tensor([[3, 1, 0], [2, 4, 1], [0, 0, 0]]), ("road", "sky", "train"))
     initial = scores_from_counts(torch.tensor([[4, 0, 0], [0, 7, 0], [0, 0, 0]]), ("road", "sky", "train"))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ovenet.builders import build_model
+from ovenet.data.info import EvaluationRule
 from ovenet.data.transforms import normalize_images
 from ovenet.evaluation.inference import InferenceSettings, Predictor, window_starts
 from ovenet.structures import OVeNetOutput
@@ -133,3 +134,43 @@ def test_the_auxiliary_map_can_be_scored(tiny_cfg, image):
 )
 def test_windows_lie_side_by_side_and_the_last_is_shifted(length, window, expected):
     assert list(window_starts(length, window)) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "seen"),
+    # Short side to 24 x scale, both up to the next multiple of 8: 24 x 40 -> 24 x 40; 30 x 51 -> 24 x 40.8 = 41 -> 48
+    [((24, 40), 1.0, (24, 40)), ((30, 51), 1.0, (24, 48)), ((51, 30), 1.0, (48, 24)), ((30, 51), 1.5, (40, 64))],
+)
+def test_short_side_rule_runs_the_padded_image_whole(size, scale, seen):
+    model = PixelModel()
+    rule = EvaluationRule("short_side", 8)
+    image = np.full((*size, 3), 90, np.uint8)
+    predictor = Predictor(model, settings(base_size=24, window_size=(16, 16), scales=(scale,), rule=rule), CPU)
+    scores = predictor.predict_scores(image)["fused"]
+    assert model.seen == [(1, 3, *seen)]
+    torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
+
+
+def test_padding_is_cut_off_before_scores_come_back(image):
+    """Without resizing, every pixel's scores must be its own: padding that stayed would shift and squeeze them."""
+    model = PixelModel()
+    rule = EvaluationRule("short_side", 32)
+    scores = Predictor(model, settings(base_size=30, rule=rule), CPU).predict_scores(image)["fused"]
+    assert model.seen == [(1, 3, 32, 64)]
+    torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
+
+
+def test_stretching_rule(image):
+    model = PixelModel()
+    rule = EvaluationRule("stretch")
+    Predictor(model, settings(window_size=(20, 12), scales=(1.0, 1.5), rule=rule), CPU).predict_scores(image)
+    assert model.seen == [(1, 3, 20, 12), (1, 3, 30, 18)]
+
+
+def test_mirrored_views_of_left_and_right_are_exchanged(image):
+    """A model that names what is on its left: mirrored, it calls left what is right."""
+    plain = Predictor(LeftModel(), settings(flip=True), CPU).predict_scores(image)["fused"]
+    aware = Predictor(LeftModel(), settings(flip=True, mirrored_classes=((0, 1),)), CPU).predict_scores(image)["fused"]
+    alone = Predictor(LeftModel(), settings(), CPU).predict_scores(image)["fused"]
+    torch.testing.assert_close(plain, torch.full_like(plain, 0.5))
+    torch.testing.assert_close(aware, alone)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 
@@ -45,3 +46,21 @@ def test_nothing_labelled_gives_nan():
     assert math.isnan(result.mean_iou)
     assert math.isnan(result.pixel_accuracy)
     assert result.absent == ("a", "b")
+
+
+@pytest.mark.parametrize("num_classes", [2, 19, 150])
+@pytest.mark.parametrize("ignore_label", [255, -1])
+def test_counts_and_means_equal_torchmetrics(num_classes, ignore_label):
+    generator = torch.Generator().manual_seed(num_classes)
+    shape = (2, 120, 130)
+    prediction = torch.randint(0, num_classes, shape, generator=generator)
+    labels = torch.where(torch.rand(shape, generator=generator) < 0.4, prediction, prediction.roll(1, dims=2))
+    labels[torch.rand(shape, generator=generator) < 0.3] = ignore_label
+    counts = confusion_counts(prediction, labels.to(torch.int16), num_classes, ignore_label=ignore_label)
+    theirs = MulticlassConfusionMatrix(num_classes, ignore_index=ignore_label)(prediction, labels)
+    torch.testing.assert_close(counts, theirs.to(torch.int64), atol=0, rtol=0)
+    result = scores_from_counts(counts, [str(k) for k in range(num_classes)])
+    mean_iou = MulticlassJaccardIndex(num_classes, ignore_index=ignore_label, average="macro")(prediction, labels)
+    assert result.mean_iou == pytest.approx(float(mean_iou), abs=1e-6)
+    valid = labels != ignore_label
+    assert result.pixel_accuracy == pytest.approx(float((prediction == labels)[valid].double().mean()), abs=1e-12)

@@ -1,0 +1,40 @@
+"""From a configuration to parts. Beside `ovenet.config` and the tools, the only readers of config keys."""
+
+from ovenet.builders.data import (
+    TestLoader,
+    audit,
+    build_test_loader,
+    build_train_loader,
+    check_training_data,
+    dataset_info,
+    list_dataset,
+    train_dataset,
+)
+from ovenet.builders.inference import build_predictor, load_predictor
+from ovenet.builders.losses import build_criterion, class_weights
+from ovenet.builders.models import build_model, build_optimizer, initialize_model, load_checkpoint, prediction_names
+from ovenet.builders.runs import find_model_file, inference_name, log_directory, run_directory
+
+__all__ = [
+    "TestLoader",
+    "audit",
+    "build_criterion",
+    "build_model",
+    "build_optimizer",
+    "build_predictor",
+    "build_test_loader",
+    "build_train_loader",
+    "check_training_data",
+    "class_weights",
+    "dataset_info",
+    "find_model_file",
+    "inference_name",
+    "initialize_model",
+    "list_dataset",
+    "load_checkpoint",
+    "load_predictor",
+    "log_directory",
+    "prediction_names",
+    "run_directory",
+    "train_dataset",
+]

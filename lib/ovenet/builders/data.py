@@ -1,0 +1,209 @@
+"""Lists, samples and batches, from a configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from ovenet.data.audit import ListReport, audit_list, format_finding, missing_files, spread
+from ovenet.data.catalog import find_dataset
+from ovenet.data.dataset import AugmentedDataset, ListDataset
+from ovenet.data.info import DatasetInfo
+from ovenet.data.prepare import Preparation, list_path, prepare_dataset
+from ovenet.data.samplers import TrainSampler, evaluation_shard
+from ovenet.data.transforms import TrainTransform, collate
+from ovenet.structures import Batch, Sample
+from ovenet.utils import distributed
+from ovenet.utils.logging import get_logger
+
+TestLoader = DataLoader[Sample]
+
+
+def dataset_info(cfg: CfgNode) -> DatasetInfo:
+    """The catalog's entry.
+
+    Raises:
+        ValueError: there is none, or the config has another number of classes.
+    """
+    name, folder = cfg.DATASET.DATASET, Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
+    info = find_dataset(name, folder, num_classes=cfg.DATASET.NUM_CLASSES)
+    if info.num_classes != cfg.DATASET.NUM_CLASSES:
+        raise ValueError(
+            f"DATASET.NUM_CLASSES is {cfg.DATASET.NUM_CLASSES}, but {info.name} has {info.num_classes} classes; "
+            f"set it to {info.num_classes}"
+        )
+    return info
+
+
+def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListDataset:
+    """The samples of a list; one that `prepare_dataset` knows how to write is written when it is missing.
+
+    Args:
+        cfg: the configuration.
+        list_file: ``DATASET.TRAIN_SET`` or ``DATASET.TEST_SET``.
+        num_samples: use the first so many lines; 0 is all.
+
+    Raises:
+        ValueError: the list is missing, empty or malformed, or the dataset's folder is not as published.
+    """
+    info, root = dataset_info(cfg), Path(cfg.DATASET.ROOT)
+    path = root / list_file if Path(list_file).suffix else list_path(root, info.name, list_file)
+    is_missing = not path.exists()
+    distributed.barrier()  # every process has looked before the first one writes
+    if is_missing and path.parent == root / "list" / info.name and (root / info.name).is_dir():
+        if distributed.is_main():
+            _log_preparation(prepare_dataset(info.name, root, only_missing=True), path.parent)
+        distributed.barrier()
+    return ListDataset(root, path, info, ignore_label=cfg.TRAIN.IGNORE_LABEL, num_samples=num_samples)
+
+
+def _log_preparation(preparation: Preparation, folder: Path) -> None:
+    for name, num_lines in preparation.num_lines.items():
+        get_logger().info("%s: %d lines", folder / f"{name}.lst", num_lines)
+    for remark in preparation.remarks:
+        get_logger().warning("%s", remark)
+
+
+def audit(
+    cfg: CfgNode, dataset: ListDataset, *, num_pairs: int = 0, decode_images: bool = False, show_progress: bool = False
+) -> ListReport:
+    """Checks a list's files, see `ovenet.data.audit`.
+
+    Args:
+        cfg: the configuration.
+        dataset: the list.
+        num_pairs: check so many, evenly spread; 0 is all.
+        decode_images: read the images' pixels too.
+        show_progress: a bar, on a terminal.
+    """
+    chosen = spread(len(dataset), num_pairs or len(dataset))
+    name = dataset.list_path.stem
+    with tqdm(
+        total=len(chosen),
+        desc=name,
+        unit="pair",
+        disable=not (show_progress and sys.stderr.isatty()),
+        dynamic_ncols=True,
+    ) as bar:
+        return audit_list(
+            name,
+            dataset.folder,
+            [dataset.pairs[i] for i in chosen],
+            dataset.info,
+            num_threads=max(1, cfg.WORKERS),
+            decode_images=decode_images,
+            on_pair=bar.update,
+        )
+
+
+def check_training_data(cfg: CfgNode, dataset: ListDataset) -> None:
+    """The short form of an audit, before the first step: all files exist, and ``DATASET.AUDIT`` pairs are sound.
+
+    Raises:
+        ValueError: training would be wrong; names the first file and the fix.
+    """
+    if not cfg.DATASET.AUDIT:
+        return
+    missing = missing_files(dataset.folder, dataset.pairs)
+    if missing:
+        raise ValueError(
+            f"{dataset.folder / missing[0]}: the file does not exist, like {len(missing) - 1} more of "
+            f"{dataset.list_path}; unpack the data again, or correct the list"
+        )
+    report = audit(cfg, dataset, num_pairs=cfg.DATASET.AUDIT)
+    for finding in report.findings:
+        if finding.is_error:
+            raise ValueError(
+                f"{dataset.folder / finding.paths[0]}: {finding.kind}: {finding.message} "
+                f"({len(finding.paths)} of {report.num_pairs} pairs looked at; tools/audit_data.py shows all)"
+            )
+        if finding.kind != "absent class":  # a few pairs need not show every class
+            get_logger().warning("%s", format_finding(finding, report.name))
+    get_logger().info("%s: %d of %d pairs checked", dataset.list_path, report.num_pairs, len(dataset))
+
+
+def train_dataset(cfg: CfgNode) -> AugmentedDataset:
+    """Augmented crops of the training list.
+
+    Raises:
+        ValueError: the list is unusable.
+    """
+    dataset = list_dataset(cfg, cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
+    width, height = cfg.TRAIN.IMAGE_SIZE
+    transform = TrainTransform(
+        crop_size=(height, width),
+        base_size=cfg.TRAIN.BASE_SIZE,
+        scale_steps=cfg.TRAIN.SCALE_FACTOR if cfg.TRAIN.MULTI_SCALE else None,
+        flip=cfg.TRAIN.FLIP,
+        brightness_shift=cfg.TRAIN.RANDOM_BRIGHTNESS_SHIFT_VALUE if cfg.TRAIN.RANDOM_BRIGHTNESS else 0,
+        ignore_label=cfg.TRAIN.IGNORE_LABEL,
+        rare_class_crops=cfg.TRAIN.RARE_CLASS_CROPS,
+        stretch=dataset.info.evaluation.resize == "stretch",
+        mirrored_table=dataset.info.mirrored_table() if dataset.info.mirrored_classes else None,
+    )
+    return AugmentedDataset(dataset, transform, seed=cfg.SEED)
+
+
+def build_train_loader(cfg: CfgNode) -> tuple[DataLoader[Batch], TrainSampler]:
+    """Batches of augmented crops for this process.
+
+    Raises:
+        ValueError: the list is unusable, or shorter than one batch of all processes.
+    """
+    dataset = train_dataset(cfg)
+    batch_size, world_size = cfg.TRAIN.BATCH_SIZE_PER_GPU, distributed.world_size()
+    if len(dataset) < batch_size * world_size:
+        raise ValueError(
+            f"{dataset.dataset.list_path} has {len(dataset)} samples, fewer than one batch of {batch_size} x "
+            f"{world_size} processes; lower TRAIN.BATCH_SIZE_PER_GPU"
+        )
+    sampler = TrainSampler(
+        len(dataset), rank=distributed.rank(), world_size=world_size, seed=cfg.SEED, shuffle=cfg.TRAIN.SHUFFLE
+    )
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=True,
+        collate_fn=collate,
+        pin_memory=cfg.PIN_MEMORY and torch.cuda.is_available(),
+        **_worker_options(cfg.WORKERS, keep=True),
+    )
+    return loader, sampler
+
+
+def build_test_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[TestLoader, ListDataset]:
+    """This process's share of a list, one sample at a time, and the whole list.
+
+    Args:
+        cfg: the configuration.
+        list_file: None is ``DATASET.TEST_SET``, of which ``TEST.NUM_SAMPLES`` may take a part.
+    """
+    if list_file is None:
+        dataset = list_dataset(cfg, cfg.DATASET.TEST_SET, cfg.TEST.NUM_SAMPLES)
+    else:
+        dataset = list_dataset(cfg, list_file)
+    shard = evaluation_shard(len(dataset), rank=distributed.rank(), world_size=distributed.world_size())
+    options = _worker_options(cfg.WORKERS, keep=False)
+    return DataLoader(Subset(dataset, shard), batch_size=None, collate_fn=_as_it_is, **options), dataset
+
+
+def _as_it_is(sample: Sample) -> Sample:
+    return sample
+
+
+def _worker_options(num_workers: int, *, keep: bool) -> dict[str, Any]:
+    if num_workers == 0:
+        return {"num_workers": 0}
+    return {"num_workers": num_workers, "persistent_workers": keep, "worker_init_fn": _start_worker}
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers share the machine's cores already

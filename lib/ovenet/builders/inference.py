@@ -1,0 +1,51 @@
+"""Inference, from a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from ovenet.builders.data import dataset_info
+from ovenet.builders.models import build_model, load_checkpoint
+from ovenet.evaluation.inference import InferenceSettings, Predictor
+from ovenet.utils.logging import get_logger
+
+
+def build_predictor(model: nn.Module, cfg: CfgNode, device: torch.device, *, single_scale: bool = False) -> Predictor:
+    """Inference as the ``TEST`` section describes it.
+
+    Args:
+        model: on `device`.
+        cfg: the configuration.
+        device: of this process.
+        single_scale: leave out ``TEST.SCALE_LIST`` and ``TEST.FLIP_TEST``, as validation during training does.
+    """
+    info = dataset_info(cfg)
+    width, height = cfg.TEST.IMAGE_SIZE
+    settings = InferenceSettings(
+        base_size=cfg.TEST.BASE_SIZE,
+        window_size=(height, width),
+        scales=(1.0,) if single_scale else tuple(float(s) for s in cfg.TEST.SCALE_LIST),
+        flip=cfg.TEST.FLIP_TEST and not single_scale,
+        score=cfg.TEST.SCORE,
+        output_index=cfg.TEST.OUTPUT_INDEX,
+        align_corners=cfg.MODEL.ALIGN_CORNERS,
+        batch_size=cfg.TEST.BATCH_SIZE_PER_GPU,
+        rule=info.evaluation,
+        mirrored_classes=info.mirrored_classes,
+    )
+    return Predictor(model, settings, device)
+
+
+def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Predictor:
+    """Inference with trained weights.
+
+    Raises:
+        ValueError: see `load_checkpoint`.
+    """
+    model = build_model(cfg)
+    get_logger().info("%s", load_checkpoint(model, model_file, allow_partial=cfg.MODEL.ALLOW_PARTIAL))
+    return build_predictor(model.to(device, memory_format=torch.channels_last), cfg, device)

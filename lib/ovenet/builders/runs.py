@@ -1,0 +1,41 @@
+"""Where the files of a run are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from ovenet.engine.trainer import BEST, FINAL
+
+
+def run_directory(cfg: CfgNode, config_file: str | Path) -> Path:
+    """``OUTPUT_DIR/<dataset>/<name of the config file>``."""
+    return Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / Path(config_file).stem
+
+
+def log_directory(cfg: CfgNode, config_file: str | Path) -> Path:
+    """Where TensorBoard files go."""
+    if cfg.LOG_DIR:
+        return Path(cfg.LOG_DIR) / cfg.DATASET.DATASET / Path(config_file).stem
+    return run_directory(cfg, config_file) / "tensorboard"
+
+
+def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
+    """``TEST.MODEL_FILE``, or the run's best or final weights.
+
+    Raises:
+        ValueError: none is named and the run has none.
+    """
+    if cfg.TEST.MODEL_FILE:
+        return Path(cfg.TEST.MODEL_FILE)
+    for name in (BEST, FINAL):
+        if (run_dir / name).exists():
+            return run_dir / name
+    raise ValueError(f"TEST.MODEL_FILE is not set, and {run_dir} has neither {BEST} nor {FINAL}; train first")
+
+
+def inference_name(cfg: CfgNode, model_file: Path) -> str:
+    """``<weights>_<scales>[_flip]``, which tells tests of one list apart."""
+    scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
+    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}"

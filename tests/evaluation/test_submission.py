@@ -1,0 +1,164 @@
+"""Submissions: read by the official evaluation, and refused where a server would refuse them."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
+from PIL import Image
+
+from ovenet.data.catalog import CATALOG
+from ovenet.data.synthetic import draw_scene
+from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
+from ovenet.evaluation.submission import (
+    read_zip,
+    save_submission_file,
+    submission_names,
+    validate_zip,
+    write_zip,
+)
+
+CITYSCAPES, ADE20K, ACDC = (CATALOG[name] for name in ("cityscapes", "ade20k", "acdc"))
+IMAGES = [f"leftImg8bit/test/berlin/berlin_000000_00001{i}_leftImg8bit.png" for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Label files of drawn scenes with every class and void, predictions that are right in half, and our counts."""
+    folder, counts = tmp_path_factory.mktemp("scored"), torch.zeros((19, 19), dtype=torch.int64)
+    table, rng, files = CITYSCAPES.train_id_table(255), np.random.default_rng(0), ([], [])
+    for i in range(24):
+        _, ids = draw_scene((128, 256), np.random.default_rng(i))
+        labels = table[ids]
+        guess = np.where(rng.random(labels.shape) < 0.5, labels, np.roll(labels, 9, axis=1))
+        guess = np.where(guess == 255, rng.integers(0, 19, labels.shape), guess)  # void is predicted as something
+        name = f"drawn_{i:06d}_000019"
+        Image.fromarray(ids).save(folder / f"{name}_gtFine_labelIds.png")
+        save_submission_file(torch.from_numpy(guess), folder / f"{name}_leftImg8bit.png", CITYSCAPES)
+        counts += confusion_counts(torch.from_numpy(guess), torch.from_numpy(labels), 19, ignore_label=255)
+        files[0].append(str(folder / f"{name}_leftImg8bit.png"))
+        files[1].append(str(folder / f"{name}_gtFine_labelIds.png"))
+    return files, counts
+
+
+def test_the_score_is_the_one_of_the_cityscapes_scripts(scored, monkeypatch):
+    (predictions, labels), counts = scored
+    for name, value in {"evalInstLevelScore": False, "JSONOutput": False, "quiet": True}.items():
+        monkeypatch.setattr(official.args, name, value)
+    theirs = official.evaluateImgLists(predictions, labels, official.args)
+    ours = scores_from_counts(counts, CITYSCAPES.class_names)
+    assert not ours.absent
+    assert np.isin(np.stack([np.asarray(Image.open(f)) for f in labels]), CITYSCAPES.ignored_ids).any()  # void regions
+    assert 0.1 < ours.mean_iou < 0.9
+    assert ours.mean_iou == pytest.approx(theirs["averageScoreClasses"], abs=1e-6)
+    for name, iou in zip(CITYSCAPES.class_names, ours.iou, strict=True):
+        assert iou == pytest.approx(theirs["classScores"][name], abs=1e-6)
+
+
+def make_zip(tmp_path, info, images, size=(6, 8), change=lambda folder: None):
+    """A valid zip, changed by a function of its folder before it is packed; and the sizes that are expected."""
+    names = submission_names(images, info)
+    folder = tmp_path / "files"
+    for i, name in enumerate(names.values()):
+        save_submission_file(torch.full(size, i % info.num_classes), folder / name, info)
+    change(folder)
+    found = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    write_zip(folder, found, tmp_path / "s.zip")
+    return tmp_path / "s.zip", dict.fromkeys(names.values(), size)
+
+
+@pytest.mark.parametrize(
+    ("info", "image", "name", "ids"),
+    [
+        (CITYSCAPES, IMAGES[0], "berlin_000000_000010_leftImg8bit.png", [7, 8, 33]),
+        (ADE20K, "testing/ADE_test_00000001.jpg", "ADE_test_00000001.png", [1, 2, 19]),
+        (ACDC, "rgb_anon/fog/test/G/G_01_rgb_anon.png", "labelTrainIds/G_01_rgb_anon.png", [0, 1, 18]),
+    ],
+    ids=["cityscapes", "ade20k", "acdc"],
+)  # fmt: skip
+def test_names_and_ids_of_each_server(tmp_path, info, image, name, ids):
+    names = submission_names([image], info)
+    assert names == {image: name}
+    save_submission_file(torch.tensor([[0, 1, 18]]), tmp_path / name, info)
+    written = Image.open(tmp_path / name)
+    assert written.mode == "L"
+    assert np.asarray(written).tolist() == [ids]
+    write_zip(tmp_path, [name], tmp_path / "s.zip")
+    validate_zip(tmp_path / "s.zip", {name: (1, 3)}, info)
+    (back,) = read_zip(tmp_path / "s.zip", [name], info)
+    assert back.tolist() == [[0, 1, 18]]
+
+
+def png(array, **options):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG", **options)
+    return stream.getvalue()
+
+
+LAST = "berlin_000000_000012_leftImg8bit.png"
+
+
+def replaced(content):
+    return lambda folder: (folder / LAST).write_bytes(content)
+
+
+def renamed(name):
+    def change(folder):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / LAST).rename(folder / name)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / LAST).unlink(), rf"{LAST} is missing \(1 of 3 files are\)"),
+        (lambda folder: (folder / "notes.txt").write_text("x"), r"notes\.txt does not belong there"),
+        (renamed(LAST.upper()), rf"is wrongly named; expected {LAST}"),
+        (renamed(LAST.replace("png", "bmp")), rf"is wrongly named; expected {LAST}"),
+        (renamed(f"a/{LAST}"), r"a/.* is wrongly named"),
+        (replaced(png(np.full((6, 9), 7, np.uint8))), r"is 9x6 pixels; its image is 8x6"),
+        (replaced(png(np.full((6, 8, 3), 7, np.uint8))), "is a PNG of mode RGB; expected"),
+        (replaced(png(np.full((6, 8), 7, np.uint16))), "one channel of 8 bits"),
+        (replaced(png(np.full((6, 8), 18, np.uint8))), "holds the id 18, which is no class"),
+        (replaced(b"text"), rf"{LAST} cannot be read"),
+    ],
+)
+def test_a_zip_that_the_server_would_refuse(tmp_path, change, message):
+    path, sizes = make_zip(tmp_path, CITYSCAPES, IMAGES)
+    validate_zip(path, sizes, CITYSCAPES)
+    path, sizes = make_zip(tmp_path, CITYSCAPES, IMAGES, change=change)
+    with pytest.raises(ValueError, match=message):
+        validate_zip(path, sizes, CITYSCAPES)
+
+
+def test_files_that_are_no_zip_or_hold_a_file_twice(tmp_path):
+    path, sizes = make_zip(tmp_path, CITYSCAPES, IMAGES)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(LAST, b"again")
+    with pytest.raises(ValueError, match=rf"{LAST} is in it twice"):
+        validate_zip(path, sizes, CITYSCAPES)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a zip file, or a damaged one"):
+        validate_zip(path, sizes, CITYSCAPES)
+    with pytest.raises(ValueError, match="there is no such file"):
+        validate_zip(tmp_path / "none.zip", sizes, CITYSCAPES)
+
+
+def test_a_damaged_entry_is_named(tmp_path):
+    path, sizes = make_zip(tmp_path, CITYSCAPES, IMAGES)
+    content = bytearray(path.read_bytes())
+    content[60 + len(IMAGES[0])] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"berlin_000000_000010_leftImg8bit\.png cannot be read"):
+        validate_zip(path, sizes, CITYSCAPES)
+
+
+def test_names_that_collide_and_datasets_without_a_server():
+    with pytest.raises(ValueError, match=r"b/x\.png: another image's prediction is called x\.png too"):
+        submission_names(["a/x.png", "b/x.png"], CITYSCAPES)
+    with pytest.raises(ValueError, match="camvid has no test server"):
+        submission_names(["a/x.png"], CATALOG["camvid"])

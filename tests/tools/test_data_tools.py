@@ -1,0 +1,95 @@
+"""tools/audit_data.py, tools/browse_data.py, and what training does with data before its first step."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.conftest import tiny_settings
+
+
+@pytest.fixture
+def experiment(tiny_data, tmp_path, write_config):
+    settings = tiny_settings()
+    settings["DATASET"]["ROOT"] = str(tiny_data)
+    settings["OUTPUT_DIR"] = str(tmp_path / "output")
+    return ("--cfg", write_config(settings, "tiny.yaml")), tmp_path / "output/camvid"
+
+
+def test_an_audit_of_sound_data(run_tool, experiment):
+    arguments, folder = experiment
+    result = run_tool("audit_data", *arguments, "--decode-images")
+    assert result.code == 0, result.err
+    assert "train: 6 pairs (6 of 64x48)" in result.out
+    content = json.loads((folder / "audit/audit.json").read_text())
+    assert sum(content["lists"]["train"]["class_pixels"]) <= 6 * 48 * 64
+    for name in ("train", "val"):
+        assert np.asarray(Image.open(folder / f"audit/{name}.png")).std() > 10
+    weights = run_tool("train", *arguments, "LOSS.CLASS_WEIGHTS", folder / "audit/audit.json", "TRAIN.END_EPOCH", 1)
+    assert weights.code == 0, weights.err
+
+
+def test_an_audit_that_finds_errors_ends_with_2(run_tool, experiment, tiny_data):
+    arguments, folder = experiment
+    Image.fromarray(np.full((48, 64), 12, np.uint8)).save(tiny_data / "camvid/trainannot/2.png")
+    (tiny_data / "camvid/valannot/1.png").unlink()
+    result = run_tool("audit_data", *arguments)
+    assert result.code == 2
+    assert "error: train: wrong class count: " in result.out
+    assert "[trainannot/2.png]" in result.out
+    assert "error: val: unreadable file: the label does not exist" in result.out
+    assert result.err.splitlines()[-1].startswith("error: training would be wrong: 2 kind(s) of error")
+    assert (folder / "audit/audit.json").exists()  # the report is there all the same
+    assert len(json.loads((folder / "audit/audit.json").read_text())["lists"]["train"]["findings"]) == 1
+
+
+def test_shared_images_are_remarked(run_tool, experiment, tiny_data):
+    arguments, _ = experiment
+    (tiny_data / "list/camvid/mixed.lst").write_text("val/0.png valannot/0.png\ntrain/1.png trainannot/1.png\n")
+    result = run_tool("audit_data", *arguments, "DATASET.TEST_SET", "list/camvid/mixed.lst")
+    assert "1 images are in both lists" in result.out
+
+
+def test_browsing_shows_the_crops_of_training(run_tool, experiment):
+    arguments, folder = experiment
+    result = run_tool("browse_data", *arguments, "--samples", 3, "--variants", 2)
+    assert result.code == 0, result.err
+    assert "6 crops of 48x32 pixels" in result.out
+    sheet = np.asarray(Image.open(folder / "browse/tiny.png"))
+    assert sheet.shape[1] == 4 * 406 + 6
+    assert sheet[10:120, 10:190].std() > 10
+
+
+@pytest.mark.parametrize(
+    ("tool", "option"),
+    [("audit_data", ("--pairs", -1)), ("browse_data", ("--samples", 0)), ("browse_data", ("--variants", 0))],
+)
+def test_options_out_of_range(run_tool, experiment, tool, option):
+    result = run_tool(tool, *experiment[0], *option)
+    assert result.code == 2
+    assert f"{option[0]} is {option[1]}; expected at least" in result.err
+
+
+def test_a_missing_list_is_written_on_first_use(run_tool, experiment, tiny_data):
+    arguments, _ = experiment
+    (tiny_data / "list/camvid/train.lst").unlink()
+    kept = (tiny_data / "list/camvid/val.lst").read_text()
+    result = run_tool("train", *arguments, "TRAIN.END_EPOCH", 1)
+    assert result.code == 0, result.err
+    assert "train.lst: 6 lines" in result.err
+    assert "6 of the 367 published images" in result.err
+    assert (tiny_data / "list/camvid/val.lst").read_text() == kept
+    named_by_split = run_tool("train", *arguments, "DATASET.TRAIN_SET", "train", "TRAIN.RESUME", "True")
+    assert named_by_split.code == 0, named_by_split.err
+
+
+def test_training_looks_at_its_data_first(run_tool, experiment, tiny_data):
+    arguments, _ = experiment
+    result = run_tool("train", *arguments, "TRAIN.END_EPOCH", 1)
+    assert "train.lst: 6 of 6 pairs checked" in result.err
+    (tiny_data / "camvid/train/5.png").unlink()
+    result = run_tool("train", *arguments, "TRAIN.RESUME", "True", "DATASET.AUDIT", 2)
+    assert result.code == 2
+    assert "train/5.png: the file does not exist" in result.err
+    result = run_tool("train", *arguments, "TRAIN.RESUME", "True", "DATASET.AUDIT", -1)
+    assert "DATASET.AUDIT is -1; expected at least 0" in result.err
