@@ -157,17 +157,28 @@ def test_every_key_is_read_or_listed_as_inert():
         assert is_read != (key in INERT_KEYS), key
 
 
+@pytest.mark.parametrize("text", ["cls,aux", "['cls','aux']", "('cls', 'aux')"])
+def test_lists_of_texts(write_config, text):
+    path = write_config({"TRAIN": {"NONBACKBONE_KEYWORDS": ["ocr"]}})
+    assert load_config(path).TRAIN.NONBACKBONE_KEYWORDS == ["ocr"]
+    assert load_config(path, ["TRAIN.NONBACKBONE_KEYWORDS", text]).TRAIN.NONBACKBONE_KEYWORDS == ["cls", "aux"]
+    with pytest.raises(ValueError, match="expected a list of texts"):
+        load_config(path, ["TRAIN.NONBACKBONE_KEYWORDS", "[1]"])
+
+
 def test_inert_keys_exist():
     assert set(INERT_KEYS) <= {key for key, _ in _leaves(default_config())}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_experiments_load_and_their_models_build(path):
+def test_experiments_load_and_their_models_build(path, tmp_path):
     import torch
 
     from ovenet.builders import build_criterion, build_model
 
-    cfg = load_config(path)
+    (tmp_path / "folder").mkdir()  # for the experiment on a folder of one's own
+    (tmp_path / "folder/dataset.json").write_text('{"classes": [{"name": "no"}, {"name": "yes"}]}')
+    cfg = load_config(path, ["DATASET.ROOT", str(tmp_path)])
     with torch.device("meta"):
         build_model(cfg)
     build_criterion(cfg)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ovenet.builders import build_model, load_checkpoint
+from ovenet.builders import build_model, build_optimizer, load_checkpoint
 from ovenet.config import default_config, load_config
-from ovenet.models.weights import load_offset_branch, load_weights
+from ovenet.models.weights import load_offset_branch, load_weights, published_name
 
 KEYS = Path(__file__).parent / "published_keys"
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -165,3 +165,34 @@ def test_evaluation_needs_every_tensor(tiny_cfg, tmp_path):
     torch.save(state, tmp_path / "less.pth")
     with pytest.raises(ValueError, match="at least 100%"):
         load_checkpoint(other, tmp_path / "less.pth")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "keys"),
+    [
+        (
+            "cityscapes/ovenet_hrnet_ocr_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484",
+            "ovenet_hrnet_ocr_w48",
+        ),
+        ("cityscapes/seg_hrnet_w48_train_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484", "hrnet_w48"),
+    ],
+)
+def test_published_names_are_found_again(experiment, keys):
+    cfg = load_config(EXPERIMENTS / f"{experiment}.yaml")
+    with torch.device("meta"):
+        model = build_model(cfg)
+    names = {published_name(name, has_ocr="ocr" in keys) for name in model.state_dict()}
+    expected = {name.removeprefix("model.") for name in published(f"{keys}_cityscapes")}
+    assert {name for name in expected if "coords" not in name and not name.startswith("loss.")} <= names
+
+
+def test_the_heads_of_pascal_context_learn_ten_times_as_fast():
+    (path,) = (EXPERIMENTS / "pascal_context").glob("*cls60*")
+    cfg = load_config(path)
+    with torch.device("meta"):
+        model = build_model(cfg)
+        slow, fast = build_optimizer(model, cfg).param_groups
+    assert (slow["lr"], fast["lr"]) == (0.001, pytest.approx(0.01))
+    heads = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    assert {id(p) for p in fast["params"]} == {id(p) for p in heads}
+    assert len(slow["params"]) + len(fast["params"]) == len(list(model.parameters()))

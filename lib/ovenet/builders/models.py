@@ -15,7 +15,7 @@ from ovenet.models import SeedFusion, Segmentor, freeze_main_network
 from ovenet.models.backbones import HRNet, StageSpec
 from ovenet.models.heads import OCRHead, OffsetHead, PlainHead
 from ovenet.models.necks import ConcatNeck
-from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
+from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights, published_name
 from ovenet.utils.logging import get_logger
 
 
@@ -97,6 +97,12 @@ def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
     """The optimizer of the parameters that are trained."""
+    has_ocr = cfg.MODEL.NAME in OCR_NAMES
+
+    def lr_factor(name: str) -> float:
+        published = published_name(name, has_ocr=has_ocr)
+        return cfg.TRAIN.NONBACKBONE_MULT if any(word in published for word in cfg.TRAIN.NONBACKBONE_KEYWORDS) else 1.0
+
     return make_optimizer(
         model,
         cfg.TRAIN.OPTIMIZER,
@@ -104,6 +110,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         momentum=cfg.TRAIN.MOMENTUM,
         weight_decay=cfg.TRAIN.WD,
         nesterov=cfg.TRAIN.NESTEROV,
+        lr_factor=lr_factor,
     )
 
 

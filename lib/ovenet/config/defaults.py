@@ -116,6 +116,8 @@ def _train() -> CfgNode:
     c.RARE_CLASS_CROPS = 0.0  # share of crops around a pixel of an evenly drawn class, in [0, 1]
     c.OPTIMIZER = "sgd"  # sgd or adamw
     c.LR = 0.01  # at the first iteration, > 0; falls to 0 as (1 - it/max)^0.9
+    c.NONBACKBONE_KEYWORDS = []  # parts of published names (cls, aux, ocr) that learn at LR · NONBACKBONE_MULT
+    c.NONBACKBONE_MULT = 10.0  # > 0
     c.MOMENTUM = 0.9  # sgd only, in [0, 1)
     c.WD = 0.0001  # weight decay, >= 0
     c.NESTEROV = False  # sgd only
@@ -136,8 +138,6 @@ def _train() -> CfgNode:
     c.OFFSET_DIR = ""  # no effect, see INERT_KEYS
     c.FREEZE_LAYERS = ""  # no effect, see INERT_KEYS
     c.FREEZE_EPOCHS = -1  # no effect, see INERT_KEYS
-    c.NONBACKBONE_KEYWORDS = []  # no effect, see INERT_KEYS
-    c.NONBACKBONE_MULT = 10  # no effect, see INERT_KEYS
     return c
 
 
@@ -194,6 +194,8 @@ def default_config() -> CfgNode:
     return c
 
 
+LISTS_OF_TEXTS = ("TRAIN.NONBACKBONE_KEYWORDS",)  # all other lists hold numbers
+
 # What to do instead; keys of public files that have no effect here.
 INERT_KEYS: dict[str, str] = {
     "GPUS": "the number of processes decides: torchrun --nproc_per_node=N",
@@ -212,8 +214,6 @@ INERT_KEYS: dict[str, str] = {
     "TRAIN.OFFSET_DIR": "offsets are shown in TensorBoard",
     "TRAIN.FREEZE_LAYERS": "use MODEL.FREEZED_PAR",
     "TRAIN.FREEZE_EPOCHS": "use MODEL.FREEZED_PAR",
-    "TRAIN.NONBACKBONE_KEYWORDS": "all parameters have one learning rate",
-    "TRAIN.NONBACKBONE_MULT": "all parameters have one learning rate",
     "TEST.VISUALIZATION": "use TEST.SAVE_PREDICTIONS",
     "TEST.MULTI_SCALE": "TEST.SCALE_LIST decides",
     "TEST.CENTER_CROP_TEST": "the whole image is always tested",

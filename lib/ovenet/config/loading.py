@@ -12,7 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from ovenet.config.checks import check_config
-from ovenet.config.defaults import INERT_KEYS, default_config
+from ovenet.config.defaults import INERT_KEYS, LISTS_OF_TEXTS, default_config
 from ovenet.utils.logging import get_logger
 
 _BASE_KEY = "_BASE_"
@@ -133,7 +133,7 @@ def _require_known(key: str, known: dict[str, Any], source: str) -> None:
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     """Brings a value to the default's type where nothing is lost, else refuses it."""
     expected = type(default)
-    if isinstance(value, str) and expected is not str:
+    if isinstance(value, str) and expected is not str and key not in LISTS_OF_TEXTS:
         try:  # "(0,1,2,3)" and "1e-2" are strings to YAML
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -141,9 +141,11 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     if expected is str and value is None:
         return ""
     if expected in (list, tuple):
-        items = list(value) if isinstance(value, (list, tuple)) else [value]
-        numbers = all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in items)
-        if numbers or key in INERT_KEYS:
+        items = value.split(",") if isinstance(value, str) else value
+        items = list(items) if isinstance(items, (list, tuple)) else [items]
+        wanted = (str,) if key in LISTS_OF_TEXTS else (int, float)
+        fits = all(isinstance(item, wanted) and not isinstance(item, bool) for item in items)
+        if fits or key in INERT_KEYS:
             return expected(items)
         raise _wrong_type(key, value, expected, source)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
@@ -155,7 +157,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
 
 def _wrong_type(key: str, value: Any, expected: type, source: str) -> ValueError:
     names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-    wanted = names.get(expected, "a list of numbers")
+    wanted = names.get(expected, "a list of texts" if key in LISTS_OF_TEXTS else "a list of numbers")
     return ValueError(f"{source}: {key} is {value!r}; expected {wanted}")
 
 

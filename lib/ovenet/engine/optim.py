@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,16 @@ POLY_POWER = 0.9
 
 
 def build_optimizer(
-    model: nn.Module, name: str, *, lr: float, momentum: float, weight_decay: float, nesterov: bool
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    lr_factor: Callable[[str], float] = lambda parameter: 1.0,
 ) -> torch.optim.Optimizer:
-    """An optimizer of the parameters that are not frozen.
+    """An optimizer of the parameters that are not frozen, in one group per learning rate.
 
     Args:
         model: whose parameters.
@@ -23,8 +30,13 @@ def build_optimizer(
         momentum: sgd only.
         weight_decay: on all of them.
         nesterov: sgd only.
+        lr_factor: factor on `lr` for a parameter, by its name.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter_name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(lr_factor(parameter_name), []).append(parameter)
+    parameters = [{"params": group, "lr": lr * factor} for factor, group in sorted(groups.items())]
     if name == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)

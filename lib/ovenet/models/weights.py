@@ -188,6 +188,24 @@ def rename_published(state: StateDict, *, has_ocr: bool) -> tuple[dict[str, Tens
     return renamed, unused
 
 
+def published_name(name: str, *, has_ocr: bool) -> str:
+    """What the public implementations call a parameter of a model here.
+
+    Args:
+        name: the parameter's name here.
+        has_ocr: whether the model has an OCR head.
+    """
+    for old, new in _RENAMED:
+        if old in (
+            ("last_layer.", "head.layers.", "offset_layer.") if has_ocr else ("head.layers.", "aux_head_offset.")
+        ):
+            continue
+        new = new.format(plain="head.layers")
+        if name.startswith(new):
+            return old + name[len(new) :]
+    return name
+
+
 def _copy(model: nn.Module, state: StateDict, targets: Iterable[str], source: str, unused: int) -> LoadReport:
     own = model.state_dict()
     loaded, missing, mismatched = [], [], []
