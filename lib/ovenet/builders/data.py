@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def audit(
         show_progress: a bar, on a terminal.
     """
     chosen = spread(len(dataset), num_pairs or len(dataset))
-    name = dataset.list_path.stem
+    name, started = dataset.list_path.stem, time.perf_counter()
     with tqdm(
         total=len(chosen),
         desc=name,
@@ -92,7 +93,7 @@ def audit(
         disable=not (show_progress and sys.stderr.isatty()),
         dynamic_ncols=True,
     ) as bar:
-        return audit_list(
+        report = audit_list(
             name,
             dataset.folder,
             [dataset.pairs[i] for i in chosen],
@@ -101,6 +102,16 @@ def audit(
             decode_images=decode_images,
             on_pair=bar.update,
         )
+    seconds = time.perf_counter() - started
+    get_logger().info(
+        "%s: %d of %d pairs checked in %.1f s, %.0f a second",
+        dataset.list_path,
+        len(chosen),
+        len(dataset),
+        seconds,
+        len(chosen) / seconds,
+    )
+    return report
 
 
 def check_training_data(cfg: CfgNode, dataset: ListDataset) -> None:
@@ -126,7 +137,6 @@ def check_training_data(cfg: CfgNode, dataset: ListDataset) -> None:
             )
         if finding.kind != "absent class":  # a few pairs need not show every class
             get_logger().warning("%s", format_finding(finding, report.name))
-    get_logger().info("%s: %d of %d pairs checked", dataset.list_path, report.num_pairs, len(dataset))
 
 
 def train_dataset(cfg: CfgNode) -> AugmentedDataset:
