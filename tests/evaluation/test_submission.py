@@ -1,6 +1,7 @@
 """Submissions: read by the official evaluation, and refused where a server would refuse them."""
 
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -146,6 +147,14 @@ def test_files_that_are_no_zip_or_hold_a_file_twice(tmp_path):
         validate_zip(path, sizes, CITYSCAPES)
     with pytest.raises(ValueError, match="there is no such file"):
         validate_zip(tmp_path / "none.zip", sizes, CITYSCAPES)
+
+
+def test_equal_files_give_equal_zips(tmp_path):
+    path, _ = make_zip(tmp_path, CITYSCAPES, IMAGES)
+    first = path.read_bytes()
+    for file in (tmp_path / "files").iterdir():
+        os.utime(file, (0, 0))
+    assert make_zip(tmp_path, CITYSCAPES, IMAGES)[0].read_bytes() == first
 
 
 def test_a_damaged_entry_is_named(tmp_path):

@@ -99,7 +99,8 @@ def _kept_for_validation(image: str, share: float) -> bool:
 
 def _remarks(lists: Mapping[str, Pairs], info: DatasetInfo) -> list[str]:
     remarks = [
-        f"{split}: {len(lists[split])} of the {published} published images; is an archive half unpacked?"
+        f"{split}: {len(lists[split])} of the {published} published images; "
+        f"check that all of {info.archives} is unpacked"
         for split, published in info.num_images.items()
         if split in lists and len(lists[split]) < published
     ]

@@ -54,11 +54,14 @@ def save_submission_file(labels: Tensor, path: Path, info: DatasetInfo) -> None:
 
 
 def write_zip(folder: Path, names: Iterable[str], path: Path) -> None:
-    """Packs files under `folder` in the order of their names; the zip appears only when it is whole."""
+    """Packs files under `folder` in the order of their names, without their times: equal files give equal zips.
+
+    The zip appears only when it is whole.
+    """
     unfinished = path.with_name(f"{path.name}.unfinished")
     with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
         for name in sorted(names):
-            archive.write(folder / name, name)
+            archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
     unfinished.replace(path)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ovenet.structures import EvalResult
 
+_MAX_NAMES = 12
 # The paper's symbols for what a model predicts.
 SYMBOLS = {"initial": "S_i", "seed": "S_s", "fused": "S_f"}
 
@@ -41,7 +42,9 @@ def format_table(
     line = "-" * len(header)
     lines = [header, line, *(_row(*row, width) for row in rows), line, *(_row(*row, width) for row in summary)]
     if first.absent:
-        lines.append(f"not in the labels and left out of the means: {', '.join(first.absent)}")
+        names = ", ".join(first.absent[:_MAX_NAMES])
+        more = f" and {len(first.absent) - _MAX_NAMES} more" if len(first.absent) > _MAX_NAMES else ""
+        lines.append(f"not in the labels and left out of the means: {names}{more}")
     return "\n".join(lines)
 
 

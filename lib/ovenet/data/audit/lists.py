@@ -17,6 +17,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import LabelDecoder
 
 _ASKED_AT_ONCE = 16
+_MAX_NAMES = 12
 _AHEAD = 64  # pairs that are read ahead of the one that is reported
 
 
@@ -94,7 +95,10 @@ def _about_list(
         yield Finding("repeated image", False, "listed more than once, so it counts more than once", tuple(repeated))
     absent = [name for name, images in zip(info.class_names, class_images, strict=True) if not images]
     if absent and any(label for _, label in pairs):
-        message = f"no labelled pixel of {', '.join(absent)}: not learned from this list, and not scored on it"
+        names = ", ".join(absent[:_MAX_NAMES])
+        if len(absent) > _MAX_NAMES:
+            names += f" and {len(absent) - _MAX_NAMES} more"
+        message = f"no labelled pixel of {names}: not learned from this list, and not scored on it"
         yield Finding("absent class", False, message)
     empty = tuple(r.label for r in reports if r.num_pixels and not r.class_pixels.any() and not r.unknown_ids)
     if empty:
