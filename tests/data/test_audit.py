@@ -267,10 +267,22 @@ def test_labels_without_content_and_repeated_lines(data):
     assert "counts more than once" in notes["repeated image"]
 
 
-def test_lists_without_labels(data):
-    data.add([0, 0, 0, 0])
-    data.pairs = [("0.png", None)]
-    assert data.audit().findings == ()
+def test_lines_without_a_label(data):
+    data.add([0, 1, 2, 3]).add([0, 0, 0, 4])
+    data.pairs[1] = ("1.png", None)
+    kind, message, paths = only(data.errors())
+    assert kind == "line without a label"
+    assert "`image label` on every line" in message
+    assert paths == ("1.png",)
+
+
+def test_an_exif_tag_in_a_png(data, tmp_path):
+    data.add([0, 1, 2, 3])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 16, 3), np.uint8)).save(tmp_path / "0.png", exif=exif)
+    assert '"upright": true' in only(data.errors())[1]
+    assert not data.errors(replace(FIVE, upright=True))
 
 
 def test_training_images_in_the_validation_list():

@@ -56,12 +56,10 @@ def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListData
     """
     info, root = dataset_info(cfg), Path(cfg.DATASET.ROOT)
     path = root / list_file if Path(list_file).suffix else list_path(root, info.name, list_file)
-    is_missing = not path.exists()
-    distributed.barrier()  # every process has looked before the first one writes
-    if is_missing and path.parent == root / "list" / info.name and (root / info.name).is_dir():
-        if distributed.is_main():
-            _log_preparation(prepare_dataset(info.name, root, only_missing=True), path.parent)
-        distributed.barrier()
+    is_known = path.parent == root / "list" / info.name and (root / info.name).is_dir()
+    if distributed.is_main() and is_known and not path.exists():
+        _log_preparation(prepare_dataset(info.name, root, only_missing=True), path.parent)
+    distributed.barrier()
     return ListDataset(root, path, info, ignore_label=cfg.TRAIN.IGNORE_LABEL, num_samples=num_samples)
 
 

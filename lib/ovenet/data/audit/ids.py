@@ -44,14 +44,14 @@ def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list
     """The first mistake that explains the ids, or nothing."""
     facts = _Facts(
         info,
-        frozenset(value for report in reports for value in report.ids),
+        frozenset(value for report in reports for value in report.id_pixels),
         frozenset(value for report in reports for value in report.unknown_ids),
         tuple(report.label for report in reports),
     )
     for kind, explain in _MISTAKES:
         message = explain(facts)
         if message:
-            names = tuple(report.label for report in reports if report.unknown_ids or 255 in report.ids)
+            names = tuple(report.label for report in reports if report.unknown_ids or 255 in report.id_pixels)
             return [Finding(kind, True, message, names or facts.label_names)]
     return []
 

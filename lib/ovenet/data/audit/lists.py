@@ -52,9 +52,13 @@ def audit_list(
         for report in _map_lazily(pool, audit, pairs):
             reports.append(report)
             on_pair()
-    class_pixels = np.sum([report.class_pixels for report in reports], axis=0)
-    class_images = np.sum([report.class_pixels > 0 for report in reports], axis=0)
-    id_pixels = np.sum([report.id_pixels for report in reports], axis=0)
+    class_pixels, class_images = np.zeros((2, info.num_classes), np.int64)
+    id_pixels: Counter[int] = Counter()
+    for report in reports:
+        id_pixels.update(report.id_pixels)
+        for k, num_pixels in report.class_pixels.items():
+            class_pixels[k] += num_pixels
+            class_images[k] += 1
     findings = [
         *findings_about_ids(reports, info),
         *(finding for report in reports for finding in report.findings),
@@ -89,7 +93,11 @@ def _about_list(
     class_images: np.ndarray,
     info: DatasetInfo,
 ) -> Iterator[Finding]:
-    """Repeated lines, absent classes, labels without content."""
+    """Lines without a label, repeated lines, absent classes, labels without content."""
+    unlabelled = tuple(image for image, label in pairs if label is None)
+    if unlabelled:
+        message = "training and validation need `image label` on every line of their lists; add the labels"
+        yield Finding("line without a label", True, message, unlabelled)
     repeated = [name for name, times in Counter(image for image, _ in pairs).items() if times > 1]
     if repeated:
         yield Finding("repeated image", False, "listed more than once, so it counts more than once", tuple(repeated))
@@ -100,7 +108,9 @@ def _about_list(
             names += f" and {len(absent) - _MAX_NAMES} more"
         message = f"no labelled pixel of {names}: not learned from this list, and not scored on it"
         yield Finding("absent class", False, message)
-    empty = tuple(r.label for r in reports if r.num_pixels and not r.class_pixels.any() and not r.unknown_ids)
+    empty = tuple(
+        r.label for r in reports if r.num_pixels and not r.class_pixels and not r.unknown_ids and not r.findings
+    )
     if empty:
         yield Finding("label without a class", False, "every pixel is ignored; nothing is learned from it", empty)
 

@@ -29,7 +29,8 @@ def audit_pair(
         findings += [Finding(kind, False, message, (image_name,)) for kind, message in remarks]
     except ValueError as error:
         findings.append(_unreadable(error, folder / image_name, image_name))
-    id_pixels, class_pixels = np.zeros(256, np.int64), np.zeros(info.num_classes, np.int64)
+    id_pixels: dict[int, int] = {}
+    class_pixels: dict[int, int] = {}
     num_pixels, unknown = 0, ()
     if label_name is not None:
         try:
@@ -39,32 +40,28 @@ def audit_pair(
                 findings += _check_sizes(label, size, orientation, label_name, info)
             if decoder.holds_colors(label):
                 train_ids = decoder.colors_to_train_ids(np.asarray(label.convert("RGB")), folder / label_name)
-                class_pixels = np.bincount(train_ids.ravel(), minlength=256)[: info.num_classes]
+                class_pixels = {k: n for k, n in _count(train_ids).items() if 0 <= k < info.num_classes}
             else:
-                id_pixels, unknown = _count_ids(label, folder / label_name, decoder)
-                class_pixels = id_pixels[list(info.label_ids)]
+                id_pixels = _count_ids(label, folder / label_name, info)
+                class_pixels = {k: id_pixels[i] for k, i in enumerate(info.label_ids) if i in id_pixels}
+                unknown = tuple(i for i in id_pixels if not 0 <= i < 256 or decoder.table[i] == INVALID)
         except ValueError as error:
             findings.append(_swapped_or(error, folder, image_name, label_name, decoder))
         if unknown and _is_swapped(folder, image_name, label_name, decoder):
             findings.append(_swapped(label_name))
-            unknown = ()
-    return PairReport(size, id_pixels, class_pixels, num_pixels, tuple(findings), unknown, label_name or "")
+            id_pixels, unknown = {}, ()
+    return PairReport(label_name or "", size, num_pixels, id_pixels, class_pixels, unknown, tuple(findings))
 
 
-def _count_ids(label: Image.Image, path: Path, decoder: LabelDecoder) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Pixels of each id up to 255, and the ids that the dataset does not know."""
+def _count_ids(label: Image.Image, path: Path, info: DatasetInfo) -> dict[int, int]:
+    """Pixels of each id of a label image."""
     if label.mode in ("L", "P"):
-        counts = np.array(label.histogram()[:256], dtype=np.int64)
-        beyond: tuple[int, ...] = ()
-    else:
-        ids = label_ids(label, path, decoder.info)
-        values, numbers = np.unique(ids, return_counts=True)
-        counts = np.zeros(256, np.int64)
-        inside = (values >= 0) & (values < 256)
-        counts[values[inside].astype(int)] = numbers[inside]
-        beyond = tuple(int(value) for value in values[~inside])
-    unknown = np.flatnonzero((counts > 0) & (decoder.table == INVALID))
-    return counts, (*map(int, unknown), *beyond)
+        return {i: n for i, n in enumerate(label.histogram()[:256]) if n}
+    return _count(label_ids(label, path, info))
+
+
+def _count(values: np.ndarray) -> dict[int, int]:
+    return {int(value): int(n) for value, n in zip(*np.unique(values, return_counts=True), strict=True)}
 
 
 def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[int, int], int, list[tuple[str, str]]]:
@@ -98,8 +95,8 @@ def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[
 
 
 def _orientation(image: Image.Image) -> int:
-    if image.format not in ("JPEG", "MPO", "TIFF", "WEBP"):
-        return 1
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # asking would read all of its pixels
     return image.getexif().get(_EXIF_ORIENTATION, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,27 +30,22 @@ class PairReport:
     """One image and its label.
 
     Attributes:
-        size: ``(H, W)`` of the image; None if it cannot be read.
-        id_pixels: ``(256,)`` pixels of each label file id; zero for labels that hold colours.
-        class_pixels: ``(K,)`` pixels of each class.
-        num_pixels: of the label, ignored ones included.
-        findings: about this pair.
-        unknown_ids: ids that the dataset does not know.
         label: path of the label; "" for none.
+        size: ``(H, W)`` of the image; None if it cannot be read.
+        num_pixels: of the label, ignored ones included.
+        id_pixels: pixels of each id in the label file; empty for labels that hold colours.
+        class_pixels: pixels of each class, by train id.
+        unknown_ids: ids that the dataset does not know.
+        findings: about this pair.
     """
 
-    size: tuple[int, int] | None
-    id_pixels: np.ndarray
-    class_pixels: np.ndarray
-    num_pixels: int
-    findings: tuple[Finding, ...]
-    unknown_ids: tuple[int, ...]
     label: str
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """All ids in the label file."""
-        return (*map(int, np.flatnonzero(self.id_pixels)), *(i for i in self.unknown_ids if not 0 <= i < 256))
+    size: tuple[int, int] | None
+    num_pixels: int
+    id_pixels: Mapping[int, int]
+    class_pixels: Mapping[int, int]
+    unknown_ids: tuple[int, ...]
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class ListReport:
         sizes: how many images have which ``(H, W)``, the most frequent first.
         class_pixels: ``(K,)`` pixels of each class.
         class_images: ``(K,)`` images that show each class.
-        id_pixels: ``(256,)`` pixels of each label file id.
+        id_pixels: pixels of each id in the label files.
         num_pixels: labelled pixels, ignored ones included.
         findings: errors first.
     """
@@ -72,7 +68,7 @@ class ListReport:
     sizes: tuple[tuple[tuple[int, int], int], ...]
     class_pixels: np.ndarray
     class_images: np.ndarray
-    id_pixels: np.ndarray
+    id_pixels: Mapping[int, int]
     num_pixels: int
     findings: tuple[Finding, ...]
 

@@ -71,7 +71,7 @@ def audit_as_dict(reports: Sequence[ListReport], info: DatasetInfo) -> dict[str,
                 "num_pixels": report.num_pixels,
                 "class_pixels": [int(n) for n in report.class_pixels],
                 "class_images": [int(n) for n in report.class_images],
-                "id_pixels": {str(i): int(n) for i, n in enumerate(report.id_pixels) if n},
+                "id_pixels": {str(i): n for i, n in sorted(report.id_pixels.items())},
                 "findings": [
                     {"kind": f.kind, "error": f.is_error, "message": f.message, "paths": list(f.paths)}
                     for f in report.findings
