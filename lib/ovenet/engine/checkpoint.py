@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _WEIGHTS_KEYS = ("model", "state_dict")
+# A zip archive ends with the length of its comment in two bytes, and the comment. torch.save leaves it empty.
+_COMMENT_LENGTH_BYTES = 2
+_SEAL_MARK = b"sha256:"
+_SEAL_LENGTH = len(_SEAL_MARK) + 64
+_BLOCK = 1 << 20
 # The public code saves its best score as a numpy number; these reconstruct one and can do nothing else.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 _SAFE_NUMPY = [
@@ -39,6 +45,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: a directory; expected a checkpoint file")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such checkpoint file")
+    if _seal_is_broken(path):
+        raise ValueError(f"{path}: damaged, its checksum differs from what was saved")
     try:
         with torch.serialization.safe_globals(_SAFE_NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -77,8 +85,15 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
     return tensors
 
 
-def save_atomically(content: Mapping[str, Any], path: Path) -> None:
-    """Writes beside the target, syncs, and renames: whoever reads finds the old file or the new one, both whole.
+def save_atomically(
+    content: Mapping[str, Any], path: Path, *, before_replacing: Callable[[], None] | None = None
+) -> None:
+    """Writes beside the target, seals, syncs, and renames: whoever reads finds the old file or the new one, both whole.
+
+    Args:
+        content: what ``torch.save`` takes.
+        path: the target.
+        before_replacing: called when the new file is whole and the old one still in its place.
 
     Raises:
         OSError: the file system refuses, such as a full disk; the old file is untouched and nothing else is left.
@@ -88,11 +103,48 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
         with open(temporary, "wb") as file:
             torch.save(dict(content), file)
             file.flush()
-            os.fsync(file.fileno())
+        _seal(temporary)
+        if before_replacing is not None:
+            before_replacing()
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise OSError(f"cannot save {path}: {_reason(error)}; the file before it is untouched") from error
+
+
+def _seal(path: Path) -> None:
+    """Appends the file's checksum as the comment of the zip archive that ``torch.save`` writes, and syncs it."""
+    with open(path, "rb+") as file:
+        file.seek(-_COMMENT_LENGTH_BYTES, os.SEEK_END)
+        end = file.tell()
+        digest = _digest(file, end)
+        file.seek(end)
+        file.write(_SEAL_LENGTH.to_bytes(_COMMENT_LENGTH_BYTES, "little") + _SEAL_MARK + digest.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _seal_is_broken(path: Path) -> bool:
+    """Whether a file carries a checksum that is not its own; files without one, such as others' weights, pass."""
+    size = path.stat().st_size
+    if size < _SEAL_LENGTH + _COMMENT_LENGTH_BYTES:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-_SEAL_LENGTH, os.SEEK_END)
+        seal = file.read()
+        if not seal.startswith(_SEAL_MARK):
+            return False
+        return _digest(file, size - _SEAL_LENGTH - _COMMENT_LENGTH_BYTES) != seal[len(_SEAL_MARK) :].decode("latin-1")
+
+
+def _digest(file: BinaryIO, end: int) -> str:
+    """SHA-256 of the first `end` bytes."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while end > 0 and (block := file.read(min(end, _BLOCK))):
+        digest.update(block)
+        end -= len(block)
+    return digest.hexdigest()
 
 
 def _reason(error: BaseException) -> str:

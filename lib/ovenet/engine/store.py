@@ -1,0 +1,89 @@
+"""The checkpoints of a run: the newest, and some before it in case it is damaged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ovenet.engine.checkpoint import read_checkpoint, save_atomically
+from ovenet.utils.logging import get_logger
+
+CHECKPOINT = "checkpoint.pth"
+
+
+class CheckpointStore:
+    """``checkpoint.pth``, and the ones before it as ``checkpoint.1.pth``, ``checkpoint.2.pth`` and so on.
+
+    Args:
+        run_dir: where they lie.
+        num_kept: how many in all, >= 1.
+    """
+
+    def __init__(self, run_dir: Path, num_kept: int):
+        self.run_dir = run_dir
+        self.num_kept = num_kept
+
+    def exists(self) -> bool:
+        """Whether there is any."""
+        return any(path.exists() for path in self._paths())
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Writes a new newest one. A kill at any moment leaves a whole ``checkpoint.pth``.
+
+        Raises:
+            OSError: the file system refuses; the older ones are untouched.
+        """
+        save_atomically(state, self._paths()[0], before_replacing=self._shift)
+
+    def load(self) -> tuple[dict[str, Any], Path]:
+        """The newest one that is whole, and its path; damaged ones are named in a warning.
+
+        Raises:
+            ValueError: all are damaged, or there is none.
+        """
+        errors = []
+        for path in self._paths():
+            if not path.exists():
+                continue
+            try:
+                state = read_checkpoint(path)
+            except ValueError as error:
+                errors.append(str(error))
+                continue
+            if errors:
+                get_logger().warning("%s; going on from %s instead", "; ".join(errors), path)
+            return state, path
+        raise ValueError(
+            "; ".join(errors) + "; no older one is whole: remove them to start anew"
+            if errors
+            else f"{self.run_dir}: there is no checkpoint"
+        )
+
+    def _paths(self) -> list[Path]:
+        """The newest first."""
+        older = [self.run_dir / f"checkpoint.{age}.pth" for age in range(1, self.num_kept)]
+        return [self.run_dir / CHECKPOINT, *older]
+
+    def _shift(self) -> None:
+        """Gives every file the name of the next older one; the newest keeps its own too until it is replaced."""
+        paths = self._paths()
+        for newer, older in reversed(list(pairwise(paths[1:]))):
+            if newer.exists():
+                os.replace(newer, older)
+        if len(paths) > 1 and paths[0].exists():
+            _link(paths[0], paths[1])
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or the file under the new name alone where the file system knows no links."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # replacing one name of a file by another of its names leaves both
+    except OSError:
+        os.replace(source, target)
