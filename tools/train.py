@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
@@ -14,13 +16,16 @@ from yacs.config import CfgNode
 from ovenet import builders, load_config
 from ovenet.config import changed_settings
 from ovenet.data.dataset import ListDataset
-from ovenet.engine.optim import build_schedule
-from ovenet.engine.trainer import BEST, CHECKPOINT, FINAL, Trainer, TrainSettings
+from ovenet.engine.run_lock import run_lock
+from ovenet.engine.store import CHECKPOINT, CheckpointStore
+from ovenet.engine.trainer import BEST, FINAL, Trainer, TrainSettings
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.inference import Predictor
 from ovenet.evaluation.pictures import picture_row
+from ovenet.structures import EvalResult
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
+from ovenet.utils.environment import describe_environment
 from ovenet.utils.logging import configure_logging, get_logger
 from ovenet.utils.seeding import seed_everything
 
@@ -31,11 +36,13 @@ def main() -> None:
     configure_logging(is_main=distributed.is_launch_main())
     cfg = load_config(args.cfg, args.overrides)
     device = distributed.choose_device(cfg.DEVICE)
-    with distributed.process_group(device):
-        run_dir = prepare_run(cfg, args.cfg)
+    run_dir = builders.run_directory(cfg, args.cfg)
+    lock = run_lock(run_dir) if distributed.is_launch_main() else nullcontext()
+    with lock, distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
+        prepare_run(cfg, run_dir)
         trainer = build_trainer(cfg, run_dir, builders.log_directory(cfg, args.cfg), device)
-        if cfg.TRAIN.RESUME and (run_dir / CHECKPOINT).exists():
-            changes = changed_settings(trainer.resume(run_dir / CHECKPOINT), cfg)
+        if cfg.TRAIN.RESUME and trainer.store.exists():
+            changes = changed_settings(trainer.resume(), cfg)
             if changes:
                 get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes))
             if trainer.epoch >= cfg.TRAIN.END_EPOCH:
@@ -53,23 +60,22 @@ def main() -> None:
         get_logger().info("done: best mIoU %.4f; weights in %s and %s", best, run_dir / BEST, run_dir / FINAL)
 
 
-def prepare_run(cfg: CfgNode, config_file: str) -> Path:
-    """Makes the run's folder, refuses to overwrite another run, and saves the resolved config.
+def prepare_run(cfg: CfgNode, run_dir: Path) -> None:
+    """Refuses to overwrite another run, saves the resolved config, and begins the log.
 
     Raises:
         ValueError: the folder holds a run and TRAIN.RESUME is False.
     """
-    run_dir = builders.run_directory(cfg, config_file)
-    if (run_dir / CHECKPOINT).exists() and not cfg.TRAIN.RESUME:
+    if CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists() and not cfg.TRAIN.RESUME:
         raise ValueError(
             f"{run_dir / CHECKPOINT} exists; set TRAIN.RESUME True to go on with that run, or another OUTPUT_DIR"
         )
     distributed.barrier()  # every process has looked before the first one writes
     if distributed.is_main():
-        run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         configure_logging(file=run_dir / "train.log")
-    return run_dir
+        with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:  # a line for each start
+            file.write(json.dumps(describe_environment(Path(__file__).parent)) + "\n")
 
 
 def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
@@ -92,18 +98,19 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
     predictor = builders.build_predictor(model, cfg, device, single_scale=True)
     names = builders.prediction_names(cfg)
-    optimizer = builders.build_optimizer(model, cfg)
+
+    def score(model: torch.nn.Module) -> dict[str, EvalResult]:
+        scorer = builders.build_predictor(model, cfg, device, single_scale=True)
+        return evaluate(scorer, test_loader, info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
+
     epochs = cfg.TRAIN.END_EPOCH - cfg.TRAIN.BEGIN_EPOCH
+    num_iterations = len(loader) // cfg.TRAIN.ACCUMULATE * epochs
     return Trainer(
-        model,
-        builders.build_criterion(cfg).to(device),
-        optimizer,
-        build_schedule(optimizer, len(loader) * epochs),
+        builders.build_train_step(model, cfg, device, num_iterations=num_iterations),
         loader,
         sampler,
-        evaluate=lambda: evaluate(predictor, test_loader, info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL).overall,
+        evaluate=score,
         draw_picture=lambda: draw_picture(cfg, predictor, test_set),
-        device=device,
         settings=TrainSettings(
             run_dir=run_dir,
             log_dir=log_dir,
@@ -112,6 +119,11 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
             eval_interval=cfg.TRAIN.EVAL_INTERVAL,
             print_freq=cfg.PRINT_FREQ,
             max_skipped=cfg.TRAIN.MAX_SKIPPED,
+            accumulate=cfg.TRAIN.ACCUMULATE,
+            freeze_epochs=cfg.TRAIN.FREEZE_EPOCHS,
+            checkpoint_every=cfg.TRAIN.CHECKPOINT_EVERY,
+            checkpoint_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
+            num_checkpoints=cfg.TRAIN.KEEP_CHECKPOINTS,
             metadata={
                 "config": cfg.dump(),
                 "dataset": info.name,

@@ -22,11 +22,13 @@ class Sample:
         image: ``(H, W, 3)`` uint8 RGB.
         labels: ``(H, W)`` int16 train ids, the ignore id included; None where the list names no label.
         name: the image's path relative to its dataset's folder.
+        problem: why another sample was to be here but could not be read; "" for nothing.
     """
 
     image: np.ndarray
     labels: np.ndarray | None
     name: str
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Batch:
         images: ``(B, 3, H, W)`` uint8 RGB; normalised on the device, see `ovenet.data.transforms.normalize_images`.
         labels: ``(B, H, W)`` int64 train ids.
         names: the image paths, ``B`` of them.
+        problems: why samples that were to be here could not be read.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ovenet.builders import build_criterion, build_model, build_optimizer
+from ovenet.builders import build_model, build_optimizer, build_train_step
 from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import read_checkpoint
 from ovenet.engine.optim import build_schedule
-from ovenet.engine.trainer import BEST, CHECKPOINT, FINAL, Trainer, TrainSettings
+from ovenet.engine.store import CHECKPOINT
+from ovenet.engine.trainer import BEST, FINAL, Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.structures import Batch
 
@@ -38,27 +39,24 @@ def stack(samples):
     return Batch(torch.stack(images), torch.stack(labels), ("a.png",) * len(images))
 
 
-def make_trainer(cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, optimizer=None, **options):
+def make_trainer(cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, batch_size=4, rank=0, world_size=1, **options):
     torch.manual_seed(0)
     model = build_model(cfg)
     run_dir.mkdir(exist_ok=True)
-    sampler = TrainSampler(8, rank=0, world_size=1, seed=0)
-    loader = DataLoader(RandomCrops(), batch_size=4, sampler=sampler, collate_fn=stack)
-    optimizer = optimizer or build_optimizer(model, cfg)
+    sampler = TrainSampler(8, rank=rank, world_size=world_size, seed=0)
+    loader = DataLoader(RandomCrops(), batch_size=batch_size, sampler=sampler, collate_fn=stack, drop_last=True)
 
-    def evaluate():
+    def evaluate(_):
         wrong = round(100 * (1 - scores()))
         counts = torch.tensor([[100 - wrong, wrong], [0, 0]])
         return {"fused": scores_from_counts(counts, ("a", "b"))}
 
-    settings = TrainSettings(
-        run_dir, run_dir / "tensorboard", begin_epoch=0, end_epoch=end_epoch, eval_interval=1, print_freq=1,
-        max_skipped=2, metadata={"config": "c"}, **options,
-    )  # fmt: skip
-    return Trainer(
-        model, build_criterion(cfg), optimizer, build_schedule(optimizer, 2 * end_epoch), loader, sampler,
-        evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), torch.device("cpu"), settings,
-    )  # fmt: skip
+    settings = TrainSettings(**{
+        "run_dir": run_dir, "log_dir": run_dir / "tensorboard", "begin_epoch": 0, "end_epoch": end_epoch,
+        "eval_interval": 1, "print_freq": 1, "max_skipped": 2, "metadata": {"config": "c"}, **options,
+    })  # fmt: skip
+    step = build_train_step(model, cfg, torch.device("cpu"), num_iterations=2 * end_epoch)
+    return Trainer(step, loader, sampler, evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), settings)
 
 
 @pytest.fixture
@@ -68,9 +66,9 @@ def cfg(tiny_cfg):
 
 def test_the_loss_falls_and_the_files_are_there(cfg, tmp_path):
     trainer = make_trainer(cfg, tmp_path / "run", end_epoch=12)
-    first = trainer.train_step(next(iter(trainer.loader))).terms["fused"].item()
+    first = trainer.step([next(iter(trainer.loader))]).loss.terms["fused"].item()
     assert trainer.fit() == pytest.approx(0.5)
-    last = trainer.train_step(next(iter(trainer.loader))).terms["fused"].item()
+    last = trainer.step([next(iter(trainer.loader))]).loss.terms["fused"].item()
     assert first == pytest.approx(math.log(11), abs=0.1)  # 11 classes, about equally likely
     assert last < 0.5 * first
     for name in (CHECKPOINT, BEST, FINAL):
@@ -101,7 +99,7 @@ def test_a_resumed_run_ends_with_the_same_bits(cfg, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(cfg, tmp_path / "cut", scores=fail_in_the_second_epoch).fit()
     resumed = make_trainer(cfg, tmp_path / "cut")
-    resumed.resume(tmp_path / "cut" / CHECKPOINT)
+    resumed.resume()
     assert (resumed.epoch, resumed.iteration) == (1, 2)
     resumed.fit()
     for name, value in whole.model.state_dict().items():
@@ -116,10 +114,9 @@ def test_a_step_without_a_finite_loss_changes_no_weight(cfg, tmp_path, caplog):
     with torch.no_grad():
         trainer.model.head.layers[3].bias[0] = float("nan")
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
-    assert trainer.train_step(batch) is None
+    assert trainer.step([batch]).loss is None
     for name, p in trainer.model.named_parameters():
         assert torch.equal(p.nan_to_num(), before[name].nan_to_num()), name
-    assert trainer.iteration == 1
 
 
 def test_many_such_steps_end_the_run_and_leave_the_checkpoint(cfg, tmp_path):
@@ -127,7 +124,7 @@ def test_many_such_steps_end_the_run_and_leave_the_checkpoint(cfg, tmp_path):
     trainer.fit()
     saved = (tmp_path / "run" / CHECKPOINT).read_bytes()
     broken = make_trainer(cfg, tmp_path / "run", end_epoch=3)
-    broken.resume(tmp_path / "run" / CHECKPOINT)
+    broken.resume()
     with torch.no_grad():
         broken.model.head.layers[3].bias[0] = float("inf")
     with pytest.raises(ValueError, match=r"not finite in 2 iterations in a row \(TRAIN\.MAX_SKIPPED\)"):
@@ -137,9 +134,9 @@ def test_many_such_steps_end_the_run_and_leave_the_checkpoint(cfg, tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(cfg, tiny_cfg, tmp_path):
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
-    other = make_trainer(tiny_cfg(offset_branch=0), tmp_path / "other")
+    other = make_trainer(tiny_cfg(offset_branch=0), tmp_path / "run")
     with pytest.raises(ValueError, match=r"checkpoint\.pth: cannot be resumed with this config"):
-        other.resume(tmp_path / "run" / CHECKPOINT)
+        other.resume()
 
 
 def test_the_learning_rate_follows_the_formula():
@@ -176,7 +173,7 @@ def test_a_step_without_a_finite_loss_leaves_the_running_statistics(cfg, tmp_pat
     with torch.no_grad():
         trainer.model.backbone.conv1.weight[0] = float("nan")
     before = {name: b.clone() for name, b in trainer.model.named_buffers()}
-    assert trainer.train_step(next(iter(trainer.loader))) is None
+    assert trainer.step([next(iter(trainer.loader))]).loss is None
     assert all(torch.equal(b, before[name]) for name, b in trainer.model.named_buffers())
 
 
@@ -193,9 +190,9 @@ def test_a_resumed_run_takes_the_present_settings_of_the_optimizer(cfg, tiny_cfg
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
     other = tiny_cfg("TRAIN.LR", 0.2, "TRAIN.WD", 0.125)
     resumed = make_trainer(other, tmp_path / "run", end_epoch=4)
-    resumed.resume(tmp_path / "run" / CHECKPOINT)
-    (group,) = resumed.optimizer.param_groups
+    resumed.resume()
+    (group,) = resumed.step.optimizer.param_groups
     assert group["weight_decay"] == 0.125
     assert group["lr"] == pytest.approx(0.2 * (1 - 2 / 8) ** 0.9)  # 2 of 8 iterations are done
-    resumed.train_step(next(iter(resumed.loader)))
+    resumed.step([next(iter(resumed.loader))])
     assert group["lr"] == pytest.approx(0.2 * (1 - 3 / 8) ** 0.9)

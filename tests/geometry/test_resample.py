@@ -96,3 +96,15 @@ def test_sampling_has_right_gradients():
     assert torch.autograd.gradcheck(
         lambda s, o: sample_bilinear(s, seed_position(refine_offset(o, 1))), (scores, offset)
     )
+
+
+def test_positions_that_are_not_numbers_do_no_harm():
+    """On the CPU, torch's grid_sample ends the process with a segmentation fault in its backward pass."""
+    values = torch.rand(1, 2, 33, 47, requires_grad=True)
+    position = torch.full((1, 2, 33, 47), float("nan"), requires_grad=True)
+    sample_bilinear(values, position).sum().backward()
+    assert values.grad.isfinite().all()
+    offset = torch.full((1, 2, 9, 9), float("nan"), requires_grad=True)
+    seed = sample_bilinear(torch.rand(1, 2, 9, 9), seed_position(torch.tanh(offset)))
+    seed.sum().backward()
+    assert offset.grad.isnan().all()  # a step can tell by its gradient

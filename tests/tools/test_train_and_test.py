@@ -85,7 +85,7 @@ def test_a_run_is_resumed_or_left_alone_but_never_overwritten(run_tool, experime
     assert {p: p.read_bytes() for p in run_dir.glob("*.pth")} == before
     resumed = run_tool("train", "--cfg", config, "TRAIN.RESUME", True)
     assert resumed.code == 0, resumed.err
-    assert "after epoch 1" in resumed.err
+    assert "checkpoint.pth: epoch 2, iteration 3, best mIoU" in resumed.err
     assert "epoch 2/2" in resumed.err
     assert "epoch 1/2" not in resumed.err
     assert "TRAIN.END_EPOCH was 1, is 2; TRAIN.RESUME was False, is True; the new ones hold" in resumed.err

@@ -156,7 +156,7 @@ def train_dataset(cfg: CfgNode) -> AugmentedDataset:
         stretch=dataset.info.evaluation.resize == "stretch",
         mirrored_table=dataset.info.mirrored_table() if dataset.info.mirrored_classes else None,
     )
-    return AugmentedDataset(dataset, transform, seed=cfg.SEED)
+    return AugmentedDataset(dataset, transform, seed=cfg.SEED, skip_broken=cfg.DATASET.SKIP_BROKEN)
 
 
 def build_train_loader(cfg: CfgNode) -> tuple[DataLoader[Batch], TrainSampler]:

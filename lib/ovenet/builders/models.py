@@ -111,6 +111,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         weight_decay=cfg.TRAIN.WD,
         nesterov=cfg.TRAIN.NESTEROV,
         lr_factor=lr_factor,
+        decay_on_norm=not cfg.TRAIN.NO_DECAY_ON_NORM,
     )
 
 

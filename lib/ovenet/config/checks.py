@@ -13,6 +13,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "MODEL.EXTRA.OFFSET_BRANCH": (0, 2, 3, 4),
     "MODEL.EXTRA.FINAL_CONV_KERNEL": (1, 3),
     "TRAIN.OPTIMIZER": ("sgd", "adamw"),
+    "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.SCORE": ("softmax", "exp"),
     "DEVICE": ("auto", "cpu", "cuda"),
 }
@@ -37,12 +38,19 @@ _AT_LEAST: dict[str, float] = {
     "TRAIN.NUM_SAMPLES": 0,
     "TRAIN.EVAL_INTERVAL": 1,
     "TRAIN.MAX_SKIPPED": 1,
+    "TRAIN.WARMUP": 0,
+    "TRAIN.ACCUMULATE": 1,
+    "TRAIN.CLIP_GRAD_NORM": 0,
+    "TRAIN.CHECKPOINT_EVERY": 0,
+    "TRAIN.CHECKPOINT_MINUTES": 0,
+    "TRAIN.KEEP_CHECKPOINTS": 1,
+    "DIST_TIMEOUT": 1,
     "TEST.BASE_SIZE": 1,
     "TEST.BATCH_SIZE_PER_GPU": 1,
     "TEST.NUM_SAMPLES": 0,
 }
 _POSITIVE = ("TRAIN.LR", "TRAIN.NONBACKBONE_MULT", "MODEL.EXTRA.OFFSET_THRESHOLD")
-_FRACTIONS = ("TRAIN.MOMENTUM", "MODEL.OCR.DROPOUT")  # in [0, 1)
+_FRACTIONS = ("TRAIN.MOMENTUM", "TRAIN.EMA", "MODEL.OCR.DROPOUT")  # in [0, 1)
 
 
 def check_config(cfg: CfgNode) -> None:

@@ -98,6 +98,7 @@ def _dataset() -> CfgNode:
     c.NUM_CLASSES = 19  # K; must be the dataset's
     c.TRAIN_SET = "list/cityscapes/train.lst"  # relative to ROOT: `image label` per line; written if it is missing
     c.TEST_SET = "list/cityscapes/val.lst"  # relative to ROOT: `image [label]` per line; val is list/<dataset>/val.lst
+    c.SKIP_BROKEN = False  # train on the next sample in place of one that cannot be read; False ends the run
     c.AUDIT = 32  # pairs of image and label that are checked before training, >= 0; tools/audit_data.py checks all
     c.EXTRA_TRAIN_SET = ""  # no effect, see INERT_KEYS
     return c
@@ -121,6 +122,14 @@ def _train() -> CfgNode:
     c.MOMENTUM = 0.9  # sgd only, in [0, 1)
     c.WD = 0.0001  # weight decay, >= 0
     c.NESTEROV = False  # sgd only
+    c.WARMUP = 0  # iterations in which the learning rate rises linearly from 0 to what the schedule says, >= 0
+    c.PRECISION = "fp32"  # fp32, bf16 or fp16: of convolutions; losses and seed sampling are always float32
+    c.ACCUMULATE = 1  # batches whose gradients are averaged in one iteration, >= 1
+    c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit
+    c.EMA = 0.0  # decay of averaged weights, in [0, 1); they are validated and saved too; 0 is none
+    c.NO_DECAY_ON_NORM = False  # spare biases and BatchNorm's parameters the weight decay
+    c.FREEZE_LAYERS = ""  # parts of published parameter names, with commas, that rest until FREEZE_EPOCHS
+    c.FREEZE_EPOCHS = -1  # first epoch in which they learn
     c.IGNORE_LABEL = 255  # train id of pixels that do not count; outside 0 … K-1
     c.BEGIN_EPOCH = 0  # number of the first epoch of a fresh run, >= 0
     c.END_EPOCH = 484  # number after the last epoch
@@ -129,15 +138,16 @@ def _train() -> CfgNode:
     c.SHUFFLE = True  # new order every epoch
     c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
     c.EVAL_INTERVAL = 1  # epochs between validations, >= 1; the last epoch is always validated
-    c.MAX_SKIPPED = 10  # so many iterations in a row without a finite loss end the run, >= 1
+    c.MAX_SKIPPED = 10  # so many iterations in a row without a finite loss and gradient end the run, >= 1
+    c.CHECKPOINT_EVERY = 0  # iterations between checkpoints inside an epoch, >= 0; 0 is none
+    c.CHECKPOINT_MINUTES = 0.0  # minutes between checkpoints inside an epoch, >= 0; 0 is none
+    c.KEEP_CHECKPOINTS = 2  # newest checkpoints that are kept, >= 1
     c.DOWNSAMPLERATE = 1  # no effect, see INERT_KEYS
     c.LR_FACTOR = 0.1  # no effect, see INERT_KEYS
     c.LR_STEP = [90, 110]  # no effect, see INERT_KEYS
     c.EXTRA_LR = 0.001  # no effect, see INERT_KEYS
     c.EXTRA_EPOCH = 0  # no effect, see INERT_KEYS
     c.OFFSET_DIR = ""  # no effect, see INERT_KEYS
-    c.FREEZE_LAYERS = ""  # no effect, see INERT_KEYS
-    c.FREEZE_EPOCHS = -1  # no effect, see INERT_KEYS
     return c
 
 
@@ -179,6 +189,7 @@ def default_config() -> CfgNode:
     c.DEVICE = "auto"  # auto (CUDA where present), cpu or cuda
     c.WORKERS = 4  # data loading processes per training process, >= 0
     c.PRINT_FREQ = 20  # iterations between log lines and TensorBoard points, >= 1
+    c.DIST_TIMEOUT = 1800  # seconds that a process waits for the others before it gives up, >= 1
     c.PIN_MEMORY = True  # page-locked batches (CUDA only)
     c.SEED = 0  # of weights, shuffling and augmentation, >= 0
     c.GPUS = (0,)  # no effect, see INERT_KEYS
@@ -212,8 +223,6 @@ INERT_KEYS: dict[str, str] = {
     "TRAIN.LR_FACTOR": "the schedule is polynomial",
     "TRAIN.LR_STEP": "the schedule is polynomial",
     "TRAIN.OFFSET_DIR": "offsets are shown in TensorBoard",
-    "TRAIN.FREEZE_LAYERS": "use MODEL.FREEZED_PAR",
-    "TRAIN.FREEZE_EPOCHS": "use MODEL.FREEZED_PAR",
     "TEST.VISUALIZATION": "use TEST.SAVE_PREDICTIONS",
     "TEST.MULTI_SCALE": "TEST.SCALE_LIST decides",
     "TEST.CENTER_CROP_TEST": "the whole image is always tested",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,22 +82,40 @@ class AugmentedDataset(Dataset[Sample]):
         dataset: the samples; all of them labelled.
         transform: applied to each with random numbers of its own.
         seed: the run's.
+        skip_broken: take the next sample in place of one that cannot be read, and say why in its `problem`.
 
     Raises:
         ValueError: the list has lines without a label.
     """
 
-    def __init__(self, dataset: ListDataset, transform: Transform, *, seed: int):
+    def __init__(self, dataset: ListDataset, transform: Transform, *, seed: int, skip_broken: bool = False):
         if not dataset.has_labels:
             line = next(i for i, (_, label) in enumerate(dataset.pairs, start=1) if label is None)
             raise ValueError(f"{dataset.list_path}, entry {line}: no label; training needs `image label` on every line")
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.skip_broken = skip_broken
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        return self.transform(self.dataset[index], sample_rng(self.seed, epoch, index))
+        sample = self._readable(index)
+        out = self.transform(sample, sample_rng(self.seed, epoch, index))
+        return replace(out, problem=sample.problem)
+
+    def _readable(self, index: int) -> Sample:
+        """The sample or, where broken ones are skipped, the next one that can be read."""
+        problems = []
+        for following in range(len(self.dataset)):
+            try:
+                sample = self.dataset[(index + following) % len(self.dataset)]
+            except ValueError as error:
+                if not self.skip_broken:
+                    raise
+                problems.append(str(error))
+                continue
+            return replace(sample, problem="; ".join(problems))
+        raise ValueError(f"{self.dataset.list_path}: no sample can be read; the first says: {problems[0]}")

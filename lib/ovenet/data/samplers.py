@@ -17,6 +17,10 @@ class TrainSampler(Sampler[tuple[int, int]]):
         world_size: number of processes.
         seed: the run's.
         shuffle: new order every epoch.
+
+    Attributes:
+        epoch: the one whose order is given.
+        start: samples of the epoch that all processes together have used before.
     """
 
     def __init__(self, num_samples: int, *, rank: int, world_size: int, seed: int, shuffle: bool = True):
@@ -26,6 +30,7 @@ class TrainSampler(Sampler[tuple[int, int]]):
         self.seed = seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.start = 0
 
     def __len__(self) -> int:
         return self.num_samples // self.world_size
@@ -34,8 +39,8 @@ class TrainSampler(Sampler[tuple[int, int]]):
         order = np.arange(self.num_samples)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
-        share = order[self.rank :: self.world_size][: len(self)]
-        return iter([(self.epoch, int(index)) for index in share])
+        order = order[: len(self) * self.world_size]
+        return iter([(self.epoch, int(index)) for index in order[self.start + self.rank :: self.world_size]])
 
 
 def evaluation_shard(num_samples: int, *, rank: int, world_size: int) -> range:

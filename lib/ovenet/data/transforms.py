@@ -138,7 +138,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stacks samples of one size."""
     images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(np.stack([s.labels for s in samples])).long()
-    return Batch(images, labels, tuple(s.name for s in samples))
+    return Batch(images, labels, tuple(s.name for s in samples), tuple(s.problem for s in samples if s.problem))
 
 
 def normalize_images(images: Tensor) -> Tensor:

@@ -109,6 +109,8 @@ def save_atomically(
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        if "DataLoader worker" in str(error):  # its death is announced by a signal, wherever the program is
+            raise
         raise OSError(f"cannot save {path}: {_reason(error)}; the file before it is untouched") from error
 
 

@@ -20,6 +20,7 @@ def build_optimizer(
     weight_decay: float,
     nesterov: bool,
     lr_factor: Callable[[str], float] = lambda parameter: 1.0,
+    decay_on_norm: bool = True,
 ) -> torch.optim.Optimizer:
     """An optimizer of the parameters that are not frozen, in one group per learning rate.
 
@@ -28,26 +29,35 @@ def build_optimizer(
         name: ``sgd`` or ``adamw``.
         lr: initial learning rate.
         momentum: sgd only.
-        weight_decay: on all of them.
+        weight_decay: on all of them, see `decay_on_norm`.
         nesterov: sgd only.
         lr_factor: factor on `lr` for a parameter, by its name.
+        decay_on_norm: False spares what has one dimension: biases, and the scales and shifts of BatchNorm.
     """
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(lr_factor(parameter_name), []).append(parameter)
-    parameters = [{"params": group, "lr": lr * factor} for factor, group in sorted(groups.items())]
+            decay = weight_decay if decay_on_norm or parameter.ndim > 1 else 0.0
+            groups.setdefault((lr_factor(parameter_name), decay), []).append(parameter)
+    parameters = [
+        {"params": group, "lr": lr * factor, "weight_decay": decay} for (factor, decay), group in sorted(groups.items())
+    ]
     if name == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
     return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, num_iterations: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """``lr · (1 - it / num_iterations)^0.9``, stepped once per iteration."""
+def build_schedule(
+    optimizer: torch.optim.Optimizer, num_iterations: int, *, warmup: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """``lr · (1 - it / num_iterations)^0.9``, stepped once per iteration; the first `warmup` rise to it linearly."""
+
     # Not PolynomialLR: that one derives each rate from the last, and a resumed run of another length would drift.
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda iteration: max(0.0, 1.0 - iteration / num_iterations) ** POLY_POWER
-    )
+    def factor(iteration: int) -> float:
+        rising = min(1.0, (iteration + 1) / (warmup + 1))
+        return rising * max(0.0, 1.0 - iteration / num_iterations) ** POLY_POWER
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def restore_optimizer(

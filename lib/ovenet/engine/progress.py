@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ovenet.structures import LossTerms
+from ovenet.utils import distributed
 from ovenet.utils.logging import FILE_ONLY, get_logger
 
 T = TypeVar("T")
@@ -33,9 +35,17 @@ class Meter:
         values = {"loss": loss.total.detach(), **{f"loss_{name}": value for name, value in loss.terms.items()}}
         self._sums = {name: value + self._sums.get(name, 0.0) for name, value in values.items()}
 
+    def __len__(self) -> int:
+        return self.num_steps
+
     def summary(self) -> dict[str, float]:
-        """``loss`` and ``loss_<term>`` as means, and ``images_per_second`` with the waiting for data."""
-        means = {name: float(total) / self.num_steps for name, total in self._sums.items()}
+        """``loss`` and ``loss_<term>``, means over all processes, and ``images_per_second`` with the waiting for data.
+
+        Reached by every process.
+        """
+        sums = distributed.all_sum(torch.stack([value.double() for value in self._sums.values()]))
+        values = (sums / (self.num_steps * distributed.world_size())).tolist()
+        means = dict(zip(self._sums, values, strict=True))
         return {**means, "images_per_second": self._num_images / (time.perf_counter() - self._started)}
 
 
@@ -65,16 +75,20 @@ class Progress:
     Args:
         title: what is going on.
         num_steps: iterations of the epoch.
+        done: how many were done before.
         enabled: False shows nothing.
     """
 
-    def __init__(self, title: str, num_steps: int, *, enabled: bool):
+    def __init__(self, title: str, num_steps: int, *, done: int = 0, enabled: bool):
         self.title = title
         self.num_steps = num_steps
         self.enabled = enabled
         self._started = time.perf_counter()
         self._has_bar = enabled and sys.stderr.isatty()
-        self._bar = tqdm(total=num_steps, desc=title, disable=not self._has_bar, dynamic_ncols=True, leave=False)
+        self._done_before = done
+        self._bar = tqdm(
+            total=num_steps, initial=done, desc=title, disable=not self._has_bar, dynamic_ncols=True, leave=False
+        )
 
     def __enter__(self) -> Progress:
         return self
@@ -97,7 +111,7 @@ class Progress:
         """
         if not self.enabled:
             return
-        seconds_per_step = (time.perf_counter() - self._started) / step
+        seconds_per_step = (time.perf_counter() - self._started) / (step - self._done_before)
         eta = timedelta(seconds=round(seconds_per_step * (self.num_steps - step + later_steps)))
         if self._has_bar:
             self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.5f} ETA {eta}")

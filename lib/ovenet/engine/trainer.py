@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ovenet.data.samplers import TrainSampler
-from ovenet.data.transforms import normalize_images
-from ovenet.engine.checkpoint import read_checkpoint, save_atomically
-from ovenet.engine.optim import restore_optimizer
+from ovenet.engine.checkpoint import save_atomically
+from ovenet.engine.interruption import Interruption
 from ovenet.engine.progress import Meter, Progress
-from ovenet.losses import SegmentationCriterion
+from ovenet.engine.repro import save_repro
+from ovenet.engine.run_log import RunLog
+from ovenet.engine.step import TrainStep
+from ovenet.engine.store import CHECKPOINT, CheckpointStore
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
-CHECKPOINT = "checkpoint.pth"
 BEST = "best.pth"
+BEST_EMA = "best_ema.pth"
 FINAL = "final_state.pth"
 
-Evaluate = Callable[[], Mapping[str, EvalResult]]
+Evaluate = Callable[[nn.Module], Mapping[str, EvalResult]]
 DrawPicture = Callable[[], Tensor]
 
 
@@ -42,8 +45,13 @@ class TrainSettings:
         end_epoch: number after the last one.
         eval_interval: epochs between validations.
         print_freq: iterations between log lines.
-        max_skipped: so many iterations in a row without a finite loss end the run.
+        max_skipped: so many skipped iterations in a row end the run.
         metadata: saved with every file of weights: the config, class names and so on.
+        accumulate: micro-batches per iteration.
+        freeze_epochs: the frozen parameters (see `StepSettings`) rest until this epoch.
+        checkpoint_every: iterations between checkpoints inside an epoch; 0 for none.
+        checkpoint_minutes: minutes between them; 0 for none.
+        num_checkpoints: how many are kept.
     """
 
     run_dir: Path
@@ -54,232 +62,288 @@ class TrainSettings:
     print_freq: int
     max_skipped: int
     metadata: Mapping[str, Any]
+    accumulate: int = 1
+    freeze_epochs: int = 0
+    checkpoint_every: int = 0
+    checkpoint_minutes: float = 0.0
+    num_checkpoints: int = 2
 
 
 class Trainer:
     """Fits a model; one per process.
 
     Args:
-        model: a segmentor on `device`; wrapped for several processes here.
-        criterion: its loss, on the same device.
-        optimizer: of the model's parameters.
-        schedule: stepped once per iteration.
-        loader: batches of one epoch, in the order of `sampler`.
-        sampler: told the epoch.
-        evaluate: scores the model on the validation split; reached by every process.
+        step: what an iteration does, with its model.
+        loader: micro-batches of one epoch, in the order of `sampler`.
+        sampler: told the epoch, and where in it to begin.
+        evaluate: scores a model on the validation split; reached by every process.
         draw_picture: a picture ``(3, H, W)`` uint8 for TensorBoard; called on process 0 after every epoch.
-        device: of this process.
         settings: see there.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        criterion: SegmentationCriterion,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LambdaLR,
+        step: TrainStep,
         loader: DataLoader[Batch],
         sampler: TrainSampler,
         evaluate: Evaluate,
         draw_picture: DrawPicture,
-        device: torch.device,
         settings: TrainSettings,
     ):
-        self.model = model
-        self.criterion = criterion
-        self.optimizer = optimizer
-        self.schedule = schedule
+        self.step = step
+        self.model = step.model
         self.loader = loader
         self.sampler = sampler
         self.evaluate = evaluate
         self.draw_picture = draw_picture
-        self.device = device
         self.settings = settings
+        self.store = CheckpointStore(settings.run_dir, settings.num_checkpoints)
         self.epoch = settings.begin_epoch
         self.iteration = 0
-        self.best_mean_iou = -1.0
+        self.steps_in_epoch = 0
+        self.best = {BEST: -1.0, BEST_EMA: -1.0}
+        self.num_skipped = 0
         self.num_skipped_in_row = 0
-        self.parallel: nn.Module = model
-        if distributed.world_size() > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(model, device_ids=ids)
+        self.num_broken_samples = 0
+        self._saved_at = time.monotonic()
+
+    @property
+    def best_mean_iou(self) -> float:
+        """The best score of the final prediction so far; -1 before the first validation."""
+        return self.best[BEST]
 
     @property
     def iterations_per_epoch(self) -> int:
         """Of this process, the same on every one."""
-        return len(self.loader)
+        return len(self.loader) // self.settings.accumulate
 
     def fit(self) -> float:
-        """Trains to the last epoch.
+        """Trains to the last epoch. A request to stop (see `Interruption`) ends the process after a checkpoint.
 
         Returns:
             The best mean IoU of the final prediction on the validation split.
 
         Raises:
-            ValueError: too many iterations in a row had no finite loss.
+            ValueError: too many iterations in a row were skipped.
             OSError: a checkpoint cannot be written; the one before is whole.
+            SystemExit: after a request to stop.
         """
-        writer = SummaryWriter(str(self.settings.log_dir), purge_step=self.iteration) if distributed.is_main() else None
-        try:
-            while self.epoch < self.settings.end_epoch:
-                self._train_epoch(writer)
+        settings = self.settings
+        with (
+            RunLog(settings.run_dir, settings.log_dir, iteration=self.iteration) as log,
+            Interruption() as interruption,
+        ):
+            while self.epoch < settings.end_epoch:
+                if self._train_epoch(log, interruption):
+                    self._save_checkpoint()
+                    get_logger().info("stopped at iteration %d; TRAIN.RESUME True goes on", self.iteration)
+                    sys.exit(interruption.exit_code)
                 self.epoch += 1
+                self.steps_in_epoch = 0
                 if self._validation_is_due():
-                    self._validate(writer)
-                if writer is not None:
-                    writer.add_image("val/picture", self.draw_picture().numpy(), self.iteration)
+                    self._validate(log)
+                if distributed.is_main():
+                    log.picture("val/picture", self.draw_picture(), iteration=self.iteration)
                 self._save_checkpoint()
-            if distributed.is_main():
-                save_atomically(self._weights(), self.settings.run_dir / FINAL)
-        finally:
-            if writer is not None:
-                _close(writer)
+        if distributed.is_main():
+            save_atomically(self._weights(self.model), settings.run_dir / FINAL)
         return self.best_mean_iou
 
-    def train_step(self, batch: Batch) -> LossTerms | None:
-        """One iteration.
-
-        Args:
-            batch: this process's share.
+    def _train_epoch(self, log: RunLog, interruption: Interruption) -> bool:
+        """Trains to the end of the epoch at hand.
 
         Returns:
-            The loss, or None if it was not finite on some process: then no process has changed its model.
+            Whether some process was asked to stop before that.
         """
-        statistics = [buffer.clone() for buffer in self.model.buffers()]
-        labels = batch.labels.to(self.device, non_blocking=True)
-        images = normalize_images(batch.images.to(self.device, non_blocking=True))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.criterion(self.parallel(images), labels)
-        num_bad = distributed.all_sum((~torch.isfinite(loss.total.detach())).float())
-        is_finite = num_bad.item() == 0
-        if is_finite:
-            loss.total.backward()
-            self.optimizer.step()
-        else:  # the forward pass has updated BatchNorm already
-            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
-                buffer.copy_(before)
-        self.schedule.step()
-        self.iteration += 1
-        return loss if is_finite else None
-
-    def _train_epoch(self, writer: SummaryWriter | None) -> None:
-        self.parallel.train()
-        self.sampler.epoch = self.epoch
-        meter = Meter()
-        total = self.iterations_per_epoch
-        progress = Progress(f"epoch {self.epoch + 1}/{self.settings.end_epoch}", total, enabled=distributed.is_main())
-        remaining_epochs = self.settings.end_epoch - self.epoch - 1
-        with progress:
-            for step, batch in enumerate(self.loader, start=1):
-                loss = self.train_step(batch)
-                self._count_skipped(loss, batch)
-                if loss is not None:
-                    meter.add(loss, batch.images.shape[0] * distributed.world_size())
-                is_due = step % self.settings.print_freq == 0 or step == total
-                if is_due and meter.num_steps:
-                    lr = self.optimizer.param_groups[0]["lr"]
-                    summary = meter.summary()
-                    progress.report(step, summary, lr, remaining_epochs * total)
-                    if writer is not None:
-                        _write_scalars(writer, summary, lr, self.iteration)
+        self.step.parallel.train()
+        self.sampler.epoch, self.sampler.start = self.epoch, self._samples_done()
+        meter, total = Meter(), self.iterations_per_epoch
+        title = f"epoch {self.epoch + 1}/{self.settings.end_epoch}"
+        remaining = (self.settings.end_epoch - self.epoch - 1) * total
+        freeze = self.epoch < self.settings.freeze_epochs
+        with Progress(title, total, done=self.steps_in_epoch, enabled=distributed.is_main()) as progress:
+            for batches in _groups(self.loader, self.settings.accumulate, total - self.steps_in_epoch):
+                with distributed.activity(f"iteration {self.iteration + 1}"):
+                    result = self.step(batches, freeze=freeze, stop=interruption.received is not None)
+                self.iteration += 1
+                self.steps_in_epoch += 1
+                self._count_skipped(result.loss, batches)
+                if result.loss is not None:
+                    meter.add(result.loss, sum(len(b.names) for b in batches) * distributed.world_size())
+                if (self.steps_in_epoch % self.settings.print_freq == 0 or self.steps_in_epoch == total) and len(meter):
+                    self._report(progress, log, meter.summary(), remaining)
                     meter = Meter()
                 progress.advance()
+                if result.stop:
+                    return True
+                if self.steps_in_epoch < total and self._checkpoint_is_due():
+                    self._save_checkpoint()
+        return False
 
-    def _count_skipped(self, loss: LossTerms | None, batch: Batch) -> None:
+    def _samples_done(self) -> int:
+        """Samples of this epoch that all processes together have used."""
+        return self.steps_in_epoch * self.settings.accumulate * self.loader.batch_size * distributed.world_size()
+
+    def _report(self, progress: Progress, log: RunLog, summary: Mapping[str, float], remaining: int) -> None:
+        lr = self.step.optimizer.param_groups[0]["lr"]
+        progress.report(self.steps_in_epoch, summary, lr, remaining)
+        values = {**summary, "lr": lr, "skipped": self.num_skipped}
+        log.scalars("train", values, iteration=self.iteration, epoch=self.epoch)
+
+    def _count_skipped(self, loss: LossTerms | None, batches: Sequence[Batch]) -> None:
+        for problem in (problem for batch in batches for problem in batch.problems):
+            self.num_broken_samples += 1
+            get_logger().warning("sample %d that is left out: %s", self.num_broken_samples, problem)
         if loss is not None:
             self.num_skipped_in_row = 0
             return
+        self.num_skipped += 1
         self.num_skipped_in_row += 1
+        names = ", ".join(name for batch in batches for name in batch.names)
         get_logger().warning(
-            "iteration %d: the loss is not finite, no weight was changed (images here: %s)",
+            "iteration %d: loss or gradient is not finite, no weight was changed (images here: %s)",
             self.iteration,
-            ", ".join(batch.names),
+            names,
         )
+        if self.num_skipped == 1:
+            path = save_repro(self.settings.run_dir, self.iteration, self.model, batches, self.settings.metadata)
+            get_logger().warning("saved %s; look at it with: python tools/replay.py %s", path, path)
         if self.num_skipped_in_row >= self.settings.max_skipped:
             raise ValueError(
-                f"the loss was not finite in {self.num_skipped_in_row} iterations in a row (TRAIN.MAX_SKIPPED); lower "
-                f"TRAIN.LR or look at the images named above; {self.settings.run_dir / CHECKPOINT} is untouched"
+                f"loss or gradient was not finite in {self.num_skipped_in_row} iterations in a row "
+                "(TRAIN.MAX_SKIPPED); lower TRAIN.LR or look at the images named above; "
+                f"{self.settings.run_dir / CHECKPOINT} is untouched"
             )
 
     def _validation_is_due(self) -> bool:
         done = self.epoch - self.settings.begin_epoch
         return done % self.settings.eval_interval == 0 or self.epoch == self.settings.end_epoch
 
-    def _validate(self, writer: SummaryWriter | None) -> None:
-        results = self.evaluate()
+    def _validate(self, log: RunLog) -> None:
+        self._validate_model(self.model, BEST, "", log)
+        if self.step.ema is not None:
+            self._validate_model(self.step.ema.module, BEST_EMA, "_ema", log)
+
+    def _validate_model(self, model: nn.Module, file: str, suffix: str, log: RunLog) -> None:
+        with distributed.activity(f"the validation after epoch {self.epoch}"):
+            results = self.evaluate(model)
         mean_iou = results["fused"].mean_iou
-        is_best = mean_iou > self.best_mean_iou
+        is_best = mean_iou > self.best[file]
         if is_best:
-            self.best_mean_iou = mean_iou
+            self.best[file] = mean_iou
         if not distributed.is_main():
             return
-        scores = ", ".join(f"{name} {result.mean_iou:.4f}" for name, result in results.items())
-        get_logger().info("epoch %d: mIoU %s (best fused %.4f)", self.epoch, scores, self.best_mean_iou)
-        if writer is not None:
-            for name, result in results.items():
-                writer.add_scalar(f"val/mean_iou_{name}", result.mean_iou, self.iteration)
+        scores = ", ".join(f"{name}{suffix} {result.mean_iou:.4f}" for name, result in results.items())
+        get_logger().info("epoch %d: mIoU %s (best fused%s %.4f)", self.epoch, scores, suffix, self.best[file])
+        values = {f"mean_iou_{name}{suffix}": result.mean_iou for name, result in results.items()}
+        log.scalars("val", values, iteration=self.iteration, epoch=self.epoch - 1)
         if is_best:
-            save_atomically(self._weights(), self.settings.run_dir / BEST)
+            save_atomically(self._weights(model), self.settings.run_dir / file)
 
-    def _weights(self) -> dict[str, Any]:
+    def _weights(self, model: nn.Module) -> dict[str, Any]:
         return {
-            "model": self.model.state_dict(),
+            "model": model.state_dict(),
             "epoch": self.epoch,
             "best_mean_iou": self.best_mean_iou,
             **self.settings.metadata,
         }
 
+    def _checkpoint_is_due(self) -> bool:
+        """The same answer on every process: only the first one's clock counts."""
+        every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
+        if every and self.iteration % every == 0:
+            return True
+        return bool(minutes) and distributed.decided_by_main(time.monotonic() - self._saved_at > 60 * minutes)
+
     def _save_checkpoint(self) -> None:
+        with distributed.activity("saving a checkpoint"):
+            self._write_checkpoint()
+        self._saved_at = time.monotonic()
+
+    def _write_checkpoint(self) -> None:
+        random_states = distributed.gather_objects(_random_state())
         if distributed.is_main():
-            state = {
-                **self._weights(),
-                "iteration": self.iteration,
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "rng": torch.get_rng_state(),
-            }
-            save_atomically(state, self.settings.run_dir / CHECKPOINT)
+            self.store.save(
+                {
+                    **self._weights(self.model),
+                    **self.step.state(),
+                    "iteration": self.iteration,
+                    "steps_in_epoch": self.steps_in_epoch,
+                    "samples_done": self._samples_done(),
+                    "world_size": distributed.world_size(),
+                    "best": dict(self.best),
+                    "num_skipped": self.num_skipped,
+                    "num_broken_samples": self.num_broken_samples,
+                    "random_states": random_states,
+                }
+            )
         distributed.barrier()
 
-    def resume(self, path: Path) -> str:
-        """Goes on after the last epoch that `path` holds, with the present settings where they differ.
-
-        Args:
-            path: a ``checkpoint.pth`` of the same model.
+    def resume(self) -> str:
+        """Goes on where the newest whole checkpoint ends, with the present settings where they differ.
 
         Returns:
             The configuration that the checkpoint was saved with, as YAML.
 
         Raises:
-            ValueError: the file is damaged, or of another model.
+            ValueError: all checkpoints are damaged, or are of another model.
         """
-        state = read_checkpoint(path)
+        state, path = self.store.load()
         try:
             self.model.load_state_dict(state["model"])
-            restore_optimizer(self.optimizer, self.schedule, state["optimizer"], state["schedule"])
-            if distributed.is_main():  # the others go on with streams of their own
-                torch.set_rng_state(state["rng"])
+            self.step.restore(state)
             self.epoch, self.iteration = state["epoch"], state["iteration"]
-            self.best_mean_iou = state["best_mean_iou"]
+            self.best = dict(state["best"])
+            self.num_skipped, self.num_broken_samples = state["num_skipped"], state["num_broken_samples"]
+            self._resume_inside_epoch(state["samples_done"])
+            _set_random_state(state["random_states"])
             saved_config = state["config"]
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{path}: cannot be resumed with this config ({reason}); set TRAIN.RESUME False and another OUTPUT_DIR"
             ) from error
-        get_logger().info("resumed from %s after epoch %d, best mIoU %.4f", path, self.epoch, self.best_mean_iou)
+        get_logger().info(
+            "resumed from %s: epoch %d, iteration %d, best mIoU %.4f",
+            path,
+            self.epoch + 1,
+            self.iteration,
+            self.best_mean_iou,
+        )
+        if state["world_size"] != distributed.world_size():
+            get_logger().warning(
+                "the run began on %d process(es), now there are %d: the new number holds; the samples of this epoch "
+                "that were used are not used again, random numbers of dropout differ",
+                state["world_size"],
+                distributed.world_size(),
+            )
         return saved_config
 
-
-def _close(writer: SummaryWriter) -> None:
-    """Closes without hiding the error that ended the run: a full disk fails here too."""
-    try:
-        writer.close()
-    except OSError as error:
-        get_logger().warning("the last TensorBoard points are lost: %s", error)
+    def _resume_inside_epoch(self, samples_done: int) -> None:
+        """Finds the step at which an epoch goes on; with another batch size, the one that repeats fewer samples."""
+        per_step = self.settings.accumulate * self.loader.batch_size * distributed.world_size()
+        self.steps_in_epoch = min(-(-samples_done // per_step), self.iterations_per_epoch)
 
 
-def _write_scalars(writer: SummaryWriter, summary: Mapping[str, float], lr: float, iteration: int) -> None:
-    for name, value in summary.items():
-        writer.add_scalar(f"train/{name}", value, iteration)
-    writer.add_scalar("train/lr", lr, iteration)
+def _groups(loader: DataLoader[Batch], size: int, num_groups: int) -> Iterator[list[Batch]]:
+    """The first `num_groups` groups of `size` batches."""
+    batches = iter(loader)
+    for _ in range(num_groups):
+        yield list(islice(batches, size))
+
+
+def _random_state() -> dict[str, Tensor]:
+    """The generators that draw during training: dropout's, on the CPU and on this process's card."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(states: Sequence[Mapping[str, Tensor]]) -> None:
+    if len(states) != distributed.world_size():
+        return  # streams of another number of processes
+    own = states[distributed.rank()]
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])

@@ -32,13 +32,14 @@ def sample_bilinear(values: Tensor, position: Tensor, *, padding_mode: Literal["
 
     Args:
         values: ``(B, C, h, w)``.
-        position: ``(B, 2, h', w')`` normalised ``(x, y)``, float32 or float64.
+        position: ``(B, 2, h', w')`` normalised ``(x, y)``, float32 or float64; NaN samples the centre, since torch's
+            CPU kernel reads and writes outside its memory there.
         padding_mode: what lies outside the image, see `torch.nn.functional.grid_sample`.
 
     Returns:
         ``(B, C, h', w')`` of the positions' type.
     """
-    grid = position.permute(0, 2, 3, 1)
+    grid = position.nan_to_num(nan=0.0).permute(0, 2, 3, 1)
     return F.grid_sample(
         values.to(position.dtype), grid, mode="bilinear", padding_mode=padding_mode, align_corners=True
     )

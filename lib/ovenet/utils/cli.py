@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
 _DEBUG_VARIABLE = "OVENET_DEBUG"
+_LOADER_KILLED = re.compile(r"DataLoader worker \(pid[^)]*\)[^.]*")
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -34,6 +36,16 @@ def run_main(main: Callable[[], None]) -> None:
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except RuntimeError as error:
+        killed = _LOADER_KILLED.search(str(error))
+        if killed is None or os.environ.get(_DEBUG_VARIABLE):
+            raise
+        print(
+            f"error: a data loading process was killed ({killed[0]}); if memory ran out, lower WORKERS, "
+            "else look into the system's log; TRAIN.RESUME True goes on",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+
+# How gloo and NCCL say that a peer is gone or late.
+_LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|heartbeat|remote process", re.IGNORECASE)
+_activity = "the beginning"
 
 
 def is_launched() -> bool:
@@ -22,19 +31,45 @@ def is_launch_main() -> bool:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[None]:
     """Joins the launcher's group for a while: NCCL on CUDA, gloo on the CPU; nothing in a single process.
 
     All processes leave together. After an error a process leaves at once, and the launcher ends the others.
+
+    Args:
+        device: of this process.
+        timeout_s: seconds that a process waits for the others.
+
+    Raises:
+        ValueError: another process ended, or did not come in time; says which process waited in what.
     """
     if not is_launched():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    yield
-    dist.barrier()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield
+        dist.barrier()
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        reason = next(line for line in str(error).splitlines() if _LOST.search(line))
+        raise ValueError(
+            f"process {rank()} of {world_size()} lost the others in {_activity}: {reason.strip()[:200]}; "
+            "look for the first error above, or raise DIST_TIMEOUT if they only need longer"
+        ) from error
     if dist.get_backend() == "nccl":  # gloo's own destruction can wait forever for a peer that has gone (torch 2.6)
         dist.destroy_process_group()
+
+
+@contextmanager
+def activity(name: str) -> Iterator[None]:
+    """Names what this process does, for the message of a collective that fails."""
+    global _activity
+    before, _activity = _activity, name
+    yield
+    _activity = before  # left as it is by an error, which is when it is read
 
 
 def rank() -> int:
@@ -63,6 +98,24 @@ def all_sum(value: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
+
+
+def gather_objects(value: T) -> list[T]:
+    """The values of all processes, by their number."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def decided_by_main(value: bool) -> bool:
+    """Process 0's answer, on every process."""
+    if not dist.is_initialized():
+        return value
+    answer = [value]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
 
 
 def choose_device(name: str) -> torch.device:

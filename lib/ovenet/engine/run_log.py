@@ -1,0 +1,85 @@
+"""What a run writes down while it trains: TensorBoard files, and one JSON line per point."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from ovenet.utils import distributed
+from ovenet.utils.logging import get_logger
+
+JSON_LOG = "log.jsonl"
+
+
+class RunLog:
+    """Writes on process 0, does nothing on the others; a context manager.
+
+    Args:
+        run_dir: where ``log.jsonl`` goes.
+        tensorboard_dir: where TensorBoard's files go.
+        iteration: where the run goes on; what was written beyond it, by a run that was cut off, is dropped.
+    """
+
+    def __init__(self, run_dir: Path, tensorboard_dir: Path, *, iteration: int):
+        self._writer: SummaryWriter | None = None
+        if distributed.is_main():
+            self._path = run_dir / JSON_LOG
+            _cut(self._path, iteration)
+            self._writer = SummaryWriter(str(tensorboard_dir), purge_step=iteration + 1)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes without hiding the error that ended the run: a full disk fails here too."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+        except OSError as error:
+            get_logger().warning("the last TensorBoard points are lost: %s", error)
+
+    def scalars(self, kind: str, values: Mapping[str, float], *, iteration: int, epoch: int) -> None:
+        """Writes numbers under ``<kind>/<name>``.
+
+        Args:
+            kind: ``train`` or ``val``.
+            values: by name; NaN becomes null in the JSON line.
+            iteration: that are done.
+            epoch: the one at hand, from 0.
+        """
+        if self._writer is None:
+            return
+        for name, value in values.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, iteration)
+        plain = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        line = {"kind": kind, "iteration": iteration, "epoch": epoch, "time": round(time.time(), 3), **plain}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def picture(self, name: str, picture: Tensor, *, iteration: int) -> None:
+        """Writes ``(3, H, W)`` uint8 to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(name, picture.numpy(), iteration)
+
+
+def _cut(path: Path, iteration: int) -> None:
+    """Keeps the lines up to an iteration; a last line that was cut off is dropped too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["iteration"] <= iteration:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text("".join(kept), encoding="utf-8")
+    unfinished.replace(path)

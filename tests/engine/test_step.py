@@ -1,0 +1,137 @@
+"""A step: precision, accumulation, clipping, averaged weights, and what must not happen."""
+
+import copy
+
+import pytest
+import torch
+
+from ovenet.builders import build_model, build_optimizer, build_train_step
+from ovenet.structures import Batch
+
+CPU = torch.device("cpu")
+
+
+def batch_of(seed, size=2):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 255, (size, 3, 32, 48), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 11, (size, 32, 48), generator=generator)
+    return Batch(images, labels, tuple("ab"[:size]))
+
+
+def make_step(tiny_cfg, *overrides, **options):
+    cfg = tiny_cfg("TRAIN.LR", 0.05, *overrides, **options)
+    torch.manual_seed(0)
+    return build_train_step(build_model(cfg), cfg, CPU, num_iterations=50)
+
+
+def parameters(step):
+    return torch.cat([p.detach().flatten() for p in step.model.parameters()])
+
+
+def test_accumulated_micro_batches_are_one_batch(tiny_cfg):
+    """With as many valid pixels in each, and BatchNorm that does not depend on the batch."""
+    whole, parts = make_step(tiny_cfg), make_step(tiny_cfg)
+    big = batch_of(0, 2)
+    small = [Batch(big.images[i : i + 1], big.labels[i : i + 1], (n,)) for i, n in enumerate("ab")]
+    for step in (whole, parts):
+        step.model.eval()
+    for _ in range(3):
+        a, b = whole([big]).loss, parts(small).loss
+        torch.testing.assert_close(a.total, b.total, atol=1e-6, rtol=0)
+        assert set(a.terms) == set(b.terms)
+    torch.testing.assert_close(parameters(whole), parameters(parts), atol=1e-6, rtol=0)
+
+
+def test_the_gradient_is_clipped_to_its_length(tiny_cfg):
+    free, clipped = make_step(tiny_cfg), make_step(tiny_cfg, "TRAIN.CLIP_GRAD_NORM", 0.25)
+    for step in (free, clipped):
+        step.model.train()
+        step([batch_of(0)])
+    gradients = [torch.cat([p.grad.flatten() for p in step.model.parameters()]) for step in (free, clipped)]
+    norms = [g.norm().item() for g in gradients]
+    assert norms[0] > 0.3
+    assert norms[1] == pytest.approx(0.25, rel=1e-4)
+    torch.testing.assert_close(gradients[1], gradients[0] * (0.25 / norms[0]), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_learns_like_float32(tiny_cfg, precision):
+    exact, fast = make_step(tiny_cfg), make_step(tiny_cfg, "TRAIN.PRECISION", precision)
+    losses = [[step([batch_of(0)]).loss for _ in range(12)] for step in (exact, fast)]
+    assert losses[1][0].total.dtype == torch.float32
+    totals = [[float(x.total) for x in row if x is not None] for row in losses]
+    assert totals[1][0] == pytest.approx(totals[0][0], rel=0.02)
+    assert totals[1][-1] < totals[1][0]
+    assert all(p.dtype == torch.float32 for p in fast.model.parameters())
+
+
+def test_averaged_weights_follow_the_formula(tiny_cfg):
+    step = make_step(tiny_cfg, "TRAIN.EMA", 0.9)
+    step.model.train()
+    step([batch_of(0)])
+    expected = {n: v.clone() for n, v in step.model.state_dict().items()}  # the first average is the first model
+    for seed in (1, 2):
+        step([batch_of(seed)])
+        for name, value in step.model.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = 0.9 * expected[name] + 0.1 * value
+    for name, value in step.ema.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_skipped_step_leaves_the_average(tiny_cfg):
+    step = make_step(tiny_cfg, "TRAIN.EMA", 0.9)
+    step([batch_of(0)])
+    before = copy.deepcopy(step.ema.state_dict())
+    step.criterion.confidence_weight = float("nan")
+    assert step([batch_of(1)]).loss is None
+    assert all(torch.equal(value, before[name]) for name, value in step.ema.state_dict().items())
+
+
+def test_a_gradient_that_is_not_finite_skips_a_step_with_a_finite_loss(tiny_cfg):
+    step = make_step(tiny_cfg)
+    step([batch_of(0)])
+    before = parameters(step).clone()
+    handle = step.model.backbone.conv1.weight.register_hook(lambda gradient: gradient * float("inf"))
+    assert step([batch_of(1)]).loss is None
+    assert torch.equal(parameters(step), before)
+    handle.remove()
+    assert step([batch_of(1)]).loss is not None
+    assert not torch.equal(parameters(step), before)
+
+
+def test_layers_rest_while_they_are_frozen(tiny_cfg):
+    step = make_step(tiny_cfg, "TRAIN.FREEZE_LAYERS", "conv1,stage2")
+    before = {n: p.detach().clone() for n, p in step.model.named_parameters()}
+    step([batch_of(0)], freeze=True)
+    changed = {n for n, p in step.model.named_parameters() if not torch.equal(p, before[n])}
+    frozen = {n for n in before if "conv1" in n or "stage2" in n}
+    assert changed
+    assert frozen
+    assert not changed & frozen
+    step([batch_of(1)])
+    assert any(not torch.equal(p, before[n]) for n, p in step.model.named_parameters() if n in frozen)
+    with pytest.raises(ValueError, match=r"TRAIN\.FREEZE_LAYERS: no published parameter name .* contains 'stage9'"):
+        make_step(tiny_cfg, "TRAIN.FREEZE_LAYERS", "stage9")
+
+
+def test_norm_and_bias_may_be_spared_the_weight_decay(tiny_cfg):
+    cfg = tiny_cfg("TRAIN.NO_DECAY_ON_NORM", True, "TRAIN.WD", 0.25)
+    model = build_model(cfg)
+    groups = {group["weight_decay"]: group["params"] for group in build_optimizer(model, cfg).param_groups}
+    assert set(groups) == {0.0, 0.25}
+    assert {p.ndim for p in groups[0.0]} == {1}
+    assert {p.ndim for p in groups[0.25]} == {4}
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
+
+
+def test_the_learning_rate_warms_up(tiny_cfg):
+    step = make_step(tiny_cfg, "TRAIN.WARMUP", 4)
+    rates = []
+    for _ in range(7):
+        rates.append(step.optimizer.param_groups[0]["lr"])
+        step.optimizer.step()
+        step.schedule.step()
+    expected = [0.05 * min(1, (i + 1) / 5) * (1 - i / 50) ** 0.9 for i in range(7)]
+    assert rates == pytest.approx(expected)

@@ -1,0 +1,220 @@
+"""What happens to a run in the wild: real processes, really killed. Nothing may be lost, and no bit may differ."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.conftest import tiny_settings
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+TIMEOUT_S = 120
+
+
+@pytest.fixture
+def run(tiny_data, tmp_path, write_config):
+    """A function that starts ``tools/train.py`` on 3 iterations an epoch; returns the process."""
+    settings = tiny_settings()
+    settings["DATASET"]["ROOT"] = str(tiny_data)
+    settings["PRINT_FREQ"] = 1
+    settings["TRAIN"] |= {"RESUME": True, "CHECKPOINT_EVERY": 1, "EVAL_INTERVAL": 50, "LR": 0.02, "EMA": 0.9}
+    config = write_config(settings, "tiny.yaml")
+
+    def start(output, *overrides, launcher=()):
+        command = [sys.executable, *launcher, "tools/train.py", "--cfg", config, "OUTPUT_DIR", output, *overrides]
+        return subprocess.Popen(
+            [str(part) for part in command], cwd=ROOT, env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    return start
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, out
+
+
+def wait_for(process, text):
+    """Reads the process's lines until one contains a text; returns them."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def folder(output):
+    return output / "camvid" / "tiny"
+
+
+def weights(output, name="final_state.pth"):
+    return torch.load(folder(output) / name, weights_only=True)["model"]
+
+
+def assert_same_bits(first, second):
+    for name in ("final_state.pth", "checkpoint.pth"):
+        ours, theirs = weights(first, name), weights(second, name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items()), name
+    states = [torch.load(folder(o) / "checkpoint.pth", weights_only=True) for o in (first, second)]
+    for key in ("ema", "optimizer"):
+        flat = [torch.cat([v.flatten().double() for v in _tensors(state[key])]) for state in states]
+        assert torch.equal(*flat), key
+    assert states[0]["iteration"] == states[1]["iteration"]
+    assert states[0]["best"] == states[1]["best"]
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in values for tensor in _tensors(part)]
+
+
+def killed_and_resumed(run, tmp_path, *, kills, epochs):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    end = ("TRAIN.END_EPOCH", epochs, "WORKERS", 1)
+    code, out = finish(run(whole, *end))
+    assert code == 0, out
+    rng = random.Random(0)
+    for _ in range(kills):
+        process = run(cut, *end)
+        wait_for(process, "iteration 1/3")
+        time.sleep(rng.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    before = torch.load(folder(cut) / "checkpoint.pth", weights_only=True)["iteration"]
+    assert 0 < before < 3 * epochs  # else nothing was cut
+    code, out = finish(run(cut, *end))
+    assert code == 0, out
+    assert "resumed from" in out
+    assert_same_bits(whole, cut)
+    points = [json.loads(line) for line in (folder(cut) / "log.jsonl").read_text().splitlines()]
+    iterations = [point["iteration"] for point in points if point["kind"] == "train"]
+    assert iterations == sorted(set(iterations))
+    assert iterations[-1] == 3 * epochs
+
+
+def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_path):
+    killed_and_resumed(run, tmp_path, kills=1, epochs=12)
+
+
+@pytest.mark.slow
+def test_five_kills(run, tmp_path):
+    killed_and_resumed(run, tmp_path, kills=5, epochs=60)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_request_to_stop_saves_and_leaves(run, tmp_path, number, code):
+    end = ("TRAIN.END_EPOCH", 400, "TRAIN.CHECKPOINT_EVERY", 0)
+    process = run(tmp_path / "a", *end)
+    wait_for(process, "iteration 1/3")
+    process.send_signal(number)
+    returned, out = finish(process)
+    assert returned == code, out
+    assert f"{number.name}: saving after this step" in out
+    assert "Traceback" not in out
+    state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
+    assert f"stopped at iteration {state['iteration']}" in out
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run, tmp_path):
+    first = run(tmp_path / "a", "TRAIN.END_EPOCH", 400)
+    wait_for(first, "iteration 1/3")
+    code, out = finish(run(tmp_path / "a", "TRAIN.END_EPOCH", 400))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert code == 2
+    assert f"another run (process {first.pid} on {socket.gethostname()}) writes there" in out
+    assert finish(run(tmp_path / "a", "TRAIN.END_EPOCH", 1))[0] == 0  # the killed one holds nothing
+
+
+def test_a_damaged_newest_checkpoint_costs_one_interval(run, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for output in (whole, cut):
+        assert finish(run(output, "TRAIN.END_EPOCH", 2))[0] == 0
+    newest = folder(cut) / "checkpoint.pth"
+    newest.write_bytes(newest.read_bytes()[:-500])
+    code, out = finish(run(cut, "TRAIN.END_EPOCH", 2))
+    assert code == 0, out
+    assert "checkpoint.pth: not a checkpoint, or a damaged one; going on from" in out
+    assert "checkpoint.1.pth: epoch 2, iteration 5" in out
+    assert_same_bits(whole, cut)
+
+
+def test_a_corrupt_image_stops_the_run_or_is_left_out(run, tmp_path, tiny_data):
+    (tiny_data / "camvid/train/4.png").write_bytes((tiny_data / "camvid/train/4.png").read_bytes()[:300])
+    stopped = ("DATASET.AUDIT", 0, "TRAIN.END_EPOCH", 2, "WORKERS", 1)
+    code, out = finish(run(tmp_path / "a", *stopped))
+    assert code == 2
+    assert "train/4.png: the image cannot be read" in out
+    code, out = finish(run(tmp_path / "b", *stopped, "DATASET.SKIP_BROKEN", True))
+    assert code == 0, out
+    assert out.count("that is left out: ") == 2  # once an epoch
+    assert "sample 2 that is left out: " in out
+    assert "train/4.png: the image cannot be read" in out
+
+
+def test_a_label_of_the_wrong_size_is_named(run, tmp_path, tiny_data):
+    Image.new("L", (60, 48)).save(tiny_data / "camvid/trainannot/4.png")
+    code, out = finish(run(tmp_path / "a", "DATASET.AUDIT", 0, "TRAIN.END_EPOCH", 2))
+    assert code == 2
+    assert "trainannot/4.png: the label is 60x48 pixels" in out
+
+
+def test_a_killed_loading_process_ends_the_run_with_its_name(run, tmp_path):
+    process = run(tmp_path / "a", "TRAIN.END_EPOCH", 2000, "WORKERS", 1)
+    wait_for(process, "epoch 2/")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    loading = [int(c) for c in children if b"resource_tracker" not in Path(f"/proc/{c}/cmdline").read_bytes()]
+    assert loading
+    os.kill(loading[0], signal.SIGKILL)
+    code, out = finish(process)
+    assert code == 2, out
+    assert "a data loading process was killed" in out.splitlines()[-1]
+    assert torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)["iteration"] > 0
+
+
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+@pytest.mark.slow
+def test_one_process_that_fails_ends_the_others(run, tmp_path, tiny_data):
+    (tiny_data / "camvid/train/4.png").write_bytes(b"")
+    started = time.monotonic()
+    process = run(
+        tmp_path / "a", "DATASET.AUDIT", 0, "TRAIN.BATCH_SIZE_PER_GPU", 1, "DIST_TIMEOUT", 20, launcher=LAUNCHER
+    )
+    code, out = finish(process)
+    assert code != 0
+    assert time.monotonic() - started < 90
+    first = next(line for line in out.splitlines() if "error: " in line)
+    assert "train/4.png: the image cannot be read" in first
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(run, tmp_path):
+    end = ("TRAIN.END_EPOCH", 400, "TRAIN.BATCH_SIZE_PER_GPU", 1)
+    process = run(tmp_path / "a", *end, launcher=LAUNCHER)
+    wait_for(process, "iteration 1/3")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    trainers = [int(c) for c in children if b"train.py" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(trainers[1], signal.SIGUSR1)  # one of them is asked
+    _, out = finish(process)
+    state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
+    assert f"stopped at iteration {state['iteration']}" in out
+    assert len(state["random_states"]) == 2
+    code, out = finish(run(tmp_path / "a", *end[2:], "TRAIN.END_EPOCH", state["epoch"] + 1))
+    assert code == 0, out
+    assert "the run began on 2 process(es), now there are 1: the new number holds" in out
