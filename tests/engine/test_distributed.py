@@ -2,15 +2,20 @@
 
 import os
 import socket
+import time
 from datetime import timedelta
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from tests.engine.test_trainer import make_trainer
 
 from ovenet.config import load_config
+from ovenet.engine.progress import Meter
 from ovenet.structures import Batch
+from ovenet.utils import distributed
 
 
 def _steps_with_a_bad_one(rank, port, config, run_dir, results):
@@ -46,3 +51,79 @@ def test_a_bad_loss_on_one_process_skips_the_step_on_both(tmp_path, write_config
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     assert first["outcomes"] == second["outcomes"] == [True, False, True]
     assert first["total"] == second["total"]
+
+
+def _loss_curve(rank, world_size, port, config, run_dir, results):
+    """20 steps on 8 crops an epoch, batches of 4 over all processes; BatchNorm with fixed statistics."""
+    torch.set_num_threads(1)
+    if world_size > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    trainer = make_trainer(
+        load_config(config), run_dir, end_epoch=10, batch_size=4 // world_size, rank=rank, world_size=world_size
+    )
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():  # statistics of one batch, the same everywhere
+        trainer.model.train()(torch.randn(4, 3, 32, 48, generator=torch.Generator().manual_seed(0)))
+    trainer.model.eval()
+    losses, names = [], []
+    for epoch in range(10):
+        trainer.sampler.epoch = epoch
+        for batch in trainer.loader:
+            meter = Meter()
+            meter.add(trainer.step([batch]).loss, 1)
+            losses.append(meter.summary()["loss"])
+            names.append(sorted(batch.images.double().mean(dim=(1, 2, 3)).tolist()))
+    total = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    torch.save({"losses": losses, "samples": names, "weights": total}, f"{results}/{world_size}_{rank}.pth")
+    if world_size > 1:
+        dist.barrier()
+
+
+def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write_config, tiny_cfg):
+    config = tmp_path / "config.yaml"
+    config.write_text(tiny_cfg("TRAIN.LR", 0.0004).dump())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = torch.get_num_threads()
+    _loss_curve(0, 1, port, config, tmp_path / "run", tmp_path)
+    torch.set_num_threads(threads)
+    mp.spawn(_loss_curve, (2, port, config, tmp_path / "run", tmp_path), nprocs=2)
+    one, first, second = (torch.load(tmp_path / f"{name}.pth") for name in ("1_0", "2_0", "2_1"))
+    assert len(one["losses"]) == 20
+    assert one["losses"][-1] < 0.7 * one["losses"][0]  # something was learned
+    for mine, a, b in zip(one["samples"], first["samples"], second["samples"], strict=True):
+        assert mine == sorted(a + b)
+    np.testing.assert_allclose(first["losses"], one["losses"], atol=1e-5, rtol=0)
+    assert first["losses"] == second["losses"]  # what is logged is the mean of both
+    torch.testing.assert_close(first["weights"], one["weights"], atol=1e-5, rtol=0)
+    assert torch.equal(first["weights"], second["weights"])
+
+
+def _wait_for_a_late_one(rank, port, results):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)
+    )
+    message = ""
+    try:
+        with distributed.process_group(torch.device("cpu"), timeout_s=3), distributed.activity("iteration 7"):
+            if rank == 1:
+                time.sleep(8)
+            distributed.all_sum(torch.ones(1))
+    except ValueError as error:
+        message = str(error)
+    Path(results, f"{rank}.txt").write_text(message)
+    os._exit(0)  # as tools end then: gloo may abort a process that takes its leave
+
+
+def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_wait_for_a_late_one, (port, tmp_path), nprocs=2)
+    message = (tmp_path / "0.txt").read_text()
+    assert message.startswith("process 0 of 2 lost the others in iteration 7: ")
+    assert "DIST_TIMEOUT" in message

@@ -30,16 +30,16 @@ def parameters(step):
 
 def test_accumulated_micro_batches_are_one_batch(tiny_cfg):
     """With as many valid pixels in each, and BatchNorm that does not depend on the batch."""
-    whole, parts = make_step(tiny_cfg), make_step(tiny_cfg)
+    whole, parts = (make_step(tiny_cfg, "TRAIN.LR", 0.001) for _ in range(2))  # without BatchNorm's help
     big = batch_of(0, 2)
     small = [Batch(big.images[i : i + 1], big.labels[i : i + 1], (n,)) for i, n in enumerate("ab")]
     for step in (whole, parts):
         step.model.eval()
     for _ in range(3):
         a, b = whole([big]).loss, parts(small).loss
-        torch.testing.assert_close(a.total, b.total, atol=1e-6, rtol=0)
+        torch.testing.assert_close(a.total, b.total, atol=1e-6, rtol=1e-6)
         assert set(a.terms) == set(b.terms)
-    torch.testing.assert_close(parameters(whole), parameters(parts), atol=1e-6, rtol=0)
+    torch.testing.assert_close(parameters(whole), parameters(parts), atol=2e-5, rtol=0)
 
 
 def test_the_gradient_is_clipped_to_its_length(tiny_cfg):

@@ -8,6 +8,8 @@ import re
 import sys
 from collections.abc import Callable
 
+from ovenet.utils.distributed import PeersLostError
+
 EXIT_USER_ERROR = 2
 _DEBUG_VARIABLE = "OVENET_DEBUG"
 _LOADER_KILLED = re.compile(r"DataLoader worker \(pid[^)]*\)[^.]*")
@@ -36,6 +38,9 @@ def run_main(main: Callable[[], None]) -> None:
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
+        if isinstance(error, PeersLostError):  # an orderly end would wait for them, or be aborted by gloo
+            sys.stderr.flush()
+            os._exit(EXIT_USER_ERROR)
         sys.exit(EXIT_USER_ERROR)
     except RuntimeError as error:
         killed = _LOADER_KILLED.search(str(error))

@@ -20,6 +20,10 @@ _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|h
 _activity = "the beginning"
 
 
+class PeersLostError(ValueError):
+    """Another process ended or is late; this one should end without waiting for anything."""
+
+
 def is_launched() -> bool:
     """Whether a launcher (torchrun, torch.distributed.launch) started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -41,7 +45,7 @@ def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[
         timeout_s: seconds that a process waits for the others.
 
     Raises:
-        ValueError: another process ended, or did not come in time; says which process waited in what.
+        PeersLostError: another process ended, or did not come in time; says which process waited in what.
     """
     if not is_launched():
         yield
@@ -55,7 +59,7 @@ def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[
         if not _LOST.search(str(error)):
             raise
         reason = next(line for line in str(error).splitlines() if _LOST.search(line))
-        raise ValueError(
+        raise PeersLostError(
             f"process {rank()} of {world_size()} lost the others in {_activity}: {reason.strip()[:200]}; "
             "look for the first error above, or raise DIST_TIMEOUT if they only need longer"
         ) from error
