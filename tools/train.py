@@ -45,13 +45,13 @@ def main() -> None:
             changes = changed_settings(trainer.resume(), cfg)
             if changes:
                 get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes))
-            if trainer.epoch >= cfg.TRAIN.END_EPOCH:
+            if trainer.epoch >= trainer.end_epoch:
                 get_logger().warning("nothing is left to train; raise TRAIN.END_EPOCH or choose another OUTPUT_DIR")
         get_logger().info(
             "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
             run_dir,
             trainer.epoch,
-            cfg.TRAIN.END_EPOCH,
+            trainer.end_epoch,
             trainer.iterations_per_epoch,
             distributed.world_size(),
             device.type,
@@ -85,9 +85,9 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
     seed_everything(cfg.SEED)
     info = builders.dataset_info(cfg)
-    loader, sampler = builders.build_train_loader(cfg)
+    phases = builders.build_phases(cfg)
     if distributed.is_main():
-        builders.check_training_data(cfg, loader.dataset.dataset)
+        builders.check_training_data(cfg, phases[0].loader.dataset.dataset)
     test_loader, test_set = builders.build_test_loader(cfg)
     if not test_set.has_labels:
         raise ValueError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
@@ -103,19 +103,15 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         scorer = builders.build_predictor(model, cfg, device, single_scale=True)
         return evaluate(scorer, test_loader, info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
 
-    epochs = cfg.TRAIN.END_EPOCH - cfg.TRAIN.BEGIN_EPOCH
-    num_iterations = len(loader) // cfg.TRAIN.ACCUMULATE * epochs
     return Trainer(
-        builders.build_train_step(model, cfg, device, num_iterations=num_iterations),
-        loader,
-        sampler,
+        builders.build_train_step(model, cfg, device, phases),
+        phases,
         evaluate=score,
         draw_picture=lambda: draw_picture(cfg, predictor, test_set),
         settings=TrainSettings(
             run_dir=run_dir,
             log_dir=log_dir,
             begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
-            end_epoch=cfg.TRAIN.END_EPOCH,
             eval_interval=cfg.TRAIN.EVAL_INTERVAL,
             print_freq=cfg.PRINT_FREQ,
             max_skipped=cfg.TRAIN.MAX_SKIPPED,

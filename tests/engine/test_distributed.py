@@ -70,8 +70,8 @@ def _loss_curve(rank, world_size, port, config, run_dir, results):
     trainer.model.eval()
     losses, names = [], []
     for epoch in range(10):
-        trainer.sampler.epoch = epoch
-        for batch in trainer.loader:
+        trainer.phase.sampler.epoch = epoch
+        for batch in trainer.phase.loader:
             meter = Meter()
             meter.add(trainer.step([batch]).loss, 1)
             losses.append(meter.summary()["loss"])

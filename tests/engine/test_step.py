@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ovenet.builders import build_model, build_optimizer, build_train_step
+from ovenet.engine.trainer import Phase
 from ovenet.structures import Batch
 
 CPU = torch.device("cpu")
@@ -21,7 +22,8 @@ def batch_of(seed, size=2):
 def make_step(tiny_cfg, *overrides, **options):
     cfg = tiny_cfg("TRAIN.LR", 0.05, *overrides, **options)
     torch.manual_seed(0)
-    return build_train_step(build_model(cfg), cfg, CPU, num_iterations=50)
+    phase = Phase(range(25), None, 2)  # an epoch of 25 iterations; its batches come from the tests
+    return build_train_step(build_model(cfg), cfg, CPU, [phase])
 
 
 def parameters(step):
@@ -135,3 +137,34 @@ def test_the_learning_rate_warms_up(tiny_cfg):
         step.schedule.step()
     expected = [0.05 * min(1, (i + 1) / 5) * (1 - i / 50) ** 0.9 for i in range(7)]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["branched_seg_hrnet", "seg_hrnet_ocr"])
+def test_recomputed_activations_change_no_bit(tiny_cfg, name):
+    """Dropout lies in the head, outside of what is computed twice."""
+    kept, again = (make_step(tiny_cfg, "TRAIN.CHECKPOINT_ACTIVATIONS", flag, name=name) for flag in (False, True))
+    for seed in range(3):
+        for step in (kept, again):
+            step.model.train()
+            torch.manual_seed(seed)
+            step([batch_of(seed)])
+    ours, theirs = again.model.state_dict(), kept.model.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())  # BatchNorm's statistics among them
+
+
+def test_recomputing_needs_less_memory(tiny_cfg):
+    """Bytes that autograd keeps between forward and backward."""
+
+    def saved_bytes(flag):
+        step, total = make_step(tiny_cfg, "TRAIN.CHECKPOINT_ACTIVATIONS", flag), 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            step.model.backbone.train()(torch.randn(1, 3, 64, 64))
+        return total
+
+    assert saved_bytes(True) < 0.7 * saved_bytes(False)

@@ -13,7 +13,7 @@ from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import read_checkpoint
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.store import CHECKPOINT
-from ovenet.engine.trainer import BEST, FINAL, Trainer, TrainSettings
+from ovenet.engine.trainer import BEST, FINAL, Phase, Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.structures import Batch
 
@@ -52,11 +52,14 @@ def make_trainer(cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, batch_size=4,
         return {"fused": scores_from_counts(counts, ("a", "b"))}
 
     settings = TrainSettings(**{
-        "run_dir": run_dir, "log_dir": run_dir / "tensorboard", "begin_epoch": 0, "end_epoch": end_epoch,
+        "run_dir": run_dir, "log_dir": run_dir / "tensorboard", "begin_epoch": 0,
         "eval_interval": 1, "print_freq": 1, "max_skipped": 2, "metadata": {"config": "c"}, **options,
     })  # fmt: skip
-    step = build_train_step(model, cfg, torch.device("cpu"), num_iterations=2 * end_epoch)
-    return Trainer(step, loader, sampler, evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), settings)
+    phases = [Phase(loader, sampler, end_epoch)]
+    cfg = cfg.clone()
+    cfg.merge_from_list(["TRAIN.END_EPOCH", end_epoch])
+    step = build_train_step(model, cfg, torch.device("cpu"), phases)
+    return Trainer(step, phases, evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), settings)
 
 
 @pytest.fixture
@@ -66,9 +69,9 @@ def cfg(tiny_cfg):
 
 def test_the_loss_falls_and_the_files_are_there(cfg, tmp_path):
     trainer = make_trainer(cfg, tmp_path / "run", end_epoch=12)
-    first = trainer.step([next(iter(trainer.loader))]).loss.terms["fused"].item()
+    first = trainer.step([next(iter(trainer.phase.loader))]).loss.terms["fused"].item()
     assert trainer.fit() == pytest.approx(0.5)
-    last = trainer.step([next(iter(trainer.loader))]).loss.terms["fused"].item()
+    last = trainer.step([next(iter(trainer.phase.loader))]).loss.terms["fused"].item()
     assert first == pytest.approx(math.log(11), abs=0.1)  # 11 classes, about equally likely
     assert last < 0.5 * first
     for name in (CHECKPOINT, BEST, FINAL):
@@ -110,7 +113,7 @@ def test_a_resumed_run_ends_with_the_same_bits(cfg, tmp_path):
 def test_a_step_without_a_finite_loss_changes_no_weight(cfg, tmp_path, caplog):
     trainer = make_trainer(cfg, tmp_path / "run")
     trainer.model.train()
-    batch = next(iter(trainer.loader))
+    batch = next(iter(trainer.phase.loader))
     with torch.no_grad():
         trainer.model.head.layers[3].bias[0] = float("nan")
     before = {name: p.clone() for name, p in trainer.model.named_parameters()}
@@ -173,7 +176,7 @@ def test_a_step_without_a_finite_loss_leaves_the_running_statistics(cfg, tmp_pat
     with torch.no_grad():
         trainer.model.backbone.conv1.weight[0] = float("nan")
     before = {name: b.clone() for name, b in trainer.model.named_buffers()}
-    assert trainer.step([next(iter(trainer.loader))]).loss is None
+    assert trainer.step([next(iter(trainer.phase.loader))]).loss is None
     assert all(torch.equal(b, before[name]) for name, b in trainer.model.named_buffers())
 
 
@@ -194,5 +197,5 @@ def test_a_resumed_run_takes_the_present_settings_of_the_optimizer(cfg, tiny_cfg
     (group,) = resumed.step.optimizer.param_groups
     assert group["weight_decay"] == 0.125
     assert group["lr"] == pytest.approx(0.2 * (1 - 2 / 8) ** 0.9)  # 2 of 8 iterations are done
-    resumed.step([next(iter(resumed.loader))])
+    resumed.step([next(iter(resumed.phase.loader))])
     assert group["lr"] == pytest.approx(0.2 * (1 - 3 / 8) ** 0.9)

@@ -167,3 +167,36 @@ def test_training_and_testing_on_cuda(run_tool, experiment):
     assert "on cuda" in trained.err
     tested = run_tool("test", "--cfg", config, "DEVICE", "cuda", "TEST.FLIP_TEST", "True")
     assert tested.code == 0, tested.err
+
+
+def test_extra_epochs_follow_on_another_list(run_tool, experiment, tiny_data):
+    config, run_dir = experiment
+    (tiny_data / "list/camvid/extra.lst").write_text("".join(f"val/{i}.png valannot/{i}.png\n" for i in range(3)) * 2)
+    arguments = ("--cfg", config, "PRINT_FREQ", 1, "TRAIN.END_EPOCH", 1, "TRAIN.EXTRA_EPOCH", 2)
+    result = run_tool(
+        "train",
+        *arguments,
+        "DATASET.EXTRA_TRAIN_SET",
+        "list/camvid/extra.lst",
+        "TRAIN.EXTRA_LR",
+        0.004,
+        "TRAIN.LR",
+        0.02,
+    )
+    assert result.code == 0, result.err
+    points = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    rates = [point["lr"] for point in points if point["kind"] == "train"]
+    # after iteration 1, 2, 3: the first schedule; then 6 iterations of the second
+    expected = [0.02 * (1 - i / 3) ** 0.9 for i in (1, 2)] + [0.004 * (1 - i / 6) ** 0.9 for i in range(7)]
+    assert rates == pytest.approx(expected)
+    assert [point["epoch"] for point in points if point["kind"] == "val"][-1] == 2
+
+
+def test_a_run_writes_down_what_it_ran_on(run_tool, experiment):
+    config, run_dir = experiment
+    assert run_tool("train", "--cfg", config, "TRAIN.END_EPOCH", 1).code == 0
+    (line,) = (run_dir / "environment.jsonl").read_text().splitlines()
+    environment = json.loads(line)
+    assert environment["packages"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert "TRAIN.END_EPOCH" in environment["command"]
+    assert set(environment["git"]) == {"commit", "changes", "diff"}

@@ -14,7 +14,7 @@ from ovenet.builders.inference import build_predictor, load_predictor
 from ovenet.builders.losses import build_criterion, class_weights
 from ovenet.builders.models import build_model, build_optimizer, initialize_model, load_checkpoint, prediction_names
 from ovenet.builders.runs import find_model_file, inference_name, log_directory, run_directory
-from ovenet.builders.training import build_train_step
+from ovenet.builders.training import build_phases, build_train_step
 
 __all__ = [
     "TestLoader",
@@ -22,6 +22,7 @@ __all__ = [
     "build_criterion",
     "build_model",
     "build_optimizer",
+    "build_phases",
     "build_predictor",
     "build_test_loader",
     "build_train_loader",

@@ -137,13 +137,13 @@ def check_training_data(cfg: CfgNode, dataset: ListDataset) -> None:
             get_logger().warning("%s", format_finding(finding, report.name))
 
 
-def train_dataset(cfg: CfgNode) -> AugmentedDataset:
-    """Augmented crops of the training list.
+def train_dataset(cfg: CfgNode, list_file: str | None = None) -> AugmentedDataset:
+    """Augmented crops of a list; None is ``DATASET.TRAIN_SET``.
 
     Raises:
         ValueError: the list is unusable.
     """
-    dataset = list_dataset(cfg, cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
+    dataset = list_dataset(cfg, list_file or cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
     width, height = cfg.TRAIN.IMAGE_SIZE
     transform = TrainTransform(
         crop_size=(height, width),
@@ -159,13 +159,13 @@ def train_dataset(cfg: CfgNode) -> AugmentedDataset:
     return AugmentedDataset(dataset, transform, seed=cfg.SEED, skip_broken=cfg.DATASET.SKIP_BROKEN)
 
 
-def build_train_loader(cfg: CfgNode) -> tuple[DataLoader[Batch], TrainSampler]:
-    """Batches of augmented crops for this process.
+def build_train_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[DataLoader[Batch], TrainSampler]:
+    """Batches of augmented crops of a list for this process; None is ``DATASET.TRAIN_SET``.
 
     Raises:
         ValueError: the list is unusable, or shorter than one batch of all processes.
     """
-    dataset = train_dataset(cfg)
+    dataset = train_dataset(cfg, list_file)
     batch_size, world_size = cfg.TRAIN.BATCH_SIZE_PER_GPU, distributed.world_size()
     if len(dataset) < batch_size * world_size:
         raise ValueError(

@@ -29,6 +29,7 @@ def build_model(cfg: CfgNode) -> Segmentor:
         offset_stage=branch,
         offset_stages={n: _stage_spec(extra[f"STAGE{n}_2"]) for n in (2, 3, 4)},
         align_corners=align_corners,
+        recompute=cfg.TRAIN.CHECKPOINT_ACTIVATIONS,
     )
     neck = ConcatNeck(backbone.out_channels, align_corners=align_corners)
     head = _build_head(cfg, neck.out_channels)

@@ -100,7 +100,7 @@ def _dataset() -> CfgNode:
     c.TEST_SET = "list/cityscapes/val.lst"  # relative to ROOT: `image [label]` per line; val is list/<dataset>/val.lst
     c.SKIP_BROKEN = False  # train on the next sample in place of one that cannot be read; False ends the run
     c.AUDIT = 32  # pairs of image and label that are checked before training, >= 0; tools/audit_data.py checks all
-    c.EXTRA_TRAIN_SET = ""  # no effect, see INERT_KEYS
+    c.EXTRA_TRAIN_SET = ""  # list of the TRAIN.EXTRA_EPOCH epochs after TRAIN.END_EPOCH; "" is TRAIN_SET
     return c
 
 
@@ -125,6 +125,7 @@ def _train() -> CfgNode:
     c.WARMUP = 0  # iterations in which the learning rate rises linearly from 0 to what the schedule says, >= 0
     c.PRECISION = "fp32"  # fp32, bf16 or fp16: of convolutions; losses and seed sampling are always float32
     c.ACCUMULATE = 1  # batches whose gradients are averaged in one iteration, >= 1
+    c.CHECKPOINT_ACTIVATIONS = False  # less memory for about a third more time: activations are computed twice
     c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit
     c.EMA = 0.0  # decay of averaged weights, in [0, 1); they are validated and saved too; 0 is none
     c.NO_DECAY_ON_NORM = False  # spare biases and BatchNorm's parameters the weight decay
@@ -145,8 +146,8 @@ def _train() -> CfgNode:
     c.DOWNSAMPLERATE = 1  # no effect, see INERT_KEYS
     c.LR_FACTOR = 0.1  # no effect, see INERT_KEYS
     c.LR_STEP = [90, 110]  # no effect, see INERT_KEYS
-    c.EXTRA_LR = 0.001  # no effect, see INERT_KEYS
-    c.EXTRA_EPOCH = 0  # no effect, see INERT_KEYS
+    c.EXTRA_EPOCH = 0  # epochs on DATASET.EXTRA_TRAIN_SET after END_EPOCH, >= 0
+    c.EXTRA_LR = 0.001  # learning rate with which they begin; falls to 0 as (1 - it/max)^0.9, > 0
     c.OFFSET_DIR = ""  # no effect, see INERT_KEYS
     return c
 
@@ -216,9 +217,6 @@ INERT_KEYS: dict[str, str] = {
     "MODEL.OCR.SCALE": "attention is always scaled by KEY_CHANNELS^-0.5",
     "MODEL.EXTRA.FINAL_CONV_SEED": "the offset head's last convolution is 1x1",
     "MODEL.EXTRA.CONFIDENCE": "the confidence is always predicted",
-    "DATASET.EXTRA_TRAIN_SET": "extra epochs are not supported yet; train on one list",
-    "TRAIN.EXTRA_EPOCH": "extra epochs are not supported yet; train on one list",
-    "TRAIN.EXTRA_LR": "extra epochs are not supported yet; train on one list",
     "TRAIN.DOWNSAMPLERATE": "crops are never downsampled",
     "TRAIN.LR_FACTOR": "the schedule is polynomial",
     "TRAIN.LR_STEP": "the schedule is polynomial",

@@ -48,12 +48,22 @@ def build_optimizer(
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, num_iterations: int, *, warmup: int = 0
+    optimizer: torch.optim.Optimizer, num_iterations: int, *, warmup: int = 0, num_extra: int = 0, extra: float = 1.0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """``lr · (1 - it / num_iterations)^0.9``, stepped once per iteration; the first `warmup` rise to it linearly."""
+    """``lr · (1 - it / num_iterations)^0.9``, stepped once per iteration.
+
+    Args:
+        optimizer: whose learning rates.
+        num_iterations: after which the rate is 0.
+        warmup: iterations that rise to it linearly.
+        num_extra: iterations after those, which begin anew and fall the same way.
+        extra: factor on the learning rate at their beginning.
+    """
 
     # Not PolynomialLR: that one derives each rate from the last, and a resumed run of another length would drift.
     def factor(iteration: int) -> float:
+        if num_extra and iteration >= num_iterations:
+            return extra * max(0.0, 1.0 - (iteration - num_iterations) / num_extra) ** POLY_POWER
         rising = min(1.0, (iteration + 1) / (warmup + 1))
         return rising * max(0.0, 1.0 - iteration / num_iterations) ** POLY_POWER
 

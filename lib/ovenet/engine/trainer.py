@@ -42,7 +42,6 @@ class TrainSettings:
         run_dir: where checkpoints go.
         log_dir: where TensorBoard files go.
         begin_epoch: number of the first epoch of a fresh run.
-        end_epoch: number after the last one.
         eval_interval: epochs between validations.
         print_freq: iterations between log lines.
         max_skipped: so many skipped iterations in a row end the run.
@@ -57,7 +56,6 @@ class TrainSettings:
     run_dir: Path
     log_dir: Path
     begin_epoch: int
-    end_epoch: int
     eval_interval: int
     print_freq: int
     max_skipped: int
@@ -69,13 +67,27 @@ class TrainSettings:
     num_checkpoints: int = 2
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training on one list.
+
+    Attributes:
+        loader: micro-batches of one epoch, in the order of `sampler`.
+        sampler: told the epoch, and where in it to begin.
+        end_epoch: number after its last epoch.
+    """
+
+    loader: DataLoader[Batch]
+    sampler: TrainSampler
+    end_epoch: int
+
+
 class Trainer:
     """Fits a model; one per process.
 
     Args:
         step: what an iteration does, with its model.
-        loader: micro-batches of one epoch, in the order of `sampler`.
-        sampler: told the epoch, and where in it to begin.
+        phases: one after the other.
         evaluate: scores a model on the validation split; reached by every process.
         draw_picture: a picture ``(3, H, W)`` uint8 for TensorBoard; called on process 0 after every epoch.
         settings: see there.
@@ -84,16 +96,14 @@ class Trainer:
     def __init__(
         self,
         step: TrainStep,
-        loader: DataLoader[Batch],
-        sampler: TrainSampler,
+        phases: Sequence[Phase],
         evaluate: Evaluate,
         draw_picture: DrawPicture,
         settings: TrainSettings,
     ):
         self.step = step
         self.model = step.model
-        self.loader = loader
-        self.sampler = sampler
+        self.phases = tuple(phases)
         self.evaluate = evaluate
         self.draw_picture = draw_picture
         self.settings = settings
@@ -113,9 +123,19 @@ class Trainer:
         return self.best[BEST]
 
     @property
+    def end_epoch(self) -> int:
+        """Number after the last epoch."""
+        return self.phases[-1].end_epoch
+
+    @property
+    def phase(self) -> Phase:
+        """The one that the epoch at hand belongs to."""
+        return next((phase for phase in self.phases if self.epoch < phase.end_epoch), self.phases[-1])
+
+    @property
     def iterations_per_epoch(self) -> int:
-        """Of this process, the same on every one."""
-        return len(self.loader) // self.settings.accumulate
+        """Of this process, the same on every one, in the phase at hand."""
+        return len(self.phase.loader) // self.settings.accumulate
 
     def fit(self) -> float:
         """Trains to the last epoch. A request to stop (see `Interruption`) ends the process after a checkpoint.
@@ -133,7 +153,7 @@ class Trainer:
             RunLog(settings.run_dir, settings.log_dir, iteration=self.iteration) as log,
             Interruption() as interruption,
         ):
-            while self.epoch < settings.end_epoch:
+            while self.epoch < self.end_epoch:
                 if self._train_epoch(log, interruption):
                     self._save_checkpoint()
                     get_logger().info("stopped at iteration %d; TRAIN.RESUME True goes on", self.iteration)
@@ -156,13 +176,14 @@ class Trainer:
             Whether some process was asked to stop before that.
         """
         self.step.parallel.train()
-        self.sampler.epoch, self.sampler.start = self.epoch, self._samples_done()
+        loader, sampler = self.phase.loader, self.phase.sampler
+        sampler.epoch, sampler.start = self.epoch, self._samples_done()
         meter, total = Meter(), self.iterations_per_epoch
-        title = f"epoch {self.epoch + 1}/{self.settings.end_epoch}"
-        remaining = (self.settings.end_epoch - self.epoch - 1) * total
+        title = f"epoch {self.epoch + 1}/{self.end_epoch}"
+        remaining = (self.end_epoch - self.epoch - 1) * total
         freeze = self.epoch < self.settings.freeze_epochs
         with Progress(title, total, done=self.steps_in_epoch, enabled=distributed.is_main()) as progress:
-            for batches in _groups(self.loader, self.settings.accumulate, total - self.steps_in_epoch):
+            for batches in _groups(loader, self.settings.accumulate, total - self.steps_in_epoch):
                 with distributed.activity(f"iteration {self.iteration + 1}"):
                     result = self.step(batches, freeze=freeze, stop=interruption.received is not None)
                 self.iteration += 1
@@ -182,7 +203,7 @@ class Trainer:
 
     def _samples_done(self) -> int:
         """Samples of this epoch that all processes together have used."""
-        return self.steps_in_epoch * self.settings.accumulate * self.loader.batch_size * distributed.world_size()
+        return self.steps_in_epoch * self.settings.accumulate * self.phase.loader.batch_size * distributed.world_size()
 
     def _report(self, progress: Progress, log: RunLog, summary: Mapping[str, float], remaining: int) -> None:
         lr = self.step.optimizer.param_groups[0]["lr"]
@@ -217,7 +238,7 @@ class Trainer:
 
     def _validation_is_due(self) -> bool:
         done = self.epoch - self.settings.begin_epoch
-        return done % self.settings.eval_interval == 0 or self.epoch == self.settings.end_epoch
+        return done % self.settings.eval_interval == 0 or self.epoch == self.end_epoch
 
     def _validate(self, log: RunLog) -> None:
         self._validate_model(self.model, BEST, "", log)
@@ -321,7 +342,7 @@ class Trainer:
 
     def _resume_inside_epoch(self, samples_done: int) -> None:
         """Finds the step at which an epoch goes on; with another batch size, the one that repeats fewer samples."""
-        per_step = self.settings.accumulate * self.loader.batch_size * distributed.world_size()
+        per_step = self.settings.accumulate * self.phase.loader.batch_size * distributed.world_size()
         self.steps_in_epoch = min(-(-samples_done // per_step), self.iterations_per_epoch)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ovenet.geometry import resize_bilinear
 from ovenet.models.backbones.blocks import BLOCKS, block_chain, conv_bn
+from ovenet.models.recompute import recomputed
 
 STEM_CHANNELS = 64
 NUM_STAGES = 4
@@ -61,6 +62,7 @@ class HRNet(nn.Module):
         offset_stage: 2, 3 or 4: the first stage that exists twice; 0 for none.
         offset_stages: the second copies, by stage number, from `offset_stage` to 4.
         align_corners: convention of the upsampling inside the exchange units.
+        recompute: keep the activations of no exchange unit while training, and compute them again when needed.
 
     Raises:
         ValueError: a stage has not as many resolutions as its number, or a copy is missing.
@@ -73,8 +75,10 @@ class HRNet(nn.Module):
         offset_stage: int = 0,
         offset_stages: Mapping[int, StageSpec] | None = None,
         align_corners: bool = True,
+        recompute: bool = False,
     ):
         super().__init__()
+        self.recompute = recompute
         if offset_stage not in (0, 2, 3, 4):
             raise ValueError(f"offset_stage is {offset_stage}; expected 0 (none), 2, 3 or 4")
         specs = dict(enumerate(stages, start=1))
@@ -127,7 +131,9 @@ class HRNet(nn.Module):
 
     def _run_stage(self, number: int, features: list[Tensor], suffix: str) -> list[Tensor]:
         features = getattr(self, f"transition{number - 1}{suffix}")(features)
-        return getattr(self, f"stage{number}{suffix}")(features)
+        for unit in getattr(self, f"stage{number}{suffix}"):
+            features = recomputed(unit, features) if self.recompute else unit(features)
+        return features
 
     def offset_modules(self) -> list[str]:
         """Names of the direct children that belong to the offset branch."""
