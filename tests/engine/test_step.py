@@ -1,14 +1,17 @@
 """A step: precision, accumulation, clipping, averaged weights, and what must not happen."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 from ovenet.builders import build_model, build_optimizer, build_train_step
+from ovenet.config import load_config
 from ovenet.engine.trainer import Phase
 from ovenet.structures import Batch
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CPU = torch.device("cpu")
 
 
@@ -152,11 +155,13 @@ def test_recomputed_activations_change_no_bit(tiny_cfg, name):
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())  # BatchNorm's statistics among them
 
 
-def test_recomputing_needs_less_memory(tiny_cfg):
-    """Bytes that autograd keeps between forward and backward."""
+def test_recomputing_needs_less_memory():
+    """Bytes that autograd keeps between forward and backward, of HRNet-W18-small-v2's backbone."""
 
     def saved_bytes(flag):
-        step, total = make_step(tiny_cfg, "TRAIN.CHECKPOINT_ACTIVATIONS", flag), 0
+        overrides = ["TRAIN.CHECKPOINT_ACTIVATIONS", str(flag)]
+        backbone = build_model(load_config(EXPERIMENTS / "camvid/hrnet_w18_small_v2.yaml", overrides)).backbone.train()
+        total = 0
 
         def count(tensor):
             nonlocal total
@@ -164,7 +169,7 @@ def test_recomputing_needs_less_memory(tiny_cfg):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            step.model.backbone.train()(torch.randn(1, 3, 64, 64))
+            backbone(torch.randn(1, 3, 64, 64))
         return total
 
-    assert saved_bytes(True) < 0.7 * saved_bytes(False)
+    assert saved_bytes(True) < 0.5 * saved_bytes(False)

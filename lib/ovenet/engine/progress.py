@@ -69,6 +69,45 @@ def track(items: Iterable[T], title: str, num_items: int, *, print_freq: int, en
             get_logger().info("%s: %d/%d, %.2f s each, ETA %s", title, done, num_items, seconds / done, eta)
 
 
+class WaitingClock:
+    """Tells the time spent waiting for items from the time spent on them."""
+
+    BOUND = 0.2  # share of waiting from which more or faster loading processes pay
+
+    def __init__(self) -> None:
+        self.waited_s = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def total_s(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._started
+
+    @property
+    def waiting_share(self) -> float:
+        """Of the time so far, in ``[0, 1]``."""
+        return self.waited_s / self.total_s
+
+    def watch(self, items: Iterable[T]) -> Iterator[T]:
+        """Passes items on and counts the time until each one is there; the first one's, which starts processes, not."""
+        iterator = iter(items)
+        while True:
+            asked = time.perf_counter()
+            item = next(iterator, None)
+            if item is None:
+                return
+            if self.waited_s == 0.0:
+                self._started = time.perf_counter()
+                self.waited_s = 1e-9
+            else:
+                self.waited_s += time.perf_counter() - asked
+            yield item
+
+    def __str__(self) -> str:
+        verdict = "data-bound: raise WORKERS" if self.waiting_share > self.BOUND else "compute-bound"
+        return f"{self.total_s:.1f} s, {self.waiting_share:.0%} of it waiting for data, {verdict}"
+
+
 class Progress:
     """Progress of one epoch on process 0; a context manager.
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import save_atomically
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.progress import Meter, Progress
+from ovenet.engine.progress import Meter, Progress, WaitingClock
 from ovenet.engine.repro import save_repro
 from ovenet.engine.run_log import RunLog
 from ovenet.engine.step import TrainStep
@@ -182,8 +182,10 @@ class Trainer:
         title = f"epoch {self.epoch + 1}/{self.end_epoch}"
         remaining = (self.end_epoch - self.epoch - 1) * total
         freeze = self.epoch < self.settings.freeze_epochs
+        clock = WaitingClock()
+        groups = clock.watch(_groups(loader, self.settings.accumulate, total - self.steps_in_epoch))
         with Progress(title, total, done=self.steps_in_epoch, enabled=distributed.is_main()) as progress:
-            for batches in _groups(loader, self.settings.accumulate, total - self.steps_in_epoch):
+            for batches in groups:
                 with distributed.activity(f"iteration {self.iteration + 1}"):
                     result = self.step(batches, freeze=freeze, stop=interruption.received is not None)
                 self.iteration += 1
@@ -199,6 +201,7 @@ class Trainer:
                     return True
                 if self.steps_in_epoch < total and self._checkpoint_is_due():
                     self._save_checkpoint()
+        get_logger().info("%s: %s", title, clock)
         return False
 
     def _samples_done(self) -> int:

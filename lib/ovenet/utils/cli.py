@@ -8,6 +8,8 @@ import re
 import sys
 from collections.abc import Callable
 
+import torch
+
 from ovenet.utils.distributed import PeersLostError
 
 EXIT_USER_ERROR = 2
@@ -41,6 +43,16 @@ def run_main(main: Callable[[], None]) -> None:
         if isinstance(error, PeersLostError):  # an orderly end would wait for them, or be aborted by gloo
             sys.stderr.flush()
             os._exit(EXIT_USER_ERROR)
+        sys.exit(EXIT_USER_ERROR)
+    except torch.OutOfMemoryError as error:
+        if os.environ.get(_DEBUG_VARIABLE):
+            raise
+        print(
+            f"error: out of memory ({_message(error)[:120]}); halve TRAIN.BATCH_SIZE_PER_GPU and double "
+            "TRAIN.ACCUMULATE (the same effective batch), or set TRAIN.CHECKPOINT_ACTIVATIONS True; "
+            "tools/plan.py --cfg FILE finds the smallest change that fits",
+            file=sys.stderr,
+        )
         sys.exit(EXIT_USER_ERROR)
     except RuntimeError as error:
         killed = _LOADER_KILLED.search(str(error))

@@ -1,0 +1,68 @@
+"""Curves of several runs: read, grouped by seed, summed up."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from ovenet.evaluation.curves import format_curves, group_curves, plot_curves, read_curve
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two seeds of one experiment and one run of another."""
+    for name, lr, seed, values in (
+        ("a", 0.1, 0, (0.2, 0.5, 0.4)),
+        ("b", 0.1, 1, (0.2, 0.4, 0.6)),
+        ("c", 0.2, 0, (0.1,)),
+    ):
+        run = tmp_path / name
+        run.mkdir()
+        points = [
+            {"kind": "val", "iteration": 10 * i, "epoch": i, "time": 0, "iou": v} for i, v in enumerate(values, 1)
+        ]
+        points.append({"kind": "train", "iteration": 10, "epoch": 1, "time": 0, "loss": None})
+        text = "".join(json.dumps(point) + "\n" for point in points)
+        (run / "log.jsonl").write_text(text + '{"kind": "val", "iter')  # the last line is being written
+        settings = {"SEED": seed, "OUTPUT_DIR": name, "TRAIN": {"LR": lr, "RESUME": bool(seed)}}
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    return [read_curve(tmp_path / name, "val/iou") for name in "abc"]
+
+
+def test_runs_that_differ_by_the_seed_are_one_line(runs):
+    groups = group_curves(runs)
+    assert [len(members) for members in groups.values()] == [2, 1]
+    rows = [line.split() for line in format_curves(groups, "val/iou").splitlines()[2:]]
+    # last 0.4 and 0.6: mean 0.5, deviation 0.1414; best 0.5 and 0.6: 0.55, 0.0707
+    assert rows[0][1:] == ["2", "30", "0.5000", "±", "0.1414", "0.5500", "±", "0.0707"]
+    assert rows[1][1:] == ["1", "10", "0.1000", "0.1000"]
+    lowest = format_curves(groups, "val/iou", lowest=True).splitlines()[2].split()
+    assert lowest[-3] == "0.2000"
+
+
+def test_the_plot_shows_every_curve_in_its_colour(runs):
+    picture = plot_curves(group_curves(runs), "val/iou")
+    for color in ((0, 114, 178), (213, 94, 0)):
+        assert (picture == color).all(axis=2).sum() > 20
+    assert picture.shape == (540, 900, 3)
+
+
+def test_what_is_not_there_is_named(tmp_path, runs):
+    with pytest.raises(ValueError, match=r"log\.jsonl: nothing called val/loss; there are train/loss, val/iou"):
+        read_curve(tmp_path / "a", "val/loss")
+    with pytest.raises(ValueError, match="there is no such log"):
+        read_curve(tmp_path / "none", "val/iou")
+
+
+def test_the_tool_writes_a_table_and_a_picture(tmp_path, runs, capsys, monkeypatch):
+    import sys
+
+    import compare
+
+    arguments = ["compare", *(str(tmp_path / n) for n in "abc"), "--seeds", "--metric", "val/iou", "--output"]
+    monkeypatch.setattr(sys, "argv", [*arguments, str(tmp_path / "curves.png")])
+    compare.main()
+    assert "0.5000 ± 0.1414" in capsys.readouterr().out
+    assert np.asarray(Image.open(tmp_path / "curves.png")).shape == (540, 900, 3)

@@ -1,0 +1,37 @@
+"""tools/plan.py: real steps measured in processes of their own."""
+
+import re
+
+import pytest
+from tests.conftest import tiny_settings
+
+
+@pytest.fixture
+def config(tiny_data, write_config):
+    settings = tiny_settings()
+    settings["DATASET"]["ROOT"] = str(tiny_data)
+    settings["TRAIN"] |= {"BATCH_SIZE_PER_GPU": 2, "END_EPOCH": 20, "NUM_SAMPLES": 6}
+    return write_config(settings, "tiny.yaml")
+
+
+def test_what_a_training_costs_is_told(run_process, config):
+    done = run_process("python", "tools/plan.py", "--cfg", config, "--steps", 1, "--processes", 2)
+    assert done.returncode == 0, done.stderr
+    first, speed, waiting, eta = done.stdout.splitlines()
+    used, limit = map(float, re.search(r"([\d.]+) of ([\d.]+) GiB|$", first.replace(" GiB of", " of")).groups())
+    assert 0.1 < used < limit
+    assert "s a step" in speed
+    assert "on 2 process(es)" in speed
+    assert "waiting for data" in waiting
+    assert eta.startswith("ETA of all 30 steps")  # 3 an epoch, 20 epochs, two processes
+
+
+def test_what_does_not_fit_is_split_and_then_recomputed(run_process, config):
+    done = run_process("python", "tools/plan.py", "--cfg", config, "--steps", 1, "--memory", 0.01)
+    assert done.returncode == 2
+    tried = [line for line in done.stdout.splitlines() if "does not fit" in line]
+    expected = [(2, 1, False), (1, 2, False), (2, 1, True), (1, 2, True)]
+    assert [tuple(re.findall(r"(\d+|True|False)(?= |:)", line)[:3]) for line in tried] == [
+        tuple(map(str, row)) for row in expected
+    ]
+    assert "nothing fits into 0.01 GiB" in done.stderr

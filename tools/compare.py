@@ -1,0 +1,36 @@
+#!/usr/bin/env python3
+"""Compares runs by their log.jsonl: python tools/compare.py RUN RUN ... [--metric val/mean_iou_fused]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve
+from ovenet.evaluation.pictures import save_png
+from ovenet.utils.cli import run_main
+
+
+def main() -> None:
+    """Prints a table of the last and best values, and writes a plot of the curves."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--metric", default="val/mean_iou_fused", help="kind/name in log.jsonl (default: %(default)s)")
+    parser.add_argument("--seeds", action="store_true", help="runs whose configs differ by SEED alone are one line")
+    parser.add_argument("--lowest", action="store_true", help="the best value is the lowest, as for losses")
+    parser.add_argument("--output", type=Path, help="PNG of the curves to write")
+    args = parser.parse_args()
+    curves: Sequence[Curve] = [read_curve(run, args.metric) for run in args.runs]
+    groups = group_curves(curves) if args.seeds else {curve.name: [curve] for curve in curves}
+    print(format_curves(groups, args.metric, lowest=args.lowest))
+    if args.output:
+        save_png(plot_curves(groups, args.metric), args.output)
+        print(f"curves: {args.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)
