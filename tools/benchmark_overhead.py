@@ -80,9 +80,8 @@ def main() -> None:
         print(f"{name:10} {1000 * middle:8.1f} ms a step (quartiles {1000 * low:.1f} to {1000 * high:.1f})")
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     print(f"overhead   {100 * (statistics.median(ratios) - 1):8.1f} % (median of {len(ratios)} neighbouring pairs)")
-    print(
-        f"the added work alone: {1000 * added_work(step.model):.1f} ms (copies of the buffers, gradient norm, its check)"
-    )
+    alone = 1000 * added_work(step.model)
+    print(f"the added work alone: {alone:.1f} ms (copies of the buffers, gradient norm, its check)")
     print(f"{args.batch} crops of 512x256, HRNet-W18-small-v2 OVeNet, {device.type}, torch {torch.__version__}")
 
 

@@ -77,3 +77,22 @@ def test_other_errors_and_debugging_show_everything(monkeypatch):
     monkeypatch.setenv("OVENET_DEBUG", "1")
     with pytest.raises(ValueError, match="gone"):
         run_main(fail(ValueError("gone")))
+
+
+def test_memory_that_runs_out_is_one_line_with_the_way_out(capsys):
+    """The real allocator's refusal of a petabyte."""
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: torch.empty(1 << 50, dtype=torch.uint8))
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory (")
+    assert "double TRAIN.ACCUMULATE" in line
+    assert "tools/plan.py" in line
+
+
+def test_other_runtime_errors_are_bugs_and_show_where(capsys):
+    def fail():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_main(fail)

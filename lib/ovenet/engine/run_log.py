@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
@@ -24,11 +27,21 @@ class RunLog:
         run_dir: where ``log.jsonl`` goes.
         tensorboard_dir: where TensorBoard's files go.
         iteration: where the run goes on; what was written beyond it, by a run that was cut off, is dropped.
+        wandb_project: project of Weights & Biases that gets the numbers too; "" for none.
+        config: the run's settings as YAML, for Weights & Biases.
+
+    Raises:
+        ValueError: a project is named, but wandb is not installed.
     """
 
-    def __init__(self, run_dir: Path, tensorboard_dir: Path, *, iteration: int):
+    def __init__(
+        self, run_dir: Path, tensorboard_dir: Path, *, iteration: int, wandb_project: str = "", config: str = ""
+    ):
         self._writer: SummaryWriter | None = None
+        self._wandb: Any = None
         if distributed.is_main():
+            if wandb_project:
+                self._wandb = _start_wandb(run_dir, wandb_project, config)
             self._path = run_dir / JSON_LOG
             _cut(self._path, iteration)
             self._writer = SummaryWriter(str(tensorboard_dir), purge_step=iteration + 1)
@@ -40,6 +53,8 @@ class RunLog:
         """Closes without hiding the error that ended the run: a full disk fails here too."""
         if self._writer is None:
             return
+        if self._wandb is not None:
+            self._wandb.finish()
         try:
             self._writer.close()
         except OSError as error:
@@ -58,6 +73,8 @@ class RunLog:
             return
         for name, value in values.items():
             self._writer.add_scalar(f"{kind}/{name}", value, iteration)
+        if self._wandb is not None:
+            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=iteration)
         plain = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
         line = {"kind": kind, "iteration": iteration, "epoch": epoch, "time": round(time.time(), 3), **plain}
         with self._path.open("a", encoding="utf-8") as file:
@@ -67,6 +84,18 @@ class RunLog:
         """Writes ``(3, H, W)`` uint8 to TensorBoard."""
         if self._writer is not None:
             self._writer.add_image(name, picture.numpy(), iteration)
+
+
+def _start_wandb(run_dir: Path, project: str, config: str) -> Any:
+    """A run that goes on when the training does: its id is that of the folder."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("WANDB names a project, but wandb is not installed: pip install wandb, or WANDB ''") from error
+    identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=project, dir=run_dir, name=run_dir.name, id=identity, resume="allow", config=yaml.safe_load(config)
+    )
 
 
 def _cut(path: Path, iteration: int) -> None:

@@ -51,6 +51,7 @@ class TrainSettings:
         checkpoint_every: iterations between checkpoints inside an epoch; 0 for none.
         checkpoint_minutes: minutes between them; 0 for none.
         num_checkpoints: how many are kept.
+        wandb_project: see `RunLog`.
     """
 
     run_dir: Path
@@ -65,6 +66,7 @@ class TrainSettings:
     checkpoint_every: int = 0
     checkpoint_minutes: float = 0.0
     num_checkpoints: int = 2
+    wandb_project: str = ""
 
 
 @dataclass(frozen=True)

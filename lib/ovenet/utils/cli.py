@@ -44,29 +44,32 @@ def run_main(main: Callable[[], None]) -> None:
             sys.stderr.flush()
             os._exit(EXIT_USER_ERROR)
         sys.exit(EXIT_USER_ERROR)
-    except torch.OutOfMemoryError as error:
-        if os.environ.get(_DEBUG_VARIABLE):
-            raise
-        print(
-            f"error: out of memory ({_message(error)[:120]}); halve TRAIN.BATCH_SIZE_PER_GPU and double "
-            "TRAIN.ACCUMULATE (the same effective batch), or set TRAIN.CHECKPOINT_ACTIVATIONS True; "
-            "tools/plan.py --cfg FILE finds the smallest change that fits",
-            file=sys.stderr,
-        )
-        sys.exit(EXIT_USER_ERROR)
     except RuntimeError as error:
-        killed = _LOADER_KILLED.search(str(error))
-        if killed is None or os.environ.get(_DEBUG_VARIABLE):
+        message = _known_failure(error)
+        if message is None or os.environ.get(_DEBUG_VARIABLE):
             raise
-        print(
-            f"error: a data loading process was killed ({killed[0]}); if memory ran out, lower WORKERS, "
-            "else look into the system's log; TRAIN.RESUME True goes on",
-            file=sys.stderr,
-        )
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _known_failure(error: RuntimeError) -> str | None:
+    """What to do about failures of the machine that torch reports as RuntimeError; None for all others."""
+    killed = _LOADER_KILLED.search(str(error))
+    if killed:
+        return (
+            f"a data loading process was killed ({killed[0]}); if memory ran out, lower WORKERS, "
+            "else look into the system's log; TRAIN.RESUME True goes on"
+        )
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return (
+            f"out of memory ({_message(error)[:120]}); halve TRAIN.BATCH_SIZE_PER_GPU and double "
+            "TRAIN.ACCUMULATE (the same effective batch), or set TRAIN.CHECKPOINT_ACTIVATIONS True; "
+            "tools/plan.py --cfg FILE finds the smallest change that fits"
+        )
+    return None
 
 
 def _message(error: Exception) -> str:

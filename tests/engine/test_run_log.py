@@ -1,0 +1,52 @@
+"""What a run writes down."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from ovenet.engine.run_log import RunLog
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def write(folder, iterations, **options):
+    with RunLog(folder, folder / "tb", iteration=min(iterations) - 1, **options) as log:
+        for iteration in iterations:
+            log.scalars("train", {"loss": iteration / 2, "odd": float("nan")}, iteration=iteration, epoch=0)
+        log.picture("a", torch.zeros(3, 2, 2, dtype=torch.uint8), iteration=iterations[-1])
+
+
+def test_points_are_json_lines(tmp_path):
+    write(tmp_path, [1, 2])
+    first, second = lines(tmp_path)
+    assert {k: first[k] for k in ("kind", "iteration", "epoch", "loss", "odd")} == {
+        "kind": "train", "iteration": 1, "epoch": 0, "loss": 0.5, "odd": None,
+    }  # fmt: skip
+    assert second["time"] >= first["time"]
+
+
+def test_what_a_cut_run_wrote_beyond_its_checkpoint_is_dropped(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"kind": "train", "itera')
+    write(tmp_path, [3, 4])
+    assert [line["iteration"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_weights_and_biases_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    write(tmp_path, [1, 2], wandb_project="ovenet-test", config="TRAIN: {LR: 0.5}")
+    (file,) = (tmp_path / "wandb").rglob("*.wandb")
+    assert b"train/loss" in file.read_bytes()
+
+
+def test_weights_and_biases_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="wandb is not installed: pip install wandb"):
+        write(tmp_path, [1], wandb_project="ovenet-test")
