@@ -13,7 +13,7 @@ from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import read_checkpoint
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.store import CHECKPOINT
-from ovenet.engine.trainer import BEST, FINAL, Phase, Trainer, TrainSettings
+from ovenet.engine.trainer import BEST, BEST_EMA, FINAL, Phase, Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.structures import Batch
 
@@ -199,3 +199,70 @@ def test_a_resumed_run_takes_the_present_settings_of_the_optimizer(cfg, tiny_cfg
     assert group["lr"] == pytest.approx(0.2 * (1 - 2 / 8) ** 0.9)  # 2 of 8 iterations are done
     resumed.step([next(iter(resumed.phase.loader))])
     assert group["lr"] == pytest.approx(0.2 * (1 - 3 / 8) ** 0.9)
+
+
+def cut_after(trainer, iterations):
+    """Trains until so many iterations are done, as a kill right after a checkpoint would leave it."""
+    step = trainer.step
+
+    def stop_then(*args, **options):
+        result = step(*args, **options)
+        return dataclasses.replace(result, stop=trainer.iteration + 1 == iterations)
+
+    trainer.step = stop_then
+    for name in ("optimizer", "ema", "parallel", "state"):
+        setattr(stop_then, name, getattr(step, name))
+    with pytest.raises(SystemExit):
+        trainer.fit()
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_a_run_goes_on_inside_its_epoch_with_the_same_bits(tiny_cfg, tmp_path, iterations):
+    """With dropout, whose random numbers must go on where they were."""
+    cfg = tiny_cfg("TRAIN.LR", 0.05, "MODEL.OCR.DROPOUT", 0.5, name="seg_hrnet_ocr")
+    whole = make_trainer(cfg, tmp_path / "whole", batch_size=2)
+    whole.fit()
+    cut_after(make_trainer(cfg, tmp_path / "cut", batch_size=2), iterations)
+    resumed = make_trainer(cfg, tmp_path / "cut", batch_size=2)
+    torch.manual_seed(999)  # what this process drew before must not matter
+    resumed.resume()
+    assert (resumed.epoch, resumed.steps_in_epoch) == (0, iterations)
+    resumed.fit()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_another_batch_size_goes_on_behind_the_samples_that_were_used(cfg, tmp_path):
+    cut_after(make_trainer(cfg, tmp_path / "run", batch_size=2), 3)  # 6 of the epoch's 8 samples
+    resumed = make_trainer(cfg, tmp_path / "run", batch_size=1)
+    resumed.resume()
+    assert (resumed.steps_in_epoch, resumed.iterations_per_epoch) == (6, 8)
+    resumed.phase.sampler.start = resumed._samples_done()
+    order = list(resumed.phase.sampler)
+    resumed.phase.sampler.start = 0
+    assert order == list(resumed.phase.sampler)[6:]
+    other = make_trainer(cfg, tmp_path / "run", batch_size=4)
+    other.resume()
+    assert other.steps_in_epoch == 2  # the epoch ends: two samples are left out rather than used twice
+
+
+def test_checkpoints_by_the_clock(cfg, tmp_path):
+    trainer = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=1, checkpoint_minutes=1e-9)
+    saved = []
+    save = trainer.store.save
+    trainer.store.save = lambda state: saved.append(state["iteration"]) or save(state)
+    trainer.fit()
+    assert saved == [1, 2, 3, 4]
+
+
+def test_averaged_weights_are_validated_and_saved(tiny_cfg, tmp_path):
+    trainer = make_trainer(tiny_cfg("TRAIN.EMA", 0.9), tmp_path / "run", end_epoch=1)
+    seen = []
+    score = trainer.evaluate
+    trainer.evaluate = lambda model: seen.append(model) or score(model)
+    trainer.fit()
+    assert seen == [trainer.model, trainer.step.ema.module]
+    saved = read_checkpoint(tmp_path / "run" / BEST_EMA)["model"]
+    for name, value in trainer.step.ema.module.state_dict().items():
+        assert torch.equal(value, saved[name])
+    assert any(not torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())

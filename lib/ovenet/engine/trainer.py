@@ -353,7 +353,9 @@ class Trainer:
 
 def _groups(loader: DataLoader[Batch], size: int, num_groups: int) -> Iterator[list[Batch]]:
     """The first `num_groups` groups of `size` batches."""
-    batches = iter(loader)
+    state = torch.get_rng_state()
+    batches = iter(loader)  # draws a seed for its processes; dropout must not depend on how often an epoch was begun
+    torch.set_rng_state(state)
     for _ in range(num_groups):
         yield list(islice(batches, size))
 

@@ -1,0 +1,36 @@
+"""Requests to stop, with real signals to this process."""
+
+import os
+import signal
+
+import pytest
+
+from ovenet.engine.interruption import EXIT_REQUEUE, Interruption
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, EXIT_REQUEUE), (signal.SIGUSR1, EXIT_REQUEUE), (signal.SIGINT, 130)]
+)
+def test_a_request_is_remembered_and_the_handlers_come_back(number, code):
+    before = signal.getsignal(number)
+    with Interruption() as interruption:
+        assert interruption.received is None
+        os.kill(os.getpid(), number)
+        assert interruption.received == number
+        assert interruption.exit_code == code
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_scheduler_that_repeats_itself_is_not_a_second_ctrl_c():
+    with Interruption() as interruption:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.received == signal.SIGTERM
