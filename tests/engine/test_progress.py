@@ -1,11 +1,12 @@
 """What a person sees, and what the log file keeps."""
 
 import sys
+import time
 
 import pytest
 import torch
 
-from ovenet.engine.progress import Meter, Progress, track
+from ovenet.engine.progress import Meter, Progress, WaitingClock, track
 from ovenet.structures import LossTerms
 from ovenet.utils.logging import configure_logging
 
@@ -42,3 +43,18 @@ def test_tracking_passes_everything_on(capsys):
     assert "list: 3/3" in shown
     assert list(track([3], "list", 1, print_freq=1, enabled=False)) == [3]
     assert capsys.readouterr().err == ""
+
+
+def test_waiting_is_told_from_working():
+    def slow_items():
+        for number in range(4):
+            time.sleep(0.2 if number == 0 else 0.05)  # the first one starts processes, and does not count
+            yield number
+
+    clock = WaitingClock()
+    for _ in clock.watch(slow_items()):
+        time.sleep(0.05)
+    assert 0.14 < clock.waited_s < 0.3
+    assert 0.35 < clock.waiting_share < 0.6
+    assert "data-bound: raise WORKERS" in str(clock)
+    assert "compute-bound" in str(WaitingClock())

@@ -106,6 +106,20 @@ def test_a_gradient_that_is_not_finite_skips_a_step_with_a_finite_loss(tiny_cfg)
     assert not torch.equal(parameters(step), before)
 
 
+def test_float16_gradients_that_overflow_are_scaled_down_and_not_counted(tiny_cfg):
+    step = make_step(tiny_cfg, "TRAIN.PRECISION", "fp16")
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = parameters(step).clone()
+    result = step([batch_of(0)])
+    assert result.loss is None
+    assert result.is_rescaled
+    assert step.scaler.get_scale() == 2.0**59
+    assert torch.equal(parameters(step), before)
+    step.criterion.confidence_weight = float("nan")
+    assert not step([batch_of(0)]).is_rescaled  # that is no matter of scale
+    assert not make_step(tiny_cfg)([batch_of(0)]).is_rescaled
+
+
 def test_layers_rest_while_they_are_frozen(tiny_cfg):
     step = make_step(tiny_cfg, "TRAIN.FREEZE_LAYERS", "conv1,stage2")
     before = {n: p.detach().clone() for n, p in step.model.named_parameters()}

@@ -200,3 +200,13 @@ def test_a_run_writes_down_what_it_ran_on(run_tool, experiment):
     assert environment["packages"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
     assert "TRAIN.END_EPOCH" in environment["command"]
     assert set(environment["git"]) == {"commit", "changes", "diff"}
+
+
+def test_weights_and_biases_when_asked(run_tool, experiment, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    config, run_dir = experiment
+    assert run_tool("train", "--cfg", config, "TRAIN.END_EPOCH", 1, "WANDB", "ovenet-test").code == 0
+    (file,) = (run_dir / "wandb").rglob("*.wandb")
+    assert b"val/mean_iou_fused" in file.read_bytes()

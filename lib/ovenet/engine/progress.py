@@ -89,16 +89,15 @@ class WaitingClock:
         return self.waited_s / self.total_s
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
-        """Passes items on and counts the time until each one is there; the first one's, which starts processes, not."""
-        iterator = iter(items)
+        """Passes items on and counts the time until each one is there, but for the first: it starts the processes."""
+        iterator, is_first = iter(items), True
         while True:
             asked = time.perf_counter()
             item = next(iterator, None)
             if item is None:
                 return
-            if self.waited_s == 0.0:
-                self._started = time.perf_counter()
-                self.waited_s = 1e-9
+            if is_first:
+                self._started, is_first = time.perf_counter(), False
             else:
                 self.waited_s += time.perf_counter() - asked
             yield item

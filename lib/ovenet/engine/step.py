@@ -47,10 +47,12 @@ class StepResult:
     Attributes:
         loss: mean over its micro-batches on this process; None if the step was skipped.
         stop: whether some process was asked to stop.
+        is_rescaled: whether it was skipped only because float16 gradients overflowed; the next ones are scaled down.
     """
 
     loss: LossTerms | None
     stop: bool
+    is_rescaled: bool = False
 
 
 class TrainStep:
@@ -116,7 +118,9 @@ class TrainStep:
         if freeze:
             for parameter in self._frozen:
                 parameter.grad = None
-        is_finite, stop = self._agree(losses, stop)
+        scale = self.scaler.get_scale()
+        bad_loss, bad_gradient, stop = self._agree(losses, stop)
+        is_finite = not (bad_loss or bad_gradient)
         if is_finite:
             self.scaler.step(self.optimizer)
             if self.ema is not None:
@@ -126,7 +130,8 @@ class TrainStep:
                 buffer.copy_(before)
         self.scaler.update()
         self.schedule.step()
-        return StepResult(_mean(losses) if is_finite else None, stop)
+        is_rescaled = bad_gradient and not bad_loss and self.scaler.is_enabled() and scale > 1
+        return StepResult(_mean(losses) if is_finite else None, stop, is_rescaled)
 
     def _forward(self, batch: Batch) -> LossTerms:
         labels = batch.labels.to(self.device, non_blocking=True)
@@ -136,19 +141,16 @@ class TrainStep:
             output = self.parallel(images)
         return self.criterion(output, labels)
 
-    def _agree(self, losses: Sequence[LossTerms], stop: bool) -> tuple[bool, bool]:
-        """Whether loss and gradient are finite on every process, and whether any is to stop: one sum, one wait."""
+    def _agree(self, losses: Sequence[LossTerms], stop: bool) -> tuple[bool, bool, bool]:
+        """On any process: a loss that is not finite, such a gradient, a request to stop. One sum, one wait."""
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
-        is_finite = torch.isfinite(norm)
-        for loss in losses:
-            is_finite = is_finite & torch.isfinite(loss.total.detach())
-        flags = torch.stack((~is_finite, torch.tensor(stop, device=self.device))).to(torch.int32)
-        num_bad, num_stopped = distributed.all_sum(flags).tolist()
-        if self.settings.clip_grad_norm and not num_bad:
+        norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        bad_loss = ~torch.isfinite(torch.stack([loss.total.detach() for loss in losses])).all()
+        flags = torch.stack((bad_loss, ~torch.isfinite(norm), torch.tensor(stop, device=self.device)))
+        bad_loss, bad_gradient, stop = (n > 0 for n in distributed.all_sum(flags.to(torch.int32)).tolist())
+        if self.settings.clip_grad_norm and not (bad_loss or bad_gradient):
             clip_grads_with_norm_(self._parameters, self.settings.clip_grad_norm, norm)
-        return not num_bad, num_stopped > 0
+        return bad_loss, bad_gradient, stop
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint beside the model."""

@@ -151,10 +151,14 @@ class Trainer:
             SystemExit: after a request to stop.
         """
         settings = self.settings
-        with (
-            RunLog(settings.run_dir, settings.log_dir, iteration=self.iteration) as log,
-            Interruption() as interruption,
-        ):
+        log = RunLog(
+            settings.run_dir,
+            settings.log_dir,
+            iteration=self.iteration,
+            wandb_project=settings.wandb_project,
+            config=settings.metadata["config"],
+        )
+        with log, Interruption() as interruption:
             while self.epoch < self.end_epoch:
                 if self._train_epoch(log, interruption):
                     self._save_checkpoint()
@@ -192,7 +196,9 @@ class Trainer:
                     result = self.step(batches, freeze=freeze, stop=interruption.received is not None)
                 self.iteration += 1
                 self.steps_in_epoch += 1
-                self._count_skipped(result.loss, batches)
+                self._count_broken(batches)
+                if not result.is_rescaled:
+                    self._count_skipped(result.loss, batches)
                 if result.loss is not None:
                     meter.add(result.loss, sum(len(b.names) for b in batches) * distributed.world_size())
                 if (self.steps_in_epoch % self.settings.print_freq == 0 or self.steps_in_epoch == total) and len(meter):
@@ -216,10 +222,12 @@ class Trainer:
         values = {**summary, "lr": lr, "skipped": self.num_skipped}
         log.scalars("train", values, iteration=self.iteration, epoch=self.epoch)
 
-    def _count_skipped(self, loss: LossTerms | None, batches: Sequence[Batch]) -> None:
+    def _count_broken(self, batches: Sequence[Batch]) -> None:
         for problem in (problem for batch in batches for problem in batch.problems):
             self.num_broken_samples += 1
             get_logger().warning("sample %d that is left out: %s", self.num_broken_samples, problem)
+
+    def _count_skipped(self, loss: LossTerms | None, batches: Sequence[Batch]) -> None:
         if loss is not None:
             self.num_skipped_in_row = 0
             return
@@ -232,14 +240,20 @@ class Trainer:
             names,
         )
         if self.num_skipped == 1:
-            path = save_repro(self.settings.run_dir, self.iteration, self.model, batches, self.settings.metadata)
-            get_logger().warning("saved %s; look at it with: python tools/replay.py %s", path, path)
+            self._save_repro(batches)
         if self.num_skipped_in_row >= self.settings.max_skipped:
             raise ValueError(
                 f"loss or gradient was not finite in {self.num_skipped_in_row} iterations in a row "
                 "(TRAIN.MAX_SKIPPED); lower TRAIN.LR or look at the images named above; "
                 f"{self.settings.run_dir / CHECKPOINT} is untouched"
             )
+
+    def _save_repro(self, batches: Sequence[Batch]) -> None:
+        try:
+            path = save_repro(self.settings.run_dir, self.iteration, self.model, batches, self.settings.metadata)
+            get_logger().warning("saved %s; look at it with: python tools/replay.py %s", path, path)
+        except OSError as error:  # no reason to end the run
+            get_logger().warning("the batch cannot be kept: %s", error)
 
     def _validation_is_due(self) -> bool:
         done = self.epoch - self.settings.begin_epoch
