@@ -1,6 +1,7 @@
 """tools/plan.py: real steps measured in processes of their own."""
 
 import re
+import sys
 
 import pytest
 from tests.conftest import tiny_settings
@@ -15,7 +16,7 @@ def config(tiny_data, write_config):
 
 
 def test_what_a_training_costs_is_told(run_process, config):
-    done = run_process("python", "tools/plan.py", "--cfg", config, "--steps", 1, "--processes", 2)
+    done = run_process(sys.executable, "tools/plan.py", "--cfg", config, "--steps", 1, "--processes", 2)
     assert done.returncode == 0, done.stderr
     first, speed, waiting, eta = done.stdout.splitlines()
     used, limit = map(float, re.search(r"([\d.]+) of ([\d.]+) GiB|$", first.replace(" GiB of", " of")).groups())
@@ -27,7 +28,7 @@ def test_what_a_training_costs_is_told(run_process, config):
 
 
 def test_what_does_not_fit_is_split_and_then_recomputed(run_process, config):
-    done = run_process("python", "tools/plan.py", "--cfg", config, "--steps", 1, "--memory", 0.01)
+    done = run_process(sys.executable, "tools/plan.py", "--cfg", config, "--steps", 1, "--memory", 0.01)
     assert done.returncode == 2
     tried = [line for line in done.stdout.splitlines() if "does not fit" in line]
     expected = [(2, 1, False), (1, 2, False), (2, 1, True), (1, 2, True)]
