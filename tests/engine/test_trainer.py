@@ -13,7 +13,7 @@ from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import read_checkpoint
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.store import CHECKPOINT
-from ovenet.engine.trainer import BEST, BEST_EMA, FINAL, Phase, Trainer, TrainSettings
+from ovenet.engine.trainer import BEST, BEST_EMA, FINAL, FINAL_EMA, Phase, Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.structures import Batch
 
@@ -262,7 +262,8 @@ def test_averaged_weights_are_validated_and_saved(tiny_cfg, tmp_path):
     trainer.evaluate = lambda model: seen.append(model) or score(model)
     trainer.fit()
     assert seen == [trainer.model, trainer.step.ema.module]
-    saved = read_checkpoint(tmp_path / "run" / BEST_EMA)["model"]
-    for name, value in trainer.step.ema.module.state_dict().items():
-        assert torch.equal(value, saved[name])
+    for file in (BEST_EMA, FINAL_EMA):
+        saved = read_checkpoint(tmp_path / "run" / file)["model"]
+        for name, value in trainer.step.ema.module.state_dict().items():
+            assert torch.equal(value, saved[name])
     assert any(not torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())

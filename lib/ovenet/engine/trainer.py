@@ -29,6 +29,7 @@ from ovenet.utils.logging import get_logger
 BEST = "best.pth"
 BEST_EMA = "best_ema.pth"
 FINAL = "final_state.pth"
+FINAL_EMA = "final_ema.pth"
 
 Evaluate = Callable[[nn.Module], Mapping[str, EvalResult]]
 DrawPicture = Callable[[], Tensor]
@@ -173,6 +174,8 @@ class Trainer:
                 self._save_checkpoint()
         if distributed.is_main():
             save_atomically(self._weights(self.model), settings.run_dir / FINAL)
+            if self.step.ema is not None:
+                save_atomically(self._weights(self.step.ema.module), settings.run_dir / FINAL_EMA)
         return self.best_mean_iou
 
     def _train_epoch(self, log: RunLog, interruption: Interruption) -> bool:
