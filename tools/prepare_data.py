@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import SPLITS
-from ovenet.data.prepare import list_path, prepare_dataset
+from ovenet.data.prepare import prepare_dataset
 from ovenet.data.synthetic import write_dataset
 from ovenet.utils.cli import run_main
 
@@ -35,7 +35,7 @@ def main() -> None:
         draw_scenes(args)
     preparation = prepare_dataset(args.dataset, args.root, source=args.source, copy=args.copy)
     for name, num_lines in preparation.num_lines.items():
-        print(f"{list_path(args.root, args.dataset, name)}: {num_lines} lines")
+        print(f"{preparation.folder / f'{name}.lst'}: {num_lines} lines")
     for remark in preparation.remarks:
         print(f"note: {remark}", file=sys.stderr)
 

@@ -329,3 +329,12 @@ def test_weights_of_other_classes_are_refused(data, tmp_path):
 @pytest.mark.parametrize(("items", "chosen", "expected"), [(10, 3, [0, 4, 9]), (2, 5, [0, 1]), (5, 1, [0]), (4, 0, [])])
 def test_pairs_are_spread_evenly(items, chosen, expected):
     assert spread(items, chosen) == expected
+
+
+def test_images_too_large_to_be_read_are_named(data, monkeypatch):
+    """Pillow refuses what may be a decompression bomb already when it opens the file."""
+    data.add([0, 1, 2, 3])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    errors = data.errors()
+    assert {kind for kind, _, _ in errors} == {"unreadable file"}
+    assert {path for _, _, paths in errors for path in paths} == {"0.png", "0_label.png"}

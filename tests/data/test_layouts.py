@@ -200,3 +200,10 @@ def test_only_missing_lists_are_written_on_first_use(tmp_path, cityscapes):
     assert (lists / "val.lst").read_text() == "my own choice\n"
     assert len((lists / "train.lst").read_text().splitlines()) == 2
     assert not list(lists.glob("*.old*"))
+
+
+def test_the_name_of_public_config_files_leads_to_the_same_folder(tmp_path):
+    plant(tmp_path / "unpacked", TREES["pascal_context"], 1)
+    prepare_dataset("pascal_ctx", tmp_path / "data", source=tmp_path / "unpacked")
+    assert (tmp_path / "data/pascal_context").is_symlink()
+    assert (tmp_path / "data/list/pascal_context/train.lst").exists()

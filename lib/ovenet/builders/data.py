@@ -58,14 +58,14 @@ def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListData
     path = root / list_file if Path(list_file).suffix else list_path(root, info.name, list_file)
     is_known = path.parent == root / "list" / info.name and (root / info.name).is_dir()
     if distributed.is_main() and is_known and not path.exists():
-        _log_preparation(prepare_dataset(info.name, root, only_missing=True), path.parent)
+        _log_preparation(prepare_dataset(info.name, root, only_missing=True))
     distributed.barrier()
     return ListDataset(root, path, info, ignore_label=cfg.TRAIN.IGNORE_LABEL, num_samples=num_samples)
 
 
-def _log_preparation(preparation: Preparation, folder: Path) -> None:
+def _log_preparation(preparation: Preparation) -> None:
     for name, num_lines in preparation.num_lines.items():
-        get_logger().info("%s: %d lines", folder / f"{name}.lst", num_lines)
+        get_logger().info("%s: %d lines", preparation.folder / f"{name}.lst", num_lines)
     for remark in preparation.remarks:
         get_logger().warning("%s", remark)
 

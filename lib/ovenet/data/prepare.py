@@ -21,10 +21,12 @@ class Preparation:
     """What was found.
 
     Attributes:
+        folder: of the lists.
         num_lines: per list that is in place now, by its name without suffix.
         remarks: what the user should know, one sentence each.
     """
 
+    folder: Path
     num_lines: Mapping[str, int]
     remarks: tuple[str, ...]
 
@@ -46,13 +48,13 @@ def prepare_dataset(
     Raises:
         ValueError: the folder is missing or lacks a split, or images and labels do not pair.
     """
-    if source is not None:
-        if not source.is_dir():
-            raise ValueError(f"--source {source}: no such folder")
-        find_layout(source, find_dataset(name, source))  # a wrong folder is refused before it is linked
-        _bring(source, root / name, copy=copy)
-    info = find_dataset(name, root / name)
+    if source is not None and not source.is_dir():
+        raise ValueError(f"--source {source}: no such folder")
+    info = find_dataset(name, source or root / name)
     folder = root / info.name
+    if source is not None:
+        find_layout(source, info)  # a wrong folder is refused before it is linked
+        _bring(source, folder, copy=copy)
     if not folder.is_dir():
         raise ValueError(
             f"{folder}: no such folder; unpack {info.archives or info.name} there, or name a folder with --source"
@@ -69,7 +71,7 @@ def prepare_dataset(
         if not (only_missing and path.exists()):
             _write_list(path, pairs)
             written[list_name] = len(pairs)
-    return Preparation(written, tuple(remarks))
+    return Preparation(list_path(root, info.name, "train").parent, written, tuple(remarks))
 
 
 def list_path(root: Path, name: str, list_name: str) -> Path:

@@ -75,7 +75,7 @@ def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[
             remarks = list(_remarks_on_format(image, path))
             orientation = _orientation(image)
             size = (image.height, image.width)
-    except OSError:
+    except (OSError, SyntaxError, Image.DecompressionBombError):
         open_image(path, "image")  # says what is the matter
         raise
     if decode or not _ends_properly(path):
