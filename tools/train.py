@@ -20,7 +20,7 @@ from ovenet.engine.run_lock import run_lock
 from ovenet.engine.store import CHECKPOINT, CheckpointStore
 from ovenet.engine.trainer import BEST, FINAL, Trainer, TrainSettings
 from ovenet.evaluation.evaluate import evaluate
-from ovenet.evaluation.inference import Predictor
+from ovenet.evaluation.inference import ScorePredictor
 from ovenet.evaluation.pictures import picture_row
 from ovenet.structures import EvalResult
 from ovenet.utils import distributed
@@ -131,7 +131,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     )
 
 
-def draw_picture(cfg: CfgNode, predictor: Predictor, test_set: ListDataset) -> torch.Tensor:
+def draw_picture(cfg: CfgNode, predictor: ScorePredictor, test_set: ListDataset) -> torch.Tensor:
     """The picture row of the first validation image."""
     sample = test_set[0]
     output = predictor.predict_output(sample.image)

@@ -109,8 +109,11 @@ class EvalResult:
         class_names: ``K`` names.
         iou: ``(K,)`` intersection over union; NaN for a class without a labelled pixel.
         accuracy: ``(K,)`` recall of each class; NaN likewise.
+        dice: ``(K,)`` twice the intersection over the sum of both areas; NaN likewise.
         mean_iou: mean of ``iou`` over the classes that have labelled pixels.
         mean_accuracy: mean of ``accuracy`` over the same classes.
+        mean_dice: mean of ``dice`` over the same classes.
+        frequency_weighted_iou: mean of ``iou`` weighted by the classes' labelled pixels.
         pixel_accuracy: share of the labelled pixels that are right.
         num_pixels: labelled pixels that were scored.
         absent: names of the classes without a labelled pixel.
@@ -119,8 +122,11 @@ class EvalResult:
     class_names: tuple[str, ...]
     iou: np.ndarray
     accuracy: np.ndarray
+    dice: np.ndarray
     mean_iou: float
     mean_accuracy: float
+    mean_dice: float
+    frequency_weighted_iou: float
     pixel_accuracy: float
     num_pixels: int
     absent: tuple[str, ...]

@@ -10,7 +10,7 @@ from PIL import Image
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.evaluate import evaluate
-from ovenet.evaluation.inference import InferenceSettings, Predictor
+from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.evaluation.pictures import colorize_labels, colorize_offset, picture_row, save_prediction
 from ovenet.evaluation.writers import format_table, results_as_dict, write_json
@@ -41,7 +41,7 @@ def red_samples():
 
 
 def test_a_split_is_scored_by_hand():
-    predictor = Predictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
+    predictor = ScorePredictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
     seen = []
     results = evaluate(
         predictor, red_samples(), AB, ("initial", "seed", "fused"), ignore_label=255,
@@ -56,7 +56,7 @@ def test_a_split_is_scored_by_hand():
 
 
 def test_conditions_are_scored_alone_and_together():
-    predictor = Predictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
+    predictor = ScorePredictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
     samples = [
         Sample(s.image, s.labels, f"rgb/{folder}/val/{s.name}")
         for s, folder in zip(red_samples(), ("fog", "rain", "snow"), strict=True)

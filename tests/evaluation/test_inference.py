@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ovenet.builders import build_model
 from ovenet.data.info import EvaluationRule
 from ovenet.data.transforms import normalize_images
-from ovenet.evaluation.inference import InferenceSettings, Predictor, window_starts
+from ovenet.evaluation.inference import InferenceSettings, ScorePredictor, window_starts
 from ovenet.structures import OVeNetOutput
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def expected_probabilities(image, model):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_windows_and_mirroring_agree_with_the_whole(image, window, flip, batch_size):
     model = PixelModel()
-    predictor = Predictor(model, settings(window_size=window, flip=flip, batch_size=batch_size), CPU)
+    predictor = ScorePredictor(model, settings(window_size=window, flip=flip, batch_size=batch_size), CPU)
     scores = predictor.predict_scores(image)
     assert set(scores) == {"fused"}
     torch.testing.assert_close(scores["fused"], expected_probabilities(image, model), atol=1e-5, rtol=0)
@@ -68,8 +68,8 @@ def test_windows_and_mirroring_agree_with_the_whole(image, window, flip, batch_s
 def test_mirrored_views_are_averaged_as_scores():
     """±1 and its mirror image cancel: the average score is 0 everywhere, a probability of one half."""
     image = np.zeros((8, 10, 3), np.uint8)
-    plain = Predictor(LeftModel(), settings(base_size=10), CPU).predict_scores(image)["fused"]
-    mirrored = Predictor(LeftModel(), settings(base_size=10, flip=True), CPU).predict_scores(image)["fused"]
+    plain = ScorePredictor(LeftModel(), settings(base_size=10), CPU).predict_scores(image)["fused"]
+    mirrored = ScorePredictor(LeftModel(), settings(base_size=10, flip=True), CPU).predict_scores(image)["fused"]
     assert plain[0, 0, 0].item() == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
     torch.testing.assert_close(mirrored, torch.full((2, 8, 10), 0.5))
 
@@ -77,35 +77,37 @@ def test_mirrored_views_are_averaged_as_scores():
 def test_scales_are_averaged_and_come_back_to_the_images_size():
     image = np.full((30, 40, 3), 90, np.uint8)
     model = PixelModel(stride=4)
-    scores = Predictor(model, settings(scales=(0.5, 1.0, 1.75)), CPU).predict_scores(image)["fused"]
+    scores = ScorePredictor(model, settings(scales=(0.5, 1.0, 1.75)), CPU).predict_scores(image)["fused"]
     assert [shape[-2:] for shape in model.seen] == [(15, 20), (30, 40), (52, 70)]
     torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
 
 
 def test_base_size_is_the_long_side_of_portrait_images_too():
     model = PixelModel()
-    Predictor(model, settings(base_size=20), CPU).predict_scores(np.zeros((40, 30, 3), np.uint8))
+    ScorePredictor(model, settings(base_size=20), CPU).predict_scores(np.zeros((40, 30, 3), np.uint8))
     assert model.seen[0][-2:] == (20, 15)
 
 
 def test_exp_sums_exponentials_over_scales():
     image = np.full((30, 40, 3), 90, np.uint8)
     model = PixelModel()
-    scores = Predictor(model, settings(scales=(0.5, 1.0), score="exp"), CPU).predict_scores(image)["fused"]
+    scores = ScorePredictor(model, settings(scales=(0.5, 1.0), score="exp"), CPU).predict_scores(image)["fused"]
     pixels = normalize_images(torch.full((1, 3, 1, 1), 90, dtype=torch.uint8))
     expected = 2 * F.conv2d(pixels, model.weight).exp()[0]
     torch.testing.assert_close(scores, expected.expand(4, 30, 40), rtol=1e-4, atol=1e-5)
 
 
 def test_labels_are_the_best_class(image):
-    predictor = Predictor(PixelModel(), settings(), CPU)
+    predictor = ScorePredictor(PixelModel(), settings(), CPU)
     expected = expected_probabilities(image, predictor.model).argmax(0)
-    assert (predictor.predict_labels(image)["fused"] == expected).float().mean() > 0.999
+    assert (predictor.predict(image).labels["fused"] == expected).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 3)])
 def test_ovenet_predicts_all_three_maps_at_any_size(tiny_cfg, size):
-    predictor = Predictor(build_model(tiny_cfg()), settings(scales=(0.5, 1.0), flip=True, window_size=(24, 24)), CPU)
+    predictor = ScorePredictor(
+        build_model(tiny_cfg()), settings(scales=(0.5, 1.0), flip=True, window_size=(24, 24)), CPU
+    )
     scores = predictor.predict_scores(np.zeros((*size, 3), np.uint8))
     assert set(scores) == {"initial", "seed", "fused"}
     for s in scores.values():
@@ -118,13 +120,13 @@ def test_probability_fusion_needs_no_second_softmax(tiny_cfg, image):
     with torch.no_grad():
         raw = model(normalize_images(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])).fused[-1]
     expected = F.interpolate(raw, (30, 40), mode="bilinear", align_corners=True)[0]
-    torch.testing.assert_close(Predictor(model, settings(), CPU).predict_scores(image)["fused"], expected)
+    torch.testing.assert_close(ScorePredictor(model, settings(), CPU).predict_scores(image)["fused"], expected)
 
 
 def test_the_auxiliary_map_can_be_scored(tiny_cfg, image):
     model = build_model(tiny_cfg(name="seg_hrnet_ocr", offset_branch=0))
-    final = Predictor(model, settings(), CPU).predict_scores(image)["fused"]
-    auxiliary = Predictor(model, settings(output_index=0), CPU).predict_scores(image)["fused"]
+    final = ScorePredictor(model, settings(), CPU).predict_scores(image)["fused"]
+    auxiliary = ScorePredictor(model, settings(output_index=0), CPU).predict_scores(image)["fused"]
     assert not torch.allclose(final, auxiliary)
 
 
@@ -145,7 +147,7 @@ def test_short_side_rule_runs_the_padded_image_whole(size, scale, seen):
     model = PixelModel()
     rule = EvaluationRule("short_side", 8)
     image = np.full((*size, 3), 90, np.uint8)
-    predictor = Predictor(model, settings(base_size=24, window_size=(16, 16), scales=(scale,), rule=rule), CPU)
+    predictor = ScorePredictor(model, settings(base_size=24, window_size=(16, 16), scales=(scale,), rule=rule), CPU)
     scores = predictor.predict_scores(image)["fused"]
     assert model.seen == [(1, 3, *seen)]
     torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
@@ -155,7 +157,7 @@ def test_padding_is_cut_off_before_scores_come_back(image):
     """Without resizing, every pixel's scores must be its own: padding that stayed would shift and squeeze them."""
     model = PixelModel()
     rule = EvaluationRule("short_side", 32)
-    scores = Predictor(model, settings(base_size=30, rule=rule), CPU).predict_scores(image)["fused"]
+    scores = ScorePredictor(model, settings(base_size=30, rule=rule), CPU).predict_scores(image)["fused"]
     assert model.seen == [(1, 3, 32, 64)]
     torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
 
@@ -163,14 +165,16 @@ def test_padding_is_cut_off_before_scores_come_back(image):
 def test_stretching_rule(image):
     model = PixelModel()
     rule = EvaluationRule("stretch")
-    Predictor(model, settings(window_size=(20, 12), scales=(1.0, 1.5), rule=rule), CPU).predict_scores(image)
+    ScorePredictor(model, settings(window_size=(20, 12), scales=(1.0, 1.5), rule=rule), CPU).predict_scores(image)
     assert model.seen == [(1, 3, 20, 12), (1, 3, 30, 18)]
 
 
 def test_mirrored_views_of_left_and_right_are_exchanged(image):
     """A model that names what is on its left: mirrored, it calls left what is right."""
-    plain = Predictor(LeftModel(), settings(flip=True), CPU).predict_scores(image)["fused"]
-    aware = Predictor(LeftModel(), settings(flip=True, mirrored_classes=((0, 1),)), CPU).predict_scores(image)["fused"]
-    alone = Predictor(LeftModel(), settings(), CPU).predict_scores(image)["fused"]
+    plain = ScorePredictor(LeftModel(), settings(flip=True), CPU).predict_scores(image)["fused"]
+    aware = ScorePredictor(LeftModel(), settings(flip=True, mirrored_classes=((0, 1),)), CPU).predict_scores(image)[
+        "fused"
+    ]
+    alone = ScorePredictor(LeftModel(), settings(), CPU).predict_scores(image)["fused"]
     torch.testing.assert_close(plain, torch.full_like(plain, 0.5))
     torch.testing.assert_close(aware, alone)

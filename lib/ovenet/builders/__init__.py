@@ -14,6 +14,7 @@ from ovenet.builders.inference import build_predictor, load_predictor
 from ovenet.builders.losses import build_criterion, class_weights
 from ovenet.builders.models import build_model, build_optimizer, initialize_model, load_checkpoint, prediction_names
 from ovenet.builders.runs import find_model_file, inference_name, log_directory, run_directory
+from ovenet.builders.testing import run_test
 from ovenet.builders.training import build_phases, build_train_step
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "log_directory",
     "prediction_names",
     "run_directory",
+    "run_test",
     "train_dataset",
 ]

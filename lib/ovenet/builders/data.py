@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -187,20 +188,34 @@ def build_train_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[Data
     return loader, sampler
 
 
+def test_dataset(cfg: CfgNode) -> ListDataset:
+    """``DATASET.TEST_SET``, of which ``TEST.NUM_SAMPLES`` may take a part."""
+    return list_dataset(cfg, cfg.DATASET.TEST_SET, cfg.TEST.NUM_SAMPLES)
+
+
 def build_test_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[TestLoader, ListDataset]:
     """This process's share of a list, one sample at a time, and the whole list.
 
     Args:
         cfg: the configuration.
-        list_file: None is ``DATASET.TEST_SET``, of which ``TEST.NUM_SAMPLES`` may take a part.
+        list_file: None is `test_dataset`.
     """
-    if list_file is None:
-        dataset = list_dataset(cfg, cfg.DATASET.TEST_SET, cfg.TEST.NUM_SAMPLES)
-    else:
-        dataset = list_dataset(cfg, list_file)
-    shard = evaluation_shard(len(dataset), rank=distributed.rank(), world_size=distributed.world_size())
+    dataset = test_dataset(cfg) if list_file is None else list_dataset(cfg, list_file)
+    return shard_loader(cfg, dataset)[0], dataset
+
+
+def shard_loader(cfg: CfgNode, dataset: ListDataset, done: Collection[int] = ()) -> tuple[TestLoader, list[int]]:
+    """This process's share of what is left of a list, one sample at a time, and the samples' places in the list.
+
+    Args:
+        cfg: the configuration.
+        dataset: the whole list.
+        done: places that are left out.
+    """
+    left = [index for index in range(len(dataset)) if index not in done]
+    shard = [left[i] for i in evaluation_shard(len(left), rank=distributed.rank(), world_size=distributed.world_size())]
     options = _worker_options(cfg.WORKERS, keep=False)
-    return DataLoader(Subset(dataset, shard), batch_size=None, collate_fn=_as_it_is, **options), dataset
+    return DataLoader(Subset(dataset, shard), batch_size=None, collate_fn=_as_it_is, **options), shard
 
 
 def _as_it_is(sample: Sample) -> Sample:

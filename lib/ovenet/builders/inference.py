@@ -10,11 +10,13 @@ from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
 from ovenet.builders.models import build_model, load_checkpoint
-from ovenet.evaluation.inference import InferenceSettings, Predictor
+from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.utils.logging import get_logger
 
 
-def build_predictor(model: nn.Module, cfg: CfgNode, device: torch.device, *, single_scale: bool = False) -> Predictor:
+def build_predictor(
+    model: nn.Module, cfg: CfgNode, device: torch.device, *, single_scale: bool = False
+) -> ScorePredictor:
     """Inference as the ``TEST`` section describes it.
 
     Args:
@@ -37,10 +39,10 @@ def build_predictor(model: nn.Module, cfg: CfgNode, device: torch.device, *, sin
         rule=info.evaluation,
         mirrored_classes=info.mirrored_classes,
     )
-    return Predictor(model, settings, device)
+    return ScorePredictor(model, settings, device)
 
 
-def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Predictor:
+def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> ScorePredictor:
     """Inference with trained weights.
 
     Raises:

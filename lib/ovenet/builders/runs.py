@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -39,3 +41,22 @@ def inference_name(cfg: CfgNode, model_file: Path) -> str:
     """``<weights>_<scales>[_flip]``, which tells tests of one list apart."""
     scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
     return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}"
+
+
+def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict[str, Any]:
+    """All that an evaluation's counts depend on, by name: settings, weights and list.
+
+    Raises:
+        OSError: the weights or the list cannot be read.
+    """
+    settings = {
+        "TRAIN.IGNORE_LABEL": cfg.TRAIN.IGNORE_LABEL,
+        "DATASET.DATASET": cfg.DATASET.DATASET,
+        "DATASET.ROOT": cfg.DATASET.ROOT,
+        "MODEL": cfg.MODEL.dump(),
+    }
+    does_not_matter = ("RESUME", "REPORT", "SAVE_PREDICTIONS", "MODEL_FILE", "BATCH_SIZE_PER_GPU")
+    settings |= {f"TEST.{key}": value for key, value in cfg.TEST.items() if key not in does_not_matter}
+    for name, path in (("weights", model_file), ("list", list_path)):
+        settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return settings

@@ -95,6 +95,7 @@ def check_config(cfg: CfgNode) -> None:
         cfg,
         f"more than TRAIN.BEGIN_EPOCH, which is {cfg.TRAIN.BEGIN_EPOCH}",
     )
+    _require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
     _check_outputs(cfg)
     _check_stages(cfg)
 

@@ -165,6 +165,9 @@ def _test() -> CfgNode:
     c.OUTPUT_INDEX = -1  # which score map is scored: -1 the final one, 0 the auxiliary one (OCR)
     c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
     c.SAVE_PREDICTIONS = False  # write id and colour PNGs
+    c.DETAILS = True  # score edges, segment sizes, confidence and seeds too; IoU and its like alone are faster
+    c.REPORT = False  # write report.html, with a gallery of the images (needs DETAILS)
+    c.RESUME = False  # go on with an interrupted evaluation of the same weights, list and settings
     c.VISUALIZATION = False  # no effect, see INERT_KEYS
     c.MULTI_SCALE = False  # no effect, see INERT_KEYS
     c.CENTER_CROP_TEST = False  # no effect, see INERT_KEYS

@@ -296,7 +296,7 @@ class Trainer:
         every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
         if every and self.iteration % every == 0:
             return True
-        return bool(minutes) and distributed.decided_by_main(time.monotonic() - self._saved_at > 60 * minutes)
+        return bool(minutes) and distributed.from_main(time.monotonic() - self._saved_at > 60 * minutes)
 
     def _save_checkpoint(self) -> None:
         with distributed.activity("saving a checkpoint"):

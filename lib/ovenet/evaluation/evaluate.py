@@ -1,18 +1,18 @@
-"""Scoring a split: exact shards, counts on the device, one sum over the processes."""
+"""Scoring a split: exact shards, whole numbers, one sum over the processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
-from ovenet.evaluation.inference import Predictor
-from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
+from ovenet.evaluation.details import Details, details_from_tally
+from ovenet.evaluation.inference import Prediction, ScorePredictor
+from ovenet.evaluation.metrics import scores_from_counts
+from ovenet.evaluation.tally import ImageCounts, Tally
 from ovenet.structures import EvalResult, Sample
-from ovenet.utils import distributed
 
 
 @dataclass(frozen=True)
@@ -22,60 +22,87 @@ class Evaluation:
     Attributes:
         overall: by prediction name, of all images.
         by_condition: the same for each condition that has labelled pixels.
+        confusion: ``(K, K)`` int64 by prediction name, rows are labels.
+        details: what else was counted; None if nothing was.
     """
 
     overall: dict[str, EvalResult]
     by_condition: dict[str, dict[str, EvalResult]]
+    confusion: dict[str, list[list[int]]]
+    details: Details | None = None
 
 
-OnPrediction = Callable[[Sample, dict[str, Tensor]], None]
+OnImage = Callable[[Sample, Prediction, "ImageCounts | None"], None]
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: ScorePredictor,
     samples: Iterable[Sample],
     info: DatasetInfo,
     prediction_names: tuple[str, ...],
     *,
     ignore_label: int,
-    on_prediction: OnPrediction | None = None,
+    detailed: bool = False,
 ) -> Evaluation:
     """Predicts and scores this process's samples, and sums the counts of all processes.
 
     Args:
         predictor: see there.
-        samples: this process's share, see `ovenet.data.samplers.evaluation_shard`; those without labels are
-            predicted but not scored.
+        samples: this process's share, see `ovenet.data.samplers.evaluation_shard`.
         info: names of the classes, and of the conditions to score separately.
         prediction_names: what the model predicts, see `OVeNetOutput.predictions`; the same on every process, also on
             one without a sample.
         ignore_label: label of the pixels that do not count.
-        on_prediction: called with each sample and its predicted train ids ``(H, W)`` by name.
+        detailed: score edges, segments, confidence and seeds too.
 
     Returns:
         Scores by prediction name, the same on every process.
     """
-    num_classes, groups = info.num_classes, (None, *info.conditions)
-    shape = (len(groups), len(prediction_names), num_classes, num_classes)
-    counts = torch.zeros(shape, dtype=torch.int64, device=predictor.device)  # of images of no condition first
+    tally = Tally(info, prediction_names, ignore_label=ignore_label, detailed=detailed, device=predictor.device)
+    count_samples(predictor, samples, tally)
+    tally.all_sum()
+    return evaluation_from_tally(tally)
+
+
+def count_samples(
+    predictor: ScorePredictor,
+    samples: Iterable[Sample],
+    tally: Tally,
+    *,
+    on_image: OnImage | None = None,
+    score_side: int = 0,
+) -> None:
+    """Predicts and counts samples one by one; none of the predictions is kept.
+
+    Args:
+        predictor: see there.
+        samples: those without labels are predicted but not counted.
+        tally: grows.
+        on_image: called with each sample, its prediction, and what was counted (None for nothing).
+        score_side: see `ScorePredictor.predict`; for `on_image`.
+    """
     for sample in samples:
-        predicted = predictor.predict_labels(sample.image)
+        prediction = predictor.predict(sample.image, seeds=tally.detailed, score_side=score_side)
+        counts = None
         if sample.labels is not None:
-            labels = torch.from_numpy(sample.labels).to(predictor.device)
-            group = counts[groups.index(info.condition_of(sample.name))]
-            for table, name in zip(group, prediction_names, strict=True):
-                table += confusion_counts(predicted[name], labels, num_classes, ignore_label=ignore_label)
-        if on_prediction is not None:
-            on_prediction(sample, predicted)
-    distributed.all_sum(counts)
+            counts = tally.add(sample.labels, prediction, sample.name)
+        if on_image is not None:
+            on_image(sample, prediction, counts)
+
+
+def evaluation_from_tally(tally: Tally) -> Evaluation:
+    """The scores that follow from the counts of all processes."""
+    by_group = tally.counts["confusion"].sum(dim=2)  # (conditions, P, K, K)
+    names, class_names = tally.prediction_names, tally.info.class_names
 
     def scores(tables: Tensor) -> dict[str, EvalResult]:
-        named = zip(prediction_names, tables, strict=True)
-        return {name: scores_from_counts(table, info.class_names) for name, table in named}
+        return {name: scores_from_counts(table, class_names) for name, table in zip(names, tables, strict=True)}
 
+    whole = by_group.sum(dim=0)
+    conditions = zip(tally.info.conditions, by_group[1:], strict=True)
     return Evaluation(
-        overall=scores(counts.sum(dim=0)),
-        by_condition={
-            condition: scores(tables) for condition, tables in zip(groups[1:], counts[1:], strict=True) if tables.any()
-        },
+        overall=scores(whole),
+        by_condition={condition: scores(tables) for condition, tables in conditions if tables.any()},
+        confusion=dict(zip(names, whole.tolist(), strict=True)),
+        details=details_from_tally(tally) if tally.detailed else None,
     )

@@ -1,12 +1,15 @@
 """The one predictor: whole images or windows, several scales, mirrored views.
 
-Shapes: ``K`` classes; sizes are ``(H, W)`` in pixels.
+Nothing is ever held for all classes at the size of the image: the network's maps stay at their own size (stride 4), and
+the image is finished in bands of a few rows, from top to bottom. Windows are run when the first band needs them.
+
+Shapes: ``K`` classes, ``n`` rows of a band; sizes are ``(H, W)`` in pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,8 +19,11 @@ from torch import Tensor, nn
 
 from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import normalize_images, resize_image, scaled_size
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import pixel_grid, resize_rows, seed_position, source_rows
 from ovenet.structures import OVeNetOutput, ScoreKind
+
+_BAND_ELEMENTS = 2**20  # scores of one prediction in a band: 4 MB, which stay in the processor's cache
+_SEED = "seed vectors"  # offset (x, y) and confidence among the maps
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,27 @@ class InferenceSettings:
         return scaled_size(size, side)
 
 
-class Predictor:
+@dataclass(frozen=True)
+class Prediction:
+    """What is known about every pixel of an image, at the image's own size.
+
+    Attributes:
+        labels: train ids ``(H, W)`` by prediction name (see `OVeNetOutput.predictions`); uint8 for up to 256 classes,
+            else int16.
+        offset: ``(2, H, W)``, or as `seed_stride` thins it out, from pixel to seed in ``(x, y)``, normalised so that
+            the image spans ``[-1, 1]``; as the network gave it for the unmirrored view at the scale nearest to 1 and,
+            where windows overlap, in the last one. None where it was not asked for, and for a baseline.
+        confidence: ``(1, H, W)`` in ``[0, 1]``, of the same view; None likewise.
+        scores: ``(K, H', W')`` by prediction name, see `score_side` of `ScorePredictor.predict`.
+    """
+
+    labels: dict[str, Tensor]
+    offset: Tensor | None = None
+    confidence: Tensor | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ScorePredictor:
     """Predicts class scores at the image's own size.
 
     Args:
@@ -74,8 +100,47 @@ class Predictor:
         self.device = device
 
     @torch.inference_mode()
+    def predict(
+        self,
+        image: np.ndarray,
+        *,
+        names: Sequence[str] | None = None,
+        seeds: bool = False,
+        seed_stride: int = 1,
+        score_side: int = 0,
+    ) -> Prediction:
+        """The best class of every pixel, and what else is asked for.
+
+        Args:
+            image: ``(H, W, 3)`` uint8 RGB.
+            names: the predictions of the model to give; None for all.
+            seeds: give offset and confidence too.
+            seed_stride: give them for every so manieth row and column alone.
+            score_side: give the scores too, thinned out until no side has more pixels (see `thinning`); 0 gives none.
+        """
+        score_stride = thinning(image.shape[:2], score_side) if score_side else 0
+        labels: dict[str, list[Tensor]] = {}
+        scores: dict[str, list[Tensor]] = {}
+        vectors: list[Tensor] = []
+        for rows, maps in self._bands(image, names=names, seeds=seeds):
+            if _SEED in maps:
+                vectors.append(_every(maps.pop(_SEED), seed_stride, rows))
+            for name, band in maps.items():
+                # max is three times as fast as argmax on the CPU
+                labels.setdefault(name, []).append(band.max(dim=0).indices.to(_label_type(len(band))))
+                if score_stride:
+                    scores.setdefault(name, []).append(_every(band, score_stride, rows))
+        seed = torch.cat(vectors, dim=1) if vectors else None
+        return Prediction(
+            labels={name: torch.cat(bands) for name, bands in labels.items()},
+            offset=None if seed is None else seed[:2],
+            confidence=None if seed is None else seed[2:],
+            scores={name: torch.cat(bands, dim=1) for name, bands in scores.items()},
+        )
+
+    @torch.inference_mode()
     def predict_scores(self, image: np.ndarray) -> dict[str, Tensor]:
-        """Scores of every prediction of the model.
+        """Scores of every prediction of the model, all at once: see `predict` for what needs less memory.
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
@@ -84,20 +149,8 @@ class Predictor:
             ``(K, H, W)`` float32 per name (see `OVeNetOutput.predictions`), averaged (``softmax``) or summed
             (``exp``) over the scales.
         """
-        self.model.eval()
-        size = image.shape[:2]
-        total: dict[str, Tensor] = {}
-        for scale in self.settings.scales:
-            for name, scores in self._run_scale(resize_image(image, self.settings.scaled_size(size, scale))).items():
-                scores = resize_bilinear(scores[None], size, align_corners=self.settings.align_corners)[0]
-                total[name] = total[name].add_(scores) if name in total else scores
-        if self.settings.score == "softmax":
-            total = {name: scores / len(self.settings.scales) for name, scores in total.items()}
-        return total
-
-    def predict_labels(self, image: np.ndarray) -> dict[str, Tensor]:
-        """The best class of every pixel: train ids ``(H, W)`` int64 per name."""
-        return {name: scores.argmax(dim=0) for name, scores in self.predict_scores(image).items()}
+        bands = [maps for _, maps in self._bands(image)]
+        return {name: torch.cat([maps[name] for maps in bands], dim=1) for name in bands[0]}
 
     @torch.inference_mode()
     def predict_output(self, image: np.ndarray) -> OVeNetOutput:
@@ -107,67 +160,192 @@ class Predictor:
             image: ``(H, W, 3)`` uint8 RGB.
         """
         self.model.eval()
-        return self.model(self._to_pixels(resize_image(image, self.settings.scaled_size(image.shape[:2], 1.0))))
+        size = self.settings.scaled_size(image.shape[:2], 1.0)
+        return self.model(_to_pixels([resize_image(image, size)], self.device))
 
-    def _to_pixels(self, image: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return normalize_images(pixels.unsqueeze(0).to(self.device))
-
-    def _run_scale(self, image: np.ndarray) -> dict[str, Tensor]:
-        """Scores ``(K, h, w)`` at the scaled image's size, windows averaged where they overlap."""
-        pixels = self._to_pixels(image)
-        height, width = image.shape[:2]
-        bottom, right = (-n % self.settings.rule.multiple_of for n in (height, width))
-        padded = self._run_windows(F.pad(pixels, (0, right, 0, bottom)))  # normalised: zero is the mean colour
-        return {name: scores[:, :height, :width] for name, scores in padded.items()}
-
-    def _run_windows(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Scores ``(K, H, W)`` of one normalised image ``(1, 3, H, W)``."""
-        size = pixels.shape[-2:]
-        limits = self.settings.window_size if self.settings.rule.resize == "long_side" else size
-        window = tuple(min(n, limit) for n, limit in zip(size, limits, strict=True))
-        corners = [
-            (top, left) for top in window_starts(size[0], window[0]) for left in window_starts(size[1], window[1])
+    def _bands(
+        self, image: np.ndarray, *, names: Sequence[str] | None = None, seeds: bool = False
+    ) -> Iterator[tuple[range, dict[str, Tensor]]]:
+        """Rows of the image from top to bottom, and what is predicted there, each ``(C, n, W)``."""
+        self.model.eval()
+        size = height, width = image.shape[:2]
+        scales = self.settings.scales
+        with_seeds = scales.index(min(scales, key=lambda scale: abs(scale - 1))) if seeds else -1
+        views = [
+            ScaledView(self, resize_image(image, self.settings.scaled_size(size, scale)), names, index == with_seeds)
+            for index, scale in enumerate(scales)
         ]
-        if len(corners) == 1:
-            return {name: scores[0] for name, scores in self._run_views(pixels).items()}
+        first = 0
+        while first < height:
+            rows = range(first, min(height, first + max(1, _BAND_ELEMENTS // (views[0].num_classes * width))))
+            total: dict[str, Tensor] = {}
+            for view in views:
+                for name, band in view.resized_rows(size, rows).items():
+                    total[name] = total[name].add_(band) if name in total else band
+            if self.settings.score == "softmax":
+                total = {name: band if name == _SEED else band / len(scales) for name, band in total.items()}
+            yield rows, total
+            first = rows.stop
+
+
+class ScaledView:
+    """One scale of an image: the network's maps, window by window, as rows of it are asked for from top to bottom.
+
+    Args:
+        predictor: the model and its settings.
+        image: ``(H, W, 3)`` uint8 RGB at this scale.
+        names: see `ScorePredictor.predict`.
+        seeds: keep offsets and confidence too.
+    """
+
+    def __init__(self, predictor: ScorePredictor, image: np.ndarray, names: Sequence[str] | None, seeds: bool):
+        self._model, self._settings, self._device = predictor.model, predictor.settings, predictor.device
+        self._image, self._names, self._seeds = image, names, seeds
+        self._size = image.shape[:2]
+        multiple = self._settings.rule.multiple_of
+        self._padded = tuple(n + -n % multiple for n in self._size)
+        is_cut = self._settings.rule.resize == "long_side"
+        limits = self._settings.window_size if is_cut else self._padded
+        self._window = tuple(min(n, limit) for n, limit in zip(self._padded, limits, strict=True))
+        starts = [window_starts(n, w) for n, w in zip(self._padded, self._window, strict=True)]
+        self._waiting = [(top, left) for top in starts[0] for left in starts[1]]
+        self._done: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._kind: ScoreKind = "logits"
+        self._num_classes = 0
+
+    @property
+    def num_classes(self) -> int:
+        """``K``; runs the first windows to learn it."""
+        if not self._num_classes:
+            self._run_next()
+        return self._num_classes
+
+    def resized_rows(self, size: tuple[int, int], rows: range) -> dict[str, Tensor]:
+        """Scores at the size of the image, windows averaged where they overlap.
+
+        Args:
+            size: ``(H, W)`` of the image.
+            rows: of the image; must not begin above those of an earlier call.
+
+        Returns:
+            ``(C, n, W)`` by name.
+        """
+        align_corners = self._settings.align_corners
+        first, last = source_rows(self._size[0], size[0], rows, align_corners=align_corners)
+        own = self._rows(range(first, last + 1))
+        if self._size == size:
+            return own
+        resized = {}
+        for name, band in own.items():
+            resized[name] = resize_rows(
+                band[None], size, rows, align_corners=align_corners, in_height=self._size[0], first_row=first
+            )[0]
+        return resized
+
+    def _rows(self, rows: range) -> dict[str, Tensor]:
+        """``(C, n, W)`` by name, at this scale."""
+        while self._waiting and self._waiting[0][0] < rows.stop:
+            self._run_next()
+        for corner in [c for c in self._done if c[0] + self._window[0] <= rows.start]:
+            del self._done[corner]  # rows come from top to bottom
+        if self._window == self._padded:
+            (maps,) = self._done.values()
+            return {name: band[..., : self._size[1]] for name, band in self._window_rows(maps, rows).items()}
         total: dict[str, Tensor] = {}
-        counts = torch.zeros(size, device=self.device)
-        for first in range(0, len(corners), self.settings.batch_size):
-            batch = corners[first : first + self.settings.batch_size]
-            boxes = [np.s_[..., top : top + window[0], left : left + window[1]] for top, left in batch]
-            views = torch.cat([pixels[box] for box in boxes])
-            for name, scores in self._run_views(views).items():
-                canvas = total.setdefault(name, scores.new_zeros((scores.shape[1], *size)))
-                for box, part in zip(boxes, scores, strict=True):
+        counts = torch.zeros((len(rows), self._padded[1]), device=self._device)
+        for (top, left), maps in self._done.items():
+            here = range(max(rows.start, top), min(rows.stop, top + self._window[0]))
+            if not here:
+                continue
+            box = np.s_[..., here.start - rows.start : here.stop - rows.start, left : left + self._window[1]]
+            for name, part in self._window_rows(maps, range(here.start - top, here.stop - top)).items():
+                canvas = total.setdefault(name, part.new_zeros((len(part), *counts.shape)))
+                if name == _SEED:
+                    canvas[box] = part
+                else:
                     canvas[box] += part
-            for box in boxes:
-                counts[box] += 1
-        return {name: scores / counts for name, scores in total.items()}
+            counts[box] += 1
+        cut = np.s_[..., : self._size[1]]
+        return {name: band[cut] if name == _SEED else (band / counts)[cut] for name, band in total.items()}
+
+    def _window_rows(self, maps: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
+        """``(C, n, w)`` of one window, at its own size."""
+        bands = {}
+        for name, values in maps.items():
+            align_corners = self._settings.align_corners
+            band = resize_rows(values[None], self._window, rows, align_corners=align_corners)
+            bands[name] = (band if name == _SEED else self._to_score(band))[0]
+        return bands
+
+    def _run_next(self) -> None:
+        """Runs the next windows through the model."""
+        corners = self._waiting[: self._settings.batch_size]
+        del self._waiting[: len(corners)]
+        height, width = self._window
+        pixels = _to_pixels([self._image[t : t + height, x : x + width] for t, x in corners], self._device)
+        # Only a whole image can be padded. Zero is the mean colour.
+        pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
+        maps = self._run_views(pixels)
+        for index, corner in enumerate(corners):
+            self._done[corner] = {name: values[index] for name, values in maps.items()}
 
     def _run_views(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Scores ``(B, K, H, W)`` of normalised images ``(B, 3, H, W)``, mirrored views included."""
-        index = self.settings.output_index
-        output: OVeNetOutput = self.model(pixels)
-        maps = output.predictions(index)
-        if self.settings.flip:
-            mirrored = self.model(pixels.flip(3)).predictions(index)
+        """The network's maps ``(B, C, h, w)`` of normalised images ``(B, 3, H, W)``, mirrored views included."""
+        index = self._settings.output_index
+        output: OVeNetOutput = self._model(pixels)
+        maps = _chosen(output.predictions(index), self._names)
+        if self._settings.flip:
+            mirrored = self._model(pixels.flip(3)).predictions(index)
             maps = {name: (scores + self._unmirror(mirrored[name])) / 2 for name, scores in maps.items()}
-        size = pixels.shape[-2:]
-        resized = (resize_bilinear(s.float(), size, align_corners=self.settings.align_corners) for s in maps.values())
-        return {name: self._to_score(s, output.score_kind) for name, s in zip(maps, resized, strict=True)}
+        maps = {name: scores.float() for name, scores in maps.items()}
+        self._kind, self._num_classes = output.score_kind, next(iter(maps.values())).shape[1]
+        if self._seeds and output.has_seed:
+            maps[_SEED] = self._seed_vectors(output)
+        return maps
+
+    def _seed_vectors(self, output: OVeNetOutput) -> Tensor:
+        """Offset and confidence ``(B, 3, h, w)``: from pixel to seed in units of the image instead of the window."""
+        offset = output.offset.float()
+        offset = seed_position(offset) - pixel_grid(offset.shape[-2:], device=offset.device)
+        spans = [(w - 1) / max(1, n - 1) for w, n in zip(self._window, self._size, strict=True)]
+        offset = offset * torch.tensor(spans[::-1], device=offset.device).view(2, 1, 1)
+        return torch.cat((offset, output.confidence.float()), dim=1)
 
     def _unmirror(self, scores: Tensor) -> Tensor:
         """Scores ``(B, K, h, w)`` of mirrored images, as they are for the images themselves."""
         order = list(range(scores.shape[1]))
-        for left, right in self.settings.mirrored_classes:
+        for left, right in self._settings.mirrored_classes:
             order[left], order[right] = right, left
-        return scores[:, order].flip(3) if self.settings.mirrored_classes else scores.flip(3)
+        return scores[:, order].flip(3) if self._settings.mirrored_classes else scores.flip(3)
 
-    def _to_score(self, scores: Tensor, kind: ScoreKind) -> Tensor:
-        if self.settings.score == "exp":
+    def _to_score(self, scores: Tensor) -> Tensor:
+        if self._settings.score == "exp":
             return scores.exp()
-        return scores.softmax(dim=1) if kind == "logits" else scores
+        return scores.softmax(dim=1) if self._kind == "logits" else scores
+
+
+def _to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Normalised ``(B, 3, H, W)`` of images ``(H, W, 3)`` uint8 of one size."""
+    pixels = torch.stack([torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in images])
+    return normalize_images(pixels.to(device))
+
+
+def _chosen(maps: dict[str, Tensor], names: Sequence[str] | None) -> dict[str, Tensor]:
+    return maps if names is None else {name: maps[name] for name in names}
+
+
+def _label_type(num_classes: int) -> torch.dtype:
+    return torch.uint8 if num_classes <= 256 else torch.int16
+
+
+def _every(band: Tensor, stride: int, rows: range) -> Tensor:
+    """Every `stride`-th row and column of an image, as far as they lie in its rows ``(C, n, W)``."""
+    return band[:, -rows.start % stride :: stride, ::stride]
+
+
+def thinning(size: tuple[int, int], side: int) -> int:
+    """The smallest n so that every n-th row and column of an image ``(H, W)`` make at most `side` of each."""
+    return max(1, -(-max(size) // side))
 
 
 def window_starts(length: int, window: int) -> Sequence[int]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ovenet.structures import EvalResult
+import numpy as np
+
+from ovenet.evaluation.details import Details
+from ovenet.evaluation.metrics import mean_of_present, ratio
+from ovenet.evaluation.tally import ImageCounts
+from ovenet.structures import EvalResult, Sample
 
 _MAX_NAMES = 12
 # The paper's symbols for what a model predicts.
@@ -16,17 +22,22 @@ SYMBOLS = {"initial": "S_i", "seed": "S_s", "fused": "S_f"}
 
 
 def format_table(
-    results: Mapping[str, EvalResult], by_condition: Mapping[str, Mapping[str, EvalResult]] | None = None
+    results: Mapping[str, EvalResult],
+    by_condition: Mapping[str, Mapping[str, EvalResult]] | None = None,
+    details: Details | None = None,
 ) -> str:
     """Per-class IoU of all predictions side by side, and the means below, in percent.
 
     Args:
         results: scores by prediction name, all of the same classes.
         by_condition: the same of parts of the split, whose mIoU gets a line each.
+        details: their boundary scores get a line each, and the seeds some more below.
     """
     first = next(iter(results.values()))
     by_condition = by_condition or {}
-    width = max(len(name) for name in (*first.class_names, "mean accuracy", *(f"mIoU, {c}" for c in by_condition)))
+    boundary_rows = _boundary_rows(details) if details else []
+    titles = ("mean accuracy", *(f"mIoU, {c}" for c in by_condition), *(title for title, _ in boundary_rows))
+    width = max(len(name) for name in (*first.class_names, *titles))
     header = f"{'IoU in %':<{width}}" + "".join(f"{SYMBOLS[name]:>9}" for name in results)
     rows = [
         (name, [result.iou[k] for result in results.values()])
@@ -37,6 +48,9 @@ def format_table(
         ("mIoU", [r.mean_iou for r in results.values()]),
         ("pixel accuracy", [r.pixel_accuracy for r in results.values()]),
         ("mean accuracy", [r.mean_accuracy for r in results.values()]),
+        ("mean Dice", [r.mean_dice for r in results.values()]),
+        ("fw IoU", [r.frequency_weighted_iou for r in results.values()]),
+        *boundary_rows,
         *((f"mIoU, {name}", [r.mean_iou for r in part.values()]) for name, part in by_condition.items()),
     ]
     line = "-" * len(header)
@@ -45,7 +59,38 @@ def format_table(
         names = ", ".join(first.absent[:_MAX_NAMES])
         more = f" and {len(first.absent) - _MAX_NAMES} more" if len(first.absent) > _MAX_NAMES else ""
         lines.append(f"not in the labels and left out of the means: {names}{more}")
+    if details:
+        lines += _seed_lines(details)
     return "\n".join(lines)
+
+
+def _boundary_rows(details: Details) -> list[tuple[str, list[float]]]:
+    rows = []
+    for title, means in (
+        ("Boundary IoU", details.boundaries.mean_iou),
+        ("boundary F", details.boundaries.mean_f_score),
+    ):
+        for index, share in enumerate(details.boundaries.ratios):
+            rows.append((f"{title}, {100 * share:g} %", [values[index] for values in means.values()]))
+    return rows
+
+
+def _seed_lines(details: Details) -> list[str]:
+    if details.seeds is None or details.calibration is None:
+        return []
+    seeds = details.seeds
+    return [
+        f"seeds on their pixel's class: {_percent(seeds.right_class)}, "
+        f"where S_i is wrong: {_percent(seeds.right_class_where_wrong)}",
+        f"S_f corrects {_percent(seeds.corrected['fused'])} of the pixels that S_i has wrong, "
+        f"and breaks {_percent(seeds.broken['fused'])} of those it has right",
+        f"confidence: expected calibration error {_percent(details.calibration.expected_error)}, "
+        f"area under risk and coverage {details.calibration.area_under_risk:.4f}",
+    ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def _row(name: str, values: Sequence[float], width: int) -> str:
@@ -59,17 +104,66 @@ def results_as_dict(results: Mapping[str, EvalResult]) -> dict[str, Any]:
             "mean_iou": _plain(r.mean_iou),
             "pixel_accuracy": _plain(r.pixel_accuracy),
             "mean_accuracy": _plain(r.mean_accuracy),
+            "mean_dice": _plain(r.mean_dice),
+            "frequency_weighted_iou": _plain(r.frequency_weighted_iou),
             "num_pixels": r.num_pixels,
             "absent": list(r.absent),
             "iou": {c: _plain(v) for c, v in zip(r.class_names, r.iou, strict=True)},
             "accuracy": {c: _plain(v) for c, v in zip(r.class_names, r.accuracy, strict=True)},
+            "dice": {c: _plain(v) for c, v in zip(r.class_names, r.dice, strict=True)},
         }
         for name, r in results.items()
     }
 
 
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def details_as_dict(details: Details) -> dict[str, Any]:
+    """The fields of `Details` as plain numbers and lists; None for what is NaN or infinite."""
+    return _plain(asdict(details))
+
+
+def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: Sequence[str]) -> dict[str, Any]:
+    """What is noted of one image, as plain numbers.
+
+    Args:
+        index: its place in the list.
+        sample: the image.
+        counts: what it added to the counts; None without a label.
+        names: of the predictions.
+
+    Returns:
+        ``scores`` by prediction name: mean IoU, pixel accuracy, and IoU by train id of the classes in the label;
+        ``changed``: share of the pixels that S_f gets right and S_i does not, or the reverse.
+    """
+    record: dict[str, Any] = {"index": index, "name": sample.name, "size": list(sample.image.shape[:2])}
+    if counts is None:
+        return record
+    record["scores"] = {}
+    for name, table in zip(names, counts.confusion, strict=True):
+        right, labelled = table.diagonal(), table.sum(axis=1)
+        iou = ratio(right, labelled + table.sum(axis=0) - right, labelled > 0)
+        record["scores"][name] = {
+            "mean_iou": mean_of_present(iou),
+            "pixel_accuracy": float(ratio(right.sum(), labelled.sum())),
+            "iou": {int(k): iou[k] for k in np.flatnonzero(labelled)},
+        }
+    if counts.seed is not None and counts.seed.sum():
+        by_initial_and_fused = counts.seed.sum(axis=1)
+        record["corrected"], record["broken"] = int(by_initial_and_fused[0, 1]), int(by_initial_and_fused[1, 0])
+        record["changed"] = (record["corrected"] + record["broken"]) / int(counts.seed.sum())
+    return _plain(record)
+
+
+def _plain(value: Any) -> Any:
+    """The same as JSON knows it."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:

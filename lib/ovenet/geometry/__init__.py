@@ -2,6 +2,15 @@
 
 from ovenet.geometry.grid import pixel_grid
 from ovenet.geometry.resample import lookup_labels, refine_offset, sample_bilinear, seed_position
-from ovenet.geometry.resize import resize_bilinear
+from ovenet.geometry.resize import resize_bilinear, resize_rows, source_rows
 
-__all__ = ["lookup_labels", "pixel_grid", "refine_offset", "resize_bilinear", "sample_bilinear", "seed_position"]
+__all__ = [
+    "lookup_labels",
+    "pixel_grid",
+    "refine_offset",
+    "resize_bilinear",
+    "resize_rows",
+    "sample_bilinear",
+    "seed_position",
+    "source_rows",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,3 +21,54 @@ def resize_bilinear(values: Tensor, size: tuple[int, int], *, align_corners: boo
     if tuple(values.shape[-2:]) == tuple(size):
         return values
     return F.interpolate(values, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def resize_rows(
+    values: Tensor,
+    size: tuple[int, int],
+    rows: range,
+    *,
+    align_corners: bool,
+    in_height: int | None = None,
+    first_row: int = 0,
+) -> Tensor:
+    """Some rows of `resize_bilinear`, without the memory of the others.
+
+    Args:
+        values: ``(B, C, h, w)`` floating-point.
+        size: ``(H, W)`` of the whole result, in pixels.
+        rows: which rows of it, consecutive.
+        align_corners: see `resize_bilinear`.
+        in_height: rows of the whole map, where `values` holds some alone: at least those that `source_rows` names.
+        first_row: of the whole map, the first one in `values`.
+
+    Returns:
+        ``(B, C, len(rows), W)``; differs from `resize_bilinear` by rounding alone.
+    """
+    height, width = size
+    in_height = values.shape[-2] if in_height is None else in_height
+    first, last = source_rows(in_height, height, rows, align_corners=align_corners)
+    part = values[..., first - first_row : last + 1 - first_row, :]
+    if in_height != height:
+        position = _row_positions(in_height, height, rows, align_corners).to(values.device)
+        above = position.long()
+        below = (above + 1).clamp_(max=last)
+        weight = (position - above).to(values.dtype).view(-1, 1)
+        part = torch.lerp(part[..., above - first, :], part[..., below - first, :], weight)
+    return resize_bilinear(part, (len(rows), width), align_corners=align_corners)
+
+
+def source_rows(in_height: int, out_height: int, rows: range, *, align_corners: bool) -> tuple[int, int]:
+    """First and last row that `resize_rows` reads."""
+    if in_height == out_height:
+        return rows.start, rows.stop - 1
+    first, last = (_row_positions(in_height, out_height, range(r, r + 1), align_corners) for r in (rows[0], rows[-1]))
+    return int(first), min(int(last) + 1, in_height - 1)
+
+
+def _row_positions(in_height: int, out_height: int, rows: range, align_corners: bool) -> Tensor:
+    """Where the centres of output rows lie among the input's, float64."""
+    index = torch.arange(rows.start, rows.stop, dtype=torch.float64)
+    if align_corners:
+        return index * ((in_height - 1) / max(1, out_height - 1))
+    return ((index + 0.5) * (in_height / out_height) - 0.5).clamp_(0, in_height - 1)

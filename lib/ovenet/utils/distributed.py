@@ -113,8 +113,8 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def decided_by_main(value: bool) -> bool:
-    """Process 0's answer, on every process."""
+def from_main(value: T) -> T:
+    """Process 0's value, on every process."""
     if not dist.is_initialized():
         return value
     answer = [value]

@@ -1,0 +1,144 @@
+"""A whole test: predictions, counts, pictures and records of a list, from a configuration."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from ovenet.builders.data import TestLoader, shard_loader, test_dataset
+from ovenet.builders.inference import load_predictor
+from ovenet.builders.models import prediction_names
+from ovenet.builders.runs import evaluation_settings
+from ovenet.data.dataset import ListDataset
+from ovenet.engine.interruption import Interruption
+from ovenet.engine.progress import track
+from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_tally
+from ovenet.evaluation.inference import Prediction, ScorePredictor
+from ovenet.evaluation.partial import FOLDER, PartialEvaluation
+from ovenet.evaluation.pictures import picture_row, save_picture, save_prediction
+from ovenet.evaluation.tally import ImageCounts, Tally
+from ovenet.evaluation.writers import image_record
+from ovenet.report.gallery import grid_side, picture_data, picture_path, save_picture_data, write_records
+from ovenet.report.page import RECORDS
+from ovenet.structures import Sample
+from ovenet.utils import distributed
+from ovenet.utils.logging import get_logger
+
+NUM_PICTURE_ROWS = 4
+
+
+class ImageWriter:
+    """Writes what is wanted of each image, right after it was counted.
+
+    Args:
+        cfg: ``TEST`` says what is wanted.
+        dataset: the whole list.
+        predictor: for the picture rows.
+        folder: of the test.
+    """
+
+    def __init__(self, cfg: CfgNode, dataset: ListDataset, predictor: ScorePredictor, folder: Path):
+        self._cfg, self._dataset, self._predictor, self._folder = cfg, dataset, predictor, folder
+        self.saves_predictions = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
+        self.grid_side = grid_side(len(dataset)) if cfg.TEST.REPORT else 0
+        self._num_rows_left = NUM_PICTURE_ROWS if distributed.is_main() else 0
+
+    def write(self, index: int, sample: Sample, prediction: Prediction) -> None:
+        """Writes one image's files.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        if self.saves_predictions:
+            save_prediction(prediction.labels["fused"], sample.name, self._folder / "predictions", self._dataset.info)
+            if self._num_rows_left:
+                self._num_rows_left -= 1
+                self._write_row(sample)
+        if self.grid_side:
+            data = picture_data(sample, prediction, self._dataset.info.num_classes, side=self.grid_side)
+            save_picture_data(data, picture_path(self._folder, index))
+
+    def _write_row(self, sample: Sample) -> None:
+        row = picture_row(
+            sample,
+            self._predictor.predict_output(sample.image),
+            self._dataset.info,
+            max_offset=self._cfg.MODEL.EXTRA.OFFSET_THRESHOLD,
+            align_corners=self._cfg.MODEL.ALIGN_CORNERS,
+        )
+        save_picture(row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
+
+
+def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> tuple[Evaluation, bool]:
+    """Predicts and counts the whole list on all processes, which share a file system.
+
+    SIGTERM, SIGUSR1 and Ctrl-C end the program after the image at hand; ``TEST.RESUME`` then goes on there.
+
+    Args:
+        cfg: the configuration.
+        model_file: weights.
+        folder: takes ``images.jsonl``, and predictions and pictures as far as ``TEST`` wants them.
+        device: of this process.
+
+    Returns:
+        The scores, and whether predictions were saved.
+
+    Raises:
+        ValueError: the weights or the list cannot be used, or an interrupted evaluation is there and not to be resumed.
+        OSError: the file system refuses.
+    """
+    dataset = test_dataset(cfg)
+    predictor = load_predictor(cfg, model_file, device)
+    names = prediction_names(cfg)
+    tally = Tally(dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device)
+    partial = PartialEvaluation(folder / FOLDER, evaluation_settings(cfg, model_file, dataset.list_path))
+    done = _resume(cfg, partial, len(dataset))
+    loader, places = shard_loader(cfg, dataset, done)
+    writer = ImageWriter(cfg, dataset, predictor, folder)
+    place = iter(places)
+
+    with Interruption() as interruption:
+
+        def on_image(sample: Sample, prediction: Prediction, counts: ImageCounts | None) -> None:
+            index = next(place)
+            writer.write(index, sample, prediction)
+            partial.add(image_record(index, sample, counts, names), tally)
+            if interruption.received:
+                sys.exit(interruption.exit_code)
+
+        try:
+            count_samples(predictor, _tracked(cfg, loader), tally, on_image=on_image, score_side=writer.grid_side)
+        finally:
+            partial.save(tally)
+    distributed.barrier()
+    if distributed.is_main():
+        tally.merge(partial.joined)
+    tally.all_sum()
+    if distributed.is_main():
+        write_records(partial.records(), folder / RECORDS)
+        partial.remove()
+    return evaluation_from_tally(tally), writer.saves_predictions
+
+
+def _resume(cfg: CfgNode, partial: PartialEvaluation, num_images: int) -> set[int]:
+    """The places in the list that need not be evaluated again; process 0 keeps what they counted."""
+    if partial.exists() and not cfg.TEST.RESUME:
+        raise ValueError(
+            f"{partial.folder}: an interrupted evaluation; TEST.RESUME True goes on with it, or delete that folder"
+        )
+    distributed.barrier()  # all have looked before process 0 changes anything
+    done: set[int] = partial.join() if distributed.is_main() else set()
+    done = distributed.from_main(done)
+    if done:
+        get_logger().info("going on with an interrupted evaluation: %d of %d images are done", len(done), num_images)
+    partial.begin(distributed.rank())
+    return done
+
+
+def _tracked(cfg: CfgNode, loader: TestLoader) -> Iterable[Sample]:
+    name = cfg.DATASET.TEST_SET
+    return track(loader, name, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main())

@@ -1,0 +1,265 @@
+"""From the counts of a split to what they say: near edges, by size, about the confidence, about the seeds.
+
+Shapes: ``K`` classes, ``D`` distances, ``W`` boundary widths, ``N`` bins. All shares are in ``[0, 1]``, NaN where there
+was nothing to be counted. Dictionaries are by prediction name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from ovenet.evaluation.metrics import mean_of_present, ratio
+from ovenet.evaluation.tally import BOUNDARY_RATIOS, DISTANCES_PX, LENGTHS_PX, Tally
+
+SEGMENT_SIZES = ("small", "medium", "large")
+NUM_RELIABILITY_BINS = 15  # as Guo et al. (2017) take
+_NUM_RISK_POINTS = 101
+
+
+@dataclass(frozen=True)
+class BoundaryScores:
+    """How well boundaries are met.
+
+    Attributes:
+        ratios: ``W`` widths as shares of the image's diagonal.
+        iou: ``(W, K)`` Boundary IoU (Cheng et al., 2021).
+        f_score: ``(W, K)`` harmonic mean of the share of predicted contour pixels with a contour pixel of the label
+            within the width, and of the converse; counts of all images together.
+        mean_iou: ``(W,)`` over the classes with labelled pixels.
+        mean_f_score: ``(W,)`` over the classes with labelled contours.
+    """
+
+    ratios: tuple[float, ...]
+    iou: dict[str, np.ndarray]
+    f_score: dict[str, np.ndarray]
+    mean_iou: dict[str, np.ndarray]
+    mean_f_score: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class EdgeCurve:
+    """Scores by the distance to the nearest edge between two labels.
+
+    Attributes:
+        distances_px: upper ends of the bands, the last one infinite.
+        pixels: ``(D,)`` pixels in each band.
+        mean_iou: ``(D,)`` mIoU of the pixels in each band alone.
+        accuracy: ``(D,)`` share of them that is right.
+        trimap_iou: ``(D,)`` mIoU of all pixels up to each distance (Kohli et al., 2009).
+    """
+
+    distances_px: tuple[float, ...]
+    pixels: np.ndarray
+    mean_iou: dict[str, np.ndarray]
+    accuracy: dict[str, np.ndarray]
+    trimap_iou: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SegmentScores:
+    """Scores by the size of the label's connected regions.
+
+    Attributes:
+        sizes: names, from small to large.
+        num_segments: of each size.
+        recall: share of their pixels that is right, by size.
+        mean_recall: the same per class, averaged over the classes.
+        found: share of the segments of which more than half is right.
+    """
+
+    sizes: tuple[str, ...]
+    num_segments: np.ndarray
+    recall: dict[str, np.ndarray]
+    mean_recall: dict[str, np.ndarray]
+    found: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the confidence says against whether the seed has the pixel's class.
+
+    Attributes:
+        expected_error: expected calibration error over bins of equal width.
+        bin_confidence: ``(N,)`` mean confidence of each bin.
+        bin_accuracy: ``(N,)`` share of seeds of the right class in each bin.
+        bin_pixels: ``(N,)``.
+        coverage: share of the pixels kept, those of highest confidence first.
+        risk: share of seeds of another class among them.
+        area_under_risk: of the risk over the coverage, 0 to 1; smaller is better.
+    """
+
+    expected_error: float
+    bin_confidence: np.ndarray
+    bin_accuracy: np.ndarray
+    bin_pixels: np.ndarray
+    coverage: np.ndarray
+    risk: np.ndarray
+    area_under_risk: float
+
+
+@dataclass(frozen=True)
+class SeedScores:
+    """What the seeds contribute.
+
+    Attributes:
+        right_class: share of seeds that lie on the pixel's class.
+        right_class_where_wrong: the same among the pixels that S_i has wrong.
+        corrected: share of the pixels that S_i has wrong and S_s, or S_f, has right.
+        broken: share of the pixels that S_i has right and S_s, or S_f, has wrong.
+        right_class_by_distance: ``(D,)``, bands as in `EdgeCurve`.
+        corrected_by_distance: ``(D,)`` by S_f.
+        broken_by_distance: ``(D,)`` by S_f.
+        lengths_px: upper ends of the bins, the last one infinite.
+        length_pixels: ``(N,)`` pixels whose offset is as long.
+    """
+
+    right_class: float
+    right_class_where_wrong: float
+    corrected: dict[str, float]
+    broken: dict[str, float]
+    right_class_by_distance: np.ndarray
+    corrected_by_distance: np.ndarray
+    broken_by_distance: np.ndarray
+    lengths_px: tuple[float, ...]
+    length_pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Details:
+    """All that goes beyond the scores of whole images; the last two are None for a baseline."""
+
+    boundaries: BoundaryScores
+    edges: EdgeCurve
+    segments: SegmentScores
+    calibration: Calibration | None
+    seeds: SeedScores | None
+
+
+def details_from_tally(tally: Tally) -> Details:
+    """What a detailed tally says, once it holds the counts of all processes."""
+    counts, names = tally.counts, tally.prediction_names
+    present = _numpy(counts["confusion"]).sum(axis=(0, 1, 2, 4)) > 0
+    return Details(
+        boundaries=boundary_scores(_by_name(counts["inner_band"], names), _by_name(counts["contour"], names), present),
+        edges=edge_curve(_by_name(counts["confusion"].sum(dim=0), names)),
+        segments=segment_scores(_by_name(counts["segments"], names)),
+        calibration=calibration(_numpy(counts["confidence"])) if tally.has_seed else None,
+        seeds=seed_scores(_numpy(counts["seed"]), _numpy(counts["length"])) if tally.has_seed else None,
+    )
+
+
+def _numpy(counts: Tensor) -> np.ndarray:
+    return counts.cpu().numpy()
+
+
+def _by_name(counts: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    return dict(zip(names, _numpy(counts), strict=True))
+
+
+def boundary_scores(
+    inner_bands: Mapping[str, np.ndarray], contours: Mapping[str, np.ndarray], present: np.ndarray
+) -> BoundaryScores:
+    """From ``inner_band`` and ``contour`` of a tally; `present` ``(K,)`` tells the classes with labelled pixels."""
+    iou, f_score = {}, {}
+    for name, table in inner_bands.items():
+        both, label, predicted = np.moveaxis(table, -1, 0)
+        iou[name] = ratio(both, label + predicted - both, present[None])
+    for name, table in contours.items():
+        matched, predicted, found, label = np.moveaxis(table, -1, 0)
+        precision, recall = ratio(matched, predicted), ratio(found, label)
+        f = ratio(2 * precision * recall, precision + recall)
+        f_score[name] = np.where(label > 0, np.nan_to_num(f), np.nan)  # no true match at all is an F-score of 0
+    return BoundaryScores(BOUNDARY_RATIOS, iou, f_score, _means(iou), _means(f_score))
+
+
+def _means(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: np.array([mean_of_present(row) for row in rows]) for name, rows in scores.items()}
+
+
+def edge_curve(confusion: Mapping[str, np.ndarray]) -> EdgeCurve:
+    """From ``confusion`` of a tally, ``(D, K, K)`` each."""
+    mean_iou, accuracy, trimap = {}, {}, {}
+    for name, tables in confusion.items():
+        mean_iou[name] = np.array([_mean_iou(table) for table in tables])
+        accuracy[name] = ratio(np.trace(tables, axis1=1, axis2=2), tables.sum(axis=(1, 2)))
+        trimap[name] = np.array([_mean_iou(table) for table in tables.cumsum(axis=0)])
+    pixels = next(iter(confusion.values())).sum(axis=(1, 2))
+    return EdgeCurve((*DISTANCES_PX, float("inf")), pixels, mean_iou, accuracy, trimap)
+
+
+def _mean_iou(table: np.ndarray) -> float:
+    right, labelled = table.diagonal(), table.sum(axis=1)
+    return mean_of_present(ratio(right, labelled + table.sum(axis=0) - right, labelled > 0))
+
+
+def segment_scores(counts: Mapping[str, np.ndarray]) -> SegmentScores:
+    """From ``segments`` of a tally, ``(sizes, K, 4)`` each."""
+    total = {name: table.sum(axis=1) for name, table in counts.items()}
+    return SegmentScores(
+        sizes=SEGMENT_SIZES,
+        num_segments=next(iter(total.values()))[:, 3],
+        recall={name: ratio(table[:, 0], table[:, 1]) for name, table in total.items()},
+        mean_recall=_means({name: ratio(table[..., 0], table[..., 1]) for name, table in counts.items()}),
+        found={name: ratio(table[:, 2], table[:, 3]) for name, table in total.items()},
+    )
+
+
+def calibration(counts: np.ndarray) -> Calibration:
+    """Calibration and selective risk of the confidence.
+
+    Args:
+        counts: ``(2, levels)`` pixels whose seed is wrong, and right, at each level of confidence from 0 to 1.
+    """
+    levels = counts.shape[1]
+    confidence = np.arange(levels) / (levels - 1)
+    pixels, right = counts.sum(axis=0), counts[1]
+    bins = np.minimum((confidence * NUM_RELIABILITY_BINS).astype(int), NUM_RELIABILITY_BINS - 1)
+    bin_pixels = np.bincount(bins, weights=pixels, minlength=NUM_RELIABILITY_BINS)
+    bin_confidence = ratio(np.bincount(bins, weights=pixels * confidence, minlength=NUM_RELIABILITY_BINS), bin_pixels)
+    bin_accuracy = ratio(np.bincount(bins, weights=right, minlength=NUM_RELIABILITY_BINS), bin_pixels)
+    total = pixels.sum()
+    gap = np.nan_to_num(np.abs(bin_accuracy - bin_confidence))
+    kept, wrong = pixels[::-1].cumsum(), counts[0, ::-1].cumsum()
+    is_point = pixels[::-1] > 0
+    coverage, risk = kept[is_point] / max(total, 1), ratio(wrong[is_point], kept[is_point])
+    shown = np.linspace(0, 1, _NUM_RISK_POINTS)[1:]
+    return Calibration(
+        expected_error=float((gap * bin_pixels).sum() / total) if total else float("nan"),
+        bin_confidence=bin_confidence,
+        bin_accuracy=bin_accuracy,
+        bin_pixels=bin_pixels.astype(np.int64),
+        coverage=shown,
+        risk=np.interp(shown, coverage, risk) if total else np.full_like(shown, np.nan),
+        # Pixels of one level are kept together, so that the risk is the level's for all of them.
+        area_under_risk=float((risk * np.diff(coverage, prepend=0.0)).sum()) if total else float("nan"),
+    )
+
+
+def seed_scores(counts: np.ndarray, lengths: np.ndarray) -> SeedScores:
+    """From ``seed`` ``(D, 3, 2, 2, 2)`` and ``length`` of a tally."""
+    known = counts[:, :2]  # seeds on a label
+    class_by_initial = known.sum(axis=(3, 4))  # (D, seed's class, S_i right)
+    right_by_distance = ratio(class_by_initial[:, 1].sum(axis=1), class_by_initial.sum(axis=(1, 2)))
+    totals = class_by_initial.sum(axis=0)
+    after = {"seed": counts.sum(axis=(1, 4)), "fused": counts.sum(axis=(1, 3))}  # (D, S_i right, it is right)
+    whole = {name: table.sum(axis=0) for name, table in after.items()}
+    fused = after["fused"]
+    return SeedScores(
+        right_class=_share(totals[1].sum(), totals.sum()),
+        right_class_where_wrong=_share(totals[1, 0], totals[:, 0].sum()),
+        corrected={name: _share(table[0, 1], table[0].sum()) for name, table in whole.items()},
+        broken={name: _share(table[1, 0], table[1].sum()) for name, table in whole.items()},
+        right_class_by_distance=right_by_distance,
+        corrected_by_distance=ratio(fused[:, 0, 1], fused[:, 0].sum(axis=1)),
+        broken_by_distance=ratio(fused[:, 1, 0], fused[:, 1].sum(axis=1)),
+        lengths_px=(*LENGTHS_PX, float("inf")),
+        length_pixels=lengths,
+    )
+
+
+def _share(part: np.integer, whole: np.integer) -> float:
+    return float(part / whole) if whole else float("nan")

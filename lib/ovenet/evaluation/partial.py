@@ -1,0 +1,141 @@
+"""What an interrupted evaluation has counted, so that the next one can go on.
+
+Each process keeps a file of counts and a file with a line per counted image. The counts are only as good as the lines
+that they say they cover; later lines are dropped and their images are evaluated again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ovenet.evaluation.tally import Tally
+
+FOLDER = "unfinished"
+_SETTINGS = "settings.json"
+
+
+class PartialEvaluation:
+    """The folder of an evaluation that is not finished.
+
+    Args:
+        folder: where it lies; made when there is something to keep.
+        settings: what the counts depend on; they must be the same to go on.
+        interval_s: seconds between two saves.
+
+    Attributes:
+        joined: counts that `join` found, on the process that called it.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, interval_s: float = 30.0):
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))
+        self.interval_s = interval_s
+        self.joined: dict[str, Tensor] = {}
+        self._name = ""
+        self._num_lines = 0
+        self._saved_at = 0.0
+
+    def exists(self) -> bool:
+        """Whether an interrupted evaluation left any counts."""
+        return any(self.folder.glob("*.pth"))
+
+    def check_settings(self) -> None:
+        """Refuses to go on with counts of another model or other settings.
+
+        Raises:
+            ValueError: names the first difference.
+        """
+        found = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))
+        for key in sorted({*found, *self.settings}):
+            if found.get(key) != self.settings.get(key):
+                raise ValueError(
+                    f"{self.folder}: was begun with {key} {found.get(key)!r}, now it is {self.settings.get(key)!r}; "
+                    "set it back, or delete that folder to start over"
+                )
+
+    def join(self) -> set[int]:
+        """Makes one pair of files of those of all processes so far; called by process 0 alone.
+
+        Returns:
+            The images' places in the list; `joined` then holds what they counted.
+
+        Raises:
+            ValueError: see `check_settings`.
+        """
+        if not self.exists():
+            self.remove()  # lines without counts
+            return set()
+        self.check_settings()
+        parts = sorted((self._read(path) for path in self.folder.glob("*.pth")), key=lambda part: -len(part[1]))
+        records: dict[int, dict[str, Any]] = {}
+        for counts, own in parts:
+            if all(record["index"] in records for record in own):
+                continue  # joined before, but the program ended before it could be deleted
+            self.joined = {name: table + self.joined.get(name, 0) for name, table in counts.items()}
+            records |= {record["index"]: record for record in own}
+        old = [path for path in self.folder.iterdir() if path.suffix in (".pth", ".jsonl")]
+        number = 1 + max(int(path.stem.split("_")[0]) for path in old)
+        lines = [json.dumps(records[index], ensure_ascii=False) + "\n" for index in sorted(records)]
+        (self.folder / f"{number}_joined.jsonl").write_text("".join(lines), encoding="utf-8")
+        _save(self.folder / f"{number}_joined.pth", self.joined, len(lines))
+        for path in old:
+            path.unlink()
+        return set(records)
+
+    def begin(self, rank: int) -> None:
+        """Opens this process's files, after `join`."""
+        numbers = [int(path.stem.split("_")[0]) for path in self.folder.glob("*.pth")] if self.folder.exists() else []
+        self._name = f"{1 + max(numbers, default=0)}_{rank}"
+        self._num_lines = 0
+        self._saved_at = monotonic()
+
+    def add(self, record: Mapping[str, Any], tally: Tally) -> None:
+        """Notes an image that `tally` has counted, and now and then saves the counts.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        if not self._num_lines:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            settings = self.folder / _SETTINGS
+            if not settings.exists():
+                settings.write_text(json.dumps(self.settings, indent=2), encoding="utf-8")
+        with (self.folder / f"{self._name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._num_lines += 1
+        if monotonic() - self._saved_at >= self.interval_s:
+            self.save(tally)
+
+    def save(self, tally: Tally) -> None:
+        """Writes the counts of this process."""
+        if self._num_lines:
+            _save(self.folder / f"{self._name}.pth", tally.counts, self._num_lines)
+        self._saved_at = monotonic()
+
+    def records(self) -> list[dict[str, Any]]:
+        """Of all processes, in the order of the list, once all have saved."""
+        found = {r["index"]: r for path in self.folder.glob("*.pth") for r in self._read(path)[1]}
+        return [found[index] for index in sorted(found)]
+
+    def remove(self) -> None:
+        """Deletes the folder, when the evaluation is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()[: state["num_lines"]]
+        return state["counts"], [json.loads(line) for line in lines]
+
+
+def _save(path: Path, counts: Mapping[str, Tensor], num_lines: int) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    torch.save({"counts": {name: table.cpu() for name, table in counts.items()}, "num_lines": num_lines}, unfinished)
+    unfinished.replace(path)

@@ -1,0 +1,206 @@
+"""The integer counts of a split, from which all scores follow.
+
+Shapes: ``P`` predictions, ``K`` classes, ``D`` bands of distance to the nearest label edge. Whole numbers add up to the
+same sum in any order, so that the scores do not depend on how the images were dealt out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovenet.data.info import DatasetInfo
+from ovenet.evaluation import boundaries
+from ovenet.evaluation.boundaries import VOID
+from ovenet.evaluation.inference import Prediction
+from ovenet.evaluation.metrics import confusion_counts
+from ovenet.geometry import lookup_labels, seed_position
+from ovenet.utils import distributed
+
+BOUNDARY_RATIOS = (
+    0.005,
+    0.01,
+    0.02,
+)  # widths as shares of the diagonal; Cityscapes takes the first, COCO the last
+DISTANCES_PX = (1, 2, 4, 8, 16, 32, 64)  # upper ends of the distance bands; the last band is all beyond
+SEGMENT_AREAS_PX = (32**2, 96**2)  # where small ends and large begins, as for COCO's objects
+LENGTHS_PX = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # upper ends of the offset lengths; the last bin is all beyond
+CONFIDENCE_LEVELS = 2**16  # steps in which the confidence is counted
+_UNKNOWN = 2  # the seed lies on a pixel without a label
+
+# A pixel's distance is 1 on a label's contour; the table is read with the distance to the contour, rounded up.
+_DISTANCE_BAND = np.searchsorted(DISTANCES_PX, np.arange(DISTANCES_PX[-1] + 1) + 1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """What one image added.
+
+    Attributes:
+        confusion: ``(P, K, K)`` int64.
+        seed: ``(2, 2, 2)`` int64 pixels by whether S_i, S_s and S_f are right; None for a baseline.
+    """
+
+    confusion: np.ndarray
+    seed: np.ndarray | None
+
+
+class Tally:
+    """Counts that grow image by image; its memory does not.
+
+    Args:
+        info: classes and conditions.
+        prediction_names: the same on every process.
+        ignore_label: label of the pixels that do not count.
+        detailed: count more than the confusion of classes.
+        device: where confusion is counted.
+
+    Attributes:
+        counts: int64 by name. ``confusion`` is ``(1 + conditions, P, D, K, K)`` with the images of no condition first;
+            all others are of the whole split, see `_empty_details`.
+    """
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        prediction_names: tuple[str, ...],
+        *,
+        ignore_label: int,
+        detailed: bool,
+        device: torch.device,
+    ):
+        self.info = info
+        self.prediction_names = prediction_names
+        self.ignore_label = ignore_label
+        self.detailed = detailed
+        self.has_seed = "seed" in prediction_names
+        self._groups = (None, *info.conditions)
+        num_bands = len(DISTANCES_PX) + 1 if detailed else 1
+        k = info.num_classes
+        shape = (len(self._groups), len(prediction_names), num_bands, k, k)
+        self.counts = {"confusion": torch.zeros(shape, dtype=torch.int64, device=device)}
+        if detailed:
+            self.counts |= self._empty_details(device)
+
+    def _empty_details(self, device: torch.device) -> dict[str, Tensor]:
+        num_predictions, k, num_widths = len(self.prediction_names), self.info.num_classes, len(BOUNDARY_RATIOS)
+        shapes: dict[str, tuple[int, ...]] = {
+            "inner_band": (num_predictions, num_widths, k, 3),  # see inner_band_counts
+            "contour": (num_predictions, num_widths, k, 4),  # see contour_matches
+            # by size and class: right pixels, pixels, segments found (more than half right), segments
+            "segments": (num_predictions, len(SEGMENT_AREAS_PX) + 1, k, 4),
+        }
+        if self.has_seed:
+            # by distance, seed's class (0 another one, 1 the pixel's, 2 no label), and S_i, S_s, S_f right
+            shapes["seed"] = (len(DISTANCES_PX) + 1, 3, 2, 2, 2)
+            shapes["confidence"] = (2, CONFIDENCE_LEVELS)  # by whether the seed's class is the pixel's
+            shapes["length"] = (len(LENGTHS_PX) + 1,)
+        return {name: torch.zeros(shape, dtype=torch.int64, device=device) for name, shape in shapes.items()}
+
+    def add(self, labels: np.ndarray, prediction: Prediction, name: str) -> ImageCounts:
+        """Counts one image.
+
+        Args:
+            labels: ``(H, W)`` train ids.
+            prediction: of the same size; with offset and confidence where seeds are counted.
+            name: the image's path, which tells its condition.
+        """
+        predicted = [prediction.labels[n] for n in self.prediction_names]
+        true = np.where(labels == self.ignore_label, np.int16(VOID), labels.astype(np.int16, copy=False))
+        bands = None
+        if self.detailed:
+            contour = boundaries.contour_mask(true)
+            bands = _DISTANCE_BAND[np.minimum(np.ceil(boundaries.distance_to(contour)), DISTANCES_PX[-1]).astype(int)]
+        confusion = self._count_confusion(predicted, labels, bands, name)
+        if bands is None:
+            return ImageCounts(confusion.cpu().numpy(), None)
+        maps = [np.where(true == VOID, np.int16(VOID), p.cpu().numpy().astype(np.int16)) for p in predicted]
+        self._count_boundaries(true, contour, maps)
+        self._count_segments(true, maps)
+        joint = self._count_seeds(true, maps, bands, prediction) if self.has_seed else None
+        return ImageCounts(confusion.cpu().numpy(), joint)
+
+    def all_sum(self) -> None:
+        """Adds the counts of all processes, in one reduction."""
+        flat = distributed.all_sum(torch.cat([table.flatten() for table in self.counts.values()]))
+        parts = flat.split([table.numel() for table in self.counts.values()])
+        self.counts = {
+            name: part.view_as(table) for (name, table), part in zip(self.counts.items(), parts, strict=True)
+        }
+
+    def merge(self, counts: Mapping[str, Tensor]) -> None:
+        """Adds the counts of another tally of the same make, or none of them."""
+        for name, table in counts.items():
+            self.counts[name] += table.to(self.counts[name].device)
+
+    def _count_confusion(
+        self, predicted: list[Tensor], labels: np.ndarray, bands: np.ndarray | None, name: str
+    ) -> Tensor:
+        """Adds to ``confusion``; returns the image's own ``(P, K, K)``."""
+        tables = self.counts["confusion"][self._groups.index(self.info.condition_of(name))]
+        device = tables.device
+        on_device = torch.from_numpy(labels).to(device)
+        band = None if bands is None else torch.from_numpy(bands).to(device)
+        options = {"ignore_label": self.ignore_label, "bands": band, "num_bands": tables.shape[1]}
+        own = torch.stack(
+            [confusion_counts(p.to(device), on_device, self.info.num_classes, **options) for p in predicted]
+        ).view_as(tables)
+        tables += own
+        return own.sum(dim=1)
+
+    def _count_boundaries(self, true: np.ndarray, contour: np.ndarray, maps: list[np.ndarray]) -> None:
+        widths, k = boundaries.boundary_widths(true.shape, BOUNDARY_RATIOS), self.info.num_classes
+        true_band = boundaries.inner_band(true, widths)
+        for index, predicted in enumerate(maps):
+            band = boundaries.inner_band(predicted, widths)
+            self._add("inner_band", index, boundaries.inner_band_counts(true, true_band, predicted, band, k))
+            self._add("contour", index, boundaries.contour_matches(true, contour, predicted, widths, k))
+
+    def _count_segments(self, true: np.ndarray, maps: list[np.ndarray]) -> None:
+        segments, classes = boundaries.segment_map(true, self.info.num_classes)
+        areas = np.bincount(segments.ravel(), minlength=len(classes))
+        size = np.searchsorted(SEGMENT_AREAS_PX, areas, side="right")
+        cell = (size * self.info.num_classes + classes)[1:]  # number 0 is void
+        shape = self.counts["segments"].shape[1:3]
+        for index, predicted in enumerate(maps):
+            right = np.bincount(segments[predicted == true], minlength=len(classes))[1:]
+            columns = (right, areas[1:], 2 * right > areas[1:], np.ones_like(right))
+            table = [np.bincount(cell, weights=column, minlength=shape[0] * shape[1]) for column in columns]
+            self._add("segments", index, np.stack(table, axis=-1).reshape(*shape, 4))
+
+    def _count_seeds(
+        self, true: np.ndarray, maps: list[np.ndarray], bands: np.ndarray, prediction: Prediction
+    ) -> np.ndarray:
+        """Adds to ``seed``, ``confidence`` and ``length``; returns the image's pixels by what is right."""
+        assert prediction.offset is not None
+        assert prediction.confidence is not None
+        offset = prediction.offset.cpu()
+        at_seed = lookup_labels(torch.from_numpy(true)[None], seed_position(offset[None]))[0].numpy()
+        has_class = true != VOID
+        target = np.where(at_seed == VOID, np.uint8(_UNKNOWN), at_seed == true)
+        code = bands.astype(np.int32) * 3 + target
+        for predicted in maps:
+            code = code * 2 + (predicted == true)
+        shape = self.counts["seed"].shape
+        joint = np.bincount(code[has_class], minlength=self.counts["seed"].numel()).reshape(shape)
+        self._add("seed", (), joint)
+
+        level = (prediction.confidence[0].cpu() * (CONFIDENCE_LEVELS - 1)).round_().to(torch.int32).numpy()
+        known = has_class & (target != _UNKNOWN)
+        level = level[known] + CONFIDENCE_LEVELS * target[known].astype(np.int32)
+        self._add("confidence", (), np.bincount(level, minlength=2 * CONFIDENCE_LEVELS).reshape(2, -1))
+
+        spans = torch.tensor(true.shape[::-1]).sub(1).div(2).view(2, 1, 1)
+        length = (offset * spans).square_().sum(dim=0)  # squared, in pixels of the image
+        edges = torch.tensor(LENGTHS_PX, dtype=length.dtype).square()
+        lengths = torch.bucketize(length[torch.from_numpy(has_class)], edges)
+        self._add("length", (), np.bincount(lengths.numpy(), minlength=len(LENGTHS_PX) + 1))
+        return joint.sum(axis=(0, 1))
+
+    def _add(self, name: str, index: int | tuple[()], counts: np.ndarray) -> None:
+        table = self.counts[name][index]
+        table += torch.from_numpy(counts.astype(np.int64)).to(table.device)

@@ -1,0 +1,146 @@
+"""What the report's gallery shows of an image, small enough that hundreds fit into one file.
+
+Maps of classes are shown at the size of the photograph; offsets, confidence and scores lie on a coarser grid. All are
+WebP images without loss, whose channels hold numbers:
+
+    label, initial, seed, fused     train id, `VOID_ID` for none
+    offset                          x and y as 12-bit numbers: upper 8 bits of x, of y, then the lower 4 of both
+    confidence                      0 to 255
+    classes and shares              the three best classes of a prediction, and their shares of the score, 0 to 255
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ovenet.data.transforms import resize_image, resize_labels, scaled_size
+from ovenet.evaluation.inference import Prediction, thinning
+from ovenet.structures import Sample
+
+VOID_ID = 255
+OFFSET_SPAN = 2.0  # offsets are within ±2: the image spans 2
+NUM_BEST = 3
+MAX_IMAGES = 500
+_PHOTO_SIDE = 384
+_PHOTO_QUALITY = 75
+_OFFSET_STEPS = 4095
+
+
+def grid_side(num_images: int) -> int:
+    """Longest side of the coarse grid: the fewer images there are, the finer it may be."""
+    return 96 if num_images > 200 else 128 if num_images > 80 else 192
+
+
+def picture_data(sample: Sample, prediction: Prediction, num_classes: int, *, side: int) -> dict[str, Any]:
+    """Everything the gallery shows of one image.
+
+    Args:
+        sample: the image and, where there is one, its label.
+        prediction: with ``scores`` thinned to `side`; offset and confidence may be None.
+        num_classes: ``K``, at most 255.
+        side: longest side of the coarse grid, in pixels.
+    """
+    height, width = sample.image.shape[:2]
+    size = scaled_size((height, width), min(_PHOTO_SIDE, max(height, width)))
+    photo = cv2.resize(sample.image, size[::-1], interpolation=cv2.INTER_AREA) if size[0] < height else sample.image
+    stride = thinning((height, width), side)
+    data: dict[str, Any] = {
+        "size": [height, width],
+        "stride": stride,
+        "photo": encode_webp(resize_image(photo, size), lossless=False),
+        "maps": {name: _class_map(labels.cpu().numpy(), size) for name, labels in prediction.labels.items()},
+        "best": {name: _best_classes(scores) for name, scores in prediction.scores.items() if name != "seed"},
+    }
+    if sample.labels is not None:
+        is_class = (sample.labels >= 0) & (sample.labels < num_classes)
+        data["maps"]["label"] = _class_map(np.where(is_class, sample.labels, VOID_ID), size)
+    if prediction.offset is not None:
+        data["offset"] = _offset_map(prediction.offset[:, ::stride, ::stride])
+        confidence = prediction.confidence[0, ::stride, ::stride].mul(255).round().to(torch.uint8)
+        data["confidence"] = encode_webp(confidence.cpu().numpy())
+    return data
+
+
+def _class_map(labels: np.ndarray, size: tuple[int, int]) -> str:
+    return encode_webp(resize_labels(labels.astype(np.int16), size).astype(np.uint8))
+
+
+def _offset_map(offset: Tensor) -> str:
+    """``(2, h, w)`` normalised ``(x, y)``."""
+    share = (offset.cpu().double().numpy() + OFFSET_SPAN) / (2 * OFFSET_SPAN)
+    x, y = np.clip(np.rint(share * _OFFSET_STEPS), 0, _OFFSET_STEPS).astype(np.int32)
+    return encode_webp(np.stack((x >> 4, y >> 4, (x & 15) << 4 | (y & 15)), axis=-1).astype(np.uint8))
+
+
+def _best_classes(scores: Tensor) -> dict[str, str]:
+    """``(K, h, w)`` to the best classes and their shares."""
+    shares = scores / scores.sum(dim=0, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    best = shares.topk(min(NUM_BEST, len(shares)), dim=0)
+    classes, values = (t.permute(1, 2, 0).cpu() for t in (best.indices, best.values.mul(255).round()))
+    missing = NUM_BEST - classes.shape[-1]
+    padded = [np.pad(t.numpy().astype(np.uint8), ((0, 0), (0, 0), (0, missing))) for t in (classes, values)]
+    return {"classes": encode_webp(padded[0]), "shares": encode_webp(padded[1])}
+
+
+def encode_webp(pixels: np.ndarray, *, lossless: bool = True) -> str:
+    """Base64 of ``(H, W)`` or ``(H, W, 3)`` uint8; grey values are repeated in all channels."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    image.save(buffer, "WEBP", lossless=lossless, quality=100 if lossless else _PHOTO_QUALITY, method=4, exact=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """Where the pictures of the image with this place in the list lie."""
+    return folder / "gallery" / f"{index}.json"
+
+
+def save_picture_data(data: Mapping[str, Any], path: Path) -> None:
+    """Writes one image's pictures, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def choose_images(records: Sequence[Mapping[str, Any]], limit: int = MAX_IMAGES) -> list[Mapping[str, Any]]:
+    """The images that the gallery shows, in the order of the list.
+
+    Where there are too many, a third are those with the lowest mIoU of S_f, a third those that the seeds changed most,
+    and the others are spread evenly over the list.
+    """
+    if len(records) <= limit:
+        return list(records)
+    by_iou = sorted(records, key=lambda record: _or(record["scores"]["fused"]["mean_iou"], 2.0))
+    by_change = sorted(records, key=lambda record: -(_or(record.get("changed"), 0.0)))
+    chosen = {record["index"] for ranked in (by_iou, by_change) for record in ranked[: limit // 3]}
+    rest = [record["index"] for record in records if record["index"] not in chosen]
+    positions = np.linspace(0, len(rest) - 1, limit - len(chosen)).round().astype(int)
+    chosen |= {rest[position] for position in positions}
+    return [record for record in records if record["index"] in chosen]
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of an ``images.jsonl``."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Writes an ``images.jsonl``: one line per image, in the order of the list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")

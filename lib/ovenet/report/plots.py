@@ -1,0 +1,210 @@
+"""The report's plots, by matplotlib, as SVG text.
+
+Runs differ by colour and predictions by line style, so that neither is told by colour alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ovenet.evaluation.writers import SYMBOLS
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = {"initial": ":", "seed": "--", "fused": "-"}
+_MAX_CLASSES_NAMED = 40
+_STYLE = {
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: it can be searched, and the file is small
+    "svg.hashsalt": "ovenet",  # equal plots are equal files
+}
+
+Run = Mapping[str, Any]
+
+
+def to_svg(figure: Figure) -> str:
+    """An ``<svg>`` element that scales to the width of the page."""
+    text = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(5.2, 3.4))
+        axes = figure.add_subplot(title=title, xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes) -> str:
+    if axes.get_legend_handles_labels()[0]:
+        with matplotlib.rc_context(_STYLE):
+            axes.legend(fontsize=8)
+    return to_svg(figure)
+
+
+def _line(axes: Axes, x: Sequence[Any], y: Sequence[float | None], *, run: int, label: str, style: str = "-") -> None:
+    values = [float("nan") if value is None else value for value in y]
+    axes.plot(x, values, style, marker=".", color=COLORS[run % len(COLORS)], label=label)
+
+
+def _label(runs: Sequence[Run], run: int, text: str) -> str:
+    return f"{runs[run]['name']}: {text}" if len(runs) > 1 else text
+
+
+def edge_plot(runs: Sequence[Run], key: str, title: str) -> str:
+    """One of the curves of `EdgeCurve`, of every prediction.
+
+    Args:
+        runs: each with ``name`` and ``details``.
+        key: ``mean_iou``, ``accuracy`` or ``trimap_iou``.
+        title: above the plot.
+    """
+    figure, axes = _axes(title, "distance to the nearest label edge, pixels", "share")
+    for index, run in enumerate(runs):
+        edges = run["details"]["edges"]
+        for name, values in edges[key].items():
+            ticks = range(len(values))
+            _line(axes, ticks, values, run=index, label=_label(runs, index, SYMBOLS[name]), style=_STYLES[name])
+    axes.set_xticks(*_band_ticks(edges["distances_px"], cumulative=key == "trimap_iou"))
+    return _finish(figure, axes)
+
+
+def _band_ticks(ends: Sequence[float | None], *, cumulative: bool = False) -> tuple[range, list[str]]:
+    """Positions and names of bands that are given by their upper ends, the last one None."""
+    last = "all" if cumulative else f"> {ends[-2]}"
+    return range(len(ends)), [*(f"≤ {end}" for end in ends[:-1]), last]
+
+
+def boundary_plot(runs: Sequence[Run], key: str, title: str) -> str:
+    """``mean_iou`` or ``mean_f_score`` of `BoundaryScores` by width."""
+    figure, axes = _axes(title, "width, % of the image's diagonal", "share")
+    for index, run in enumerate(runs):
+        scores = run["details"]["boundaries"]
+        widths = [100 * ratio for ratio in scores["ratios"]]
+        for name, values in scores[key].items():
+            _line(axes, widths, values, run=index, label=_label(runs, index, SYMBOLS[name]), style=_STYLES[name])
+    return _finish(figure, axes)
+
+
+def seed_plot(runs: Sequence[Run]) -> str:
+    """What the seeds do by distance to the nearest edge."""
+    figure, axes = _axes("Seeds by distance to the nearest label edge", "distance, pixels", "share")
+    styles = {
+        "right_class_by_distance": ("seed has the pixel's class", "-"),
+        "corrected_by_distance": ("of wrong pixels corrected", "--"),
+        "broken_by_distance": ("of right pixels broken", ":"),
+    }
+    for index, run in enumerate(runs):
+        for key, (text, style) in styles.items():
+            values = run["details"]["seeds"][key]
+            _line(axes, range(len(values)), values, run=index, label=_label(runs, index, text), style=style)
+    axes.set_xticks(*_band_ticks(runs[0]["details"]["edges"]["distances_px"]))
+    return _finish(figure, axes)
+
+
+def length_plot(runs: Sequence[Run]) -> str:
+    """How long the offsets are."""
+    figure, axes = _axes("Length of the offsets", "pixels", "share of the pixels")
+    width = 0.8 / len(runs)
+    for index, run in enumerate(runs):
+        pixels = np.array(run["details"]["seeds"]["length_pixels"], dtype=np.float64)
+        x = np.arange(len(pixels)) + width * (index - (len(runs) - 1) / 2)
+        axes.bar(x, pixels / max(pixels.sum(), 1), width, color=COLORS[index % len(COLORS)], label=run["name"])
+    axes.set_xticks(*_band_ticks(runs[0]["details"]["seeds"]["lengths_px"]), rotation=45)
+    return _finish(figure, axes)
+
+
+def reliability_plot(runs: Sequence[Run]) -> str:
+    """Share of right seeds against the confidence."""
+    title = "Reliability: does the confidence say how often the seed is right?"
+    figure, axes = _axes(title, "confidence", "share of seeds of the pixel's class")
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    for index, run in enumerate(runs):
+        calibration = run["details"]["calibration"]
+        points = zip(calibration["bin_confidence"], calibration["bin_accuracy"], strict=True)
+        x, y = zip(*((a, b) for a, b in points if a is not None), strict=True)
+        error = f"expected calibration error {100 * calibration['expected_error']:.1f} %"
+        _line(axes, x, y, run=index, label=_label(runs, index, error))
+    return _finish(figure, axes)
+
+
+def risk_plot(runs: Sequence[Run]) -> str:
+    """Risk over coverage."""
+    figure, axes = _axes(
+        "Risk: seeds of another class, surest first", "share of the pixels kept", "share of wrong seeds"
+    )
+    for index, run in enumerate(runs):
+        calibration = run["details"]["calibration"]
+        area = f"area {calibration['area_under_risk']:.4f}"
+        values = [float("nan") if value is None else value for value in calibration["risk"]]
+        color = COLORS[index % len(COLORS)]
+        axes.plot(calibration["coverage"], values, color=color, label=_label(runs, index, area))
+    axes.set_ylim(bottom=0)
+    return _finish(figure, axes)
+
+
+def training_plot(runs: Sequence[Run], points: Sequence[Sequence[Mapping[str, Any]]], kind: str, names: Mapping) -> str:
+    """Curves from the training log.
+
+    Args:
+        runs: for their names.
+        points: the lines of each run's ``log.jsonl``.
+        kind: ``train`` or ``val``.
+        names: what to show, and what to call it.
+    """
+    title = "Training loss" if kind == "train" else "mIoU on the validation list"
+    figure, axes = _axes(title, "iteration", "loss" if kind == "train" else "share")
+    styles = ("-", "--", ":", "-.")
+    for index, own in enumerate(points):
+        for style, (name, text) in zip(styles, names.items(), strict=False):
+            chosen = [(p["iteration"], p[name]) for p in own if p["kind"] == kind and p.get(name) is not None]
+            if chosen:
+                x, y = zip(*chosen, strict=True)
+                color = COLORS[index % len(COLORS)]
+                axes.plot(x, y, style, color=color, label=_label(runs, index, text), linewidth=1)
+    return _finish(figure, axes)
+
+
+def confusion_plot(counts: np.ndarray, class_names: Sequence[str], *, normalised: bool) -> str:
+    """The confusion matrix as a heat map.
+
+    Args:
+        counts: ``(K, K)`` pixels, rows are labels.
+        class_names: ``K``.
+        normalised: show the share of each label's pixels; else the pixels, on a logarithmic scale.
+    """
+    total = counts.sum(axis=1, keepdims=True)
+    values = counts / np.maximum(total, 1) if normalised else counts.astype(np.float64)
+    k = len(class_names)
+    with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(min(3 + 0.32 * k, 12), min(2.6 + 0.3 * k, 11)))
+        title = "Share of each label's pixels" if normalised else "Pixels (logarithmic scale)"
+        axes = figure.add_subplot(title=title, xlabel="predicted by S_f", ylabel="label")
+        norm = None if normalised else matplotlib.colors.LogNorm(vmin=1, vmax=max(2, counts.max()))
+        image = axes.imshow(np.maximum(values, 0 if normalised else 1), cmap="cividis", norm=norm, aspect="auto")
+        figure.colorbar(image, ax=axes)
+        if k <= _MAX_CLASSES_NAMED:
+            axes.set_xticks(range(k), class_names, rotation=90)
+            axes.set_yticks(range(k), class_names)
+        if normalised and k <= 20:
+            for row, column in np.ndindex(k, k):
+                if total[row] and values[row, column] >= 0.005:
+                    ink = "black" if values[row, column] > 0.6 else "white"
+                    text = f"{100 * values[row, column]:.0f}"
+                    axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
+    return to_svg(figure)

@@ -1,0 +1,393 @@
+"use strict";
+// The gallery: a list of images to choose from, and a viewer that wipes between two layers of one of them.
+(() => {
+  const page = JSON.parse(document.getElementById("page-data").textContent);
+  const element = (id) => document.getElementById(id);
+  if (!element("viewer")) return;
+
+  const VOID = 255;
+  const SYMBOLS = { initial: "S_i", seed: "S_s", fused: "S_f" };
+  const OUTCOMES = [
+    ["right in S_i and S_f", [214, 214, 214]],
+    ["corrected by the seeds", [0, 114, 178]],
+    ["broken by the seeds", [213, 94, 0]],
+    ["wrong in both", [240, 228, 66]],
+    ["no label", [0, 0, 0]],
+  ];
+  const state = { shown: [], image: null, at: null, decoded: null };
+
+  // ---- layers -------------------------------------------------------------------------------------------------
+
+  const layers = [["photo", "photograph"], ["label", "label"]];
+  page.runs.forEach((run, index) => {
+    const prefix = page.runs.length > 1 ? `${run.name}: ` : "";
+    for (const name of run.predictions) layers.push([`${index}/${name}`, prefix + SYMBOLS[name]]);
+    layers.push([`${index}/errors`, `${prefix}errors`]);
+    if (run.has_seed) layers.push([`${index}/offset`, `${prefix}offsets`], [`${index}/confidence`, `${prefix}confidence`]);
+  });
+
+  function fillSelect(select, options, value) {
+    for (const [key, text] of options) select.add(new Option(text, key));
+    select.value = value;
+  }
+
+  async function pixelsOf(base64) {
+    const image = new Image();
+    image.src = `data:image/webp;base64,${base64}`;
+    await image.decode();
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [image.width, image.height];
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0);
+    return context.getImageData(0, 0, image.width, image.height);
+  }
+
+  const pictureText = (run, index) => element(`picture-${run}-${index}`);
+  const readPictures = (run, index) => JSON.parse(pictureText(run, index).textContent);
+
+  // All that is shown of an image, as pixels: the work of a click.
+  async function decode(index) {
+    const runs = page.runs.map((_, run) => readPictures(run, index));
+    const decoded = { size: runs[0].size, photo: await pixelsOf(runs[0].photo), runs: [] };
+    decoded.label = runs[0].maps.label ? await pixelsOf(runs[0].maps.label) : null;
+    for (const data of runs) {
+      const own = { stride: data.stride, maps: {}, best: {} };
+      for (const name of ["initial", "seed", "fused"]) {
+        if (data.maps[name]) own.maps[name] = await pixelsOf(data.maps[name]);
+        if (data.best[name]) {
+          const { classes, shares } = data.best[name];
+          own.best[name] = { classes: await pixelsOf(classes), shares: await pixelsOf(shares) };
+        }
+      }
+      if (data.offset) {
+        own.offset = await pixelsOf(data.offset);
+        own.confidence = await pixelsOf(data.confidence);
+      }
+      decoded.runs.push(own);
+    }
+    return decoded;
+  }
+
+  // ---- colours ------------------------------------------------------------------------------------------------
+
+  const classColour = (id) => (id === VOID ? [0, 0, 0] : page[element("colours").value === "safe" ? "safe_palette" : "palette"][id]);
+
+  function offsetAt(map, position) {
+    const [a, b, low] = map.data.slice(4 * position, 4 * position + 3);
+    return [(a << 4) | (low >> 4), (b << 4) | (low & 15)].map((value) => (value / 4095) * 4 - 2);
+  }
+
+  // The wheel is a picture of all offsets up to the longest; longer ones take the colour of their direction.
+  function offsetColour([x, y], longest) {
+    const scale = Math.min(1, longest / Math.max(Math.hypot(x, y), 1e-9));
+    const radius = (wheel.width - 1) / 2;
+    const column = Math.round(radius + (x * scale * radius) / longest);
+    const row = Math.round(radius + (y * scale * radius) / longest);
+    return wheel.data.slice(4 * (row * wheel.width + column), 4 * (row * wheel.width + column) + 3);
+  }
+
+  function outcome(label, initial, fused) {
+    if (label === VOID) return 4;
+    if (initial === label) return fused === label ? 0 : 2;
+    return fused === label ? 1 : 3;
+  }
+
+  function layerPixels(key) {
+    const { decoded } = state;
+    if (key === "photo") return decoded.photo;
+    const [run, name] = key.includes("/") ? key.split("/") : [0, key];
+    const own = decoded.runs[run];
+    let source, colour;
+    if (name === "errors") {
+      source = own.maps.fused;
+      const initial = own.maps.initial || source;
+      colour = (i) => OUTCOMES[outcome(decoded.label.data[i], initial.data[i], source.data[i])][1];
+    } else if (name === "offset") {
+      source = own.offset;
+      colour = (i) => offsetColour(offsetAt(source, i / 4), page.runs[run].max_offset);
+    } else if (name === "confidence") {
+      source = own.confidence;
+      colour = (i) => page.cividis[source.data[i]];
+    } else {
+      source = name === "label" ? decoded.label : own.maps[name];
+      colour = (i) => classColour(source.data[i]);
+    }
+    if (!source || (name === "errors" && !decoded.label)) return null;
+    const pixels = new ImageData(source.width, source.height);
+    for (let i = 0; i < source.data.length; i += 4) {
+      const [r, g, b] = colour(i);
+      pixels.data[i] = r; pixels.data[i + 1] = g; pixels.data[i + 2] = b; pixels.data[i + 3] = 255;
+    }
+    return pixels;
+  }
+
+  // ---- the viewer ---------------------------------------------------------------------------------------------
+
+  function paint(canvas, key) {
+    const pixels = layerPixels(key) || new ImageData(4, 4);
+    [canvas.width, canvas.height] = [pixels.width, pixels.height];
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+  }
+
+  function draw() {
+    if (!state.decoded) return;
+    paint(element("left-canvas"), element("left").value);
+    paint(element("right-canvas"), element("right").value);
+    const [height, width] = state.decoded.size;
+    element("left-canvas").style.aspectRatio = `${width} / ${height}`;
+    element("arrow").setAttribute("viewBox", `0 0 ${width} ${height}`);
+    wipe();
+    drawLegend();
+    drawPixel();
+  }
+
+  function wipe() {
+    const share = element("wipe").value;
+    element("right-canvas").style.clipPath = `inset(0 0 0 ${share}%)`;
+    element("divider").style.left = `${share}%`;
+  }
+
+  function drawLegend() {
+    const legend = element("legend");
+    legend.replaceChildren();
+    const add = (colour, text) => {
+      const item = document.createElement("span");
+      const box = document.createElement("i");
+      box.style.background = `rgb(${colour.join(",")})`;
+      item.append(box, text);
+      legend.append(item);
+    };
+    const names = [element("left").value, element("right").value].map((key) => key.split("/").pop());
+    const shows = (...keys) => keys.some((key) => names.includes(key));
+    if (shows("label", "initial", "seed", "fused")) {
+      const present = new Set();
+      for (const map of [state.decoded.label, ...state.decoded.runs.map((run) => run.maps.fused)]) {
+        if (map) for (let i = 0; i < map.data.length; i += 4) present.add(map.data[i]);
+      }
+      [...present].sort((a, b) => a - b).forEach((id) => add(classColour(id), id === VOID ? "no label" : page.classes[id]));
+    }
+    if (shows("errors")) OUTCOMES.forEach(([text, colour]) => add(colour, text));
+    if (shows("confidence")) [0, 64, 128, 191, 255].forEach((v) => add(page.cividis[v], `confidence ${(v / 255).toFixed(2)}`));
+    if (shows("offset")) {
+      const item = document.createElement("span");
+      const canvas = document.createElement("canvas");
+      [canvas.width, canvas.height] = [wheel.width, wheel.height];
+      canvas.getContext("2d").putImageData(wheel, 0, 0);
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", "colour wheel: the hue is the direction of the offset, the saturation its length");
+      const [height, width] = state.decoded.size;
+      const longest = page.runs[0].max_offset;
+      const [across, down] = [(longest * (width - 1)) / 2, (longest * (height - 1)) / 2].map(Math.round);
+      item.append(canvas, `offset: direction by hue; full colour at ${across} pixels across, ${down} down`);
+      legend.append(item);
+    }
+  }
+
+  // ---- a pixel and its seed -----------------------------------------------------------------------------------
+
+  const cell = (map, stride, [x, y]) =>
+    Math.min(map.height - 1, Math.round(y / stride)) * map.width + Math.min(map.width - 1, Math.round(x / stride));
+
+  function nearest(map, [x, y]) {
+    const [height, width] = state.decoded.size;
+    const row = Math.min(map.height - 1, Math.floor((y * map.height) / height));
+    return row * map.width + Math.min(map.width - 1, Math.floor((x * map.width) / width));
+  }
+
+  function seedOf(own, at) {
+    const [height, width] = state.decoded.size;
+    const offset = offsetAt(own.offset, cell(own.offset, own.stride, at));
+    const clamp = (value, end) => Math.min(end, Math.max(0, value));
+    return [clamp(at[0] + (offset[0] * (width - 1)) / 2, width - 1), clamp(at[1] + (offset[1] * (height - 1)) / 2, height - 1)];
+  }
+
+  function svg(name, attributes) {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return node;
+  }
+
+  const className = (id) => (id === undefined || id === VOID ? "none" : page.classes[id]);
+
+  function bestText(best, stride, at) {
+    const position = 4 * cell(best.classes, stride, at);
+    const parts = [0, 1, 2].map((i) => [best.classes.data[position + i], best.shares.data[position + i]]);
+    return parts.filter(([, share], i) => i === 0 || share > 1).map(([id, share]) => `${className(id)} ${((100 * share) / 255).toFixed(0)} %`).join(", ");
+  }
+
+  function drawPixel() {
+    const lines = element("arrow-lines");
+    lines.replaceChildren();
+    if (!state.at) return;
+    const { decoded, at } = state;
+    const label = decoded.label ? decoded.label.data[4 * nearest(decoded.label, at)] : VOID;
+    const rows = [];
+    decoded.runs.forEach((own, index) => {
+      const prefix = decoded.runs.length > 1 ? `${page.runs[index].name}: ` : "";
+      if (own.offset) {
+        const seed = seedOf(own, at);
+        const ends = { x1: at[0] + 0.5, y1: at[1] + 0.5, x2: seed[0] + 0.5, y2: seed[1] + 0.5 };
+        lines.append(svg("line", { ...ends, stroke: "#000", "stroke-width": 5 }));
+        lines.append(svg("line", { ...ends, stroke: "#fff", "stroke-width": 2.5, "marker-end": "url(#head)", "data-run": index }));
+        const seedLabel = decoded.label ? decoded.label.data[4 * nearest(decoded.label, seed)] : VOID;
+        rows.push([`${prefix}seed`, `${seed.map(Math.round).join(", ")} on ${className(seedLabel)}`]);
+        const confidence = own.confidence.data[4 * cell(own.confidence, own.stride, at)] / 255;
+        rows.push([`${prefix}confidence`, confidence.toFixed(2)]);
+      }
+      if (own.best.initial) rows.push([`${prefix}S_i, before`, bestText(own.best.initial, own.stride, at)]);
+      if (own.maps.seed) rows.push([`${prefix}S_s, at the seed`, className(own.maps.seed.data[4 * nearest(own.maps.seed, at)])]);
+      if (own.best.fused) rows.push([`${prefix}S_f${own.best.initial ? ", after" : ""}`, bestText(own.best.fused, own.stride, at)]);
+    });
+    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 120, stroke: "#000", "stroke-width": 4 }));
+    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 120, stroke: "#fff", "stroke-width": 2 }));
+    const table = document.createElement("table");
+    for (const [name, value] of [["pixel (x, y)", at.join(", ")], ["label", className(label)], ...rows]) {
+      const row = table.insertRow();
+      const head = document.createElement("th");
+      head.scope = "row";
+      head.textContent = name;
+      row.append(head);
+      const cellElement = row.insertCell();
+      cellElement.className = "text";
+      cellElement.textContent = value;
+    }
+    const scroll = document.createElement("div");
+    scroll.className = "scroll";
+    scroll.append(table);
+    element("pixel").replaceChildren(scroll);
+  }
+
+  function pick(x, y) {
+    if (!state.decoded) return;
+    const [height, width] = state.decoded.size;
+    state.at = [Math.min(width - 1, Math.max(0, Math.floor(x))), Math.min(height - 1, Math.max(0, Math.floor(y)))];
+    drawPixel();
+  }
+
+  element("stage").addEventListener("click", (event) => {
+    if (!state.decoded) return;
+    const box = element("left-canvas").getBoundingClientRect();
+    const [height, width] = state.decoded.size;
+    pick(((event.clientX - box.left) / box.width) * width, ((event.clientY - box.top) / box.height) * height);
+  });
+
+  element("stage").addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (!step || !state.decoded) return;
+    event.preventDefault();
+    const [height, width] = state.decoded.size;
+    const at = state.at || [Math.floor(width / 2), Math.floor(height / 2)];
+    const length = event.shiftKey ? 1 : Math.max(1, Math.round(width / 60));
+    pick(at[0] + step[0] * length, at[1] + step[1] * length);
+  });
+
+  // ---- the list -----------------------------------------------------------------------------------------------
+
+  const last = page.runs.length - 1; // several runs: the list shows the last one, and its gain over the first
+  const fused = (image, run) => image.scores[run]?.fused;
+
+  function iouOf(image, run, name) {
+    const scores = image.scores[run]?.[name];
+    const id = element("class-filter").value;
+    return scores ? (id === "" ? scores.mean_iou : scores.iou[id]) : null;
+  }
+
+  function gainOf(image) {
+    const [before, after] = page.runs.length > 1
+      ? [iouOf(image, 0, "fused"), iouOf(image, last, "fused")]
+      : [iouOf(image, 0, "initial"), iouOf(image, 0, "fused")];
+    return before == null || after == null ? null : after - before;
+  }
+
+  const percent = (value) => (value == null ? "–" : (100 * value).toFixed(1));
+  const signed = (value) => (value == null ? "–" : `${value < 0 ? "−" : "+"}${Math.abs(100 * value).toFixed(1)}`);
+  const gainName = page.runs.length > 1 ? `gain of ${page.runs[last].name} over ${page.runs[0].name}` : "gain of S_f over S_i";
+
+  const ORDERS = {
+    worst: ["lowest IoU first", (image) => iouOf(image, last, "fused")],
+    best: ["highest IoU first", (image) => -iouOf(image, last, "fused")],
+    gain: [`highest ${gainName} first`, (image) => -gainOf(image)],
+    loss: [`lowest ${gainName} first`, (image) => gainOf(image)],
+    changed: ["most changed by the seeds first", (image) => -(image.changed ?? 0)],
+    list: ["order of the list", (image) => image.index],
+  };
+
+  const loader = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      const photo = /"photo":"([^"]*)"/.exec(pictureText(0, entry.target.dataset.index).textContent);
+      entry.target.src = `data:image/webp;base64,${photo[1]}`;
+      loader.unobserve(entry.target);
+    }
+  }, { rootMargin: "300px" });
+
+  function list() {
+    const id = element("class-filter").value;
+    const key = ORDERS[element("order").value][1];
+    state.shown = page.images.filter((image) => id === "" || (fused(image, last) && id in fused(image, last).iou));
+    state.shown.sort((a, b) => (key(a) ?? Infinity) - (key(b) ?? Infinity) || a.index - b.index);
+    const what = id === "" ? "" : ` with ${page.classes[id]} in the label`;
+    element("count").textContent = `${state.shown.length} of ${page.images.length} images${what}`;
+    element("cards").replaceChildren(...state.shown.map((image) => {
+      const item = document.createElement("li");
+      const button = document.createElement("button");
+      button.type = "button";
+      button.dataset.index = image.index;
+      const thumbnail = new Image();
+      thumbnail.alt = "";
+      thumbnail.dataset.index = image.index;
+      loader.observe(thumbnail);
+      const name = document.createElement("span");
+      name.className = "name";
+      name.textContent = image.name;
+      const scores = document.createElement("span");
+      scores.textContent = `IoU ${percent(iouOf(image, last, "fused"))}, gain ${signed(gainOf(image))}`;
+      button.append(thumbnail, name, scores);
+      button.addEventListener("click", () => { open(image); element("viewer-title").focus(); });
+      item.append(button);
+      return item;
+    }));
+    mark();
+  }
+
+  function mark() {
+    for (const button of element("cards").querySelectorAll("button")) {
+      button.setAttribute("aria-current", String(state.image && button.dataset.index === String(state.image.index)));
+    }
+  }
+
+  async function open(image) {
+    state.image = image;
+    const decoded = await decode(image.index);
+    if (state.image !== image) return; // another one was chosen meanwhile
+    state.decoded = decoded;
+    state.at = null;
+    element("pixel").replaceChildren();
+    element("viewer-title").textContent = `${image.name}: mIoU ${percent(fused(image, last)?.mean_iou)} %`;
+    document.body.dataset.open = image.index; // tells tests, and styles, that it is drawn
+    draw();
+    mark();
+  }
+
+  function move(step) {
+    if (!state.shown.length) return;
+    const place = state.shown.indexOf(state.image);
+    open(state.shown[(place + step + state.shown.length) % state.shown.length]);
+  }
+
+  // ---- start --------------------------------------------------------------------------------------------------
+
+  let wheel;
+  const best = `${last}/fused`;
+  fillSelect(element("left"), layers, "photo");
+  fillSelect(element("right"), layers, best);
+  fillSelect(element("class-filter"), [["", "all"], ...page.classes.map((name, id) => [String(id), name])], "");
+  fillSelect(element("order"), Object.entries(ORDERS).map(([key, [text]]) => [key, text]), "worst");
+  for (const id of ["left", "right", "colours"]) element(id).addEventListener("change", draw);
+  for (const id of ["class-filter", "order"]) element(id).addEventListener("change", list);
+  element("wipe").addEventListener("input", wipe);
+  element("previous").addEventListener("click", () => move(-1));
+  element("next").addEventListener("click", () => move(1));
+  list();
+  pixelsOf(page.wheel).then((pixels) => { wheel = pixels; if (state.shown.length) open(state.shown[0]); });
+})();
