@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from ovenet import builders, load_config
 from ovenet.evaluation.evaluate import Evaluation
-from ovenet.evaluation.writers import details_as_dict, format_table, results_as_dict, write_json
+from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, RESULTS, write_report
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
@@ -45,7 +45,19 @@ def write_results(cfg: CfgNode, evaluation: Evaluation, model_file: Path, folder
     """Prints the table, and writes the JSON file and the report."""
     if evaluation.overall["fused"].num_pixels:
         print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details))
-        write_json(results_content(cfg, evaluation, model_file), folder / RESULTS)
+        content = {
+            "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+            "settings": {
+                "model_file": str(model_file),
+                "list": cfg.DATASET.TEST_SET,
+                "scales": list(cfg.TEST.SCALE_LIST),
+                "flip": cfg.TEST.FLIP_TEST,
+                "score": cfg.TEST.SCORE,
+            },
+            "max_offset": cfg.MODEL.EXTRA.OFFSET_THRESHOLD,
+            **evaluation_as_dict(evaluation, builders.dataset_info(cfg)),
+        }
+        write_json(content, folder / RESULTS)
         (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         print(f"results:     {folder / RESULTS}")
         if cfg.TEST.REPORT:
@@ -57,31 +69,6 @@ def write_results(cfg: CfgNode, evaluation: Evaluation, model_file: Path, folder
         print(f"predictions: {folder / 'predictions' / 'ids'}")
         print(f"in colour:   {folder / 'predictions' / 'color'}")
         print(f"pictures:    {folder / 'pictures'} (image, label, predictions, offsets, confidence)")
-
-
-def results_content(cfg: CfgNode, evaluation: Evaluation, model_file: Path) -> dict[str, object]:
-    """What ``results.json`` says: all that the report needs, except of single images."""
-    info = builders.dataset_info(cfg)
-    content = {
-        "date": datetime.now().isoformat(timespec="seconds"),
-        "dataset": info.name,
-        "settings": {
-            "model_file": str(model_file),
-            "list": cfg.DATASET.TEST_SET,
-            "scales": list(cfg.TEST.SCALE_LIST),
-            "flip": cfg.TEST.FLIP_TEST,
-            "score": cfg.TEST.SCORE,
-        },
-        "max_offset": cfg.MODEL.EXTRA.OFFSET_THRESHOLD,
-        "classes": {"names": list(info.class_names), "palette": [list(color) for color in info.palette]},
-        "results": results_as_dict(evaluation.overall),
-        "confusion": evaluation.confusion,
-    }
-    if evaluation.by_condition:
-        content["conditions"] = {name: results_as_dict(part) for name, part in evaluation.by_condition.items()}
-    if evaluation.details:
-        content["details"] = details_as_dict(evaluation.details)
-    return content
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from PIL import Image
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import DatasetInfo
-from ovenet.evaluation.evaluate import evaluate
+from ovenet.evaluation.evaluate import count_samples, evaluate, evaluation_from_tally
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.evaluation.pictures import colorize_labels, colorize_offset, picture_row, save_prediction
+from ovenet.evaluation.tally import Tally
 from ovenet.evaluation.writers import format_table, results_as_dict, write_json
 from ovenet.structures import OVeNetOutput, Sample
 
@@ -42,17 +43,21 @@ def red_samples():
 
 def test_a_split_is_scored_by_hand():
     predictor = ScorePredictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
+    tally = Tally(AB, ("initial", "seed", "fused"), ignore_label=255, detailed=False, device=torch.device("cpu"))
     seen = []
-    results = evaluate(
-        predictor, red_samples(), AB, ("initial", "seed", "fused"), ignore_label=255,
-        on_prediction=lambda sample, predicted: seen.append((sample.name, sorted(predicted))),
-    ).overall  # fmt: skip
+    count_samples(
+        predictor,
+        red_samples(),
+        tally,
+        on_image=lambda sample, prediction, counts: seen.append((sample.name, sorted(prediction.labels), bool(counts))),
+    )
+    results = evaluation_from_tally(tally).overall
     # 7 labelled rows; b is on 4 of 8 columns; the first image shows 2 of them, the second all 4
     assert results["fused"].iou[1] == pytest.approx((14 + 28) / 56)
     assert results["fused"].iou[0] == pytest.approx(56 / (56 + 14))
     assert results["fused"].num_pixels == 112
     assert results["seed"].iou[1] == 0
-    assert seen == [(n, ["fused", "initial", "seed"]) for n in ("2.png", "4.png", "unlabelled.png")]
+    assert seen == [(f"{n}.png", ["fused", "initial", "seed"], n != "unlabelled") for n in (2, 4, "unlabelled")]
 
 
 def test_conditions_are_scored_alone_and_together():

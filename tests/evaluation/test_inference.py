@@ -178,3 +178,73 @@ def test_mirrored_views_of_left_and_right_are_exchanged(image):
     alone = ScorePredictor(LeftModel(), settings(), CPU).predict_scores(image)["fused"]
     torch.testing.assert_close(plain, torch.full_like(plain, 0.5))
     torch.testing.assert_close(aware, alone)
+
+
+class RampModel(torch.nn.Module):
+    """Stride 4; the offset and the confidence say where in the window a pixel lies."""
+
+    def forward(self, images):
+        h, w = (n // 4 for n in images.shape[-2:])
+        y, x = torch.meshgrid(torch.linspace(0, 0.5, h), torch.linspace(0, 0.5, w), indexing="ij")
+        offset = torch.stack((-x, -y)).expand(len(images), 2, h, w)
+        scores = (images.mean(1, keepdim=True)[..., ::4, ::4] * torch.tensor([1.0, -1.0]).view(2, 1, 1),)
+        return OVeNetOutput(scores, scores, scores, offset, x.expand(len(images), 1, h, w) * 2)
+
+
+def test_offsets_and_confidence_come_at_the_size_of_the_image(image):
+    prediction = ScorePredictor(RampModel(), settings(), CPU).predict(image, seeds=True)
+    assert prediction.offset.shape == (2, 30, 40)
+    assert prediction.confidence.shape == (1, 30, 40)
+    ramp = torch.linspace(0, 1, 40)
+    torch.testing.assert_close(prediction.confidence[0, 7], ramp)
+    torch.testing.assert_close(prediction.offset[0, 11], -ramp / 2)
+    torch.testing.assert_close(prediction.offset[1, :, 5], -torch.linspace(0, 0.5, 30))
+
+
+def test_offsets_of_windows_are_in_units_of_the_image(image):
+    """Windows of 16 x 16 on 30 x 40: the middle column's start at 16, the last one's, shifted inward, at 24."""
+    prediction = ScorePredictor(RampModel(), settings(window_size=(16, 16)), CPU).predict(image, seeds=True)
+    ramp = torch.linspace(0, 0.5, 16)
+    torch.testing.assert_close(prediction.offset[0, 3, :16], -ramp * 15 / 39)
+    torch.testing.assert_close(prediction.offset[0, 3, 24:], -ramp * 15 / 39)  # the last window wins
+    torch.testing.assert_close(prediction.offset[0, 3, 16:24], -ramp[:8] * 15 / 39)
+    torch.testing.assert_close(prediction.confidence[0, 29, 24:], ramp * 2)
+
+
+def test_seeds_are_those_of_the_scale_nearest_to_one(image):
+    class Sized(RampModel):
+        def forward(self, images):
+            output = super().forward(images)
+            confidence = torch.full_like(output.confidence, images.shape[3] / 100)
+            return OVeNetOutput(output.initial, output.seed, output.fused, output.offset, confidence)
+
+    prediction = ScorePredictor(Sized(), settings(scales=(0.5, 1.25, 2.0), flip=True), CPU).predict(image, seeds=True)
+    torch.testing.assert_close(prediction.confidence, torch.full((1, 30, 40), 0.5))
+
+
+def test_thinned_out_maps_are_every_nth_pixel(image):
+    predictor = ScorePredictor(RampModel(), settings(window_size=(16, 16)), CPU)
+    whole, thin = predictor.predict(image, seeds=True), predictor.predict(image, seeds=True, seed_stride=3)
+    assert torch.equal(thin.offset, whole.offset[:, ::3, ::3])
+    scores = predictor.predict_scores(image)["fused"]
+    some = predictor.predict(image, score_side=10)  # 40 columns: every 4th
+    assert torch.equal(some.scores["fused"], scores[:, ::4, ::4])
+    assert torch.equal(some.labels["fused"].long(), scores.argmax(dim=0))
+
+
+def test_the_height_of_the_bands_changes_nothing_but_rounding(image, monkeypatch, tmp_path):
+    options = settings(window_size=(16, 16), scales=(0.5, 1.0, 1.75), flip=True)
+    whole = ScorePredictor(PixelModel(stride=4), options, CPU).predict_scores(image)["fused"]
+    monkeypatch.setattr("ovenet.evaluation.inference._BAND_ELEMENTS", 1)  # one row each
+    model = PixelModel(stride=4)
+    rows = ScorePredictor(model, options, CPU).predict_scores(image)["fused"]
+    torch.testing.assert_close(rows, whole, atol=1e-6, rtol=1e-5)
+    assert len(model.seen) == 2 * (1 * 2 + 2 * 3 + 4 * 5)  # each window once, and mirrored
+
+
+def test_only_what_is_asked_for_is_given(tiny_cfg):
+    predictor = ScorePredictor(build_model(tiny_cfg()), settings(), CPU)
+    prediction = predictor.predict(np.zeros((20, 30, 3), np.uint8), names=("fused",))
+    assert list(prediction.labels) == ["fused"]
+    assert prediction.labels["fused"].dtype == torch.uint8
+    assert prediction.offset is None

@@ -22,7 +22,7 @@ from ovenet.evaluation.partial import FOLDER, PartialEvaluation
 from ovenet.evaluation.pictures import picture_row, save_picture, save_prediction
 from ovenet.evaluation.tally import ImageCounts, Tally
 from ovenet.evaluation.writers import image_record
-from ovenet.report.gallery import grid_side, picture_data, picture_path, save_picture_data, write_records
+from ovenet.report.gallery import picture_data, picture_path, picture_sides, save_picture_data, write_records
 from ovenet.report.page import RECORDS
 from ovenet.structures import Sample
 from ovenet.utils import distributed
@@ -44,7 +44,7 @@ class ImageWriter:
     def __init__(self, cfg: CfgNode, dataset: ListDataset, predictor: ScorePredictor, folder: Path):
         self._cfg, self._dataset, self._predictor, self._folder = cfg, dataset, predictor, folder
         self.saves_predictions = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
-        self.grid_side = grid_side(len(dataset)) if cfg.TEST.REPORT else 0
+        self.photo_side, self.grid_side = picture_sides(len(dataset)) if cfg.TEST.REPORT else (0, 0)
         self._num_rows_left = NUM_PICTURE_ROWS if distributed.is_main() else 0
 
     def write(self, index: int, sample: Sample, prediction: Prediction) -> None:
@@ -59,7 +59,8 @@ class ImageWriter:
                 self._num_rows_left -= 1
                 self._write_row(sample)
         if self.grid_side:
-            data = picture_data(sample, prediction, self._dataset.info.num_classes, side=self.grid_side)
+            sides = {"photo_side": self.photo_side, "grid_side": self.grid_side}
+            data = picture_data(sample, prediction, self._dataset.info.num_classes, **sides)
             save_picture_data(data, picture_path(self._folder, index))
 
     def _write_row(self, sample: Sample) -> None:

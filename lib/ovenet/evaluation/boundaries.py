@@ -97,7 +97,10 @@ def inner_band_counts(
 
 
 def _counts_by_band(classes: np.ndarray, band: np.ndarray, num_classes: int) -> np.ndarray:
-    index = (classes.astype(np.int32) + 1) * 4 + band
+    index = classes.astype(np.int64)  # what bincount works on
+    index += 1
+    index *= 4
+    index += band
     table = np.bincount(index.ravel(), minlength=4 * (num_classes + 1)).reshape(-1, 4)[1:, :3]
     return table.cumsum(axis=1).T
 
@@ -143,13 +146,15 @@ def _num_near(
     points: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray], widths: Sequence[int]
 ) -> list[int]:
     """How many points have one of the others within each width."""
-    (top, left), (bottom, right) = (
-        [int(end(both)) for both in map(np.concatenate, zip(points, others, strict=True))] for end in (np.min, np.max)
-    )
+    top, left = (min(a.min(), b.min()) for a, b in zip(points, others, strict=True))
+    bottom, right = (max(a.max(), b.max()) for a, b in zip(points, others, strict=True))
     near = np.zeros((bottom - top + 1, right - left + 1), np.uint8)
     near[others[0] - top, others[1] - left] = 1
-    at = points[0] - top, points[1] - left
-    return [int(cv2.dilate(near, np.ones((2 * width + 1,) * 2, np.uint8))[at].sum(dtype=np.int64)) for width in widths]
+    at = (points[0] - top) * near.shape[1] + (points[1] - left)
+    counts = []
+    for width in widths:
+        counts.append(np.count_nonzero(cv2.dilate(near, np.ones((2 * width + 1,) * 2, np.uint8)).take(at)))
+    return counts
 
 
 def segment_map(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

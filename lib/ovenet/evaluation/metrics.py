@@ -11,15 +11,7 @@ from torch import Tensor
 from ovenet.structures import EvalResult
 
 
-def confusion_counts(
-    prediction: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    ignore_label: int,
-    bands: Tensor | None = None,
-    num_bands: int = 1,
-) -> Tensor:
+def confusion_counts(prediction: Tensor, labels: Tensor, num_classes: int, *, ignore_label: int) -> Tensor:
     """How often each class was predicted as each.
 
     Args:
@@ -27,19 +19,36 @@ def confusion_counts(
         labels: train ids of the same shape.
         num_classes: ``K``.
         ignore_label: pixels to leave out.
-        bands: numbers from 0 of the same shape, by which pixels are counted apart; None for one band.
-        num_bands: ``D``.
 
     Returns:
-        ``(K, K)`` int64 on the same device, rows are labels, columns predictions; ``(D, K, K)`` with bands.
+        ``(K, K)`` int64 on the same device, rows are labels, columns predictions.
     """
-    valid = labels != ignore_label
-    index = labels[valid].long()
+    return counts_by_cell(prediction, label_cells(labels, num_classes, ignore_label=ignore_label), num_classes, 1)[0]
+
+
+def label_cells(labels: Tensor, num_classes: int, *, ignore_label: int, bands: Tensor | None = None) -> Tensor:
+    """Number of each pixel's row among the rows of the confusion tables of all bands, for `counts_by_cell`.
+
+    Args:
+        labels: train ids, integers of any shape.
+        num_classes: ``K``.
+        ignore_label: pixels to leave out.
+        bands: numbers from 0 of the same shape, by which pixels are counted apart; None for one band.
+
+    Returns:
+        int64 of the same shape, -1 for pixels to leave out.
+    """
+    cells = labels.long()
     if bands is not None:
-        index += bands[valid].long() * num_classes
-    index = index.mul_(num_classes).add_(prediction[valid].long())
-    counts = torch.bincount(index, minlength=num_bands * num_classes**2)
-    return counts.view(*([] if bands is None else [num_bands]), num_classes, num_classes)
+        cells = cells.add_(bands.long(), alpha=num_classes) if cells is not labels else cells + bands * num_classes
+    return cells.masked_fill(labels == ignore_label, -1)
+
+
+def counts_by_cell(prediction: Tensor, cells: Tensor, num_classes: int, num_bands: int) -> Tensor:
+    """Confusion tables ``(D, K, K)`` int64 of a prediction, integers of the shape of `cells` (see `label_cells`)."""
+    index = torch.add(prediction, cells, alpha=num_classes).add_(num_classes)  # row 0 is left out
+    counts = torch.bincount(index.flatten(), minlength=(num_bands * num_classes + 1) * num_classes)
+    return counts[num_classes:].view(num_bands, num_classes, num_classes)
 
 
 def scores_from_counts(counts: Tensor, class_names: Sequence[str]) -> EvalResult:

@@ -7,6 +7,7 @@ same sum in any order, so that the scores do not depend on how the images were d
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import VOID
 from ovenet.evaluation.inference import Prediction
-from ovenet.evaluation.metrics import confusion_counts
+from ovenet.evaluation.metrics import counts_by_cell, label_cells
 from ovenet.geometry import lookup_labels, seed_position
 from ovenet.utils import distributed
 
@@ -30,6 +31,7 @@ DISTANCES_PX = (1, 2, 4, 8, 16, 32, 64)  # upper ends of the distance bands; the
 SEGMENT_AREAS_PX = (32**2, 96**2)  # where small ends and large begins, as for COCO's objects
 LENGTHS_PX = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # upper ends of the offset lengths; the last bin is all beyond
 CONFIDENCE_LEVELS = 2**16  # steps in which the confidence is counted
+_NUM_THREADS = 3
 _UNKNOWN = 2  # the seed lies on a pixel without a label
 
 # A pixel's distance is 1 on a label's contour; the table is read with the distance to the contour, rounded up.
@@ -85,6 +87,7 @@ class Tally:
         self.counts = {"confusion": torch.zeros(shape, dtype=torch.int64, device=device)}
         if detailed:
             self.counts |= self._empty_details(device)
+            self._pool = ThreadPoolExecutor(_NUM_THREADS)  # numpy and OpenCV count outside Python's lock
 
     def _empty_details(self, device: torch.device) -> dict[str, Tensor]:
         num_predictions, k, num_widths = len(self.prediction_names), self.info.num_classes, len(BOUNDARY_RATIOS)
@@ -119,10 +122,9 @@ class Tally:
         if bands is None:
             return ImageCounts(confusion.cpu().numpy(), None)
         maps = [np.where(true == VOID, np.int16(VOID), p.cpu().numpy().astype(np.int16)) for p in predicted]
-        self._count_boundaries(true, contour, maps)
-        self._count_segments(true, maps)
-        joint = self._count_seeds(true, maps, bands, prediction) if self.has_seed else None
-        return ImageCounts(confusion.cpu().numpy(), joint)
+        seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction) if self.has_seed else None
+        self._count_boundaries_and_segments(true, contour, maps)
+        return ImageCounts(confusion.cpu().numpy(), seeds.result() if seeds else None)
 
     def all_sum(self) -> None:
         """Adds the counts of all processes, in one reduction."""
@@ -145,32 +147,28 @@ class Tally:
         device = tables.device
         on_device = torch.from_numpy(labels).to(device)
         band = None if bands is None else torch.from_numpy(bands).to(device)
-        options = {"ignore_label": self.ignore_label, "bands": band, "num_bands": tables.shape[1]}
-        own = torch.stack(
-            [confusion_counts(p.to(device), on_device, self.info.num_classes, **options) for p in predicted]
-        ).view_as(tables)
+        k = self.info.num_classes
+        cells = label_cells(on_device, k, ignore_label=self.ignore_label, bands=band)
+        own = torch.stack([counts_by_cell(p.to(device), cells, k, tables.shape[1]) for p in predicted])
         tables += own
         return own.sum(dim=1)
 
-    def _count_boundaries(self, true: np.ndarray, contour: np.ndarray, maps: list[np.ndarray]) -> None:
+    def _count_boundaries_and_segments(self, true: np.ndarray, contour: np.ndarray, maps: list[np.ndarray]) -> None:
         widths, k = boundaries.boundary_widths(true.shape, BOUNDARY_RATIOS), self.info.num_classes
         true_band = boundaries.inner_band(true, widths)
-        for index, predicted in enumerate(maps):
-            band = boundaries.inner_band(predicted, widths)
-            self._add("inner_band", index, boundaries.inner_band_counts(true, true_band, predicted, band, k))
-            self._add("contour", index, boundaries.contour_matches(true, contour, predicted, widths, k))
+        segments, classes = boundaries.segment_map(true, k)
 
-    def _count_segments(self, true: np.ndarray, maps: list[np.ndarray]) -> None:
-        segments, classes = boundaries.segment_map(true, self.info.num_classes)
-        areas = np.bincount(segments.ravel(), minlength=len(classes))
-        size = np.searchsorted(SEGMENT_AREAS_PX, areas, side="right")
-        cell = (size * self.info.num_classes + classes)[1:]  # number 0 is void
-        shape = self.counts["segments"].shape[1:3]
-        for index, predicted in enumerate(maps):
-            right = np.bincount(segments[predicted == true], minlength=len(classes))[1:]
-            columns = (right, areas[1:], 2 * right > areas[1:], np.ones_like(right))
-            table = [np.bincount(cell, weights=column, minlength=shape[0] * shape[1]) for column in columns]
-            self._add("segments", index, np.stack(table, axis=-1).reshape(*shape, 4))
+        def count(predicted: np.ndarray) -> dict[str, np.ndarray]:
+            band = boundaries.inner_band(predicted, widths)
+            return {
+                "inner_band": boundaries.inner_band_counts(true, true_band, predicted, band, k),
+                "contour": boundaries.contour_matches(true, contour, predicted, widths, k),
+                "segments": _segment_counts(segments, classes, predicted == true, k),
+            }
+
+        for index, counts in enumerate(self._pool.map(count, maps)):
+            for name, table in counts.items():
+                self._add(name, index, table)
 
     def _count_seeds(
         self, true: np.ndarray, maps: list[np.ndarray], bands: np.ndarray, prediction: Prediction
@@ -204,3 +202,14 @@ class Tally:
     def _add(self, name: str, index: int | tuple[()], counts: np.ndarray) -> None:
         table = self.counts[name][index]
         table += torch.from_numpy(counts.astype(np.int64)).to(table.device)
+
+
+def _segment_counts(segments: np.ndarray, classes: np.ndarray, is_right: np.ndarray, num_classes: int) -> np.ndarray:
+    """``(sizes, K, 4)`` int64: right pixels, pixels, segments found, segments; see `boundaries.segment_map`."""
+    by_outcome = np.bincount((segments * 2 + is_right).ravel(), minlength=2 * len(classes)).reshape(-1, 2)[1:]
+    right, area = by_outcome[:, 1], by_outcome.sum(axis=1)
+    cell = np.searchsorted(SEGMENT_AREAS_PX, area, side="right") * num_classes + classes[1:]  # number 0 is void
+    columns = (right, area, 2 * right > area, np.ones_like(area))
+    num_sizes = len(SEGMENT_AREAS_PX) + 1
+    table = [np.bincount(cell, weights=column, minlength=num_sizes * num_classes) for column in columns]
+    return np.stack(table, axis=-1).astype(np.int64).reshape(num_sizes, num_classes, 4)

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details
+from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.metrics import mean_of_present, ratio
 from ovenet.evaluation.tally import ImageCounts
 from ovenet.structures import EvalResult, Sample
@@ -114,6 +116,21 @@ def results_as_dict(results: Mapping[str, EvalResult]) -> dict[str, Any]:
         }
         for name, r in results.items()
     }
+
+
+def evaluation_as_dict(evaluation: Evaluation, info: DatasetInfo) -> dict[str, Any]:
+    """All scores and the classes they are of, as plain numbers and texts."""
+    content: dict[str, Any] = {
+        "dataset": info.name,
+        "classes": {"names": list(info.class_names), "palette": [list(color) for color in info.palette]},
+        "results": results_as_dict(evaluation.overall),
+        "confusion": evaluation.confusion,
+    }
+    if evaluation.by_condition:
+        content["conditions"] = {name: results_as_dict(part) for name, part in evaluation.by_condition.items()}
+    if evaluation.details:
+        content["details"] = details_as_dict(evaluation.details)
+    return content
 
 
 def details_as_dict(details: Details) -> dict[str, Any]:

@@ -32,29 +32,31 @@ VOID_ID = 255
 OFFSET_SPAN = 2.0  # offsets are within ±2: the image spans 2
 NUM_BEST = 3
 MAX_IMAGES = 500
-_PHOTO_SIDE = 384
 _PHOTO_QUALITY = 75
 _OFFSET_STEPS = 4095
 
 
-def grid_side(num_images: int) -> int:
-    """Longest side of the coarse grid: the fewer images there are, the finer it may be."""
-    return 96 if num_images > 200 else 128 if num_images > 80 else 192
+def picture_sides(num_images: int) -> tuple[int, int]:
+    """Longest sides of the photograph and of the coarse grid, in pixels: the fewer images, the finer they may be."""
+    return (384, 96) if num_images > 200 else (512, 128) if num_images > 80 else (768, 192)
 
 
-def picture_data(sample: Sample, prediction: Prediction, num_classes: int, *, side: int) -> dict[str, Any]:
+def picture_data(
+    sample: Sample, prediction: Prediction, num_classes: int, *, photo_side: int, grid_side: int
+) -> dict[str, Any]:
     """Everything the gallery shows of one image.
 
     Args:
         sample: the image and, where there is one, its label.
-        prediction: with ``scores`` thinned to `side`; offset and confidence may be None.
+        prediction: with ``scores`` thinned to `grid_side`; offset and confidence may be None.
         num_classes: ``K``, at most 255.
-        side: longest side of the coarse grid, in pixels.
+        photo_side: longest side of the photograph and the maps of classes, in pixels.
+        grid_side: longest side of the coarse grid, in pixels.
     """
     height, width = sample.image.shape[:2]
-    size = scaled_size((height, width), min(_PHOTO_SIDE, max(height, width)))
+    size = scaled_size((height, width), min(photo_side, max(height, width)))
     photo = cv2.resize(sample.image, size[::-1], interpolation=cv2.INTER_AREA) if size[0] < height else sample.image
-    stride = thinning((height, width), side)
+    stride = thinning((height, width), grid_side)
     data: dict[str, Any] = {
         "size": [height, width],
         "stride": stride,

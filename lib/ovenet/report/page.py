@@ -23,6 +23,7 @@ RESULTS = "results.json"
 RECORDS = "images.jsonl"
 REPORT = "report.html"
 MAX_BYTES = 60_000_000  # of the whole file
+_BYTES_AROUND = 200  # what the page needs around the pictures of an image
 _WHEEL_RADIUS = 48
 _MAX_CONFUSIONS = 30
 _LOSSES = {"loss": "all", "loss_initial": "S_i", "loss_seed": "S_s", "loss_fused": "S_f"}
@@ -138,27 +139,30 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
             raise ValueError(
                 f"{run.folder}: has other classes than {runs[0].folder}; compare evaluations of one dataset"
             )
-    fixed = sum(len(svg) for group in _plots(runs).values() for svg, _ in group) + 2_000_000  # tables, and some room
-    images, pictures = _pictures(runs, MAX_BYTES - fixed)
-    num_all = len(runs[0].records)
-    note = f"{len(images)} of {num_all} images are shown." if images else "No pictures were saved."
-    html = _environment().get_template("report.html.j2").render(
-        title=f"OVeNet: {' and '.join(run.name for run in runs)}",
-        runs=[_run_context(run) for run in runs],
-        sections=_sections(runs),
-        headline=_rows(runs, _headline(runs)),
-        classes=_rows(runs, _class_rows(runs)),
-        conditions=_rows(runs, _condition_rows(runs)),
-        edge_rows=_rows(runs, _edge_rows(runs)),
-        seed_rows=_seed_rows(runs),
-        has_seed=any(run.has_seed for run in runs),
-        plots=_plots(runs),
-        num_pictures=len(images),
-        gallery_note=note,
-        page_data=_in_script(_page_data(runs, images)),
-        pictures=pictures,
-        command=command,
-    )  # fmt: skip
+    context = {
+        "title": f"OVeNet: {' and '.join(run.name for run in runs)}",
+        "runs": [_run_context(run) for run in runs],
+        "sections": _sections(runs),
+        "headline": _rows(runs, _headline(runs)),
+        "classes": _rows(runs, _class_rows(runs)),
+        "conditions": _rows(runs, _condition_rows(runs)),
+        "edge_rows": _rows(runs, _edge_rows(runs)),
+        "seed_rows": _seed_rows(runs),
+        "has_seed": any(run.has_seed for run in runs),
+        "plots": _plots(runs),
+        "command": command,
+    }
+    template = _environment().get_template("report.html.j2")
+
+    def render(images: list[dict[str, Any]], pictures: list[tuple[str, str]], note: str) -> str:
+        page_data = _in_script(_page_data(runs, images))
+        return template.render(context, page_data=page_data, pictures=pictures, num_pictures=len(images), note=note)
+
+    by_image = len(_in_script(runs[0].records).encode()) + _BYTES_AROUND * len(runs[0].records)
+    without = len(render([], [], "").encode()) + by_image * len(runs)
+    images, pictures = _pictures(runs, MAX_BYTES - without)
+    note = f"{len(images)} of {len(runs[0].records)} images are shown." if images else "No pictures were saved."
+    html = render(images, pictures, note)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(html, encoding="utf-8")

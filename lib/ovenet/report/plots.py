@@ -23,6 +23,7 @@ _MAX_CLASSES_NAMED = 40
 _STYLE = {
     "font.size": 9,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -1,0 +1,84 @@
+"""Interrupted evaluations: nothing counts twice, nothing is lost but the last images."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from ovenet.data.info import DatasetInfo
+from ovenet.evaluation.partial import PartialEvaluation
+from ovenet.evaluation.tally import Tally
+
+AB = DatasetInfo("ab", ("a", "b"), ((0, 0, 0), (255, 0, 0)), (0, 1))
+
+
+def counted(images):
+    """A tally that says which images it saw: the i-th adds 10 to the power of i."""
+    tally = Tally(AB, ("fused",), ignore_label=255, detailed=False, device=torch.device("cpu"))
+    for i in images:
+        tally.counts["confusion"][0, 0, 0, 0, 0] += 10**i
+    return tally
+
+
+def run(folder, images, *, rank=0, unsaved=(), settings=None):
+    partial = PartialEvaluation(folder, settings or {"a": 1}, interval_s=1e9)
+    partial.begin(rank)
+    for n, i in enumerate(images):
+        partial.add({"index": i}, counted(images[: n + 1]))
+    partial.save(counted(images))
+    for i in unsaved:
+        partial.add({"index": i}, counted([*images, i]))
+    return partial
+
+
+def joined(folder):
+    partial = PartialEvaluation(folder, {"a": 1})
+    done = partial.join()
+    return done, int(partial.joined["confusion"].sum())
+
+
+def test_counts_of_all_processes_are_joined(tmp_path):
+    run(tmp_path / "p", [0, 2], rank=0)
+    run(tmp_path / "p", [1, 3], rank=1)
+    assert joined(tmp_path / "p") == ({0, 1, 2, 3}, 1111)
+    run(tmp_path / "p", [4])
+    assert joined(tmp_path / "p") == ({0, 1, 2, 3, 4}, 11111)
+    assert [r["index"] for r in PartialEvaluation(tmp_path / "p", {"a": 1}).records()] == [0, 1, 2, 3, 4]
+
+
+def test_images_after_the_last_save_are_evaluated_again(tmp_path):
+    run(tmp_path / "p", [0, 1], unsaved=[2])
+    assert joined(tmp_path / "p") == ({0, 1}, 11)
+
+
+def test_an_end_between_joining_and_deleting_counts_nothing_twice(tmp_path):
+    run(tmp_path / "p", [0], rank=0)
+    run(tmp_path / "p", [1], rank=1)
+    shutil.copytree(tmp_path / "p", tmp_path / "before")
+    joined(tmp_path / "p")
+    for path in (tmp_path / "before").iterdir():  # as if they had not been deleted
+        shutil.copy(path, tmp_path / "p")
+    assert joined(tmp_path / "p") == ({0, 1}, 11)
+
+
+def test_lines_without_counts_are_forgotten(tmp_path):
+    partial = PartialEvaluation(tmp_path / "p", {"a": 1}, interval_s=1e9)
+    partial.begin(0)
+    partial.add({"index": 0}, counted([0]))
+    assert not partial.exists()
+    assert PartialEvaluation(tmp_path / "p", {"a": 1}).join() == set()
+
+
+def test_other_settings_are_refused(tmp_path):
+    run(tmp_path / "p", [0])
+    with pytest.raises(ValueError, match=r"begun with a 1, now it is 2; .*delete that folder"):
+        PartialEvaluation(tmp_path / "p", {"a": 2}).join()
+    assert json.loads((tmp_path / "p/settings.json").read_text()) == {"a": 1}
+
+
+def test_counts_are_saved_now_and_then(tmp_path):
+    partial = PartialEvaluation(tmp_path / "p", {"a": 1}, interval_s=0)
+    partial.begin(0)
+    partial.add({"index": 5}, counted([5]))
+    assert joined(tmp_path / "p") == ({5}, 100000)

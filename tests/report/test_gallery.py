@@ -1,0 +1,66 @@
+"""What the gallery stores can be read back as it was, but for the coarser grid."""
+
+import base64
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ovenet.evaluation.inference import Prediction
+from ovenet.report.gallery import choose_images, picture_data, picture_sides
+from ovenet.structures import Sample
+from tests.report.conftest import CONFIDENCE, GRID_SIDE, OFFSET, case
+
+
+def decoded(text):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
+
+
+def test_maps_offsets_and_scores_are_read_back():
+    sample, prediction = case(1)
+    data = picture_data(sample, prediction, 3, photo_side=200, grid_side=GRID_SIDE)
+    assert (data["size"], data["stride"]) == ([60, 80], 2)
+    np.testing.assert_array_equal(decoded(data["maps"]["label"])[..., 0], sample.labels)
+    for name, labels in prediction.labels.items():
+        np.testing.assert_array_equal(decoded(data["maps"][name])[..., 1], labels)
+    high_x, high_y, low = np.moveaxis(decoded(data["offset"]), -1, 0)
+    x, y = (high_x * 16 + low // 16) / 4095 * 4 - 2, (high_y * 16 + low % 16) / 4095 * 4 - 2
+    assert x.shape == (30, 40)
+    np.testing.assert_allclose(x, OFFSET[0], atol=0.0005)
+    np.testing.assert_allclose(y, OFFSET[1], atol=0.0005)
+    np.testing.assert_allclose(decoded(data["confidence"])[..., 0], CONFIDENCE * 255, atol=0.5)
+    classes, shares = (decoded(data["best"]["fused"][key]) for key in ("classes", "shares"))
+    np.testing.assert_array_equal(classes[..., 0], prediction.labels["fused"][::2, ::2])
+    np.testing.assert_array_equal(shares[5, 5], [round(255 * s) for s in (0.8 + 0.2 / 3, 0.2 / 3, 0.2 / 3)])
+
+
+def test_large_images_are_shrunk_and_small_ones_are_not():
+    sample, prediction = case(0)
+    assert decoded(picture_data(sample, prediction, 3, photo_side=40, grid_side=40)["photo"]).shape == (30, 40, 3)
+    assert decoded(picture_data(sample, prediction, 3, photo_side=800, grid_side=40)["photo"]).shape == (60, 80, 3)
+
+
+def test_two_classes_have_no_third_best():
+    sample = Sample(np.zeros((6, 8, 3), np.uint8), None, "a.png")
+    labels, scores = torch.zeros(6, 8, dtype=torch.uint8), torch.full((2, 6, 8), 3.0)
+    two = Prediction({"fused": labels}, scores={"fused": scores})
+    data = picture_data(sample, two, 2, photo_side=8, grid_side=8)
+    assert "label" not in data["maps"]
+    assert "offset" not in data
+    assert decoded(data["best"]["fused"]["shares"])[0, 0].tolist() == [128, 128, 0]
+
+
+def test_the_worst_and_the_most_changed_images_are_chosen_first():
+    records = [
+        {"index": i, "scores": {"fused": {"mean_iou": i / 100}}, "changed": (i * 37 % 100) / 100} for i in range(100)
+    ]
+    chosen = {record["index"] for record in choose_images(records, 30)}
+    assert len(chosen) == 30
+    assert set(range(10)) <= chosen
+    assert {i for i in range(100) if i * 37 % 100 >= 90} <= chosen
+    assert choose_images(records, 200) == records
+
+
+def test_more_images_get_less_room_each():
+    assert picture_sides(10) > picture_sides(100) > picture_sides(1000)

@@ -1,0 +1,133 @@
+"""The page's text: what it says, what it refuses, that it asks no one for anything."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from ovenet.report import page
+from ovenet.report.page import distinct_names, find_evaluation, write_report
+from tests.report.conftest import write_evaluation
+
+
+class Tables(HTMLParser):
+    """The rows of all tables, and every attribute that could make a browser ask for something."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.rows, self.links, self.open = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links += [attributes[a] for a in ("src", "href", "xlink:href", "action") if a in attributes]
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th") and self.rows:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th") and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+
+@pytest.fixture(scope="module")
+def html(evaluation, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report([evaluation], path, command="python tools/report.py <b>")
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_tables_show_the_results(html, evaluation):
+    results = json.loads((evaluation / "results.json").read_text())["results"]
+    rows = {row[0]: row[1:] for row in Tables(html).rows if row}
+    expected = [f"{100 * results[name]['mean_iou']:.2f}" for name in ("initial", "seed", "fused")]
+    gain = 100 * (results["fused"]["mean_iou"] - results["initial"]["mean_iou"])
+    assert rows["mIoU"] == [*expected, f"+{gain:.2f}"]
+    assert rows["road"][2] == f"{100 * results['fused']['iou']['road']:.2f}"
+    assert {"fog", "rain", "sky </script>", "Boundary IoU, width 0.5 %"} <= set(rows)
+
+
+def test_nothing_is_asked_for_from_elsewhere(html):
+    assert all(link.startswith(("#", "data:")) for link in Tables(html).links)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!['\"]?#|['\"]?data:)", html)
+
+
+def test_texts_cannot_end_a_script_or_become_markup(html):
+    assert "sky </script>" not in html
+    assert "&lt;b&gt;" in html
+
+
+def test_training_curves_are_there_where_there_is_a_log(html, baseline, tmp_path):
+    assert 'id="training"' in html
+    write_report([baseline], tmp_path / "b.html")
+    text = (tmp_path / "b.html").read_text()
+    assert 'id="training"' not in text
+    assert 'id="seeds"' not in text
+
+
+def test_runs_stand_side_by_side(evaluation, baseline, tmp_path):
+    write_report([baseline, evaluation], tmp_path / "r.html")
+    rows = [row for row in Tables((tmp_path / "r.html").read_text()).rows if row]
+    assert ["", "hrnet_small", "ovenet_small"] in rows
+    assert next(len(row) for row in rows if row[0] == "mIoU") == 1 + 1 + 4
+
+
+def test_a_run_stands_for_its_newest_test(evaluation):
+    assert find_evaluation(evaluation.parents[1]) == evaluation
+    with pytest.raises(ValueError, match=r"run tools/test\.py first"):
+        find_evaluation(evaluation.parent)
+
+
+def test_names_tell_runs_apart(tmp_path):
+    names = distinct_names([tmp_path / "a/test/x", tmp_path / "b/test/x"])
+    assert names == ["a", "b"]
+    assert distinct_names([tmp_path / "a/test/x", tmp_path / "a/test/y"]) == ["a/x", "a/y"]
+    assert distinct_names([tmp_path / "a/test/x", tmp_path / "a/test/x"]) == ["a/x (1)", "a/x (2)"]
+
+
+def test_other_classes_cannot_be_compared(evaluation, other_classes, tmp_path):
+    other = write_evaluation(tmp_path / "o/test/x", num_images=1, info=other_classes)
+    with pytest.raises(ValueError, match="other classes than"):
+        write_report([evaluation, other], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_an_evaluation_without_details_is_refused(evaluation, tmp_path):
+    folder = tmp_path / "e"
+    shutil.copytree(evaluation, folder)
+    content = json.loads((folder / "results.json").read_text())
+    del content["details"]
+    (folder / "results.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"TEST\.DETAILS True"):
+        write_report([folder], tmp_path / "r.html")
+    (folder / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="not a JSON file"):
+        write_report([folder], tmp_path / "r.html")
+
+
+def test_the_page_keeps_below_its_limit(evaluation, tmp_path, monkeypatch):
+    whole = write_report([evaluation], tmp_path / "a.html")
+    assert whole == "4 of 4 images are shown."
+    size = sum(p.stat().st_size for p in (evaluation / "gallery").iterdir())
+    limit = (tmp_path / "a.html").stat().st_size - size // 2
+    monkeypatch.setattr(page, "MAX_BYTES", limit)
+    note = write_report([evaluation], tmp_path / "b.html")
+    assert re.match(r"[123] of 4 images are shown", note)
+    assert (tmp_path / "b.html").stat().st_size <= limit
+
+
+def test_without_pictures_the_page_says_how_to_get_them(evaluation, tmp_path):
+    folder = tmp_path / "run/test/e"
+    shutil.copytree(evaluation, folder, ignore=shutil.ignore_patterns("gallery"))
+    assert write_report([folder], tmp_path / "r.html") == "No pictures were saved."
+    assert "TEST.REPORT True" in (tmp_path / "r.html").read_text()
