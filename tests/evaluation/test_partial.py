@@ -18,6 +18,7 @@ def counted(images):
     tally = Tally(AB, ("fused",), ignore_label=255, detailed=False, device=torch.device("cpu"))
     for i in images:
         tally.counts["confusion"][0, 0, 0, 0, 0] += 10**i
+        tally.num_images += 1
     return tally
 
 
@@ -45,6 +46,12 @@ def test_counts_of_all_processes_are_joined(tmp_path):
     run(tmp_path / "p", [4])
     assert joined(tmp_path / "p") == ({0, 1, 2, 3, 4}, 11111)
     assert [r["index"] for r in PartialEvaluation(tmp_path / "p", {"a": 1}).records()] == [0, 1, 2, 3, 4]
+
+
+def test_counts_that_cover_an_image_without_a_line_are_not_saved(tmp_path):
+    partial = run(tmp_path / "p", [0, 1])
+    partial.save(counted([0, 1, 2]))  # interrupted between counting and noting
+    assert joined(tmp_path / "p") == ({0, 1}, 11)
 
 
 def test_images_after_the_last_save_are_evaluated_again(tmp_path):

@@ -156,6 +156,8 @@ def test_two_processes_train_and_test(run_process, run_tool, experiment, launche
     two = json.loads((run_dir / "test/val_best_s1/results.json").read_text())
     assert run_tool("test", "--cfg", config).code == 0
     one = json.loads((run_dir / "test/val_best_s1/results.json").read_text())
+    assert one.pop("date")
+    assert two.pop("date")
     assert one == two
 
 

@@ -41,6 +41,7 @@ class PartialEvaluation:
         self.joined: dict[str, Tensor] = {}
         self._name = ""
         self._num_lines = 0
+        self._num_counted = 0
         self._saved_at = 0.0
 
     def exists(self) -> bool:
@@ -111,12 +112,13 @@ class PartialEvaluation:
         with (self.folder / f"{self._name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._num_lines += 1
+        self._num_counted = tally.num_images
         if monotonic() - self._saved_at >= self.interval_s:
             self.save(tally)
 
     def save(self, tally: Tally) -> None:
-        """Writes the counts of this process."""
-        if self._num_lines:
+        """Writes the counts of this process, unless they cover an image that was not noted."""
+        if self._num_lines and self._num_counted == tally.num_images:
             _save(self.folder / f"{self._name}.pth", tally.counts, self._num_lines)
         self._saved_at = monotonic()
 

@@ -62,6 +62,7 @@ class Tally:
         device: where confusion is counted.
 
     Attributes:
+        num_images: images that were begun to be counted.
         counts: int64 by name. ``confusion`` is ``(1 + conditions, P, D, K, K)`` with the images of no condition first;
             all others are of the whole split, see `_empty_details`.
     """
@@ -80,6 +81,7 @@ class Tally:
         self.ignore_label = ignore_label
         self.detailed = detailed
         self.has_seed = "seed" in prediction_names
+        self.num_images = 0
         self._groups = (None, *info.conditions)
         num_bands = len(DISTANCES_PX) + 1 if detailed else 1
         k = info.num_classes
@@ -112,6 +114,7 @@ class Tally:
             prediction: of the same size; with offset and confidence where seeds are counted.
             name: the image's path, which tells its condition.
         """
+        self.num_images += 1
         predicted = [prediction.labels[n] for n in self.prediction_names]
         true = np.where(labels == self.ignore_label, np.int16(VOID), labels.astype(np.int16, copy=False))
         bands = None

@@ -1,0 +1,127 @@
+"""Testing from the command line: the same to the last digit however it is dealt out or interrupted, and the report."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from tests.conftest import tiny_settings
+from tests.tools.conftest import ROOT
+
+from ovenet import build_model, builders, load_config
+
+
+@pytest.fixture
+def trained(tiny_data, tmp_path, write_config):
+    """A config file of a tiny OVeNet that tests six images, its run's folder, and random weights in it."""
+    settings = tiny_settings()
+    settings["DATASET"] |= {"ROOT": str(tiny_data), "TEST_SET": "list/camvid/train.lst"}
+    settings["OUTPUT_DIR"] = str(tmp_path / "output")
+    path = write_config(settings, "tiny.yaml")
+    run = tmp_path / "output/camvid/tiny"
+    run.mkdir(parents=True)
+    torch.save({"model": build_model(load_config(path)).state_dict()}, run / "best.pth")
+    return path, run
+
+
+def files_of(run):
+    """What a test wrote, but for the time."""
+    folder = run / "test/train_best_s1"
+    content = json.loads((folder / "results.json").read_text())
+    del content["date"]
+    return content, (folder / "images.jsonl").read_text()
+
+
+def test_any_number_of_processes_gives_the_same_files(trained, run_tool, run_process):
+    config, run = trained
+    assert run_tool("test", "--cfg", config).code == 0
+    expected = files_of(run)
+    assert len(expected[1].splitlines()) == 6
+    for number in (2, 3):
+        launch = (sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={number}", "--standalone")
+        done = run_process(*launch, "tools/test.py", "--cfg", config)
+        assert done.returncode == 0, done.stderr
+        assert files_of(run) == expected
+        assert not (run / "test/train_best_s1/unfinished").exists()
+
+
+def test_an_interrupted_evaluation_goes_on(trained, run_tool, monkeypatch):
+    config, run = trained
+    assert run_tool("test", "--cfg", config).code == 0
+    expected = files_of(run)
+
+    image = config.parent / "data/camvid/train/3.png"
+    pixels = image.read_bytes()
+    image.write_bytes(b"no image")
+    stopped = run_tool("test", "--cfg", config)
+    assert stopped.code == 2
+    assert "train/3.png: the image cannot be read" in stopped.err
+    image.write_bytes(pixels)
+    again = run_tool("test", "--cfg", config)
+    assert again.code == 2
+    assert "TEST.RESUME True goes on" in again.err
+    other = run_tool("test", "--cfg", config, "TEST.RESUME", True, "TRAIN.IGNORE_LABEL", 254)
+    assert other.code == 2
+    assert "TRAIN.IGNORE_LABEL 255, now it is 254" in other.err
+
+    seen = []
+    monkeypatch.setattr(builders.testing.ImageWriter, "write", lambda self, index, *rest: seen.append(index))
+    resumed = run_tool("test", "--cfg", config, "TEST.RESUME", True)
+    assert resumed.code == 0, resumed.err
+    assert "3 of 6 images are done" in resumed.err
+    assert seen == [3, 4, 5]
+    assert files_of(run) == expected
+    assert run_tool("test", "--cfg", config, "TEST.RESUME", True).code == 0  # nothing to resume: all anew
+
+
+def test_a_signal_saves_what_was_counted(trained, run_tool):
+    config, _ = trained
+    slow = ("TEST.SCALE_LIST", "8,8,8,8,8,8", "TEST.IMAGE_SIZE", "[512,512]", "PRINT_FREQ", "1")
+    command = [sys.executable, "tools/test.py", "--cfg", str(config), *slow]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "train.lst: 2/6" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.stderr.read()
+    assert process.wait(60) == 75
+    resumed = run_tool("test", "--cfg", config, *slow, "TEST.RESUME", True)
+    assert resumed.code == 0, resumed.err
+    assert "of 6 images are done" in resumed.err
+
+
+def test_the_report_is_written_and_rewritten(trained, run_tool, tmp_path):
+    config, run = trained
+    tested = run_tool("test", "--cfg", config, "TEST.REPORT", True)
+    assert tested.code == 0, tested.err
+    folder = run / "test/train_best_s1"
+    assert f"report:      {folder / 'report.html'} (6 of 6 images are shown.)" in tested.out
+    page = (folder / "report.html").read_text()
+    assert page.count('id="picture-0-') == 6
+    (folder / "report.html").unlink()
+    assert run_tool("report", run).code == 0
+    assert (folder / "report.html").exists()
+
+    two = tmp_path / "two.html"
+    assert run_tool("report", run, folder).code == 2  # where to?
+    assert run_tool("report", run, folder, "--output", two).code == 0
+    refused = run_tool("report", run, folder, "--output", two)
+    assert refused.code == 2
+    assert "--overwrite" in refused.err
+    assert run_tool("report", run, folder, "--output", two, "--overwrite").code == 0
+    missing = run_tool("report", tmp_path / "nowhere")
+    assert missing.code == 2
+    assert "run tools/test.py first" in missing.err
+
+
+def test_the_report_needs_details(trained, run_tool):
+    config, run = trained
+    refused = run_tool("test", "--cfg", config, "TEST.REPORT", True, "TEST.DETAILS", False)
+    assert refused.code == 2
+    assert "TEST.DETAILS is False; expected True with TEST.REPORT True" in refused.err
+    assert run_tool("test", "--cfg", config, "TEST.DETAILS", False).code == 0
+    assert "details" not in files_of(run)[0]
