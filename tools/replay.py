@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import torch
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
-from ovenet import build_criterion, build_model, load_config
+from ovenet import build_criterion, build_model
+from ovenet.config import load_config_text
 from ovenet.data.transforms import normalize_images
 from ovenet.engine.repro import read_repro
 from ovenet.structures import Batch
@@ -27,7 +26,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="repro_*.pth of a run")
     args = parser.parse_args()
     content, batches = read_repro(args.file)
-    cfg = config_of(content["config"])
+    cfg = load_config_text(content["config"], str(args.file))
     model = build_model(cfg)
     model.load_state_dict(content["model"])
     print(f"{args.file}: iteration {content['iteration']}, {len(batches)} batch(es)")
@@ -35,14 +34,6 @@ def main() -> None:
     print(f"weights: {bad_weights[0] + ' is not finite' if bad_weights else 'all finite'}")
     for batch in batches:
         replay(model, build_criterion(cfg), batch)
-
-
-def config_of(text: str) -> CfgNode:
-    """The run's configuration."""
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        return load_config(file.name)
 
 
 def replay(model: nn.Module, criterion: nn.Module, batch: Batch) -> None:

@@ -126,6 +126,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
                 "dataset": info.name,
                 "class_names": list(info.class_names),
                 "palette": [list(c) for c in info.palette],
+                "dataset_info": info.as_dict(),
             },
         ),
     )

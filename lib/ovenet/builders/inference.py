@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
 from ovenet.builders.models import build_model, load_checkpoint
+from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.utils.logging import get_logger
 
@@ -25,9 +26,13 @@ def build_predictor(
         device: of this process.
         single_scale: leave out ``TEST.SCALE_LIST`` and ``TEST.FLIP_TEST``, as validation during training does.
     """
-    info = dataset_info(cfg)
+    return ScorePredictor(model, inference_settings(cfg, dataset_info(cfg), single_scale=single_scale), device)
+
+
+def inference_settings(cfg: CfgNode, info: DatasetInfo, *, single_scale: bool = False) -> InferenceSettings:
+    """What the ``TEST`` section and the dataset say about inference."""
     width, height = cfg.TEST.IMAGE_SIZE
-    settings = InferenceSettings(
+    return InferenceSettings(
         base_size=cfg.TEST.BASE_SIZE,
         window_size=(height, width),
         scales=(1.0,) if single_scale else tuple(float(s) for s in cfg.TEST.SCALE_LIST),
@@ -39,7 +44,6 @@ def build_predictor(
         rule=info.evaluation,
         mirrored_classes=info.mirrored_classes,
     )
-    return ScorePredictor(model, settings, device)
 
 
 def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> ScorePredictor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         ValueError: a file is missing or not YAML, a key is unknown, or a value is of the wrong type or range.
     """
+    known = dict(_leaves(default_config()))
+    return _assemble(_file_settings(Path(path), known, ()), known, overrides)
+
+
+def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration that a checkpoint carries.
+
+    Args:
+        text: YAML from ``cfg.dump()``.
+        source: where it is from, for messages.
+        overrides: as for `load_config`.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    known = dict(_leaves(default_config()))
+    content = [(key, value) for key, value in _flatten(yaml.safe_load(text)) if key not in INERT_KEYS]
+    for key, _ in content:
+        _require_known(key, known, source)
+    return _assemble(((key, value, source) for key, value in content), known, overrides)
+
+
+def _assemble(
+    file_settings: Iterable[tuple[str, Any, str]], known: dict[str, Any], overrides: Sequence[str]
+) -> CfgNode:
     cfg = default_config()
-    known = dict(_leaves(cfg))
-    settings = {key: (value, source) for key, value, source in _file_settings(Path(path), known, ())}
+    settings = {key: (value, source) for key, value, source in file_settings}
     settings.update({key: (value, "the command line") for key, value in _parse_overrides(overrides, known)})
     for key, (value, source) in settings.items():
         _assign(cfg, key, _coerce(key, value, known[key], source))

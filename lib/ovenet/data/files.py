@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import posixpath
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+_STRIP_ROWS = 1024
+_ANY_SIZE = 2**62
 _BAD_IMAGE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError)
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
+def read_image(path: Path, *, upright: bool = False, max_pixels: int | None = None) -> np.ndarray:
     """An image file as ``(H, W, 3)`` uint8 RGB.
 
     Grey images are repeated, alpha is dropped, palettes are looked up, and of 16 bits the upper 8 are taken.
@@ -20,43 +25,90 @@ def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
     Args:
         path: the file.
         upright: turn it as its EXIF tag says, as picture viewers do.
+        max_pixels: refuse larger ones; None leaves it to Pillow, which refuses beyond 179 million.
 
     Raises:
         ValueError: the file is missing, no image, or cut off, or its pixels are floating-point numbers.
     """
-    image = open_image(path, "image")
+    return to_rgb(open_image(path, "image", max_pixels=max_pixels), str(path), upright=upright)
+
+
+def to_rgb(image: Image.Image, name: str, *, upright: bool = False) -> np.ndarray:
+    """An image in memory as `read_image` gives it; `name` is for messages."""
     if upright:
         image = ImageOps.exif_transpose(image)
     if image.mode in _SIXTEEN_BIT_MODES:
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
-        raise ValueError(f"{path}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
-    return np.asarray(image.convert("RGB"))
+        raise ValueError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _STRIP_ROWS):  # the whole image at once would be held twice more
+        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
+        pixels[top : top + strip.height] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
-def open_image(path: Path, role: str) -> Image.Image:
+def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image.Image:
     """Reads a whole image file.
 
     Args:
         path: the file.
         role: what it is, for messages.
+        max_pixels: see `read_image`.
 
     Raises:
-        ValueError: it is missing, a directory, no image, or cut off.
+        ValueError: it is missing, a directory, no image, cut off, or too large.
     """
+    _require_file(path, role)
+    try:
+        with _pixel_limit(max_pixels), Image.open(path) as image:
+            image.load()
+            return image
+    except _BAD_IMAGE as error:
+        raise _unreadable(path, role, error) from error
+
+
+def _require_file(path: Path, role: str) -> None:
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path}: the {role} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
         raise ValueError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
     if path.is_dir():
         raise ValueError(f"{path}: the {role} is a directory; expected a file")
+
+
+def _unreadable(path: Path, role: str, error: BaseException) -> ValueError:
+    return ValueError(f"{path}: the {role} cannot be read ({' '.join(str(error).split())}); replace it")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Size ``(H, W)`` in pixels, from the file's header.
+
+    Raises:
+        ValueError: as `open_image`.
+    """
+    _require_file(path, "image")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        with _pixel_limit(_ANY_SIZE), Image.open(path) as image:
+            return image.height, image.width
     except _BAD_IMAGE as error:
-        raise ValueError(f"{path}: the {role} cannot be read ({' '.join(str(error).split())}); replace it") from error
+        raise _unreadable(path, "image", error) from error
+
+
+@contextmanager
+def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
+    """Sets what Pillow takes for too large, for a while."""
+    before = Image.MAX_IMAGE_PIXELS
+    if max_pixels is not None:
+        Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns before
+    try:
+        with warnings.catch_warnings():
+            if max_pixels is not None:
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def format_line(image: str, label: str | None) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -147,6 +147,20 @@ class DatasetInfo:
     def condition_of(self, image_name: str) -> str | None:
         """Which of `conditions` an image belongs to, told from its path; None for none."""
         return next((part for part in PurePosixPath(image_name).parts if part in self.conditions), None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All but where the files lie, as plain values: what a checkpoint carries."""
+        return {key: value for key, value in asdict(self).items() if key != "layouts"}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> DatasetInfo:
+        """The dataset of `as_dict`.
+
+        Raises:
+            TypeError: a key is missing or not known.
+        """
+        evaluation, submission = EvaluationRule(**content["evaluation"]), content["submission"]
+        return cls(**content | {"evaluation": evaluation, "submission": submission and SubmissionRule(**submission)})
 
     def without_background(self) -> DatasetInfo:
         """The same dataset with class 0 ignored instead of learned."""

@@ -31,7 +31,7 @@ class InferenceSettings:
     """How an image is run through the model.
 
     Attributes:
-        base_size: long (or short, see `rule`) side of the image at scale 1, in pixels.
+        base_size: long (or short, see `rule`) side of the image at scale 1, in pixels; None is the image's own.
         window_size: ``(H, W)``; a scaled image that fits is run whole, else in windows of this size.
         scales: scores are averaged over them.
         flip: average with the mirrored image.
@@ -44,7 +44,7 @@ class InferenceSettings:
         mirrored_classes: pairs of train ids that change places when an image is mirrored.
     """
 
-    base_size: int
+    base_size: int | None
     window_size: tuple[int, int]
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -57,10 +57,12 @@ class InferenceSettings:
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Size ``(H, W)`` that an image of `size` is resized to, before padding."""
-        side = max(1, round(self.base_size * scale))
         if self.rule.resize == "stretch":
             return tuple(max(1, round(n * scale)) for n in self.window_size)
-        if self.rule.resize == "short_side":
+        is_short = self.rule.resize == "short_side"
+        base_size = self.base_size or (min(size) if is_short else max(size))
+        side = max(1, round(base_size * scale))
+        if is_short:
             side = max(1, round(side * max(size) / min(size)))
         return scaled_size(size, side)
 
@@ -119,22 +121,28 @@ class ScorePredictor:
             score_side: give the scores too, thinned out until no side has more pixels (see `thinning`); 0 gives none.
         """
         score_stride = thinning(image.shape[:2], score_side) if score_side else 0
-        labels: dict[str, list[Tensor]] = {}
+        size = image.shape[:2]
+        labels: dict[str, Tensor] = {}
         scores: dict[str, list[Tensor]] = {}
-        vectors: list[Tensor] = []
+        vectors = None
         for rows, maps in self._bands(image, names=names, seeds=seeds):
             if _SEED in maps:
-                vectors.append(_every(maps.pop(_SEED), seed_stride, rows))
+                thin = _every(maps.pop(_SEED), seed_stride, rows)
+                if vectors is None:
+                    vectors = thin.new_empty((3, *(-(-n // seed_stride) for n in size)))
+                first = -(-rows.start // seed_stride)
+                vectors[:, first : first + thin.shape[1]] = thin
             for name, band in maps.items():
+                if name not in labels:
+                    labels[name] = torch.empty(size, dtype=_label_type(len(band)), device=band.device)
                 # max is three times as fast as argmax on the CPU
-                labels.setdefault(name, []).append(band.max(dim=0).indices.to(_label_type(len(band))))
+                labels[name][rows.start : rows.stop] = band.max(dim=0).indices
                 if score_stride:
                     scores.setdefault(name, []).append(_every(band, score_stride, rows))
-        seed = torch.cat(vectors, dim=1) if vectors else None
         return Prediction(
-            labels={name: torch.cat(bands) for name, bands in labels.items()},
-            offset=None if seed is None else seed[:2],
-            confidence=None if seed is None else seed[2:],
+            labels=labels,
+            offset=None if vectors is None else vectors[:2],
+            confidence=None if vectors is None else vectors[2:],
             scores={name: torch.cat(bands, dim=1) for name, bands in scores.items()},
         )
 

@@ -30,12 +30,8 @@ def save_prediction(labels: Tensor, name: str, folder: Path, info: DatasetInfo) 
         info: ids and colours.
     """
     train_ids = labels.cpu().numpy()
-    for kind, pixels in (
-        ("ids", info.label_id_table()[train_ids]),
-        ("color", np.array(info.palette, dtype=np.uint8)[train_ids]),
-    ):
-        path = (folder / kind / name).with_suffix(".png")
-        save_png(pixels, path)
+    save_png(info.label_id_table()[train_ids], (folder / "ids" / name).with_suffix(".png"))
+    save_color_png(train_ids, (folder / "color" / name).with_suffix(".png"), info)
 
 
 def colorize_labels(labels: Tensor, info: DatasetInfo) -> Tensor:
@@ -94,6 +90,14 @@ def picture_row(
 def save_picture(picture: Tensor, path: Path) -> None:
     """Writes ``(3, H, W)`` uint8 as a PNG, creating its folder."""
     save_png(picture.permute(1, 2, 0).numpy(), path)
+
+
+def save_color_png(train_ids: np.ndarray, path: Path, info: DatasetInfo) -> None:
+    """Writes ``(H, W)`` train ids as a PNG with a palette: it shows the colours and holds the train ids."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(train_ids.astype(np.uint8, copy=False))
+    image.putpalette(np.array(info.palette, dtype=np.uint8).tobytes())
+    image.save(path)
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:

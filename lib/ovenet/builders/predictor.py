@@ -1,0 +1,155 @@
+"""A trained model from its checkpoint alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from yacs.config import CfgNode
+
+from ovenet.builders.data import dataset_info
+from ovenet.builders.inference import inference_settings
+from ovenet.builders.models import build_model
+from ovenet.config import load_config, load_config_text
+from ovenet.data.catalog import find_dataset
+from ovenet.data.files import read_image, to_rgb
+from ovenet.data.info import LONG_SIDE, DatasetInfo
+from ovenet.engine.checkpoint import read_checkpoint, weights_of
+from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.models.weights import load_weights
+from ovenet.utils.distributed import choose_device
+
+NATIVE = "native"
+
+
+class Predictor(ScorePredictor):
+    """Predicts the classes of any image, without the dataset that the model was trained on.
+
+        predictor = Predictor.from_checkpoint("best.pth")
+        mask = predictor(image)
+
+    Args:
+        model: a segmentor.
+        settings: how images are run through it.
+        device: where the model lies.
+        info: the classes.
+
+    Attributes:
+        info: names, colours and label ids of the classes, in the order of the train ids.
+        max_offset: longest offset per axis, the image spanning 2.
+    """
+
+    def __init__(
+        self, model: nn.Module, settings: InferenceSettings, device: torch.device, info: DatasetInfo, max_offset: float
+    ):
+        super().__init__(model, settings, device)
+        self.info = info
+        self.max_offset = max_offset
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        config: str | Path | None = None,
+        device: str = "auto",
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        long_side: int | str | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Predictor:
+        """Builds the model that a file of weights belongs to.
+
+        Args:
+            path: ``best.pth`` or another file that training wrote; it carries its configuration and its classes.
+            config: an experiment file, for weights that carry none, such as published ones; it wins over what they
+                carry.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            scales: None takes ``TEST.SCALE_LIST``.
+            flip: average with the mirrored image; None takes ``TEST.FLIP_TEST``.
+            long_side: side of the image at scale 1, in pixels, that is run in windows of ``TEST.IMAGE_SIZE``;
+                ``native`` is each image's own; None does as the dataset's evaluation does.
+            overrides: ``KEY VALUE …`` as on a command line.
+
+        Raises:
+            ValueError: the file cannot be read safely, carries no configuration, or does not fit the configuration.
+        """
+        content = read_checkpoint(path)
+        if config is not None:
+            cfg = load_config(config, overrides)
+            info = dataset_info(cfg)
+        elif isinstance(content.get("config"), str):
+            cfg = load_config_text(content["config"], str(path), overrides)
+            info = _carried_info(content, cfg)
+        else:
+            raise ValueError(f"{path}: holds weights but no configuration; name its experiment file (--cfg FILE)")
+        model = build_model(cfg)
+        report = load_weights(model, weights_of(content, path), str(path), whole=True)
+        report.require(1.0, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
+        place = choose_device(device)
+        settings = inference_settings(cfg, info)
+        if scales is not None:
+            if not scales or min(scales) <= 0:
+                raise ValueError(f"scales are {list(scales)}; expected at least one, all above 0")
+            settings = replace(settings, scales=tuple(scales))
+        if flip is not None:
+            settings = replace(settings, flip=flip)
+        if long_side is not None:
+            settings = replace(settings, base_size=_base_size(long_side), rule=LONG_SIDE)
+        model = model.to(place, memory_format=torch.channels_last)
+        return cls(model, settings, place, info, cfg.MODEL.EXTRA.OFFSET_THRESHOLD)
+
+    def __call__(self, image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+        """The class of every pixel.
+
+        Args:
+            image: a file, a Pillow image, or an array ``(H, W, 3)`` RGB, ``(H, W)`` or ``(H, W, 4)``, uint8 or uint16
+                (of which the upper 8 bits are taken).
+
+        Returns:
+            ``(H, W)`` train ids, uint8 for up to 256 classes: indices into ``info.class_names`` and ``info.palette``.
+
+        Raises:
+            ValueError: the file cannot be read, or the array is no image.
+        """
+        return self.predict(as_image(image, upright=self.info.upright), names=("fused",)).labels["fused"].cpu().numpy()
+
+
+def as_image(image: np.ndarray | Image.Image | str | Path, *, upright: bool = False) -> np.ndarray:
+    """Any image as ``(H, W, 3)`` uint8 RGB, see `Predictor.__call__`."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image), upright=upright)
+    if isinstance(image, Image.Image):
+        return to_rgb(image, "the image", upright=upright)
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
+        raise ValueError(
+            f"an array of shape {image.shape} and type {image.dtype}; expected (H, W), (H, W, 3) or (H, W, 4), "
+            "uint8 or uint16"
+        )
+    if image.ndim == 2 or image.shape[2] == 1:
+        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(image[..., :3])
+
+
+def _base_size(long_side: int | str) -> int | None:
+    if long_side == NATIVE:
+        return None
+    if not str(long_side).isdigit() or int(long_side) < 1:
+        raise ValueError(f"the long side is {long_side!r}; expected a number of pixels, or {NATIVE!r}")
+    return int(long_side)
+
+
+def _carried_info(content: dict[str, Any], cfg: CfgNode) -> DatasetInfo:
+    """The classes that a checkpoint carries, or the catalog's for files of before they were carried."""
+    if "dataset_info" in content:
+        return DatasetInfo.from_dict(content["dataset_info"])
+    folder = Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
+    return find_dataset(cfg.DATASET.DATASET, folder, num_classes=cfg.DATASET.NUM_CLASSES)

@@ -1,0 +1,154 @@
+"""What to predict: images, folders, globs, videos and cameras, from what stands on a command line."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import cv2
+import numpy as np
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+_CAMERA = "camera:"
+_DEFAULT_RATE = 25.0
+_MAX_BROKEN_IN_A_ROW = 100
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing to predict.
+
+    Attributes:
+        kind: see the module.
+        source: the file, or a camera's number.
+        name: of the results, a path without suffix.
+    """
+
+    kind: Literal["image", "video", "camera"]
+    source: Path | int
+    name: str
+
+    def __str__(self) -> str:
+        return f"camera {self.source}" if self.kind == "camera" else str(self.source)
+
+
+def find_inputs(arguments: Sequence[str]) -> list[Input]:
+    """What a command line names.
+
+    Args:
+        arguments: files; folders, whose images and videos are taken at any depth; patterns with ``*``; and cameras as
+            ``camera:0``.
+
+    Raises:
+        ValueError: something does not exist, holds nothing to predict, or two results would have the same name.
+    """
+    inputs: list[Input] = []
+    for argument in arguments:
+        inputs += _inputs_of(argument)
+    names: dict[str, Input] = {}
+    for one in inputs:
+        if one.name in names:
+            raise ValueError(
+                f"{one} and {names[one.name]}: both results would be called {one.name}; predict them into two folders"
+            )
+        names[one.name] = one
+    return inputs
+
+
+def _inputs_of(argument: str) -> list[Input]:
+    if argument.startswith(_CAMERA):
+        number = argument.removeprefix(_CAMERA)
+        if not number.isdigit():
+            raise ValueError(f"{argument}: expected a camera's number, such as {_CAMERA}0")
+        return [Input("camera", int(number), f"camera_{number}")]
+    path = Path(argument)
+    if path.is_dir():
+        found = [_of_file(p, p.relative_to(path)) for p in sorted(path.rglob("*")) if _kind(p)]
+        if not found:
+            raise ValueError(f"{argument}: there is no image and no video in this folder")
+        return _distinct(found)
+    if path.exists():
+        return [_of_file(path, Path(path.name))]
+    if glob.has_magic(argument):
+        paths = sorted(Path(p) for p in glob.glob(argument, recursive=True))
+        base = Path(*_before_magic(path))
+        found = [_of_file(p, p.relative_to(base)) for p in paths if _kind(p)]
+        if found:
+            return _distinct(found)
+        raise ValueError(f"{argument}: no image and no video has such a name")
+    raise ValueError(f"{argument}: does not exist; expected an image, a folder, a pattern, a video or {_CAMERA}0")
+
+
+def _before_magic(path: Path) -> Iterator[str]:
+    for part in path.parts[:-1]:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+def _kind(path: Path) -> Literal["image", "video"] | None:
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        return None
+    return "image" if suffix in IMAGE_SUFFIXES else "video" if suffix in VIDEO_SUFFIXES else None
+
+
+def _of_file(path: Path, name: Path) -> Input:
+    return Input(_kind(path) or "image", path, PurePosixPath(name.with_suffix("")).as_posix())
+
+
+def _distinct(inputs: list[Input]) -> list[Input]:
+    """``a.jpg`` beside ``a.png`` keeps the suffix in its name."""
+    count: dict[str, int] = {}
+    for one in inputs:
+        count[one.name] = count.get(one.name, 0) + 1
+    return [
+        one if count[one.name] == 1 else Input(one.kind, one.source, f"{one.name}{Path(str(one.source)).suffix}")
+        for one in inputs
+    ]
+
+
+class FrameReader:
+    """The frames of a video or a camera.
+
+    Args:
+        one: of kind ``video`` or ``camera``.
+
+    Attributes:
+        rate: frames a second.
+        num_frames: as the file says; 0 where it is not known.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+
+    def __init__(self, one: Input):
+        self._capture = cv2.VideoCapture(one.source if isinstance(one.source, int) else str(one.source))
+        if not self._capture.isOpened():
+            raise ValueError(f"{one}: cannot be opened as a video")
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate < 1000 else _DEFAULT_RATE
+        self.num_frames = 0 if one.kind == "camera" else max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[np.ndarray | None]:
+        """``(H, W, 3)`` uint8 RGB; None for a frame that cannot be decoded."""
+        index = broken = 0
+        while True:
+            is_read, frame = self._capture.read()
+            if is_read:
+                broken = 0
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            elif index < self.num_frames and broken < _MAX_BROKEN_IN_A_ROW:
+                broken += 1
+                yield None
+            else:
+                return
+            index += 1
+
+    def close(self) -> None:
+        """Lets go of the file or the camera."""
+        self._capture.release()

@@ -1,0 +1,101 @@
+"""How much memory an image will take, so that one that is too large is named instead of ending the program."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ovenet.data.files import image_size
+from ovenet.evaluation.inference import ScorePredictor, thinning
+
+_GB = 10**9
+_SHARE_OF_FREE = 0.8
+_DECODER_BYTES = 4 + 3  # a pixel in Pillow's memory and in ours, while the one is copied to the other
+_IMAGE_BYTES = 3
+_LABEL_BYTES = 1
+_OUTPUT_BYTES = 2  # a file's pixels as ids or palette indices, and Pillow's copy
+_SEED_BYTES = 3 * 4
+_SEED_PICTURE_BYTES = 3 * 8  # what drawing the colour wheel holds besides
+
+
+class MemoryGuard:
+    """Refuses images that would need more memory than there may be used.
+
+    Runs one window through the model and takes the process's peak from then on as what every image needs.
+
+    Args:
+        predictor: on the CPU; on another device the images' own share is counted just the same.
+        num_classes: ``K``.
+        max_gb: for the whole process, in 10^9 bytes; None takes four fifths of what the machine has free.
+        max_seed_side: offsets and confidence are thinned out to this side; 0 if there are none.
+
+    Raises:
+        ValueError: a window alone needs more.
+    """
+
+    def __init__(self, predictor: ScorePredictor, num_classes: int, max_gb: float | None, *, max_seed_side: int = 0):
+        self._predictor = predictor
+        self._num_classes = num_classes
+        self._max_seed_side = max_seed_side
+        self._is_given = max_gb is not None
+        self.base_bytes = self._run_window() if self._is_given else _peak_bytes()
+        self.max_bytes = int(max_gb * _GB) if max_gb is not None else int(_SHARE_OF_FREE * _free_bytes())
+        if self._is_given and self.base_bytes > self.max_bytes:
+            raise ValueError(
+                f"--max-memory {max_gb:g}: one window of {' x '.join(map(str, predictor.settings.window_size))} pixels "
+                f"needs {self.base_bytes / _GB:.1f} GB; raise it, or lower TEST.IMAGE_SIZE"
+            )
+
+    def check(self, path: Path) -> int:
+        """Checks an image file by its header.
+
+        Returns:
+            The number of its pixels.
+
+        Raises:
+            ValueError: it is no image, or needs too much memory.
+        """
+        size = image_size(path)
+        needed = self.base_bytes + self.image_bytes(size)
+        if needed > self.max_bytes:
+            may_use = f"--max-memory is {self.max_bytes / _GB:.1f}"
+            raise ValueError(
+                f"{path}: {size[1]} x {size[0]} pixels need about {needed / _GB:.1f} GB of memory; "
+                f"{may_use if self._is_given else f'{self.max_bytes / _GB:.1f} GB may be used'}"
+            )
+        return math.prod(size)
+
+    def image_bytes(self, size: tuple[int, int]) -> int:
+        """Memory that grows with the image ``(H, W)``: the most of decoding, predicting and writing."""
+        pixels = math.prod(size)
+        settings = self._predictor.settings
+        scaled = [settings.scaled_size(size, scale) for scale in settings.scales]
+        views = sum(_IMAGE_BYTES * math.prod(s) for s in scaled if s != size)
+        rows = sum(2 * s[1] * min(s[0], settings.window_size[0]) for s in scaled) // 16  # two rows of windows
+        maps = rows * 4 * (self._num_classes + 3)
+        seeds = 0
+        if self._max_seed_side:
+            seeds = pixels // thinning(size, self._max_seed_side) ** 2
+        predicting = (_IMAGE_BYTES + _LABEL_BYTES) * pixels + views + maps + _SEED_BYTES * seeds
+        writing = (_IMAGE_BYTES + _LABEL_BYTES) * pixels + _SEED_BYTES * seeds
+        writing += max(_OUTPUT_BYTES * pixels, _SEED_PICTURE_BYTES * seeds)
+        return max(_DECODER_BYTES * pixels, predicting, writing)
+
+    def _run_window(self) -> int:
+        window = self._predictor.settings.window_size
+        self._predictor.predict(np.zeros((*window, 3), np.uint8), names=("fused",))
+        return _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _free_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

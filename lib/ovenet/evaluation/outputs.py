@@ -1,0 +1,126 @@
+"""What is written of each image or frame that is predicted without a label."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from ovenet.data.info import DatasetInfo
+from ovenet.evaluation.inference import Prediction
+from ovenet.evaluation.pictures import colorize_offset, save_color_png, save_png
+
+KINDS = ("ids", "color", "overlay", "offset", "confidence")
+SEED_KINDS = ("offset", "confidence")
+_OPACITY = 0.55
+_BAND_ROWS = 512
+
+
+class ResultWriter:
+    """Writes ``<folder>/<kind>/<name>.png``, and offsets as ``.npy`` too.
+
+    Args:
+        folder: for all results.
+        info: the classes.
+        max_offset: longest offset per axis, which is drawn in full colour.
+        kinds: which of `KINDS`.
+    """
+
+    def __init__(self, folder: Path, info: DatasetInfo, max_offset: float, kinds: Collection[str]):
+        self.folder = folder
+        self.info = info
+        self.max_offset = max_offset
+        self.kinds = kinds
+
+    def write(self, name: str, image: np.ndarray, prediction: Prediction) -> None:
+        """Writes one image's results.
+
+        Args:
+            name: a path without suffix.
+            image: ``(H, W, 3)`` uint8 RGB; drawn over where an overlay is written.
+            prediction: of the fused scores, with offset and confidence where they are written.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        labels = prediction.labels["fused"].cpu().numpy()
+        if "ids" in self.kinds:
+            save_png(self.info.label_id_table()[labels], self._path("ids", name))
+        if "color" in self.kinds:
+            save_color_png(labels, self._path("color", name), self.info)
+        if prediction.offset is not None and prediction.confidence is not None:
+            self._write_seeds(name, labels.shape, prediction)
+        if "overlay" in self.kinds:
+            write_image(draw_overlay(image, labels, self.info), self._path("overlay", name))
+
+    def _write_seeds(self, name: str, size: tuple[int, int], prediction: Prediction) -> None:
+        if "offset" in self.kinds:
+            save_png(
+                colorize_offset(prediction.offset, self.max_offset).permute(1, 2, 0).numpy(), self._path("offset", name)
+            )
+            spans = torch.tensor([(n - 1) / 2 for n in reversed(size)]).view(2, 1, 1)
+            np.save(self._path("offset", name).with_suffix(".npy"), (prediction.offset.cpu() * spans).numpy())
+        if "confidence" in self.kinds:
+            grey = prediction.confidence[0].mul(255).round().to(torch.uint8).cpu().numpy()
+            save_png(grey, self._path("confidence", name))
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self.folder / kind / f"{name}.png"
+
+
+def draw_overlay(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    """Draws the classes' colours over an image ``(H, W, 3)`` uint8, in its own memory, and returns it."""
+    palette = np.array(info.palette, dtype=np.uint8)
+    for top in range(0, len(image), _BAND_ROWS):
+        band = image[top : top + _BAND_ROWS]
+        band[:] = cv2.addWeighted(band, 1 - _OPACITY, palette[labels[top : top + _BAND_ROWS]], _OPACITY, 0)
+    return image
+
+
+def write_image(image: np.ndarray, path: Path) -> None:
+    """Writes ``(H, W, 3)`` uint8 RGB as a PNG without a copy of it: its channels are swapped in place.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for top in range(0, len(image), _BAND_ROWS):
+        image[top : top + _BAND_ROWS] = image[top : top + _BAND_ROWS, :, ::-1].copy()
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f"cannot write {path}")
+
+
+class FrameWriter:
+    """An mp4 video, opened by its first frame.
+
+    Args:
+        path: of the file.
+        rate: frames a second.
+    """
+
+    def __init__(self, path: Path, rate: float):
+        self.path = path
+        self.rate = rate
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Appends ``(H, W, 3)`` uint8 RGB, of the size of the first.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            size = frame.shape[1], frame.shape[0]
+            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, size)
+            if not self._writer.isOpened():
+                raise OSError(f"cannot write {self.path}: OpenCV has no encoder for it, or the folder refuses")
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        """Finishes the file."""
+        if self._writer is not None:
+            self._writer.release()

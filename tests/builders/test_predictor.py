@@ -1,0 +1,111 @@
+"""Three lines of Python, from a checkpoint alone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ovenet import Predictor, build_model, builders
+from ovenet.builders.predictor import as_image
+from ovenet.data.info import DatasetInfo
+
+
+@pytest.fixture
+def checkpoint(tiny_cfg, tmp_path):
+    """A file as training writes it."""
+    cfg = tiny_cfg("TEST.SCALE_LIST", "0.5,1.0", "TEST.FLIP_TEST", "True")
+    info = builders.dataset_info(cfg)
+    path = tmp_path / "best.pth"
+    content = {"model": build_model(cfg).state_dict(), "config": cfg.dump(), "dataset_info": info.as_dict()}
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (33, 47, 3)).astype(np.uint8)
+
+
+def test_three_lines(checkpoint, pixels, tiny_cfg):
+    predictor = Predictor.from_checkpoint(checkpoint)
+    mask = predictor(pixels)
+    assert mask.shape == (33, 47)
+    assert mask.dtype == np.uint8
+    assert predictor.info.class_names[mask[0, 0]]
+    assert predictor.settings.scales == (0.5, 1.0)
+    cfg = tiny_cfg("TEST.SCALE_LIST", "0.5,1.0", "TEST.FLIP_TEST", "True")
+    same = builders.load_predictor(cfg, checkpoint, torch.device("cpu")).predict(pixels).labels["fused"]
+    np.testing.assert_array_equal(mask, same)
+
+
+def test_any_image(checkpoint, pixels, tmp_path):
+    predictor = Predictor.from_checkpoint(checkpoint, scales=[1.0], flip=False)
+    expected = predictor(pixels)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    alpha = np.dstack((pixels, np.full((33, 47), 9, np.uint8)))
+    wide = pixels.astype(np.uint16) * 256 + 77
+    for same in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), alpha, wide):
+        np.testing.assert_array_equal(predictor(same), expected)
+    grey = pixels[..., 0]
+    np.testing.assert_array_equal(predictor(grey), predictor(np.dstack([grey] * 3)))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 5), np.float32), np.zeros((4, 5, 2), np.uint8), np.zeros(4, np.uint8)])
+def test_what_is_no_image_is_refused(bad):
+    with pytest.raises(ValueError, match=r"expected \(H, W\)"):
+        as_image(bad)
+
+
+def test_native_resolution_runs_in_windows(checkpoint):
+    sizes = []
+    predictor = Predictor.from_checkpoint(checkpoint, scales=[1.0], flip=False, long_side="native")
+    predictor.model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
+    predictor(np.zeros((70, 130, 3), np.uint8))
+    assert sizes == [(64, 64)] * 6  # 2 rows of 3 windows of TEST.IMAGE_SIZE
+
+
+def test_the_users_own_dataset_need_not_be_there(checkpoint, pixels):
+    content = torch.load(checkpoint)
+    names = [f"thing {i}" for i in range(11)]
+    own = DatasetInfo("town", tuple(names), tuple((i, i, i) for i in range(11)), tuple(range(20, 31)), upright=True)
+    content["dataset_info"] = json.loads(json.dumps(own.as_dict()))  # lists, as after any reading
+    content["config"] = content["config"].replace("DATASET: camvid", "DATASET: town")
+    torch.save(content, checkpoint)
+    predictor = Predictor.from_checkpoint(checkpoint)
+    assert list(predictor.info.class_names) == names
+    assert predictor(pixels).shape == (33, 47)
+
+
+def test_older_checkpoints_take_the_catalogs_classes(checkpoint):
+    content = torch.load(checkpoint)
+    del content["dataset_info"]
+    torch.save(content, checkpoint)
+    assert Predictor.from_checkpoint(checkpoint).info.class_names[0] == "sky"
+
+
+def test_weights_alone_need_their_experiment_file(checkpoint, tmp_path, write_config):
+    torch.save(torch.load(checkpoint)["model"], tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"no configuration; name its experiment file"):
+        Predictor.from_checkpoint(tmp_path / "weights.pth")
+    config = tmp_path / "branched_seg_hrnet_4.yaml"
+    assert Predictor.from_checkpoint(tmp_path / "weights.pth", config=config).info.name == "camvid"
+
+
+def test_weights_of_another_class_count_are_refused(checkpoint):
+    content = torch.load(checkpoint)
+    content["config"] = content["config"].replace("NUM_CLASSES: 11", "NUM_CLASSES: 19")
+    torch.save(content, checkpoint)
+    with pytest.raises(ValueError, match="11"):
+        Predictor.from_checkpoint(checkpoint)
+
+
+def test_infos_survive_the_checkpoint():
+    for name in ("ade20k", "acdc", "lip"):
+        info = builders.data.find_dataset(name, None)
+        back = DatasetInfo.from_dict(info.as_dict())
+        assert back.evaluation == info.evaluation
+        assert back.submission == info.submission
+        assert back.mirrored_classes == info.mirrored_classes
+        assert back.label_id_table().tolist() == info.label_id_table().tolist()

@@ -1,0 +1,187 @@
+"""tools/infer.py on files that have nothing to do with a dataset."""
+
+import json
+import os
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.conftest import tiny_settings
+
+from ovenet import build_model, builders, load_config
+
+
+@pytest.fixture
+def run(tiny_data, tmp_path, write_config):
+    """A tiny OVeNet with random weights: its config file and its run's folder, as training leaves it."""
+    settings = tiny_settings()
+    settings["DATASET"]["ROOT"] = str(tiny_data)
+    settings["OUTPUT_DIR"] = str(tmp_path / "output")
+    settings["TRAIN"]["END_EPOCH"] = 1
+    config = write_config(settings, "tiny.yaml")
+    folder = tmp_path / "output/camvid/tiny"
+    folder.mkdir(parents=True)
+    cfg = load_config(config)
+    content = {"model": build_model(cfg).state_dict(), "config": cfg.dump()}
+    torch.save(content | {"dataset_info": builders.dataset_info(cfg).as_dict()}, folder / "best.pth")
+    return config, folder
+
+
+def pixels(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.mark.parametrize("views", [((), ()), (("TEST.SCALE_LIST", "0.5,1.5", "TEST.FLIP_TEST", "True"), ("--flip",))])
+def test_the_same_bits_as_the_test(run, run_tool, tiny_data, tmp_path, views):
+    config, folder = run
+    (folder / "best.pth").unlink()
+    assert run_tool("train", "--cfg", config).code == 0  # its checkpoint, with all that it carries
+    scales = ("--scales", "0.5", "1.5") if views[0] else ()
+    tested = run_tool("test", "--cfg", config, "TEST.SAVE_PREDICTIONS", True, *views[0])
+    assert tested.code == 0, tested.err
+    (expected,) = folder.glob("test/*/predictions")
+    inferred = run_tool(
+        "infer", folder / "best.pth", tiny_data / "camvid/val", "--output", tmp_path / "out", *scales, *views[1]
+    )
+    assert inferred.code == 0, inferred.err
+    for i in range(3):
+        for kind in ("ids", "color"):
+            own = (tmp_path / f"out/{kind}/{i}.png").read_bytes()
+            assert own == (expected / f"{kind}/val/{i}.png").read_bytes()
+
+
+def test_every_kind_of_image_and_result(run, run_tool, tmp_path):
+    _, folder = run
+    source = tmp_path / "in"
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    color = rng.integers(0, 256, (31, 45, 3)).astype(np.uint8)
+    Image.fromarray(color).save(source / "color.png")
+    Image.fromarray(color[..., 0]).save(source / "grey.jpg")
+    Image.fromarray(np.dstack((color, color[..., :1]))).save(source / "alpha.png")
+    Image.fromarray(color).quantize(8).save(source / "palette.png")
+    cv2.imwrite(str(source / "deep.png"), rng.integers(0, 65536, (31, 45, 3)).astype(np.uint16))
+    cv2.imwrite(str(source / "deep_grey.tif"), rng.integers(0, 65536, (31, 45)).astype(np.uint16))
+    Image.fromarray(color[:1, :1]).save(source / "one_pixel.png")
+    done = run_tool("infer", folder / "best.pth", source, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "7 inputs, 0 images or frames skipped" in done.out
+    for name in ("color", "grey", "alpha", "palette", "deep", "deep_grey"):
+        for kind in ("ids", "color", "overlay", "offset", "confidence"):
+            assert pixels(tmp_path / f"out/{kind}/{name}.png").shape == (31, 45, 3)
+        offset = np.load(tmp_path / f"out/offset/{name}.npy")
+        assert offset.shape == (2, 31, 45)
+        assert np.abs(offset[0]).max() <= 0.5 * 44 / 2 + 1e-4
+    assert pixels(tmp_path / "out/ids/one_pixel.png").shape == (1, 1, 3)
+
+
+def test_the_overlay_is_the_image_and_the_colours(run, run_tool, tiny_data, tmp_path):
+    _, folder = run
+    image = tiny_data / "camvid/val/0.png"
+    assert (
+        run_tool("infer", folder / "best.pth", image, "--output", tmp_path / "o", "--save", "overlay", "color").code
+        == 0
+    )
+    mixed = 0.45 * pixels(image) + 0.55 * pixels(tmp_path / "o/color/0.png")
+    np.testing.assert_allclose(pixels(tmp_path / "o/overlay/0.png"), mixed, atol=1)
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"overlay", "color"}
+
+
+def test_what_cannot_be_read_is_named_and_skipped(run, run_tool, tiny_data, tmp_path):
+    _, folder = run
+    bad = tiny_data / "camvid/val/0.png"
+    bad.write_bytes(b"no image")
+    done = run_tool("infer", folder / "best.pth", tiny_data / "camvid/val", "--output", tmp_path / "o")
+    assert done.code == 1
+    assert f"skipped: {bad}: the image cannot be read" in done.err
+    assert (tmp_path / "o/ids/1.png").exists()
+    strict = run_tool("infer", folder / "best.pth", tiny_data / "camvid/val", "--output", tmp_path / "s", "--strict")
+    assert strict.code == 2
+    assert not (tmp_path / "s/ids").exists()
+
+
+def test_results_are_not_overwritten_unasked(run, run_tool, tiny_data, tmp_path):
+    _, folder = run
+    command = ("infer", folder / "best.pth", tiny_data / "camvid/val/1.png", "--output", tmp_path / "o")
+    assert run_tool(*command).code == 0
+    refused = run_tool(*command)
+    assert refused.code == 2
+    assert "add --overwrite" in refused.err
+    assert run_tool(*command, "--overwrite").code == 0
+
+
+def test_other_bad_input(run, run_tool, tiny_data, tmp_path):
+    _, folder = run
+    image = tiny_data / "camvid/val/1.png"
+    (tmp_path / "file").write_text("")
+    settings = json.loads(json.dumps(tiny_settings()))
+    settings["DATASET"] |= {"DATASET": "cityscapes", "NUM_CLASSES": 19}
+    other = tmp_path / "other.yaml"
+    other.write_text(json.dumps(settings))
+    for arguments, message in (
+        ((tmp_path / "none.pth", image, "--output", tmp_path / "a"), "no such checkpoint"),
+        ((folder / "best.pth", tmp_path / "none.png", "--output", tmp_path / "a"), "does not exist"),
+        ((folder / "best.pth", image, "--output", tmp_path / "file/a"), "Not a directory"),
+        ((folder / "best.pth", image, "--output", tmp_path / "a", "--cfg", other), "(11,) in the file, (19,) here"),
+        ((folder / "best.pth", image, "--output", tmp_path / "a", "--max-memory", "0.001"), "raise it"),
+        ((folder / "best.pth", image, "--output", tmp_path / "a", "--long-side", "big"), "native"),
+    ):
+        done = run_tool("infer", *arguments)
+        assert done.code == 2, message
+        assert message in done.err
+        assert len(done.err.strip().splitlines()) <= 3
+        assert not (tmp_path / "a/ids").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(run, run_tool, tiny_data, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    done = run_tool("infer", run[1] / "best.pth", tiny_data / "camvid/val", "--output", tmp_path / "locked/a")
+    assert done.code == 2
+    assert "Permission denied" in done.err
+
+
+def test_too_large_an_image_is_named_and_one_within_the_cap_is_the_same(run, run_tool, tmp_path):
+    _, folder = run
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (300, 500, 3)).astype(np.uint8)).save(tmp_path / "a.png")
+    Image.new("RGB", (20000, 20000)).save(tmp_path / "b.png")
+    native = ("--long-side", "native", "--save", "ids")
+    free = run_tool("infer", folder / "best.pth", tmp_path / "a.png", "--output", tmp_path / "o", *native)
+    assert free.code == 0, free.err
+    pair = (tmp_path / "a.png", tmp_path / "b.png")
+    capped = run_tool("infer", folder / "best.pth", *pair, "--output", tmp_path / "p", *native, "--max-memory", "2.5")
+    assert capped.code == 1
+    assert "b.png: 20000 x 20000 pixels need about" in capped.err
+    assert (tmp_path / "o/ids/a.png").read_bytes() == (tmp_path / "p/ids/a.png").read_bytes()
+
+
+def write_video(path, num_frames):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for i in range(num_frames):
+        writer.write(np.full((48, 64, 3), 20 * i, np.uint8))
+    writer.release()
+
+
+def test_a_video_becomes_a_video(run, run_tool, tmp_path):
+    _, folder = run
+    write_video(tmp_path / "v.mp4", 6)
+    command = ("infer", folder / "best.pth", tmp_path / "v.mp4", "--output", tmp_path / "o")
+    done = run_tool(*command, "--frames", "--save", "ids", "offset")
+    assert done.code == 0, done.err
+    capture = cv2.VideoCapture(str(tmp_path / "o/video/v.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    assert capture.read()[1].shape == (48, 64, 3)
+    assert sorted(p.name for p in (tmp_path / "o/ids/v").iterdir()) == [f"{i:06d}.png" for i in range(6)]
+    short = run_tool(*command, "--overwrite", "--max-frames", "2")
+    assert short.code == 0
+    assert cv2.VideoCapture(str(tmp_path / "o/video/v.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
+
+
+def test_a_camera_that_is_not_there(run, run_tool, tmp_path):
+    done = run_tool("infer", run[1] / "best.pth", "camera:97", "--output", tmp_path / "o")
+    assert done.code == 1
+    assert "skipped: camera 97: cannot be opened" in done.err
