@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve
-from ovenet.evaluation.pictures import save_png
 from ovenet.utils.cli import run_main
 
 
@@ -22,13 +21,14 @@ def main() -> None:
     parser.add_argument("--metric", default="val/mean_iou_fused", help="kind/name in log.jsonl (default: %(default)s)")
     parser.add_argument("--seeds", action="store_true", help="runs whose configs differ by SEED alone are one line")
     parser.add_argument("--lowest", action="store_true", help="the best value is the lowest, as for losses")
-    parser.add_argument("--output", type=Path, help="PNG of the curves to write")
+    parser.add_argument("--output", type=Path, help="picture of the curves to write: PNG, SVG or PDF")
     args = parser.parse_args()
     curves: Sequence[Curve] = [read_curve(run, args.metric) for run in args.runs]
     groups = group_curves(curves) if args.seeds else {curve.name: [curve] for curve in curves}
     print(format_curves(groups, args.metric, lowest=args.lowest))
     if args.output:
-        save_png(plot_curves(groups, args.metric), args.output)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        plot_curves(groups, args.metric).savefig(args.output, dpi=110)
         print(f"curves: {args.output}")
 
 

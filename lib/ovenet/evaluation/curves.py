@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
 
-_SIZE = (900, 500)  # of a plot, width and height in pixels
-_MARGIN = (70, 30, 20, 60)  # left, top, right, bottom
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (0, 0, 0))
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 @dataclass(frozen=True)
@@ -99,48 +97,22 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else mean
 
 
-def plot_curves(groups: Mapping[str, Sequence[Curve]], metric: str) -> np.ndarray:
-    """All curves in one picture; of a group with several runs the mean, and each run thinly.
-
-    Returns:
-        ``(H, W, 3)`` uint8.
-    """
-    left, top, right, bottom = _MARGIN
-    width, height = _SIZE
-    picture = Image.new("RGB", (width, height + 20 * len(groups)), (255, 255, 255))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    every = [curve for curves in groups.values() for curve in curves]
-    x_max = max(curve.iterations.max() for curve in every)
-    low, high = min(c.values.min() for c in every), max(c.values.max() for c in every)
-    high = high if high > low else low + 1.0
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            left + (width - left - right) * x / x_max,
-            top + (height - top - bottom) * (1 - (y - low) / (high - low)),
-        )
-
-    for share in np.linspace(0, 1, 6):
-        value = low + share * (high - low)
-        _, y = place(0, value)
-        draw.line((left, y, width - right, y), fill=(220, 220, 220))
-        draw.text((8, y - 8), f"{value:.3g}", (60, 60, 60), font=font)
-        x, _ = place(share * x_max, low)
-        draw.text((x - 12, height - bottom + 6), f"{share * x_max:.0f}", (60, 60, 60), font=font)
-    draw.text((left, 6), metric, (0, 0, 0), font=font)
-    draw.text((width - right - 60, height - bottom + 24), "iteration", (60, 60, 60), font=font)
+def plot_curves(groups: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
+    """All curves in one plot; of a group with several runs the mean, and each run thinly."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="iteration", ylabel=metric)
+    axes.grid(color="#dddddd")
     for index, (name, curves) in enumerate(groups.items()):
-        color = _COLORS[index % len(_COLORS)]
+        color = COLORS[index % len(COLORS)]
+        several = len(curves) > 1
         for curve in curves:
-            points = [place(x, y) for x, y in zip(curve.iterations, curve.values, strict=True)]
-            draw.line(points * 2 if len(points) == 1 else points, fill=color, width=1 if len(curves) > 1 else 2)
-        if len(curves) > 1:
-            mean = _mean_curve(curves)
-            draw.line([place(x, y) for x, y in mean], fill=color, width=3)
-        y = height + 20 * index
-        draw.line((left, y + 8, left + 24, y + 8), fill=color, width=3)
-        draw.text((left + 32, y), f"{name} ({len(curves)} runs)" if len(curves) > 1 else name, (0, 0, 0), font=font)
-    return np.asarray(picture)
+            label = None if several else name
+            axes.plot(curve.iterations, curve.values, ".-", color=color, linewidth=0.7 if several else 1.5, label=label)
+        if several:
+            label = f"{name} ({len(curves)} runs)"
+            axes.plot(*zip(*_mean_curve(curves), strict=True), color=color, linewidth=2.5, label=label)
+    figure.legend(loc="outside lower center", fontsize="small")
+    return figure
 
 
 def _mean_curve(curves: Sequence[Curve]) -> list[tuple[float, float]]:

@@ -14,10 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ovenet.evaluation.curves import COLORS
 from ovenet.evaluation.writers import SYMBOLS
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = {"initial": ":", "seed": "--", "fused": "-"}
 _MAX_CLASSES_NAMED = 40
 _STYLE = {

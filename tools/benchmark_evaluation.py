@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""What TEST.DETAILS costs: prediction and counting of the same images with and without it, in one run, interleaved."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+import torch
+
+from ovenet import build_model, builders, load_config
+from ovenet.evaluation.tally import Tally
+from ovenet.structures import Sample
+from ovenet.utils import distributed
+from ovenet.utils.cli import config_parser, run_main
+
+NUM_WARM_UP = 2
+
+
+def main() -> None:
+    """Prints medians and quartiles of both, and the added cost."""
+    parser = config_parser(__doc__)
+    parser.add_argument("--images", type=int, default=20, metavar="N", help="of the test list (default: 20)")
+    args = parser.parse_args()
+    cfg = load_config(args.cfg, args.overrides)
+    device = distributed.choose_device(cfg.DEVICE)
+    if cfg.TEST.MODEL_FILE:
+        predictor = builders.load_predictor(cfg, Path(cfg.TEST.MODEL_FILE), device)
+    else:
+        predictor = builders.build_predictor(build_model(cfg).to(device), cfg, device)
+    _, dataset = builders.build_test_loader(cfg)
+    options = {"ignore_label": cfg.TRAIN.IGNORE_LABEL, "device": device}
+    names = builders.prediction_names(cfg)
+    tallies = {detailed: Tally(dataset.info, names, detailed=detailed, **options) for detailed in (False, True)}
+
+    def seconds(sample: Sample, *, detailed: bool) -> float:
+        started = time.perf_counter()
+        tallies[detailed].add(sample.labels, predictor.predict(sample.image, seeds=detailed), sample.name)
+        return time.perf_counter() - started
+
+    spent: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(args.images + NUM_WARM_UP):
+        sample = dataset[number % len(dataset)]
+        for detailed in (False, True) if number % 2 else (True, False):
+            spent[detailed].append(seconds(sample, detailed=detailed))
+    for detailed, values in spent.items():
+        low, middle, high = (1000 * q for q in statistics.quantiles(values[NUM_WARM_UP:], n=4))
+        name = f"TEST.DETAILS {detailed}"
+        print(f"{name:18}{middle:9.1f} ms an image (quartiles {low:.1f} to {high:.1f})")
+    ratios = [b / a for a, b in zip(*(values[NUM_WARM_UP:] for values in spent.values()), strict=True)]
+    print(f"added             {100 * (statistics.median(ratios) - 1):9.1f} % (median of {len(ratios)} images)")
+    height, width = sample.image.shape[:2]
+    print(f"{width}x{height}, {dataset.info.num_classes} classes, {device.type}, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    run_main(main)
