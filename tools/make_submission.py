@@ -11,17 +11,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import torch
 from PIL import Image
-from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
 from ovenet.data.dataset import ListDataset
 from ovenet.engine.progress import track
-from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import read_zip, save_submission_file, submission_names, validate_zip, write_zip
 from ovenet.evaluation.writers import format_table
-from ovenet.structures import EvalResult, Sample
+from ovenet.structures import EvalResult
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.logging import configure_logging
@@ -88,13 +86,10 @@ def predict(
         shutil.rmtree(folder)  # of an interrupted run
     distributed.barrier()
 
-    def save(sample: Sample, predicted: dict[str, Tensor]) -> None:
-        save_submission_file(predicted["fused"], folder / names[sample.name], info)
-
-    samples = track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main())
     predictor = builders.load_predictor(cfg, model_file, device)
-    kinds = builders.prediction_names(cfg)
-    evaluate(predictor, samples, info, kinds, ignore_label=cfg.TRAIN.IGNORE_LABEL, on_prediction=save)
+    for sample in track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main()):
+        labels = predictor.predict(sample.image, names=("fused",)).labels["fused"]
+        save_submission_file(labels, folder / names[sample.name], info)
     distributed.barrier()
     if distributed.is_main():
         write_zip(folder, names.values(), path)

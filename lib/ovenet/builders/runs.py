@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
+from ovenet.config import flat_settings
 from ovenet.engine.trainer import BEST, FINAL
+
+_COUNTS_DEPEND_ON = re.compile(
+    r"TRAIN\.IGNORE_LABEL|DATASET\.(ROOT|DATASET|NUM_CLASSES)|MODEL\.(?!PRETRAINED|OFFSET_PRETRAINED|FREEZED_PAR)"
+    r"|TEST\.(?!RESUME|REPORT|SAVE_PREDICTIONS|MODEL_FILE|BATCH_SIZE_PER_GPU)"
+)
 
 
 def run_directory(cfg: CfgNode, config_file: str | Path) -> Path:
@@ -49,14 +56,7 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
     Raises:
         OSError: the weights or the list cannot be read.
     """
-    settings = {
-        "TRAIN.IGNORE_LABEL": cfg.TRAIN.IGNORE_LABEL,
-        "DATASET.DATASET": cfg.DATASET.DATASET,
-        "DATASET.ROOT": cfg.DATASET.ROOT,
-        "MODEL": cfg.MODEL.dump(),
-    }
-    does_not_matter = ("RESUME", "REPORT", "SAVE_PREDICTIONS", "MODEL_FILE", "BATCH_SIZE_PER_GPU")
-    settings |= {f"TEST.{key}": value for key, value in cfg.TEST.items() if key not in does_not_matter}
+    settings = {key: value for key, value in flat_settings(cfg).items() if _COUNTS_DEPEND_ON.match(key)}
     for name, path in (("weights", model_file), ("list", list_path)):
         settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return settings

@@ -71,6 +71,11 @@ def _assemble(
     return cfg
 
 
+def flat_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Every value by its whole key, as YAML knows it."""
+    return dict(_flatten(yaml.safe_load(cfg.dump())))
+
+
 def changed_settings(before: str, cfg: CfgNode) -> list[str]:
     """What differs between a configuration saved earlier and the present one.
 
@@ -81,7 +86,7 @@ def changed_settings(before: str, cfg: CfgNode) -> list[str]:
     Returns:
         ``KEY was OLD, is NEW`` for every key whose value differs or that only one of them has.
     """
-    old, new = dict(_flatten(yaml.safe_load(before))), dict(_flatten(yaml.safe_load(cfg.dump())))
+    old, new = dict(_flatten(yaml.safe_load(before))), flat_settings(cfg)
     return [
         f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
     ]

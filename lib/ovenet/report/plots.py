@@ -136,6 +136,8 @@ def reliability_plot(runs: Sequence[Run]) -> str:
     axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
     for index, run in enumerate(runs):
         calibration = run["details"]["calibration"]
+        if calibration["expected_error"] is None:
+            continue  # no seed on a label
         points = zip(calibration["bin_confidence"], calibration["bin_accuracy"], strict=True)
         x, y = zip(*((a, b) for a, b in points if a is not None), strict=True)
         error = f"expected calibration error {100 * calibration['expected_error']:.1f} %"
@@ -150,6 +152,8 @@ def risk_plot(runs: Sequence[Run]) -> str:
     )
     for index, run in enumerate(runs):
         calibration = run["details"]["calibration"]
+        if calibration["expected_error"] is None:
+            continue
         area = f"area {calibration['area_under_risk']:.4f}"
         values = [float("nan") if value is None else value for value in calibration["risk"]]
         color = COLORS[index % len(COLORS)]
