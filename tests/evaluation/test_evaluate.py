@@ -103,7 +103,7 @@ def test_saved_predictions_have_the_ids_of_the_label_files(tmp_path):
     labels = torch.tensor([[0, 1], [18, 10]])
     save_prediction(labels, "leftImg8bit/val/x/a.jpg", tmp_path, SYNTHETIC)
     ids = np.asarray(Image.open(tmp_path / "ids/leftImg8bit/val/x/a.png"))
-    color = np.asarray(Image.open(tmp_path / "color/leftImg8bit/val/x/a.png"))
+    color = np.asarray(Image.open(tmp_path / "color/leftImg8bit/val/x/a.png").convert("RGB"))
     np.testing.assert_array_equal(ids, [[7, 8], [33, 23]])
     assert tuple(color[1, 1]) == (70, 130, 180)
 

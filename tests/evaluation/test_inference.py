@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ovenet.builders import build_model
 from ovenet.data.info import EvaluationRule
 from ovenet.data.transforms import normalize_images
-from ovenet.evaluation.inference import InferenceSettings, ScorePredictor, window_starts
+from ovenet.evaluation.inference import InferenceSettings, ScaledView, ScorePredictor, window_starts
 from ovenet.structures import OVeNetOutput
 
 CPU = torch.device("cpu")
@@ -248,3 +248,19 @@ def test_only_what_is_asked_for_is_given(tiny_cfg):
     assert list(prediction.labels) == ["fused"]
     assert prediction.labels["fused"].dtype == torch.uint8
     assert prediction.offset is None
+
+
+def test_windows_are_forgotten_when_their_rows_are_done(image, monkeypatch):
+    monkeypatch.setattr("ovenet.evaluation.inference._BAND_ELEMENTS", 1)
+    kept = []
+    run_next = ScaledView._run_next
+
+    def watched(view):
+        run_next(view)
+        kept.append(len(view._done))
+
+    monkeypatch.setattr(ScaledView, "_run_next", watched)
+    predictor = ScorePredictor(PixelModel(), settings(window_size=(4, 20)), CPU)
+    predictor.predict(image)
+    assert len(kept) == 16  # 8 rows of 2 windows
+    assert max(kept) <= 4

@@ -18,7 +18,7 @@ _SHARE_OF_FREE = 0.8
 _DECODER_BYTES = 4 + 3  # a pixel in Pillow's memory and in ours, while the one is copied to the other
 _IMAGE_BYTES = 3
 _LABEL_BYTES = 1
-_OUTPUT_BYTES = 2  # a file's pixels as ids or palette indices, and Pillow's copy
+_OUTPUT_BYTES = 1  # a file's pixels as ids
 _SEED_BYTES = 3 * 4
 _SEED_PICTURE_BYTES = 3 * 8  # what drawing the colour wheel holds besides
 

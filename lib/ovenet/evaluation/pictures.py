@@ -95,7 +95,7 @@ def save_picture(picture: Tensor, path: Path) -> None:
 def save_color_png(train_ids: np.ndarray, path: Path, info: DatasetInfo) -> None:
     """Writes ``(H, W)`` train ids as a PNG with a palette: it shows the colours and holds the train ids."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(train_ids.astype(np.uint8, copy=False))
+    image = _grey_image(train_ids.astype(np.uint8, copy=False))
     image.putpalette(np.array(info.palette, dtype=np.uint8).tobytes())
     image.save(path)
 
@@ -103,4 +103,10 @@ def save_color_png(train_ids: np.ndarray, path: Path, info: DatasetInfo) -> None
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """Writes ``(H, W)`` or ``(H, W, 3)`` uint8, creating the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    (_grey_image(pixels) if pixels.ndim == 2 else Image.fromarray(pixels)).save(path)
+
+
+def _grey_image(pixels: np.ndarray) -> Image.Image:
+    """``(H, W)`` uint8 without a copy: maps can be hundreds of megabytes."""
+    pixels = np.ascontiguousarray(pixels)
+    return Image.frombuffer("L", pixels.shape[::-1], pixels, "raw", "L", 0, 1)

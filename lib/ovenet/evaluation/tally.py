@@ -190,7 +190,7 @@ class Tally:
         joint = np.bincount(code[has_class], minlength=self.counts["seed"].numel()).reshape(shape)
         self._add("seed", (), joint)
 
-        level = (prediction.confidence[0].cpu() * (CONFIDENCE_LEVELS - 1)).round_().to(torch.int32).numpy()
+        level = (prediction.confidence[0].cpu().nan_to_num() * (CONFIDENCE_LEVELS - 1)).round_().to(torch.int32).numpy()
         known = has_class & (target != _UNKNOWN)
         level = level[known] + CONFIDENCE_LEVELS * target[known].astype(np.int32)
         self._add("confidence", (), np.bincount(level, minlength=2 * CONFIDENCE_LEVELS).reshape(2, -1))

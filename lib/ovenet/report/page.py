@@ -260,6 +260,9 @@ def _edge_rows(runs: Sequence[Run]) -> Rows:
         for index, width in enumerate(details[0]["boundaries"]["ratios"]):
             values = [{name: v[index] for name, v in d["boundaries"][key].items()} for d in details]
             rows.append((f"{title}, width {100 * width:g} %", values))
+    for index, distance in enumerate(details[0]["edges"]["distances_px"][:-1]):
+        values = [{name: v[index] for name, v in d["edges"]["trimap_iou"].items()} for d in details]
+        rows.append((f"mIoU of the pixels up to {distance} px", values))
     for index, size in enumerate(details[0]["segments"]["sizes"]):
         count = details[0]["segments"]["num_segments"][index]
         for key, title in (("mean_recall", "mean class recall"), ("found", "more than half right")):

@@ -238,8 +238,8 @@
       if (own.maps.seed) rows.push([`${prefix}S_s, at the seed`, className(own.maps.seed.data[4 * nearest(own.maps.seed, at)])]);
       if (own.best.fused) rows.push([`${prefix}S_f${own.best.initial ? ", after" : ""}`, bestText(own.best.fused, own.stride, at)]);
     });
-    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 120, stroke: "#000", "stroke-width": 4 }));
-    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 120, stroke: "#fff", "stroke-width": 2 }));
+    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 240, stroke: "#000", "stroke-width": 4 }));
+    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 240, stroke: "#fff", "stroke-width": 2 }));
     const table = document.createElement("table");
     for (const [name, value] of [["pixel (x, y)", at.join(", ")], ["label", className(label)], ...rows]) {
       const row = table.insertRow();
@@ -358,11 +358,12 @@
 
   async function open(image) {
     state.image = image;
+    delete document.body.dataset.open;
     const decoded = await decode(image.index);
     if (state.image !== image) return; // another one was chosen meanwhile
     state.decoded = decoded;
     state.at = null;
-    element("pixel").replaceChildren();
+    element("pixel").replaceChildren(hint);
     element("viewer-title").textContent = `${image.name}: mIoU ${percent(fused(image, last)?.mean_iou)} %`;
     document.body.dataset.open = image.index; // tells tests, and styles, that it is drawn
     draw();
@@ -377,6 +378,7 @@
 
   // ---- start --------------------------------------------------------------------------------------------------
 
+  const hint = element("pixel").firstElementChild;
   let wheel;
   const best = `${last}/fused`;
   fillSelect(element("left"), layers, "photo");
