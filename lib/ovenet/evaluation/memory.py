@@ -20,7 +20,7 @@ _IMAGE_BYTES = 3
 _LABEL_BYTES = 1
 _OUTPUT_BYTES = 1  # a file's pixels as ids
 _SEED_BYTES = 3 * 4
-_SEED_PICTURE_BYTES = 3 * 8  # what drawing the colour wheel holds besides
+_SEED_PICTURE_BYTES = 2 * 4  # an array of offsets in pixels; pictures of them are smaller
 
 
 class MemoryGuard:

@@ -58,14 +58,17 @@ class ResultWriter:
 
     def _write_seeds(self, name: str, size: tuple[int, int], prediction: Prediction) -> None:
         if "offset" in self.kinds:
-            save_png(
-                colorize_offset(prediction.offset, self.max_offset).permute(1, 2, 0).numpy(), self._path("offset", name)
-            )
+            save_png(self._wheel_picture(prediction.offset), self._path("offset", name))
             spans = torch.tensor([(n - 1) / 2 for n in reversed(size)]).view(2, 1, 1)
             np.save(self._path("offset", name).with_suffix(".npy"), (prediction.offset.cpu() * spans).numpy())
         if "confidence" in self.kinds:
             grey = prediction.confidence[0].mul(255).round().to(torch.uint8).cpu().numpy()
             save_png(grey, self._path("confidence", name))
+
+    def _wheel_picture(self, offset: torch.Tensor) -> np.ndarray:
+        """``(H, W, 3)`` uint8; in bands, since colouring takes some ninety bytes a pixel."""
+        bands = offset.cpu().split(_BAND_ROWS, dim=1)
+        return np.concatenate([colorize_offset(band, self.max_offset).permute(1, 2, 0).numpy() for band in bands])
 
     def _path(self, kind: str, name: str) -> Path:
         return self.folder / kind / f"{name}.png"
