@@ -61,7 +61,8 @@ def test_boundary_iou_counts(seed):
     labels, prediction = random_maps(seed)
     widths = (1, 3, 7)
     bands = [boundaries.inner_band(m, widths) for m in (labels, prediction)]
-    counts = boundaries.inner_band_counts(labels, bands[0], prediction, bands[1], NUM_CLASSES)
+    own = boundaries.band_counts(labels, bands[0], NUM_CLASSES)
+    counts = boundaries.inner_band_counts(labels, bands[0], own, prediction, bands[1], NUM_CLASSES)
     for i, width in enumerate(widths):
         for k in range(NUM_CLASSES):
             true, predicted = slow_band(labels == k, width), slow_band(prediction == k, width)
@@ -73,7 +74,8 @@ def test_boundary_iou_counts(seed):
 def test_contour_matches(seed):
     labels, prediction = random_maps(seed)
     widths = (1, 2, 5)
-    counts = boundaries.contour_matches(labels, boundaries.contour_mask(labels), prediction, widths, NUM_CLASSES)
+    both = [boundaries.Contours(m, boundaries.contour_mask(m), widths, NUM_CLASSES) for m in (labels, prediction)]
+    counts = boundaries.contour_matches(*both)
     true_contour, predicted_contour = slow_contour(labels), slow_contour(prediction)
     for i, width in enumerate(widths):
         for k in range(NUM_CLASSES):

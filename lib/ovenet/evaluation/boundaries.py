@@ -72,13 +72,19 @@ def inner_band(labels: np.ndarray, widths: Sequence[int]) -> np.ndarray:
 
 
 def inner_band_counts(
-    labels: np.ndarray, label_band: np.ndarray, prediction: np.ndarray, prediction_band: np.ndarray, num_classes: int
+    labels: np.ndarray,
+    label_band: np.ndarray,
+    label_counts: np.ndarray,
+    prediction: np.ndarray,
+    prediction_band: np.ndarray,
+    num_classes: int,
 ) -> np.ndarray:
     """Pixels of each class in the bands of both masks, of the label's and of the prediction's.
 
     Args:
         labels: `VOID` where a pixel does not count.
         label_band: `inner_band` of them, for three widths.
+        label_counts: `band_counts` of both.
         prediction: `VOID` at the same pixels.
         prediction_band: likewise.
         num_classes: ``K``.
@@ -86,18 +92,23 @@ def inner_band_counts(
     Returns:
         ``(3, K, 3)`` int64: by width, class, and (both, label, prediction).
     """
-    both = np.where(labels == prediction, labels, np.int16(VOID))
-    columns = (
-        (both, np.maximum(label_band, prediction_band)),
-        (labels, label_band),
-        (prediction, prediction_band),
-    )
-    counts = [_counts_by_band(classes, band, num_classes) for classes, band in columns]
-    return np.stack(counts, axis=-1)
+    # A bin per class of the prediction, its band, and the band of both masks where the classes agree (4: they do not).
+    both = np.where(labels == prediction, np.maximum(label_band, prediction_band), np.uint8(4))
+    index = prediction.astype(np.int64)  # what bincount works on
+    index += 1
+    index *= 4
+    index += prediction_band
+    index *= 5
+    index += both
+    table = np.bincount(index.ravel(), minlength=20 * (num_classes + 1)).reshape(-1, 4, 5)[1:]
+    in_both = table.sum(axis=1)[:, :3].cumsum(axis=1).T
+    in_prediction = table.sum(axis=2)[:, :3].cumsum(axis=1).T
+    return np.stack((in_both, label_counts, in_prediction), axis=-1)
 
 
-def _counts_by_band(classes: np.ndarray, band: np.ndarray, num_classes: int) -> np.ndarray:
-    index = classes.astype(np.int64)  # what bincount works on
+def band_counts(labels: np.ndarray, band: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels ``(3, K)`` int64 of each class within each of three widths of its masks' ends, see `inner_band`."""
+    index = labels.astype(np.int64)
     index += 1
     index *= 4
     index += band
@@ -105,55 +116,78 @@ def _counts_by_band(classes: np.ndarray, band: np.ndarray, num_classes: int) -> 
     return table.cumsum(axis=1).T
 
 
-def contour_matches(
-    labels: np.ndarray, label_contour: np.ndarray, prediction: np.ndarray, widths: Sequence[int], num_classes: int
-) -> np.ndarray:
-    """Contour pixels of each class, and those that find a contour pixel of their class in the other map.
+class Contours:
+    """The contour of every class of a map, and which pixels lie near it.
 
     Args:
         labels: `VOID` where a pixel does not count.
-        label_contour: `contour_mask` of them.
-        prediction: `VOID` at the same pixels.
-        widths: how far apart they may be, in pixels.
+        mask: `contour_mask` of them.
+        widths: what is near, in pixels.
         num_classes: ``K``.
+
+    Attributes:
+        points: rows and columns of each class's contour pixels.
+    """
+
+    def __init__(self, labels: np.ndarray, mask: np.ndarray, widths: Sequence[int], num_classes: int):
+        self.widths = widths
+        self._size = labels.shape
+        self._reach: dict[int, tuple[int, int, list[np.ndarray]]] = {}
+        index = np.flatnonzero(mask)
+        classes = labels.ravel()[index]
+        order = np.argsort(classes, kind="stable")
+        ends = np.searchsorted(classes[order], np.arange(num_classes + 1))
+        rows, columns = np.divmod(index[order], labels.shape[1])
+        self.points = [(rows[a:b], columns[a:b]) for a, b in pairwise(ends)]
+
+    def prepare(self) -> None:
+        """Computes what is near for every class, so that several threads can ask for it."""
+        for k, (rows, _) in enumerate(self.points):
+            if len(rows):
+                self._near(k)
+
+    def num_near(self, k: int, rows: np.ndarray, columns: np.ndarray) -> list[int]:
+        """How many of some pixels have a contour pixel of class `k` within each width."""
+        top, left, near = self._near(k)
+        height, width = near[0].shape
+        rows, columns = rows - top, columns - left
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        at = rows[inside] * width + columns[inside]
+        return [int(np.count_nonzero(mask.take(at))) for mask in near]
+
+    def _near(self, k: int) -> tuple[int, int, list[np.ndarray]]:
+        """Top, left and pixels of the part of the map that can be near class `k`, by width."""
+        if k not in self._reach:
+            rows, columns = self.points[k]
+            margin = max(self.widths)
+            top, left = (max(0, int(n.min()) - margin) for n in (rows, columns))
+            bottom, right = (
+                min(end, int(n.max()) + margin + 1) for n, end in zip((rows, columns), self._size, strict=True)
+            )
+            mask = np.zeros((bottom - top, right - left), np.uint8)
+            mask[rows - top, columns - left] = 1
+            near = [cv2.dilate(mask, np.ones((2 * width + 1,) * 2, np.uint8)) for width in self.widths]
+            self._reach[k] = top, left, near
+        return self._reach[k]
+
+
+def contour_matches(true: Contours, predicted: Contours) -> np.ndarray:
+    """Contour pixels of each class, and those that find a contour pixel of their class in the other map.
+
+    Args:
+        true: contours of the label.
+        predicted: contours of the prediction, of the same widths.
 
     Returns:
         ``(len(widths), K, 4)`` int64: by width, class, and (predicted pixels that match, predicted pixels, label
         pixels that match, label pixels).
     """
-    counts = np.zeros((len(widths), num_classes, 4), np.int64)
-    label_points = _points_by_class(labels, label_contour, num_classes)
-    predicted_points = _points_by_class(prediction, contour_mask(prediction), num_classes)
-    for k, (true, predicted) in enumerate(zip(label_points, predicted_points, strict=True)):
-        counts[:, k, 1], counts[:, k, 3] = len(predicted[0]), len(true[0])
-        if len(true[0]) and len(predicted[0]):
-            counts[:, k, 0] = _num_near(predicted, true, widths)
-            counts[:, k, 2] = _num_near(true, predicted, widths)
-    return counts
-
-
-def _points_by_class(labels: np.ndarray, mask: np.ndarray, num_classes: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows and columns of the pixels of a mask, per class."""
-    index = np.flatnonzero(mask)
-    classes = labels.ravel()[index]
-    order = np.argsort(classes, kind="stable")
-    ends = np.searchsorted(classes[order], np.arange(num_classes + 1))
-    rows, columns = np.divmod(index[order], labels.shape[1])
-    return [(rows[a:b], columns[a:b]) for a, b in pairwise(ends)]
-
-
-def _num_near(
-    points: tuple[np.ndarray, np.ndarray], others: tuple[np.ndarray, np.ndarray], widths: Sequence[int]
-) -> list[int]:
-    """How many points have one of the others within each width."""
-    top, left = (min(a.min(), b.min()) for a, b in zip(points, others, strict=True))
-    bottom, right = (max(a.max(), b.max()) for a, b in zip(points, others, strict=True))
-    near = np.zeros((bottom - top + 1, right - left + 1), np.uint8)
-    near[others[0] - top, others[1] - left] = 1
-    at = (points[0] - top) * near.shape[1] + (points[1] - left)
-    counts = []
-    for width in widths:
-        counts.append(np.count_nonzero(cv2.dilate(near, np.ones((2 * width + 1,) * 2, np.uint8)).take(at)))
+    counts = np.zeros((len(true.widths), len(true.points), 4), np.int64)
+    for k, (own, others) in enumerate(zip(true.points, predicted.points, strict=True)):
+        counts[:, k, 1], counts[:, k, 3] = len(others[0]), len(own[0])
+        if len(own[0]) and len(others[0]):
+            counts[:, k, 0] = true.num_near(k, *others)
+            counts[:, k, 2] = predicted.num_near(k, *own)
     return counts
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
-from ovenet.evaluation.boundaries import VOID
+from ovenet.evaluation.boundaries import VOID, Contours
 from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.metrics import counts_by_cell, label_cells
 from ovenet.geometry import lookup_labels, seed_position
@@ -159,13 +159,17 @@ class Tally:
     def _count_boundaries_and_segments(self, true: np.ndarray, contour: np.ndarray, maps: list[np.ndarray]) -> None:
         widths, k = boundaries.boundary_widths(true.shape, BOUNDARY_RATIOS), self.info.num_classes
         true_band = boundaries.inner_band(true, widths)
+        true_counts = boundaries.band_counts(true, true_band, k)
+        true_contours = Contours(true, contour, widths, k)
+        true_contours.prepare()
         segments, classes = boundaries.segment_map(true, k)
 
         def count(predicted: np.ndarray) -> dict[str, np.ndarray]:
             band = boundaries.inner_band(predicted, widths)
+            predicted_contours = Contours(predicted, boundaries.contour_mask(predicted), widths, k)
             return {
-                "inner_band": boundaries.inner_band_counts(true, true_band, predicted, band, k),
-                "contour": boundaries.contour_matches(true, contour, predicted, widths, k),
+                "inner_band": boundaries.inner_band_counts(true, true_band, true_counts, predicted, band, k),
+                "contour": boundaries.contour_matches(true_contours, predicted_contours),
                 "segments": _segment_counts(segments, classes, predicted == true, k),
             }
 
