@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ovenet.data.info import DatasetInfo
+from ovenet.evaluation import boundaries
 from ovenet.evaluation.details import SEGMENT_SIZES, calibration, details_from_tally
 from ovenet.evaluation.evaluate import evaluation_from_tally
 from ovenet.evaluation.inference import Prediction
@@ -176,3 +177,16 @@ def test_tallies_add_up():
     parts[0].merge(parts[1].counts)
     assert all(torch.equal(whole.counts[name], parts[0].counts[name]) for name in whole.counts)
     assert set(evaluation_from_tally(whole).by_condition) == {"rain"}
+
+
+def test_the_last_digit_of_a_distance_moves_no_pixel(monkeypatch):
+    """OpenCV's distances differ by rounding from call to call: 2.0000002 is 2."""
+    labels, prediction = random_case(0)
+    exact = make_tally()
+    exact.add(labels, prediction, "1.png")
+    distance_to = boundaries.distance_to
+    for factor in (1 - 2e-7, 1 + 2e-7):
+        monkeypatch.setattr(boundaries, "distance_to", lambda mask, f=factor: distance_to(mask) * np.float32(f))
+        moved = make_tally()
+        moved.add(labels, prediction, "1.png")
+        assert torch.equal(moved.counts["confusion"], exact.counts["confusion"])

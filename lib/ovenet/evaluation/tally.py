@@ -34,8 +34,10 @@ CONFIDENCE_LEVELS = 2**16  # steps in which the confidence is counted
 _NUM_THREADS = 3
 _UNKNOWN = 2  # the seed lies on a pixel without a label
 
-# A pixel's distance is 1 on a label's contour; the table is read with the distance to the contour, rounded up.
-_DISTANCE_BAND = np.searchsorted(DISTANCES_PX, np.arange(DISTANCES_PX[-1] + 1) + 1).astype(np.uint8)
+# A pixel's distance is 1 on a label's contour. The table is read with the square of the distance to the contour, which
+# is a whole number whatever the last digit of its root.
+_SQUARES = np.arange(DISTANCES_PX[-1] ** 2 + 1)
+_DISTANCE_BAND = np.searchsorted(np.square(np.array(DISTANCES_PX) - 1), _SQUARES).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ class Tally:
         bands = None
         if self.detailed:
             contour = boundaries.contour_mask(true)
-            bands = _DISTANCE_BAND[np.minimum(np.ceil(boundaries.distance_to(contour)), DISTANCES_PX[-1]).astype(int)]
+            distance = np.minimum(boundaries.distance_to(contour), DISTANCES_PX[-1])
+            bands = _DISTANCE_BAND[np.rint(np.square(distance)).astype(np.int32)]
         confusion = self._count_confusion(predicted, labels, bands, name)
         if bands is None:
             return ImageCounts(confusion.cpu().numpy(), None)
