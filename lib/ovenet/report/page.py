@@ -28,7 +28,7 @@ _WHEEL_RADIUS = 48
 _MAX_CONFUSIONS = 30
 _LOSSES = {"loss": "all", "loss_initial": "S_i", "loss_seed": "S_s", "loss_fused": "S_f"}
 _VALIDATION = {f"mean_iou_{name}": symbol for name, symbol in reversed(SYMBOLS.items())}
-# Okabe and Ito's colours, then lighter and darker ones of the same hues: more than 24 classes repeat them.
+# Okabe and Ito's colours, then lighter and darker ones of the same hues: more than 21 classes repeat them.
 _SAFE_HUES = (
     (0, 114, 178),
     (230, 159, 0),
