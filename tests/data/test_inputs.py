@@ -103,6 +103,10 @@ def test_the_size_comes_from_the_header_and_the_limit_is_ours(tmp_path):
 
 
 def test_strips_make_up_the_image(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (2500, 7, 4)).astype(np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (250, 7, 4)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels[..., :3])
+    deep = np.random.default_rng(0).integers(0, 65536, (250, 7)).astype(np.uint16)
+    for name in ("b.png", "b.tif"):
+        cv2.imwrite(str(tmp_path / name), deep)
+        np.testing.assert_array_equal(read_image(tmp_path / name), np.dstack([deep >> 8] * 3))

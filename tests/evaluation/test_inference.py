@@ -264,3 +264,11 @@ def test_windows_are_forgotten_when_their_rows_are_done(image, monkeypatch):
     predictor.predict(image)
     assert len(kept) == 16  # 8 rows of 2 windows
     assert max(kept) <= 4
+
+
+def test_windows_at_a_padded_border_go_into_one_batch(image):
+    """30 x 40 pixels padded to 32 x 48: the last windows hold less of the image than the others."""
+    rule = EvaluationRule(resize="long_side", multiple_of=16)
+    expected = ScorePredictor(PixelModel(), settings(), CPU).predict_scores(image)["fused"]
+    padded = ScorePredictor(PixelModel(), settings(window_size=(16, 24), batch_size=3, rule=rule), CPU)
+    torch.testing.assert_close(padded.predict_scores(image)["fused"], expected)

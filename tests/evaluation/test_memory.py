@@ -12,7 +12,7 @@ from tests.tools.conftest import ROOT
 
 from ovenet import build_model, builders
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
-from ovenet.evaluation.memory import MemoryGuard
+from ovenet.evaluation.memory import MemoryGuard, available_bytes
 
 
 @pytest.fixture
@@ -66,3 +66,9 @@ def test_the_process_stays_below_its_cap(tiny_cfg, tmp_path):
     subprocess.run([str(part) for part in command], cwd=ROOT, check=True)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 <= cap_gb * 1e9
     assert Image.open(tmp_path / "o/overlay/large.png").size == (10000, 10000)
+
+
+def test_memory_that_only_holds_cached_files_is_free(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 24000 kB\nMemFree: 10 kB\nMemAvailable: 20000 kB\n")
+    assert available_bytes(tmp_path / "meminfo") == 20000 * 1024
+    assert available_bytes(tmp_path / "none") > 10**8  # where the system does not say: all that there is

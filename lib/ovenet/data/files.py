@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 _STRIP_ROWS = 64
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _ANY_SIZE = 2**62
 _BAD_IMAGE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError)
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -35,17 +36,17 @@ def read_image(path: Path, *, upright: bool = False, max_pixels: int | None = No
 
 def to_rgb(image: Image.Image, name: str, *, upright: bool = False) -> np.ndarray:
     """An image in memory as `read_image` gives it; `name` is for messages."""
-    if upright:
+    if upright and image.getexif().get(_ORIENTATION, 1) != 1:  # exif_transpose copies the others too
         image = ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT_MODES:
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
         raise ValueError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):  # the whole image at once would be held twice more
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
-        pixels[top : top + strip.height] = np.asarray(strip.convert("RGB"))
+        if image.mode in _SIXTEEN_BIT_MODES:
+            pixels[top : top + strip.height] = (np.asarray(strip).astype(np.int64) >> 8).clip(0, 255)[..., None]
+        else:
+            pixels[top : top + strip.height] = np.asarray(strip.convert("RGB"))
     return pixels
 
 

@@ -169,7 +169,7 @@ class ScorePredictor:
         """
         self.model.eval()
         size = self.settings.scaled_size(image.shape[:2], 1.0)
-        return self.model(_to_pixels([resize_image(image, size)], self.device))
+        return self.model(_to_pixels(resize_image(image, size), self.device))
 
     def _bands(
         self, image: np.ndarray, *, names: Sequence[str] | None = None, seeds: bool = False
@@ -290,10 +290,10 @@ class ScaledView:
         corners = self._waiting[: self._settings.batch_size]
         del self._waiting[: len(corners)]
         height, width = self._window
-        pixels = _to_pixels([self._image[t : t + height, x : x + width] for t, x in corners], self._device)
-        # Only a whole image can be padded. Zero is the mean colour.
-        pixels = F.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
-        maps = self._run_views(pixels)
+        parts = [_to_pixels(self._image[top : top + height, x : x + width], self._device) for top, x in corners]
+        # At a padded border windows hold less of the image. Zero is the mean colour.
+        padded = [F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts]
+        maps = self._run_views(torch.cat(padded))
         for index, corner in enumerate(corners):
             self._done[corner] = {name: values[index] for name, values in maps.items()}
 
@@ -332,10 +332,10 @@ class ScaledView:
         return scores.softmax(dim=1) if self._kind == "logits" else scores
 
 
-def _to_pixels(images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """Normalised ``(B, 3, H, W)`` of images ``(H, W, 3)`` uint8 of one size."""
-    pixels = torch.stack([torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) for image in images])
-    return normalize_images(pixels.to(device))
+def _to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
+    """Normalised ``(1, 3, H, W)`` of an image ``(H, W, 3)`` uint8."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return normalize_images(pixels.unsqueeze(0).to(device))
 
 
 def _chosen(maps: dict[str, Tensor], names: Sequence[str] | None) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ class MemoryGuard:
         self._max_seed_side = max_seed_side
         self._is_given = max_gb is not None
         self.base_bytes = self._run_window() if self._is_given else _peak_bytes()
-        self.max_bytes = int(max_gb * _GB) if max_gb is not None else int(_SHARE_OF_FREE * _free_bytes())
+        free = _SHARE_OF_FREE * available_bytes()
+        self.max_bytes = int(max_gb * _GB) if max_gb is not None else self.base_bytes + int(free)
         if self._is_given and self.base_bytes > self.max_bytes:
             raise ValueError(
                 f"--max-memory {max_gb:g}: one window of {' x '.join(map(str, predictor.settings.window_size))} pixels "
@@ -97,5 +98,10 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Memory that new work can have, files that are cached in it included; all there is where Linux does not say."""
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

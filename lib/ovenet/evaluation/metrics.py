@@ -38,9 +38,7 @@ def label_cells(labels: Tensor, num_classes: int, *, ignore_label: int, bands: T
     Returns:
         int64 of the same shape, -1 for pixels to leave out.
     """
-    cells = labels.long()
-    if bands is not None:
-        cells = cells.add_(bands.long(), alpha=num_classes) if cells is not labels else cells + bands * num_classes
+    cells = labels.long() if bands is None else torch.add(labels.long(), bands, alpha=num_classes)
     return cells.masked_fill(labels == ignore_label, -1)
 
 

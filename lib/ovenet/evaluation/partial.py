@@ -106,9 +106,9 @@ class PartialEvaluation:
         """
         if not self._num_lines:
             self.folder.mkdir(parents=True, exist_ok=True)
-            settings = self.folder / _SETTINGS
-            if not settings.exists():
-                settings.write_text(json.dumps(self.settings, indent=2), encoding="utf-8")
+            unfinished = self.folder / f"{self._name}.settings"  # other processes write the same
+            unfinished.write_text(json.dumps(self.settings, indent=2), encoding="utf-8")
+            unfinished.replace(self.folder / _SETTINGS)
         with (self.folder / f"{self._name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._num_lines += 1
