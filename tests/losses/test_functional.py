@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ovenet.losses import functional
+from ovenet.losses.targets import Targets
 
 IGNORE = 255
 
@@ -36,14 +37,18 @@ def true_class_probabilities(scores, labels):
     return found
 
 
+def pixel_loss(scores, labels, weights=None):
+    """Losses of the pixels, and their targets."""
+    class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    targets = Targets.from_labels(labels, ignore_label=IGNORE, class_weights=class_weights, dtype=scores.dtype)
+    return functional.negative_log_likelihood(functional.log_probabilities(scores, "logits"), targets), targets
+
+
 @pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 3.0]])
 def test_cross_entropy_equals_loops(scores, labels, weights):
     factors = weights or [1.0] * 4
     pixels = true_class_probabilities(scores, labels)
-    class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
-    total, weight = functional.cross_entropy(
-        functional.log_probabilities(scores, "logits"), labels, ignore_label=IGNORE, class_weights=class_weights
-    )
+    total, weight = functional.cross_entropy(*pixel_loss(scores, labels, weights))
     assert total.item() == pytest.approx(sum(-factors[k] * math.log(p) for p, k in pixels))
     assert weight.item() == pytest.approx(sum(factors[k] for _, k in pixels))
 
@@ -56,14 +61,10 @@ def test_ohem_equals_sorting(scores, labels, threshold, min_kept, weights):
     ordered = sorted(p for p, _ in pixels)
     limit = max(threshold, ordered[min(min_kept, len(ordered) - 1)])
     kept = [(p, k) for p, k in pixels if p < limit]
-    total, count = functional.ohem_cross_entropy(
-        scores.log_softmax(1),
-        labels,
-        ignore_label=IGNORE,
-        threshold=threshold,
-        min_kept=min_kept,
-        class_weights=None if weights is None else torch.tensor(weights, dtype=torch.float64),
-    )
+    nll, targets = pixel_loss(scores, labels, weights)
+    found = functional.ohem_limit(nll, targets, threshold=threshold, min_kept=min_kept)
+    assert found.item() == pytest.approx(limit)
+    total, count = functional.ohem_cross_entropy(nll, targets, found)
     assert count.item() == len(kept)
     assert total.item() == pytest.approx(sum(-factors[k] * math.log(p) for p, k in kept))
 
@@ -125,14 +126,14 @@ def test_everything_ignored_is_zero_with_a_gradient():
     labels = torch.full((1, 4, 4), IGNORE)
     for kind in ("plain", "ohem", "confidence"):
         x = torch.rand(1, 3 if kind != "confidence" else 1, 4, 4, requires_grad=True)
-        if kind == "plain":
-            parts = functional.cross_entropy(x.log_softmax(1), labels, ignore_label=IGNORE)
-        elif kind == "ohem":
-            parts = functional.ohem_cross_entropy(
-                x.log_softmax(1), labels, ignore_label=IGNORE, threshold=0.7, min_kept=5
-            )
-        else:
+        if kind == "confidence":
             parts = functional.confidence_loss(x, labels, torch.zeros(1, 2, 4, 4), ignore_label=IGNORE)
+        else:
+            nll, targets = pixel_loss(x, labels)
+            parts = functional.cross_entropy(nll, targets)
+        if kind == "ohem":
+            limit = functional.ohem_limit(nll, targets, threshold=0.7, min_kept=5)
+            parts = functional.ohem_cross_entropy(nll, targets, limit)
         loss = functional.mean(*parts)
         loss.backward()
         assert loss.item() == 0.0
@@ -141,10 +142,13 @@ def test_everything_ignored_is_zero_with_a_gradient():
 
 def test_losses_have_right_gradients(labels):
     scores = torch.randn(2, 4, 5, 7, dtype=torch.float64, requires_grad=True)
+    targets = Targets.from_labels(labels, ignore_label=IGNORE, dtype=torch.float64)
 
     def loss(s):
-        plain = functional.mean(*functional.cross_entropy(s.log_softmax(1), labels, ignore_label=IGNORE))
-        mixed = functional.log_probabilities(s.softmax(1), "probabilities")
-        return plain + functional.mean(*functional.cross_entropy(mixed, labels, ignore_label=IGNORE))
+        plain, mixed = (
+            functional.negative_log_likelihood(functional.log_probabilities(values, kind), targets)
+            for values, kind in ((s, "logits"), (s.softmax(1), "probabilities"))
+        )
+        return sum(functional.mean(*functional.cross_entropy(nll, targets)) for nll in (plain, mixed))
 
     assert torch.autograd.gradcheck(loss, (scores,))

@@ -28,6 +28,7 @@ def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
         initial_and_seed_weight=cfg.LOSS.KAPPA,
         confidence_weight=cfg.LOSS.LAMBDA,
         align_corners=cfg.MODEL.ALIGN_CORNERS,
+        engine=cfg.LOSS.ENGINE,
     )
 
 

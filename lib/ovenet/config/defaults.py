@@ -86,6 +86,7 @@ def _loss() -> CfgNode:
     c.CLASS_WEIGHTS = ""  # audit.json of tools/audit_data.py, whose suggested weights are used; "" for none
     c.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
     c.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
+    c.ENGINE = "auto"  # how it is computed: auto, plain, blocked or triton (CUDA); all give the same loss
     c.LAMBDA = 1.0  # λ, weight of the confidence loss, >= 0
     return c
 

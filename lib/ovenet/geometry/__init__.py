@@ -2,9 +2,17 @@
 
 from ovenet.geometry.grid import pixel_grid
 from ovenet.geometry.resample import lookup_labels, refine_offset, sample_bilinear, seed_position
-from ovenet.geometry.resize import resize_bilinear, resize_rows, source_rows
+from ovenet.geometry.resize import (
+    interpolation_matrix,
+    interpolation_weights,
+    resize_bilinear,
+    resize_rows,
+    source_rows,
+)
 
 __all__ = [
+    "interpolation_matrix",
+    "interpolation_weights",
     "lookup_labels",
     "pixel_grid",
     "refine_offset",

@@ -58,6 +58,46 @@ def resize_rows(
     return resize_bilinear(part, (len(rows), width), align_corners=align_corners)
 
 
+def interpolation_weights(in_size: int, out_size: int, *, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Bilinear interpolation along one axis: which pixels are mixed, and how.
+
+    Args:
+        in_size: pixels that come in.
+        out_size: pixels that go out.
+        align_corners: see `resize_bilinear`.
+
+    Returns:
+        ``(out_size,)`` int64, the pixel before each position, and ``(out_size,)`` float64, the weight in ``[0, 1)`` of
+        the pixel after that one; 0 at the last pixel, which has none after it.
+    """
+    if in_size == out_size:
+        return torch.arange(in_size), torch.zeros(in_size, dtype=torch.float64)
+    position = _row_positions(in_size, out_size, range(out_size), align_corners)
+    before = position.long().clamp_(max=in_size - 1)
+    return before, torch.where(before == in_size - 1, 0.0, position - before)
+
+
+def interpolation_matrix(
+    in_size: int,
+    out_size: int,
+    *,
+    align_corners: bool,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """`interpolation_weights` as a matrix: `resize_bilinear` is its product with rows and columns.
+
+    Returns:
+        ``(out_size, in_size)``; each row has at most two weights, side by side, that sum to 1.
+    """
+    before, weight = interpolation_weights(in_size, out_size, align_corners=align_corners)
+    after = (before + 1).clamp_(max=in_size - 1)
+    matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
+    matrix.scatter_add_(1, before[:, None], (1 - weight)[:, None])
+    matrix.scatter_add_(1, after[:, None], weight[:, None])
+    return matrix.to(device, dtype)
+
+
 def source_rows(in_height: int, out_height: int, rows: range, *, align_corners: bool) -> tuple[int, int]:
     """First and last row that `resize_rows` reads."""
     if in_height == out_height:

@@ -1,5 +1,6 @@
 """Losses."""
 
-from ovenet.losses.criterion import OhemSettings, SegmentationCriterion
+from ovenet.losses.criterion import SegmentationCriterion
+from ovenet.losses.targets import OhemSettings
 
 __all__ = ["OhemSettings", "SegmentationCriterion"]

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ovenet.geometry import resize_bilinear
 from ovenet.losses import functional
+from ovenet.losses.targets import OhemSettings, Targets
+from ovenet.losses.upsampled import EngineName, upsampled_cross_entropy
 from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
-
-
-@dataclass(frozen=True)
-class OhemSettings:
-    """Online hard example mining, see `functional.ohem_cross_entropy`."""
-
-    threshold: float
-    min_kept: int
 
 
 class SegmentationCriterion(nn.Module):
@@ -32,6 +25,7 @@ class SegmentationCriterion(nn.Module):
         initial_and_seed_weight: κ.
         confidence_weight: λ.
         align_corners: convention of the upsampling to label size.
+        engine: see `upsampled_cross_entropy`; all give the same loss.
     """
 
     def __init__(
@@ -44,6 +38,7 @@ class SegmentationCriterion(nn.Module):
         initial_and_seed_weight: float = 0.5,
         confidence_weight: float = 1.0,
         align_corners: bool = True,
+        engine: EngineName = "auto",
     ):
         super().__init__()
         self.ignore_label = ignore_label
@@ -52,6 +47,7 @@ class SegmentationCriterion(nn.Module):
         self.initial_and_seed_weight = initial_and_seed_weight
         self.confidence_weight = confidence_weight
         self.align_corners = align_corners
+        self.engine = engine
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -69,34 +65,29 @@ class SegmentationCriterion(nn.Module):
             raise ValueError(
                 f"LOSS.BALANCE_WEIGHTS has {len(self.output_weights)} entries, the model {len(output.fused)} outputs"
             )
-        fused = self._semantic(output.fused, labels, output.score_kind)
+        dtype = torch.promote_types(output.fused[-1].dtype, torch.float32)
+        targets = Targets.from_labels(
+            labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=dtype
+        )
+        fused = self._semantic(output.fused, targets, output.score_kind)
         if not output.has_seed:
             return LossTerms(fused, {"fused": fused.detach()})
-        initial = self._semantic(output.initial, labels, output.score_kind)
-        seed = self._semantic(output.seed, labels, output.score_kind)
+        initial = self._semantic(output.initial, targets, output.score_kind)
+        seed = self._semantic(output.seed, targets, output.score_kind)
         confidence = self._confidence(output, labels)
         total = self.initial_and_seed_weight * (initial + seed) + fused + self.confidence_weight * confidence
         terms = {"initial": initial, "seed": seed, "fused": fused, "confidence": confidence}
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
-    def _semantic(self, maps: Sequence[Tensor], labels: Tensor, kind: ScoreKind) -> Tensor:
-        total = labels.new_zeros((), dtype=torch.float32)
+    def _semantic(self, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind) -> Tensor:
+        total = targets.weights.new_zeros(())
         for index, (scores, weight) in enumerate(zip(maps, self.output_weights, strict=True)):
-            is_final = index == len(maps) - 1
-            total = total + weight * self._output_loss(scores, labels, kind, self.ohem if is_final else None)
+            ohem = self.ohem if index == len(maps) - 1 else None
+            parts = upsampled_cross_entropy(
+                scores, targets, kind, ohem=ohem, align_corners=self.align_corners, engine=self.engine
+            )
+            total = total + weight * functional.mean(*parts)
         return total
-
-    def _output_loss(self, scores: Tensor, labels: Tensor, kind: ScoreKind, ohem: OhemSettings | None) -> Tensor:
-        scores = resize_bilinear(scores, labels.shape[-2:], align_corners=self.align_corners)
-        log_probs = functional.log_probabilities(scores, kind)
-        weights = None if self.class_weights is None else self.class_weights.to(log_probs.dtype)
-        shared = {"ignore_label": self.ignore_label, "class_weights": weights}
-        if ohem is None:
-            return functional.mean(*functional.cross_entropy(log_probs, labels, **shared))
-        kept = functional.ohem_cross_entropy(
-            log_probs, labels, threshold=ohem.threshold, min_kept=ohem.min_kept, **shared
-        )
-        return functional.mean(*kept)
 
     def _confidence(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
         size = labels.shape[-2:]

@@ -7,10 +7,10 @@ Shapes: scores ``(B, K, H, W)`` at label size, labels ``(B, H, W)`` int64.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ovenet.geometry import lookup_labels, seed_position
+from ovenet.losses.targets import Targets
 from ovenet.structures import ScoreKind
 
 SMALLEST_LIKELIHOOD = 1e-12  # bounds the confidence loss of a pixel at 27.6
@@ -34,65 +34,64 @@ def log_probabilities(scores: Tensor, kind: ScoreKind) -> Tensor:
     return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()  # the floor only keeps underflow from log(0)
 
 
-def cross_entropy(
-    log_probs: Tensor, labels: Tensor, *, ignore_label: int, class_weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the valid pixels.
+def negative_log_likelihood(log_probs: Tensor, targets: Targets) -> Tensor:
+    """How unlikely each pixel's own class is.
 
     Args:
         log_probs: ``(B, K, H, W)``.
-        labels: ``(B, H, W)``.
-        ignore_label: pixels to leave out.
-        class_weights: ``(K,)``, or None for equal ones.
+        targets: of the same size.
+
+    Returns:
+        ``(B, H, W)``; that of class 0 where a pixel does not count.
+    """
+    return -log_probs.gather(1, targets.labels.unsqueeze(1)).squeeze(1)
+
+
+def cross_entropy(nll: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over the valid pixels.
+
+    Args:
+        nll: ``(B, H, W)``, see `negative_log_likelihood`.
+        targets: of the same size.
 
     Returns:
         The weighted sum, and the sum of the weights; both 0 where every pixel is ignored.
     """
-    total = F.nll_loss(log_probs, labels, weight=class_weights, ignore_index=ignore_label, reduction="sum")
-    valid = labels != ignore_label
-    if class_weights is None:
-        return total, valid.sum().to(total.dtype)
-    return total, class_weights[labels[valid]].sum().to(total.dtype)
+    return (nll * targets.weights).sum(), targets.weights.sum()
 
 
-def ohem_cross_entropy(
-    log_probs: Tensor,
-    labels: Tensor,
-    *,
-    ignore_label: int,
-    threshold: float,
-    min_kept: int,
-    class_weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the hard pixels: online hard example mining as HRNet does it.
-
-    A pixel is kept if the probability of its true class is below ``max(threshold, p)``, with ``p`` the
-    `min_kept`-th smallest such probability, counted from 0 (the largest one if there are fewer).
+def ohem_cross_entropy(nll: Tensor, targets: Targets, limit: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over the hard pixels: those whose probability is below the limit.
 
     Args:
-        log_probs: ``(B, K, H, W)``.
-        labels: ``(B, H, W)``.
-        ignore_label: pixels to leave out.
-        threshold: a probability (``LOSS.OHEMTHRES``).
-        min_kept: a number of pixels of the whole batch (``LOSS.OHEMKEEP``).
-        class_weights: ``(K,)``, or None for equal ones.
+        nll: ``(B, H, W)``, see `negative_log_likelihood`.
+        targets: of the same size.
+        limit: see `ohem_limit`.
 
     Returns:
-        The weighted sum over the kept pixels, and their number.
+        The weighted sum over the hard pixels, and their number.
     """
-    valid = labels != ignore_label
-    safe_labels = labels.masked_fill(~valid, 0)
-    log_true = log_probs.gather(1, safe_labels.unsqueeze(1)).squeeze(1)[valid]  # (num_valid,)
-    if log_true.numel() == 0:
-        return log_probs.sum() * 0.0, log_probs.new_zeros(())
-    probability = log_true.detach().exp()
-    rank = min(min_kept, probability.numel() - 1)
-    limit = probability.kthvalue(rank + 1).values.clamp_min(threshold)
-    kept = probability < limit
-    losses = -log_true
-    if class_weights is not None:
-        losses = losses * class_weights[labels[valid]]
-    return (losses * kept).sum(), kept.sum().to(losses.dtype)
+    hard = targets.valid & ((-nll.detach()).exp() < limit)
+    return (nll * targets.weights * hard).sum(), hard.sum().to(nll.dtype)
+
+
+def ohem_limit(nll: Tensor, targets: Targets, *, threshold: float, min_kept: int) -> Tensor:
+    """Below which probability a pixel is hard: online hard example mining as HRNet does it.
+
+    That is ``max(threshold, p)``, with ``p`` the `min_kept`-th smallest probability of a pixel's own class, counted
+    from 0 (the largest one if there are fewer). Found by selection, without waiting for the device.
+
+    Args:
+        nll: ``(B, H, W)``.
+        targets: of the same size.
+        threshold: a probability (``LOSS.OHEMTHRES``).
+        min_kept: a number of pixels of the whole batch (``LOSS.OHEMKEEP``).
+    """
+    probability = (-nll.detach()).exp()
+    rank = min(min_kept, nll.numel() - 1)
+    selected = torch.where(targets.valid, probability, torch.inf).flatten().kthvalue(rank + 1).values
+    largest = torch.where(targets.valid, probability, 0.0).max()
+    return torch.minimum(selected, largest).clamp_min(threshold)
 
 
 def confidence_target(labels: Tensor, offset: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,234 @@
+"""Every engine against the plain way in float64, which torch alone computes here."""
+
+import importlib
+import os
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ovenet.losses import OhemSettings, SegmentationCriterion, blocked
+from ovenet.losses.targets import Targets
+from ovenet.losses.upsampled import upsampled_cross_entropy
+from ovenet.structures import OVeNetOutput
+
+IGNORE = 255
+SIZES = [  # map, labels
+    ((5, 7), (19, 26)),
+    ((33, 18), (130, 70)),
+    ((9, 12), (9, 12)),
+    ((12, 9), (7, 5)),
+    ((1, 40), (3, 70)),
+    ((2, 3), (1, 1)),
+]
+OHEM = [None, OhemSettings(0.3, 20), OhemSettings(1e-6, 30), OhemSettings(0.5, 10**9)]
+
+
+def plain_loss(scores, labels, kind, ohem, align_corners, class_weights=None):
+    """Sum and divisor from a whole upsampled map and a sorted list, in float64."""
+    values = scores.double()
+    if values.shape[-2:] != labels.shape[-2:]:
+        values = F.interpolate(values, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+    logs = values.log_softmax(1) if kind == "logits" else values.log()
+    losses = F.nll_loss(logs.contiguous(), labels, ignore_index=IGNORE, reduction="none")
+    valid = labels != IGNORE
+    weights = (
+        torch.ones_like(losses)
+        if class_weights is None
+        else class_weights.double()[labels.clamp_max(len(class_weights) - 1)]
+    )
+    if ohem is None:
+        return (losses * weights)[valid].sum(), weights[valid].sum()
+    probabilities = (-losses[valid]).exp()
+    ordered = probabilities.sort().values
+    limit = max(ohem.threshold, ordered[min(ohem.min_kept, len(ordered) - 1)])
+    kept = probabilities < limit
+    return (losses * weights)[valid][kept].sum(), kept.sum().double()
+
+
+def example(size, out, num_classes, kind, dtype=torch.float32):
+    scores = 3 * torch.randn(2, num_classes, *size, dtype=dtype)
+    if kind == "probabilities":
+        scores = scores.softmax(1)
+    labels = torch.randint(0, num_classes, (2, *out))
+    labels[torch.rand(2, *out) < 0.2] = IGNORE
+    labels[0, 0, 0] = 1
+    return scores.contiguous(memory_format=torch.channels_last).requires_grad_(), labels
+
+
+def assert_equal_to_plain(scores, labels, kind, ohem, align_corners, cross_entropy, class_weights=None):
+    targets = Targets.from_labels(labels, ignore_label=IGNORE, class_weights=class_weights, dtype=scores.dtype)
+    total, weight = cross_entropy(scores, targets, kind, ohem=ohem, align_corners=align_corners)
+    expected, divisor = plain_loss(scores, labels, kind, ohem, align_corners, class_weights)
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weight.double(), divisor, rtol=1e-5, atol=0)
+    gradient, expected_gradient = (torch.autograd.grad(x, scores)[0] for x in (total, expected))
+    scale = expected_gradient.abs().max().item()
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5 * max(scale, 1e-3))
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize("ohem", OHEM)
+@pytest.mark.parametrize(("size", "out"), SIZES)
+@pytest.mark.parametrize("engine", ["plain", "blocked"])
+def test_engines_equal_the_plain_way(engine, size, out, ohem, kind):
+    cross_entropy = partial(upsampled_cross_entropy, engine=engine)
+    dtype = torch.float64 if engine == "plain" else torch.float32  # torch places its float32 samples less exactly
+    for align_corners in (True, False):
+        scores, labels = example(size, out, 5, kind, dtype)
+        assert_equal_to_plain(scores, labels, kind, ohem, align_corners, cross_entropy)
+
+
+def test_a_map_of_one_pixel():
+    scores, labels = example((1, 1), (4, 5), 3, "logits")
+    assert_equal_to_plain(scores, labels, "logits", None, True, upsampled_cross_entropy)
+
+
+@pytest.mark.parametrize("ohem", OHEM)
+def test_class_weights(ohem):
+    scores, labels = example((9, 11), (33, 47), 19, "logits")
+    weights = torch.rand(19) + 0.5
+    assert_equal_to_plain(scores, labels, "logits", ohem, True, upsampled_cross_entropy, weights)
+
+
+def test_blocks_of_every_size_give_the_same(monkeypatch):
+    scores, labels = example((33, 18), (130, 70), 5, "logits")
+    targets = Targets.from_labels(labels, ignore_label=IGNORE)
+    results = []
+    for elements in (1, 5 * 70, 7 * 5 * 70, 10**9):
+        monkeypatch.setitem(blocked._BLOCK_ELEMENTS, "cpu", elements)
+        loss, gradient = blocked.loss_and_gradient(
+            scores, targets, "logits", None, align_corners=False, with_gradient=True
+        )
+        results.append((loss.nll, gradient))
+    for nll, gradient in results[1:]:
+        torch.testing.assert_close(nll, results[0][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient, results[0][1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ohem", [None, OhemSettings(0.6, 3)])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_gradcheck(kind, ohem, align_corners):
+    scores, labels = example((3, 4), (10, 9), 4, kind, torch.float64)
+    targets = Targets.from_labels(labels, ignore_label=IGNORE, dtype=torch.float64)
+
+    def loss(s):
+        return upsampled_cross_entropy(s, targets, kind, ohem=ohem, align_corners=align_corners)[0]
+
+    assert torch.autograd.gradcheck(loss, (scores,))
+
+
+def test_half_precision_is_computed_in_float32():
+    scores, labels = example((9, 11), (33, 47), 19, "logits")
+    targets = Targets.from_labels(labels, ignore_label=IGNORE)
+    half = scores.detach().bfloat16().requires_grad_()
+    total, _ = upsampled_cross_entropy(half, targets, "logits")
+    expected, _ = upsampled_cross_entropy(scores, targets, "logits", engine="plain")
+    torch.testing.assert_close(total, expected, rtol=1e-2, atol=0)
+    (gradient,), (expected_gradient,) = (torch.autograd.grad(x, s) for x, s in ((total, half), (expected, scores)))
+    assert gradient.dtype == torch.bfloat16
+    assert (gradient - expected_gradient).abs().max() < 1e-2 * expected_gradient.abs().max()
+
+
+def test_autocast_around_the_loss_changes_nothing():
+    scores, labels = example((9, 11), (33, 47), 19, "logits")
+    targets = Targets.from_labels(labels, ignore_label=IGNORE)
+    total, _ = upsampled_cross_entropy(scores, targets, "logits")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same, _ = upsampled_cross_entropy(scores, targets, "logits")
+    assert torch.equal(total, same)
+
+
+def test_gradients_repeat_to_the_bit():
+    scores, labels = example((33, 18), (130, 70), 19, "logits")
+    targets = Targets.from_labels(labels, ignore_label=IGNORE)
+    first, second = (
+        torch.autograd.grad(upsampled_cross_entropy(scores, targets, "logits")[0], scores)[0] for _ in "ab"
+    )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("engine", ["plain", "blocked"])
+def test_nan_and_large_logits_are_told(engine):
+    scores, labels = example((5, 7), (19, 26), 3, "logits")
+    targets = Targets.from_labels(labels, ignore_label=IGNORE)
+    large, _ = upsampled_cross_entropy(scores.detach() * 1e4, targets, "logits", engine=engine)
+    assert torch.isfinite(large)
+    broken = scores.detach().clone()
+    broken[0, 1, 2, 3] = torch.nan
+    assert upsampled_cross_entropy(broken, targets, "logits", engine=engine)[0].isnan()
+
+
+def criterion_and_output(engine, ohem=None):
+    def maps(channels=7):
+        return tuple(torch.randn(2, channels, 6, 9).requires_grad_() for _ in range(2))
+
+    torch.manual_seed(1)
+    output = OVeNetOutput(maps(), maps(), maps(), torch.rand(2, 2, 6, 9) - 0.5, torch.rand(2, 1, 6, 9).requires_grad_())
+    return SegmentationCriterion(ignore_label=IGNORE, output_weights=(0.4, 1), ohem=ohem, engine=engine), output
+
+
+@pytest.mark.parametrize("ohem", [None, OhemSettings(0.5, 50)])
+def test_the_whole_criterion_is_the_same_with_every_engine(ohem):
+    labels = torch.randint(0, 7, (2, 21, 33))
+    results = []
+    for engine in ("plain", "blocked"):
+        criterion, output = criterion_and_output(engine, ohem)
+        loss = criterion(output, labels)
+        inputs = (*output.initial, *output.seed, *output.fused, output.confidence)
+        results.append((loss.total, loss.terms, *torch.autograd.grad(loss.total, inputs)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+
+def test_triton_needs_cuda():
+    scores, labels = example((3, 4), (10, 9), 4, "logits")
+    with pytest.raises(ValueError, match=r"LOSS.ENGINE is triton, but the scores are not on a CUDA device"):
+        upsampled_cross_entropy(scores, Targets.from_labels(labels, ignore_label=IGNORE), "logits", engine="triton")
+
+
+@pytest.fixture
+def fused_triton():
+    """The kernels, run by Triton's interpreter on the CPU."""
+    pytest.importorskip("triton")
+    if "TRITON_INTERPRET" not in os.environ:
+        pytest.skip("with CUDA the tests marked gpu run the kernels")
+    return importlib.import_module("ovenet.losses.fused_triton")
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize(
+    ("size", "out", "num_classes", "ohem", "align_corners"),
+    [
+        ((5, 7), (18, 26), 3, None, True),
+        ((3, 33), (7, 67), 5, OhemSettings(0.3, 20), False),  # more than one block of columns
+        ((2, 3), (7, 5), 37, OhemSettings(1e-6, 10), True),  # more than one block of classes
+        ((4, 5), (4, 5), 3, None, False),
+        ((6, 5), (3, 2), 3, None, True),
+        ((1, 1), (3, 4), 2, None, True),
+    ],
+)
+def test_interpreted_kernels_equal_the_plain_way(
+    fused_triton, monkeypatch, size, out, num_classes, ohem, align_corners, kind
+):
+    monkeypatch.setattr("ovenet.losses.upsampled._engine", lambda *_: fused_triton.loss_and_gradient)
+    scores, labels = example(size, out, num_classes, kind)
+    assert_equal_to_plain(scores, labels, kind, ohem, align_corners, upsampled_cross_entropy)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["blocked", "triton"])
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@pytest.mark.parametrize("ohem", OHEM)
+@pytest.mark.parametrize(("size", "out"), [*SIZES, ((128, 256), (512, 1024))])
+def test_engines_equal_the_plain_way_on_cuda(engine, size, out, ohem, kind):
+    scores, labels = example(size, out, 19, kind)
+    scores, labels = scores.detach().cuda().requires_grad_(), labels.cuda()
+    cross_entropy = partial(upsampled_cross_entropy, engine=engine)
+    assert_equal_to_plain(scores, labels, kind, ohem, True, cross_entropy)
+    first, second = (
+        torch.autograd.grad(cross_entropy(scores, Targets.from_labels(labels, ignore_label=IGNORE), kind)[0], scores)[0]
+        for _ in "ab"
+    )
+    assert torch.equal(first, second)
