@@ -36,8 +36,9 @@ class Batch:
     """Samples of one size, stacked.
 
     Attributes:
-        images: ``(B, 3, H, W)`` uint8 RGB; normalised on the device, see `ovenet.data.transforms.normalize_images`.
-        labels: ``(B, H, W)`` int64 train ids.
+        images: ``(B, 3, H, W)`` uint8 RGB, channels last in memory; normalised on the device, see
+            `ovenet.data.transforms.normalize_images`.
+        labels: ``(B, H, W)`` int16 train ids.
         names: the image paths, ``B`` of them.
         problems: why samples that were to be here could not be read.
     """

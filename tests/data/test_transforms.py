@@ -131,7 +131,8 @@ def test_normalisation_by_hand():
 def test_batches_are_stacked_channels_first():
     batch = collate([sample_of(8, 16), sample_of(8, 16)])
     assert batch.images.shape == (2, 3, 8, 16)
-    assert batch.labels.dtype == torch.int64
+    assert batch.labels.dtype == torch.int16
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.images[1, 2, 3, 5] == 5
     assert batch.names == ("a.png", "a.png")
 

@@ -3,6 +3,7 @@
 import json
 import socket
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,30 @@ def read_events(folder) -> set[str]:
             tags |= {value.tag for value in event.summary.value}
             at += 16 + length
     return tags
+
+
+def test_a_cache_changes_no_bit(run_tool, experiment, tiny_data):
+    config, run_dir = experiment
+    weights = []
+    for number, kind in enumerate(("none", "disk", "disk")):
+        output = run_dir.parents[1] / str(number)
+        trained = run_tool("train", "--cfg", config, "DATASET.CACHE", kind, "OUTPUT_DIR", output, "TRAIN.END_EPOCH", 1)
+        assert trained.code == 0, trained.err
+        assert ("decoding 6 of 6 pairs" in trained.err) == (number == 1)
+        weights.append(torch.load(output / "camvid" / "tiny" / "final_state.pth")["model"])
+    for other in weights[1:]:
+        assert all(torch.equal(other[name], value) for name, value in weights[0].items())
+    assert len(list((tiny_data / "cache").rglob("*.npy"))) == 12
+
+
+def test_the_cache_in_memory_is_removed_at_the_end(run_process, experiment):
+    settings = ("DATASET.CACHE", "ram", "TRAIN.END_EPOCH", 1)
+    trained = run_process(sys.executable, "tools/train.py", "--cfg", experiment[0], *settings)
+    assert trained.returncode == 0, trained.stderr
+    line = next(line for line in trained.stderr.splitlines() if "decoding 6 of 6 pairs" in line)
+    folder = Path(line.split(": ")[0].split()[-1])
+    assert folder.parts[:3] == ("/", "dev", "shm")
+    assert not folder.exists()
 
 
 def test_from_training_to_scores_and_pictures(run_tool, experiment):

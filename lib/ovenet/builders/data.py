@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from ovenet.builders.caching import attach_cache
 from ovenet.data.audit import ListReport, audit_list, format_finding, missing_files, spread
 from ovenet.data.catalog import find_dataset
 from ovenet.data.dataset import AugmentedDataset, ListDataset
@@ -173,6 +174,7 @@ def build_train_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[Data
             f"{dataset.dataset.list_path} has {len(dataset)} samples, fewer than one batch of {batch_size} x "
             f"{world_size} processes; lower TRAIN.BATCH_SIZE_PER_GPU"
         )
+    attach_cache(cfg, dataset.dataset)
     sampler = TrainSampler(
         len(dataset), rank=distributed.rank(), world_size=world_size, seed=cfg.SEED, shuffle=cfg.TRAIN.SHUFFLE
     )

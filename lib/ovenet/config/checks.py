@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 from ovenet.config.defaults import MODEL_NAMES, OCR_NAMES
 
 _ONE_OF: dict[str, tuple[Any, ...]] = {
+    "DATASET.CACHE": ("none", "disk", "ram"),
     "LOSS.ENGINE": ("auto", "plain", "blocked", "triton"),
     "MODEL.NAME": MODEL_NAMES,
     "MODEL.EXTRA.OFFSET_BRANCH": (0, 2, 3, 4),

@@ -101,6 +101,8 @@ def _dataset() -> CfgNode:
     c.TEST_SET = "list/cityscapes/val.lst"  # relative to ROOT: `image [label]` per line; val is list/<dataset>/val.lst
     c.SKIP_BROKEN = False  # train on the next sample in place of one that cannot be read; False ends the run
     c.AUDIT = 32  # pairs of image and label that are checked before training, >= 0; tools/audit_data.py checks all
+    c.CACHE = "none"  # decoded training images: none, disk (in CACHE_DIR) or ram (shared memory of the machine)
+    c.CACHE_DIR = ""  # folder of the disk cache; "" is ROOT/cache
     c.EXTRA_TRAIN_SET = ""  # list of the TRAIN.EXTRA_EPOCH epochs after TRAIN.END_EPOCH; "" is TRAIN_SET
     return c
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from ovenet.data.cache import DecodedCache
 from ovenet.data.files import read_image, read_list
 from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import LabelDecoder
@@ -28,6 +29,9 @@ class ListDataset(Dataset[Sample]):
         ignore_label: train id of pixels that do not count.
         num_samples: use the first so many lines; 0 is all.
 
+    Attributes:
+        cache: where decoded files are looked for first; None at the beginning.
+
     Raises:
         ValueError: the list is missing, empty or malformed.
     """
@@ -38,6 +42,7 @@ class ListDataset(Dataset[Sample]):
         self.info = info
         self.pairs = read_list(self.list_path)[: num_samples or None]
         self.decoder = LabelDecoder(info, ignore_label)
+        self.cache: DecodedCache | None = None
 
     @property
     def has_labels(self) -> bool:
@@ -48,7 +53,24 @@ class ListDataset(Dataset[Sample]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """Reads one line's files.
+        """One line's image and labels; those from the cache are mapped, not read.
+
+        Raises:
+            ValueError: see `read_files`.
+        """
+        image_name, label_name = self.pairs[index]
+        if self.cache is not None:
+            image = self.cache.read(image_name)
+            labels = None if label_name is None else self.cache.read(label_name)
+            if image is not None and (label_name is None or labels is not None):
+                return Sample(image, labels, image_name)
+        return Sample(*self.read_files(index), image_name)
+
+    def read_files(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Decodes one line's files.
+
+        Returns:
+            The image ``(H, W, 3)`` uint8, and ``(H, W)`` int16 train ids, None without a label.
 
         Raises:
             ValueError: a file is missing or unreadable, a label value is no class, or the sizes differ.
@@ -57,7 +79,7 @@ class ListDataset(Dataset[Sample]):
         image_path = self.folder / image_name
         image = read_image(image_path, upright=self.info.upright)
         if label_name is None:
-            return Sample(image, None, image_name)
+            return image, None
         label_path = self.folder / label_name
         labels = self.decoder.read(label_path)
         if labels.shape != image.shape[:2]:
@@ -66,7 +88,7 @@ class ListDataset(Dataset[Sample]):
                 f"{image.shape[1]}x{image.shape[0]}; check that the list pairs them rightly"
                 + self._exif_hint(labels, image)
             )
-        return Sample(image, labels, image_name)
+        return image, labels
 
     def _exif_hint(self, labels: np.ndarray, image: np.ndarray) -> str:
         if labels.shape != image.shape[1::-1]:

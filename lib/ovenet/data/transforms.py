@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovenet.data.crops import ResizedCrop
 from ovenet.structures import Batch, Sample
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # RGB of ImageNet, as a share of 255
@@ -56,43 +57,41 @@ class TrainTransform:
         """
         assert sample.labels is not None
         scale = 1.0 if self.scale_steps is None else 0.5 + int(rng.integers(self.scale_steps + 1)) / 10
-        size = self._scaled_size(sample.image.shape[:2], scale)
-        image = resize_image(sample.image, size)
-        labels = resize_labels(sample.labels, size)
-        image, labels = self._crop(image, labels, rng)
+        crop = self._draw_crop(sample, self._scaled_size(sample.image.shape[:2], scale), rng)
+        image = crop.of_image(sample.image, PAD_COLOR)
+        labels = crop.of_labels(sample.labels, self.ignore_label)
         if self.flip and rng.random() < 0.5:
-            image, labels = image[:, ::-1], self._mirror_classes(labels[:, ::-1])
+            image, labels = cv2.flip(image, 1), self._mirror_classes(cv2.flip(labels, 1))
         if self.brightness_shift and rng.random() < 0.5:
             shift = int(rng.integers(-self.brightness_shift, self.brightness_shift + 1))
-            image = np.clip(image.astype(np.int16) + shift, 0, 255).astype(np.uint8)
+            image = cv2.add(image, (shift, shift, shift, 0))
         return Sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), sample.name)
 
-    def _crop(self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        height, width = self.crop_size
-        bottom, right = max(height - image.shape[0], 0), max(width - image.shape[1], 0)
-        if bottom or right:
-            image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=PAD_COLOR)
-            labels = cv2.copyMakeBorder(labels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=self.ignore_label)
+    def _draw_crop(self, sample: Sample, scaled: tuple[int, int], rng: np.random.Generator) -> ResizedCrop:
+        """The crop is drawn first, so that only its pixels have to be resized."""
         if self.rare_class_crops and rng.random() < self.rare_class_crops:
-            top, left = self._corner_near_class(labels, rng)
+            top, left = self._corner_near_class(sample.labels, scaled, rng)
         else:
-            top = int(rng.integers(image.shape[0] - height + 1))
-            left = int(rng.integers(image.shape[1] - width + 1))
-        window = np.s_[top : top + height, left : left + width]
-        return image[window], labels[window]
+            top, left = (int(rng.integers(limit + 1)) for limit in self._limits(scaled))
+        return ResizedCrop(scaled, top, left, self.crop_size)
 
-    def _corner_near_class(self, labels: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    def _limits(self, scaled: tuple[int, int]) -> list[int]:
+        """The last row and column where a crop of the resized image may begin."""
+        return [max(n - crop, 0) for n, crop in zip(scaled, self.crop_size, strict=True)]
+
+    def _corner_near_class(
+        self, labels: np.ndarray, scaled: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int]:
         """Top left corner of a crop that holds a pixel of an evenly drawn class, at a random place."""
-        limits = [n - crop for n, crop in zip(labels.shape, self.crop_size, strict=True)]
+        limits = self._limits(scaled)
         classes = np.unique(labels)
         classes = classes[classes != self.ignore_label]
         if not len(classes):
             return tuple(int(rng.integers(limit + 1)) for limit in limits)
-        pixels = np.flatnonzero(labels == rng.choice(classes))
-        pixel = np.unravel_index(rng.choice(pixels), labels.shape)
+        pixel = np.unravel_index(rng.choice(np.flatnonzero(labels == rng.choice(classes))), labels.shape)
         return tuple(
-            int(np.clip(at - rng.integers(crop), 0, limit))
-            for at, crop, limit in zip(pixel, self.crop_size, limits, strict=True)
+            int(np.clip((2 * at + 1) * whole // (2 * own) - rng.integers(crop), 0, limit))
+            for at, own, whole, crop, limit in zip(pixel, labels.shape, scaled, self.crop_size, limits, strict=True)
         )
 
     def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -135,9 +134,9 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples of one size."""
-    images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2).contiguous()
-    labels = torch.from_numpy(np.stack([s.labels for s in samples])).long()
+    """Stacks samples of one size; nothing is converted here, the device does that faster."""
+    images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(np.stack([s.labels for s in samples]))
     return Batch(images, labels, tuple(s.name for s in samples), tuple(s.problem for s in samples if s.problem))
 
 

@@ -56,7 +56,7 @@ class SegmentationCriterion(nn.Module):
 
         Args:
             output: the model's prediction.
-            labels: ``(B, H, W)`` int64 train ids.
+            labels: ``(B, H, W)`` train ids, integers.
 
         Raises:
             ValueError: the model has another number of score maps than there are weights.
@@ -65,6 +65,7 @@ class SegmentationCriterion(nn.Module):
             raise ValueError(
                 f"LOSS.BALANCE_WEIGHTS has {len(self.output_weights)} entries, the model {len(output.fused)} outputs"
             )
+        labels = labels.long()
         dtype = torch.promote_types(output.fused[-1].dtype, torch.float32)
         targets = Targets.from_labels(
             labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=dtype

@@ -91,6 +91,16 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def local_rank() -> int:
+    """Number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def barrier() -> None:
     """Waits until every process is here."""
     if dist.is_initialized():
@@ -135,7 +145,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ValueError("DEVICE is cuda, but torch finds no CUDA device; set DEVICE cpu")
-    index = int(os.environ.get("LOCAL_RANK", "0"))
+    index = local_rank()
     if index >= torch.cuda.device_count():
         raise ValueError(
             f"local process {index} has no CUDA device, {torch.cuda.device_count()} are visible; "

@@ -1,0 +1,66 @@
+"""The cache of decoded images, from a configuration."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from ovenet.data.cache import DecodedCache
+from ovenet.data.dataset import ListDataset
+from ovenet.utils import distributed
+from ovenet.utils.logging import get_logger
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def attach_cache(cfg: CfgNode, dataset: ListDataset) -> None:
+    """Gives a list the cache that ``DATASET.CACHE`` asks for; the processes of a machine build it together.
+
+    Raises:
+        ValueError: there is not enough space, or no shared memory.
+        OSError: an entry cannot be written.
+    """
+    if cfg.DATASET.CACHE == "none":
+        return
+    cache = DecodedCache(_parent(cfg), dataset.folder, dataset.info, cfg.TRAIN.IGNORE_LABEL)
+    if cfg.DATASET.CACHE == "ram" and distributed.local_rank() == 0:
+        atexit.register(shutil.rmtree, cache.folder, ignore_errors=True)
+    with distributed.activity("building the cache"):
+        _build(cfg, dataset, cache)
+        distributed.barrier()
+    dataset.cache = cache
+
+
+def _parent(cfg: CfgNode) -> Path:
+    if cfg.DATASET.CACHE == "disk":
+        return Path(cfg.DATASET.CACHE_DIR or Path(cfg.DATASET.ROOT) / "cache")
+    if not SHARED_MEMORY.is_dir():
+        raise ValueError(f"DATASET.CACHE is ram, but this system has no {SHARED_MEMORY}; set it to disk")
+    return SHARED_MEMORY / f"ovenet-{os.getuid()}"
+
+
+def _build(cfg: CfgNode, dataset: ListDataset, cache: DecodedCache) -> None:
+    num_threads, started = max(1, cfg.WORKERS), time.perf_counter()
+    plan = cache.plan(dataset.pairs, num_threads=num_threads)
+    if not plan.missing:
+        get_logger().info("%s: all %d pairs of %s are there", cache.folder, len(dataset), dataset.list_path)
+        return
+    get_logger().info(
+        "%s: decoding %d of %d pairs, %.1f GB", cache.folder, len(plan.missing), len(dataset), plan.num_bytes / 1e9
+    )
+    cache.require_space(plan.num_bytes, f"DATASET.CACHE {cfg.DATASET.CACHE}")
+    distributed.barrier()  # all have looked before the first one writes
+    share = plan.missing[distributed.local_rank() :: distributed.local_world_size()]
+    show = distributed.is_main() and sys.stderr.isatty()
+    with tqdm(total=len(share), desc="cache", unit="pair", disable=not show, dynamic_ncols=True) as bar:
+        problems = cache.build(dataset.pairs, dataset.read_files, share, num_threads=num_threads, on_pair=bar.update)
+    for problem in problems:
+        get_logger().warning("not in the cache: %s", problem)
+    get_logger().info("%s: built in %.0f s", cache.folder, time.perf_counter() - started)
