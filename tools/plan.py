@@ -107,7 +107,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
     clock, seconds = WaitingClock(), []
     for group in clock.watch(islice(groups, steps)):
         started = time.perf_counter()
-        step(group)
+        _ = step(group).loss  # waits for the device
         seconds.append(time.perf_counter() - started)
     if not seconds:
         raise ValueError(f"the training list gives {len(loader) // accumulate} steps an epoch; --steps needs more")

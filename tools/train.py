@@ -83,6 +83,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.TRAIN.TF32
     seed_everything(cfg.SEED)
     info = builders.dataset_info(cfg)
     phases = builders.build_phases(cfg)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ovenet.builders import build_model, build_optimizer, build_train_step
+from ovenet.builders import build_criterion, build_model, build_optimizer, build_train_step
 from ovenet.config import load_config
+from ovenet.data.transforms import normalize_images
 from ovenet.engine.trainer import Phase
 from ovenet.structures import Batch
 
@@ -64,7 +66,7 @@ def test_lower_precision_learns_like_float32(tiny_cfg, precision):
     exact, fast = make_step(tiny_cfg), make_step(tiny_cfg, "TRAIN.PRECISION", precision)
     losses = [[step([batch_of(0)]).loss for _ in range(12)] for step in (exact, fast)]
     assert losses[1][0].total.dtype == torch.float32
-    totals = [[float(x.total) for x in row if x is not None] for row in losses]
+    totals = [[x.total.item() for x in row if x is not None] for row in losses]
     assert totals[1][0] == pytest.approx(totals[0][0], rel=0.02)
     assert totals[1][-1] < totals[1][0]
     assert all(p.dtype == torch.float32 for p in fast.model.parameters())
@@ -91,7 +93,113 @@ def test_a_skipped_step_leaves_the_average(tiny_cfg):
     before = copy.deepcopy(step.ema.state_dict())
     step.criterion.confidence_weight = float("nan")
     assert step([batch_of(1)]).loss is None
-    assert all(torch.equal(value, before[name]) for name, value in step.ema.state_dict().items())
+    after = step.ema.state_dict()
+    assert {name for name, value in after.items() if not torch.equal(value, before[name])} <= {"n_averaged"}
+
+
+def test_a_skipped_step_leaves_the_statistics_and_the_momentum(tiny_cfg):
+    """Also when it is the very first one."""
+    step = make_step(tiny_cfg)
+    step.model.train()
+    expected = make_step(tiny_cfg)
+    expected.model.train()
+    for group in (*step.optimizer.param_groups, *expected.optimizer.param_groups):
+        group["lr"] = 0.01
+    for each in (step, expected):
+        each.schedule.step = lambda: None
+    for seed in range(3):
+        before = copy.deepcopy(step.model.state_dict())
+        weight, step.criterion.confidence_weight = step.criterion.confidence_weight, float("nan")
+        assert step([batch_of(9)]).loss is None
+        step.criterion.confidence_weight = weight
+        assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
+        step([batch_of(seed)])
+        expected([batch_of(seed)])
+    states = [s.optimizer.state_dict()["state"] for s in (step, expected)]
+    assert states[0].keys() == states[1].keys()
+    for key, state in states[1].items():
+        assert torch.equal(states[0][key]["momentum_buffer"], state["momentum_buffer"])
+    assert torch.equal(parameters(step), parameters(expected))
+
+
+def test_statistics_that_are_not_finite_are_undone(tiny_cfg):
+    step = make_step(tiny_cfg)
+    step.model.train()
+    step([batch_of(0)])
+    before = copy.deepcopy(step.model.state_dict())
+    with torch.no_grad():
+        weight = step.model.backbone.conv1.weight
+        kept = weight[0].clone()
+        weight[0] = float("nan")  # BatchNorm's statistics become NaN in the forward pass
+    assert step([batch_of(1)]).loss is None
+    assert step.model.backbone.bn1.running_mean.isfinite().all()
+    with torch.no_grad():
+        weight[0] = kept
+    assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
+
+
+class _WaitCounter(TorchDispatchMode):
+    """Counts operations whose result, or its shape, has to come from the device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "bincount", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        with_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in self.WAITING or with_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["branched_seg_hrnet", "seg_hrnet_ocr"])
+def test_a_step_never_waits_for_the_device(tiny_cfg, name):
+    """The blocked loss alone may look at a count, for its second pass; the plain one stands for Triton's here."""
+    extra = ("TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, "LOSS.ENGINE", "plain")
+    step = make_step(tiny_cfg, *extra, name=name)
+    step.model.train()
+    with _WaitCounter() as waits:
+        result = step([batch_of(0), batch_of(1)])
+    assert waits.found == []
+    with _WaitCounter() as waits:
+        assert result._flags.sum().item() == 0
+    assert waits.found == ["_local_scalar_dense"]  # the counter counts
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_on_cuda_never_waits(tiny_cfg, precision):
+    cfg = tiny_cfg("TRAIN.EMA", 0.9, "TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, "TRAIN.PRECISION", precision)
+    device = torch.device("cuda")
+    step = build_train_step(build_model(cfg).to(device), cfg, device, [Phase(range(25), None, 2)])
+    step.model.train()
+    batches = [Batch(b.images.pin_memory(), b.labels.pin_memory(), b.names) for b in map(batch_of, range(3))]
+    assert step(batches[:1]).loss is not None  # tables are made, kernels compiled
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = [step([batch]) for batch in batches[1:]]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(result.loss is not None for result in results)
+
+
+@pytest.mark.parametrize("name", ["branched_seg_hrnet", "seg_hrnet_ocr"])
+def test_model_and_plain_loss_compile_without_graph_breaks(tiny_cfg, name):
+    cfg = tiny_cfg("LOSS.USE_OHEM", True, "LOSS.ENGINE", "plain", name=name)
+    model, criterion = build_model(cfg).train(), build_criterion(cfg)
+    batch = batch_of(0)
+
+    def loss(images, labels):
+        return criterion(model(images), labels).total
+
+    images = normalize_images(batch.images)
+    expected = loss(images, batch.labels)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=False)(images, batch.labels)
+    compiled.backward()
+    torch.testing.assert_close(compiled, expected, atol=1e-4, rtol=1e-4)  # dropout is drawn anew
 
 
 def test_a_gradient_that_is_not_finite_skips_a_step_with_a_finite_loss(tiny_cfg):

@@ -1,6 +1,7 @@
 """The loop: steps that must not happen, resuming, and the schedule."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -205,12 +206,11 @@ def cut_after(trainer, iterations):
     """Trains until so many iterations are done, as a kill right after a checkpoint would leave it."""
     step = trainer.step
 
-    def stop_then(*args, **options):
-        result = step(*args, **options)
-        return dataclasses.replace(result, stop=trainer.iteration + 1 == iterations)
+    def stop_then(batches, *, stop, **options):
+        return step(batches, stop=trainer.iteration == iterations, **options)
 
     trainer.step = stop_then
-    for name in ("optimizer", "ema", "parallel", "state"):
+    for name in ("optimizer", "ema", "parallel", "state", "latency"):
         setattr(stop_then, name, getattr(step, name))
     with pytest.raises(SystemExit):
         trainer.fit()
@@ -267,3 +267,27 @@ def test_averaged_weights_are_validated_and_saved(tiny_cfg, tmp_path):
         for name, value in trainer.step.ema.module.state_dict().items():
             assert torch.equal(value, saved[name])
     assert any(not torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_results_that_are_read_late_change_nothing(cfg, tmp_path):
+    """On CUDA a step's result is read when the next one has begun."""
+    prompt, late = (make_trainer(cfg, tmp_path / name, end_epoch=3) for name in ("prompt", "late"))
+    late.step.latency = 1
+    for trainer in (prompt, late):
+        trainer.fit()
+    for name, value in prompt.model.state_dict().items():
+        assert torch.equal(value, late.model.state_dict()[name]), name
+    lines = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("prompt", "late")]
+    points = [[json.loads(line) for line in log] for log in lines]
+    losses = [[p["loss"] for p in log if p["kind"] == "train"] for log in points]
+    means = [sum(pair) / 2 for pair in zip(losses[0][::2], losses[0][1::2], strict=True)]
+    assert losses[1] == pytest.approx(means)  # one point at the end of each epoch of two steps
+
+
+def test_bad_steps_that_are_read_late_end_the_run(cfg, tmp_path):
+    trainer = make_trainer(cfg, tmp_path / "run", end_epoch=3)
+    trainer.step.latency = 1
+    with torch.no_grad():
+        trainer.model.head.layers[3].bias[0] = float("inf")
+    with pytest.raises(ValueError, match=r"not finite in 2 iterations in a row \(TRAIN\.MAX_SKIPPED\)"):
+        trainer.fit()

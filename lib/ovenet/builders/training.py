@@ -44,6 +44,7 @@ def build_train_step(model: nn.Module, cfg: CfgNode, device: torch.device, phase
         clip_grad_norm=cfg.TRAIN.CLIP_GRAD_NORM,
         ema_decay=cfg.TRAIN.EMA,
         frozen=_frozen(model, cfg),
+        compile_mode=None if cfg.TRAIN.COMPILE == "none" else cfg.TRAIN.COMPILE,
     )
     schedule = build_schedule(
         optimizer,

@@ -16,6 +16,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "MODEL.EXTRA.FINAL_CONV_KERNEL": (1, 3),
     "TRAIN.OPTIMIZER": ("sgd", "adamw"),
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
+    "TRAIN.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
     "TEST.SCORE": ("softmax", "exp"),
     "DEVICE": ("auto", "cpu", "cuda"),
 }

@@ -127,6 +127,8 @@ def _train() -> CfgNode:
     c.NESTEROV = False  # sgd only
     c.WARMUP = 0  # iterations in which the learning rate rises linearly from 0 to what the schedule says, >= 0
     c.PRECISION = "fp32"  # fp32, bf16 or fp16: of convolutions; losses and seed sampling are always float32
+    c.TF32 = True  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa; losses do not
+    c.COMPILE = "none"  # torch.compile: none, default, reduce-overhead (CUDA graphs) or max-autotune; minutes to begin
     c.ACCUMULATE = 1  # batches whose gradients are averaged in one iteration, >= 1
     c.CHECKPOINT_ACTIVATIONS = False  # less memory for about a third more time: activations are computed twice
     c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import cv2
 import numpy as np
@@ -149,6 +150,12 @@ def normalize_images(images: Tensor) -> Tensor:
     Returns:
         ``(B, 3, H, W)`` float32, with the mean and the deviation of ImageNet taken out, on the same device.
     """
-    scale = torch.tensor(IMAGE_STD, device=images.device).mul(255).view(3, 1, 1)
-    mean = torch.tensor(IMAGE_MEAN, device=images.device).mul(255).view(3, 1, 1)
+    mean, scale = _normalization(images.device)
     return (images.float() - mean) / scale
+
+
+@cache
+def _normalization(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the channels in grey levels; made once, since a copy to the device waits for it."""
+    mean, std = (torch.tensor(values, device=device).mul(255).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    return mean, std

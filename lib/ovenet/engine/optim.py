@@ -22,7 +22,7 @@ def build_optimizer(
     lr_factor: Callable[[str], float] = lambda parameter: 1.0,
     decay_on_norm: bool = True,
 ) -> torch.optim.Optimizer:
-    """An optimizer of the parameters that are not frozen, in one group per learning rate.
+    """A fused optimizer of the parameters that are not frozen, in one group per learning rate.
 
     Args:
         model: whose parameters.
@@ -42,9 +42,15 @@ def build_optimizer(
     parameters = [
         {"params": group, "lr": lr * factor, "weight_decay": decay} for (factor, decay), group in sorted(groups.items())
     ]
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
-    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.SGD(
+        parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
+    )
+    if momentum:  # a skipped first step would leave them uninitialised
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def build_schedule(

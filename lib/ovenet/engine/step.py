@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ovenet.data.transforms import normalize_images
+from ovenet.engine.guard import BufferGuard
 from ovenet.engine.optim import restore_optimizer
 from ovenet.losses import SegmentationCriterion
 from ovenet.structures import Batch, LossTerms
@@ -32,27 +34,55 @@ class StepSettings:
         clip_grad_norm: longest gradient over all parameters; 0 for no limit.
         ema_decay: of the averaged weights; 0 for none.
         frozen: names of the parameters that do not learn during the first epochs.
+        compile_mode: of `torch.compile`, see there; None computes eagerly.
     """
 
     precision: Precision = "fp32"
     clip_grad_norm: float = 0.0
     ema_decay: float = 0.0
     frozen: frozenset[str] = frozenset()
+    compile_mode: str | None = None
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """What a step did.
+    """What a step did. Reading it waits until the device has finished the step.
 
-    Attributes:
-        loss: mean over its micro-batches on this process; None if the step was skipped.
-        stop: whether some process was asked to stop.
-        is_rescaled: whether it was skipped only because float16 gradients overflowed; the next ones are scaled down.
+    Args:
+        losses: of its micro-batches on this process.
+        flags: whole numbers, above 0 where on some process: the loss is not finite, the gradient is not finite, the
+            process was asked to stop, the loss is scaled up (float16).
     """
 
-    loss: LossTerms | None
-    stop: bool
-    is_rescaled: bool = False
+    def __init__(self, losses: Sequence[LossTerms], flags: Tensor):
+        self._losses = losses
+        self._flags = torch.empty_like(flags, device="cpu", pin_memory=flags.is_cuda)
+        self._flags.copy_(flags, non_blocking=True)
+        self._is_copied = torch.cuda.Event() if flags.is_cuda else None
+        if self._is_copied is not None:
+            self._is_copied.record()
+
+    @cached_property
+    def _read(self) -> list[bool]:
+        if self._is_copied is not None:
+            self._is_copied.synchronize()
+        return [number > 0 for number in self._flags.tolist()]
+
+    @property
+    def loss(self) -> LossTerms | None:
+        """Mean over its micro-batches on this process; None if the step was skipped."""
+        bad_loss, bad_gradient, _, _ = self._read
+        return None if bad_loss or bad_gradient else _mean(self._losses)
+
+    @property
+    def stop(self) -> bool:
+        """Whether some process was asked to stop."""
+        return self._read[2]
+
+    @property
+    def is_rescaled(self) -> bool:
+        """Whether it was skipped only because float16 gradients overflowed; the next ones are scaled down."""
+        bad_loss, bad_gradient, _, is_scaled = self._read
+        return bad_gradient and not bad_loss and is_scaled
 
 
 class TrainStep:
@@ -61,10 +91,14 @@ class TrainStep:
     Args:
         model: a segmentor on `device`; wrapped for several processes here.
         criterion: its loss, on the same device.
-        optimizer: of the model's parameters.
+        optimizer: of the model's parameters, see `build_optimizer`: a fused one, which can skip a step on the device.
         schedule: stepped once per call.
         device: of this process.
         settings: see there.
+
+    Attributes:
+        latency: steps that should be begun before the result of one is read, so that the device never waits.
+        parallel: the model as it is trained: compiled, and joined with those of the other processes.
     """
 
     def __init__(
@@ -83,14 +117,13 @@ class TrainStep:
         self.device = device
         self.settings = settings
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+        self.latency = 1 if device.type == "cuda" else 0
+        self._ema_weight = torch.zeros((), device=device)
         self.ema: AveragedModel | None = None
         if settings.ema_decay:
-            average = get_ema_multi_avg_fn(settings.ema_decay)
-            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-        self.parallel: nn.Module = model
-        if distributed.world_size() > 1:
-            ids = [device.index] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(model, device_ids=ids)
+            self.ema = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
+        self.parallel = _wrapped(model, device, settings.compile_mode)
+        self._guard = BufferGuard(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._frozen = [p for name, p in model.named_parameters() if name in settings.frozen]
 
@@ -103,35 +136,32 @@ class TrainStep:
             stop: this process was asked to stop.
 
         Returns:
-            The loss, or None if the loss or the gradient was not finite on some process: then no process has
-            changed its model.
+            What happened. If the loss or the gradient is not finite on some process, no process changes its model: the
+            device decides that, nobody waits for it.
         """
-        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        self._guard.remember()
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for index, batch in enumerate(batches):
             is_last = index == len(batches) - 1
-            with nullcontext() if is_last or self.parallel is self.model else self.parallel.no_sync():
+            with nullcontext() if is_last or distributed.world_size() == 1 else self.parallel.no_sync():
                 loss = self._forward(batch)
                 self.scaler.scale(loss.total / len(batches)).backward()
             losses.append(loss)
         if freeze:
             for parameter in self._frozen:
                 parameter.grad = None
-        scale = self.scaler.get_scale()
-        bad_loss, bad_gradient, stop = self._agree(losses, stop)
-        is_finite = not (bad_loss or bad_gradient)
-        if is_finite:
-            self.scaler.step(self.optimizer)
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
-        else:  # the forward pass has updated BatchNorm already
-            for buffer, before in zip(self.model.buffers(), statistics, strict=True):
-                buffer.copy_(before)
+        flags = self._agree(losses, stop)
+        is_bad = flags[:2].sum() > 0
+        self.optimizer.found_inf = is_bad.float()  # where GradScaler leaves it too: fused optimizers skip the step
+        self.optimizer.step()
+        self._guard.restore_if(is_bad)  # the forward pass has updated BatchNorm already
+        if self.ema is not None:
+            self._ema_weight = (1 - self.settings.ema_decay) * ~is_bad
+            self.ema.update_parameters(self.model)
         self.scaler.update()
         self.schedule.step()
-        is_rescaled = bad_gradient and not bad_loss and self.scaler.is_enabled() and scale > 1
-        return StepResult(_mean(losses) if is_finite else None, stop, is_rescaled)
+        return StepResult(losses, flags)
 
     def _forward(self, batch: Batch) -> LossTerms:
         labels = batch.labels.to(self.device, non_blocking=True)
@@ -141,16 +171,26 @@ class TrainStep:
             output = self.parallel(images)
         return self.criterion(output, labels)
 
-    def _agree(self, losses: Sequence[LossTerms], stop: bool) -> tuple[bool, bool, bool]:
-        """On any process: a loss that is not finite, such a gradient, a request to stop. One sum, one wait."""
+    def _agree(self, losses: Sequence[LossTerms], stop: bool) -> Tensor:
+        """The flags of `StepResult`, one sum over all processes."""
+        scale = self.scaler.scale(torch.ones((), device=self.device))
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         bad_loss = ~torch.isfinite(torch.stack([loss.total.detach() for loss in losses])).all()
-        flags = torch.stack((bad_loss, ~torch.isfinite(norm), torch.tensor(stop, device=self.device)))
-        bad_loss, bad_gradient, stop = (n > 0 for n in distributed.all_sum(flags.to(torch.int32)).tolist())
-        if self.settings.clip_grad_norm and not (bad_loss or bad_gradient):
+        asked = torch.full((), stop, device=self.device)
+        flags = torch.stack((bad_loss, ~torch.isfinite(norm), asked, scale > 1)).to(torch.int32)
+        if self.settings.clip_grad_norm:
             clip_grads_with_norm_(self._parameters, self.settings.clip_grad_norm, norm)
-        return bad_loss, bad_gradient, stop
+        return distributed.all_sum(flags)
+
+    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        """Exponential moving average; stays as it is after a bad step."""
+        if averaged[0].is_floating_point():
+            change = torch._foreach_sub(current, averaged)
+            torch._foreach_mul_(change, self._ema_weight)
+            torch._foreach_add_(averaged, change)
+        else:
+            torch._foreach_copy_(averaged, current)
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint beside the model."""
@@ -175,6 +215,21 @@ class TrainStep:
                 self.ema.load_state_dict(state["ema"])
             else:  # averaging begins with the weights at hand
                 self.ema.module.load_state_dict(self.model.state_dict())
+
+
+def _wrapped(model: nn.Module, device: torch.device, compile_mode: str | None) -> nn.Module:
+    """The model for training: compiled if asked, its gradients averaged over the processes."""
+    if compile_mode is not None:
+        model = torch.compile(model, mode=compile_mode, dynamic=False)
+    if distributed.world_size() == 1:
+        return model
+    on_cuda = device.type == "cuda"
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if on_cuda else None,
+        gradient_as_bucket_view=True,  # gradients are averaged where they lie
+        broadcast_buffers=not on_cuda,  # SyncBatchNorm keeps them equal
+    )
 
 
 def _mean(losses: Sequence[LossTerms]) -> LossTerms:

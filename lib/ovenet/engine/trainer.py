@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +21,7 @@ from ovenet.engine.interruption import Interruption
 from ovenet.engine.progress import Meter, Progress, WaitingClock
 from ovenet.engine.repro import save_repro
 from ovenet.engine.run_log import RunLog
-from ovenet.engine.step import TrainStep
+from ovenet.engine.step import StepResult, TrainStep
 from ovenet.engine.store import CHECKPOINT, CheckpointStore
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed
@@ -193,27 +194,42 @@ class Trainer:
         freeze = self.epoch < self.settings.freeze_epochs
         clock = WaitingClock()
         groups = clock.watch(_groups(loader, self.settings.accumulate, total - self.steps_in_epoch))
+        begun: deque[tuple[int, StepResult, Sequence[Batch]]] = deque()  # steps whose results are still to be read
+
+        def settle(max_begun: int) -> bool:
+            stops = [self._settle(*begun.popleft(), meter) for _ in range(len(begun) - max_begun)]
+            return any(stops)
+
         with Progress(title, total, done=self.steps_in_epoch, enabled=distributed.is_main()) as progress:
             for batches in groups:
-                with distributed.activity(f"iteration {self.iteration + 1}"):
-                    result = self.step(batches, freeze=freeze, stop=interruption.received is not None)
                 self.iteration += 1
+                with distributed.activity(f"iteration {self.iteration}"):
+                    result = self.step(batches, freeze=freeze, stop=interruption.received is not None)
+                begun.append((self.iteration, result, batches))
                 self.steps_in_epoch += 1
                 self._count_broken(batches)
-                if not result.is_rescaled:
-                    self._count_skipped(result.loss, batches)
-                if result.loss is not None:
-                    meter.add(result.loss, sum(len(b.names) for b in batches) * distributed.world_size())
-                if (self.steps_in_epoch % self.settings.print_freq == 0 or self.steps_in_epoch == total) and len(meter):
+                is_last = self.steps_in_epoch == total
+                stop = settle(0 if is_last else self.step.latency)
+                if (self.steps_in_epoch % self.settings.print_freq == 0 or is_last) and len(meter):
                     self._report(progress, log, meter.summary(), remaining)
                     meter = Meter()
                 progress.advance()
-                if result.stop:
+                if stop:
+                    settle(0)
                     return True
-                if self.steps_in_epoch < total and self._checkpoint_is_due():
+                if not is_last and self._checkpoint_is_due():
+                    settle(0)
                     self._save_checkpoint()
         get_logger().info("%s: %s", title, clock)
         return False
+
+    def _settle(self, iteration: int, result: StepResult, batches: Sequence[Batch], meter: Meter) -> bool:
+        """Counts a step; whether some process was asked to stop."""
+        if not result.is_rescaled:
+            self._count_skipped(iteration, result.loss, batches)
+        if result.loss is not None:
+            meter.add(result.loss, sum(len(b.names) for b in batches) * distributed.world_size())
+        return result.stop
 
     def _samples_done(self) -> int:
         """Samples of this epoch that all processes together have used."""
@@ -230,7 +246,7 @@ class Trainer:
             self.num_broken_samples += 1
             get_logger().warning("sample %d that is left out: %s", self.num_broken_samples, problem)
 
-    def _count_skipped(self, loss: LossTerms | None, batches: Sequence[Batch]) -> None:
+    def _count_skipped(self, iteration: int, loss: LossTerms | None, batches: Sequence[Batch]) -> None:
         if loss is not None:
             self.num_skipped_in_row = 0
             return
@@ -239,11 +255,11 @@ class Trainer:
         names = ", ".join(name for batch in batches for name in batch.names)
         get_logger().warning(
             "iteration %d: loss or gradient is not finite, no weight was changed (images here: %s)",
-            self.iteration,
+            iteration,
             names,
         )
         if self.num_skipped == 1:
-            self._save_repro(batches)
+            self._save_repro(iteration, batches)
         if self.num_skipped_in_row >= self.settings.max_skipped:
             raise ValueError(
                 f"loss or gradient was not finite in {self.num_skipped_in_row} iterations in a row "
@@ -251,9 +267,9 @@ class Trainer:
                 f"{self.settings.run_dir / CHECKPOINT} is untouched"
             )
 
-    def _save_repro(self, batches: Sequence[Batch]) -> None:
+    def _save_repro(self, iteration: int, batches: Sequence[Batch]) -> None:
         try:
-            path = save_repro(self.settings.run_dir, self.iteration, self.model, batches, self.settings.metadata)
+            path = save_repro(self.settings.run_dir, iteration, self.model, batches, self.settings.metadata)
             get_logger().warning("saved %s; look at it with: python tools/replay.py %s", path, path)
         except OSError as error:  # no reason to end the run
             get_logger().warning("the batch cannot be kept: %s", error)

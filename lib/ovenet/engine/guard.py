@@ -1,0 +1,37 @@
+"""Undoing what a forward pass did to a model's buffers, decided on the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_SAME_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class BufferGuard:
+    """Remembers buffers, BatchNorm's statistics above all, and brings them back if a step turns out bad.
+
+    Args:
+        module: whose buffers; they must stay the same tensors.
+    """
+
+    def __init__(self, module: nn.Module):
+        # As whole numbers of the same bits: times 0 they are 0 even where the statistics are not finite.
+        by_width: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            dtype = _SAME_WIDTH[buffer.element_size()]
+            by_width.setdefault(dtype, []).append(buffer.detach().view(dtype))
+        self._groups = [(buffers, [torch.empty_like(b) for b in buffers]) for buffers in by_width.values()]
+
+    def remember(self) -> None:
+        """Copies all buffers."""
+        for buffers, copies in self._groups:
+            torch._foreach_copy_(copies, buffers)
+
+    def restore_if(self, is_bad: Tensor) -> None:
+        """Brings the copies back where `is_bad`, a single truth value on the device, holds; never waits for it."""
+        for buffers, copies in self._groups:
+            bad = is_bad.to(buffers[0].dtype)
+            torch._foreach_mul_(buffers, 1 - bad)
+            torch._foreach_mul_(copies, bad)
+            torch._foreach_add_(buffers, copies)
