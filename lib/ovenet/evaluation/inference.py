@@ -3,11 +3,13 @@
 Nothing is ever held for all classes at the size of the image: the network's maps stay at their own size (stride 4), and
 the image is finished in bands of a few rows, from top to bottom. Windows are run when the first band needs them.
 
-Shapes: ``K`` classes, ``n`` rows of a band; sizes are ``(H, W)`` in pixels.
+Shapes: ``K`` classes, ``C`` channels, ``n`` rows of a band. Bands lie rows first, ``(n, C, W)``, like what they are
+resized from. Sizes are ``(H, W)`` in pixels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -127,18 +129,18 @@ class ScorePredictor:
         vectors = None
         for rows, maps in self._bands(image, names=names, seeds=seeds):
             if _SEED in maps:
-                thin = _every(maps.pop(_SEED), seed_stride, rows)
+                thin = _every(maps.pop(_SEED), seed_stride, rows).permute(1, 0, 2)
                 if vectors is None:
                     vectors = thin.new_empty((3, *(-(-n // seed_stride) for n in size)))
                 first = -(-rows.start // seed_stride)
                 vectors[:, first : first + thin.shape[1]] = thin
             for name, band in maps.items():
                 if name not in labels:
-                    labels[name] = torch.empty(size, dtype=_label_type(len(band)), device=band.device)
+                    labels[name] = torch.empty(size, dtype=_label_type(band.shape[1]), device=band.device)
                 # max is three times as fast as argmax on the CPU
-                labels[name][rows.start : rows.stop] = band.max(dim=0).indices
+                labels[name][rows.start : rows.stop] = band.max(dim=1).indices
                 if score_stride:
-                    scores.setdefault(name, []).append(_every(band, score_stride, rows))
+                    scores.setdefault(name, []).append(_every(band, score_stride, rows).permute(1, 0, 2))
         return Prediction(
             labels=labels,
             offset=None if vectors is None else vectors[:2],
@@ -158,7 +160,7 @@ class ScorePredictor:
             (``exp``) over the scales.
         """
         bands = [maps for _, maps in self._bands(image)]
-        return {name: torch.cat([maps[name] for maps in bands], dim=1) for name in bands[0]}
+        return {name: torch.cat([maps[name] for maps in bands]).permute(1, 0, 2) for name in bands[0]}
 
     @torch.inference_mode()
     def predict_output(self, image: np.ndarray) -> OVeNetOutput:
@@ -174,7 +176,7 @@ class ScorePredictor:
     def _bands(
         self, image: np.ndarray, *, names: Sequence[str] | None = None, seeds: bool = False
     ) -> Iterator[tuple[range, dict[str, Tensor]]]:
-        """Rows of the image from top to bottom, and what is predicted there, each ``(C, n, W)``."""
+        """Rows of the image from top to bottom, and what is predicted there, each ``(n, C, W)``."""
         self.model.eval()
         size = height, width = image.shape[:2]
         scales = self.settings.scales
@@ -190,8 +192,9 @@ class ScorePredictor:
             for view in views:
                 for name, band in view.resized_rows(size, rows).items():
                     total[name] = total[name].add_(band) if name in total else band
-            if self.settings.score == "softmax":
-                total = {name: band if name == _SEED else band / len(scales) for name, band in total.items()}
+            if self.settings.score == "softmax" and len(scales) > 1:
+                for name in total.keys() - {_SEED}:
+                    total[name] /= len(scales)
             yield rows, total
             first = rows.stop
 
@@ -236,22 +239,20 @@ class ScaledView:
             rows: of the image; must not begin above those of an earlier call.
 
         Returns:
-            ``(C, n, W)`` by name.
+            ``(n, C, W)`` by name; not of an earlier call's memory.
         """
         align_corners = self._settings.align_corners
         first, last = source_rows(self._size[0], size[0], rows, align_corners=align_corners)
         own = self._rows(range(first, last + 1))
         if self._size == size:
             return own
-        resized = {}
-        for name, band in own.items():
-            resized[name] = resize_rows(
-                band[None], size, rows, align_corners=align_corners, in_height=self._size[0], first_row=first
-            )[0]
-        return resized
+        return {
+            name: resize_rows(band, size, rows, align_corners=align_corners, in_height=self._size[0], first_row=first)
+            for name, band in own.items()
+        }
 
     def _rows(self, rows: range) -> dict[str, Tensor]:
-        """``(C, n, W)`` by name, at this scale."""
+        """``(n, C, W)`` by name, at this scale."""
         while self._waiting and self._waiting[0][0] < rows.stop:
             self._run_next()
         for corner in [c for c in self._done if c[0] + self._window[0] <= rows.start]:
@@ -260,29 +261,31 @@ class ScaledView:
             (maps,) = self._done.values()
             return {name: band[..., : self._size[1]] for name, band in self._window_rows(maps, rows).items()}
         total: dict[str, Tensor] = {}
-        counts = torch.zeros((len(rows), self._padded[1]), device=self._device)
+        counts = torch.zeros((len(rows), 1, self._padded[1]), device=self._device)
         for (top, left), maps in self._done.items():
             here = range(max(rows.start, top), min(rows.stop, top + self._window[0]))
             if not here:
                 continue
-            box = np.s_[..., here.start - rows.start : here.stop - rows.start, left : left + self._window[1]]
+            box = np.s_[here.start - rows.start : here.stop - rows.start, :, left : left + self._window[1]]
             for name, part in self._window_rows(maps, range(here.start - top, here.stop - top)).items():
-                canvas = total.setdefault(name, part.new_zeros((len(part), *counts.shape)))
+                if name not in total:
+                    total[name] = part.new_zeros((len(rows), part.shape[1], self._padded[1]))
                 if name == _SEED:
-                    canvas[box] = part
+                    total[name][box] = part
                 else:
-                    canvas[box] += part
+                    total[name][box] += part
             counts[box] += 1
-        cut = np.s_[..., : self._size[1]]
-        return {name: band[cut] if name == _SEED else (band / counts)[cut] for name, band in total.items()}
+        weights = counts.reciprocal_()
+        return {
+            name: (band if name == _SEED else band.mul_(weights))[..., : self._size[1]] for name, band in total.items()
+        }
 
     def _window_rows(self, maps: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
-        """``(C, n, w)`` of one window, at its own size."""
+        """``(n, C, w)`` of one window, at its own size."""
         bands = {}
         for name, values in maps.items():
-            align_corners = self._settings.align_corners
-            band = resize_rows(values[None], self._window, rows, align_corners=align_corners)
-            bands[name] = (band if name == _SEED else self._to_score(band))[0]
+            band = resize_rows(values, self._window, rows, align_corners=self._settings.align_corners)
+            bands[name] = band if name == _SEED else self._to_score(band)
         return bands
 
     def _run_next(self) -> None:
@@ -295,7 +298,7 @@ class ScaledView:
         padded = [F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts]
         maps = self._run_views(torch.cat(padded))
         for index, corner in enumerate(corners):
-            self._done[corner] = {name: values[index] for name, values in maps.items()}
+            self._done[corner] = {name: values[index].permute(1, 0, 2).contiguous() for name, values in maps.items()}
 
     def _run_views(self, pixels: Tensor) -> dict[str, Tensor]:
         """The network's maps ``(B, C, h, w)`` of normalised images ``(B, 3, H, W)``, mirrored views included."""
@@ -327,9 +330,16 @@ class ScaledView:
         return scores[:, order].flip(3) if self._settings.mirrored_classes else scores.flip(3)
 
     def _to_score(self, scores: Tensor) -> Tensor:
+        """``(n, K, w)`` as they are averaged."""
         if self._settings.score == "exp":
             return scores.exp()
-        return scores.softmax(dim=1) if self._kind == "logits" else scores
+        return _softmax(scores) if self._kind == "logits" else scores.clone()  # sums are made in place
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over dimension 1 of ``(n, K, w)``, twice as fast as torch's on the CPU for this layout."""
+    exponentials = (logits - logits.amax(dim=1, keepdim=True)).mul_(math.log2(math.e)).exp2_()
+    return exponentials.div_(exponentials.sum(dim=1, keepdim=True))
 
 
 def _to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
@@ -347,8 +357,8 @@ def _label_type(num_classes: int) -> torch.dtype:
 
 
 def _every(band: Tensor, stride: int, rows: range) -> Tensor:
-    """Every `stride`-th row and column of an image, as far as they lie in its rows ``(C, n, W)``."""
-    return band[:, -rows.start % stride :: stride, ::stride]
+    """Every `stride`-th row and column of an image, as far as they lie in its rows ``(n, C, W)``."""
+    return band[-rows.start % stride :: stride, :, ::stride]
 
 
 def thinning(size: tuple[int, int], side: int) -> int:

@@ -2,16 +2,11 @@
 
 from ovenet.geometry.grid import pixel_grid
 from ovenet.geometry.resample import lookup_labels, refine_offset, sample_bilinear, seed_position
-from ovenet.geometry.resize import (
-    interpolation_matrix,
-    interpolation_weights,
-    resize_bilinear,
-    resize_rows,
-    source_rows,
-)
+from ovenet.geometry.resize import resize_bilinear
+from ovenet.geometry.separable import add_resized_rows_gradient, interpolation_weights, resize_rows, source_rows
 
 __all__ = [
-    "interpolation_matrix",
+    "add_resized_rows_gradient",
     "interpolation_weights",
     "lookup_labels",
     "pixel_grid",
