@@ -25,7 +25,7 @@ from ovenet.evaluation.pictures import picture_row
 from ovenet.structures import EvalResult
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
-from ovenet.utils.environment import describe_environment
+from ovenet.utils.environment import allow_tf32, describe_environment
 from ovenet.utils.logging import configure_logging, get_logger
 from ovenet.utils.seeding import seed_everything
 
@@ -83,7 +83,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = cfg.TRAIN.TF32
+    allow_tf32(cfg.TRAIN.TF32)
     seed_everything(cfg.SEED)
     info = builders.dataset_info(cfg)
     phases = builders.build_phases(cfg)

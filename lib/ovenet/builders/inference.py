@@ -12,6 +12,8 @@ from ovenet.builders.data import dataset_info
 from ovenet.builders.models import build_model, load_checkpoint
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.models.folding import folded
+from ovenet.utils.environment import allow_tf32
 from ovenet.utils.logging import get_logger
 
 
@@ -41,6 +43,7 @@ def inference_settings(cfg: CfgNode, info: DatasetInfo, *, single_scale: bool = 
         output_index=cfg.TEST.OUTPUT_INDEX,
         align_corners=cfg.MODEL.ALIGN_CORNERS,
         batch_size=cfg.TEST.BATCH_SIZE_PER_GPU,
+        precision=cfg.TEST.PRECISION,
         rule=info.evaluation,
         mirrored_classes=info.mirrored_classes,
     )
@@ -54,4 +57,12 @@ def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Scor
     """
     model = build_model(cfg)
     get_logger().info("%s", load_checkpoint(model, model_file, allow_partial=cfg.MODEL.ALLOW_PARTIAL))
-    return build_predictor(model.to(device, memory_format=torch.channels_last), cfg, device)
+    return build_predictor(inference_model(model, cfg, device), cfg, device)
+
+
+def inference_model(model: nn.Module, cfg: CfgNode, device: torch.device) -> nn.Module:
+    """A trained model as it is fastest for inference, on its device."""
+    allow_tf32(cfg.TEST.TF32)
+    model = folded(model) if cfg.TEST.FOLD_BATCHNORM else model
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    return model if cfg.TEST.COMPILE == "none" else torch.compile(model, mode=cfg.TEST.COMPILE)

@@ -14,7 +14,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
-from ovenet.builders.inference import inference_settings
+from ovenet.builders.inference import inference_model, inference_settings
 from ovenet.builders.models import build_model
 from ovenet.config import load_config, load_config_text
 from ovenet.data.catalog import find_dataset
@@ -102,8 +102,7 @@ class Predictor(ScorePredictor):
             settings = replace(settings, flip=flip)
         if long_side is not None:
             settings = replace(settings, base_size=_base_size(long_side), rule=LONG_SIDE)
-        model = model.to(place, memory_format=torch.channels_last)
-        return cls(model, settings, place, info, cfg.MODEL.EXTRA.OFFSET_THRESHOLD)
+        return cls(inference_model(model, cfg, place), settings, place, info, cfg.MODEL.EXTRA.OFFSET_THRESHOLD)
 
     def __call__(self, image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         """The class of every pixel.

@@ -18,6 +18,8 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TRAIN.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
     "TEST.SCORE": ("softmax", "exp"),
+    "TEST.PRECISION": ("fp32", "bf16", "fp16"),
+    "TEST.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
     "DEVICE": ("auto", "cpu", "cuda"),
 }
 _AT_LEAST: dict[str, float] = {

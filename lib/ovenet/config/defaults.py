@@ -168,6 +168,10 @@ def _test() -> CfgNode:
     c.FLIP_TEST = False  # average with the mirrored image
     c.SCORE = "softmax"  # softmax, or exp: sum exp(score) over scales as the public implementation did
     c.OUTPUT_INDEX = -1  # which score map is scored: -1 the final one, 0 the auxiliary one (OCR)
+    c.PRECISION = "fp32"  # fp32, bf16 or fp16: of convolutions; everything after the network is float32
+    c.TF32 = False  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa
+    c.FOLD_BATCHNORM = True  # fold BatchNorm into convolutions: faster, scores differ in the last digits
+    c.COMPILE = "none"  # torch.compile: none, default, reduce-overhead (CUDA graphs) or max-autotune; minutes per size
     c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
     c.SAVE_PREDICTIONS = False  # write id and colour PNGs
     c.DETAILS = True  # score edges, segment sizes, confidence and seeds too; IoU and its like alone are faster

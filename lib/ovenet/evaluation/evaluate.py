@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
@@ -81,13 +83,28 @@ def count_samples(
         on_image: called with each sample, its prediction, and what was counted (None for nothing).
         score_side: see `ScorePredictor.predict`; for `on_image`.
     """
-    for sample in samples:
-        prediction = predictor.predict(sample.image, seeds=tally.detailed, score_side=score_side)
+    for sample, scaled in _prepared(predictor, samples):
+        prediction = predictor.predict(sample.image, scaled=scaled, seeds=tally.detailed, score_side=score_side)
         counts = None
         if sample.labels is not None:
             counts = tally.add(sample.labels, prediction, sample.name)
         if on_image is not None:
             on_image(sample, prediction, counts)
+
+
+def _prepared(predictor: ScorePredictor, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[np.ndarray]]]:
+    """Samples with their image at every scale: the next one is made ready while one is predicted."""
+    iterator = iter(samples)
+
+    def prepare() -> tuple[Sample, list[np.ndarray]] | None:
+        sample = next(iterator, None)
+        return None if sample is None else (sample, predictor.scaled_images(sample.image))
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(prepare)
+        while (ready := waiting.result()) is not None:
+            waiting = pool.submit(prepare)
+            yield ready
 
 
 def evaluation_from_tally(tally: Tally) -> Evaluation:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,6 +26,7 @@ from ovenet.geometry import pixel_grid, resize_rows, seed_position, source_rows
 from ovenet.structures import OVeNetOutput, ScoreKind
 
 _BAND_ELEMENTS = 2**20  # scores of one prediction in a band: 4 MB, which stay in the processor's cache
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SEED = "seed vectors"  # offset (x, y) and confidence among the maps
 
 
@@ -42,6 +44,7 @@ class InferenceSettings:
         output_index: which score map, -1 the final one.
         align_corners: convention of the score upsampling.
         batch_size: windows per forward pass, a mirrored view counting as one more.
+        precision: of convolutions and matrix products; everything after the network is float32.
         rule: the dataset's way of resizing and padding.
         mirrored_classes: pairs of train ids that change places when an image is mirrored.
     """
@@ -54,6 +57,7 @@ class InferenceSettings:
     output_index: int = -1
     align_corners: bool = True
     batch_size: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     rule: EvaluationRule = LONG_SIDE
     mirrored_classes: tuple[tuple[int, int], ...] = ()
 
@@ -108,6 +112,7 @@ class ScorePredictor:
         self,
         image: np.ndarray,
         *,
+        scaled: Sequence[np.ndarray] | None = None,
         names: Sequence[str] | None = None,
         seeds: bool = False,
         seed_stride: int = 1,
@@ -117,6 +122,7 @@ class ScorePredictor:
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
+            scaled: what `scaled_images` gives for it, if that is at hand.
             names: the predictions of the model to give; None for all.
             seeds: give offset and confidence too.
             seed_stride: give them for every so manieth row and column alone.
@@ -127,7 +133,7 @@ class ScorePredictor:
         labels: dict[str, Tensor] = {}
         scores: dict[str, list[Tensor]] = {}
         vectors = None
-        for rows, maps in self._bands(image, names=names, seeds=seeds):
+        for rows, maps in self._bands(image, scaled, names=names, seeds=seeds):
             if _SEED in maps:
                 thin = _every(maps.pop(_SEED), seed_stride, rows).permute(1, 0, 2)
                 if vectors is None:
@@ -147,6 +153,11 @@ class ScorePredictor:
             confidence=None if vectors is None else vectors[2:],
             scores={name: torch.cat(bands, dim=1) for name, bands in scores.items()},
         )
+
+    def scaled_images(self, image: np.ndarray) -> list[np.ndarray]:
+        """An image ``(H, W, 3)`` uint8 at every scale; may be called ahead of `predict`, in another thread."""
+        size = image.shape[:2]
+        return [resize_image(image, self.settings.scaled_size(size, scale)) for scale in self.settings.scales]
 
     @torch.inference_mode()
     def predict_scores(self, image: np.ndarray) -> dict[str, Tensor]:
@@ -174,17 +185,20 @@ class ScorePredictor:
         return self.model(_to_pixels(resize_image(image, size), self.device))
 
     def _bands(
-        self, image: np.ndarray, *, names: Sequence[str] | None = None, seeds: bool = False
+        self,
+        image: np.ndarray,
+        scaled: Sequence[np.ndarray] | None = None,
+        *,
+        names: Sequence[str] | None = None,
+        seeds: bool = False,
     ) -> Iterator[tuple[range, dict[str, Tensor]]]:
         """Rows of the image from top to bottom, and what is predicted there, each ``(n, C, W)``."""
         self.model.eval()
         size = height, width = image.shape[:2]
         scales = self.settings.scales
         with_seeds = scales.index(min(scales, key=lambda scale: abs(scale - 1))) if seeds else -1
-        views = [
-            ScaledView(self, resize_image(image, self.settings.scaled_size(size, scale)), names, index == with_seeds)
-            for index, scale in enumerate(scales)
-        ]
+        scaled = self.scaled_images(image) if scaled is None else scaled
+        views = [ScaledView(self, part, names, index == with_seeds) for index, part in enumerate(scaled)]
         first = 0
         while first < height:
             rows = range(first, min(height, first + max(1, _BAND_ELEMENTS // (views[0].num_classes * width))))
@@ -290,7 +304,8 @@ class ScaledView:
 
     def _run_next(self) -> None:
         """Runs the next windows through the model."""
-        corners = self._waiting[: self._settings.batch_size]
+        num_views = 2 if self._settings.flip else 1
+        corners = self._waiting[: max(1, self._settings.batch_size // num_views)]
         del self._waiting[: len(corners)]
         height, width = self._window
         parts = [_to_pixels(self._image[top : top + height, x : x + width], self._device) for top, x in corners]
@@ -302,17 +317,26 @@ class ScaledView:
 
     def _run_views(self, pixels: Tensor) -> dict[str, Tensor]:
         """The network's maps ``(B, C, h, w)`` of normalised images ``(B, 3, H, W)``, mirrored views included."""
-        index = self._settings.output_index
-        output: OVeNetOutput = self._model(pixels)
-        maps = _chosen(output.predictions(index), self._names)
-        if self._settings.flip:
-            mirrored = self._model(pixels.flip(3)).predictions(index)
-            maps = {name: (scores + self._unmirror(mirrored[name])) / 2 for name, scores in maps.items()}
+        settings, num_images = self._settings, len(pixels)
+        together = settings.flip and settings.batch_size >= 2
+        output = self._run_model(torch.cat((pixels, pixels.flip(3))) if together else pixels)
+        maps = _chosen(output.predictions(settings.output_index), self._names)
+        if settings.flip:
+            if together:
+                mirrored = {name: scores[num_images:] for name, scores in maps.items()}
+            else:
+                mirrored = self._run_model(pixels.flip(3)).predictions(settings.output_index)
+            maps = {name: (s[:num_images] + self._unmirror(mirrored[name])) / 2 for name, s in maps.items()}
         maps = {name: scores.float() for name, scores in maps.items()}
         self._kind, self._num_classes = output.score_kind, next(iter(maps.values())).shape[1]
         if self._seeds and output.has_seed:
-            maps[_SEED] = self._seed_vectors(output)
+            maps[_SEED] = self._seed_vectors(output)[:num_images]
         return maps
+
+    def _run_model(self, pixels: Tensor) -> OVeNetOutput:
+        dtype = _AUTOCAST.get(self._settings.precision)
+        with torch.autocast(self._device.type, dtype=dtype) if dtype else nullcontext():
+            return self._model(pixels)
 
     def _seed_vectors(self, output: OVeNetOutput) -> Tensor:
         """Offset and confidence ``(B, 3, h, w)``: from pixel to seed in units of the image instead of the window."""

@@ -43,6 +43,11 @@ def describe_environment(repository: Path) -> dict[str, Any]:
     }
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Lets CUDA read 10 bits of mantissa in float32 convolutions and products, or all 23, whatever torch would do."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
