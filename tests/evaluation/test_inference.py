@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ovenet.builders import build_model
 from ovenet.data.info import EvaluationRule
 from ovenet.data.transforms import normalize_images
-from ovenet.evaluation.inference import InferenceSettings, ScaledView, ScorePredictor, window_starts
+from ovenet.evaluation.inference import InferenceSettings, ScaledView, ScorePredictor, best_class, window_starts
 from ovenet.structures import OVeNetOutput
 
 CPU = torch.device("cpu")
@@ -272,3 +272,42 @@ def test_windows_at_a_padded_border_go_into_one_batch(image):
     expected = ScorePredictor(PixelModel(), settings(), CPU).predict_scores(image)["fused"]
     padded = ScorePredictor(PixelModel(), settings(window_size=(16, 24), batch_size=3, rule=rule), CPU)
     torch.testing.assert_close(padded.predict_scores(image)["fused"], expected)
+
+
+@pytest.mark.parametrize("num_classes", [2, 19, 255, 256, 300])
+def test_the_best_class_is_the_first_of_the_best(num_classes):
+    scores = torch.randint(0, 4, (5, num_classes, 7)).float()  # with many ties
+    found = best_class(scores)
+    for i in range(5):
+        for j in range(7):
+            column = scores[i, :, j].tolist()
+            assert found[i, j] == column.index(max(column))
+
+
+def test_scores_that_are_nan_still_give_a_class():
+    assert best_class(torch.full((1, 3, 2), torch.nan)).max() < 3
+
+
+def test_mirrored_views_in_one_batch_give_the_same(image):
+    alone, together = (
+        ScorePredictor(PixelModel(), settings(flip=True, batch_size=n, window_size=(16, 16)), CPU) for n in (1, 6)
+    )
+    a, b = (p.predict_scores(image)["fused"] for p in (alone, together))
+    torch.testing.assert_close(a, b)
+    assert {shape[0] for shape in alone.model.seen} == {1}
+    assert max(shape[0] for shape in together.model.seen) == 6
+    assert len(together.model.seen) == 2
+
+
+def test_lower_precision_is_for_the_network_alone(image):
+    exact, fast = (ScorePredictor(PixelModel(), settings(precision=p), CPU) for p in ("fp32", "bf16"))
+    a, b = (p.predict_scores(image)["fused"] for p in (exact, fast))
+    assert b.dtype == torch.float32
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(a, b, atol=0.02, rtol=0)
+
+
+def test_images_may_be_scaled_ahead(image):
+    predictor = ScorePredictor(PixelModel(), settings(scales=(0.5, 1.0)), CPU)
+    a, b = predictor.predict(image), predictor.predict(image, scaled=predictor.scaled_images(image))
+    assert torch.equal(a.labels["fused"], b.labels["fused"])

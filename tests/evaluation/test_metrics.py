@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
+from ovenet.evaluation.metrics import confusion_counts, confusion_tables, scores_from_counts
 
 
 def test_counts_equal_loops():
@@ -64,3 +64,25 @@ def test_counts_and_means_equal_torchmetrics(num_classes, ignore_label):
     assert result.mean_iou == pytest.approx(float(mean_iou), abs=1e-6)
     valid = labels != ignore_label
     assert result.pixel_accuracy == pytest.approx(float((prediction == labels)[valid].double().mean()), abs=1e-12)
+
+
+@pytest.mark.parametrize("num_classes", [4, 255, 300])
+@pytest.mark.parametrize("ignore_label", [255, 300, -1])
+def test_tables_of_bands_equal_loops(num_classes, ignore_label, monkeypatch):
+    if 0 <= ignore_label < num_classes:
+        pytest.skip("a class is no ignore label")
+    monkeypatch.setattr("ovenet.evaluation.metrics._EXACT_FLOAT", 50)
+    labels = torch.randint(0, num_classes, (9, 13))
+    labels[torch.rand(9, 13) < 0.3] = ignore_label
+    predictions = [torch.randint(0, num_classes, (9, 13)) for _ in range(2)]
+    bands = torch.randint(0, 3, (9, 13), dtype=torch.uint8)
+    tables = confusion_tables(
+        predictions, labels.to(torch.int16), num_classes, ignore_label=ignore_label, bands=bands, num_bands=3
+    )
+    expected = np.zeros((2, 3, num_classes, num_classes), np.int64)
+    for number, prediction in enumerate(predictions):
+        for d, k, p in zip(*(x.flatten().tolist() for x in (bands, labels, prediction)), strict=True):
+            if k != ignore_label:
+                expected[number, d, k, p] += 1
+    assert expected.sum() > 100
+    np.testing.assert_array_equal(tables, expected)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from ovenet.structures import EvalResult
+
+_IGNORED = 255
+_EXACT_FLOAT = 2**24  # float32 counts to here
 
 
 def confusion_counts(prediction: Tensor, labels: Tensor, num_classes: int, *, ignore_label: int) -> Tensor:
@@ -23,30 +27,77 @@ def confusion_counts(prediction: Tensor, labels: Tensor, num_classes: int, *, ig
     Returns:
         ``(K, K)`` int64 on the same device, rows are labels, columns predictions.
     """
-    return counts_by_cell(prediction, label_cells(labels, num_classes, ignore_label=ignore_label), num_classes, 1)[0]
+    return confusion_tables([prediction], labels, num_classes, ignore_label=ignore_label)[0, 0]
 
 
-def label_cells(labels: Tensor, num_classes: int, *, ignore_label: int, bands: Tensor | None = None) -> Tensor:
-    """Number of each pixel's row among the rows of the confusion tables of all bands, for `counts_by_cell`.
+def confusion_tables(
+    predictions: Sequence[Tensor],
+    labels: Tensor,
+    num_classes: int,
+    *,
+    ignore_label: int,
+    bands: Tensor | None = None,
+    num_bands: int = 1,
+) -> Tensor:
+    """`confusion_counts` of several predictions, and of pixels that are counted apart.
 
     Args:
-        labels: train ids, integers of any shape.
+        predictions: ``P`` maps of train ids, integers of one shape, on one device.
+        labels: train ids of the same shape.
         num_classes: ``K``.
         ignore_label: pixels to leave out.
-        bands: numbers from 0 of the same shape, by which pixels are counted apart; None for one band.
+        bands: numbers from 0, uint8 of the same shape, by which pixels are counted apart; None for one band.
+        num_bands: ``D``, how many there are.
 
     Returns:
-        int64 of the same shape, -1 for pixels to leave out.
+        ``(P, D, K, K)`` int64 on the same device.
     """
+    count = _count_on_cpu if labels.device.type == "cpu" and num_classes < _IGNORED else _count_on_device
+    return count(predictions, labels, num_classes, ignore_label, bands, num_bands)
+
+
+def _count_on_cpu(
+    predictions: Sequence[Tensor],
+    labels: Tensor,
+    num_classes: int,
+    ignore_label: int,
+    bands: Tensor | None,
+    num_bands: int,
+) -> Tensor:
+    """By OpenCV's histogram, on all cores; what lies outside of its ranges is left out."""
+    true = labels.to(torch.uint8)
+    if ignore_label != _IGNORED:
+        true[labels == ignore_label] = _IGNORED
+    maps = [true.flatten()] if bands is None else [bands.flatten(), true.flatten()]
+    sizes = [num_classes] * 2 if bands is None else [num_bands, num_classes, num_classes]
+    ranges = [bound for size in sizes for bound in (0, size)]
+    tables = torch.zeros((len(predictions), num_bands, num_classes, num_classes), dtype=torch.int64)
+    for table, prediction in zip(tables, predictions, strict=True):
+        channels = [x.numpy() for x in (*maps, prediction.to(torch.uint8).flatten())]
+        for start in range(0, true.numel(), _EXACT_FLOAT):  # the counts come as float32
+            part = [x[start : start + _EXACT_FLOAT] for x in channels]
+            counts = cv2.calcHist(part, list(range(len(part))), None, sizes, ranges)
+            table += torch.from_numpy(counts).view_as(table).long()
+    return tables
+
+
+def _count_on_device(
+    predictions: Sequence[Tensor],
+    labels: Tensor,
+    num_classes: int,
+    ignore_label: int,
+    bands: Tensor | None,
+    num_bands: int,
+) -> Tensor:
     cells = labels.long() if bands is None else torch.add(labels.long(), bands, alpha=num_classes)
-    return cells.masked_fill(labels == ignore_label, -1)
-
-
-def counts_by_cell(prediction: Tensor, cells: Tensor, num_classes: int, num_bands: int) -> Tensor:
-    """Confusion tables ``(D, K, K)`` int64 of a prediction, integers of the shape of `cells` (see `label_cells`)."""
-    index = torch.add(prediction, cells, alpha=num_classes).add_(num_classes)  # row 0 is left out
-    counts = torch.bincount(index.flatten(), minlength=(num_bands * num_classes + 1) * num_classes)
-    return counts[num_classes:].view(num_bands, num_classes, num_classes)
+    cells = cells.masked_fill(labels == ignore_label, -1)
+    length = (num_bands * num_classes + 1) * num_classes
+    tables = []
+    for prediction in predictions:
+        index = torch.add(prediction, cells, alpha=num_classes).add_(num_classes)  # row 0 is left out
+        counts = torch.bincount(index.flatten(), minlength=length)
+        tables.append(counts[num_classes:].view(num_bands, num_classes, num_classes))
+    return torch.stack(tables)
 
 
 def scores_from_counts(counts: Tensor, class_names: Sequence[str]) -> EvalResult:

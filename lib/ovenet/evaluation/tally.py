@@ -18,7 +18,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import VOID, Contours
 from ovenet.evaluation.inference import Prediction
-from ovenet.evaluation.metrics import counts_by_cell, label_cells
+from ovenet.evaluation.metrics import confusion_tables
 from ovenet.geometry import lookup_labels, seed_position
 from ovenet.utils import distributed
 
@@ -154,8 +154,10 @@ class Tally:
         on_device = torch.from_numpy(labels).to(device)
         band = None if bands is None else torch.from_numpy(bands).to(device)
         k = self.info.num_classes
-        cells = label_cells(on_device, k, ignore_label=self.ignore_label, bands=band)
-        own = torch.stack([counts_by_cell(p.to(device), cells, k, tables.shape[1]) for p in predicted])
+        maps = [p.to(device) for p in predicted]
+        own = confusion_tables(
+            maps, on_device, k, ignore_label=self.ignore_label, bands=band, num_bands=tables.shape[1]
+        )
         tables += own
         return own.sum(dim=1)
 
