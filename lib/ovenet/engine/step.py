@@ -223,12 +223,10 @@ def _wrapped(model: nn.Module, device: torch.device, compile_mode: str | None) -
         model = torch.compile(model, mode=compile_mode, dynamic=False)
     if distributed.world_size() == 1:
         return model
-    on_cuda = device.type == "cuda"
     return DistributedDataParallel(
         model,
-        device_ids=[device.index] if on_cuda else None,
+        device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,  # gradients are averaged where they lie
-        broadcast_buffers=not on_cuda,  # SyncBatchNorm keeps them equal
     )
 
 

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Speed and memory of the plain way against ours, in one run, in turn: python tools/benchmark.py [--check]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from benchmarks import output, rows
+from benchmarks.growth import growth
+from benchmarks.measure import Case, compare, peak_bytes
+from benchmarks.rows import Options
+from ovenet.utils.cli import run_main
+from ovenet.utils.distributed import choose_device
+
+RESULTS, PLOT = "benchmark.json", "benchmark_growth.png"
+NUM_FAILED = 1
+
+
+def main() -> None:
+    """Measures the rows asked for, prints the table, writes the files."""
+    args = parse_arguments()
+    options = Options(choose_device(args.device), quick=args.quick)
+    table = rows.ON_CUDA if options.device.type == "cuda" else rows.ON_CPU
+    unknown = [name for name in args.rows if name not in table]
+    if unknown:
+        raise ValueError(f"--rows {unknown[0]!r}: there is no such row on {args.device}; there are {', '.join(table)}")
+    if args.runs < 2:
+        raise ValueError(f"--runs {args.runs}: at least 2 are needed for a median and its spread")
+    if args.memory:
+        with opened(table[args.rows[0]](options)) as case:
+            print(peak_bytes(case.ours if args.memory == "ours" else case.plain, options.device))
+        return
+    chosen = args.rows or [name for name in table if not args.check or name in rows.GUARDED]
+    records, problems = [], []
+    for name in chosen:
+        with opened(table[name](options)) as case:
+            print(f"{case.name} …", file=sys.stderr, flush=True)
+            result = compare(case, args.runs)
+        memory = {} if args.no_memory else {side: memory_of(name, side, args) for side in ("plain", "ours")}
+        records.append(output.as_record(result, memory))
+        problems += violations(case, records[-1])
+    print(output.table(records), *output.remarks(records), sep="\n")
+    if args.check:
+        print(*(problems or ["all limits hold"]), sep="\n")
+        sys.exit(NUM_FAILED if problems else 0)
+    write(args, options, records)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", nargs="*", default=[], metavar="NAME", help="only these (default: all)")
+    parser.add_argument("--runs", type=int, default=7, metavar="N", help="of each way, in turn (default: 7)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--check", action="store_true", help="fail if a ratio is below its limit; writes nothing")
+    parser.add_argument("--output", type=Path, default=Path("output/benchmark"), metavar="FOLDER")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
+    parser.add_argument("--no-growth", action="store_true", help="leave out the plot of how cost grows")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, whose numbers say nothing: does it run?")
+    parser.add_argument("--memory", choices=("plain", "ours"), help=argparse.SUPPRESS)  # a process for one number
+    return parser.parse_args()
+
+
+def opened(case: Case | AbstractContextManager[Case]) -> AbstractContextManager[Case]:
+    """Rows that need files remove them at the end."""
+    return nullcontext(case) if isinstance(case, Case) else case
+
+
+def memory_of(name: str, side: str, args: argparse.Namespace) -> float:
+    """Peak bytes of one way above its inputs, in a process of its own."""
+    command = [sys.executable, __file__, "--memory", side, "--rows", name, "--device", args.device]
+    done = subprocess.run([*command, *(["--quick"] if args.quick else [])], capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{name}, memory of {side}: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}")
+    return float(done.stdout.split()[-1])
+
+
+def violations(case: Case, record: dict) -> list[str]:
+    """Limits of ``--check`` that do not hold."""
+    problems = []
+    if record["ratio"] < case.min_ratio:
+        problems.append(f"{case.name}: {record['ratio']:.2f} times as fast, at least {case.min_ratio} is expected")
+    if memory := record["memory_bytes"]:
+        share = memory["ours"] / max(memory["plain"], 1)
+        if case.max_memory and share > case.max_memory:
+            problems.append(f"{case.name}: {share:.2f} of the plain memory, at most {case.max_memory} is expected")
+    return problems
+
+
+def write(args: argparse.Namespace, options: Options, records: list[dict]) -> None:
+    """JSON and plot."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    content = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": ["python", *sys.argv],
+        "machine": output.machine(options.device),
+        "rows": records,
+        "growth": [] if args.no_growth else growth(options, args.runs),
+    }
+    print(*(f"{name}: {value}" for name, value in content["machine"].items()), sep="\n")
+    (args.output / RESULTS).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    print(f"results: {args.output / RESULTS}")
+    if content["growth"]:
+        output.plot_growth(content["growth"], args.output / PLOT)
+        print(f"growth:  {args.output / PLOT}")
+
+
+if __name__ == "__main__":
+    run_main(main)

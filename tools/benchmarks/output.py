@@ -1,0 +1,121 @@
+"""Tables and pictures of what was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+import torch
+
+from benchmarks.measure import Result, copy_rate, matrix_rate
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+_MIB = 2**20
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+        "float32 products, GFLOP/s": round(matrix_rate(device) / 1e9),
+        "copying, GB/s": round(copy_rate(device) / 1e9, 1),
+    }
+
+
+def as_record(result: Result, memory: Mapping[str, float]) -> dict[str, Any]:
+    """One row for the JSON file; seconds and bytes."""
+    return {
+        "name": result.case.name,
+        "plain_s": result.plain_s,
+        "ours_s": result.ours_s,
+        "ratio": result.ratio,
+        "limit_s": result.limit_s,
+        "images": result.case.num_images,
+        "memory_bytes": dict(memory),
+        "split_s": {name: statistics.median(s[name] for s in result.splits) for name in result.case.split},
+    }
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: medians, quartiles, ratio, memory, and how far the machine's limit is."""
+    lines = [
+        "| work | plain, ms | ours, ms | times as fast | plain, MiB | ours, MiB | share | at best, ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        plain, ours = record["memory_bytes"].get("plain"), record["memory_bytes"].get("ours")
+        memory = ["", "", ""] if not plain else [f"{plain / _MIB:.0f}", f"{ours / _MIB:.0f}", f"{ours / plain:.2f}"]
+        cells = [
+            record["name"],
+            _spread(record["plain_s"]),
+            _spread(record["ours_s"]),
+            f"{record['ratio']:.1f}",
+            *memory,
+            f"{1000 * record['limit_s']:.2g}" if record["limit_s"] < 0.1 else f"{1000 * record['limit_s']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def remarks(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Images per second, and what the parts of a row took."""
+    lines = []
+    for record in records:
+        if record["images"]:
+            rates = [record["images"] / statistics.median(record[side]) for side in ("plain_s", "ours_s")]
+            lines.append(f"{record['name']}: {rates[0]:.3g} images/s the plain way, {rates[1]:.3g} ours")
+        if split := record["split_s"]:
+            parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in split.items())
+            share = split["around them"] / split["forward passes"]
+            lines.append(f"{record['name']}: {parts}: {share:.1%} on top")
+    return lines
+
+
+def plot_growth(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One panel for each axis."""
+    axes = list(dict.fromkeys(point["axis"] for point in points))
+    figure, panels = plt.subplots(1, len(axes), figsize=(3.4 * len(axes), 3.2), layout="constrained", squeeze=False)
+    for axis, panel in zip(axes, panels[0], strict=True):
+        here = [point for point in points if point["axis"] == axis]
+        for side, label, color in (("plain_s", "plain", "#888888"), ("ours_s", "ours", "#0b62a4")):
+            pairs = [(p["value"], 1000 * p[side]) for p in here if p[side] is not None]
+            if pairs:
+                panel.plot(*zip(*pairs, strict=True), marker="o", label=label, color=color)
+        is_step = axis == "processes"
+        panel.set(xlabel=axis, ylabel=f"ms per {'training step' if is_step else 'loss, forward and backward'}")
+        panel.set_ylim(bottom=0)
+        panel.legend()
+        if is_step:
+            panel.set_xticks([p["value"] for p in here])
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    low, middle, high = (1000 * q for q in statistics.quantiles(seconds, n=4))
+    digits = 0 if middle >= 100 else 1
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
