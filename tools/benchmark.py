@@ -16,12 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from benchmarks import output, rows
 from benchmarks.growth import growth
+from benchmarks.inputs import Options
 from benchmarks.measure import Case, compare, peak_bytes
-from benchmarks.rows import Options
 from ovenet.utils.cli import run_main
 from ovenet.utils.distributed import choose_device
 
-RESULTS, PLOT = "benchmark.json", "benchmark_growth.png"
+RESULTS, SWITCH_RESULTS, PLOT = "benchmark.json", "benchmark_switches.json", "benchmark_growth.png"
 NUM_FAILED = 1
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     """Measures the rows asked for, prints the table, writes the files."""
     args = parse_arguments()
     options = Options(choose_device(args.device), quick=args.quick)
-    table = rows.ON_CUDA if options.device.type == "cuda" else rows.ON_CPU
+    table = rows.SWITCHES if args.switches else rows.ON_CUDA if options.device.type == "cuda" else rows.ON_CPU
     unknown = [name for name in args.rows if name not in table]
     if unknown:
         raise ValueError(f"--rows {unknown[0]!r}: there is no such row on {args.device}; there are {', '.join(table)}")
@@ -48,7 +48,9 @@ def main() -> None:
         memory = {} if args.no_memory else {side: memory_of(name, side, args) for side in ("plain", "ours")}
         records.append(output.as_record(result, memory))
         problems += violations(case, records[-1])
-    print(output.table(records), *output.remarks(records), sep="\n")
+    print(
+        output.table(records, ("off", "on") if args.switches else ("plain", "ours")), *output.remarks(records), sep="\n"
+    )
     if args.check:
         print(*(problems or ["all limits hold"]), sep="\n")
         sys.exit(NUM_FAILED if problems else 0)
@@ -62,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="of each way, in turn (default: 7)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--check", action="store_true", help="fail if a ratio is below its limit; writes nothing")
+    parser.add_argument("--switches", action="store_true", help="instead: each setting that saves time, off and on")
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"), metavar="FOLDER")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--no-growth", action="store_true", help="leave out the plot of how cost grows")
@@ -78,7 +81,8 @@ def opened(case: Case | AbstractContextManager[Case]) -> AbstractContextManager[
 def memory_of(name: str, side: str, args: argparse.Namespace) -> float:
     """Peak bytes of one way above its inputs, in a process of its own."""
     command = [sys.executable, __file__, "--memory", side, "--rows", name, "--device", args.device]
-    done = subprocess.run([*command, *(["--quick"] if args.quick else [])], capture_output=True, text=True)
+    flags = [f"--{flag}" for flag in ("quick", "switches") if getattr(args, flag)]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{name}, memory of {side}: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}")
     return float(done.stdout.split()[-1])
@@ -104,11 +108,12 @@ def write(args: argparse.Namespace, options: Options, records: list[dict]) -> No
         "command": ["python", *sys.argv],
         "machine": output.machine(options.device),
         "rows": records,
-        "growth": [] if args.no_growth else growth(options, args.runs),
+        "growth": [] if args.no_growth or args.switches else growth(options, args.runs),
     }
     print(*(f"{name}: {value}" for name, value in content["machine"].items()), sep="\n")
-    (args.output / RESULTS).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    print(f"results: {args.output / RESULTS}")
+    results = args.output / (SWITCH_RESULTS if args.switches else RESULTS)
+    results.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    print(f"results: {results}")
     if content["growth"]:
         output.plot_growth(content["growth"], args.output / PLOT)
         print(f"growth:  {args.output / PLOT}")

@@ -23,10 +23,10 @@ def test_rows_are_measured_and_written(run_tool, tmp_path):
 
 
 def test_a_ratio_that_is_too_low_fails_the_check(run_tool, monkeypatch):
-    from benchmarks import rows  # the tool's folder is on the path by now
+    from benchmarks import cases, rows  # the tool's folder is on the path by now
 
     def slow(options):
-        return rows.loss_case(options, "slow", 3, (64, 64), min_ratio=1e6)
+        return cases.loss_case(options, "slow", 3, (64, 64), min_ratio=1e6)
 
     monkeypatch.setitem(rows.ON_CPU, "loss ade20k", slow)
     arguments = ("--quick", "--runs", 2, "--rows", "loss ade20k", "--no-memory", "--device", "cpu")

@@ -7,14 +7,14 @@ import socket
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
 
-from benchmarks import rows
+from benchmarks.cases import loss_case
+from benchmarks.inputs import Options
 from benchmarks.measure import compare
-from benchmarks.rows import Options
+from benchmarks.networks import EXPERIMENTS, RANDOM, SMALL
 from ovenet import build_model, builders, load_config
 from ovenet.engine.trainer import Phase
 from ovenet.structures import Batch
@@ -57,7 +57,7 @@ def growth(options: Options, runs: int) -> list[dict[str, object]]:
 def _loss(
     axis: str, value: int, options: Options, runs: int, num_classes: int, size: tuple[int, int], batch: int
 ) -> Point:
-    result = compare(rows.loss_case(options, axis, num_classes, size, batch=batch), runs)
+    result = compare(loss_case(options, axis, num_classes, size, batch=batch), runs)
     return Point(axis, value, statistics.median(result.plain_s), statistics.median(result.ours_s))
 
 
@@ -77,7 +77,7 @@ def _train(rank: int, num_processes: int, port: int, answers: mp.Queue) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(num_processes), LOCAL_RANK="0"
     )
-    cfg = load_config(Path(rows.EXPERIMENTS) / rows.SMALL, list(rows.RANDOM))
+    cfg = load_config(EXPERIMENTS / SMALL, list(RANDOM))
     device = torch.device("cpu")
     with distributed.process_group(device):
         model = build_model(cfg).to(memory_format=torch.channels_last).train()

@@ -51,10 +51,11 @@ def as_record(result: Result, memory: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: medians, quartiles, ratio, memory, and how far the machine's limit is."""
+def table(records: Sequence[Mapping[str, Any]], sides: tuple[str, str]) -> str:
+    """Markdown: medians, quartiles, ratio, memory, and how far the machine's limit is; `sides` name the two ways."""
+    a, b = sides
     lines = [
-        "| work | plain, ms | ours, ms | times as fast | plain, MiB | ours, MiB | share | at best, ms |",
+        f"| work | {a}, ms | {b}, ms | times as fast | {a}, MiB | {b}, MiB | share | at best, ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
