@@ -5,7 +5,7 @@ Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -47,6 +47,10 @@ class Batch:
     labels: Tensor
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; torch's loader looks for this method, and pins nothing without it."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from ovenet.data.samplers import TrainSampler, evaluation_shard
 from ovenet.data.transforms import (
@@ -135,6 +136,25 @@ def test_batches_are_stacked_channels_first():
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.images[1, 2, 3, 5] == 5
     assert batch.names == ("a.png", "a.png")
+
+
+def test_batches_can_be_pinned_by_the_loader(monkeypatch):
+    """torch pins what has a method of this name; the tensors themselves need CUDA for it."""
+    batch, pinned = collate([sample_of(8, 16)]), []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    copy = pin_memory(batch)
+    assert len(pinned) == 2
+    assert copy is not batch
+    assert torch.equal(copy.images, batch.images)
+    assert copy.names == batch.names
+
+
+@pytest.mark.gpu
+def test_pinned_batches_keep_their_layout():
+    batch = collate([sample_of(8, 16), sample_of(8, 16)]).pin_memory()
+    assert batch.images.is_pinned()
+    assert batch.labels.is_pinned()
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("num_samples", "world_size"), [(10, 1), (10, 3), (3, 4)])

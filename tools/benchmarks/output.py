@@ -99,10 +99,10 @@ def plot_growth(points: Sequence[Mapping[str, Any]], path: Path) -> None:
                 panel.plot(*zip(*pairs, strict=True), marker="o", label=label, color=color)
         is_step = axis == "processes"
         panel.set(xlabel=axis, ylabel=f"ms per {'training step' if is_step else 'loss, forward and backward'}")
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.25 * max(1000 * s for p in here for s in (p["plain_s"], p["ours_s"]) if s is not None))
+        panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
+        panel.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
         panel.legend()
-        if is_step:
-            panel.set_xticks([p["value"] for p in here])
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

@@ -14,6 +14,7 @@ from ovenet.utils.distributed import PeersLostError
 
 EXIT_USER_ERROR = 2
 _DEBUG_VARIABLE = "OVENET_DEBUG"
+_NO_COMPILER = re.compile("InvalidCxxCompiler|No working C\\+\\+ compiler")
 _LOADER_KILLED = re.compile(r"DataLoader worker \(pid[^)]*\)[^.]*")
 
 
@@ -62,6 +63,10 @@ def _known_failure(error: RuntimeError) -> str | None:
         return (
             f"a data loading process was killed ({killed[0]}); if memory ran out, lower WORKERS, "
             "else look into the system's log; TRAIN.RESUME True goes on"
+        )
+    if _NO_COMPILER.search(f"{type(error).__name__} {error}"):
+        return (
+            "torch.compile finds no working C++ compiler; install one (g++), or set TRAIN.COMPILE / TEST.COMPILE none"
         )
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return (
