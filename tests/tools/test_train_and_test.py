@@ -60,6 +60,13 @@ def test_the_cache_in_memory_is_removed_at_the_end(run_process, experiment):
     assert not folder.exists()
 
 
+def test_compiling_without_a_compiler_is_one_line(run_process, experiment, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    trained = run_process(sys.executable, "tools/train.py", "--cfg", experiment[0], "TRAIN.COMPILE", "default")
+    assert trained.returncode == 2
+    assert trained.stderr.splitlines()[-1].startswith("error: torch.compile finds no working C++ compiler; install g++")
+
+
 def test_from_training_to_scores_and_pictures(run_tool, experiment):
     config, run_dir = experiment
     trained = run_tool("train", "--cfg", config, "PRINT_FREQ", 1)

@@ -16,8 +16,8 @@ from benchmarks.inputs import Options, drawn_scenes, random_labels, random_outpu
 from benchmarks.measure import Case
 from ovenet.data.cache import DecodedCache
 from ovenet.data.catalog import CATALOG
-from ovenet.data.dataset import AugmentedDataset, ListDataset
-from ovenet.data.transforms import TrainTransform
+from ovenet.data.dataset import ListDataset
+from ovenet.data.transforms import TrainTransform, normalize_images
 from ovenet.evaluation.inference import best_class
 from ovenet.evaluation.metrics import confusion_counts
 from ovenet.geometry import resize_rows
@@ -75,7 +75,7 @@ def loss_case(
 
 @contextmanager
 def sample_case(options: Options, *, cached: bool, count: int = 17) -> Iterator[Case]:
-    """Training samples of Cityscapes' size, each at another scale; opened files lie in the system's cache."""
+    """Crops of Cityscapes' size at random scales, the same on both sides, of files in the system's cache."""
     info, crop = CATALOG["cityscapes"], options.size(512, 1024)
     count = 3 if options.quick else count
     with drawn_scenes(count, options.size(1024, 2048)) as (root, pairs):
@@ -85,7 +85,6 @@ def sample_case(options: Options, *, cached: bool, count: int = 17) -> Iterator[
         if cached:
             dataset.cache = DecodedCache(root / "cache", dataset.folder, info, plain.IGNORE)
             dataset.cache.build(dataset.pairs, dataset.read_files, range(count), num_threads=2)
-        augmented = AugmentedDataset(dataset, transform, seed=0)
         table = info.train_id_table(plain.IGNORE).astype(np.int16)
         threads = cv2.getNumThreads()
 
@@ -101,12 +100,16 @@ def sample_case(options: Options, *, cached: bool, count: int = 17) -> Iterator[
             return plain.sample(image, labels, table, crop, np.random.default_rng(number))
 
         def same(a: list[Any], b: list[Any]) -> None:
-            assert {x[0].shape[1:] for x in a} == {x.image.shape[:2] for x in b} == {crop}
+            """The same crops: the random numbers are drawn in the same order."""
+            for (pixels, labels), ours in zip(a, b, strict=True):
+                np.testing.assert_array_equal(labels, ours.labels)
+                normalized = normalize_images(torch.from_numpy(ours.image.transpose(2, 0, 1)[None].copy()))[0].numpy()
+                assert np.abs(pixels - normalized)[:, ours.labels != plain.IGNORE].max() < 1.5 / 255 / 0.224
 
         yield Case(
             f"training sample, Cityscapes, {'cached' if cached else 'decoded'} ({count} samples)",
             plain=lambda: single(plain_sample),
-            ours=lambda: single(lambda number: augmented[0, number]),
+            ours=lambda: single(lambda number: transform(dataset[number], np.random.default_rng(number))),
             same=same,
             num_bytes=count * 2 * crop[0] * crop[1] * (3 + 2),
             num_images=count,

@@ -65,9 +65,7 @@ def _known_failure(error: RuntimeError) -> str | None:
             "else look into the system's log; TRAIN.RESUME True goes on"
         )
     if _NO_COMPILER.search(f"{type(error).__name__} {error}"):
-        return (
-            "torch.compile finds no working C++ compiler; install one (g++), or set TRAIN.COMPILE / TEST.COMPILE none"
-        )
+        return "torch.compile finds no working C++ compiler; install g++, or set TRAIN.COMPILE and TEST.COMPILE none"
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return (
             f"out of memory ({_message(error)[:120]}); halve TRAIN.BATCH_SIZE_PER_GPU and double "
