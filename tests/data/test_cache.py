@@ -28,7 +28,7 @@ def build(root):
     """Builds what is missing; the number of pairs that were."""
     dataset, cache = load(root), make(root)
     plan = cache.plan(dataset.pairs, num_threads=2)
-    assert cache.build(dataset.pairs, dataset.read_files, plan.missing, num_threads=2) == []
+    assert cache.build(dataset.pairs, dataset.read_files, plan.missing, num_threads=8) == []
     return len(plan.missing)
 
 
@@ -151,3 +151,14 @@ def test_a_full_disk_leaves_no_part_behind(tiny_data, monkeypatch):
 
 def test_other_facts_have_another_folder(tiny_data):
     assert make(tiny_data).folder != DecodedCache(tiny_data / "cache", tiny_data / "camvid", CAMVID, 254).folder
+
+
+def test_a_pair_that_is_listed_twice_is_built_once_or_twice_but_whole(tiny_data):
+    path = tiny_data / "list/camvid/train.lst"
+    path.write_text(path.read_text().splitlines()[0].join(["", "\n"]) * 40)
+    assert build(tiny_data) == 40
+    dataset = load(tiny_data)
+    expected = dataset[0]
+    dataset.cache = make(tiny_data)
+    np.testing.assert_array_equal(dataset[39].image, expected.image)
+    assert len(files(tiny_data)) == 2

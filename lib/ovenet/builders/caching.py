@@ -49,14 +49,15 @@ def _parent(cfg: CfgNode) -> Path:
 def _build(cfg: CfgNode, dataset: ListDataset, cache: DecodedCache) -> None:
     num_threads, started = max(1, cfg.WORKERS), time.perf_counter()
     plan = cache.plan(dataset.pairs, num_threads=num_threads)
+    if plan.missing:
+        cache.require_space(plan.num_bytes, f"DATASET.CACHE {cfg.DATASET.CACHE}")
+    distributed.barrier()  # all have looked before the first one writes; other machines may lack other entries
     if not plan.missing:
         get_logger().info("%s: all %d pairs of %s are there", cache.folder, len(dataset), dataset.list_path)
         return
     get_logger().info(
         "%s: decoding %d of %d pairs, %.1f GB", cache.folder, len(plan.missing), len(dataset), plan.num_bytes / 1e9
     )
-    cache.require_space(plan.num_bytes, f"DATASET.CACHE {cfg.DATASET.CACHE}")
-    distributed.barrier()  # all have looked before the first one writes
     share = plan.missing[distributed.local_rank() :: distributed.local_world_size()]
     show = distributed.is_main() and sys.stderr.isatty()
     with tqdm(total=len(share), desc="cache", unit="pair", disable=not show, dynamic_ncols=True) as bar:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import posixpath
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class DecodedCache:
         with ThreadPoolExecutor(num_threads) as pool:
             is_there = pool.map(lambda pair: all(map(self._has_entry, filter(None, pair))), pairs)
             missing = tuple(number for number, there in enumerate(is_there) if not there)
-            sizes = pool.map(lambda number: self._num_bytes(pairs[number]), missing)
+            sizes = pool.map(self._num_bytes, {pairs[number] for number in missing})  # a pair may be listed twice
             return CachePlan(missing, sum(sizes))
 
     def require_space(self, num_bytes: int, setting: str) -> None:
@@ -170,7 +170,7 @@ class DecodedCache:
 
 def _write(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # no other thread, process or machine has it
     try:
         with part.open("wb") as file:
             np.save(file, array, allow_pickle=False)
