@@ -7,7 +7,7 @@ DEMO := experiments/synthetic/demo_ovenet.yaml
 
 demo: .venv/ready
 	$(BIN)/python tools/prepare_data.py synthetic --train 80 --val 16 --test 4
-	$(BIN)/python tools/train.py --cfg $(DEMO)
+	$(BIN)/python tools/train.py --cfg $(DEMO) TRAIN.RESUME True
 	$(BIN)/python tools/test.py --cfg $(DEMO) TEST.SCALE_LIST 0.75,1.0,1.25 TEST.FLIP_TEST True TEST.SAVE_PREDICTIONS True
 
 test: .venv/ready

@@ -20,6 +20,7 @@ from yacs.config import CfgNode
 
 from ovenet import build_model, builders, load_config
 from ovenet.engine.progress import WaitingClock
+from ovenet.engine.trainer import phase_lengths
 from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.distributed import choose_device
 
@@ -116,13 +117,8 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         "memory_gib": peak / GIB,
         "step_s": sorted(seconds)[len(seconds) // 2],
         "waiting_share": clock.waiting_share,
-        "steps": float(sum(len(p.loader) // accumulate * n for p, n in zip(phases, epochs_of(cfg), strict=False))),
+        "steps": float(sum(length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, accumulate))),
     }
-
-
-def epochs_of(cfg: CfgNode) -> tuple[int, int]:
-    """Of the two phases."""
-    return cfg.TRAIN.END_EPOCH - cfg.TRAIN.BEGIN_EPOCH, cfg.TRAIN.EXTRA_EPOCH
 
 
 def max_rss() -> int:

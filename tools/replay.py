@@ -50,7 +50,7 @@ def replay(model: nn.Module, criterion: nn.Module, batch: Batch) -> None:
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     model.train()
     model.zero_grad()
-    loss = criterion(model(normalize_images(batch.images)), batch.labels)
+    loss = criterion(model(normalize_images(batch.images, model.normalization)), batch.labels)
     for handle in handles:
         handle.remove()
     terms = ", ".join(f"{name} {value:.4f}" for name, value in loss.terms.items())

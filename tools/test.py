@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
-from ovenet.evaluation.evaluate import Evaluation
+from ovenet.builders.testing import TestRun
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, RESULTS, write_report
 from ovenet.utils import distributed
@@ -30,9 +30,9 @@ def main() -> None:
     folder = results_directory(cfg, args.cfg, model_file)
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device):
-        evaluation, saved = builders.run_test(cfg, model_file, folder, device)
+        run = builders.run_test(cfg, model_file, folder, device)
         if distributed.is_main():
-            write_results(cfg, evaluation, model_file, folder, saved=saved)
+            write_results(cfg, run, model_file, folder)
 
 
 def results_directory(cfg: CfgNode, config_file: str, model_file: Path) -> Path:
@@ -41,8 +41,9 @@ def results_directory(cfg: CfgNode, config_file: str, model_file: Path) -> Path:
     return builders.run_directory(cfg, config_file) / "test" / name
 
 
-def write_results(cfg: CfgNode, evaluation: Evaluation, model_file: Path, folder: Path, *, saved: bool) -> None:
+def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path) -> None:
     """Prints the table, and writes the JSON file and the report."""
+    evaluation = run.evaluation
     if evaluation.overall["fused"].num_pixels:
         print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details))
         content = {
@@ -54,7 +55,7 @@ def write_results(cfg: CfgNode, evaluation: Evaluation, model_file: Path, folder
                 "flip": cfg.TEST.FLIP_TEST,
                 "score": cfg.TEST.SCORE,
             },
-            "max_offset": cfg.MODEL.EXTRA.OFFSET_THRESHOLD,
+            "max_offset": run.max_offset,
             **evaluation_as_dict(evaluation, builders.dataset_info(cfg)),
         }
         write_json(content, folder / RESULTS)
@@ -65,7 +66,7 @@ def write_results(cfg: CfgNode, evaluation: Evaluation, model_file: Path, folder
             print(f"report:      {folder / REPORT} ({note})")
     else:
         print(f"{cfg.DATASET.TEST_SET} has no labelled pixel: nothing to score")
-    if saved:
+    if run.saved:
         print(f"predictions: {folder / 'predictions' / 'ids'}")
         print(f"in colour:   {folder / 'predictions' / 'color'}")
         print(f"pictures:    {folder / 'pictures'} (image, label, predictions, offsets, confidence)")

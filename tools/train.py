@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
@@ -45,8 +46,10 @@ def main() -> None:
             changes = changed_settings(trainer.resume(), cfg)
             if changes:
                 get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes))
-            if trainer.epoch >= trainer.end_epoch:
-                get_logger().warning("nothing is left to train; raise TRAIN.END_EPOCH or choose another OUTPUT_DIR")
+            if trainer.is_done:
+                get_logger().warning(
+                    "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
+                )
         get_logger().info(
             "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
             run_dir,
@@ -128,6 +131,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
                 "class_names": list(info.class_names),
                 "palette": [list(c) for c in info.palette],
                 "dataset_info": info.as_dict(),
+                "normalization": asdict(model.normalization),
             },
         ),
     )
@@ -141,7 +145,7 @@ def draw_picture(cfg: CfgNode, predictor: ScorePredictor, test_set: ListDataset)
         sample,
         output,
         test_set.info,
-        max_offset=cfg.MODEL.EXTRA.OFFSET_THRESHOLD,
+        max_offset=predictor.model.max_offset,
         align_corners=cfg.MODEL.ALIGN_CORNERS,
     )
 

@@ -1,6 +1,6 @@
 """Dataclasses that cross the layers of the package.
 
-Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (stride 4 of the network's input).
+Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (that over the stride, rounded up).
 """
 
 from __future__ import annotations
@@ -12,6 +12,27 @@ import numpy as np
 from torch import Tensor
 
 ScoreKind = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a network wants its pixels; the default is ImageNet's, which most published weights were trained with.
+
+    Attributes:
+        mean: per channel, as a share of 255.
+        std: per channel, likewise.
+        channel_order: of the image that enters the network; images are read as RGB.
+    """
+
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+
+    @property
+    def pad_color(self) -> tuple[int, int, int]:
+        """The RGB grey levels that come out nearest to zero."""
+        color = tuple(round(255 * m) for m in self.mean)
+        return color if self.channel_order == "RGB" else color[::-1]
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class OVeNetOutput:
-    """What a segmentor predicts, at stride 4. Tuples hold the auxiliary map first (OCR only) and the final one last.
+    """What a segmentor predicts, at the stride of its head. Tuples hold auxiliary maps first and the final one last.
 
     Attributes:
         initial: ``S_i``, each ``(B, K, h, w)``.
@@ -64,7 +85,8 @@ class OVeNetOutput:
         offset: ``(B, 2, h, w)`` from pixel to seed in ``(x, y)``, normalised so that the image spans ``[-1, 1]``;
             None for a baseline.
         confidence: ``(B, 1, h, w)`` in ``[0, 1]``, the weight of the seed's scores; None for a baseline.
-        score_kind: whether the maps hold logits or probabilities (``MODEL.EXTRA.LOGITS``).
+        score_kind: whether the maps hold logits or probabilities (``MODEL.SEED.FUSE_LOGITS``).
+        embedding: ``(B, D, h, w)`` for losses that compare pixels; None where the head has none.
     """
 
     initial: tuple[Tensor, ...]
@@ -73,6 +95,7 @@ class OVeNetOutput:
     offset: Tensor | None = None
     confidence: Tensor | None = None
     score_kind: ScoreKind = "logits"
+    embedding: Tensor | None = None
 
     @property
     def has_seed(self) -> bool:

@@ -10,6 +10,7 @@ from PIL import Image
 from ovenet import Predictor, build_model, builders
 from ovenet.builders.predictor import as_image
 from ovenet.data.info import DatasetInfo
+from ovenet.utils.environment import tf32
 
 
 @pytest.fixture
@@ -109,3 +110,17 @@ def test_infos_survive_the_checkpoint():
         assert back.submission == info.submission
         assert back.mirrored_classes == info.mirrored_classes
         assert back.label_id_table().tolist() == info.label_id_table().tolist()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_predictor_leaves_the_settings_of_torch_alone(tiny_cfg, tmp_path, allowed):
+    cfg = tiny_cfg()
+    path = tmp_path / "weights.pth"
+    torch.save({"model": build_model(cfg).state_dict(), "config": cfg.dump()}, path)
+    with tf32(allowed):
+        seen = []
+        predictor = Predictor.from_checkpoint(path, device="cpu", overrides=["TEST.TF32", str(not allowed)])
+        predictor.model.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+        predictor(np.zeros((32, 48, 3), np.uint8))
+        assert set(seen) == {not allowed}
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ovenet.data.crops import ResizedCrop
-from ovenet.data.transforms import PAD_COLOR, resize_image, resize_labels
+from ovenet.data.transforms import IMAGENET, resize_image, resize_labels
 
 FILL = 255
 
@@ -14,7 +14,7 @@ def resized_then_cropped(image, labels, crop):
     """What public code does: the whole image is resized and padded, and a window is cut out."""
     image, labels = resize_image(image, crop.scaled_size), resize_labels(labels, crop.scaled_size)
     bottom, right = (max(n - m, 0) for n, m in zip(crop.size, labels.shape, strict=True))
-    image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=PAD_COLOR)
+    image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=IMAGENET.pad_color)
     labels = cv2.copyMakeBorder(labels, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=FILL)
     window = np.s_[crop.top : crop.top + crop.size[0], crop.left : crop.left + crop.size[1]]
     return image[window], labels[window]
@@ -23,7 +23,7 @@ def resized_then_cropped(image, labels, crop):
 def assert_same(image, labels, crop):
     expected_image, expected_labels = resized_then_cropped(image, labels, crop)
     np.testing.assert_array_equal(crop.of_labels(labels, FILL), expected_labels)
-    difference = np.abs(crop.of_image(image, PAD_COLOR).astype(int) - expected_image.astype(int))
+    difference = np.abs(crop.of_image(image, IMAGENET.pad_color).astype(int) - expected_image.astype(int))
     assert difference.shape == (*crop.size, 3)
     assert difference.max() <= 1
     return difference
@@ -53,7 +53,7 @@ def test_most_pixels_are_equal():
 def test_the_image_at_its_own_size_is_only_cut():
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
     crop = ResizedCrop((30, 40), 5, 7, (20, 30))
-    np.testing.assert_array_equal(crop.of_image(image, PAD_COLOR), image[5:25, 7:37])
+    np.testing.assert_array_equal(crop.of_image(image, IMAGENET.pad_color), image[5:25, 7:37])
 
 
 def test_narrow_labels_are_widened():

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from ovenet.data.photometric import distort
 from ovenet.data.samplers import TrainSampler, evaluation_shard
 from ovenet.data.transforms import (
-    IMAGE_MEAN,
-    IMAGE_STD,
-    PAD_COLOR,
+    IMAGENET,
     TrainTransform,
+    box_size,
     collate,
     normalize_images,
     resize_image,
@@ -63,7 +63,7 @@ def test_padding_is_ignored_and_nearly_zero_after_normalisation():
     out = transform(crop_size=(30, 50), base_size=40)(sample_of(24, 40), np.random.default_rng(0))
     assert (out.labels[24:] == 255).all()
     assert (out.labels[:, 40:] == 255).all()
-    assert (out.image[24:] == PAD_COLOR).all()
+    assert (out.image[24:] == IMAGENET.pad_color).all()
     normalized = normalize_images(torch.from_numpy(out.image.copy()).permute(2, 0, 1)[None])
     assert normalized[0, :, 24:].abs().max() < 0.01
 
@@ -125,7 +125,7 @@ def test_scaled_size(size, long_side, expected):
 
 def test_normalisation_by_hand():
     out = normalize_images(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
-    expected = [(1 - m) / s for m, s in zip(IMAGE_MEAN, IMAGE_STD, strict=True)]
+    expected = [(1 - m) / s for m, s in zip(IMAGENET.mean, IMAGENET.std, strict=True)]
     np.testing.assert_allclose(out.flatten(), expected, rtol=1e-5)
 
 
@@ -238,3 +238,93 @@ def test_stretching_gives_up_the_proportions():
     assert out.image.shape == (24, 40, 3)
     np.testing.assert_allclose(out.image[:, 0, 1], (np.arange(24) + 0.5) * 90 / 24 - 0.5, atol=1)
     np.testing.assert_allclose(out.image[0, :, 2], np.clip((np.arange(40) + 0.5) * 0.75 - 0.5, 0, 29), atol=1)
+
+
+def test_any_scale_of_a_range_is_drawn():
+    """A square image in a crop of 64: its side is between 5 and 20 pixels, of any length."""
+    sides = []
+    for seed in range(300):
+        step = transform(crop_size=(64, 64), base_size=10, scale_range=(0.5, 2.0))
+        sides.append(int((step(sample_of(40, 40), np.random.default_rng(seed)).labels[0] != 255).sum()))
+    assert set(sides) == set(range(5, 21))
+    assert abs(np.mean(sides) - 12.5) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "expected"),
+    [
+        ((512, 683), 1.0, (512, 683)),  # the short side limits
+        ((300, 400), 1.0, (512, 683)),
+        ((100, 1000), 1.0, (205, 2048)),  # the long side limits
+        ((400, 300), 0.5, (341, 256)),  # portrait; 256 / 300 · 400 = 341.3
+        ((1024, 2048), 1.0, (512, 1024)),
+    ],
+)
+def test_images_fit_into_a_box(size, scale, expected):
+    assert box_size(size, (2048, 512), scale) == expected
+
+
+def test_crops_of_one_class_are_drawn_anew():
+    """Class 1 covers the left quarter; elsewhere is class 0."""
+    labels = np.zeros((40, 160), np.int16)
+    labels[:, :40] = 1
+    source = Sample(np.zeros((40, 160, 3), np.uint8), labels, "a.png")
+    shares = {}
+    for ratio in (1.0, 0.75):
+        step = transform(crop_size=(40, 40), base_size=160, cat_max_ratio=ratio)
+        crops = [step(source, np.random.default_rng(seed)).labels for seed in range(200)]
+        shares[ratio] = np.mean([0.25 < (crop == 1).mean() < 0.75 for crop in crops])
+    assert shares[1.0] < 0.25  # 19 of 121 places
+    assert shares[0.75] > 0.75  # 1 - (102 / 121)^10 = 0.82 within ten tries
+
+
+def test_ignored_pixels_are_no_class_of_a_crop():
+    labels = np.full((24, 40), 255, np.int16)
+    labels[:, :20] = 3
+    source = Sample(np.zeros((24, 40, 3), np.uint8), labels, "a.png")
+    out = transform(base_size=40, cat_max_ratio=0.75)(source, np.random.default_rng(0))
+    np.testing.assert_array_equal(out.labels, labels)  # no crop is better; the last try is taken
+
+
+def test_colours_change_and_labels_do_not():
+    source = sample_of(24, 40)
+    changed = 0
+    for seed in range(40):
+        out = transform(base_size=40, photometric=True)(source, np.random.default_rng(seed))
+        np.testing.assert_array_equal(out.labels, source.labels)
+        again = transform(base_size=40, photometric=True)(source, np.random.default_rng(seed))
+        np.testing.assert_array_equal(out.image, again.image)
+        changed += not np.array_equal(out.image, source.image)
+    assert 30 < changed < 40  # one in sixteen keeps all, beside contrasts and hues of nothing
+
+
+class Draws:
+    """A generator whose draws are given."""
+
+    def __init__(self, decisions, values, hue=0):
+        self.decisions, self.values, self.hue = iter(decisions), iter(values), hue
+
+    def random(self):
+        return 0.0 if next(self.decisions) else 1.0
+
+    def uniform(self, low, high):
+        value = next(self.values)
+        assert low <= value <= high
+        return value
+
+    def integers(self, low, high):
+        assert low <= self.hue < high
+        return self.hue
+
+
+def test_each_change_of_colour_by_hand():
+    image = np.array([[[100, 50, 200], [250, 10, 0]]], np.uint8)
+    # decisions: brightness, contrast first, contrast, saturation, hue
+    brighter = distort(image, Draws([1, 0, 0, 0, 0], [20.0]))
+    np.testing.assert_array_equal(brighter, [[[120, 70, 220], [255, 30, 20]]])
+    for first in (0, 1):
+        np.testing.assert_array_equal(distort(image, Draws([0, first, 1, 0, 0], [0.5])), [[[50, 25, 100], [125, 5, 0]]])
+    grey = distort(image, Draws([0, 0, 0, 1, 0], [0.5]))  # towards the largest channel, by half
+    np.testing.assert_allclose(grey, [[[150, 125, 200], [250, 130, 125]]], atol=2)
+    red_to_yellow = distort(np.array([[[200, 0, 0]]], np.uint8), Draws([0, 0, 0, 0, 1], [], hue=15))  # 15 · 2 degrees
+    np.testing.assert_allclose(red_to_yellow, [[[200, 100, 0]]], atol=2)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ovenet.builders import build_model, build_optimizer, build_train_step
 from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import read_checkpoint
-from ovenet.engine.optim import build_schedule
+from ovenet.engine.optim import build_schedule, go_to
 from ovenet.engine.store import CHECKPOINT
 from ovenet.engine.trainer import BEST, BEST_EMA, FINAL, FINAL_EMA, Phase, Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
@@ -40,7 +40,9 @@ def stack(samples):
     return Batch(torch.stack(images), torch.stack(labels), ("a.png",) * len(images))
 
 
-def make_trainer(cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, batch_size=4, rank=0, world_size=1, **options):
+def make_trainer(
+    cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, batch_size=4, rank=0, world_size=1, iterations=0, **options
+):
     torch.manual_seed(0)
     model = build_model(cfg)
     run_dir.mkdir(exist_ok=True)
@@ -56,7 +58,7 @@ def make_trainer(cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, batch_size=4,
         "run_dir": run_dir, "log_dir": run_dir / "tensorboard", "begin_epoch": 0,
         "eval_interval": 1, "print_freq": 1, "max_skipped": 2, "metadata": {"config": "c"}, **options,
     })  # fmt: skip
-    phases = [Phase(loader, sampler, end_epoch)]
+    phases = [Phase(loader, sampler, end_epoch, iterations)]
     cfg = cfg.clone()
     cfg.merge_from_list(["TRAIN.END_EPOCH", end_epoch])
     step = build_train_step(model, cfg, torch.device("cpu"), phases)
@@ -153,10 +155,24 @@ def test_the_learning_rate_follows_the_formula():
         optimizer.step()
         schedule.step()
     np.testing.assert_allclose(rates, [0.01 * (1 - it / 40) ** 0.9 for it in range(41)], atol=1e-12)
-    resumed = build_schedule(torch.optim.SGD([parameter], lr=0.01), 80)
-    resumed.load_state_dict(schedule.state_dict())
-    resumed.step()
-    assert resumed.get_last_lr()[0] == pytest.approx(0.01 * (1 - 42 / 80) ** 0.9)
+    go_to(schedule, 10)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * (1 - 10 / 40) ** 0.9)
+    schedule.step()
+    assert schedule.get_last_lr()[0] == pytest.approx(0.01 * (1 - 11 / 40) ** 0.9)
+
+
+def test_the_learning_rate_ends_where_it_is_told_to():
+    """The values of mmsegmentation's schedule, and another base rate with the same end."""
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": parameters[:1], "lr": 0.01}, {"params": parameters[1:], "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    schedule = build_schedule(optimizer, 40_000, lr_min=1e-4)
+    expected = {0: 0.01, 10_000: 0.00774171, 20_000: 0.00540528, 39_999: 0.00010071}
+    for iteration, rate in expected.items():
+        go_to(schedule, iteration)
+        slow, fast = (group["lr"] for group in optimizer.param_groups)
+        assert slow == pytest.approx(rate, abs=1e-8)
+        assert fast == pytest.approx((0.1 - 1e-4) * (1 - iteration / 40_000) ** 0.9 + 1e-4)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
@@ -291,3 +307,74 @@ def test_bad_steps_that_are_read_late_end_the_run(cfg, tmp_path):
         trainer.model.head.layers[3].bias[0] = float("inf")
     with pytest.raises(ValueError, match=r"not finite in 2 iterations in a row \(TRAIN\.MAX_SKIPPED\)"):
         trainer.fit()
+
+
+def rates_of(trainer):
+    """The learning rate of every step that is still to come."""
+    rates = []
+    step = trainer.step
+
+    def noting(batches, **keys):
+        rates.append(step.optimizer.param_groups[0]["lr"])
+        return step(batches, **keys)
+
+    for name in ("optimizer", "ema", "parallel", "state", "latency", "model"):
+        setattr(noting, name, getattr(step, name))
+    trainer.step = noting
+    trainer.fit()
+    return rates
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("iterations", [0, 12])
+def test_a_resumed_run_has_the_rate_of_its_share_of_the_schedule(cfg, tmp_path, batch_size, iterations):
+    """Six epochs of 8 samples, cut after half of them in batches of 4; then in batches of another size.
+
+    Per epoch there are 8 / batch_size steps: with the length in epochs, 3 epochs of them are left. With the length in
+    iterations, 6 of 12 are left whatever the batch.
+    """
+    cut_after(make_trainer(cfg, tmp_path / "run", batch_size=4, end_epoch=6, iterations=iterations), 6)
+    resumed = make_trainer(cfg, tmp_path / "run", batch_size=batch_size, end_epoch=6, iterations=iterations)
+    resumed.resume()
+    total = iterations or 6 * 8 // batch_size
+    expected = [0.05 * (1 - it / total) ** 0.9 for it in range(total // 2, total)]
+    assert rates_of(resumed) == pytest.approx(expected)
+
+
+def test_another_accumulation_has_the_rate_of_its_share_too(tiny_cfg, tmp_path):
+    once, twice = tiny_cfg("TRAIN.LR", 0.05), tiny_cfg("TRAIN.LR", 0.05, "TRAIN.ACCUMULATE", 2)
+    cut_after(make_trainer(once, tmp_path / "run", batch_size=2, end_epoch=4), 8)
+    resumed = make_trainer(twice, tmp_path / "run", batch_size=2, end_epoch=4, accumulate=2)
+    resumed.resume()
+    assert rates_of(resumed) == pytest.approx([0.05 * (1 - it / 8) ** 0.9 for it in range(4, 8)])
+
+
+def test_a_length_in_iterations_ends_inside_an_epoch(cfg, tmp_path):
+    trainer = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=999, iterations=6)  # 4 steps an epoch
+    assert trainer.end_epoch == 2
+    validations = []
+    trainer.evaluate = lambda model, score=trainer.evaluate: validations.append(trainer.position) or score(model)
+    trainer.fit()
+    assert (trainer.iteration, trainer.position, trainer.is_done) == (6, 6, True)
+    assert validations == [4, 6]
+    again = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=999, iterations=6)
+    again.resume()
+    assert again.is_done
+
+
+def test_momenta_of_another_optimizer_are_refused(cfg, tiny_cfg, tmp_path):
+    make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
+    other = make_trainer(tiny_cfg("TRAIN.OPTIMIZER", "adamw"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"momenta are of another optimizer \(TRAIN\.OPTIMIZER\)"):
+        other.resume()
+
+
+def test_momenta_follow_their_parameters_into_other_groups(cfg, tiny_cfg, tmp_path):
+    first = make_trainer(cfg, tmp_path / "run", end_epoch=1)
+    first.fit()
+    other = make_trainer(tiny_cfg("TRAIN.LR_MULT.HEAD", 5, "TRAIN.NO_DECAY_ON_NORM", True), tmp_path / "run")
+    other.resume()
+    assert len(other.step.optimizer.param_groups) == 4
+    for name, parameter in other.model.named_parameters():
+        before = first.step.optimizer.state[first.model.get_parameter(name)]["momentum_buffer"]
+        assert torch.equal(other.step.optimizer.state[parameter]["momentum_buffer"], before), name

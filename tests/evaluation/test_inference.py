@@ -9,7 +9,7 @@ from ovenet.builders import build_model
 from ovenet.data.info import EvaluationRule
 from ovenet.data.transforms import normalize_images
 from ovenet.evaluation.inference import InferenceSettings, ScaledView, ScorePredictor, best_class, window_starts
-from ovenet.structures import OVeNetOutput
+from ovenet.structures import Normalization, OVeNetOutput
 
 CPU = torch.device("cpu")
 
@@ -311,3 +311,20 @@ def test_images_may_be_scaled_ahead(image):
     predictor = ScorePredictor(PixelModel(), settings(scales=(0.5, 1.0)), CPU)
     a, b = predictor.predict(image), predictor.predict(image, scaled=predictor.scaled_images(image))
     assert torch.equal(a.labels["fused"], b.labels["fused"])
+
+
+def test_a_box_runs_the_image_whole(image):
+    """Within 80x24: the short side of 30 pixels limits, and no window is cut."""
+    model = PixelModel()
+    predictor = ScorePredictor(model, settings(base_box=(80, 24), window_size=(8, 8)), torch.device("cpu"))
+    assert predictor.predict_scores(image)["fused"].shape[1:] == (30, 40)
+    assert model.seen == [(1, 3, 24, 32)]
+
+
+def test_pixels_are_normalised_as_the_model_wants_them(image):
+    model = PixelModel()
+    own = Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "BGR")
+    scores = ScorePredictor(model, settings(normalization=own), torch.device("cpu")).predict_scores(image)["fused"]
+    blue_first = (image[..., ::-1].astype(np.float64) / 255 - own.mean) / own.std
+    logits = torch.einsum("kc,hwc->khw", model.weight[..., 0, 0].double(), torch.from_numpy(blue_first.copy()))
+    torch.testing.assert_close(scores.double(), logits.softmax(0), atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ovenet.losses import OhemSettings, SegmentationCriterion
+from ovenet.losses import LOSSES, SegmentationCriterion, build_losses
 from ovenet.structures import OVeNetOutput
 
 
@@ -21,6 +21,7 @@ def constant_output(initial: float, seed: float, fused: float, confidence: float
     return OVeNetOutput(maps(initial), maps(seed), maps(fused), torch.zeros(1, 2, 3, 4), confidence_map)
 
 
+OHEM = {"NAME": "ohem", "THRESHOLD": 0.7, "MIN_KEPT": 5}
 LABELS = torch.zeros(1, 9, 13, dtype=torch.int64)
 
 
@@ -43,7 +44,7 @@ def test_auxiliary_maps_are_weighted():
 
 def test_ohem_mines_the_final_map_only():
     """Every pixel is right with p = 0.8, above the threshold, and none is below the smallest: none is mined."""
-    criterion = SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1.0), ohem=OhemSettings(0.7, 5))
+    criterion = SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1.0), losses=build_losses([OHEM]))
     loss = criterion(constant_output(0.8, 0.8, 0.8, 0.5, num_maps=2), LABELS)
     assert loss.terms["fused"].item() == pytest.approx(0.4 * math.log(1.5), abs=1e-5)
 
@@ -69,13 +70,14 @@ def test_a_baseline_has_one_term():
     assert loss.total.item() == pytest.approx(math.log(1.25), abs=1e-5)
 
 
-@pytest.mark.parametrize("ohem", [None, OhemSettings(0.7, 5)])
-def test_an_ignored_crop_gives_zero_with_a_gradient(ohem):
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_an_ignored_crop_gives_zero_with_a_gradient(name):
     output = constant_output(0.8, 0.8, 0.8, 0.5)
-    loss = SegmentationCriterion(ignore_label=255, ohem=ohem)(output, torch.full((1, 9, 13), 255))
-    loss.total.backward()
+    criterion = SegmentationCriterion(ignore_label=255, losses=build_losses([{"NAME": name}]))
+    loss = criterion(output, torch.full((1, 9, 13), 255))
     assert loss.total.item() == 0.0
-    assert (output.confidence.grad == 0).all()
+    for gradient in torch.autograd.grad(loss.total, (output.confidence, output.fused[0], output.seed[0])):
+        assert (gradient == 0).all()
 
 
 def test_weights_must_fit_the_outputs():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovenet.losses import OhemSettings, SegmentationCriterion, blocked
+from ovenet.losses import OhemSettings, SegmentationCriterion, blocked, build_losses
 from ovenet.losses.targets import Targets
 from ovenet.losses.upsampled import upsampled_cross_entropy
 from ovenet.structures import OVeNetOutput
@@ -161,21 +161,22 @@ def test_nan_and_large_logits_are_told(engine):
     assert upsampled_cross_entropy(broken, targets, "logits", engine=engine)[0].isnan()
 
 
-def criterion_and_output(engine, ohem=None):
+def criterion_and_output(engine, term):
     def maps(channels=7):
         return tuple(torch.randn(2, channels, 6, 9).requires_grad_() for _ in range(2))
 
     torch.manual_seed(1)
     output = OVeNetOutput(maps(), maps(), maps(), torch.rand(2, 2, 6, 9) - 0.5, torch.rand(2, 1, 6, 9).requires_grad_())
-    return SegmentationCriterion(ignore_label=IGNORE, output_weights=(0.4, 1), ohem=ohem, engine=engine), output
+    losses = build_losses([term], engine=engine)
+    return SegmentationCriterion(ignore_label=IGNORE, output_weights=(0.4, 1), losses=losses), output
 
 
-@pytest.mark.parametrize("ohem", [None, OhemSettings(0.5, 50)])
-def test_the_whole_criterion_is_the_same_with_every_engine(ohem):
+@pytest.mark.parametrize("term", [{"NAME": "cross_entropy"}, {"NAME": "ohem", "THRESHOLD": 0.5, "MIN_KEPT": 50}])
+def test_the_whole_criterion_is_the_same_with_every_engine(term):
     labels = torch.randint(0, 7, (2, 21, 33))
     results = []
     for engine in ("plain", "blocked"):
-        criterion, output = criterion_and_output(engine, ohem)
+        criterion, output = criterion_and_output(engine, term)
         loss = criterion(output, labels)
         inputs = (*output.initial, *output.seed, *output.fused, output.confidence)
         results.append((loss.total, loss.terms, *torch.autograd.grad(loss.total, inputs)))

@@ -6,7 +6,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovenet.builders import build_model
+from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.folding import folded
+from ovenet.models.heads import ConvHead
+from ovenet.models.interfaces import Backbone
+from ovenet.models.necks import IdentityNeck
 
 
 def with_statistics(model):
@@ -41,6 +45,49 @@ def test_no_norm_is_left(tiny_cfg, name):
     assert not any(isinstance(module, _BatchNorm) for module in folded(model).modules())
 
 
-def test_a_norm_without_a_convolution_stays():
-    model = nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
-    assert isinstance(folded(model)[1], nn.BatchNorm2d)
+class PreActivation(Backbone):
+    """BatchNorm, ReLU, convolution, as in ResNetV2: here ``bn1`` comes before ``conv1``, not after it."""
+
+    channels, strides = (6,), (1,)
+
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(3), nn.Conv2d(3, 6, 3, padding=1)
+        self.conv2, self.bn2 = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv3, self.bn3 = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, images):
+        x = self.conv1(self.bn1(images).relu())
+        x = self.bn2(self.conv2(x)).relu()
+        y = self.conv3(x)
+        return [self.bn3(y) + self.use_of_the_convolution(y)]
+
+    def use_of_the_convolution(self, y):
+        return 0.0
+
+
+def test_a_norm_before_a_convolution_is_not_taken_for_the_one_after_it():
+    model = with_statistics(Segmentor(PreActivation(), IdentityNeck((6,), (1,)), ConvHead((6,), (1,), 4)))
+    images = torch.randn(2, 3, 20, 30)
+    fast = folded(model)
+    torch.testing.assert_close(fast(images).fused[-1], model(images).fused[-1], atol=1e-5, rtol=1e-5)
+    assert isinstance(fast.backbone.bn1, nn.BatchNorm2d)
+    assert isinstance(fast.backbone.bn2, nn.Identity)
+
+
+def test_a_convolution_that_is_read_twice_leaves_the_model_as_it_is(monkeypatch):
+    """Its output would change for the other reader."""
+    monkeypatch.setattr(PreActivation, "use_of_the_convolution", lambda self, y: y)
+    model = with_statistics(Segmentor(PreActivation(), IdentityNeck((6,), (1,)), ConvHead((6,), (1,), 4)))
+    with pytest.warns(UserWarning, match="BatchNorm is not folded"):
+        same = folded(model)
+    images = torch.randn(1, 3, 20, 30)
+    torch.testing.assert_close(same(images).fused[-1], model(images).fused[-1])
+
+
+def test_the_activation_in_a_norm_of_timm_stays():
+    model = with_statistics(build_segmentor("tf_efficientnet_lite0", num_classes=4, head="conv1x1"))
+    images = torch.randn(1, 3, 64, 96)
+    fast = folded(model)
+    torch.testing.assert_close(fast(images).fused[-1], model(images).fused[-1], atol=1e-4, rtol=1e-4)
+    assert sum(isinstance(m, _BatchNorm) for m in fast.modules()) == 0

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ovenet.errors import UserError
+from ovenet.models import build_segmentor
 from ovenet.models.backbones import HRNet, StageSpec
 from ovenet.models.backbones.hrnet import ExchangeUnit, Transition
 from ovenet.models.necks import ConcatNeck
@@ -13,7 +15,6 @@ SPECS = [
     StageSpec(1, (1, 1, 1), (4, 8, 16)),
     StageSpec(1, (1, 1, 1, 1), (4, 8, 16, 32)),
 ]
-COPIES = dict(enumerate(SPECS[1:], start=2))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,7 @@ def test_parameter_counts(widths, modules, blocks, stage1, num_parameters):
 
 @pytest.mark.parametrize("size", [(64, 96), (37, 51)])
 def test_features_halve_rounding_up(size):
-    features = HRNet(SPECS).eval()(torch.randn(1, 3, *size)).main
+    features = HRNet(SPECS).eval()(torch.randn(1, 3, *size))
     height, width = (-(-n // 4) for n in size)
     for channels, x in zip((4, 8, 16, 32), features, strict=True):
         assert x.shape == (1, channels, height, width)
@@ -43,14 +44,12 @@ def test_features_halve_rounding_up(size):
 
 
 @pytest.mark.parametrize("stage", [2, 3, 4])
-def test_a_copied_branch_with_equal_weights_gives_equal_features(stage):
-    model = HRNet(SPECS, offset_stage=stage, offset_stages=COPIES).eval()
-    state = model.state_dict()
-    for name in state:
-        if "_2." in name:
-            state[name].copy_(state[name.replace("_2.", ".")])
-    features = model(torch.randn(1, 3, 64, 96))
-    for main, branch in zip(features.main, features.offset, strict=True):
+def test_a_tail_with_equal_weights_gives_equal_features(stage):
+    model = HRNet(SPECS).eval()
+    tail = model.make_tail(stage).eval()
+    tail.load_state_dict({name: model.state_dict()[name] for name in tail.state_dict()})
+    before = model.run([torch.randn(1, 3, 64, 96)], 0, stage - 1)
+    for main, branch in zip(model.run(before, stage - 1, 4), tail(before), strict=True):
         torch.testing.assert_close(main, branch)
 
 
@@ -85,16 +84,35 @@ def test_transition_adds_the_new_resolution_from_the_coarsest():
 
 
 def test_neck_stacks_at_the_finest_resolution():
-    neck = ConcatNeck((1, 2), align_corners=True)
+    neck = ConcatNeck((1, 2), (4, 8), align_corners=True)
     fine, coarse = torch.randn(1, 1, 3, 3), torch.randn(1, 2, 2, 2)
-    out = neck([fine, coarse])
-    assert neck.out_channels == 3
+    (out,) = neck([fine, coarse])
+    assert (neck.channels, neck.strides) == ((3,), (4,))
     torch.testing.assert_close(out[:, :1], fine)
     torch.testing.assert_close(out[:, 1:, ::2, ::2], coarse)  # corners on corners
 
 
 def test_a_stage_with_too_few_resolutions_is_refused():
-    with pytest.raises(ValueError, match="stage 3 needs 3 entries"):
+    with pytest.raises(ValueError, match="stage 3 of HRNet needs 3 entries"):
         HRNet([*SPECS[:2], StageSpec(1, (1, 1), (4, 8)), SPECS[3]])
-    with pytest.raises(ValueError, match="offset_stage is 1"):
-        HRNet(SPECS, offset_stage=1)
+    with pytest.raises(UserError, match="forked at stage 2, 3 or 4, not at 1"):
+        HRNet(SPECS).make_tail(1)
+
+
+def test_the_tail_of_a_published_network_is_the_published_one():
+    """OVeNet's copies have one, three and two exchange units."""
+    with torch.device("meta"):
+        tail = build_segmentor("hrnet_w48", num_classes=19).backbone.make_tail(2)
+    assert [len(tail.get_submodule(f"stage{n}")) for n in (2, 3, 4)] == [1, 3, 2]
+
+
+def test_mmsegmentation_upsamples_twice():
+    """By the nominal factor, then to the size that is there: the same where sides are multiples of 32."""
+    torch.manual_seed(0)
+    ours = HRNet(SPECS, align_corners=False).eval()
+    theirs = HRNet(SPECS, align_corners=False, flavour="mmseg").eval()
+    theirs.load_state_dict(ours.state_dict())
+    for size, same in (((64, 96), True), ((65, 97), False)):
+        image = torch.randn(1, 3, *size)
+        difference = (ours(image)[0] - theirs(image)[0]).abs().max()
+        assert (difference < 1e-5) == same

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ovenet.builders import build_criterion, build_model
-from ovenet.models import SeedFusion, Segmentor, freeze_main_network
+from ovenet.errors import UserError
 
 COMPOSITIONS = [
     (name, branch) for name in ("seg_hrnet", "seg_hrnet_ocr", "branched_seg_hrnet") for branch in (0, 2, 3, 4)
@@ -23,8 +23,8 @@ def test_any_size_gives_maps_at_stride_4(composition, size):
     with torch.no_grad():
         output = model(torch.randn(2, 3, *size))
     h, w = (-(-n // 4) for n in size)
-    num_outputs = 2 if composition.MODEL.NAME == "seg_hrnet_ocr" else 1
-    is_ovenet = composition.MODEL.EXTRA.OFFSET_BRANCH > 0
+    num_outputs = 2 if composition.MODEL.HEAD.NAME == "ocr" else 1
+    is_ovenet = composition.MODEL.SEED.NAME == "fork"
     assert [tuple(s.shape) for s in output.initial] == [(2, 11, h, w)] * num_outputs
     assert [tuple(s.shape) for s in output.fused] == [(2, 11, h, w)] * num_outputs
     assert len(output.seed) == (num_outputs if is_ovenet else 0)
@@ -65,23 +65,17 @@ def test_ovenet_starts_as_its_baseline(tiny_cfg):
 
 def test_offset_threshold_bounds_the_offset(tiny_cfg):
     model = build_model(tiny_cfg("MODEL.EXTRA.OFFSET_THRESHOLD", 0.2)).eval()
-    torch.nn.init.normal_(model.offset_head.layers[-1].weight, std=100)
+    torch.nn.init.normal_(model.seed.head.layers[-1].weight, std=100)
     with torch.no_grad():
         offset = model(torch.randn(1, 3, 64, 64)).offset
     assert offset.abs().max() == pytest.approx(0.2, abs=1e-4)
-
-
-def test_parts_of_the_fusion_go_together(tiny_cfg):
-    model = build_model(tiny_cfg(offset_branch=0))
-    with pytest.raises(ValueError, match="go together"):
-        Segmentor(model.backbone, model.neck, model.head, fusion=SeedFusion())
 
 
 def test_names_do_not_depend_on_the_composition(tiny_cfg):
     baseline = set(build_model(tiny_cfg(offset_branch=0)).state_dict())
     ovenet = set(build_model(tiny_cfg(offset_branch=3)).state_dict())
     assert baseline < ovenet
-    assert all("_2." in name or name.startswith("offset_head.") for name in ovenet - baseline)
+    assert all(name.startswith("seed.") for name in ovenet - baseline)
 
 
 @pytest.mark.parametrize("name", ["branched_seg_hrnet", "seg_hrnet_ocr"])
@@ -97,14 +91,20 @@ def test_freezing_leaves_everything_but_the_offset_branch_untouched(tiny_cfg, na
         optimizer.step()
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed
-    assert all("_2." in key or key.startswith("offset_head.") for key in changed)
+    assert all(key.startswith("seed.") for key in changed)
     assert any(key.endswith("running_mean") for key in changed)
     assert not model.head.training
 
 
 def test_a_baseline_cannot_be_frozen(tiny_cfg):
-    with pytest.raises(ValueError, match=r"MODEL.FREEZED_PAR.*OFFSET_BRANCH"):
-        freeze_main_network(build_model(tiny_cfg(offset_branch=0)))
+    with pytest.raises(UserError, match="nothing of this model would be left to train"):
+        build_model(tiny_cfg(offset_branch=0)).freeze(["backbone", "neck", "head"])
+
+
+@pytest.mark.parametrize("part", ["sead", "backbone.layer9", "seed"])
+def test_only_parts_that_are_there_can_be_frozen(tiny_cfg, part):
+    with pytest.raises(UserError, match=rf"no part '{part}'; it has backbone, neck, head, and modules in them"):
+        build_model(tiny_cfg(offset_branch=0)).freeze([part])
 
 
 def test_refinement_and_probability_fusion_run(tiny_cfg):

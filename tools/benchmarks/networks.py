@@ -50,7 +50,8 @@ def step_case(options: Options, config: str, name: str, overrides: tuple[str, ..
         plain_model.parameters(), cfg.TRAIN.LR, momentum=0.9, weight_decay=cfg.TRAIN.WD, foreach=False, fused=False
     )
     criterion = step.criterion
-    ohem = None if criterion.ohem is None else (criterion.ohem.threshold, criterion.ohem.min_kept)
+    mining = getattr(criterion.losses[0].loss, "mining", None)
+    ohem = None if mining is None else (mining.threshold, mining.min_kept)
     loss = partial(plain.loss, weights=criterion.output_weights, class_weights=criterion.class_weights, ohem=ohem)
     plain_step = plain.train_step(plain_model, optimizer, loss)
     pixels = normalize_images(images).contiguous()  # loading did that; it is no part of this row

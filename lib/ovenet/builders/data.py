@@ -15,6 +15,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from ovenet.builders.caching import attach_cache
+from ovenet.builders.models import normalization
 from ovenet.data.audit import ListReport, audit_list, format_finding, missing_files, spread
 from ovenet.data.catalog import find_dataset
 from ovenet.data.dataset import AugmentedDataset, ListDataset
@@ -157,6 +158,11 @@ def train_dataset(cfg: CfgNode, list_file: str | None = None) -> AugmentedDatase
         rare_class_crops=cfg.TRAIN.RARE_CLASS_CROPS,
         stretch=dataset.info.evaluation.resize == "stretch",
         mirrored_table=dataset.info.mirrored_table() if dataset.info.mirrored_classes else None,
+        pad_color=normalization(cfg).pad_color,
+        scale_range=tuple(cfg.TRAIN.SCALE_RANGE) or None,
+        base_box=tuple(cfg.TRAIN.BASE_BOX) or None,
+        cat_max_ratio=cfg.TRAIN.CAT_MAX_RATIO,
+        photometric=cfg.TRAIN.PHOTOMETRIC_DISTORTION,
     )
     return AugmentedDataset(dataset, transform, seed=cfg.SEED, skip_broken=cfg.DATASET.SKIP_BROKEN)
 

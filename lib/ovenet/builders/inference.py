@@ -13,7 +13,7 @@ from ovenet.builders.models import build_model, load_checkpoint
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.models.folding import folded
-from ovenet.utils.environment import allow_tf32
+from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
 
 
@@ -28,11 +28,14 @@ def build_predictor(
         device: of this process.
         single_scale: leave out ``TEST.SCALE_LIST`` and ``TEST.FLIP_TEST``, as validation during training does.
     """
-    return ScorePredictor(model, inference_settings(cfg, dataset_info(cfg), single_scale=single_scale), device)
+    settings = inference_settings(cfg, dataset_info(cfg), model.normalization, single_scale=single_scale)
+    return ScorePredictor(model, settings, device)
 
 
-def inference_settings(cfg: CfgNode, info: DatasetInfo, *, single_scale: bool = False) -> InferenceSettings:
-    """What the ``TEST`` section and the dataset say about inference."""
+def inference_settings(
+    cfg: CfgNode, info: DatasetInfo, normalization: Normalization, *, single_scale: bool = False
+) -> InferenceSettings:
+    """What the ``TEST`` section, the dataset and the model say about inference."""
     width, height = cfg.TEST.IMAGE_SIZE
     return InferenceSettings(
         base_size=cfg.TEST.BASE_SIZE,
@@ -46,6 +49,9 @@ def inference_settings(cfg: CfgNode, info: DatasetInfo, *, single_scale: bool = 
         precision=cfg.TEST.PRECISION,
         rule=info.evaluation,
         mirrored_classes=info.mirrored_classes,
+        normalization=normalization,
+        tf32=cfg.TEST.TF32,
+        base_box=tuple(cfg.TEST.BASE_BOX) or None,
     )
 
 
@@ -62,7 +68,6 @@ def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Scor
 
 def inference_model(model: nn.Module, cfg: CfgNode, device: torch.device) -> nn.Module:
     """A trained model as it is fastest for inference, on its device."""
-    allow_tf32(cfg.TEST.TF32)
     model = folded(model) if cfg.TEST.FOLD_BATCHNORM else model
     model = model.to(device, memory_format=torch.channels_last).eval()
     return model if cfg.TEST.COMPILE == "none" else torch.compile(model, mode=cfg.TEST.COMPILE)

@@ -4,32 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
-from ovenet.config.defaults import OCR_NAMES
 from ovenet.data.audit import read_suggested_weights
 from ovenet.data.info import DatasetInfo
-from ovenet.losses import OhemSettings, SegmentationCriterion
+from ovenet.losses import SegmentationCriterion, build_losses
+from ovenet.models.registry import HEADS
 
-AUXILIARY_WEIGHTS = (0.4, 1.0)  # auxiliary and final map, as OCR was published
+AUXILIARY_WEIGHT = 0.4  # of every map but the final one, as OCR was published
 
 
 def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
     """The training loss."""
     info = dataset_info(cfg)
-    default_weights = AUXILIARY_WEIGHTS if cfg.MODEL.NAME in OCR_NAMES else (1.0,)
+    num_outputs = HEADS[cfg.MODEL.HEAD.NAME].num_outputs
+    default_weights = (AUXILIARY_WEIGHT,) * (num_outputs - 1) + (1.0,)
     return SegmentationCriterion(
         ignore_label=cfg.TRAIN.IGNORE_LABEL,
         class_weights=class_weights(cfg, info),
         output_weights=cfg.LOSS.BALANCE_WEIGHTS or default_weights,
-        ohem=OhemSettings(cfg.LOSS.OHEMTHRES, cfg.LOSS.OHEMKEEP) if cfg.LOSS.USE_OHEM else None,
+        losses=build_losses(
+            _terms(cfg), align_corners=cfg.MODEL.ALIGN_CORNERS, engine=cfg.LOSS.ENGINE, average=cfg.LOSS.AVERAGE
+        ),
         initial_and_seed_weight=cfg.LOSS.KAPPA,
         confidence_weight=cfg.LOSS.LAMBDA,
         align_corners=cfg.MODEL.ALIGN_CORNERS,
-        engine=cfg.LOSS.ENGINE,
     )
+
+
+def _terms(cfg: CfgNode) -> list[dict[str, Any]]:
+    """``LOSS.TERMS``, or what the published keys say."""
+    if cfg.LOSS.TERMS:
+        return cfg.LOSS.TERMS
+    if cfg.LOSS.USE_OHEM:
+        return [{"NAME": "ohem", "THRESHOLD": cfg.LOSS.OHEMTHRES, "MIN_KEPT": cfg.LOSS.OHEMKEEP}]
+    return [{"NAME": "cross_entropy"}]
 
 
 def class_weights(cfg: CfgNode, info: DatasetInfo) -> Sequence[float] | None:

@@ -1,66 +1,105 @@
-"""The network, its weights and its optimizer, from a configuration."""
+"""The network, its weights and its optimizer, from a configuration or from names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ovenet.config.defaults import OCR_NAMES
+from ovenet.config.checks import part_settings
+from ovenet.config.defaults import NO_SEED
 from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.engine.optim import build_optimizer as make_optimizer
-from ovenet.models import SeedFusion, Segmentor, freeze_main_network
-from ovenet.models.backbones import HRNet, StageSpec
-from ovenet.models.heads import OCRHead, OffsetHead, PlainHead
-from ovenet.models.necks import ConcatNeck
-from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights, published_name
+from ovenet.errors import UserError
+from ovenet.models import Segmentor, build_segmentor
+from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
+from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
+
+TIMM = "timm"
+PARAMETER_GROUPS = {"backbone": "BACKBONE", "neck": "HEAD", "head": "HEAD", "seed": "SEED"}  # of TRAIN.LR_MULT
 
 
 def build_model(cfg: CfgNode) -> Segmentor:
-    """The network that the config describes, at its random start; see `initialize_model` for weights from files."""
-    extra = cfg.MODEL.EXTRA
-    align_corners = cfg.MODEL.ALIGN_CORNERS
-    branch = extra.OFFSET_BRANCH
-    backbone = HRNet(
-        [_stage_spec(extra[f"STAGE{n}"]) for n in (1, 2, 3, 4)],
-        offset_stage=branch,
-        offset_stages={n: _stage_spec(extra[f"STAGE{n}_2"]) for n in (2, 3, 4)},
-        align_corners=align_corners,
+    """The network that the config describes, at its random start; see `initialize_model` for weights.
+
+    Raises:
+        UserError: parts that do not go together.
+    """
+    nodes = cfg.MODEL
+    model = build_segmentor(
+        nodes.BACKBONE.NAME,
+        num_classes=cfg.DATASET.NUM_CLASSES,
+        head=nodes.HEAD.NAME,
+        neck=nodes.NECK.NAME or None,
+        seed=None if nodes.SEED.NAME == NO_SEED else nodes.SEED.NAME,
+        align_corners=nodes.ALIGN_CORNERS,
+        backbone_args=part_settings(nodes.BACKBONE),
+        neck_args=part_settings(nodes.NECK),
+        head_args=part_settings(nodes.HEAD),
+        seed_args=part_settings(nodes.SEED),
         recompute=cfg.TRAIN.CHECKPOINT_ACTIVATIONS,
     )
-    neck = ConcatNeck(backbone.out_channels, align_corners=align_corners)
-    head = _build_head(cfg, neck.out_channels)
-    if not branch:
-        return Segmentor(backbone, neck, head)
-    offset_neck = ConcatNeck(backbone.offset_channels, align_corners=align_corners)
-    offset_head = OffsetHead(offset_neck.out_channels, max_offset=extra.OFFSET_THRESHOLD)
-    fusion = SeedFusion(num_refinements=extra.ITERATIVE_REFINEMENT, fuse_logits=extra.LOGITS)
-    model = Segmentor(backbone, neck, head, offset_neck=offset_neck, offset_head=offset_head, fusion=fusion)
-    if cfg.MODEL.FREEZED_PAR:
-        freeze_main_network(model)
+    if nodes.FROZEN:
+        model.freeze(nodes.FROZEN)
     return model
 
 
-def _stage_spec(node: CfgNode) -> StageSpec:
-    return StageSpec(node.NUM_MODULES, tuple(node.NUM_BLOCKS), tuple(node.NUM_CHANNELS), node.BLOCK)
+def create_model(
+    backbone: str,
+    *,
+    num_classes: int = 19,
+    head: str = "fcn",
+    neck: str | None = None,
+    seed: str | None = None,
+    pretrained: str | Path | bool | None = None,
+    align_corners: bool = True,
+    backbone_args: Mapping[str, Any] | None = None,
+    neck_args: Mapping[str, Any] | None = None,
+    head_args: Mapping[str, Any] | None = None,
+    seed_args: Mapping[str, Any] | None = None,
+) -> Segmentor:
+    """A model from names, without a configuration.
 
+        model = ovenet.create_model("convnext_tiny", head="ocr", seed="shared", num_classes=11)
 
-def _build_head(cfg: CfgNode, in_channels: int) -> nn.Module:
-    num_classes, kernel = cfg.DATASET.NUM_CLASSES, cfg.MODEL.EXTRA.FINAL_CONV_KERNEL
-    if cfg.MODEL.NAME not in OCR_NAMES:
-        return PlainHead(in_channels, num_classes, final_kernel=kernel)
-    ocr = cfg.MODEL.OCR
-    return OCRHead(
-        in_channels,
-        num_classes,
-        mid_channels=ocr.MID_CHANNELS,
-        key_channels=ocr.KEY_CHANNELS,
-        dropout=ocr.DROPOUT,
-        final_kernel=kernel,
+    Args:
+        backbone: a name of `ovenet.list_backbones`.
+        num_classes: ``K``.
+        head: a name of `ovenet.list_heads`.
+        neck: a name of `ovenet.list_necks`; None is the head's own.
+        seed: where offsets come from, a name of `ovenet.list_seeds`; None is the baseline.
+        pretrained: a file of weights, or ``timm`` for timm's; None takes those that come with the backbone, if any do,
+            and False takes none.
+        align_corners: convention of all resizing of maps; True for HRNet and OVeNet, False for mmsegmentation.
+        backbone_args, neck_args, head_args, seed_args: settings of the parts, see `ovenet.describe`.
+
+    Raises:
+        UserError: there is no such part, a setting or a file is wrong, or parts do not go together.
+    """
+    model = build_segmentor(
+        backbone,
+        num_classes=num_classes,
+        head=head,
+        neck=neck,
+        seed=seed,
+        align_corners=align_corners,
+        backbone_args=backbone_args,
+        neck_args=neck_args,
+        head_args=head_args,
+        seed_args=seed_args,
     )
+    is_on_meta = next(model.parameters()).is_meta
+    if pretrained is not False and not is_on_meta:
+        source = TIMM if pretrained is True else str(pretrained or "")
+        for report in _initialize_backbone(model, source):
+            report.require(MIN_MATCHED)
+    return model
 
 
 def load_checkpoint(model: Segmentor, path: str | Path, *, allow_partial: bool = False) -> LoadReport:
@@ -72,7 +111,7 @@ def load_checkpoint(model: Segmentor, path: str | Path, *, allow_partial: bool =
         allow_partial: accept a file that lacks some of them.
 
     Raises:
-        ValueError: the file cannot be read safely, or does not hold every tensor of the model.
+        UserError: the file cannot be read safely, or does not hold every tensor of the model.
     """
     report = load_weights(model, weights_of(read_checkpoint(path), path), str(path), whole=True)
     report.require(1.0, allow_partial=allow_partial)
@@ -80,15 +119,13 @@ def load_checkpoint(model: Segmentor, path: str | Path, *, allow_partial: bool =
 
 
 def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
-    """Loads the weights that training starts from: ``MODEL.PRETRAINED`` and ``MODEL.OFFSET_PRETRAINED``.
+    """Loads the weights that training starts from: ``MODEL.BACKBONE.PRETRAINED`` and ``MODEL.SEED.PRETRAINED``.
 
     Raises:
-        ValueError: a file cannot be read safely, or matches less than 95 % of what it should initialise.
+        UserError: a file cannot be read safely, or matches less than 95 % of what it should initialise.
     """
-    reports = []
-    if path := cfg.MODEL.PRETRAINED:
-        reports.append(load_weights(model, weights_of(read_checkpoint(path), path), path, whole=False))
-    if path := cfg.MODEL.OFFSET_PRETRAINED:
+    reports = _initialize_backbone(model, cfg.MODEL.BACKBONE.PRETRAINED)
+    if path := cfg.MODEL.SEED.PRETRAINED:
         reports.append(load_offset_branch(model, weights_of(read_checkpoint(path), path), path))
     for report in reports:
         get_logger().info("%s", report)
@@ -96,13 +133,40 @@ def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
     return reports
 
 
+def _initialize_backbone(model: Segmentor, source: str) -> list[LoadReport]:
+    """From a file, from timm, or, without a source, from the package that the backbone's weights come with."""
+    if source == TIMM:
+        from ovenet.models.backbones.timm import timm_weights  # timm takes a second to import
+
+        name = model.backbone.timm_name
+        if name is None:
+            raise UserError("MODEL.BACKBONE.PRETRAINED is timm, but timm does not have this backbone; name a file")
+        state: Mapping[str, Tensor] | None = timm_weights(name)
+        source = f"timm's {name}"
+    elif source:
+        state = weights_of(read_checkpoint(source), source)
+    else:
+        state = model.backbone.bundled_weights()
+        source = "the weights that come with the backbone"
+    return [] if state is None else [load_weights(model, state, source, whole=False)]
+
+
+def normalization(cfg: CfgNode) -> Normalization:
+    """How the backbone that the config describes wants its pixels."""
+    return _normalization(CfgNode({"MODEL": cfg.MODEL, "TRAIN": cfg.TRAIN, "DATASET": cfg.DATASET}).dump())
+
+
+@lru_cache(maxsize=8)
+def _normalization(text: str) -> Normalization:
+    with torch.device("meta"):
+        return build_model(CfgNode.load_cfg(text)).normalization
+
+
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """The optimizer of the parameters that are trained."""
-    has_ocr = cfg.MODEL.NAME in OCR_NAMES
+    """The optimizer of the parameters that are trained; ``TRAIN.LR_MULT`` has the factors of the parts."""
 
     def lr_factor(name: str) -> float:
-        published = published_name(name, has_ocr=has_ocr)
-        return cfg.TRAIN.NONBACKBONE_MULT if any(word in published for word in cfg.TRAIN.NONBACKBONE_KEYWORDS) else 1.0
+        return cfg.TRAIN.LR_MULT[PARAMETER_GROUPS[name.split(".")[0]]]
 
     return make_optimizer(
         model,
@@ -118,4 +182,4 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
 
 def prediction_names(cfg: CfgNode) -> tuple[str, ...]:
     """What the model predicts, see `OVeNetOutput.predictions`."""
-    return ("initial", "seed", "fused") if cfg.MODEL.EXTRA.OFFSET_BRANCH else ("fused",)
+    return ("fused",) if cfg.MODEL.SEED.NAME == NO_SEED else ("initial", "seed", "fused")

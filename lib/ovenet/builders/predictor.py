@@ -22,7 +22,9 @@ from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.models import Segmentor
 from ovenet.models.weights import load_weights
+from ovenet.structures import Normalization
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
@@ -42,11 +44,16 @@ class Predictor(ScorePredictor):
 
     Attributes:
         info: names, colours and label ids of the classes, in the order of the train ids.
-        max_offset: longest offset per axis, the image spanning 2.
+        max_offset: longest offset per axis, the image spanning 2; None for a model without a seed.
     """
 
     def __init__(
-        self, model: nn.Module, settings: InferenceSettings, device: torch.device, info: DatasetInfo, max_offset: float
+        self,
+        model: nn.Module,
+        settings: InferenceSettings,
+        device: torch.device,
+        info: DatasetInfo,
+        max_offset: float | None,
     ):
         super().__init__(model, settings, device)
         self.info = info
@@ -93,7 +100,7 @@ class Predictor(ScorePredictor):
         report = load_weights(model, weights_of(content, path), str(path), whole=True)
         report.require(1.0, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
         place = choose_device(device)
-        settings = inference_settings(cfg, info)
+        settings = inference_settings(cfg, info, _carried_normalization(content, model))
         if scales is not None:
             if not scales or min(scales) <= 0:
                 raise ValueError(f"scales are {list(scales)}; expected at least one, all above 0")
@@ -101,8 +108,8 @@ class Predictor(ScorePredictor):
         if flip is not None:
             settings = replace(settings, flip=flip)
         if long_side is not None:
-            settings = replace(settings, base_size=_base_size(long_side), rule=LONG_SIDE)
-        return cls(inference_model(model, cfg, place), settings, place, info, cfg.MODEL.EXTRA.OFFSET_THRESHOLD)
+            settings = replace(settings, base_size=_base_size(long_side), rule=LONG_SIDE, base_box=None)
+        return cls(inference_model(model, cfg, place), settings, place, info, model.max_offset)
 
     def __call__(self, image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         """The class of every pixel.
@@ -144,6 +151,14 @@ def _base_size(long_side: int | str) -> int | None:
     if not str(long_side).isdigit() or int(long_side) < 1:
         raise ValueError(f"the long side is {long_side!r}; expected a number of pixels, or {NATIVE!r}")
     return int(long_side)
+
+
+def _carried_normalization(content: dict[str, Any], model: Segmentor) -> Normalization:
+    """How the weights' pixels were normalised; the backbone's own way for files that do not say."""
+    if "normalization" not in content:
+        return model.normalization
+    carried = content["normalization"]
+    return Normalization(tuple(carried["mean"]), tuple(carried["std"]), carried["channel_order"])
 
 
 def _carried_info(content: dict[str, Any], cfg: CfgNode) -> DatasetInfo:

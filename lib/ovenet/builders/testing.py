@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -68,13 +69,28 @@ class ImageWriter:
             sample,
             self._predictor.predict_output(sample.image),
             self._dataset.info,
-            max_offset=self._cfg.MODEL.EXTRA.OFFSET_THRESHOLD,
+            max_offset=self._predictor.model.max_offset,
             align_corners=self._cfg.MODEL.ALIGN_CORNERS,
         )
         save_picture(row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
 
 
-def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> tuple[Evaluation, bool]:
+@dataclass(frozen=True)
+class TestRun:
+    """What a test gave.
+
+    Attributes:
+        evaluation: the scores.
+        saved: whether predictions were saved.
+        max_offset: see `Segmentor.max_offset`.
+    """
+
+    evaluation: Evaluation
+    saved: bool
+    max_offset: float | None
+
+
+def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> TestRun:
     """Predicts and counts the whole list on all processes, which share a file system.
 
     SIGTERM, SIGUSR1 and Ctrl-C end the program after the image at hand; ``TEST.RESUME`` then goes on there.
@@ -84,9 +100,6 @@ def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device)
         model_file: weights.
         folder: takes ``images.jsonl``, and predictions and pictures as far as ``TEST`` wants them.
         device: of this process.
-
-    Returns:
-        The scores, and whether predictions were saved.
 
     Raises:
         ValueError: the weights or the list cannot be used, or an interrupted evaluation is there and not to be resumed.
@@ -122,7 +135,7 @@ def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device)
     if distributed.is_main():
         write_records(partial.records(), folder / RECORDS)
         partial.remove()
-    return evaluation_from_tally(tally), writer.saves_predictions
+    return TestRun(evaluation_from_tally(tally), writer.saves_predictions, predictor.model.max_offset)
 
 
 def _resume(cfg: CfgNode, partial: PartialEvaluation, num_images: int) -> set[int]:

@@ -6,14 +6,15 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ovenet.config.defaults import MODEL_NAMES, OCR_NAMES
+from ovenet.config.defaults import NO_SEED
+from ovenet.errors import UserError
+from ovenet.models.factory import PROVIDED
+from ovenet.models.registry import BACKBONES, HEADS, NECKS, SEEDS
 
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "DATASET.CACHE": ("none", "disk", "ram"),
     "LOSS.ENGINE": ("auto", "plain", "blocked", "triton"),
-    "MODEL.NAME": MODEL_NAMES,
-    "MODEL.EXTRA.OFFSET_BRANCH": (0, 2, 3, 4),
-    "MODEL.EXTRA.FINAL_CONV_KERNEL": (1, 3),
+    "LOSS.AVERAGE": ("valid", "all"),
     "TRAIN.OPTIMIZER": ("sgd", "adamw"),
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TRAIN.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
@@ -26,9 +27,6 @@ _AT_LEAST: dict[str, float] = {
     "WORKERS": 0,
     "PRINT_FREQ": 1,
     "SEED": 0,
-    "MODEL.EXTRA.ITERATIVE_REFINEMENT": 0,
-    "MODEL.OCR.MID_CHANNELS": 1,
-    "MODEL.OCR.KEY_CHANNELS": 1,
     "LOSS.OHEMKEEP": 1,
     "LOSS.KAPPA": 0,
     "LOSS.LAMBDA": 0,
@@ -45,6 +43,8 @@ _AT_LEAST: dict[str, float] = {
     "TRAIN.MAX_SKIPPED": 1,
     "TRAIN.WARMUP": 0,
     "TRAIN.EXTRA_EPOCH": 0,
+    "TRAIN.ITERATIONS": 0,
+    "TRAIN.LR_MIN": 0,
     "TRAIN.ACCUMULATE": 1,
     "TRAIN.CLIP_GRAD_NORM": 0,
     "TRAIN.CHECKPOINT_EVERY": 0,
@@ -55,8 +55,17 @@ _AT_LEAST: dict[str, float] = {
     "TEST.BATCH_SIZE_PER_GPU": 1,
     "TEST.NUM_SAMPLES": 0,
 }
-_POSITIVE = ("TRAIN.LR", "TRAIN.EXTRA_LR", "TRAIN.NONBACKBONE_MULT", "MODEL.EXTRA.OFFSET_THRESHOLD")
-_FRACTIONS = ("TRAIN.MOMENTUM", "TRAIN.EMA", "MODEL.OCR.DROPOUT")  # in [0, 1)
+_POSITIVE = (
+    "TRAIN.LR",
+    "TRAIN.LR_POWER",
+    "TRAIN.EXTRA_LR",
+    "TRAIN.LR_MULT.BACKBONE",
+    "TRAIN.LR_MULT.HEAD",
+    "TRAIN.LR_MULT.SEED",
+)
+_FRACTIONS = ("TRAIN.MOMENTUM", "TRAIN.EMA")  # in [0, 1)
+_PUBLISHED_AS = {"MODEL.FROZEN": "MODEL.FREEZED_PAR", "MODEL.SEED.PRETRAINED": "MODEL.OFFSET_PRETRAINED"}
+_REGISTRIES = {"BACKBONE": BACKBONES, "NECK": NECKS, "HEAD": HEADS, "SEED": SEEDS}
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -66,7 +75,7 @@ def check_config(cfg: CfgNode) -> None:
         cfg: all keys, each of the right type.
 
     Raises:
-        ValueError: one line that names the key.
+        UserError: one line that names the key.
     """
     for key, allowed in _ONE_OF.items():
         _require(_get(cfg, key) in allowed, key, cfg, "one of " + ", ".join(map(str, allowed)))
@@ -101,52 +110,82 @@ def check_config(cfg: CfgNode) -> None:
         f"more than TRAIN.BEGIN_EPOCH, which is {cfg.TRAIN.BEGIN_EPOCH}",
     )
     _require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
+    _require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")
+    _require(0 < cfg.TRAIN.CAT_MAX_RATIO <= 1, "TRAIN.CAT_MAX_RATIO", cfg, "more than 0 and at most 1")
+    scales = cfg.TRAIN.SCALE_RANGE
+    ok = not scales or (len(scales) == 2 and 0 < scales[0] <= scales[1])
+    _require(ok, "TRAIN.SCALE_RANGE", cfg, "[low, high], both above 0, or [] for the steps of TRAIN.SCALE_FACTOR")
+    for key in ("TRAIN.BASE_BOX", "TEST.BASE_BOX"):
+        box = _get(cfg, key)
+        ok = not box or (len(box) == 2 and all(isinstance(n, int) and n > 0 for n in box) and box[0] >= box[1])
+        _require(ok, key, cfg, "[long side, short side] in pixels, whole numbers above 0, or []")
+    _check_parts(cfg)
     _check_outputs(cfg)
-    _check_stages(cfg)
+
+
+def _check_parts(cfg: CfgNode) -> None:
+    """Every part exists and has the arguments that are set for it."""
+    for part, registry in _REGISTRIES.items():
+        node, where = cfg.MODEL[part], f"MODEL.{part}"
+        settings = part_settings(node)
+        if node.NAME in (NO_SEED, "") and part in ("NECK", "SEED"):
+            if settings:
+                key = next(iter(settings))
+                raise UserError(f"{where}.{key} is set, but {where}.NAME is {node.NAME!r}; name the part first")
+            continue
+        try:
+            registry[node.NAME]
+        except UserError as error:
+            raise UserError(f"{where}.NAME is {node.NAME!r}: {error}") from None
+        registry.check(node.NAME, settings, PROVIDED[part.lower()], where)
+    _require(
+        not cfg.TRAIN.CHECKPOINT_ACTIVATIONS or BACKBONES.takes(cfg.MODEL.BACKBONE.NAME, "recompute"),
+        "TRAIN.CHECKPOINT_ACTIVATIONS",
+        cfg,
+        f"False: the backbone {cfg.MODEL.BACKBONE.NAME} cannot compute its activations twice",
+    )
+    _require(
+        not cfg.MODEL.SEED.PRETRAINED or cfg.MODEL.SEED.NAME == "fork",
+        "MODEL.SEED.PRETRAINED",
+        cfg,
+        f"'' for a model whose seed (MODEL.SEED.NAME, MODEL.EXTRA.OFFSET_BRANCH) is {cfg.MODEL.SEED.NAME}: only a fork "
+        "has copied stages",
+    )
+
+
+def part_settings(node: CfgNode) -> dict[str, Any]:
+    """The arguments of a part: what its section holds beside its name and its weights."""
+    return {key: value for key, value in node.items() if key not in ("NAME", "PRETRAINED")}
 
 
 def _check_outputs(cfg: CfgNode) -> None:
-    num_outputs = 2 if cfg.MODEL.NAME in OCR_NAMES else 1
+    head = cfg.MODEL.HEAD.NAME
+    num_outputs = getattr(HEADS[head], "num_outputs", 1)
     _require(
         len(cfg.LOSS.BALANCE_WEIGHTS) in (0, num_outputs),
         "LOSS.BALANCE_WEIGHTS",
         cfg,
-        f"{num_outputs} weights for {cfg.MODEL.NAME}, or [] for the usual ones",
+        f"{num_outputs} weights for the head {head}, or [] for the usual ones",
     )
     _require(
         -num_outputs <= cfg.TEST.OUTPUT_INDEX < num_outputs,
         "TEST.OUTPUT_INDEX",
         cfg,
-        f"between {-num_outputs} and {num_outputs - 1} for {cfg.MODEL.NAME}",
+        f"between {-num_outputs} and {num_outputs - 1} for the head {head}",
     )
+    for part in cfg.MODEL.FROZEN:
+        _require(
+            part.split(".")[0] in ("backbone", "neck", "head", "seed"),
+            "MODEL.FROZEN",
+            cfg,
+            "parts among backbone, neck, head and seed, or modules in them such as backbone.layer1",
+        )
     _require(
-        not cfg.MODEL.FREEZED_PAR or cfg.MODEL.EXTRA.OFFSET_BRANCH > 0,
-        "MODEL.FREEZED_PAR",
+        not {"backbone", "neck", "head"} <= set(cfg.MODEL.FROZEN) or cfg.MODEL.SEED.NAME != NO_SEED,
+        "MODEL.FROZEN",
         cfg,
-        "False for a model without MODEL.EXTRA.OFFSET_BRANCH: nothing else would be trained",
+        "less for a model without a seed (MODEL.SEED.NAME, MODEL.EXTRA.OFFSET_BRANCH): nothing else would be trained",
     )
-    _require(
-        not cfg.MODEL.OFFSET_PRETRAINED or cfg.MODEL.EXTRA.OFFSET_BRANCH > 0,
-        "MODEL.OFFSET_PRETRAINED",
-        cfg,
-        "'' for a model without MODEL.EXTRA.OFFSET_BRANCH",
-    )
-
-
-def _check_stages(cfg: CfgNode) -> None:
-    extra = cfg.MODEL.EXTRA
-    for name, node in extra.items():
-        if not name.startswith("STAGE"):
-            continue
-        number, key = int(name[5]), f"MODEL.EXTRA.{name}"
-        _require(number == node.NUM_BRANCHES, f"{key}.NUM_BRANCHES", cfg, f"{number}, the number of the stage")
-        _require(node.BLOCK in ("BASIC", "BOTTLENECK"), f"{key}.BLOCK", cfg, "BASIC or BOTTLENECK")
-        _require(node.FUSE_METHOD == "SUM", f"{key}.FUSE_METHOD", cfg, "SUM")
-        _require(node.NUM_MODULES >= 1, f"{key}.NUM_MODULES", cfg, "at least 1")
-        for field in ("NUM_BLOCKS", "NUM_CHANNELS"):
-            values = node[field]
-            ok = len(values) == number and all(isinstance(v, int) and v > 0 for v in values)
-            _require(ok, f"{key}.{field}", cfg, f"{number} whole numbers above 0, one per resolution")
 
 
 def _get(cfg: CfgNode, key: str) -> Any:
@@ -158,4 +197,5 @@ def _get(cfg: CfgNode, key: str) -> Any:
 
 def _require(condition: bool, key: str, cfg: CfgNode, expected: str) -> None:
     if not condition:
-        raise ValueError(f"{key} is {_get(cfg, key)!r}; expected {expected}")
+        published = f" ({_PUBLISHED_AS[key]} in published files)" if key in _PUBLISHED_AS else ""
+        raise UserError(f"{key}{published} is {_get(cfg, key)!r}; expected {expected}")

@@ -1,28 +1,15 @@
 """The one configuration schema: every key with its meaning, unit and allowed values.
 
-Sizes are ``[width, height]`` in pixels, as in the public HRNet files. Keys listed in `INERT_KEYS` are accepted because
-public files carry them, and do nothing; whoever sets one is told so once.
+Sizes are ``[width, height]`` in pixels, as in the public HRNet files, whose model keys `ovenet.config.compat` knows.
 """
 
 from __future__ import annotations
 
 from yacs.config import CfgNode
 
-PLAIN_NAMES = ("seg_hrnet", "branched_seg_hrnet")
-OCR_NAMES = ("seg_hrnet_ocr",)
-MODEL_NAMES = PLAIN_NAMES + OCR_NAMES
-
-
-def _stage(num_branches: int, block: str, channels: list[int], blocks: int, modules: int) -> CfgNode:
-    node = CfgNode()
-    node.NUM_MODULES = modules  # exchange units in a row, >= 1
-    node.NUM_BRANCHES = num_branches  # resolutions; equals the stage's number
-    node.NUM_RANCHES = num_branches  # how the public files misspell NUM_BRANCHES for stage 1
-    node.BLOCK = block  # BASIC or BOTTLENECK
-    node.NUM_BLOCKS = [blocks] * num_branches  # residual blocks per resolution
-    node.NUM_CHANNELS = channels  # width per resolution, before the block's expansion (BOTTLENECK: 4)
-    node.FUSE_METHOD = "SUM"  # SUM is the only one
-    return node
+VERSION = 2  # of the schema; 1 described the model as the public HRNet and OVeNet files do
+PARTS = ("BACKBONE", "NECK", "HEAD", "SEED")  # sections of MODEL that take the arguments of the part they name, too
+NO_SEED = "none"
 
 
 def _cudnn() -> CfgNode:
@@ -34,45 +21,25 @@ def _cudnn() -> CfgNode:
     return c
 
 
-def _extra() -> CfgNode:
-    """Widths and depths of the stages, and what makes an OVeNet."""
-    c = CfgNode()
-    c.FINAL_CONV_KERNEL = 1  # size of the semantic head's last convolution: 1 or 3
-    c.FINAL_CONV_SEED = 1  # no effect, see INERT_KEYS
-    c.CONFIDENCE = 0  # no effect, see INERT_KEYS
-    c.OFFSET_BRANCH = 0  # first stage that the offset branch copies: 2, 3 or 4; 0 is the baseline
-    c.OFFSET_THRESHOLD = 0.5  # τ, longest offset per axis; the image spans 2; > 0
-    c.ITERATIVE_REFINEMENT = 0  # times that an offset is prolonged by the offset at its seed, >= 0
-    c.LOGITS = True  # fuse logits (True) or probabilities (False)
-    c.STAGE1 = _stage(1, "BOTTLENECK", [64], blocks=4, modules=1)
-    c.STAGE2 = _stage(2, "BASIC", [48, 96], blocks=4, modules=1)
-    c.STAGE3 = _stage(3, "BASIC", [48, 96, 192], blocks=4, modules=4)
-    c.STAGE4 = _stage(4, "BASIC", [48, 96, 192, 384], blocks=4, modules=3)
-    # The offset branch's own copies; those before stage OFFSET_BRANCH are not used.
-    c.STAGE2_2 = _stage(2, "BASIC", [48, 96], blocks=4, modules=1)
-    c.STAGE3_2 = _stage(3, "BASIC", [48, 96, 192], blocks=4, modules=3)
-    c.STAGE4_2 = _stage(4, "BASIC", [48, 96, 192, 384], blocks=4, modules=2)
-    return c
-
-
 def _model() -> CfgNode:
-    """The network and the weights it starts from."""
+    """The network and the weights it starts from: each part by its name, and arguments as its builder has them.
+
+    ``python -c "import ovenet; help(ovenet.describe('head', 'ocr'))"`` shows them; docs/models.md has the table.
+    """
     c = CfgNode()
-    c.NAME = "seg_hrnet"  # seg_hrnet, seg_hrnet_ocr, branched_seg_hrnet; OVeNet where EXTRA.OFFSET_BRANCH is set
-    c.PRETRAINED = ""  # file that initialises the main network; "" starts it at random
-    c.OFFSET_PRETRAINED = ""  # file whose main stages initialise the offset branch; "" starts it at random
+    c.BACKBONE = CfgNode()
+    c.BACKBONE.NAME = "hrnet_w48"  # a name of ovenet.list_backbones(), timm's among them
+    c.BACKBONE.PRETRAINED = ""  # file to start from; timm for timm's weights; "" is the backbone's own way
+    c.NECK = CfgNode()
+    c.NECK.NAME = ""  # a name of ovenet.list_necks(); "" is the one that goes with the head
+    c.HEAD = CfgNode()
+    c.HEAD.NAME = "fcn"  # a name of ovenet.list_heads()
+    c.SEED = CfgNode()
+    c.SEED.NAME = NO_SEED  # where offsets come from, for an OVeNet: fork, shared or neck; none is the baseline
+    c.SEED.PRETRAINED = ""  # fork only: file whose stages initialise the copied ones; "" starts them at random
+    c.ALIGN_CORNERS = True  # convention of all resizing of maps: True for HRNet and OVeNet, False for mmsegmentation
+    c.FROZEN = []  # parts that are not trained: backbone, neck, head, seed, or modules in them (backbone.layer1)
     c.ALLOW_PARTIAL = False  # accept files that lack tensors: over 5 % of what training starts from, any in a test
-    c.FREEZED_PAR = False  # train the offset branch and the offset head alone
-    c.ALIGN_CORNERS = True  # convention of all score upsampling; published models: True
-    c.NUM_OUTPUTS = 1  # no effect, see INERT_KEYS
-
-    c.OCR = CfgNode()
-    c.OCR.MID_CHANNELS = 512  # width of pixel and region features
-    c.OCR.KEY_CHANNELS = 256  # width of the attention's queries and keys
-    c.OCR.DROPOUT = 0.05  # probability of dropping a channel before the classifier, in [0, 1)
-    c.OCR.SCALE = 1  # no effect, see INERT_KEYS
-
-    c.EXTRA = _extra()
     return c
 
 
@@ -85,6 +52,8 @@ def _loss() -> CfgNode:
     c.CLASS_BALANCE = True  # weight the classes: as CLASS_WEIGHTS says or, without, as published for the dataset
     c.CLASS_WEIGHTS = ""  # audit.json of tools/audit_data.py, whose suggested weights are used; "" for none
     c.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
+    c.TERMS = []  # [{NAME, WEIGHT, …arguments}], see ovenet.list_losses(); [] is what USE_OHEM says
+    c.AVERAGE = "valid"  # cross-entropy is averaged over valid pixels, or over all, ignored ones too (mmsegmentation)
     c.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
     c.ENGINE = "auto"  # how it is computed: auto, plain, blocked or triton (CUDA); all give the same loss
     c.LAMBDA = 1.0  # λ, weight of the confidence loss, >= 0
@@ -117,11 +86,19 @@ def _train() -> CfgNode:
     c.SCALE_FACTOR = 16  # steps of 0.1 above 0.5, >= 0
     c.RANDOM_BRIGHTNESS = False  # shift the brightness of half of the samples
     c.RANDOM_BRIGHTNESS_SHIFT_VALUE = 10  # largest shift, in grey levels of 255
+    c.SCALE_RANGE = []  # [low, high]: any scale between them in place of the steps of SCALE_FACTOR; [] for the steps
+    c.BASE_BOX = []  # [long, short] side that the image fits into at scale 1, in place of BASE_SIZE; [] for that
+    c.CAT_MAX_RATIO = 1.0  # largest share of one class in a crop, in (0, 1]; others are drawn anew, up to 10 times
+    c.PHOTOMETRIC_DISTORTION = False  # brightness, contrast, saturation and hue at random
     c.RARE_CLASS_CROPS = 0.0  # share of crops around a pixel of an evenly drawn class, in [0, 1]
     c.OPTIMIZER = "sgd"  # sgd or adamw
-    c.LR = 0.01  # at the first iteration, > 0; falls to 0 as (1 - it/max)^0.9
-    c.NONBACKBONE_KEYWORDS = []  # parts of published names (cls, aux, ocr) that learn at LR · NONBACKBONE_MULT
-    c.NONBACKBONE_MULT = 10.0  # > 0
+    c.LR = 0.01  # at the first iteration, > 0; falls to LR_MIN as (1 - it/max)^LR_POWER
+    c.LR_MIN = 0.0  # at the end, in [0, LR]
+    c.LR_POWER = 0.9  # > 0
+    c.LR_MULT = CfgNode()  # factors on the learning rate, by part
+    c.LR_MULT.BACKBONE = 1.0  # > 0
+    c.LR_MULT.HEAD = 1.0  # of neck and head, > 0
+    c.LR_MULT.SEED = 1.0  # > 0
     c.MOMENTUM = 0.9  # sgd only, in [0, 1)
     c.WD = 0.0001  # weight decay, >= 0
     c.NESTEROV = False  # sgd only
@@ -134,11 +111,12 @@ def _train() -> CfgNode:
     c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit
     c.EMA = 0.0  # decay of averaged weights, in [0, 1); they are validated and saved too; 0 is none
     c.NO_DECAY_ON_NORM = False  # spare biases and BatchNorm's parameters the weight decay
-    c.FREEZE_LAYERS = ""  # parts of published parameter names, with commas, that rest until FREEZE_EPOCHS
+    c.FREEZE_LAYERS = ""  # parts or modules of the backbone (layer1,stage2), with commas, that rest until FREEZE_EPOCHS
     c.FREEZE_EPOCHS = -1  # first epoch in which they learn
     c.IGNORE_LABEL = 255  # train id of pixels that do not count; outside 0 … K-1
     c.BEGIN_EPOCH = 0  # number of the first epoch of a fresh run, >= 0
     c.END_EPOCH = 484  # number after the last epoch
+    c.ITERATIONS = 0  # length of the training in iterations, in place of END_EPOCH; 0 is END_EPOCH
     c.RESUME = False  # go on from the run's checkpoint.pth, if it exists
     c.BATCH_SIZE_PER_GPU = 2  # crops per process and iteration, >= 1; BatchNorm needs 2 in all
     c.SHUFFLE = True  # new order every epoch
@@ -148,12 +126,8 @@ def _train() -> CfgNode:
     c.CHECKPOINT_EVERY = 0  # iterations between checkpoints inside an epoch, >= 0; 0 is none
     c.CHECKPOINT_MINUTES = 0.0  # minutes between checkpoints inside an epoch, >= 0; 0 is none
     c.KEEP_CHECKPOINTS = 2  # newest checkpoints that are kept, >= 1
-    c.DOWNSAMPLERATE = 1  # no effect, see INERT_KEYS
-    c.LR_FACTOR = 0.1  # no effect, see INERT_KEYS
-    c.LR_STEP = [90, 110]  # no effect, see INERT_KEYS
     c.EXTRA_EPOCH = 0  # epochs on DATASET.EXTRA_TRAIN_SET after END_EPOCH, >= 0
     c.EXTRA_LR = 0.001  # learning rate with which they begin; falls to 0 as (1 - it/max)^0.9, > 0
-    c.OFFSET_DIR = ""  # no effect, see INERT_KEYS
     return c
 
 
@@ -162,6 +136,7 @@ def _test() -> CfgNode:
     c = CfgNode()
     c.IMAGE_SIZE = [2048, 1024]  # window, [width, height]; images that fit, or whose dataset says so, are run whole
     c.BASE_SIZE = 2048  # long side of the image at scale 1; its short side for datasets whose rule says so
+    c.BASE_BOX = []  # [long, short] side that the image fits into at scale 1, run whole; [] as the dataset is evaluated
     c.BATCH_SIZE_PER_GPU = 1  # windows and views per forward pass, >= 1
     c.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
     c.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0
@@ -177,26 +152,13 @@ def _test() -> CfgNode:
     c.DETAILS = True  # score edges, segment sizes, confidence and seeds too; IoU and its like alone are faster
     c.REPORT = False  # write report.html, with a gallery of the images (needs DETAILS)
     c.RESUME = False  # go on with an interrupted evaluation of the same weights, list and settings
-    c.VISUALIZATION = False  # no effect, see INERT_KEYS
-    c.MULTI_SCALE = False  # no effect, see INERT_KEYS
-    c.CENTER_CROP_TEST = False  # no effect, see INERT_KEYS
-    return c
-
-
-def _debug() -> CfgNode:
-    """Keys of the public files only."""
-    c = CfgNode()
-    c.DEBUG = False  # no effect, see INERT_KEYS
-    c.SAVE_BATCH_IMAGES_GT = False  # no effect, see INERT_KEYS
-    c.SAVE_BATCH_IMAGES_PRED = False  # no effect, see INERT_KEYS
-    c.SAVE_HEATMAPS_GT = False  # no effect, see INERT_KEYS
-    c.SAVE_HEATMAPS_PRED = False  # no effect, see INERT_KEYS
     return c
 
 
 def default_config() -> CfgNode:
     """A fresh, mutable configuration with every key at its default: HRNet-W48 on Cityscapes."""
     c = CfgNode()
+    c.VERSION = VERSION  # of this schema; checkpoints carry it
     c.OUTPUT_DIR = "output"  # runs go to OUTPUT_DIR/<dataset>/<name of the config file>
     c.LOG_DIR = ""  # TensorBoard files go to LOG_DIR/<dataset>/<config>; "" puts them into the run's folder
     c.WANDB = ""  # project of Weights & Biases that gets the numbers too (pip install wandb); "" is none
@@ -206,40 +168,14 @@ def default_config() -> CfgNode:
     c.DIST_TIMEOUT = 1800  # seconds that a process waits for the others before it gives up, >= 1
     c.PIN_MEMORY = True  # page-locked batches (CUDA only)
     c.SEED = 0  # of weights, shuffling and augmentation, >= 0
-    c.GPUS = (0,)  # no effect, see INERT_KEYS
-    c.AUTO_RESUME = False  # no effect, see INERT_KEYS
-    c.RANK = 0  # no effect, see INERT_KEYS
     c.CUDNN = _cudnn()
     c.MODEL = _model()
     c.LOSS = _loss()
     c.DATASET = _dataset()
     c.TRAIN = _train()
     c.TEST = _test()
-    c.DEBUG = _debug()
     return c
 
 
-LISTS_OF_TEXTS = ("TRAIN.NONBACKBONE_KEYWORDS",)  # all other lists hold numbers
-
-# What to do instead; keys of public files that have no effect here.
-INERT_KEYS: dict[str, str] = {
-    "GPUS": "the number of processes decides: torchrun --nproc_per_node=N",
-    "AUTO_RESUME": "use TRAIN.RESUME",
-    "RANK": "the launcher sets it",
-    "MODEL.NUM_OUTPUTS": "MODEL.NAME decides: 2 with OCR, else 1",
-    "MODEL.OCR.SCALE": "attention is always scaled by KEY_CHANNELS^-0.5",
-    "MODEL.EXTRA.FINAL_CONV_SEED": "the offset head's last convolution is 1x1",
-    "MODEL.EXTRA.CONFIDENCE": "the confidence is always predicted",
-    "TRAIN.DOWNSAMPLERATE": "crops are never downsampled",
-    "TRAIN.LR_FACTOR": "the schedule is polynomial",
-    "TRAIN.LR_STEP": "the schedule is polynomial",
-    "TRAIN.OFFSET_DIR": "offsets are shown in TensorBoard",
-    "TEST.VISUALIZATION": "use TEST.SAVE_PREDICTIONS",
-    "TEST.MULTI_SCALE": "TEST.SCALE_LIST decides",
-    "TEST.CENTER_CROP_TEST": "the whole image is always tested",
-    "DEBUG.DEBUG": "pictures go to TensorBoard every epoch",
-    "DEBUG.SAVE_BATCH_IMAGES_GT": "pictures go to TensorBoard every epoch",
-    "DEBUG.SAVE_BATCH_IMAGES_PRED": "pictures go to TensorBoard every epoch",
-    "DEBUG.SAVE_HEATMAPS_GT": "pictures go to TensorBoard every epoch",
-    "DEBUG.SAVE_HEATMAPS_PRED": "pictures go to TensorBoard every epoch",
-}
+LISTS_OF_TEXTS = ("MODEL.FROZEN",)
+LISTS_OF_TABLES = ("LOSS.TERMS",)  # all other lists hold numbers

@@ -3,72 +3,110 @@
 from __future__ import annotations
 
 import ast
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode
 
+from ovenet.config import compat
 from ovenet.config.checks import check_config
-from ovenet.config.defaults import INERT_KEYS, LISTS_OF_TEXTS, default_config
+from ovenet.config.compat import INERT_KEYS, TRANSLATED, Setting, translate, warn_about_a_missing_branch
+from ovenet.config.defaults import LISTS_OF_TABLES, PARTS, VERSION, default_config
+from ovenet.config.defaults import LISTS_OF_TEXTS as OWN_LISTS_OF_TEXTS
+from ovenet.errors import UserError, nearest
 from ovenet.utils.logging import get_logger
 
 _BASE_KEY = "_BASE_"
+COMMAND_LINE = "the command line"
+PART_SECTIONS = tuple(f"MODEL.{part}" for part in PARTS)
+LISTS_OF_TEXTS = (*OWN_LISTS_OF_TEXTS, *compat.LISTS_OF_TEXTS)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Reads an experiment file.
 
     Values come, later ones winning, from the schema's defaults, the files that ``_BASE_`` names (one path or a list,
-    relative to the file), the file itself, and the overrides.
+    relative to the file), the file itself, and the overrides. Where one of them names another part of the model, the
+    arguments that an earlier one set for the part before it are dropped.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; published ones of HRNet and OVeNet are translated, see `ovenet.config.compat`.
         overrides: ``KEY VALUE KEY VALUE …``, as they stand on a command line.
 
     Returns:
         The frozen configuration, checked across keys.
 
     Raises:
-        ValueError: a file is missing or not YAML, a key is unknown, or a value is of the wrong type or range.
+        UserError: a file is missing or not YAML, a key is unknown, or a value is of the wrong type or range.
     """
-    known = dict(_leaves(default_config()))
-    return _assemble(_file_settings(Path(path), known, ()), known, overrides)
+    return _assemble(list(_file_sources(Path(path), ())), overrides)
 
 
 def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> CfgNode:
     """The configuration that a checkpoint carries.
 
     Args:
-        text: YAML from ``cfg.dump()``.
+        text: YAML from ``cfg.dump()``, of this version or an earlier one.
         source: where it is from, for messages.
         overrides: as for `load_config`.
 
     Raises:
-        ValueError: as `load_config`.
+        UserError: as `load_config`.
     """
-    known = dict(_leaves(default_config()))
-    content = [(key, value) for key, value in _flatten(yaml.safe_load(text)) if key not in INERT_KEYS]
-    for key, _ in content:
-        _require_known(key, known, source)
-    return _assemble(((key, value, source) for key, value in content), known, overrides)
+    content = {key: value for key, value in _flatten(_parse_yaml(text, source)) if key not in INERT_KEYS}
+    return _assemble([(source, content)], overrides)
 
 
-def _assemble(
-    file_settings: Iterable[tuple[str, Any, str]], known: dict[str, Any], overrides: Sequence[str]
-) -> CfgNode:
+def _assemble(sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str]) -> CfgNode:
     cfg = default_config()
-    settings = {key: (value, source) for key, value, source in file_settings}
-    settings.update({key: (value, "the command line") for key, value in _parse_overrides(overrides, known)})
-    for key, (value, source) in settings.items():
-        _assign(cfg, key, _coerce(key, value, known[key], source))
-    _adopt_misspelled_branches(cfg, settings)
+    known = dict(_leaves(cfg)) | TRANSLATED
+    for source, content in sources:
+        for key in content:
+            _require_known(key, known, source)
+    sources = [*sources, (COMMAND_LINE, dict(_parse_overrides(overrides, known)))]
+    for key, value in _merge(sources, known).items():
+        _assign(cfg, key, value)
     check_config(cfg)
-    _warn_about_inert_keys(settings)
+    _warn_about_inert_keys([key for _, content in sources for key in content])
     cfg.freeze()
     return cfg
+
+
+def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> dict[str, Any]:
+    """All settings in the present schema, by key."""
+    merged: dict[str, Setting] = {f"{part}.NAME": (known[f"{part}.NAME"], "") for part in PART_SECTIONS}
+    published: dict[str, Setting] = {}
+    for source, content in sources:
+        coerced = {k: (_coerce(k, v, known, source), source) for k, v in content.items() if k not in INERT_KEYS}
+        version = coerced.get("VERSION", (VERSION, ""))[0]
+        if version > VERSION:
+            raise UserError(f"{source}: a config of version {version}; this program knows {VERSION}: update it")
+        touched = coerced.keys() & TRANSLATED.keys()
+        if touched:
+            published |= {key: coerced[key] for key in touched}
+            _update(merged, translate(published, touched, merged))
+        own = {key: setting for key, setting in coerced.items() if key not in touched}
+        if "MODEL.BACKBONE.NAME" in own:
+            published = {key: setting for key, setting in published.items() if not key.startswith("MODEL.EXTRA.STAGE")}
+        _update(merged, own)
+    warn_about_a_missing_branch(published, merged)
+    settings = {key: value for key, (value, _) in merged.items()}
+    return settings | {"VERSION": VERSION}
+
+
+def _update(merged: dict[str, Setting], new: Mapping[str, Setting]) -> None:
+    """Later settings win; a part of another name begins without arguments, and None takes an argument back."""
+    for part in PART_SECTIONS:
+        name = f"{part}.NAME"
+        if name in new and new[name][0] != merged[name][0]:
+            for key in [key for key in merged if key.startswith(f"{part}.")]:
+                del merged[key]
+    merged.update(new)
+    for key in [key for key, (value, _) in new.items() if value is None and _is_argument(key)]:
+        del merged[key]
 
 
 def flat_settings(cfg: CfgNode) -> dict[str, Any]:
@@ -80,51 +118,60 @@ def changed_settings(before: str, cfg: CfgNode) -> list[str]:
     """What differs between a configuration saved earlier and the present one.
 
     Args:
-        before: YAML from ``cfg.dump()``.
+        before: YAML from ``cfg.dump()``, of this version or an earlier one.
         cfg: the present configuration.
 
     Returns:
         ``KEY was OLD, is NEW`` for every key whose value differs or that only one of them has.
     """
-    old, new = dict(_flatten(yaml.safe_load(before))), flat_settings(cfg)
+    old, new = flat_settings(load_config_text(before, "the checkpoint")), flat_settings(cfg)
     return [
         f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
     ]
 
 
-def _file_settings(path: Path, known: dict[str, Any], children: tuple[Path, ...]) -> Iterator[tuple[str, Any, str]]:
-    """Yields ``key, value, source`` of the file's bases, then of the file."""
+def _file_sources(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the settings of the file's bases, then of the file, each with its name."""
     if path.resolve() in children:
-        raise ValueError(f"{path}: {_BASE_KEY} leads back to the file itself")
+        raise UserError(f"{path}: {_BASE_KEY} leads back to the file itself")
     content = _read_yaml(path)
     bases = content.pop(_BASE_KEY, [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        yield from _file_settings(path.parent / base, known, (*children, path.resolve()))
-    for key, value in _flatten(content):
-        _require_known(key, known, str(path))
-        yield key, value, str(path)
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: {_BASE_KEY} is {bases!r}; expected a file, or a list of files")
+    for base in bases:
+        yield from _file_sources(path.parent / base, (*children, path.resolve()))
+    yield str(path), dict(_flatten(content))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path}: cannot read the config file: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: cannot read the config file: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a YAML file: {error}") from error
+    return _parse_yaml(text, str(path))
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not a YAML file: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected `KEY: value` lines, got a {type(content).__name__}")
+        raise UserError(f"{source}: expected `KEY: value` lines, got a {type(content).__name__}")
     return content
 
 
 def _parse_overrides(overrides: Sequence[str], known: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if len(overrides) % 2:
-        raise ValueError(f"overrides come as KEY VALUE pairs; {overrides[-1]} has no value")
+        raise UserError(f"overrides come as KEY VALUE pairs; {overrides[-1]} has no value")
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
-        _require_known(key, known, "the command line")
-        yield key, text if isinstance(known[key], str) else _literal(text)
+        _require_known(key, known, COMMAND_LINE)
+        yield key, text if isinstance(known.get(key), str) else _literal(text)
 
 
 def _literal(text: str) -> Any:
@@ -151,43 +198,56 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _require_known(key: str, known: dict[str, Any], source: str) -> None:
-    if key in known:
+    if key in known or key in INERT_KEYS or _is_argument(key):
         return
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    if any(name.startswith(f"{key}.") for name in known):
-        raise ValueError(f"{source}: {key} is a section, not a key; its keys look like {nearest[0]}")
-    raise ValueError(f"{source}: unknown key {key}; did you mean {nearest[0]}?")
+    names = {*known, *INERT_KEYS}
+    guess = nearest(key, names)
+    if any(name.startswith(f"{key}.") for name in names):
+        raise UserError(f"{source}: {key} is a section, not a key; its keys look like {guess}")
+    raise UserError(f"{source}: unknown key {key}; did you mean {guess}?")
 
 
-def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
+def _is_argument(key: str) -> bool:
+    """Whether a key may be an argument of a part of the model; the part itself says whether it has it."""
+    section, _, name = key.rpartition(".")
+    return section in PART_SECTIONS and name.isidentifier()
+
+
+def _coerce(key: str, value: Any, known: dict[str, Any], source: str) -> Any:
     """Brings a value to the default's type where nothing is lost, else refuses it."""
+    if key not in known:  # an argument of a part, which is checked against the part's signature
+        return value
+    default = known[key]
     expected = type(default)
     if isinstance(value, str) and expected is not str and key not in LISTS_OF_TEXTS:
-        try:  # "(0,1,2,3)" and "1e-2" are strings to YAML
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            raise _wrong_type(key, value, expected, source) from None
+        value = _literal(value)  # "(0,1,2,3)" and "1e-2" are strings to YAML
     if expected is str and value is None:
         return ""
-    if expected in (list, tuple):
-        items = value.split(",") if isinstance(value, str) else value
+    if expected is list:
+        items = value.split(",") if isinstance(value, str) and key in LISTS_OF_TEXTS else value
         items = list(items) if isinstance(items, (list, tuple)) else [items]
-        wanted = (str,) if key in LISTS_OF_TEXTS else (int, float)
-        fits = all(isinstance(item, wanted) and not isinstance(item, bool) for item in items)
-        if fits or key in INERT_KEYS:
-            return expected(items)
-        raise _wrong_type(key, value, expected, source)
+        if not all(_is_item(item, key) for item in items):
+            raise _wrong_type(key, value, expected, source)
+        return items
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not expected:
+        value = float(value)
+    if type(value) is not expected or (expected is float and not math.isfinite(value)):
         raise _wrong_type(key, value, expected, source)
     return value
 
 
-def _wrong_type(key: str, value: Any, expected: type, source: str) -> ValueError:
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-    wanted = names.get(expected, "a list of texts" if key in LISTS_OF_TEXTS else "a list of numbers")
-    return ValueError(f"{source}: {key} is {value!r}; expected {wanted}")
+def _is_item(item: Any, key: str) -> bool:
+    if key in LISTS_OF_TABLES:
+        return isinstance(item, dict)
+    if key in LISTS_OF_TEXTS:
+        return isinstance(item, str)
+    return isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item)
+
+
+def _wrong_type(key: str, value: Any, expected: type, source: str) -> UserError:
+    kind = "texts" if key in LISTS_OF_TEXTS else "tables, {NAME: …}" if key in LISTS_OF_TABLES else "numbers"
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: f"a list of {kind}"}
+    return UserError(f"{source}: {key} is {value!r}; expected {names[expected]}")
 
 
 def _assign(cfg: CfgNode, key: str, value: Any) -> None:
@@ -197,17 +257,7 @@ def _assign(cfg: CfgNode, key: str, value: Any) -> None:
     cfg[name] = value
 
 
-def _adopt_misspelled_branches(cfg: CfgNode, settings: dict[str, Any]) -> None:
-    """NUM_RANCHES stands for NUM_BRANCHES where a file spells it so; afterwards both agree."""
-    for name, node in cfg.MODEL.EXTRA.items():
-        if not name.startswith("STAGE"):
-            continue
-        if f"MODEL.EXTRA.{name}.NUM_RANCHES" in settings and f"MODEL.EXTRA.{name}.NUM_BRANCHES" not in settings:
-            node.NUM_BRANCHES = node.NUM_RANCHES
-        node.NUM_RANCHES = node.NUM_BRANCHES
-
-
-def _warn_about_inert_keys(settings: dict[str, Any]) -> None:
-    inert = [f"{key} ({INERT_KEYS[key]})" for key in settings if key in INERT_KEYS]
+def _warn_about_inert_keys(keys: Iterable[str]) -> None:
+    inert = [f"{key} ({INERT_KEYS[key]})" for key in dict.fromkeys(keys) if key in INERT_KEYS]
     if inert:
         get_logger().warning("settings without effect here: %s", "; ".join(inert))

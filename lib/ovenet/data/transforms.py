@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from ovenet.data.crops import ResizedCrop
-from ovenet.structures import Batch, Sample
+from ovenet.data.photometric import distort
+from ovenet.structures import Batch, Normalization, Sample
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)  # RGB of ImageNet, as a share of 255
-IMAGE_STD = (0.229, 0.224, 0.225)
-PAD_COLOR = tuple(round(255 * m) for m in IMAGE_MEAN)  # close to zero after normalisation
+IMAGENET = Normalization()
+MAX_CROP_TRIES = 10
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, padding, random crop, mirroring and brightness, in this order.
+    """Random scale, padding, random crop, mirroring, brightness and colours, in this order.
 
     Attributes:
         crop_size: ``(H, W)`` of what comes out.
@@ -37,6 +37,12 @@ class TrainTransform:
             of the image, so that rare classes are seen more often; the others are laid anywhere.
         stretch: scale to the proportions of `crop_size` instead of keeping the image's.
         mirrored_table: ``(K,)`` train ids of the mirrored image, where left and right are classes of their own.
+        pad_color: RGB of padded pixels, see `Normalization.pad_color`.
+        scale_range: any scale between these two, in place of the steps; None for the steps.
+        base_box: long and short side that the image fits into at scale 1, in place of `base_size`; None for that.
+        cat_max_ratio: crops in which one class has a larger share of the labelled pixels are drawn anew, up to
+            `MAX_CROP_TRIES` times.
+        photometric: change the colours at random, see `ovenet.data.photometric`.
     """
 
     crop_size: tuple[int, int]
@@ -48,6 +54,11 @@ class TrainTransform:
     rare_class_crops: float = 0.0
     stretch: bool = False
     mirrored_table: np.ndarray | None = None
+    pad_color: tuple[int, int, int] = IMAGENET.pad_color
+    scale_range: tuple[float, float] | None = None
+    base_box: tuple[int, int] | None = None
+    cat_max_ratio: float = 1.0
+    photometric: bool = False
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Draws one variant.
@@ -57,16 +68,36 @@ class TrainTransform:
             rng: the only source of randomness.
         """
         assert sample.labels is not None
-        scale = 1.0 if self.scale_steps is None else 0.5 + int(rng.integers(self.scale_steps + 1)) / 10
-        crop = self._draw_crop(sample, self._scaled_size(sample.image.shape[:2], scale), rng)
-        image = crop.of_image(sample.image, PAD_COLOR)
-        labels = crop.of_labels(sample.labels, self.ignore_label)
+        scaled = self._scaled_size(sample.image.shape[:2], self._draw_scale(rng))
+        crop, labels = self._draw_mixed_crop(sample, scaled, rng)
+        image = crop.of_image(sample.image, self.pad_color)
         if self.flip and rng.random() < 0.5:
             image, labels = cv2.flip(image, 1), self._mirror_classes(cv2.flip(labels, 1))
         if self.brightness_shift and rng.random() < 0.5:
             shift = int(rng.integers(-self.brightness_shift, self.brightness_shift + 1))
             image = cv2.add(image, (shift, shift, shift, 0))
+        if self.photometric:
+            image = distort(image, rng)
         return Sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), sample.name)
+
+    def _draw_scale(self, rng: np.random.Generator) -> float:
+        if self.scale_range is not None:
+            return float(rng.uniform(*self.scale_range))
+        return 1.0 if self.scale_steps is None else 0.5 + int(rng.integers(self.scale_steps + 1)) / 10
+
+    def _draw_mixed_crop(
+        self, sample: Sample, scaled: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[ResizedCrop, np.ndarray]:
+        """A crop and its labels, among which no class has too large a share if a few tries find such a crop."""
+        for _ in range(MAX_CROP_TRIES):
+            crop = self._draw_crop(sample, scaled, rng)
+            labels = crop.of_labels(sample.labels, self.ignore_label)
+            if self.cat_max_ratio == 1.0:
+                break
+            counts = np.unique(labels[labels != self.ignore_label], return_counts=True)[1]
+            if len(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum():
+                break
+        return crop, labels
 
     def _draw_crop(self, sample: Sample, scaled: tuple[int, int], rng: np.random.Generator) -> ResizedCrop:
         """The crop is drawn first, so that only its pixels have to be resized."""
@@ -98,6 +129,8 @@ class TrainTransform:
     def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         if self.stretch:
             return tuple(max(1, round(n * scale)) for n in self.crop_size)
+        if self.base_box is not None:
+            return box_size(size, self.base_box, scale)
         return scaled_size(size, round(self.base_size * scale))
 
     def _mirror_classes(self, labels: np.ndarray) -> np.ndarray:
@@ -118,6 +151,19 @@ def scaled_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
     if height > width:
         return long_side, max(1, round(width * long_side / height))
     return max(1, round(height * long_side / width)), long_side
+
+
+def box_size(size: tuple[int, int], box: tuple[int, int], scale: float) -> tuple[int, int]:
+    """The largest size with the same proportions that fits into a box, as mmsegmentation rounds it.
+
+    Args:
+        size: ``(H, W)``.
+        box: long and short side at scale 1, in pixels.
+        scale: of the box.
+    """
+    long, short = (int(side * scale) for side in box)
+    factor = min(long / max(size), short / min(size))
+    return tuple(max(1, int(n * factor + 0.5)) for n in size)
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -141,21 +187,25 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(images, labels, tuple(s.name for s in samples), tuple(s.problem for s in samples if s.problem))
 
 
-def normalize_images(images: Tensor) -> Tensor:
+def normalize_images(images: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
     """Pixels as the network expects them.
 
     Args:
         images: ``(B, 3, H, W)`` uint8 RGB.
+        normalization: the backbone's.
 
     Returns:
-        ``(B, 3, H, W)`` float32, with the mean and the deviation of ImageNet taken out, on the same device.
+        ``(B, 3, H, W)`` float32 in the network's order of channels, mean and deviation taken out, on the same device.
     """
-    mean, scale = _normalization(images.device)
+    mean, scale = _mean_and_std(normalization, images.device)
+    if normalization.channel_order == "BGR":
+        images = images.flip(1)
     return (images.float() - mean) / scale
 
 
 @cache
-def _normalization(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the channels in grey levels; made once, since a copy to the device waits for it."""
-    mean, std = (torch.tensor(values, device=device).mul(255).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+def _mean_and_std(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
+    """In grey levels, per channel; made once, since a copy to the device waits for it."""
+    values = (normalization.mean, normalization.std)
+    mean, std = (torch.tensor(v, device=device).mul(255).view(3, 1, 1) for v in values)
     return mean, std

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,52 +55,76 @@ def build_optimizer(
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, num_iterations: int, *, warmup: int = 0, num_extra: int = 0, extra: float = 1.0
+    optimizer: torch.optim.Optimizer,
+    num_iterations: int,
+    *,
+    warmup: int = 0,
+    num_extra: int = 0,
+    extra: float = 1.0,
+    lr_min: float = 0.0,
+    power: float = POLY_POWER,
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """``lr · (1 - it / num_iterations)^0.9``, stepped once per iteration.
+    """``(lr - lr_min) · (1 - it / num_iterations)^power + lr_min``, stepped once per iteration.
 
     Args:
         optimizer: whose learning rates.
-        num_iterations: after which the rate is 0.
+        num_iterations: after which the rate is `lr_min`.
         warmup: iterations that rise to it linearly.
         num_extra: iterations after those, which begin anew and fall the same way.
         extra: factor on the learning rate at their beginning.
+        lr_min: of every group of parameters.
+        power: 1 falls in a line.
     """
 
     # Not PolynomialLR: that one derives each rate from the last, and a resumed run of another length would drift.
-    def factor(iteration: int) -> float:
-        if num_extra and iteration >= num_iterations:
-            return extra * max(0.0, 1.0 - (iteration - num_iterations) / num_extra) ** POLY_POWER
-        rising = min(1.0, (iteration + 1) / (warmup + 1))
-        return rising * max(0.0, 1.0 - iteration / num_iterations) ** POLY_POWER
+    def fall(done: int, length: int, least: float) -> float:
+        return (1.0 - least) * max(0.0, 1.0 - done / length) ** power + least
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    def factor(least: float, iteration: int) -> float:
+        if num_extra and iteration >= num_iterations:
+            return extra * fall(iteration - num_iterations, num_extra, least)
+        rising = min(1.0, (iteration + 1) / (warmup + 1))
+        return rising * fall(iteration, num_iterations, least)
+
+    factors = [partial(factor, min(1.0, lr_min / group["lr"])) for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+
+def go_to(schedule: torch.optim.lr_scheduler.LambdaLR, iteration: int) -> None:
+    """Sets the learning rates to what they are after so many iterations of the schedule."""
+    schedule.last_epoch = iteration
+    rates = [base * factor(iteration) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    optimizer_state: Mapping[str, Any],
-    schedule_state: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], saved_names: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Restores momenta and the position in the schedule, but keeps the learning rate and the other settings.
+    """Restores momenta by the parameters' names, and keeps the learning rates and the other settings.
 
     Args:
         optimizer: freshly built, changed in place.
-        schedule: of this optimizer, freshly built, changed in place.
-        optimizer_state: from ``optimizer.state_dict()``.
-        schedule_state: from ``schedule.state_dict()``.
+        saved: from ``optimizer.state_dict()``.
+        saved_names: of its parameters, in the order of its groups.
+        names: of the optimizer's own parameters, likewise.
 
     Raises:
-        ValueError: the states are of other parameters.
+        ValueError: the state is of other parameters, or of another kind of optimizer.
     """
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    base_lrs = list(schedule.base_lrs)
-    optimizer.load_state_dict(dict(optimizer_state))
-    schedule.load_state_dict(dict(schedule_state))
-    schedule.base_lrs = base_lrs
-    for group, own, base_lr, factor in zip(
-        optimizer.param_groups, settings, base_lrs, schedule.lr_lambdas, strict=True
-    ):
-        group.update(own)
-        group["lr"] = base_lr * factor(schedule.last_epoch)
+    places = {name: index for index, name in enumerate(saved_names)}
+    other = places.keys() ^ set(names)
+    if other:
+        raise ValueError(f"{len(other)} parameters are trained in one of both alone, such as {min(other)}")
+    states = {index: saved["state"].get(places[name]) for index, name in enumerate(names)}
+    own = optimizer.state_dict()
+    kinds = {_kind(state) for state in (*states.values(), *own["state"].values()) if state}
+    if len(kinds) > 1 or (isinstance(optimizer, torch.optim.AdamW) and "sgd" in kinds):
+        raise ValueError("its momenta are of another optimizer (TRAIN.OPTIMIZER)")
+    own["state"] = {index: state for index, state in states.items() if state}
+    optimizer.load_state_dict(own)
+
+
+def _kind(state: Mapping[str, Any]) -> str:
+    return "adamw" if "exp_avg" in state else "sgd"

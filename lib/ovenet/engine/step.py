@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
-from ovenet.data.transforms import normalize_images
+from ovenet.data.transforms import IMAGENET, normalize_images
 from ovenet.engine.guard import BufferGuard
-from ovenet.engine.optim import restore_optimizer
+from ovenet.engine.optim import go_to, restore_optimizer
 from ovenet.losses import SegmentationCriterion
-from ovenet.structures import Batch, LossTerms
+from ovenet.structures import Batch, LossTerms, Normalization
 from ovenet.utils import distributed
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -35,6 +35,7 @@ class StepSettings:
         ema_decay: of the averaged weights; 0 for none.
         frozen: names of the parameters that do not learn during the first epochs.
         compile_mode: of `torch.compile`, see there; None computes eagerly.
+        normalization: of the pixels, the model's.
     """
 
     precision: Precision = "fp32"
@@ -42,6 +43,7 @@ class StepSettings:
     ema_decay: float = 0.0
     frozen: frozenset[str] = frozenset()
     compile_mode: str | None = None
+    normalization: Normalization = IMAGENET
 
 
 class StepResult:
@@ -106,7 +108,7 @@ class TrainStep:
         model: nn.Module,
         criterion: SegmentationCriterion,
         optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
+        schedule: torch.optim.lr_scheduler.LambdaLR,
         device: torch.device,
         settings: StepSettings,
     ):
@@ -165,7 +167,7 @@ class TrainStep:
 
     def _forward(self, batch: Batch) -> LossTerms:
         labels = batch.labels.to(self.device, non_blocking=True)
-        images = normalize_images(batch.images.to(self.device, non_blocking=True))
+        images = normalize_images(batch.images.to(self.device, non_blocking=True), self.settings.normalization)
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
             output = self.parallel(images)
@@ -196,18 +198,28 @@ class TrainStep:
         """What goes into a checkpoint beside the model."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "parameter_names": self._trained_names(),
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def _trained_names(self) -> list[str]:
+        """Of the optimizer's parameters, in the order in which it counts them."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def restore(self, state: Mapping[str, Any], iteration: int) -> None:
         """Takes over what `state` gave, but keeps the present learning rate and other settings.
+
+        Args:
+            state: with the names of this model.
+            iteration: of the schedule, where training goes on.
 
         Raises:
             KeyError, ValueError, RuntimeError: the state is of another model or optimizer.
         """
-        restore_optimizer(self.optimizer, self.schedule, state["optimizer"], state["schedule"])
+        restore_optimizer(self.optimizer, state["optimizer"], state["parameter_names"], self._trained_names())
+        go_to(self.schedule, iteration)
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:

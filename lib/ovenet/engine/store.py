@@ -8,7 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ovenet.engine.checkpoint import read_checkpoint, save_atomically
+from ovenet.models.weights import names_here
 from ovenet.utils.logging import get_logger
 
 CHECKPOINT = "checkpoint.pth"
@@ -75,6 +78,35 @@ class CheckpointStore:
                 os.replace(newer, older)
         if len(paths) > 1 and paths[0].exists():
             _link(paths[0], paths[1])
+
+
+def with_present_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A checkpoint whose parameters have the names of the model at hand; version 1 called some of them otherwise.
+
+    Args:
+        state: from `CheckpointStore.load`.
+        model: that goes on from it.
+
+    Raises:
+        ValueError: version 1 kept no names, and which parameters a group has cannot be told.
+    """
+    names = names_here(state["model"], model)
+    state = {**state, "model": {names[old]: tensor for old, tensor in state["model"].items()}}
+    if state.get("ema"):
+        state["ema"] = {_renamed_in_ema(name, names): value for name, value in state["ema"].items()}
+    if "parameter_names" not in state:
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        in_order = [name for name in names.values() if name in trained]
+        groups = state["optimizer"]["param_groups"]
+        if len(groups) > 1 or len(groups[0]["params"]) != len(in_order):
+            raise ValueError("it is of version 1, which does not say which momenta belong to which parameters")
+        state["parameter_names"] = in_order
+    return state
+
+
+def _renamed_in_ema(name: str, names: Mapping[str, str | None]) -> str:
+    """torch keeps averaged weights below ``module``, beside a counter."""
+    return f"module.{names[name.removeprefix('module.')]}" if name.startswith("module.") else name
 
 
 def _link(source: Path, target: Path) -> None:

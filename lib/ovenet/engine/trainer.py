@@ -22,7 +22,7 @@ from ovenet.engine.progress import Meter, Progress, WaitingClock
 from ovenet.engine.repro import save_repro
 from ovenet.engine.run_log import RunLog
 from ovenet.engine.step import StepResult, TrainStep
-from ovenet.engine.store import CHECKPOINT, CheckpointStore
+from ovenet.engine.store import CHECKPOINT, CheckpointStore, with_present_names
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
@@ -79,11 +79,29 @@ class Phase:
         loader: micro-batches of one epoch, in the order of `sampler`.
         sampler: told the epoch, and where in it to begin.
         end_epoch: number after its last epoch.
+        num_iterations: length in iterations, in place of `end_epoch`; 0 for none. Possible for the only phase.
     """
 
     loader: DataLoader[Batch]
     sampler: TrainSampler
     end_epoch: int
+    num_iterations: int = 0
+
+
+def phase_lengths(phases: Sequence[Phase], begin_epoch: int, accumulate: int) -> list[tuple[int, int]]:
+    """Iterations of an epoch and of the whole, for each phase.
+
+    Args:
+        phases: one after the other.
+        begin_epoch: number of the first epoch.
+        accumulate: micro-batches per iteration.
+    """
+    lengths = []
+    for phase in phases:
+        per_epoch = len(phase.loader) // accumulate
+        lengths.append((per_epoch, phase.num_iterations or per_epoch * (phase.end_epoch - begin_epoch)))
+        begin_epoch = phase.end_epoch
+    return lengths
 
 
 class Trainer:
@@ -115,6 +133,7 @@ class Trainer:
         self.epoch = settings.begin_epoch
         self.iteration = 0
         self.steps_in_epoch = 0
+        self.position = 0
         self.best = {BEST: -1.0, BEST_EMA: -1.0}
         self.num_skipped = 0
         self.num_skipped_in_row = 0
@@ -127,14 +146,28 @@ class Trainer:
         return self.best[BEST]
 
     @property
+    def num_iterations(self) -> int:
+        """Of the whole schedule; `position` of them are done. With other numbers of processes they are others."""
+        lengths = phase_lengths(self.phases, self.settings.begin_epoch, self.settings.accumulate)
+        return sum(length for _, length in lengths)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.position >= self.num_iterations
+
+    @property
     def end_epoch(self) -> int:
-        """Number after the last epoch."""
-        return self.phases[-1].end_epoch
+        """Number after the last epoch, which may be cut short where the length is given in iterations."""
+        if not self.phases[-1].num_iterations:
+            return self.phases[-1].end_epoch
+        left = self.num_iterations - self.position + self.steps_in_epoch
+        return self.epoch + max(-(-left // self.iterations_per_epoch), 1 if self.steps_in_epoch else 0)
 
     @property
     def phase(self) -> Phase:
         """The one that the epoch at hand belongs to."""
-        return next((phase for phase in self.phases if self.epoch < phase.end_epoch), self.phases[-1])
+        return next((p for p in self.phases if self.epoch < p.end_epoch or p.num_iterations), self.phases[-1])
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -161,7 +194,7 @@ class Trainer:
             config=settings.metadata["config"],
         )
         with log, Interruption() as interruption:
-            while self.epoch < self.end_epoch:
+            while not self.is_done:
                 if self._train_epoch(log, interruption):
                     self._save_checkpoint()
                     get_logger().info("stopped at iteration %d; TRAIN.RESUME True goes on", self.iteration)
@@ -188,9 +221,10 @@ class Trainer:
         self.step.parallel.train()
         loader, sampler = self.phase.loader, self.phase.sampler
         sampler.epoch, sampler.start = self.epoch, self._samples_done()
-        meter, total = Meter(), self.iterations_per_epoch
+        left = self.num_iterations - self.position
+        meter, total = Meter(), min(self.iterations_per_epoch, self.steps_in_epoch + left)
         title = f"epoch {self.epoch + 1}/{self.end_epoch}"
-        remaining = (self.end_epoch - self.epoch - 1) * total
+        remaining = left - (total - self.steps_in_epoch)
         freeze = self.epoch < self.settings.freeze_epochs
         clock = WaitingClock()
         groups = clock.watch(_groups(loader, self.settings.accumulate, total - self.steps_in_epoch))
@@ -207,6 +241,7 @@ class Trainer:
                     result = self.step(batches, freeze=freeze, stop=interruption.received is not None)
                 begun.append((self.iteration, result, batches))
                 self.steps_in_epoch += 1
+                self.position += 1
                 self._count_broken(batches)
                 is_last = self.steps_in_epoch == total
                 stop = settle(0 if is_last else self.step.latency)
@@ -276,7 +311,7 @@ class Trainer:
 
     def _validation_is_due(self) -> bool:
         done = self.epoch - self.settings.begin_epoch
-        return done % self.settings.eval_interval == 0 or self.epoch == self.end_epoch
+        return done % self.settings.eval_interval == 0 or self.is_done
 
     def _validate(self, log: RunLog) -> None:
         self._validate_model(self.model, BEST, "", log)
@@ -328,6 +363,7 @@ class Trainer:
                     **self.step.state(),
                     "iteration": self.iteration,
                     "steps_in_epoch": self.steps_in_epoch,
+                    "progress": self.position / self.num_iterations,
                     "samples_done": self._samples_done(),
                     "world_size": distributed.world_size(),
                     "best": dict(self.best),
@@ -349,12 +385,13 @@ class Trainer:
         """
         state, path = self.store.load()
         try:
+            state = with_present_names(state, self.model)
             self.model.load_state_dict(state["model"])
-            self.step.restore(state)
             self.epoch, self.iteration = state["epoch"], state["iteration"]
             self.best = dict(state["best"])
             self.num_skipped, self.num_broken_samples = state["num_skipped"], state["num_broken_samples"]
-            self._resume_inside_epoch(state["samples_done"])
+            self._resume_inside_epoch(state["samples_done"], state.get("progress"))
+            self.step.restore(state, self.position)
             _set_random_state(state["random_states"])
             saved_config = state["config"]
         except (KeyError, RuntimeError, ValueError) as error:
@@ -378,10 +415,22 @@ class Trainer:
             )
         return saved_config
 
-    def _resume_inside_epoch(self, samples_done: int) -> None:
-        """Finds the step at which an epoch goes on; with another batch size, the one that repeats fewer samples."""
+    def _resume_inside_epoch(self, samples_done: int, progress: float | None) -> None:
+        """Finds the step at which an epoch goes on, and the place in the schedule.
+
+        With another batch size or number of processes there are other iterations: the step is the one that repeats
+        fewer samples, and the place in the schedule is the same share of it.
+        """
         per_step = self.settings.accumulate * self.phase.loader.batch_size * distributed.world_size()
         self.steps_in_epoch = min(-(-samples_done // per_step), self.iterations_per_epoch)
+        if self.phases[-1].num_iterations and progress is not None:
+            self.position = round(progress * self.num_iterations)
+            return
+        self.position, begin = self.steps_in_epoch, self.settings.begin_epoch
+        lengths = phase_lengths(self.phases, begin, self.settings.accumulate)
+        for phase, (per_epoch, _) in zip(self.phases, lengths, strict=True):
+            self.position += per_epoch * (min(self.epoch, phase.end_epoch) - begin)
+            begin = min(self.epoch, phase.end_epoch)
 
 
 def _groups(loader: DataLoader[Batch], size: int, num_groups: int) -> Iterator[list[Batch]]:

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.data.info import LONG_SIDE, EvaluationRule
-from ovenet.data.transforms import normalize_images, resize_image, scaled_size
+from ovenet.data.transforms import IMAGENET, box_size, normalize_images, resize_image, scaled_size
 from ovenet.geometry import pixel_grid, resize_rows, seed_position, source_rows
-from ovenet.structures import OVeNetOutput, ScoreKind
+from ovenet.structures import Normalization, OVeNetOutput, ScoreKind
+from ovenet.utils.environment import tf32
 
 _BAND_ELEMENTS = 2**20  # scores of one prediction in a band: 4 MB, which stay in the processor's cache
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,6 +48,10 @@ class InferenceSettings:
         precision: of convolutions and matrix products; everything after the network is float32.
         rule: the dataset's way of resizing and padding.
         mirrored_classes: pairs of train ids that change places when an image is mirrored.
+        normalization: of the pixels, the model's.
+        base_box: long and short side, in pixels, that the image fits into at scale 1, where it is run whole, in place
+            of `base_size` and `rule`; None for those.
+        tf32: CUDA: float32 convolutions and matrix products of the network read 10 bits of mantissa.
     """
 
     base_size: int | None
@@ -60,9 +65,14 @@ class InferenceSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     rule: EvaluationRule = LONG_SIDE
     mirrored_classes: tuple[tuple[int, int], ...] = ()
+    normalization: Normalization = IMAGENET
+    base_box: tuple[int, int] | None = None
+    tf32: bool = False
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Size ``(H, W)`` that an image of `size` is resized to, before padding."""
+        if self.base_box is not None:
+            return box_size(size, self.base_box, scale)
         if self.rule.resize == "stretch":
             return tuple(max(1, round(n * scale)) for n in self.window_size)
         is_short = self.rule.resize == "short_side"
@@ -181,7 +191,8 @@ class ScorePredictor:
         """
         self.model.eval()
         size = self.settings.scaled_size(image.shape[:2], 1.0)
-        return self.model(_to_pixels(resize_image(image, size), self.device))
+        with tf32(self.settings.tf32):
+            return self.model(_to_pixels(resize_image(image, size), self.device, self.settings.normalization))
 
     def _bands(
         self,
@@ -226,9 +237,9 @@ class ScaledView:
         self._model, self._settings, self._device = predictor.model, predictor.settings, predictor.device
         self._image, self._names, self._seeds = image, names, seeds
         self._size = image.shape[:2]
-        multiple = self._settings.rule.multiple_of
+        multiple = 1 if self._settings.base_box is not None else self._settings.rule.multiple_of
         self._padded = tuple(n + -n % multiple for n in self._size)
-        is_cut = self._settings.rule.resize == "long_side"
+        is_cut = self._settings.rule.resize == "long_side" and self._settings.base_box is None
         limits = self._settings.window_size if is_cut else self._padded
         self._window = tuple(min(n, limit) for n, limit in zip(self._padded, limits, strict=True))
         starts = [window_starts(n, w) for n, w in zip(self._padded, self._window, strict=True)]
@@ -307,7 +318,10 @@ class ScaledView:
         corners = self._waiting[: max(1, self._settings.batch_size // num_views)]
         del self._waiting[: len(corners)]
         height, width = self._window
-        parts = [_to_pixels(self._image[top : top + height, x : x + width], self._device) for top, x in corners]
+        parts = [
+            _to_pixels(self._image[top : top + height, x : x + width], self._device, self._settings.normalization)
+            for top, x in corners
+        ]
         # At a padded border windows hold less of the image. Zero is the mean colour.
         padded = [F.pad(part, (0, width - part.shape[3], 0, height - part.shape[2])) for part in parts]
         maps = self._run_views(torch.cat(padded))
@@ -334,7 +348,7 @@ class ScaledView:
 
     def _run_model(self, pixels: Tensor) -> OVeNetOutput:
         dtype = _AUTOCAST.get(self._settings.precision)
-        with torch.autocast(self._device.type, dtype=dtype) if dtype else nullcontext():
+        with tf32(self._settings.tf32), torch.autocast(self._device.type, dtype=dtype) if dtype else nullcontext():
             return self._model(pixels)
 
     def _seed_vectors(self, output: OVeNetOutput) -> Tensor:
@@ -381,10 +395,10 @@ def _softmax(logits: Tensor) -> Tensor:
     return exponentials.div_(exponentials.sum(dim=1, keepdim=True))
 
 
-def _to_pixels(image: np.ndarray, device: torch.device) -> Tensor:
+def _to_pixels(image: np.ndarray, device: torch.device, normalization: Normalization) -> Tensor:
     """Normalised ``(1, 3, H, W)`` of an image ``(H, W, 3)`` uint8."""
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return normalize_images(pixels.unsqueeze(0).to(device))
+    return normalize_images(pixels.unsqueeze(0).to(device), normalization)
 
 
 def _chosen(maps: dict[str, Tensor], names: Sequence[str] | None) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class ResultWriter:
         kinds: which of `KINDS`.
     """
 
-    def __init__(self, folder: Path, info: DatasetInfo, max_offset: float, kinds: Collection[str]):
+    def __init__(self, folder: Path, info: DatasetInfo, max_offset: float | None, kinds: Collection[str]):
         self.folder = folder
         self.info = info
         self.max_offset = max_offset

@@ -59,7 +59,7 @@ def colorize_offset(offset: Tensor, max_offset: float) -> Tensor:
 
 
 def picture_row(
-    sample: Sample, output: OVeNetOutput, info: DatasetInfo, *, max_offset: float, align_corners: bool
+    sample: Sample, output: OVeNetOutput, info: DatasetInfo, *, max_offset: float | None, align_corners: bool
 ) -> Tensor:
     """Image, label, every prediction, offsets and confidence, side by side.
 
@@ -67,7 +67,7 @@ def picture_row(
         sample: the image and, where there is one, its label.
         output: the model's prediction for this one image, ``B = 1``.
         info: colours.
-        max_offset: see `colorize_offset`.
+        max_offset: see `colorize_offset`; None for a baseline.
         align_corners: convention of the score upsampling.
 
     Returns:

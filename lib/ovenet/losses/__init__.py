@@ -2,5 +2,6 @@
 
 from ovenet.losses.criterion import SegmentationCriterion
 from ovenet.losses.targets import OhemSettings
+from ovenet.losses.terms import LOSSES, WeightedLoss, build_losses, list_losses
 
-__all__ = ["OhemSettings", "SegmentationCriterion"]
+__all__ = ["LOSSES", "OhemSettings", "SegmentationCriterion", "WeightedLoss", "build_losses", "list_losses"]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.losses import functional
-from ovenet.losses.targets import OhemSettings, Targets
-from ovenet.losses.upsampled import EngineName, upsampled_cross_entropy
+from ovenet.losses.targets import Targets
+from ovenet.losses.terms import CrossEntropy, WeightedLoss
 from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
 
 
@@ -21,11 +22,10 @@ class SegmentationCriterion(nn.Module):
         ignore_label: label of the pixels that do not count.
         class_weights: ``K`` factors, or None.
         output_weights: per score map, auxiliary first.
-        ohem: mining for the final map; the auxiliary one keeps plain cross-entropy. None for neither.
+        losses: what `L` is made of, see `ovenet.losses.terms`; None is cross-entropy.
         initial_and_seed_weight: κ.
         confidence_weight: λ.
         align_corners: convention of the upsampling to label size.
-        engine: see `upsampled_cross_entropy`; all give the same loss.
     """
 
     def __init__(
@@ -34,20 +34,19 @@ class SegmentationCriterion(nn.Module):
         ignore_label: int,
         class_weights: Sequence[float] | None = None,
         output_weights: Sequence[float] = (1.0,),
-        ohem: OhemSettings | None = None,
+        losses: Sequence[WeightedLoss] | None = None,
         initial_and_seed_weight: float = 0.5,
         confidence_weight: float = 1.0,
         align_corners: bool = True,
-        engine: EngineName = "auto",
     ):
         super().__init__()
         self.ignore_label = ignore_label
         self.output_weights = tuple(output_weights)
-        self.ohem = ohem
+        default = WeightedLoss("cross_entropy", CrossEntropy(align_corners=align_corners))
+        self.losses = (default,) if losses is None else tuple(losses)
         self.initial_and_seed_weight = initial_and_seed_weight
         self.confidence_weight = confidence_weight
         self.align_corners = align_corners
-        self.engine = engine
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -59,10 +58,10 @@ class SegmentationCriterion(nn.Module):
             labels: ``(B, H, W)`` train ids, integers.
 
         Raises:
-            ValueError: the model has another number of score maps than there are weights.
+            UserError: the model has another number of score maps than there are weights.
         """
         if len(output.fused) != len(self.output_weights):
-            raise ValueError(
+            raise UserError(
                 f"LOSS.BALANCE_WEIGHTS has {len(self.output_weights)} entries, the model {len(output.fused)} outputs"
             )
         labels = labels.long()
@@ -83,11 +82,9 @@ class SegmentationCriterion(nn.Module):
     def _semantic(self, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind) -> Tensor:
         total = targets.weights.new_zeros(())
         for index, (scores, weight) in enumerate(zip(maps, self.output_weights, strict=True)):
-            ohem = self.ohem if index == len(maps) - 1 else None
-            parts = upsampled_cross_entropy(
-                scores, targets, kind, ohem=ohem, align_corners=self.align_corners, engine=self.engine
-            )
-            total = total + weight * functional.mean(*parts)
+            for term in self.losses:
+                parts = term.loss(scores, targets, kind, is_final=index == len(maps) - 1)
+                total = total + weight * term.weight * functional.mean(*parts)
         return total
 
     def _confidence(self, output: OVeNetOutput, labels: Tensor) -> Tensor:

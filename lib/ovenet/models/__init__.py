@@ -1,7 +1,21 @@
-"""Networks and their weights."""
+"""Networks and their weights. Importing this registers every part."""
 
-from ovenet.models.freezing import freeze_main_network
+from ovenet.models import backbones, heads, necks
+from ovenet.models.factory import build_segmentor, list_backbones, list_heads, list_necks, list_seeds
 from ovenet.models.fusion import SeedFusion
+from ovenet.models.ovenet import OVeNet
 from ovenet.models.segmentor import Segmentor
 
-__all__ = ["SeedFusion", "Segmentor", "freeze_main_network"]
+__all__ = [
+    "OVeNet",
+    "SeedFusion",
+    "Segmentor",
+    "backbones",
+    "build_segmentor",
+    "heads",
+    "list_backbones",
+    "list_heads",
+    "list_necks",
+    "list_seeds",
+    "necks",
+]

@@ -16,7 +16,7 @@ from ovenet.structures import OVeNetOutput
 
 
 class SeedFusion(nn.Module):
-    """Has no parameters; goes with any head whose maps have the offset's size.
+    """Has no parameters; goes with any score maps of the offset's size.
 
     Args:
         num_refinements: times that each offset is prolonged by the offset at its seed.
@@ -28,13 +28,16 @@ class SeedFusion(nn.Module):
         self.num_refinements = num_refinements
         self.fuse_logits = fuse_logits
 
-    def forward(self, scores: Sequence[Tensor], offset: Tensor, confidence: Tensor) -> OVeNetOutput:
+    def forward(
+        self, scores: Sequence[Tensor], offset: Tensor, confidence: Tensor, *, embedding: Tensor | None = None
+    ) -> OVeNetOutput:
         """Fuses every score map with the same offsets and confidence.
 
         Args:
             scores: logits, each ``(B, K, h, w)``.
             offset: ``(B, 2, h, w)`` normalised ``(x, y)``, float32 or float64.
             confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
+            embedding: handed on.
         """
         offset = refine_offset(offset, self.num_refinements)
         position = seed_position(offset)
@@ -44,4 +47,4 @@ class SeedFusion(nn.Module):
         seed = [sample_bilinear(s, position) for s in initial]
         fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(initial, seed, strict=True)]
         kind = "logits" if self.fuse_logits else "probabilities"
-        return OVeNetOutput(tuple(initial), tuple(seed), tuple(fused), offset, confidence, kind)
+        return OVeNetOutput(tuple(initial), tuple(seed), tuple(fused), offset, confidence, kind, embedding)

@@ -2,63 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovenet.models.fusion import SeedFusion
-from ovenet.models.heads import OCRHead, OffsetHead, PlainHead
-from ovenet.structures import OVeNetOutput
+from ovenet.errors import UserError
+from ovenet.models.interfaces import Backbone, Head, Neck, SegOutput
+from ovenet.structures import Normalization, OVeNetOutput
+
+GROUPS = ("backbone", "neck", "head", "seed")  # the parts, by the names of a model's children
 
 
 class Segmentor(nn.Module):
-    """Backbone, neck and head; with an offset head and seed fusion it is an OVeNet, without them the baseline.
+    """Backbone, neck and head; `ovenet.models.ovenet.OVeNet` adds a seed. What it is given is used as it is.
 
     Args:
-        backbone: image to `BackboneFeatures`.
-        neck: the backbone's maps to one map.
-        head: that map to a tuple of logits, the final one last.
-        offset_neck: the same for the offset branch.
-        offset_head: to offsets and confidence.
-        fusion: how the seed's scores are used.
-
-    Raises:
-        ValueError: some of the three offset parts are given and others are not.
+        backbone: image to maps.
+        neck: maps to the maps that the head reads.
+        head: those to scores.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        neck: nn.Module,
-        head: nn.Module,
-        *,
-        offset_neck: nn.Module | None = None,
-        offset_head: OffsetHead | None = None,
-        fusion: SeedFusion | None = None,
-    ):
+    def __init__(self, backbone: Backbone, neck: Neck, head: Head):
         super().__init__()
-        offset_parts = (offset_neck, offset_head, fusion)
-        if any(offset_parts) != all(offset_parts):
-            raise ValueError("offset_neck, offset_head and fusion go together: give all of them or none")
         self.backbone = backbone
         self.neck = neck
         self.head = head
-        self.offset_neck = offset_neck
-        self.offset_head = offset_head
-        self.fusion = fusion
         self.frozen_parts: tuple[str, ...] = ()
-        initialize(self)
+
+    @property
+    def normalization(self) -> Normalization:
+        """What `forward` expects of its pixels."""
+        return self.backbone.normalization
+
+    @property
+    def max_offset(self) -> float | None:
+        """τ of the seed, the longest offset per axis in normalised units; None for a baseline."""
+        return None
 
     def forward(self, images: Tensor) -> OVeNetOutput:
-        """Predicts at stride 4.
+        """Predicts at the head's stride.
 
         Args:
-            images: ``(B, 3, H, W)`` RGB, normalised by `ovenet.data.transforms.normalize_images`; any size.
+            images: ``(B, 3, H, W)``, normalised by `ovenet.data.transforms.normalize_images`; any size, unless the
+                backbone is made for one.
+
+        Raises:
+            UserError: the backbone cannot take the size.
         """
-        features = self.backbone(images)
-        scores = self.head(self.neck(features.main))
-        if self.fusion is None:
-            return OVeNetOutput(initial=scores, seed=(), fused=scores)
-        offset, confidence = self.offset_head(self.offset_neck(features.offset))
-        return self.fusion(scores, offset, confidence)
+        decoded = self.decode(self.backbone(self.padded(images)), images)
+        return OVeNetOutput(initial=decoded.scores, seed=(), fused=decoded.scores, embedding=decoded.embedding)
+
+    def decode(self, features: list[Tensor], images: Tensor) -> SegOutput:
+        """The head's prediction from the backbone's maps, without the padding of the images."""
+        maps = self.neck(features)
+        decoded = self.head(maps)
+        unread = maps[: self.head.first_read]
+        *others, final = (cropped(scores, images, self.head.stride) for scores in decoded.scores)
+        return SegOutput(
+            (*others, _joined(final, unread) if unread else final),
+            decoded.features,
+            None if decoded.embedding is None else cropped(decoded.embedding, images, self.head.stride),
+        )
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Images with zeros (the mean colour) at the right and below, as far as the backbone needs them."""
+        size = images.shape[-2:]
+        if self.backbone.fixed_size is not None:
+            wanted = self.backbone.fixed_size
+            if any(n > limit for n, limit in zip(size, wanted, strict=True)):
+                raise UserError(
+                    f"the backbone takes images of {wanted[1]}x{wanted[0]} pixels alone, got {size[1]}x{size[0]}; set "
+                    "MODEL.BACKBONE.IMG_SIZE [height, width] to the larger of TRAIN.IMAGE_SIZE and TEST.IMAGE_SIZE"
+                )
+        else:
+            wanted = [n + -n % self.backbone.size_multiple for n in size]
+        if tuple(wanted) == tuple(size):
+            return images
+        return F.pad(images, (0, wanted[1] - size[1], 0, wanted[0] - size[0]))
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Ends the training of some parts: weights, BatchNorm statistics and dropout.
+
+        Args:
+            parts: names of `GROUPS`, or of modules in them, such as ``backbone.layer1``.
+
+        Raises:
+            UserError: the model has no such part, or nothing would be left to train.
+        """
+        for name in parts:
+            self.part(name).requires_grad_(False)
+        if parts and not any(p.requires_grad for p in self.parameters()):
+            raise UserError(f"{', '.join(parts)} frozen: nothing of this model would be left to train")
+        self.frozen_parts = (*self.frozen_parts, *parts)
+        self.train(self.training)
+
+    def part(self, name: str) -> nn.Module:
+        """A part by its name, see `freeze`.
+
+        Raises:
+            UserError: there is none.
+        """
+        try:
+            return self.get_submodule(name)
+        except AttributeError:
+            own = [group for group in GROUPS if hasattr(self, group)]
+            raise UserError(
+                f"this model has no part {name!r}; it has {', '.join(own)}, and modules in them such as "
+                f"backbone.{next((n for n, _ in self.backbone.named_children()), '…')}"
+            ) from None
 
     def train(self, mode: bool = True) -> Segmentor:
         """Like `torch.nn.Module.train`, but frozen parts stay in evaluation mode, so that their statistics rest."""
@@ -68,17 +122,25 @@ class Segmentor(nn.Module):
         return self
 
 
-def initialize(model: nn.Module) -> None:
-    """Random start: He et al. (2015) for convolutions, small weights for those that predict.
+class _Joined(torch.autograd.Function):
+    """See `_joined`."""
 
-    Args:
-        model: changed in place.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for module in model.modules():
-        if isinstance(module, (PlainHead, OCRHead, OffsetHead)):
-            module.reset_prediction()
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, *unread: Tensor) -> Tensor:
+        ctx.unread = [(x.shape, x.dtype) for x in unread]
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(gradient.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.unread)
+
+
+def _joined(values: Tensor, unread: Sequence[Tensor]) -> Tensor:
+    """The values; maps that no head reads get a gradient of zero, since gradients are averaged over all parameters."""
+    return _Joined.apply(values, *unread) if torch.is_grad_enabled() else values
+
+
+def cropped(values: Tensor, images: Tensor, stride: int) -> Tensor:
+    """A map ``(B, C, h, w)`` of padded images without what lies in the padding."""
+    h, w = (-(-n // stride) for n in images.shape[-2:])
+    return values[..., :h, :w]

@@ -1,56 +1,27 @@
-"""Weights from files: published models' names as data, and reports of what matched."""
+"""Weights from files: names translated by the tables of the parts, and reports of what matched."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+
+from ovenet.errors import UserError
+from ovenet.models.interfaces import Part
+from ovenet.models.segmentor import Segmentor
 
 StateDict = Mapping[str, Tensor]
 
 MIN_MATCHED = 0.95  # share of the tensors to initialise that a file must provide
 
-# Published prefix -> prefix here. The first that fits is taken; `{plain}` is where the model keeps its plain head.
-_RENAMED: tuple[tuple[str, str], ...] = (
-    ("conv1.", "backbone.conv1."),
-    ("bn1.", "backbone.bn1."),
-    ("conv2.", "backbone.conv2."),
-    ("bn2.", "backbone.bn2."),
-    ("layer1.", "backbone.layer1."),
-    *((f"transition{n}{s}.", f"backbone.transition{n}{s}.") for n in (1, 2, 3) for s in ("", "_2")),
-    *((f"stage{n}{s}.", f"backbone.stage{n}{s}.") for n in (2, 3, 4) for s in ("", "_2")),
-    ("last_layer.", "{plain}."),
-    ("head.layers.", "{plain}."),
-    ("aux_head.", "head.auxiliary.layers."),
-    ("offset_layer.", "offset_head.layers."),
-    ("aux_head_offset.", "offset_head.layers."),
-    ("conv3x3_ocr.", "head.pixels."),
-    ("ocr_distri_head.object_context_block.f_pixel.0.", "head.attention.query.0."),
-    ("ocr_distri_head.object_context_block.f_pixel.1.0.", "head.attention.query.1."),
-    ("ocr_distri_head.object_context_block.f_pixel.2.", "head.attention.query.3."),
-    ("ocr_distri_head.object_context_block.f_pixel.3.0.", "head.attention.query.4."),
-    ("ocr_distri_head.object_context_block.f_object.0.", "head.attention.key.0."),
-    ("ocr_distri_head.object_context_block.f_object.1.0.", "head.attention.key.1."),
-    ("ocr_distri_head.object_context_block.f_object.2.", "head.attention.key.3."),
-    ("ocr_distri_head.object_context_block.f_object.3.0.", "head.attention.key.4."),
-    ("ocr_distri_head.object_context_block.f_down.0.", "head.attention.value.0."),
-    ("ocr_distri_head.object_context_block.f_down.1.0.", "head.attention.value.1."),
-    ("ocr_distri_head.object_context_block.f_up.0.", "head.attention.up.0."),
-    ("ocr_distri_head.object_context_block.f_up.1.0.", "head.attention.up.1."),
-    ("ocr_distri_head.conv_bn_dropout.0.", "head.join.0."),
-    ("ocr_distri_head.conv_bn_dropout.1.0.", "head.join.1."),
-    ("cls_head.", "head.classifier."),
-)
-# Published tensors that no model here has: the classification head of ImageNet models, the criterion's class weights,
-# and the all-batch grid of the public code.
-_UNUSED = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.", "loss.", "coords")
 _WRAPPERS = ("module.", "model.")
-_OFFSET_BRANCH = re.compile(r"backbone\.(transition|stage)(\d)_2\.")
+_TAIL = "seed.tail."
 _COUNTER = "num_batches_tracked"  # absent from files of PyTorch 0.4, and without effect on a prediction
+OWN_NAMES = "ovenet"
 
 
 @dataclass(frozen=True)
@@ -109,100 +80,134 @@ class LoadReport:
         """Refuses a file that fits too little.
 
         Raises:
-            ValueError: less than `share` matched and `allow_partial` is False.
+            UserError: less than `share` matched and `allow_partial` is False.
         """
         if self.matched_share >= share or allow_partial:
             return
         examples = (*self.missing, *self.mismatched, *self.unexpected)[:3]
-        raise ValueError(
+        raise UserError(
             f"{self.source}: only {len(self.loaded)} of the {self.num_expected} tensors that it should initialise "
             f"match, at least {share:.0%} must (not: {', '.join(examples)}); check that the config describes this "
             "model, or set MODEL.ALLOW_PARTIAL True"
         )
 
 
-def load_weights(model: nn.Module, state: StateDict, source: str, *, whole: bool) -> LoadReport:
+def load_weights(model: Segmentor, state: StateDict, source: str, *, whole: bool) -> LoadReport:
     """Copies a file's tensors into a model.
 
     Args:
-        model: a `Segmentor`, changed in place.
+        model: changed in place.
         state: tensors by name, published names or the model's own.
         source: the file, for the report.
-        whole: True if the file must initialise the whole model; False if only the main network and those parts of
-            the heads and the offset branch that the file has anything for.
+        whole: True if the file must initialise the whole model; False if only the backbone and those of the other
+            parts that the file has anything for.
 
     Returns:
         The report; the caller decides whether it is good enough.
     """
-    renamed, unused = rename_published(state, has_ocr=_has_ocr(model))
+    renamed, unused = rename_published(state, model)
     parts = {_part(name) for name in renamed}
     names = _tensor_names(model)
-    targets = [name for name in names if whole or _part(name) == "trunk" or _part(name) in parts]
+    targets = [name for name in names if whole or _part(name) == "backbone" or _part(name) in parts]
     report = _copy(model, renamed, targets, source, unused)
     wanted = set(targets)
     return replace(report, untouched=tuple(name for name in names if name not in wanted))
 
 
-def load_offset_branch(model: nn.Module, state: StateDict, source: str) -> LoadReport:
-    """Initialises the offset branch from the same-named stages of a model without one.
+def load_offset_branch(model: Segmentor, state: StateDict, source: str) -> LoadReport:
+    """Initialises the copied stages of a forked seed from the same stages of a model without one.
 
     Args:
-        model: an OVeNet, changed in place.
-        state: tensors by name; an offset branch of its own is preferred where the file has one.
+        model: an OVeNet with a fork, changed in place.
+        state: tensors by name; copied stages are preferred where the file has them.
         source: the file, for the report.
     """
-    renamed, unused = rename_published(state, has_ocr=_has_ocr(model))
-    targets = [name for name in _tensor_names(model) if _OFFSET_BRANCH.match(name)]
-    branch: dict[str, Tensor] = {}
+    renamed, unused = rename_published(state, model)
+    targets = [name for name in _tensor_names(model) if name.startswith(_TAIL)]
+    tail: dict[str, Tensor] = {}
     for name in targets:
-        original = _OFFSET_BRANCH.sub(r"backbone.\1\2.", name)
+        original = "backbone." + name.removeprefix(_TAIL)
         if name in renamed or original in renamed:
-            branch[name] = renamed.get(name, renamed.get(original))
-    return _copy(model, branch, targets, source, unused)
+            tail[name] = renamed.get(name, renamed.get(original))
+    return _copy(model, tail, targets, source, unused)
 
 
-def rename_published(state: StateDict, *, has_ocr: bool) -> tuple[dict[str, Tensor], int]:
-    """Translates published names, and those of a plain model saved here, to the names of the model at hand.
+def rename_published(state: StateDict, model: nn.Module) -> tuple[dict[str, Tensor], int]:
+    """Translates the names that a publisher gave, and those of earlier versions, to those of the model at hand.
 
     Args:
         state: tensors by name, possibly with ``model.`` or ``module.`` before every name.
-        has_ocr: whether the model that will receive them has an OCR head, whose auxiliary head is a plain one.
+        model: that will receive them.
 
     Returns:
         The tensors by the names here, and how many were dropped because they are known to have no use.
     """
-    plain = "head.auxiliary.layers" if has_ocr else "head.layers"
-    renamed: dict[str, Tensor] = {}
-    unused = 0
-    for name, tensor in state.items():
-        while name.startswith(_WRAPPERS):
-            name = name.split(".", 1)[1]
-        if name.startswith(_UNUSED):
-            unused += 1
-            continue
-        for old, new in _RENAMED:
-            if name.startswith(old):
-                name = new.format(plain=plain) + name[len(old) :]
-                break
-        renamed[name] = tensor
-    return renamed, unused
+    names = names_here(state, model)
+    renamed = {new: state[old] for old, new in names.items() if new is not None}
+    return renamed, sum(new is None for new in names.values())
 
 
-def published_name(name: str, *, has_ocr: bool) -> str:
-    """What the public implementations call a parameter of a model here.
+def names_here(names: Iterable[str], model: nn.Module) -> dict[str, str | None]:
+    """What the model at hand calls a file's tensors.
+
+    Every part has a table of names for each publisher; the publisher whose tables explain most of the file is taken.
 
     Args:
-        name: the parameter's name here.
-        has_ocr: whether the model has an OCR head.
+        names: the file's.
+        model: that will receive the tensors.
+
+    Returns:
+        The name here by the file's name, in the same order; the file's own where nothing is known of it, and None where
+        the publisher is known to save it for nothing that is needed here.
     """
-    for old, new in _RENAMED:
-        if old in (
-            ("last_layer.", "head.layers.", "offset_layer.") if has_ocr else ("head.layers.", "aux_head_offset.")
-        ):
+    own = set(model.state_dict())
+    plain = {name: _unwrapped(name) for name in names}
+
+    def translated(table: _Table) -> dict[str, str | None]:
+        new = {name: table.own_name(stripped, own) for name, stripped in plain.items()}
+        return {k: None if v not in own and table.is_unused(plain[k]) else v for k, v in new.items()}
+
+    candidates = [translated(table) for table in _tables(model).values()]
+    return max(candidates, key=lambda candidate: len(own.intersection(candidate.values())))
+
+
+@dataclass
+class _Table:
+    """The names that one publisher gave to the parts of a model."""
+
+    rules: list[tuple[re.Pattern[str], str]] = field(default_factory=list)
+    unused: list[re.Pattern[str]] = field(default_factory=list)
+
+    def own_name(self, name: str, own: Collection[str]) -> str:
+        """The name here; the given one if there is no rule for it."""
+        if name in own:
+            return name
+        for pattern, replacement in self.rules:
+            if pattern.match(name):
+                return pattern.sub(replacement, name, count=1)
+        return name
+
+    def is_unused(self, name: str) -> bool:
+        """Whether the publisher saves it for nothing that this project has."""
+        return any(pattern.fullmatch(name) for pattern in self.unused)
+
+
+def _tables(model: nn.Module) -> dict[str, _Table]:
+    """Tables of all parts by publisher, the model's own names first."""
+    tables: dict[str, _Table] = {OWN_NAMES: _Table()}
+    for place, part in model.named_modules():
+        if not isinstance(part, Part):
             continue
-        new = new.format(plain="head.layers")
-        if name.startswith(new):
-            return old + name[len(new) :]
+        for names in part.published:
+            table = tables.setdefault(names.publisher, _Table())
+            table.rules += [(re.compile("^" + old), f"{place}.{new}") for old, new in names.rules]
+            table.unused += [re.compile(pattern) for pattern in names.unused]
+    return tables
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
     return name
 
 
@@ -229,14 +234,9 @@ def _tensor_names(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict() if not name.endswith(_COUNTER)]
 
 
-def _has_ocr(model: nn.Module) -> bool:
-    return any(name.startswith("head.auxiliary.") for name, _ in model.named_parameters())
-
-
 def _part(name: str) -> str:
-    if _OFFSET_BRANCH.match(name):
-        return "offset branch"
-    return "trunk" if name.startswith("backbone.") else ".".join(name.split(".")[:2])
+    """What a file has as a whole or not at all: the backbone, or a module of the others."""
+    return "backbone" if name.startswith("backbone.") else ".".join(name.split(".")[:2])
 
 
 def _block(name: str) -> str:

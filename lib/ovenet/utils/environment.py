@@ -7,6 +7,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,17 @@ def describe_environment(repository: Path) -> dict[str, Any]:
             "diff": _git(repository, "diff", "HEAD"),
         },
     }
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """`allow_tf32` for a while; what was set before is set again."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    allow_tf32(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def allow_tf32(allowed: bool) -> None:

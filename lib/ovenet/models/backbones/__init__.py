@@ -1,5 +1,7 @@
-"""Feature extractors."""
+"""Feature extractors. Importing this registers all but timm's, which are looked up by name."""
 
-from ovenet.models.backbones.hrnet import BackboneFeatures, HRNet, StageSpec
+from ovenet.models.backbones import conv_attention, lite0, mit, resnet
+from ovenet.models.backbones.hrnet import HRNet, HRNetTail, StageSpec
+from ovenet.models.backbones.resnet import ResNet
 
-__all__ = ["BackboneFeatures", "HRNet", "StageSpec"]
+__all__ = ["HRNet", "HRNetTail", "ResNet", "StageSpec", "conv_attention", "lite0", "mit", "resnet"]

@@ -1,4 +1,4 @@
-"""Residual blocks and convolution units of HRNet. Parameter names are those of the published models."""
+"""Residual blocks and convolution units of HRNet and ResNet. Parameter names are those of the published models."""
 
 from __future__ import annotations
 
@@ -41,24 +41,31 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut; four times as many channels come out."""
+    """1x1, 3x3, 1x1 convolutions with a shortcut; four times as many channels come out.
+
+    Args:
+        in_channels: of the input.
+        channels: of the 3x3 convolution.
+        stride: of the 3x3 convolution.
+        dilation: of the 3x3 convolution.
+    """
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int):
+    def __init__(self, in_channels: int, channels: int, *, stride: int = 1, dilation: int = 1):
         super().__init__()
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(in_channels, out_channels)
+        self.downsample = _shortcut(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, in_channels, h, w)`` to ``(B, 4 * channels, h, w)``."""
+        """``(B, in_channels, h, w)`` to ``(B, 4 * channels, h / stride, w / stride)``."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
@@ -76,7 +83,7 @@ def block_chain(block: str, in_channels: int, channels: int, num_blocks: int) ->
     return nn.Sequential(*chain)
 
 
-def _shortcut(in_channels: int, out_channels: int) -> nn.Module:
-    if in_channels == out_channels:
+def _shortcut(in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
+    if in_channels == out_channels and stride == 1:
         return nn.Identity()
-    return conv_bn(in_channels, out_channels, kernel=1, relu=False)
+    return conv_bn(in_channels, out_channels, kernel=1, stride=stride, relu=False)

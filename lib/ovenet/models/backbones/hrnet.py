@@ -1,5 +1,5 @@
-"""HRNetV2 (Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", 2019), whose later stages may
-exist twice: the second copy, the offset branch, feeds the offset head of OVeNet.
+"""HRNetV2 (Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", 2019). Its later stages may
+exist twice: the second copy, the offset branch of OVeNet, is a `HRNetTail`.
 
 Shapes: image ``(B, 3, H, W)``; branch ``r`` of a stage has ``(B, C_r, H/4/2^r, W/4/2^r)``, sizes rounded up.
 """
@@ -7,16 +7,26 @@ Shapes: image ``(B, 3, H, W)``; branch ``r`` of a stage has ``(B, C_r, H/4/2^r, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.models.backbones.blocks import BLOCKS, block_chain, conv_bn
+from ovenet.models.interfaces import ForkableBackbone, PublishedNames, Tail, initialize_convolutions
 from ovenet.models.recompute import recomputed
+from ovenet.models.registry import BACKBONES
 
 STEM_CHANNELS = 64
 NUM_STAGES = 4
+STRIDES = (4, 8, 16, 32)
+MAX_TAIL_MODULES = {2: 1, 3: 3, 4: 2}  # of OVeNet's published copies, by stage
+
+Flavour = Literal["hrnet", "mmseg"]
 
 
 @dataclass(frozen=True)
@@ -35,109 +45,192 @@ class StageSpec:
     num_channels: tuple[int, ...]
     block: str = "BASIC"
 
+    @classmethod
+    def of(cls, settings: StageSpec | Mapping[str, Any], number: int) -> StageSpec:
+        """From ``NUM_MODULES``, ``NUM_BLOCKS``, ``NUM_CHANNELS``, ``BLOCK`` of stage `number`, as configs have them.
+
+        Raises:
+            UserError: a setting is missing, unknown or of another type, or has not one entry per resolution.
+        """
+        where = f"stage {number} of HRNet"
+        if not isinstance(settings, StageSpec):
+            settings = {key.lower(): value for key, value in settings.items()}
+            unknown = set(settings) - {"num_modules", "num_blocks", "num_channels", "block"}
+            missing = {"num_modules", "num_blocks", "num_channels"} - set(settings)
+            if unknown or missing:
+                name = sorted(unknown or missing)[0].upper()
+                raise UserError(f"{where}: {name} is {'no setting of it' if unknown else 'not set'}")
+            lists = {k: tuple(settings[k]) for k in ("num_blocks", "num_channels") if _is_list_of_counts(settings[k])}
+            if len(lists) < 2 or type(settings["num_modules"]) is not int or settings["num_modules"] < 1:
+                raise UserError(
+                    f"{where} is {dict(settings)}; expected whole numbers above 0: one for NUM_MODULES, lists of "
+                    f"{number} for NUM_BLOCKS and NUM_CHANNELS"
+                )
+            settings = cls(settings["num_modules"], **lists, block=settings.get("block", "BASIC"))
+        if settings.block not in BLOCKS:
+            raise UserError(f"{where}: BLOCK is {settings.block!r}; expected BASIC or BOTTLENECK")
+        if not len(settings.num_blocks) == len(settings.num_channels) == number:
+            raise UserError(
+                f"{where} needs {number} entries in NUM_BLOCKS and NUM_CHANNELS, one per resolution, got "
+                f"{list(settings.num_blocks)} and {list(settings.num_channels)}"
+            )
+        return settings
+
     @property
     def out_channels(self) -> tuple[int, ...]:
         """Channels that leave the stage, per resolution."""
         return tuple(c * BLOCKS[self.block].expansion for c in self.num_channels)
 
 
-@dataclass(frozen=True)
-class BackboneFeatures:
-    """Feature maps from fine to coarse.
-
-    Attributes:
-        main: for the semantic head.
-        offset: for the offset head; None where the backbone does not fork.
-    """
-
-    main: list[Tensor]
-    offset: list[Tensor] | None
+def usual_copy(spec: StageSpec, number: int) -> StageSpec:
+    """The second copy of stage `number` in an OVeNet: with at most as many exchange units as the published copies."""
+    return replace(spec, num_modules=min(spec.num_modules, MAX_TAIL_MODULES[number]))
 
 
-class HRNet(nn.Module):
-    """HRNetV2 with an optional offset branch.
+def _is_list_of_counts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(type(v) is int and v > 0 for v in value)
+
+
+class HRNet(ForkableBackbone):
+    """HRNetV2.
 
     Args:
-        stages: the four stages; the first has one resolution.
-        offset_stage: 2, 3 or 4: the first stage that exists twice; 0 for none.
-        offset_stages: the second copies, by stage number, from `offset_stage` to 4.
-        align_corners: convention of the upsampling inside the exchange units.
+        stages: the four stages, `StageSpec` or the same settings by name; the first has one resolution.
+        flavour: ``mmseg`` upsamples inside the exchange units by the nominal factor first and then to the size that
+            is there, as mmsegmentation does; the same where sides are multiples of 32.
+        align_corners: convention of that upsampling.
         recompute: keep the activations of no exchange unit while training, and compute them again when needed.
+        timm_name: see `Backbone`.
 
     Raises:
-        ValueError: a stage has not as many resolutions as its number, or a copy is missing.
+        UserError: there are not four stages, or one has not as many resolutions as its number.
     """
+
+    published = (
+        PublishedNames(
+            "hrnet",
+            ((r"(conv1|bn1|conv2|bn2|layer1|transition\d|stage\d)\.", r"\1."),),
+            unused=(r"(incre_modules|downsamp_modules|final_layer|classifier)\..*", r"coords", r"loss\..*"),
+        ),
+        PublishedNames("mmseg", ((r"backbone\.(conv1|bn1|conv2|bn2|layer1|transition\d|stage\d)\.", r"\1."),)),
+        PublishedNames("timm", ((r"(conv1|bn1|conv2|bn2|layer1|transition\d|stage\d)\.", r"\1."),)),
+    )
 
     def __init__(
         self,
-        stages: Sequence[StageSpec],
+        stages: Sequence[StageSpec | Mapping[str, Any]],
         *,
-        offset_stage: int = 0,
-        offset_stages: Mapping[int, StageSpec] | None = None,
+        flavour: Flavour = "hrnet",
         align_corners: bool = True,
         recompute: bool = False,
+        timm_name: str | None = None,
     ):
         super().__init__()
+        if len(stages) != NUM_STAGES:
+            raise UserError(f"HRNet has {NUM_STAGES} stages, got settings of {len(stages)}")
+        self.stages = {number: StageSpec.of(stage, number) for number, stage in enumerate(stages, start=1)}
+        self.flavour: Flavour = flavour
+        self.align_corners = align_corners
         self.recompute = recompute
-        if offset_stage not in (0, 2, 3, 4):
-            raise ValueError(f"offset_stage is {offset_stage}; expected 0 (none), 2, 3 or 4")
-        specs = dict(enumerate(stages, start=1))
-        copies = {s: (offset_stages or {})[s] for s in range(offset_stage, NUM_STAGES + 1)} if offset_stage else {}
-        for number, spec in [*specs.items(), *copies.items()]:
-            if not len(spec.num_blocks) == len(spec.num_channels) == number:
-                raise ValueError(f"stage {number} needs {number} entries in num_blocks and num_channels, got {spec}")
-        self.offset_stage = offset_stage
-        self.out_channels = specs[NUM_STAGES].out_channels
-        self.offset_channels = copies[NUM_STAGES].out_channels if copies else None
+        self.timm_name = timm_name
+        self.channels = self.stages[NUM_STAGES].out_channels
+        self.strides = STRIDES
 
+        first = self.stages[1]
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.conv2 = nn.Conv2d(STEM_CHANNELS, STEM_CHANNELS, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(STEM_CHANNELS)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = block_chain(specs[1].block, STEM_CHANNELS, specs[1].num_channels[0], specs[1].num_blocks[0])
-        for number in range(2, NUM_STAGES + 1):
-            before = specs[number - 1].out_channels
-            self._add_stage(number, before, specs[number], "", align_corners)
-            if number in copies:
-                branch_before = before if number == offset_stage else copies[number - 1].out_channels
-                self._add_stage(number, branch_before, copies[number], "_2", align_corners)
+        self.layer1 = block_chain(first.block, STEM_CHANNELS, first.num_channels[0], first.num_blocks[0])
+        later = {number: self.stages[number] for number in range(2, NUM_STAGES + 1)}
+        _add_stages(self, first.out_channels, later, flavour, align_corners)
+        initialize_convolutions(self)
 
-    def _add_stage(self, number: int, before: Sequence[int], spec: StageSpec, suffix: str, align_corners: bool) -> None:
-        self.add_module(f"transition{number - 1}{suffix}", Transition(before, spec.out_channels))
-        units = [ExchangeUnit(spec, align_corners=align_corners) for _ in range(spec.num_modules)]
-        self.add_module(f"stage{number}{suffix}", nn.Sequential(*units))
-
-    def forward(self, image: Tensor) -> BackboneFeatures:
-        """Features at strides 4, 8, 16 and 32 of both branches.
-
-        Args:
-            image: ``(B, 3, H, W)`` normalised RGB, of any size.
-        """
-        x = self.relu(self.bn1(self.conv1(image)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        features = [self.layer1(x)]
-        shared = features
-        for number in range(2, NUM_STAGES + 1):
-            if number == self.offset_stage:
-                shared = features
-            features = self._run_stage(number, features, "")
-        if not self.offset_stage:
-            return BackboneFeatures(features, None)
-        branch = shared
-        for number in range(self.offset_stage, NUM_STAGES + 1):
-            branch = self._run_stage(number, branch, "_2")
-        return BackboneFeatures(features, branch)
-
-    def _run_stage(self, number: int, features: list[Tensor], suffix: str) -> list[Tensor]:
-        features = getattr(self, f"transition{number - 1}{suffix}")(features)
-        for unit in getattr(self, f"stage{number}{suffix}"):
-            features = recomputed(unit, features) if self.recompute else unit(features)
+    def run(self, features: list[Tensor], start: int, stop: int) -> list[Tensor]:
+        """See `ForkableBackbone.run`; a stage gives all maps anew, one more than the stage before it."""
+        for number in range(start + 1, stop + 1):
+            if number == 1:
+                (images,) = features
+                x = self.relu(self.bn1(self.conv1(images)))
+                features = [self.layer1(self.relu(self.bn2(self.conv2(x))))]
+            else:
+                features = _run_stage(self, number, features, recompute=self.recompute)
         return features
 
-    def offset_modules(self) -> list[str]:
-        """Names of the direct children that belong to the offset branch."""
-        return [name for name, _ in self.named_children() if name.endswith("_2")]
+    def make_tail(self, stage: int, stages: Sequence[Mapping[str, Any]] | None = None) -> HRNetTail:
+        """See `ForkableBackbone.make_tail`; without settings with at most as many exchange units as OVeNet's."""
+        if not 2 <= stage <= NUM_STAGES:
+            raise UserError(f"an HRNet can be forked at stage 2, 3 or 4, not at {stage}")
+        numbers = range(stage, NUM_STAGES + 1)
+        if stages is None:
+            specs = {number: usual_copy(self.stages[number], number) for number in numbers}
+        elif len(stages) != len(numbers):
+            raise UserError(f"a fork at stage {stage} needs settings of {len(numbers)} stages, got {len(stages)}")
+        else:
+            specs = {n: StageSpec.of(s, n) for n, s in zip(numbers, stages, strict=True)}
+        return HRNetTail(
+            self.stages[stage - 1].out_channels,
+            specs,
+            flavour=self.flavour,
+            align_corners=self.align_corners,
+            recompute=self.recompute,
+        )
+
+
+class HRNetTail(Tail):
+    """The last stages of an HRNet.
+
+    Args:
+        before: channels of the maps that come in.
+        specs: settings of the stages by number.
+        flavour, align_corners, recompute: as for `HRNet`.
+    """
+
+    published = (
+        PublishedNames("hrnet", ((r"(transition\d|stage\d)_2\.", r"\1."),)),
+        PublishedNames("ovenet", ((r"backbone\.(transition\d|stage\d)_2\.", r"\1."),)),  # version 1
+    )
+
+    def __init__(
+        self,
+        before: Sequence[int],
+        specs: Mapping[int, StageSpec],
+        *,
+        flavour: Flavour,
+        align_corners: bool,
+        recompute: bool,
+    ):
+        super().__init__()
+        self.numbers = tuple(specs)
+        self.recompute = recompute
+        self.channels = specs[NUM_STAGES].out_channels
+        self.strides = STRIDES
+        _add_stages(self, before, specs, flavour, align_corners)
+        initialize_convolutions(self)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """See `Tail.forward`."""
+        for number in self.numbers:
+            features = _run_stage(self, number, features, recompute=self.recompute)
+        return features
+
+
+def _add_stages(
+    module: nn.Module, before: Sequence[int], specs: Mapping[int, StageSpec], flavour: Flavour, align_corners: bool
+) -> None:
+    for number, spec in specs.items():
+        module.add_module(f"transition{number - 1}", Transition(before, spec.out_channels))
+        units = [ExchangeUnit(spec, flavour=flavour, align_corners=align_corners) for _ in range(spec.num_modules)]
+        module.add_module(f"stage{number}", nn.Sequential(*units))
+        before = spec.out_channels
+
+
+def _run_stage(module: nn.Module, number: int, features: list[Tensor], *, recompute: bool) -> list[Tensor]:
+    features = getattr(module, f"transition{number - 1}")(features)
+    for unit in getattr(module, f"stage{number}"):
+        features = recomputed(unit, features) if recompute else unit(features)
+    return features
 
 
 class Transition(nn.ModuleList):
@@ -165,9 +258,10 @@ class Transition(nn.ModuleList):
 class ExchangeUnit(nn.Module):
     """Residual blocks on every resolution, then every output resolution sums what all of them send."""
 
-    def __init__(self, spec: StageSpec, *, align_corners: bool):
+    def __init__(self, spec: StageSpec, *, flavour: Flavour = "hrnet", align_corners: bool):
         super().__init__()
         self.align_corners = align_corners
+        self.upsamples_twice = flavour == "mmseg"
         widths = spec.out_channels
         self.branches = nn.ModuleList(
             block_chain(spec.block, width_in, channels, blocks)
@@ -187,8 +281,12 @@ class ExchangeUnit(nn.Module):
     def _fuse(self, target: int, features: list[Tensor]) -> Tensor:
         size = features[target].shape[-2:]
         total: Tensor | None = None
-        for layer, x in zip(self.fuse_layers[target], features, strict=True):
-            part = resize_bilinear(layer(x), size, align_corners=self.align_corners)
+        for source, (layer, x) in enumerate(zip(self.fuse_layers[target], features, strict=True)):
+            part = layer(x)
+            if self.upsamples_twice and source > target:
+                factor = 2 ** (source - target)
+                part = interpolate(part, scale_factor=factor, mode="bilinear", align_corners=self.align_corners)
+            part = resize_bilinear(part, size, align_corners=self.align_corners)
             total = part if total is None else total + part
         assert total is not None
         return self.relu(total)
@@ -203,3 +301,48 @@ def _exchange_layer(source: int, target: int, widths: Sequence[int]) -> nn.Modul
     layers = [conv_bn(widths[source], widths[source], stride=2) for _ in range(steps - 1)]
     layers.append(conv_bn(widths[source], widths[target], stride=2, relu=False))
     return nn.Sequential(*layers)
+
+
+def _stages(
+    width: int, modules: tuple[int, int, int], num_blocks: int, first: tuple[int, int]
+) -> tuple[StageSpec, ...]:
+    """Stages of a published variant; `first` has the blocks and the width of stage 1."""
+    widths = [width * 2**r for r in range(NUM_STAGES)]
+    later = (
+        StageSpec(m, (num_blocks,) * n, tuple(widths[:n]))
+        for n, m in zip(range(2, NUM_STAGES + 1), modules, strict=True)
+    )
+    return (StageSpec(1, (first[0],), (first[1],), "BOTTLENECK"), *later)
+
+
+VARIANTS: dict[str, tuple[StageSpec, ...]] = {
+    "hrnet_w18_small_v1": _stages(16, (1, 1, 1), 2, (1, 32)),
+    "hrnet_w18_small_v2": _stages(18, (1, 3, 2), 2, (2, 64)),
+    **{f"hrnet_w{width}": _stages(width, (1, 4, 3), 4, (4, 64)) for width in (18, 32, 40, 48)},
+}
+
+
+def _hrnet_variant(
+    variant: str, *, flavour: Flavour = "hrnet", align_corners: bool = True, recompute: bool = False
+) -> HRNet:
+    """A published HRNet; arguments as for `HRNet`."""
+    timm_name = variant.removesuffix("_v1")  # what others call small is small-v1
+    return HRNet(
+        VARIANTS[variant], flavour=flavour, align_corners=align_corners, recompute=recompute, timm_name=timm_name
+    )
+
+
+for _name in VARIANTS:
+    BACKBONES.register(_name)(partial(_hrnet_variant, _name))
+
+
+@BACKBONES.register("hrnet")
+def hrnet(
+    stages: Sequence[Mapping[str, Any]],
+    *,
+    flavour: Flavour = "hrnet",
+    align_corners: bool = True,
+    recompute: bool = False,
+) -> HRNet:
+    """An HRNet of any width and depth; arguments as for `HRNet`."""
+    return HRNet(stages, flavour=flavour, align_corners=align_corners, recompute=recompute)

@@ -1,7 +1,9 @@
 """Parts that predict: class scores, or offsets with their confidence."""
 
+from ovenet.models.heads.fcn import ConvHead, FCNHead
+from ovenet.models.heads.light_ham import LightHamHead
 from ovenet.models.heads.ocr import OCRHead
 from ovenet.models.heads.offset import OffsetHead
-from ovenet.models.heads.plain import PlainHead
+from ovenet.models.heads.segformer import SegFormerHead
 
-__all__ = ["OCRHead", "OffsetHead", "PlainHead"]
+__all__ = ["ConvHead", "FCNHead", "LightHamHead", "OCRHead", "OffsetHead", "SegFormerHead"]

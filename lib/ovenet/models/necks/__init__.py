@@ -1,5 +1,5 @@
-"""Parts that turn a backbone's maps into one."""
+"""Parts that turn a backbone's maps into those that a head reads."""
 
-from ovenet.models.necks.concat import ConcatNeck
+from ovenet.models.necks.concat import ConcatNeck, IdentityNeck
 
-__all__ = ["ConcatNeck"]
+__all__ = ["ConcatNeck", "IdentityNeck"]

@@ -8,22 +8,60 @@ import torch
 from torch import Tensor, nn
 
 from ovenet.geometry import resize_bilinear
+from ovenet.models.backbones.blocks import conv_bn
+from ovenet.models.interfaces import Neck, initialize_convolutions
+from ovenet.models.registry import NECKS
 
 
-class ConcatNeck(nn.Module):
+@NECKS.register("concat")
+class ConcatNeck(Neck):
     """Upsamples every map to the first one's size and concatenates the channels.
 
     Args:
         in_channels: channels per map.
+        in_strides: strides per map.
+        projection: width to which every map is brought first, by a 1x1 convolution with BatchNorm and ReLU; None leaves
+            the maps as they are.
         align_corners: convention of the upsampling.
     """
 
-    def __init__(self, in_channels: Sequence[int], *, align_corners: bool = True):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        *,
+        projection: int | None = None,
+        align_corners: bool = True,
+    ):
         super().__init__()
-        self.out_channels = sum(in_channels)
+        widths = in_channels if projection is None else [projection] * len(in_channels)
+        self.channels, self.strides = (sum(widths),), (in_strides[0],)
         self.align_corners = align_corners
+        self.projections = nn.ModuleList(
+            nn.Identity() if projection is None else conv_bn(c, projection, kernel=1) for c in in_channels
+        )
+        initialize_convolutions(self)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to ``(B, sum C_r, h_0, w_0)``."""
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, sum C_r, h_0, w_0)``."""
         size = features[0].shape[-2:]
-        return torch.cat([resize_bilinear(x, size, align_corners=self.align_corners) for x in features], dim=1)
+        maps = [projection(x) for projection, x in zip(self.projections, features, strict=True)]
+        return [torch.cat([resize_bilinear(x, size, align_corners=self.align_corners) for x in maps], dim=1)]
+
+
+@NECKS.register("none")
+class IdentityNeck(Neck):
+    """Hands the backbone's maps on.
+
+    Args:
+        in_channels: channels per map.
+        in_strides: strides per map.
+    """
+
+    def __init__(self, in_channels: Sequence[int], in_strides: Sequence[int]):
+        super().__init__()
+        self.channels, self.strides = tuple(in_channels), tuple(in_strides)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """The maps as they are."""
+        return features

@@ -1,0 +1,238 @@
+"""The terms that a semantic loss is made of, by name. Each is a sum and what to divide it by.
+
+A new one is a class here or in a file that `ovenet.losses` imports, registered under its name; its arguments are what
+``LOSS.TERMS`` may set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ovenet.errors import UserError
+from ovenet.geometry import resize_bilinear
+from ovenet.losses import functional
+from ovenet.losses.targets import OhemSettings, Targets
+from ovenet.losses.upsampled import EngineName, upsampled_cross_entropy
+from ovenet.registry import Registry
+from ovenet.structures import ScoreKind
+
+LOSSES = Registry("loss")
+PROVIDED = ("align_corners", "engine", "average")  # arguments that the criterion gives to those that have them
+
+Average = Literal["valid", "all"]
+
+
+class ScoreLoss(Protocol):
+    """What one score map costs."""
+
+    def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
+        """The loss as a sum and what to divide it by, both scalars; a sum of 0 with a gradient where nothing counts.
+
+        Args:
+            scores: ``(B, K, h, w)``, at the network's size.
+            targets: ``(B, H, W)``, of label size.
+            kind: what the scores are.
+            is_final: False for an auxiliary map.
+        """
+
+
+@dataclass(frozen=True)
+class WeightedLoss:
+    """A term of the semantic loss.
+
+    Attributes:
+        name: for logs.
+        loss: see there.
+        weight: factor.
+    """
+
+    name: str
+    loss: ScoreLoss
+    weight: float = 1.0
+
+
+@LOSSES.register("cross_entropy")
+class CrossEntropy:
+    """Cross-entropy over the valid pixels, weighted by class.
+
+    Args:
+        average: ``valid`` divides by the weights of the valid pixels; ``all`` by the number of all pixels, ignored ones
+            too, as mmsegmentation does.
+        align_corners: convention of the upsampling to label size.
+        engine: see `upsampled_cross_entropy`.
+    """
+
+    def __init__(self, *, average: Average = "valid", align_corners: bool = True, engine: EngineName = "auto"):
+        self.average, self.align_corners, self.engine = average, align_corners, engine
+
+    def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
+        """See `ScoreLoss`."""
+        total, weight = upsampled_cross_entropy(
+            scores, targets, kind, align_corners=self.align_corners, engine=self.engine
+        )
+        return total, torch.full_like(weight, targets.labels.numel()) if self.average == "all" else weight
+
+
+@LOSSES.register("ohem")
+class OhemCrossEntropy:
+    """Cross-entropy over the hard pixels of the final map (see `functional.ohem_limit`), over all of an auxiliary one.
+
+    Args:
+        threshold: a probability.
+        min_kept: a number of pixels of the batch.
+        align_corners, engine: see `CrossEntropy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.9,
+        min_kept: int = 100000,
+        align_corners: bool = True,
+        engine: EngineName = "auto",
+    ):
+        self.mining = OhemSettings(threshold, min_kept)
+        self.align_corners, self.engine = align_corners, engine
+
+    def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
+        """See `ScoreLoss`."""
+        mining = self.mining if is_final else None
+        return upsampled_cross_entropy(
+            scores, targets, kind, ohem=mining, align_corners=self.align_corners, engine=self.engine
+        )
+
+
+@LOSSES.register("focal")
+class Focal:
+    """Cross-entropy whose easy pixels count less, ``(1 - p)^gamma`` (Lin et al., 2017), over the valid pixels.
+
+    Args:
+        gamma: 0 is cross-entropy.
+        align_corners: see `CrossEntropy`.
+    """
+
+    def __init__(self, *, gamma: float = 2.0, align_corners: bool = True):
+        self.gamma, self.align_corners = gamma, align_corners
+
+    def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
+        """See `ScoreLoss`."""
+        log_probs = upsampled_log_probabilities(scores, targets, kind, align_corners=self.align_corners)
+        nll = functional.negative_log_likelihood(log_probs, targets)
+        missing = -torch.expm1(-nll)  # 1 - p
+        return functional.cross_entropy(missing.clamp_min(0.0) ** self.gamma * nll, targets)
+
+
+class _RegionLoss:
+    """A loss of regions from segmentation_models_pytorch, which is one number for a batch."""
+
+    def __init__(self, align_corners: bool, **options: Any):
+        self.align_corners = align_corners
+        self._loss = self._builder()(mode="multiclass", ignore_index=_IGNORED, **options)
+
+    def _builder(self) -> Callable[..., Callable[[Tensor, Tensor], Tensor]]:
+        raise NotImplementedError  # by each of them
+
+    def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
+        """See `ScoreLoss`."""
+        log_probs = upsampled_log_probabilities(scores, targets, kind, align_corners=self.align_corners)
+        labels = targets.labels.masked_fill(~targets.valid, _IGNORED)
+        total = self._loss(log_probs.float(), labels).sum()  # their softmax are the probabilities again
+        return total, total.new_ones(())
+
+
+_IGNORED = -1
+
+
+@LOSSES.register("dice")
+class Dice(_RegionLoss):
+    """One minus the Dice score, averaged over the classes; of segmentation_models_pytorch.
+
+    Args:
+        smooth: added to both areas.
+        align_corners: see `CrossEntropy`.
+    """
+
+    def __init__(self, *, smooth: float = 0.0, align_corners: bool = True):
+        super().__init__(align_corners, smooth=smooth)
+
+    def _builder(self) -> Callable[..., Callable[[Tensor, Tensor], Tensor]]:
+        return _smp_losses().DiceLoss
+
+
+@LOSSES.register("lovasz")
+class Lovasz(_RegionLoss):
+    """Lovász-Softmax (Berman et al., 2018), a surrogate of mean IoU; of segmentation_models_pytorch.
+
+    Args:
+        per_image: average over the images instead of taking the batch as one.
+        align_corners: see `CrossEntropy`.
+    """
+
+    def __init__(self, *, per_image: bool = False, align_corners: bool = True):
+        super().__init__(align_corners, per_image=per_image)
+
+    def _builder(self) -> Callable[..., Callable[[Tensor, Tensor], Tensor]]:
+        return _smp_losses().LovaszLoss
+
+
+def _smp_losses() -> Any:
+    try:
+        from segmentation_models_pytorch import losses
+    except ImportError as error:
+        raise UserError(
+            "the losses dice and lovasz are those of segmentation_models_pytorch; install it with: "
+            'pip install -e ".[losses]"'
+        ) from error
+    return losses
+
+
+def upsampled_log_probabilities(scores: Tensor, targets: Targets, kind: ScoreKind, *, align_corners: bool) -> Tensor:
+    """Logarithms of the class probabilities at label size ``(B, K, H, W)``, in float32 at least."""
+    resized = resize_bilinear(
+        scores.to(torch.promote_types(scores.dtype, torch.float32)),
+        targets.labels.shape[-2:],
+        align_corners=align_corners,
+    )
+    return functional.log_probabilities(resized, kind)
+
+
+def build_losses(
+    terms: list[dict[str, Any]] | tuple[dict[str, Any], ...],
+    *,
+    align_corners: bool = True,
+    engine: EngineName = "auto",
+    average: Average = "valid",
+) -> tuple[WeightedLoss, ...]:
+    """Terms from tables.
+
+    Args:
+        terms: each with a ``NAME``, perhaps a ``WEIGHT``, and arguments of the loss of that name.
+        align_corners, engine, average: for those losses that have them.
+
+    Raises:
+        UserError: there is no such loss, or it has no such argument.
+    """
+    provided = {"align_corners": align_corners, "engine": engine, "average": average}
+    built = []
+    for index, term in enumerate(terms):
+        where = f"LOSS.TERMS[{index}]"
+        settings = dict(term)
+        name, weight = settings.pop("NAME", None), settings.pop("WEIGHT", 1.0)
+        if name is None:
+            raise UserError(f"{where} is {term}; expected a NAME, one of {', '.join(LOSSES.names())}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise UserError(f"{where}.WEIGHT is {weight!r}; expected a number of at least 0")
+        arguments = LOSSES.check(name, settings, PROVIDED, where)
+        given = {key: value for key, value in provided.items() if LOSSES.takes(name, key)}
+        built.append(WeightedLoss(name, LOSSES[name](**given, **arguments), float(weight)))
+    return tuple(built)
+
+
+def list_losses() -> list[str]:
+    """Names of losses for ``LOSS.TERMS``."""
+    return LOSSES.names()

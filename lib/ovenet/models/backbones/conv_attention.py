@@ -1,0 +1,222 @@
+"""Networks that attend by large depthwise convolutions: MSCAN, the encoder of SegNeXt (Guo et al., "SegNeXt:
+Rethinking Convolutional Attention Design for Semantic Segmentation", 2022), and VAN (Guo et al., "Visual Attention
+Network", 2022).
+
+They differ in the stem and in how the gate looks at the map. Maps are ``(B, C, h, w)``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, linspace, nn
+from torchvision.ops import StochasticDepth
+
+from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
+from ovenet.models.registry import BACKBONES
+
+MLP_RATIOS = (8, 8, 4, 4)
+STRIDES = (4, 8, 16, 32)
+LAYER_SCALE = 0.01
+
+
+def _depthwise(channels: int, kernel: tuple[int, int], dilation: int = 1) -> nn.Conv2d:
+    padding = tuple(dilation * (k - 1) // 2 for k in kernel)
+    return nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels)
+
+
+class MultiScaleGate(nn.Module):
+    """MSCAN's: a 5x5 convolution, then strips of 7, 11 and 21 pixels in both directions."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv0 = _depthwise(channels, (5, 5))
+        for index, length in enumerate((7, 11, 21)):
+            self.add_module(f"conv{index}_1", _depthwise(channels, (1, length)))
+            self.add_module(f"conv{index}_2", _depthwise(channels, (length, 1)))
+        self.conv3 = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map weighted by what the convolutions see."""
+        near = self.conv0(x)
+        wide = near
+        for index in range(3):
+            wide = wide + getattr(self, f"conv{index}_2")(getattr(self, f"conv{index}_1")(near))
+        return x * self.conv3(wide)
+
+
+class LargeKernelGate(nn.Module):
+    """VAN's: a 21x21 convolution taken apart into 5x5, dilated 7x7 and 1x1."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv0 = _depthwise(channels, (5, 5))
+        self.conv_spatial = _depthwise(channels, (7, 7), dilation=3)
+        self.conv1 = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map weighted by what the convolutions see."""
+        return x * self.conv1(self.conv_spatial(self.conv0(x)))
+
+
+class Attention(nn.Module):
+    """Projection, GELU, gate, projection, with a shortcut."""
+
+    def __init__(self, channels: int, gate: type[nn.Module]):
+        super().__init__()
+        self.proj_1 = nn.Conv2d(channels, channels, 1)
+        self.activation = nn.GELU()
+        self.spatial_gating_unit = gate(channels)
+        self.proj_2 = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map to map of the same shape."""
+        return x + self.proj_2(self.spatial_gating_unit(self.activation(self.proj_1(x))))
+
+
+class ConvMLP(nn.Module):
+    """1x1 convolution, depthwise 3x3, GELU, 1x1."""
+
+    def __init__(self, channels: int, ratio: int):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels * ratio, 1)
+        self.dwconv = _depthwise(channels * ratio, (3, 3))
+        self.activation = nn.GELU()
+        self.fc2 = nn.Conv2d(channels * ratio, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map to map of the same shape."""
+        return self.fc2(self.activation(self.dwconv(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """Attention and MLP after BatchNorm, each scaled per channel, with shortcuts that may skip them while training."""
+
+    def __init__(self, channels: int, ratio: int, gate: type[nn.Module], drop_path: float):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.attn = Attention(channels, gate)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.mlp = ConvMLP(channels, ratio)
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.layer_scale_1 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
+        self.layer_scale_2 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map to map of the same shape."""
+        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
+        return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+
+
+class PatchEmbedding(nn.Module):
+    """A strided convolution and BatchNorm."""
+
+    def __init__(self, in_channels: int, channels: int, *, kernel: int = 3, stride: int = 2):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map to coarser map."""
+        return self.norm(self.proj(x))
+
+
+class ConvStem(nn.Module):
+    """Two convolutions of stride 2: MSCAN's first patches."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Conv2d(3, channels // 2, 3, stride=2, padding=1),
+            nn.BatchNorm2d(channels // 2),
+            nn.GELU(),
+            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Image to map of stride 4."""
+        return self.proj(x)
+
+
+class ConvAttentionNet(Backbone):
+    """MSCAN or VAN.
+
+    Args:
+        stem: of stride 4.
+        gate: of every block.
+        channels: per stage.
+        depths: blocks per stage.
+        drop_path_rate: probability that the last block is skipped for a sample while training; rises linearly to it.
+        norm_eps: of the LayerNorm that ends each stage.
+    """
+
+    published = (
+        PublishedNames(
+            "mmseg",
+            (
+                (r"(?:backbone\.)?(block\d\.\d+\.mlp\.dwconv)\.dwconv\.", r"\1."),  # as the authors call it
+                (r"(?:backbone\.)?(patch_embed\d|block\d|norm\d)\.", r"\1."),
+            ),
+        ),
+    )
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        gate: type[nn.Module],
+        channels: tuple[int, ...],
+        depths: tuple[int, ...],
+        *,
+        drop_path_rate: float,
+        norm_eps: float,
+    ):
+        super().__init__()
+        self.channels, self.strides = channels, STRIDES
+        rates = iter(linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
+        for index, (width, depth) in enumerate(zip(channels, depths, strict=True)):
+            number = index + 1
+            self.add_module(f"patch_embed{number}", stem if index == 0 else PatchEmbedding(channels[index - 1], width))
+            blocks = [Block(width, MLP_RATIOS[index], gate, next(rates)) for _ in range(depth)]
+            self.add_module(f"block{number}", nn.ModuleList(blocks))
+            self.add_module(f"norm{number}", nn.LayerNorm(width, eps=norm_eps))
+        initialize_transformer(self)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`."""
+        features, x = [], images
+        for number in range(1, len(self.channels) + 1):
+            x = getattr(self, f"patch_embed{number}")(x)
+            for block in getattr(self, f"block{number}"):
+                x = block(x)
+            x = getattr(self, f"norm{number}")(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            features.append(x)
+        return features
+
+
+_WIDE = (64, 128, 320, 512)
+MSCAN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "mscan_t": ((32, 64, 160, 256), (3, 3, 5, 2)),
+    "mscan_s": (_WIDE, (2, 2, 4, 2)),
+    "mscan_b": (_WIDE, (3, 3, 12, 3)),
+    "mscan_l": (_WIDE, (3, 5, 27, 3)),
+}
+
+
+def _mscan_variant(variant: str, *, drop_path_rate: float | None = None) -> ConvAttentionNet:
+    """A published MSCAN; `drop_path_rate` is 0.3 for MSCAN-L and 0.1 for the others where it is not given."""
+    channels, depths = MSCAN[variant]
+    rate = (0.3 if variant == "mscan_l" else 0.1) if drop_path_rate is None else drop_path_rate
+    return ConvAttentionNet(ConvStem(channels[0]), MultiScaleGate, channels, depths, drop_path_rate=rate, norm_eps=1e-5)
+
+
+for _variant in MSCAN:
+    BACKBONES.register(_variant)(partial(_mscan_variant, _variant))
+
+
+@BACKBONES.register("van_s")
+def van_s(*, drop_path_rate: float = 0.1) -> ConvAttentionNet:
+    """VAN-Small (VAN-B1); arguments as for `ConvAttentionNet`."""
+    stem = PatchEmbedding(3, _WIDE[0], kernel=7, stride=4)
+    return ConvAttentionNet(stem, LargeKernelGate, _WIDE, (2, 2, 4, 2), drop_path_rate=drop_path_rate, norm_eps=1e-6)

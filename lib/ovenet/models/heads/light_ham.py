@@ -1,0 +1,175 @@
+"""The decoder of SegNeXt (Guo et al., 2022): a lightweight Hamburger, whose global context is a matrix factorisation
+(Geng et al., "Is Attention Better Than Matrix Decomposition?", 2021).
+
+Shapes: ``N = h * w`` pixels, ``C`` channels, ``R`` bases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovenet.errors import UserError
+from ovenet.geometry import resize_bilinear
+from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, reset_predictor
+from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
+from ovenet.models.registry import HEADS
+
+NUM_GROUPS = 32  # of every GroupNorm
+BASES_SEED = 0
+SMALLEST_DENOMINATOR = 1e-6
+
+Bases = Literal["seeded", "official"]
+
+
+def factorize(x: Tensor, bases: Tensor, num_steps: int) -> Tensor:
+    """Approximates a non-negative matrix by a product of two, by multiplicative updates (Lee and Seung, 1999).
+
+    Args:
+        x: ``(B, C, N)``, not negative.
+        bases: ``(B, C, R)`` to begin with, of unit length over ``C``.
+        num_steps: updates of coefficients and bases in turn.
+
+    Returns:
+        ``(B, C, N)`` of rank ``R``.
+    """
+    coefficients = (x.transpose(1, 2) @ bases).softmax(dim=2)  # (B, N, R)
+
+    def updated_coefficients() -> Tensor:
+        denominator = coefficients @ (bases.transpose(1, 2) @ bases) + SMALLEST_DENOMINATOR
+        return coefficients * (x.transpose(1, 2) @ bases) / denominator
+
+    for _ in range(num_steps):
+        coefficients = updated_coefficients()
+        denominator = bases @ (coefficients.transpose(1, 2) @ coefficients) + SMALLEST_DENOMINATOR
+        bases = bases * (x @ coefficients) / denominator
+    return bases @ updated_coefficients().transpose(1, 2)
+
+
+class MatrixFactorization(nn.Module):
+    """Non-negative matrix factorisation of a map.
+
+    Args:
+        channels: ``C``.
+        rank: ``R``.
+        num_train_steps: see `factorize`, while training.
+        num_eval_steps: otherwise.
+        bases: how the first bases are drawn outside training: ``seeded`` draws the same ones every time, so that a
+            prediction depends on its image alone; ``official`` draws new ones, as the published code does.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        rank: int = 16,
+        num_train_steps: int = 6,
+        num_eval_steps: int = 7,
+        bases: Bases = "seeded",
+    ):
+        super().__init__()
+        self.rank, self.redraws = rank, bases == "official"
+        self.num_train_steps, self.num_eval_steps = num_train_steps, num_eval_steps
+        generator = torch.Generator("cpu").manual_seed(BASES_SEED)
+        drawn = torch.rand((1, channels, rank), generator=generator, device="cpu")
+        self.register_buffer("bases", drawn.to(torch.empty(0).device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, h, w)``, not negative, to the same shape; computed in float32 at least."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            pixels = x.flatten(2).to(dtype)
+            num_steps = self.num_train_steps if self.training else self.num_eval_steps
+            product = factorize(pixels, F.normalize(self._draw(pixels), dim=1), num_steps)
+        return product.to(x.dtype).unflatten(2, x.shape[-2:])
+
+    def _draw(self, pixels: Tensor) -> Tensor:
+        shape = (*pixels.shape[:2], self.rank)
+        if self.training or self.redraws:
+            return torch.rand(shape, device=pixels.device, dtype=pixels.dtype)
+        return self.bases.to(pixels.dtype).expand(shape)  # the same for every image
+
+
+class ConvGroupNorm(nn.Sequential):
+    """1x1 convolution without bias and GroupNorm."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.GroupNorm(NUM_GROUPS, out_channels))
+
+
+@HEADS.register("light_ham")
+class LightHamHead(Head):
+    """SegNeXt's head: all maps but the finest at the size of the second, squeezed, with global context, and classified.
+
+    Args:
+        in_channels: channels per map, at least three maps.
+        in_strides: strides per map.
+        num_classes: ``K``.
+        channels: width after squeezing; a multiple of 32.
+        dropout: of whole channels before the classifier.
+        bases: see `MatrixFactorization`.
+        align_corners: convention of the upsampling.
+
+    Raises:
+        UserError: fewer than three maps, or `channels` is no multiple of 32.
+    """
+
+    default_neck = "none"
+    first_read = 1
+    published = (
+        PublishedNames(
+            "mmseg",
+            (
+                (r"decode_head\.(squeeze|align)\.conv\.", r"\1.0."),
+                (r"decode_head\.(squeeze|align)\.gn\.", r"\1.1."),
+                (r"decode_head\.hamburger\.ham_in\.conv\.", "before."),
+                (r"decode_head\.hamburger\.ham_out\.conv\.", "after.0."),
+                (r"decode_head\.hamburger\.ham_out\.gn\.", "after.1."),
+                (r"decode_head\.conv_seg\.", "classifier."),
+            ),
+        ),
+    )
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 256,
+        dropout: float = 0.1,
+        bases: Bases = "seeded",
+        align_corners: bool = False,
+    ):
+        super().__init__()
+        if len(in_channels) < 3:
+            raise UserError(
+                f"the light_ham head reads at least 3 maps, the backbone and neck give {len(in_channels)}; use another "
+                "head, or a backbone with more maps and the neck none"
+            )
+        if channels < 1 or channels % NUM_GROUPS:
+            raise UserError(f"the light_ham head has {channels} channels; expected a multiple of {NUM_GROUPS}")
+        self.feature_channels, self.stride = channels, in_strides[1]
+        self.align_corners = align_corners
+        self.squeeze = ConvGroupNorm(sum(in_channels[1:]), channels)
+        self.before = nn.Conv2d(channels, channels, 1)
+        self.context = MatrixFactorization(channels, bases=bases)
+        self.after = ConvGroupNorm(channels, channels)
+        self.align = ConvGroupNorm(channels, channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        initialize_convolutions(self)
+        reset_predictor(self.classifier, CLASSIFIER_WEIGHT_STD)
+
+    def forward(self, features: list[Tensor]) -> SegOutput:
+        """See `Head.forward`; at the size of the second map."""
+        size = features[1].shape[-2:]
+        maps = [resize_bilinear(x, size, align_corners=self.align_corners) for x in features[1:]]
+        x = F.relu(self.squeeze(torch.cat(maps, dim=1)))
+        context = self.after(self.context(F.relu(self.before(x))))
+        aligned = F.relu(self.align(F.relu(x + context)))
+        return SegOutput((self.classifier(self.dropout(aligned)),), aligned)

@@ -1,0 +1,73 @@
+"""The decoder of SegFormer (Xie et al., 2021): every map projected, brought to one size, stacked and mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ovenet.geometry import resize_bilinear
+from ovenet.models.backbones.blocks import conv_bn
+from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, reset_predictor
+from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
+from ovenet.models.registry import HEADS
+
+
+@HEADS.register("segformer")
+class SegFormerHead(Head):
+    """SegFormer's MLP, as mmsegmentation builds it: 1x1 convolutions with BatchNorm and ReLU.
+
+    Args:
+        in_channels: channels per map; all maps are read.
+        in_strides: strides per map.
+        num_classes: ``K``.
+        channels: width of every projection and of the mixture.
+        dropout: of whole channels before the classifier.
+        align_corners: convention of the upsampling.
+    """
+
+    default_neck = "none"
+    first_read = 0
+    published = (
+        PublishedNames(
+            "mmseg",
+            (
+                (r"decode_head\.convs\.(\d)\.conv\.", r"projections.\1.0."),
+                (r"decode_head\.convs\.(\d)\.bn\.", r"projections.\1.1."),
+                (r"decode_head\.fusion_conv\.conv\.", "mix.0."),
+                (r"decode_head\.fusion_conv\.bn\.", "mix.1."),
+                (r"decode_head\.conv_seg\.", "classifier."),
+            ),
+        ),
+    )
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 256,
+        dropout: float = 0.1,
+        align_corners: bool = False,
+    ):
+        super().__init__()
+        self.feature_channels, self.stride = channels, in_strides[0]
+        self.align_corners = align_corners
+        self.projections = nn.ModuleList(conv_bn(c, channels, kernel=1) for c in in_channels)
+        self.mix = conv_bn(channels * len(in_channels), channels, kernel=1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        initialize_convolutions(self)
+        reset_predictor(self.classifier, CLASSIFIER_WEIGHT_STD)
+
+    def forward(self, features: list[Tensor]) -> SegOutput:
+        """See `Head.forward`."""
+        size = features[0].shape[-2:]
+        maps = [
+            resize_bilinear(projection(x), size, align_corners=self.align_corners)
+            for projection, x in zip(self.projections, features, strict=True)
+        ]
+        mixed = self.mix(torch.cat(maps, dim=1))
+        return SegOutput((self.classifier(self.dropout(mixed)),), mixed)

@@ -1,0 +1,234 @@
+"""OVeNet: a segmentor whose scores are fetched at seed pixels too. It goes with any backbone, neck and head.
+
+The seed is a part of its own. Its kinds differ in where the features come from that the offsets are read off:
+a second copy of the backbone's last stages (`fork`, as published), the head's own features (`shared`), or a neck of its
+own on the backbone's maps (`neck`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ovenet.errors import UserError
+from ovenet.geometry import resize_bilinear
+from ovenet.models.fusion import SeedFusion
+from ovenet.models.heads.offset import OffsetHead
+from ovenet.models.interfaces import Backbone, ForkableBackbone, Head, Neck, Part, SegOutput
+from ovenet.models.necks import ConcatNeck
+from ovenet.models.registry import SEEDS
+from ovenet.models.segmentor import Segmentor, cropped
+from ovenet.structures import OVeNetOutput
+
+
+class Seed(Part):
+    """Offsets, confidence and the fusion; the kinds below say which features they come from.
+
+    Args:
+        in_channels: of those features.
+        stride: of those features, nominal.
+        max_offset: τ, the longest offset per axis in normalised units; the image spans 2.
+        num_refinements: times that each offset is prolonged by the offset at its seed.
+        fuse_logits: fuse logits (True) or probabilities (False).
+        align_corners: convention of bringing offsets to the size of the scores.
+
+    Attributes:
+        fork_stage: the stage of the backbone from which on the seed has its own; 0 for none.
+
+    Raises:
+        UserError: `max_offset` is not above 0 or `num_refinements` is below 0.
+    """
+
+    fork_stage: int = 0
+
+    def __init__(
+        self,
+        in_channels: int,
+        stride: int,
+        *,
+        max_offset: float,
+        num_refinements: int,
+        fuse_logits: bool,
+        align_corners: bool,
+    ):
+        super().__init__()
+        if not max_offset > 0:
+            raise UserError(f"MAX_OFFSET of the seed is {max_offset}; expected more than 0 (the image spans 2)")
+        if num_refinements < 0:
+            raise UserError(f"NUM_REFINEMENTS of the seed is {num_refinements}; expected at least 0")
+        self.stride = stride
+        self.align_corners = align_corners
+        self.head = OffsetHead(in_channels, max_offset=max_offset)
+        self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits)
+
+    def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
+        """What the offset head reads.
+
+        Args:
+            maps: the backbone's; of a fork, those before `fork_stage`.
+            decoded: the head's prediction.
+        """
+        raise NotImplementedError  # by every kind
+
+    def forward(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
+        """Seed scores and fused scores.
+
+        Args:
+            features: see `features`.
+            decoded: the head's prediction.
+            images: for their size.
+        """
+        offset, confidence = (cropped(x, images, self.stride) for x in self.head(features))
+        size = decoded.scores[-1].shape[-2:]
+        # Normalised units need no rescaling.
+        offset, confidence = (resize_bilinear(x, size, align_corners=self.align_corners) for x in (offset, confidence))
+        return self.fusion(decoded.scores, offset, confidence, embedding=decoded.embedding)
+
+
+@SEEDS.register("fork")
+class ForkedSeed(Seed):
+    """Offsets from a second copy of the backbone's last stages, the offset branch of the paper.
+
+    Args:
+        backbone: one that can be forked.
+        stage: the first stage that exists twice.
+        stages: other settings of the copied stages, see `ForkableBackbone.make_tail`; None for the usual ones.
+        max_offset, num_refinements, fuse_logits, align_corners: see `Seed`.
+
+    Raises:
+        UserError: the backbone cannot be forked, or not at that stage.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        stage: int = 4,
+        stages: Sequence[Mapping[str, Any]] | None = None,
+        max_offset: float = 0.5,
+        num_refinements: int = 0,
+        fuse_logits: bool = True,
+        align_corners: bool = True,
+    ):
+        if not isinstance(backbone, ForkableBackbone):
+            raise UserError(
+                f"the backbone ({type(backbone).__name__}) has no stages that a fork could copy, only HRNet and ResNet "
+                "have; use the seed shared or neck"
+            )
+        tail = backbone.make_tail(stage, stages)
+        neck = ConcatNeck(tail.channels, tail.strides, align_corners=align_corners)
+        super().__init__(
+            neck.channels[-1],
+            neck.strides[-1],
+            max_offset=max_offset,
+            num_refinements=num_refinements,
+            fuse_logits=fuse_logits,
+            align_corners=align_corners,
+        )
+        self.fork_stage = stage
+        self.tail, self.neck = tail, neck
+
+    def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
+        """See `Seed.features`."""
+        return self.neck(self.tail(maps))[-1]
+
+
+@SEEDS.register("shared")
+class SharedSeed(Seed):
+    """Offsets from the features that the head's classifier reads.
+
+    Args:
+        head: the segmentor's.
+        max_offset, num_refinements, fuse_logits, align_corners: see `Seed`.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        *,
+        max_offset: float = 0.5,
+        num_refinements: int = 0,
+        fuse_logits: bool = True,
+        align_corners: bool = True,
+    ):
+        super().__init__(
+            head.feature_channels,
+            head.stride,
+            max_offset=max_offset,
+            num_refinements=num_refinements,
+            fuse_logits=fuse_logits,
+            align_corners=align_corners,
+        )
+
+    def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
+        """See `Seed.features`."""
+        return decoded.features
+
+
+@SEEDS.register("neck")
+class NeckSeed(Seed):
+    """Offsets from a neck of their own on the backbone's maps.
+
+    Args:
+        in_channels: channels per map of the backbone.
+        in_strides: strides per map.
+        projection: width to which the neck brings every map before it stacks them; None leaves them as they are.
+        max_offset, num_refinements, fuse_logits, align_corners: see `Seed`.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        *,
+        projection: int | None = 64,
+        max_offset: float = 0.5,
+        num_refinements: int = 0,
+        fuse_logits: bool = True,
+        align_corners: bool = True,
+    ):
+        neck: Neck = ConcatNeck(in_channels, in_strides, projection=projection, align_corners=align_corners)
+        super().__init__(
+            neck.channels[-1],
+            neck.strides[-1],
+            max_offset=max_offset,
+            num_refinements=num_refinements,
+            fuse_logits=fuse_logits,
+            align_corners=align_corners,
+        )
+        self.neck = neck
+
+    def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
+        """See `Seed.features`."""
+        return self.neck(maps)[-1]
+
+
+class OVeNet(Segmentor):
+    """A segmentor and a seed.
+
+    Args:
+        backbone, neck, head: see `Segmentor`.
+        seed: built for this backbone and this head.
+    """
+
+    def __init__(self, backbone: Backbone, neck: Neck, head: Head, seed: Seed):
+        super().__init__(backbone, neck, head)
+        self.seed = seed
+
+    @property
+    def max_offset(self) -> float:
+        """See `Segmentor.max_offset`."""
+        return self.seed.head.max_offset
+
+    def forward(self, images: Tensor) -> OVeNetOutput:
+        """See `Segmentor.forward`."""
+        pixels = self.padded(images)
+        if stage := self.seed.fork_stage:
+            before = self.backbone.run([pixels], 0, stage - 1)
+            maps = self.backbone.run(before, stage - 1, self.backbone.num_stages)
+        else:
+            before = maps = self.backbone(pixels)
+        decoded = self.decode(maps, images)
+        return self.seed(self.seed.features(before, decoded), decoded, images)

@@ -1,0 +1,180 @@
+"""Every part, by the one suite; and every pair of backbone and head, with each seed."""
+
+import itertools
+
+import pytest
+import torch
+from tests.models.conformance import BackboneConformance, HeadConformance, NeckConformance
+
+import ovenet
+from ovenet.models import build_segmentor
+from ovenet.models.interfaces import ForkableBackbone
+
+
+class TestHRNet(BackboneConformance):
+    name, num_parameters = "hrnet_w18_small_v1", 1_477_920
+
+
+class TestHRNetOfMMSegmentation(BackboneConformance):
+    name, args = "hrnet_w18_small_v1", {"flavour": "mmseg"}
+
+
+class TestResNet(BackboneConformance):
+    name = "resnet50_v1c"
+
+
+class TestMiT(BackboneConformance):
+    name, num_parameters = "mit_b0", 3_319_392
+
+
+class TestMSCAN(BackboneConformance):
+    name, num_parameters = "mscan_t", 3_903_584
+
+
+class TestVAN(BackboneConformance):
+    name = "van_s"
+
+
+class TestEfficientNetLite0(BackboneConformance):
+    name = "efficientnet_lite0_imagenet"
+
+
+class TestConvNeXt(BackboneConformance):
+    name = "convnext_atto"
+
+
+class TestDilatedTimm(BackboneConformance):
+    name, args = "resnet18", {"output_stride": 8}
+
+
+class TestEfficientFormerV2(BackboneConformance):
+    name, args, odd_sizes = "efficientformerv2_s0", {"img_size": [64, 96]}, [(64, 96), (33, 47)]
+
+
+class TestFCNHead(HeadConformance):
+    name = "fcn"
+
+
+class TestConvHead(HeadConformance):
+    name = "conv1x1"
+
+
+class TestOCRHead(HeadConformance):
+    name, args = "ocr", {"mid_channels": 16, "key_channels": 8}
+    strides = (4, 4, 4, 4)
+
+
+class TestOCRHeadOfMMSegmentation(HeadConformance):
+    name, args = "ocr", {"flavour": "mmseg", "mid_channels": 16, "key_channels": 8}
+    strides = (4, 4, 4, 4)
+
+
+class TestSegFormerHead(HeadConformance):
+    name, args = "segformer", {"channels": 16}
+
+
+class TestLightHamHead(HeadConformance):
+    name, args = "light_ham", {"channels": 32}
+
+
+class TestConcatNeck(NeckConformance):
+    name = "concat"
+
+
+class TestProjectedConcatNeck(NeckConformance):
+    name, args = "concat", {"projection": 6}
+
+
+class TestIdentityNeck(NeckConformance):
+    name = "none"
+
+
+FAMILIES = ["hrnet_w18_small_v1", "resnet50_v1c", "mit_b0", "mscan_t", "efficientnet_lite0_imagenet", "convnext_atto"]
+ALL = [*ovenet.list_backbones(timm=False), "convnext_tiny", "swin_tiny_patch4_window7_224", "efficientformerv2_s0"]
+
+
+def check_pair(backbone, head):
+    args = {"stages": [{"NUM_MODULES": 1, "NUM_BLOCKS": [1] * n, "NUM_CHANNELS": [8] * n} for n in range(1, 5)]}
+    options = {"num_classes": 7, "head": head, "backbone_args": args if backbone == "hrnet" else {}}
+    with torch.device("meta"):
+        baseline = build_segmentor(backbone, **options)
+        seeds = ["shared", "neck", *(["fork"] if isinstance(baseline.backbone, ForkableBackbone) else [])]
+        names = set(baseline.state_dict())
+        for seed in seeds:
+            model = build_segmentor(backbone, seed=seed, **options)
+            assert names < set(model.state_dict())
+            assert all(name.startswith("seed.") for name in set(model.state_dict()) - names)
+        assert sum(p.numel() for p in model.parameters()) > sum(p.numel() for p in baseline.parameters())
+
+
+@pytest.mark.parametrize(("backbone", "head"), [*itertools.product(FAMILIES, ovenet.list_heads())])
+def test_every_pair_of_a_family_and_a_head_builds(backbone, head):
+    check_pair(backbone, head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backbone", "head"), [*itertools.product(ALL, ovenet.list_heads())])
+def test_every_pair_builds(backbone, head):
+    check_pair(backbone, head)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "num_parameters"),
+    [
+        ("hrnet_w18_small_v2", 3_860_720),
+        ("hrnet_w18", 9_562_260),
+        ("hrnet_w48", 65_325_120),
+        ("resnet101_v1c", 42_519_392),
+        ("mit_b1", 13_151_424),
+        ("mit_b2", 24_196_288),
+        ("mit_b3", 44_072_128),
+        ("mscan_s", 13_450_176),
+        ("mscan_b", 26_277_824),
+    ],
+)
+def test_backbones_have_the_published_size(backbone, num_parameters):
+    with torch.device("meta"):
+        body = build_segmentor(backbone, num_classes=2, head="conv1x1").backbone
+    assert sum(p.numel() for p in body.parameters()) == num_parameters
+
+
+def num_parameters(backbone, **options):
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_segmentor(backbone, **options).parameters())
+
+
+def test_a_shared_seed_adds_what_its_head_has():
+    """D features: D² + D of the first convolution, 2 D of BatchNorm, 3 D + 3 of the last one."""
+    for head, expected in (("fcn", 522_723), ("segformer", 67_075)):  # D is 720 and 256
+        options = {"num_classes": 19, "head": head}
+        added = num_parameters("hrnet_w48", seed="shared", **options) - num_parameters("hrnet_w48", **options)
+        assert added == expected
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "expected"),
+    [
+        ("mit_b0", "segformer", 3_884_940),
+        ("mit_b1", "segformer", 13_848_044),
+        ("mit_b2", "segformer", 24_892_908),
+        ("mit_b3", "segformer", 44_768_748),
+        ("mscan_t", "light_ham", 4_394_636),
+        ("mscan_s", "light_ham", 14_064_108),
+    ],
+)
+def test_segformer_and_segnext_have_the_published_size(backbone, head, expected):
+    """The published counts have offset learning (169,772 for 150 classes) in place of the classifier (38,550)."""
+    assert num_parameters(backbone, num_classes=150, head=head) == expected - 169_772 + 38_550
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "backbone", "expected"),
+    [
+        (19, "hrnet_w18_small_v2", 6_378_496), (19, "hrnet_w18", 12_080_036), (19, "hrnet_w48", 70_371_446),
+        (150, "hrnet_w18_small_v2", 6_481_200), (150, "hrnet_w18", 12_182_740), (150, "hrnet_w48", 70_533_100),
+        (21, "hrnet_w18_small_v2", 6_380_064), (21, "hrnet_w18", 12_081_604), (21, "hrnet_w48", 70_373_914),
+    ],
+)  # fmt: skip
+def test_ocrnets_of_mmsegmentation_have_the_published_size(num_classes, backbone, expected):
+    options = {"num_classes": num_classes, "head": "ocr", "head_args": {"flavour": "mmseg"}}
+    assert num_parameters(backbone, **options) == expected
