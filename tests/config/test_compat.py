@@ -64,6 +64,21 @@ def test_copies_of_a_file_that_names_none_are_those_of_w48(write_config):
     ]
 
 
+def test_copies_of_a_network_that_is_named_are_its_own(write_config):
+    path = write_config({"MODEL": {"BACKBONE": {"NAME": "hrnet_w18_small_v1"}}})
+    for overrides, modules in ((["MODEL.EXTRA.STAGE4_2.NUM_MODULES", "3"], 3), ([], 1)):
+        cfg = load_config(path, ["MODEL.EXTRA.OFFSET_BRANCH", "4", *overrides])
+        with torch.device("meta"):
+            tail = build_model(cfg).seed.tail
+        assert (tail.channels, len(tail.stage4)) == ((16, 32, 64, 128), modules)
+    fork = write_config(
+        {"MODEL": {"BACKBONE": {"NAME": "hrnet_w18"}, "SEED": {"NAME": "fork", "STAGE": 3}}}, "fork.yaml"
+    )
+    with torch.device("meta"):
+        tail = build_model(load_config(fork, ["MODEL.EXTRA.STAGE4_2.NUM_MODULES", "1"])).seed.tail
+    assert [len(tail.stage3), len(tail.stage4)] == [3, 1]
+
+
 def test_the_ocr_head_and_the_seed_take_their_settings_along(write_config):
     settings = {
         "MODEL": {

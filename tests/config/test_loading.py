@@ -1,5 +1,6 @@
 """Inheritance, overrides, checks and messages of the configuration."""
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -13,6 +14,8 @@ from ovenet.config.loading import _leaves
 from ovenet.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+# Of version 1, which described the same models by MODEL.EXTRA.
+PARAMETER_COUNTS = json.loads((Path(__file__).parent / "parameter_counts.json").read_text())
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "_base_")
 
 
@@ -185,7 +188,9 @@ def test_experiments_load_and_their_models_build(path, tmp_path):
     (tmp_path / "folder/dataset.json").write_text('{"classes": [{"name": "no"}, {"name": "yes"}]}')
     cfg = load_config(path, ["DATASET.ROOT", str(tmp_path)])
     with torch.device("meta"):
-        build_model(cfg)
+        model = build_model(cfg)
+    count = sum(p.numel() for p in model.parameters())
+    assert count == PARAMETER_COUNTS.get(f"{path.parent.name}/{path.name}", count)
     build_criterion(cfg)
     assert yaml.safe_load(cfg.dump())["DATASET"]["DATASET"] == path.parent.name
 

@@ -217,28 +217,43 @@ def _seed(
 ) -> dict[str, Setting]:
     out: dict[str, Setting] = {}
     branch = f"{_EXTRA}OFFSET_BRANCH"
-    has_seed = current.get("MODEL.SEED.NAME", (NO_SEED, ""))[0] != NO_SEED
-    are_touched = with_stages or any(_is_stage(key, "_2") for key in touched)
+    name = current.get("MODEL.SEED.NAME", (NO_SEED, ""))[0]
+    copies_change = with_stages or any(_is_stage(key, "_2") for key in touched)
     chosen = set(touched)
     if branch in touched:
         stage, source = published[branch]
         if stage not in (0, 2, 3, 4):
             raise UserError(f"{source}: {branch} is {stage}; expected one of 0, 2, 3, 4")
-        out["MODEL.SEED.NAME"] = ("fork" if stage else NO_SEED, source)
-        has_seed = stage > 0
+        name = "fork" if stage else NO_SEED
+        out["MODEL.SEED.NAME"] = (name, source)
+        out |= {"MODEL.SEED.STAGE": (stage, source)} if stage else {}
         chosen |= {*_SEED_KEYS, "MODEL.OFFSET_PRETRAINED"}
-    if has_seed and branch in published and published[branch][0] and (branch in touched or are_touched):
-        stage, source = published[branch]
-        values = {key: value for key, (value, _) in published.items()}
-        copies = [_stage(values, number, "_2", TRANSLATED) for number in range(stage, 5)]
-        own = _specs(current)
-        usual = [usual_copy(own[number - 1], number) for number in range(stage, 5)]
-        out["MODEL.SEED.STAGE"] = (stage, source)
-        out["MODEL.SEED.STAGES"] = (None if copies == usual else [_settings(spec) for spec in copies], source)
-    if has_seed:
+    if name == "fork" and (branch in touched or copies_change):
+        stage = out.get("MODEL.SEED.STAGE", current.get("MODEL.SEED.STAGE", (4, "")))[0]
+        source = next(published[key][1] for key in touched if key == branch or key.startswith(f"{_EXTRA}STAGE"))
+        out["MODEL.SEED.STAGES"] = (_copies(published, current, stage), source)
+    if name != NO_SEED:
         out |= {new: published[old] for old, new in _SEED_KEYS.items() if old in published and old in chosen}
     if "MODEL.OFFSET_PRETRAINED" in published and "MODEL.OFFSET_PRETRAINED" in chosen:
         value, source = published["MODEL.OFFSET_PRETRAINED"]
-        if value or has_seed:
+        if value or name != NO_SEED:
             out["MODEL.SEED.PRETRAINED"] = (value, source)
     return out
+
+
+def _copies(
+    published: Mapping[str, Setting], current: Mapping[str, Setting], stage: int
+) -> list[dict[str, Any]] | None:
+    """The copied stages from `stage` on; None if they are the usual ones of this backbone.
+
+    What a published file leaves out is HRNet-W48's, as in the schema that it was written for. Where the backbone is
+    described in the present schema, it is the backbone's own.
+    """
+    own = _specs(current)
+    usual = {number: usual_copy(own[number - 1], number) for number in range(stage, 5)}
+    base = TRANSLATED
+    if not any(_is_stage(key, "") for key in published):
+        base = {k: v for number, spec in usual.items() for k, v in _settings(spec, f"{_EXTRA}STAGE{number}_2.").items()}
+    values = {key: value for key, (value, _) in published.items()}
+    copies = [_stage(values, number, "_2", base) for number in usual]
+    return None if copies == list(usual.values()) else [_settings(spec) for spec in copies]
