@@ -19,6 +19,7 @@ from ovenet.data.audit import (
 )
 from ovenet.data.dataset import ListDataset
 from ovenet.data.sheets import contact_sheet
+from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
 from ovenet.evaluation.writers import write_json
 from ovenet.structures import Sample
@@ -35,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     for option in ("pairs", "pictures"):
         if getattr(args, option) < 0:
-            raise ValueError(f"--{option} is {getattr(args, option)}; expected at least 0")
+            raise UserError(f"--{option} is {getattr(args, option)}; expected at least 0")
     configure_logging()
     cfg = load_config(args.cfg, args.overrides)
     folder = Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / "audit"
@@ -57,7 +58,7 @@ def main() -> None:
             print(f"pictures: {folder / report.name}.png")
     errors = sum(finding.is_error for report in reports for finding in report.findings)
     if errors:
-        raise ValueError(f"training would be wrong: {errors} kind(s) of error above; mend them and run this again")
+        raise UserError(f"training would be wrong: {errors} kind(s) of error above; mend them and run this again")
 
 
 def about_both(train: ListDataset, test: ListDataset) -> list[Finding]:
@@ -75,7 +76,7 @@ def readable_samples(dataset: ListDataset, num_samples: int) -> list[Sample]:
     for index in spread(len(dataset), num_samples):
         try:
             samples.append(dataset[index])
-        except ValueError:
+        except UserError:
             continue
     return samples
 

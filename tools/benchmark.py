@@ -18,6 +18,7 @@ from benchmarks import output, rows
 from benchmarks.growth import growth
 from benchmarks.inputs import Options
 from benchmarks.measure import Case, compare, peak_bytes
+from ovenet.errors import UserError
 from ovenet.utils.cli import run_main
 from ovenet.utils.distributed import choose_device
 
@@ -32,9 +33,9 @@ def main() -> None:
     table = rows.SWITCHES if args.switches else rows.ON_CUDA if options.device.type == "cuda" else rows.ON_CPU
     unknown = [name for name in args.rows if name not in table]
     if unknown:
-        raise ValueError(f"--rows {unknown[0]!r}: there is no such row on {args.device}; there are {', '.join(table)}")
+        raise UserError(f"--rows {unknown[0]!r}: there is no such row on {args.device}; there are {', '.join(table)}")
     if args.runs < 2:
-        raise ValueError(f"--runs {args.runs}: at least 2 are needed for a median and its spread")
+        raise UserError(f"--runs {args.runs}: at least 2 are needed for a median and its spread")
     if args.memory:
         with opened(table[args.rows[0]](options)) as case:
             print(peak_bytes(case.ours if args.memory == "ours" else case.plain, options.device))
@@ -84,7 +85,7 @@ def memory_of(name: str, side: str, args: argparse.Namespace) -> float:
     flags = [f"--{flag}" for flag in ("quick", "switches") if getattr(args, flag)]
     done = subprocess.run([*command, *flags], capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{name}, memory of {side}: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}")
+        raise UserError(f"{name}, memory of {side}: {(done.stderr.strip().splitlines() or ['it was killed'])[-1]}")
     return float(done.stdout.split()[-1])
 
 

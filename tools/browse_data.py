@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from ovenet import builders, load_config
 from ovenet.data.audit import spread
 from ovenet.data.sheets import contact_sheet
+from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
 from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.logging import configure_logging
@@ -25,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     for option in ("samples", "variants"):
         if getattr(args, option) < 1:
-            raise ValueError(f"--{option} is {getattr(args, option)}; expected at least 1")
+            raise UserError(f"--{option} is {getattr(args, option)}; expected at least 1")
     configure_logging()
     cfg = load_config(args.cfg, args.overrides)
     dataset = builders.train_dataset(cfg)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ovenet import Predictor
 from ovenet.data.files import read_image
 from ovenet.data.inputs import FrameReader, Input, find_inputs
+from ovenet.errors import UserError
 from ovenet.evaluation.inference import thinning
 from ovenet.evaluation.memory import MemoryGuard
 from ovenet.evaluation.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
@@ -29,7 +30,7 @@ def main() -> None:
     inputs = find_inputs(args.inputs)
     folder = args.output
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
-        raise ValueError(f"{folder}: has files in it already; name another folder, or add --overwrite")
+        raise UserError(f"{folder}: has files in it already; name another folder, or add --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     options = {"scales": args.scales, "flip": args.flip or None, "long_side": args.long_side, "overrides": args.set}
     predictor = Predictor.from_checkpoint(args.weights, config=args.cfg, device=args.device, **options)
@@ -46,7 +47,7 @@ def main() -> None:
                 predict_image(predictor, writer, guard, one, seeds=seeds)
             else:
                 num_skipped += predict_video(predictor, writer, one, args, seeds=seeds and args.frames)
-        except ValueError as error:
+        except UserError as error:
             if args.strict:
                 raise
             num_skipped += 1
@@ -98,7 +99,7 @@ def predict_video(
                 break
             if frame is None:
                 if args.strict:
-                    raise ValueError(f"{one}: frame {index} cannot be decoded")
+                    raise UserError(f"{one}: frame {index} cannot be decoded")
                 broken.append(index)
                 continue
             prediction = predictor.predict(frame, names=("fused",), seeds=seeds)

@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 from ovenet import builders, load_config
 from ovenet.data.dataset import ListDataset
 from ovenet.engine.progress import track
+from ovenet.errors import UserError
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import read_zip, save_submission_file, submission_names, validate_zip, write_zip
 from ovenet.evaluation.writers import format_table
@@ -57,16 +58,16 @@ def require_complete(dataset: ListDataset, *, dry_run: bool) -> None:
     """Refuses, before hours of prediction, what the server or the scoring would refuse after them.
 
     Raises:
-        ValueError: the test list has not the server's number of images, or the list of a dry run has no labels.
+        UserError: the test list has not the server's number of images, or the list of a dry run has no labels.
     """
     expected = dataset.info.submission.num_files
     if not dry_run and expected and len(dataset) != expected:
-        raise ValueError(
+        raise UserError(
             f"{dataset.list_path}: {len(dataset)} images, but the {dataset.info.name} server expects {expected}; "
             "complete the test split, or use --dry-run"
         )
     if dry_run and not dataset.has_labels:
-        raise ValueError(f"{dataset.list_path}: --dry-run scores, which needs `image label` on every line")
+        raise UserError(f"{dataset.list_path}: --dry-run scores, which needs `image label` on every line")
 
 
 def predict(
@@ -75,10 +76,10 @@ def predict(
     """Writes the predictions of all processes and packs them.
 
     Raises:
-        ValueError: the zip exists.
+        UserError: the zip exists.
     """
     if path.exists():
-        raise ValueError(f"{path} exists; remove it, or name another file with --output")
+        raise UserError(f"{path} exists; remove it, or name another file with --output")
     info = builders.dataset_info(cfg)
     folder = path.with_name(f"{path.name}.files")
     distributed.barrier()  # every process has looked before the first one writes

@@ -21,6 +21,7 @@ from yacs.config import CfgNode
 from ovenet import build_model, builders, load_config
 from ovenet.engine.progress import WaitingClock
 from ovenet.engine.trainer import phase_lengths
+from ovenet.errors import UserError
 from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.distributed import choose_device
 
@@ -39,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args.cfg, args.overrides)
     if args.steps < 1 or args.processes < 1:
-        raise ValueError("--steps and --processes are at least 1")
+        raise UserError("--steps and --processes are at least 1")
     if args.trial:
         print(json.dumps(measure(cfg, args.steps)))
         return
@@ -57,7 +58,7 @@ def main() -> None:
             if number:
                 print(f"smallest change that fits, with the same effective batch: {change}")
             return
-    raise ValueError(f"nothing fits into {limit:.2f} GiB; make TRAIN.IMAGE_SIZE smaller, or take a smaller model")
+    raise UserError(f"nothing fits into {limit:.2f} GiB; make TRAIN.IMAGE_SIZE smaller, or take a smaller model")
 
 
 def candidates(cfg: CfgNode) -> Iterator[tuple[int, int, bool]]:
@@ -82,7 +83,7 @@ def run_trial(config: str, overrides: list[str], steps: int) -> Trial | None:
     """Measures in another process; None if its memory did not suffice.
 
     Raises:
-        ValueError: it failed for another reason.
+        UserError: it failed for another reason.
     """
     command = [sys.executable, __file__, "--trial", "--steps", str(steps), "--cfg", config, *overrides]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -90,7 +91,7 @@ def run_trial(config: str, overrides: list[str], steps: int) -> Trial | None:
         return json.loads(done.stdout.splitlines()[-1])
     if done.returncode < 0 or "memory" in done.stderr:
         return None
-    raise ValueError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
 
 
 def measure(cfg: CfgNode, steps: int) -> Trial:
@@ -111,7 +112,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         _ = step(group).loss  # waits for the device
         seconds.append(time.perf_counter() - started)
     if not seconds:
-        raise ValueError(f"the training list gives {len(loader) // accumulate} steps an epoch; --steps needs more")
+        raise UserError(f"the training list gives {len(loader) // accumulate} steps an epoch; --steps needs more")
     peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 1024 * max_rss()
     return {
         "memory_gib": peak / GIB,

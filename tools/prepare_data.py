@@ -15,6 +15,7 @@ from ovenet.data.catalog import CATALOG
 from ovenet.data.info import SPLITS
 from ovenet.data.prepare import prepare_dataset
 from ovenet.data.synthetic import write_dataset
+from ovenet.errors import UserError
 from ovenet.utils.cli import run_main
 
 
@@ -44,7 +45,7 @@ def draw_scenes(args: argparse.Namespace) -> None:
     """Draws the scenes that are not there yet.
 
     Raises:
-        ValueError: a count, the size or the seed cannot be drawn.
+        UserError: a count, the size or the seed cannot be drawn.
     """
     counts = {split: getattr(args, split) for split in SPLITS}
     for option, value, least in (
@@ -53,7 +54,7 @@ def draw_scenes(args: argparse.Namespace) -> None:
         ("--seed", args.seed, 0),
     ):
         if value < least:
-            raise ValueError(f"{option} is {value}; expected at least {least}")
+            raise UserError(f"{option} is {value}; expected at least {least}")
     size = (args.size[1], args.size[0])
     scenes = write_dataset(args.root / args.dataset, counts, size=size, seed=args.seed)
     for _ in tqdm(scenes, total=sum(counts.values()), desc="scenes", disable=not sys.stderr.isatty()):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
+from ovenet.errors import UserError
 from ovenet.report.page import REPORT, find_evaluation, write_report
 from ovenet.utils.cli import run_main
 
@@ -30,7 +31,7 @@ def main() -> None:
         parser.error("several runs: say where the report goes, with --output FILE")
     path = args.output or folders[0] / REPORT
     if args.output and path.exists() and not args.overwrite:
-        raise ValueError(f"{path}: exists; name another file, or add --overwrite")
+        raise UserError(f"{path}: exists; name another file, or add --overwrite")
     for folder in folders:
         print(f"evaluation:  {folder}")
     note = write_report(folders, path, command=shlex.join(["python", *sys.argv]))

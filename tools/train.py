@@ -20,6 +20,7 @@ from ovenet.data.dataset import ListDataset
 from ovenet.engine.run_lock import run_lock
 from ovenet.engine.store import CHECKPOINT, CheckpointStore
 from ovenet.engine.trainer import BEST, FINAL, Trainer, TrainSettings
+from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.inference import ScorePredictor
 from ovenet.evaluation.pictures import picture_row
@@ -67,10 +68,10 @@ def prepare_run(cfg: CfgNode, run_dir: Path) -> None:
     """Refuses to overwrite another run, saves the resolved config, and begins the log.
 
     Raises:
-        ValueError: the folder holds a run and TRAIN.RESUME is False.
+        UserError: the folder holds a run and TRAIN.RESUME is False.
     """
     if CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists() and not cfg.TRAIN.RESUME:
-        raise ValueError(
+        raise UserError(
             f"{run_dir / CHECKPOINT} exists; set TRAIN.RESUME True to go on with that run, or another OUTPUT_DIR"
         )
     distributed.barrier()  # every process has looked before the first one writes
@@ -94,7 +95,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         builders.check_training_data(cfg, phases[0].loader.dataset.dataset)
     test_loader, test_set = builders.build_test_loader(cfg)
     if not test_set.has_labels:
-        raise ValueError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
+        raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
     model = builders.build_model(cfg).to(device, memory_format=torch.channels_last)
     builders.initialize_model(model, cfg)
     if distributed.world_size() > 1 and device.type == "cuda":

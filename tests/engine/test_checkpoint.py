@@ -10,6 +10,7 @@ import torch
 
 from ovenet.engine import checkpoint
 from ovenet.engine.checkpoint import read_checkpoint, save_atomically, weights_of
+from ovenet.errors import UserError
 
 
 class Bomb:
@@ -133,3 +134,25 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch, room):
         save_atomically({"a": torch.zeros(2000)}, path)
     assert read_checkpoint(path)["a"].sum() == 2000
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "problem"),
+    [
+        (torch.tensor([1.0, float("nan")]), "NaN or infinite"),
+        (torch.tensor([1.0, float("-inf")], dtype=torch.bfloat16), "NaN or infinite"),
+        (torch.tensor([True]), "values of type bool"),
+        (torch.tensor([1j]), "values of type complex64"),
+        (torch.tensor([1.0, 0.0]).to_sparse(), "a sparse_coo tensor"),
+        (torch.empty(2, device="meta"), "a meta tensor"),
+        (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "a quantised tensor"),
+    ],
+)
+def test_what_cannot_be_a_weight_is_refused_by_name(tensor, problem):
+    with pytest.raises(UserError, match=rf"a\.pth: 'head\.layers\.3\.bias' (is|has) .*{problem}"):
+        weights_of({"model": {"good": torch.ones(2), "head.layers.3.bias": tensor}}, "a.pth")
+
+
+def test_names_of_weights_are_texts():
+    with pytest.raises(UserError, match=r"a\.pth: 3 is the name of a tensor, and a int; expected texts"):
+        weights_of({3: torch.ones(2)}, "a.pth")

@@ -47,6 +47,25 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path, tenths
     assert "going on from" in record.getMessage()
 
 
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-500], lambda whole: b"", lambda whole: b"x" + whole[1:]])
+def test_a_damaged_newest_one_does_not_replace_the_good_older_one(tmp_path, damage, caplog):
+    saved(tmp_path, 2)
+    path = tmp_path / "checkpoint.pth"
+    path.write_bytes(damage(path.read_bytes()))
+    store = CheckpointStore(tmp_path, 3)  # of the next start
+    store.save(state(7))
+    assert "checkpoint.pth is damaged and is replaced" in caplog.text
+    assert [read_checkpoint(tmp_path / name)["iteration"] for name in ("checkpoint.pth", "checkpoint.1.pth")] == [7, 0]
+    path.write_bytes(damage(path.read_bytes()))  # behind the back of the store that wrote it
+
+    def kill():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_atomically(state(8), path, before_replacing=lambda: (store._shift(), kill()))
+    assert store.load()[0]["iteration"] == 0
+
+
 def test_a_single_changed_byte_is_noticed_wherever_it_is(tmp_path):
     saved(tmp_path, 1)
     path = tmp_path / "checkpoint.pth"

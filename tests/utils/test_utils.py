@@ -1,11 +1,14 @@
 """Devices, random streams, and the messages of the command line."""
 
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ovenet.errors import UserError
 from ovenet.utils import distributed
 from ovenet.utils.cli import run_main
 from ovenet.utils.seeding import sample_rng, seed_everything
@@ -57,10 +60,10 @@ def fail(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (ValueError("a.png: gone"), 2, "error: a.png: gone"),
-        (ValueError("Caught ValueError in worker 0.\nTraceback:\nValueError: a.png: gone\n"), 2, "error: a.png: gone"),
+        (UserError("a.png: gone"), 2, "error: a.png: gone"),
+        (UserError("Caught UserError in worker 0.\novenet.errors.UserError: a.png: gone\n"), 2, "error: a.png: gone"),
         (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
-        (ValueError(), 2, "error: ValueError"),
+        (UserError(), 2, "error: UserError"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )  # fmt: skip
@@ -71,12 +74,10 @@ def test_what_a_user_can_mend_is_one_line(capsys, error, code, line):
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_other_errors_and_debugging_show_everything(monkeypatch):
-    with pytest.raises(RuntimeError):
-        run_main(fail(RuntimeError("a bug")))
+def test_debugging_shows_everything(monkeypatch):
     monkeypatch.setenv("OVENET_DEBUG", "1")
-    with pytest.raises(ValueError, match="gone"):
-        run_main(fail(ValueError("gone")))
+    with pytest.raises(UserError, match="gone"):
+        run_main(fail(UserError("gone")))
 
 
 def test_memory_that_runs_out_is_one_line_with_the_way_out(capsys):
@@ -90,9 +91,35 @@ def test_memory_that_runs_out_is_one_line_with_the_way_out(capsys):
     assert "tools/plan.py" in line
 
 
-def test_other_runtime_errors_are_bugs_and_show_where(capsys):
-    def fail():
-        raise RuntimeError("a bug")
+def test_a_fault_of_the_program_is_not_told_as_the_users(capsys, monkeypatch):
+    """A ValueError of torch or numpy keeps its traceback, and ends with another code than bad input does."""
+    monkeypatch.setattr(sys, "argv", ["tools/train.py", "--cfg", "my file.yaml"])
 
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_main(fail)
+    def broken():
+        return int("seven")
+
+    with pytest.raises(SystemExit) as end:
+        run_main(broken)
+    printed = capsys.readouterr().err
+    assert end.value.code == 1
+    assert "Traceback (most recent call last)" in printed
+    last = printed.splitlines()[-1]
+    assert "a fault of the program, not of your input" in last
+    assert "tools/train.py --cfg 'my file.yaml'" in last
+    assert f"ValueError in {__file__}:" in last
+
+
+def test_what_the_user_can_mend_is_one_line(capsys):
+    def refuse():
+        raise UserError("a.yaml: no such key")
+
+    with pytest.raises(SystemExit) as end:
+        run_main(refuse)
+    assert (end.value.code, capsys.readouterr().err) == (2, "error: a.yaml: no such key\n")
+
+
+def test_no_value_error_is_raised_for_users():
+    """Only `UserError` becomes one line; a plain ValueError would be told as a fault of the program."""
+    root = Path(__file__).parents[2]
+    for path in [*(root / "lib").rglob("*.py"), *(root / "tools").rglob("*.py")]:
+        assert "raise ValueError" not in path.read_text(encoding="utf-8"), path

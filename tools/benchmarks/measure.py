@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ovenet.errors import UserError
+
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
@@ -126,4 +128,4 @@ def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise ValueError(f"/proc/self/status has no {name}; memory is measured on Linux alone")
+    raise UserError(f"/proc/self/status has no {name}; memory is measured on Linux alone")

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import ListDataset
+from ovenet.errors import UserError
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
@@ -24,7 +25,7 @@ def attach_cache(cfg: CfgNode, dataset: ListDataset) -> None:
     """Gives a list the cache that ``DATASET.CACHE`` asks for; the processes of a machine build it together.
 
     Raises:
-        ValueError: there is not enough space, or no shared memory.
+        UserError: there is not enough space, or no shared memory.
         OSError: an entry cannot be written.
     """
     if cfg.DATASET.CACHE == "none":
@@ -42,7 +43,7 @@ def _parent(cfg: CfgNode) -> Path:
     if cfg.DATASET.CACHE == "disk":
         return Path(cfg.DATASET.CACHE_DIR or Path(cfg.DATASET.ROOT) / "cache")
     if not SHARED_MEMORY.is_dir():
-        raise ValueError(f"DATASET.CACHE is ram, but this system has no {SHARED_MEMORY}; set it to disk")
+        raise UserError(f"DATASET.CACHE is ram, but this system has no {SHARED_MEMORY}; set it to disk")
     return SHARED_MEMORY / f"ovenet-{os.getuid()}"
 
 

@@ -23,6 +23,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.data.prepare import Preparation, list_path, prepare_dataset
 from ovenet.data.samplers import TrainSampler, evaluation_shard
 from ovenet.data.transforms import TrainTransform, collate
+from ovenet.errors import UserError
 from ovenet.structures import Batch, Sample
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
@@ -34,12 +35,12 @@ def dataset_info(cfg: CfgNode) -> DatasetInfo:
     """The catalog's entry.
 
     Raises:
-        ValueError: there is none, or the config has another number of classes.
+        UserError: there is none, or the config has another number of classes.
     """
     name, folder = cfg.DATASET.DATASET, Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
     info = find_dataset(name, folder, num_classes=cfg.DATASET.NUM_CLASSES)
     if info.num_classes != cfg.DATASET.NUM_CLASSES:
-        raise ValueError(
+        raise UserError(
             f"DATASET.NUM_CLASSES is {cfg.DATASET.NUM_CLASSES}, but {info.name} has {info.num_classes} classes; "
             f"set it to {info.num_classes}"
         )
@@ -55,7 +56,7 @@ def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListData
         num_samples: use the first so many lines; 0 is all.
 
     Raises:
-        ValueError: the list is missing, empty or malformed, or the dataset's folder is not as published.
+        UserError: the list is missing, empty or malformed, or the dataset's folder is not as published.
     """
     info, root = dataset_info(cfg), Path(cfg.DATASET.ROOT)
     path = root / list_file if Path(list_file).suffix else list_path(root, info.name, list_file)
@@ -119,20 +120,20 @@ def check_training_data(cfg: CfgNode, dataset: ListDataset) -> None:
     """The short form of an audit, before the first step: all files exist, and ``DATASET.AUDIT`` pairs are sound.
 
     Raises:
-        ValueError: training would be wrong; names the first file and the fix.
+        UserError: training would be wrong; names the first file and the fix.
     """
     if not cfg.DATASET.AUDIT:
         return
     missing = missing_files(dataset.folder, dataset.pairs)
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{dataset.folder / missing[0]}: the file does not exist, like {len(missing) - 1} more of "
             f"{dataset.list_path}; unpack the data again, or correct the list"
         )
     report = audit(cfg, dataset, num_pairs=cfg.DATASET.AUDIT)
     for finding in report.findings:
         if finding.is_error:
-            raise ValueError(
+            raise UserError(
                 f"{dataset.folder / finding.paths[0]}: {finding.kind}: {finding.message} "
                 f"({len(finding.paths)} of {report.num_pairs} pairs looked at; tools/audit_data.py shows all)"
             )
@@ -144,7 +145,7 @@ def train_dataset(cfg: CfgNode, list_file: str | None = None) -> AugmentedDatase
     """Augmented crops of a list; None is ``DATASET.TRAIN_SET``.
 
     Raises:
-        ValueError: the list is unusable.
+        UserError: the list is unusable.
     """
     dataset = list_dataset(cfg, list_file or cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
     width, height = cfg.TRAIN.IMAGE_SIZE
@@ -171,12 +172,12 @@ def build_train_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[Data
     """Batches of augmented crops of a list for this process; None is ``DATASET.TRAIN_SET``.
 
     Raises:
-        ValueError: the list is unusable, or shorter than one batch of all processes.
+        UserError: the list is unusable, or shorter than one batch of all processes.
     """
     dataset = train_dataset(cfg, list_file)
     batch_size, world_size = cfg.TRAIN.BATCH_SIZE_PER_GPU, distributed.world_size()
     if len(dataset) < batch_size * world_size:
-        raise ValueError(
+        raise UserError(
             f"{dataset.dataset.list_path} has {len(dataset)} samples, fewer than one batch of {batch_size} x "
             f"{world_size} processes; lower TRAIN.BATCH_SIZE_PER_GPU"
         )

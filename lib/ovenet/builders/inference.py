@@ -59,7 +59,7 @@ def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Scor
     """Inference with trained weights.
 
     Raises:
-        ValueError: see `load_checkpoint`.
+        UserError: see `load_checkpoint`.
     """
     model = build_model(cfg)
     get_logger().info("%s", load_checkpoint(model, model_file, allow_partial=cfg.MODEL.ALLOW_PARTIAL))

@@ -48,7 +48,7 @@ def class_weights(cfg: CfgNode, info: DatasetInfo) -> Sequence[float] | None:
     """Loss weights of the classes: those of ``LOSS.CLASS_WEIGHTS``, else the published ones, None for none.
 
     Raises:
-        ValueError: the file cannot be read, or is of other classes.
+        UserError: the file cannot be read, or is of other classes.
     """
     if not cfg.LOSS.CLASS_BALANCE:
         return None

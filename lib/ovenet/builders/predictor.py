@@ -21,6 +21,7 @@ from ovenet.data.catalog import find_dataset
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.engine.checkpoint import read_checkpoint, weights_of
+from ovenet.errors import UserError
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.models import Segmentor
 from ovenet.models.weights import load_weights
@@ -85,7 +86,7 @@ class Predictor(ScorePredictor):
             overrides: ``KEY VALUE …`` as on a command line.
 
         Raises:
-            ValueError: the file cannot be read safely, carries no configuration, or does not fit the configuration.
+            UserError: the file cannot be read safely, carries no configuration, or does not fit the configuration.
         """
         content = read_checkpoint(path)
         if config is not None:
@@ -95,7 +96,7 @@ class Predictor(ScorePredictor):
             cfg = load_config_text(content["config"], str(path), overrides)
             info = _carried_info(content, cfg)
         else:
-            raise ValueError(f"{path}: holds weights but no configuration; name its experiment file (--cfg FILE)")
+            raise UserError(f"{path}: holds weights but no configuration; name its experiment file (--cfg FILE)")
         model = build_model(cfg)
         report = load_weights(model, weights_of(content, path), str(path), whole=True)
         report.require(1.0, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
@@ -103,7 +104,7 @@ class Predictor(ScorePredictor):
         settings = inference_settings(cfg, info, _carried_normalization(content, model))
         if scales is not None:
             if not scales or min(scales) <= 0:
-                raise ValueError(f"scales are {list(scales)}; expected at least one, all above 0")
+                raise UserError(f"scales are {list(scales)}; expected at least one, all above 0")
             settings = replace(settings, scales=tuple(scales))
         if flip is not None:
             settings = replace(settings, flip=flip)
@@ -122,7 +123,7 @@ class Predictor(ScorePredictor):
             ``(H, W)`` train ids, uint8 for up to 256 classes: indices into ``info.class_names`` and ``info.palette``.
 
         Raises:
-            ValueError: the file cannot be read, or the array is no image.
+            UserError: the file cannot be read, or the array is no image.
         """
         return self.predict(as_image(image, upright=self.info.upright), names=("fused",)).labels["fused"].cpu().numpy()
 
@@ -136,7 +137,7 @@ def as_image(image: np.ndarray | Image.Image | str | Path, *, upright: bool = Fa
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
-        raise ValueError(
+        raise UserError(
             f"an array of shape {image.shape} and type {image.dtype}; expected (H, W), (H, W, 3) or (H, W, 4), "
             "uint8 or uint16"
         )
@@ -149,7 +150,7 @@ def _base_size(long_side: int | str) -> int | None:
     if long_side == NATIVE:
         return None
     if not str(long_side).isdigit() or int(long_side) < 1:
-        raise ValueError(f"the long side is {long_side!r}; expected a number of pixels, or {NATIVE!r}")
+        raise UserError(f"the long side is {long_side!r}; expected a number of pixels, or {NATIVE!r}")
     return int(long_side)
 
 

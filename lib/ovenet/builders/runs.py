@@ -11,6 +11,7 @@ from yacs.config import CfgNode
 
 from ovenet.config import flat_settings
 from ovenet.engine.trainer import BEST, FINAL
+from ovenet.errors import UserError
 
 _COUNTS_DEPEND_ON = re.compile(
     r"TRAIN\.IGNORE_LABEL|DATASET\.(ROOT|DATASET|NUM_CLASSES)|MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN)"
@@ -34,14 +35,14 @@ def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
     """``TEST.MODEL_FILE``, or the run's best or final weights.
 
     Raises:
-        ValueError: none is named and the run has none.
+        UserError: none is named and the run has none.
     """
     if cfg.TEST.MODEL_FILE:
         return Path(cfg.TEST.MODEL_FILE)
     for name in (BEST, FINAL):
         if (run_dir / name).exists():
             return run_dir / name
-    raise ValueError(f"TEST.MODEL_FILE is not set, and {run_dir} has neither {BEST} nor {FINAL}; train first")
+    raise UserError(f"TEST.MODEL_FILE is not set, and {run_dir} has neither {BEST} nor {FINAL}; train first")
 
 
 def inference_name(cfg: CfgNode, model_file: Path) -> str:

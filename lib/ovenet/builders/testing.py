@@ -17,6 +17,7 @@ from ovenet.builders.runs import evaluation_settings
 from ovenet.data.dataset import ListDataset
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.progress import track
+from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_tally
 from ovenet.evaluation.inference import Prediction, ScorePredictor
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
@@ -102,7 +103,7 @@ def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device)
         device: of this process.
 
     Raises:
-        ValueError: the weights or the list cannot be used, or an interrupted evaluation is there and not to be resumed.
+        UserError: the weights or the list cannot be used, or an interrupted evaluation is there and not to be resumed.
         OSError: the file system refuses.
     """
     dataset = test_dataset(cfg)
@@ -141,7 +142,7 @@ def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device)
 def _resume(cfg: CfgNode, partial: PartialEvaluation, num_images: int) -> set[int]:
     """The places in the list that need not be evaluated again; process 0 keeps what they counted."""
     if partial.exists() and not cfg.TEST.RESUME:
-        raise ValueError(
+        raise UserError(
             f"{partial.folder}: an interrupted evaluation; TEST.RESUME True goes on with it, or delete that folder"
         )
     distributed.barrier()  # all have looked before process 0 changes anything

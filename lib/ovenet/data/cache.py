@@ -21,6 +21,7 @@ import numpy as np
 
 from ovenet.data.files import image_size
 from ovenet.data.info import DatasetInfo
+from ovenet.errors import UserError
 
 _VERSION = 1  # of what is stored; another one is another folder
 _SPARE_BYTES = 2**28  # left free on the disk
@@ -92,11 +93,11 @@ class DecodedCache:
         """Checks the free space.
 
         Raises:
-            ValueError: it does not suffice.
+            UserError: it does not suffice.
         """
         free = shutil.disk_usage(_existing(self.folder)).free
         if num_bytes + _SPARE_BYTES > free:
-            raise ValueError(
+            raise UserError(
                 f"{setting}: the decoded images need {num_bytes / 1e9:.1f} GB in {self.folder}, where {free / 1e9:.1f} "
                 "GB are free; set DATASET.CACHE none, or DATASET.CACHE_DIR to a larger disk"
             )
@@ -130,7 +131,7 @@ class DecodedCache:
             entries = [self.entry(name) for name in pairs[number] if name]  # before the files are read
             try:
                 image, labels = decode(number)
-            except ValueError as error:
+            except UserError as error:
                 return str(error)
             finally:
                 on_pair()
@@ -154,7 +155,7 @@ class DecodedCache:
     def _num_bytes(self, pair: tuple[str, str | None]) -> int:
         try:
             height, width = image_size(self._sources / pair[0])
-        except ValueError:  # told when it is decoded
+        except UserError:  # told when it is decoded
             return 0
         return height * width * (3 + (self._label_type.itemsize if pair[1] else 0))
 

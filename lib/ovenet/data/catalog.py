@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ovenet.data.description import own_description, read_description
 from ovenet.data.info import DatasetInfo
+from ovenet.errors import UserError
 
 DESCRIPTION = "dataset.json"
 _FOLDER = Path(__file__).parent / "datasets"
@@ -25,13 +26,13 @@ def find_dataset(name: str, folder: Path, *, num_classes: int | None = None) -> 
         num_classes: ``K``, where it decides between variants: 59 or 60 classes of PASCAL-Context.
 
     Raises:
-        ValueError: there is none of that name, or its description cannot be used.
+        UserError: there is none of that name, or its description cannot be used.
     """
     name = _ALIASES.get(name, name)
     if name not in CATALOG:
         if (folder / DESCRIPTION).is_file():
             return own_description(folder / DESCRIPTION, name)
-        raise ValueError(
+        raise UserError(
             f"DATASET.DATASET is {name!r}; expected one of {', '.join(CATALOG)}, or a folder of your own "
             f"with {folder / DESCRIPTION} (see docs/data.md)"
         )

@@ -13,6 +13,7 @@ from ovenet.data.cache import DecodedCache
 from ovenet.data.files import read_image, read_list
 from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import LabelDecoder
+from ovenet.errors import UserError
 from ovenet.structures import Sample
 from ovenet.utils.seeding import sample_rng
 
@@ -33,7 +34,7 @@ class ListDataset(Dataset[Sample]):
         cache: where decoded files are looked for first; None at the beginning.
 
     Raises:
-        ValueError: the list is missing, empty or malformed.
+        UserError: the list is missing, empty or malformed.
     """
 
     def __init__(self, root: Path, list_path: Path, info: DatasetInfo, *, ignore_label: int, num_samples: int = 0):
@@ -56,7 +57,7 @@ class ListDataset(Dataset[Sample]):
         """One line's image and labels; those from the cache are mapped, not read.
 
         Raises:
-            ValueError: see `read_files`.
+            UserError: see `read_files`.
         """
         image_name, label_name = self.pairs[index]
         if self.cache is not None:
@@ -73,7 +74,7 @@ class ListDataset(Dataset[Sample]):
             The image ``(H, W, 3)`` uint8, and ``(H, W)`` int16 train ids, None without a label.
 
         Raises:
-            ValueError: a file is missing or unreadable, a label value is no class, or the sizes differ.
+            UserError: a file is missing or unreadable, a label value is no class, or the sizes differ.
         """
         image_name, label_name = self.pairs[index]
         image_path = self.folder / image_name
@@ -83,7 +84,7 @@ class ListDataset(Dataset[Sample]):
         label_path = self.folder / label_name
         labels = self.decoder.read(label_path)
         if labels.shape != image.shape[:2]:
-            raise ValueError(
+            raise UserError(
                 f"{label_path}: the label is {labels.shape[1]}x{labels.shape[0]} pixels, its image {image_path} "
                 f"{image.shape[1]}x{image.shape[0]}; check that the list pairs them rightly"
                 + self._exif_hint(labels, image)
@@ -107,13 +108,13 @@ class AugmentedDataset(Dataset[Sample]):
         skip_broken: take the next sample in place of one that cannot be read, and say why in its `problem`.
 
     Raises:
-        ValueError: the list has lines without a label.
+        UserError: the list has lines without a label.
     """
 
     def __init__(self, dataset: ListDataset, transform: Transform, *, seed: int, skip_broken: bool = False):
         if not dataset.has_labels:
             line = next(i for i, (_, label) in enumerate(dataset.pairs, start=1) if label is None)
-            raise ValueError(f"{dataset.list_path}, entry {line}: no label; training needs `image label` on every line")
+            raise UserError(f"{dataset.list_path}, entry {line}: no label; training needs `image label` on every line")
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
@@ -134,10 +135,10 @@ class AugmentedDataset(Dataset[Sample]):
         for following in range(len(self.dataset)):
             try:
                 sample = self.dataset[(index + following) % len(self.dataset)]
-            except ValueError as error:
+            except UserError as error:
                 if not self.skip_broken:
                     raise
                 problems.append(str(error))
                 continue
             return replace(sample, problem="; ".join(problems))
-        raise ValueError(f"{self.dataset.list_path}: no sample can be read; the first says: {problems[0]}")
+        raise UserError(f"{self.dataset.list_path}: no sample can be read; the first says: {problems[0]}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ovenet.data.info import SPLITS, Color, DatasetInfo, EvaluationRule, Layout, SubmissionRule
+from ovenet.errors import UserError
 
 # Where the files of an own dataset are looked for unless its description says otherwise.
 _OWN_LAYOUTS = [
@@ -32,29 +33,29 @@ def read_description(path: Path, name: str, **defaults: Any) -> DatasetInfo:
         defaults: values of keys that the file does not give.
 
     Raises:
-        ValueError: the file is missing, no JSON, or a value is not what its key needs; names file and key.
+        UserError: the file is missing, no JSON, or a value is not what its key needs; names file and key.
     """
     content = {**defaults, **_read_json(path)}
     unknown = sorted(set(content) - _KEYS)
     if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(_KEYS))}")
+        raise UserError(f"{path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(_KEYS))}")
     if "like" in content:
         content = {**_read_json(_CATALOG_FOLDER / f"{content.pop('like')}.json"), **content}
     try:
         return _build(content, name)
     except KeyError as error:
-        raise ValueError(f"{path}: the key {error} is missing") from error
+        raise UserError(f"{path}: the key {error} is missing") from error
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: a value has the wrong form ({error}); docs/data.md shows each key") from error
+        raise UserError(f"{path}: a value has the wrong form ({error}); docs/data.md shows each key") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def own_description(path: Path, name: str) -> DatasetInfo:
     """Reads a user's ``dataset.json``: masks may be ids or colours, photographs are turned upright.
 
     Raises:
-        ValueError: as `read_description`.
+        UserError: as `read_description`.
     """
     return read_description(
         path, name, layouts=_OWN_LAYOUTS, label_format="either", upright=True, archives="images and labels"
@@ -65,11 +66,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: cannot read the dataset's description: {error.strerror}") from error
+        raise UserError(f"{path}: cannot read the dataset's description: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+        raise UserError(f"{path}: not a JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected {{...}}, got a {type(content).__name__}")
+        raise UserError(f"{path}: expected {{...}}, got a {type(content).__name__}")
     return content
 
 
@@ -125,13 +126,13 @@ def _by_split(
             **{key: value.replace("{split}", name_on_disk) if value else None for key, value in placed.items()}
         )
         if conditions is None and "{condition}" in result[split].images:
-            raise ValueError("layouts has {condition}, but there is no key 'conditions'")
+            raise UserError("layouts has {condition}, but there is no key 'conditions'")
     return result
 
 
 def _color(value: Any) -> Color:
     if not (isinstance(value, (list, tuple)) and len(value) == 3 and all(0 <= channel <= 255 for channel in value)):
-        raise ValueError(f"{value!r} is no colour; expected [red, green, blue], each 0 to 255")
+        raise UserError(f"{value!r} is no colour; expected [red, green, blue], each 0 to 255")
     return tuple(value)
 
 
@@ -144,29 +145,29 @@ def _check(info: DatasetInfo) -> None:
     """Refuses contradictions.
 
     Raises:
-        ValueError: says which key.
+        UserError: says which key.
     """
     if info.num_classes < 2:
-        raise ValueError(f"classes has {info.num_classes} entries; expected at least 2")
+        raise UserError(f"classes has {info.num_classes} entries; expected at least 2")
     colors = () if info.label_format == "ids" else (*info.palette, *info.ignored_colors)
     for what, values in (("class name", info.class_names), ("color", colors), ("id", info.label_ids)):
         repeated = next((value for value in values if values.count(value) > 1), None)
         if repeated is not None:
-            raise ValueError(f"the {what} {repeated!r} stands for two classes")
+            raise UserError(f"the {what} {repeated!r} stands for two classes")
     for value in (*info.label_ids, *info.ignored_ids):
         if not (isinstance(value, int) and 0 <= value <= 255):
-            raise ValueError(f"id {value!r} is outside 0 to 255")
+            raise UserError(f"id {value!r} is outside 0 to 255")
     for value in info.label_ids:
         if value in info.ignored_ids:
-            raise ValueError(f"id {value} is both a class and ignored")
+            raise UserError(f"id {value} is both a class and ignored")
     for key, values in (("label_ids", info.label_ids), ("class_weights", info.class_weights)):
         if values is not None and len(values) != info.num_classes:
-            raise ValueError(f"{key} has {len(values)} entries for {info.num_classes} classes")
+            raise UserError(f"{key} has {len(values)} entries for {info.num_classes} classes")
     for key, value, allowed in (
         ("label_format", info.label_format, ("ids", "colors", "either")),
         ("evaluation.resize", info.evaluation.resize, ("long_side", "short_side", "stretch")),
     ):
         if value not in allowed:
-            raise ValueError(f"{key} is {value!r}; expected one of {', '.join(allowed)}")
+            raise UserError(f"{key} is {value!r}; expected one of {', '.join(allowed)}")
     if not 0 < info.val_share < 1:
-        raise ValueError(f"val_share is {info.val_share}; expected more than 0 and less than 1")
+        raise UserError(f"val_share is {info.val_share}; expected more than 0 and less than 1")

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ovenet.errors import UserError
+
 _STRIP_ROWS = 64
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _ANY_SIZE = 2**62
@@ -29,7 +31,7 @@ def read_image(path: Path, *, upright: bool = False, max_pixels: int | None = No
         max_pixels: refuse larger ones; None leaves it to Pillow, which refuses beyond 179 million.
 
     Raises:
-        ValueError: the file is missing, no image, or cut off, or its pixels are floating-point numbers.
+        UserError: the file is missing, no image, or cut off, or its pixels are floating-point numbers.
     """
     return to_rgb(open_image(path, "image", max_pixels=max_pixels), str(path), upright=upright)
 
@@ -39,7 +41,7 @@ def to_rgb(image: Image.Image, name: str, *, upright: bool = False) -> np.ndarra
     if upright and image.getexif().get(_ORIENTATION, 1) != 1:  # exif_transpose copies the others too
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
+        raise UserError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _STRIP_ROWS):  # the whole image at once would be held twice more
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
@@ -59,7 +61,7 @@ def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image
         max_pixels: see `read_image`.
 
     Raises:
-        ValueError: it is missing, a directory, no image, cut off, or too large.
+        UserError: it is missing, a directory, no image, cut off, or too large.
     """
     _require_file(path, role)
     try:
@@ -72,22 +74,22 @@ def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image
 
 def _require_file(path: Path, role: str) -> None:
     if path.is_symlink() and not path.exists():
-        raise ValueError(f"{path}: the {role} is a link to {path.readlink()}, which does not exist")
+        raise UserError(f"{path}: the {role} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
-        raise ValueError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
+        raise UserError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
     if path.is_dir():
-        raise ValueError(f"{path}: the {role} is a directory; expected a file")
+        raise UserError(f"{path}: the {role} is a directory; expected a file")
 
 
-def _unreadable(path: Path, role: str, error: BaseException) -> ValueError:
-    return ValueError(f"{path}: the {role} cannot be read ({' '.join(str(error).split())}); replace it")
+def _unreadable(path: Path, role: str, error: BaseException) -> UserError:
+    return UserError(f"{path}: the {role} cannot be read ({' '.join(str(error).split())}); replace it")
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Size ``(H, W)`` in pixels, from the file's header.
 
     Raises:
-        ValueError: as `open_image`.
+        UserError: as `open_image`.
     """
     _require_file(path, "image")
     try:
@@ -116,11 +118,11 @@ def format_line(image: str, label: str | None) -> str:
     """One line of a list file: a tab between the names, so that they may contain spaces.
 
     Raises:
-        ValueError: a name contains a tab or a line break.
+        UserError: a name contains a tab or a line break.
     """
     for name in (image, label or ""):
         if any(character in name for character in "\t\r\n"):
-            raise ValueError(f"{name!r}: file names with tabs or line breaks cannot be listed; rename the file")
+            raise UserError(f"{name!r}: file names with tabs or line breaks cannot be listed; rename the file")
     if label is None:
         return f"{image}\t\n" if " " in image else f"{image}\n"
     return f"{image}\t{label}\n"
@@ -133,10 +135,10 @@ def read_list(path: Path) -> list[tuple[str, str | None]]:
         Pairs of paths as written.
 
     Raises:
-        ValueError: the list is missing or empty, or a line has more than two entries or leaves the dataset's folder.
+        UserError: the list is missing or empty, or a line has more than two entries or leaves the dataset's folder.
     """
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path}: there is no such list file; write it with `python tools/prepare_data.py`, "
             "or set DATASET.TRAIN_SET / DATASET.TEST_SET"
         )
@@ -145,18 +147,18 @@ def read_list(path: Path) -> list[tuple[str, str | None]]:
         entries = [entry.strip() for entry in line.split("\t")] if "\t" in line else line.split()
         entries = [entry for entry in entries if entry]
         if len(entries) > 2:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {len(entries)} entries; expected `image [label]`, "
                 "with a tab between them where names contain spaces"
             )
         for entry in entries:
             if posixpath.isabs(entry) or posixpath.normpath(entry).startswith(".."):
-                raise ValueError(
+                raise UserError(
                     f"{path}, line {number}: {entry} lies outside the dataset's folder; "
                     "write paths relative to that folder, and link to data that lies elsewhere"
                 )
         if entries:
             pairs.append((entries[0], entries[1] if len(entries) == 2 else None))
     if not pairs:
-        raise ValueError(f"{path}: the list is empty; expected `image [label]` per line")
+        raise UserError(f"{path}: the list is empty; expected `image [label]` per line")
     return pairs

@@ -11,6 +11,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from ovenet.errors import UserError
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _CAMERA = "camera:"
@@ -44,7 +46,7 @@ def find_inputs(arguments: Sequence[str]) -> list[Input]:
             ``camera:0``.
 
     Raises:
-        ValueError: something does not exist, holds nothing to predict, or two results would have the same name.
+        UserError: something does not exist, holds nothing to predict, or two results would have the same name.
     """
     inputs: list[Input] = []
     for argument in arguments:
@@ -52,7 +54,7 @@ def find_inputs(arguments: Sequence[str]) -> list[Input]:
     names: dict[str, Input] = {}
     for one in inputs:
         if one.name in names:
-            raise ValueError(
+            raise UserError(
                 f"{one} and {names[one.name]}: both results would be called {one.name}; predict them into two folders"
             )
         names[one.name] = one
@@ -63,13 +65,13 @@ def _inputs_of(argument: str) -> list[Input]:
     if argument.startswith(_CAMERA):
         number = argument.removeprefix(_CAMERA)
         if not number.isdigit():
-            raise ValueError(f"{argument}: expected a camera's number, such as {_CAMERA}0")
+            raise UserError(f"{argument}: expected a camera's number, such as {_CAMERA}0")
         return [Input("camera", int(number), f"camera_{number}")]
     path = Path(argument)
     if path.is_dir():
         found = [_of_file(p, p.relative_to(path)) for p in sorted(path.rglob("*")) if _kind(p)]
         if not found:
-            raise ValueError(f"{argument}: there is no image and no video in this folder")
+            raise UserError(f"{argument}: there is no image and no video in this folder")
         return _distinct(found)
     if path.exists():
         return [_of_file(path, Path(path.name))]
@@ -79,8 +81,8 @@ def _inputs_of(argument: str) -> list[Input]:
         found = [_of_file(p, p.relative_to(base)) for p in paths if _kind(p)]
         if found:
             return _distinct(found)
-        raise ValueError(f"{argument}: no image and no video has such a name")
-    raise ValueError(f"{argument}: does not exist; expected an image, a folder, a pattern, a video or {_CAMERA}0")
+        raise UserError(f"{argument}: no image and no video has such a name")
+    raise UserError(f"{argument}: does not exist; expected an image, a folder, a pattern, a video or {_CAMERA}0")
 
 
 def _before_magic(path: Path) -> Iterator[str]:
@@ -123,13 +125,13 @@ class FrameReader:
         num_frames: as the file says; 0 where it is not known.
 
     Raises:
-        ValueError: it cannot be opened.
+        UserError: it cannot be opened.
     """
 
     def __init__(self, one: Input):
         self._capture = cv2.VideoCapture(one.source if isinstance(one.source, int) else str(one.source))
         if not self._capture.isOpened():
-            raise ValueError(f"{one}: cannot be opened as a video")
+            raise UserError(f"{one}: cannot be opened as a video")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate < 1000 else _DEFAULT_RATE
         self.num_frames = 0 if one.kind == "camera" else max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ovenet.data.files import open_image
 from ovenet.data.info import INVALID, DatasetInfo
+from ovenet.errors import UserError
 
 _ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _JPEG = (".jpg", ".jpeg")
@@ -41,7 +42,7 @@ class LabelDecoder:
             ``(H, W)`` int16.
 
         Raises:
-            ValueError: the file is missing, no image or cut off, or holds an id or a colour that is no class.
+            UserError: the file is missing, no image or cut off, or holds an id or a colour that is no class.
         """
         image = open_image(path, "label")
         if self.holds_colors(image):
@@ -65,14 +66,14 @@ class LabelDecoder:
             ``(H, W)`` int16.
 
         Raises:
-            ValueError: an id is none of the dataset's; names the value and the likely cause.
+            UserError: an id is none of the dataset's; names the value and the likely cause.
         """
         in_range = ids if ids.dtype == np.uint8 else np.clip(ids, 0, 255).astype(np.uint8)
         train_ids = self.table[in_range]
         wrong = (train_ids == INVALID) | (in_range != ids)
         if wrong.any():
             values = np.unique(ids[wrong])
-            raise ValueError(
+            raise UserError(
                 f"{path}: label value {values[0]} is no class of {self.info.name}; "
                 f"{likely_cause(values, self.info, path)}"
             )
@@ -89,7 +90,7 @@ class LabelDecoder:
             ``(H, W)`` int16.
 
         Raises:
-            ValueError: a colour is none of the dataset's; names it.
+            UserError: a colour is none of the dataset's; names it.
         """
         codes = _color_codes(pixels)
         position = np.searchsorted(self._color_codes, codes).clip(max=len(self._color_codes) - 1)
@@ -101,7 +102,7 @@ class LabelDecoder:
                 if path.suffix.lower() in _JPEG
                 else "add it to dataset.json, as a class or under 'ignore', or save the mask without smoothing"
             )
-            raise ValueError(
+            raise UserError(
                 f"{path}: colour {color} is no class of {self.info.name} ({int(wrong.sum())} pixels); {cause}"
             )
         return self._color_train_ids[position]
@@ -111,10 +112,10 @@ def label_ids(image: Image.Image, path: Path, info: DatasetInfo) -> np.ndarray:
     """Pixels of a label image as ids ``(H, W)``, uint8 or wider.
 
     Raises:
-        ValueError: it is a colour image.
+        UserError: it is a colour image.
     """
     if image.mode not in _ID_MODES:
-        raise ValueError(
+        raise UserError(
             f"{path}: the label is a colour image ({image.mode}); {info.name} expects one channel of class ids. "
             "Convert it, or describe the data with its colours in a dataset.json"
         )

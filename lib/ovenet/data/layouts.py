@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ovenet.data.info import DatasetInfo, Layout
+from ovenet.errors import UserError
 
 Pairs = list[tuple[str, str | None]]  # image and label, relative to the dataset's folder
 SplitLayouts = Mapping[str, Layout]
@@ -29,7 +30,7 @@ def find_layout(folder: Path, info: DatasetInfo) -> SplitLayouts:
         Layouts of the splits that are there: training and validation, and those further ones that exist.
 
     Raises:
-        ValueError: none fits; names what is missing, or the folder above or below that does fit.
+        UserError: none fits; names what is missing, or the folder above or below that does fit.
     """
     for layouts in info.layouts:
         if not _missing(folder, layouts):
@@ -44,21 +45,21 @@ def find_layout(folder: Path, info: DatasetInfo) -> SplitLayouts:
         for other in _folders_around(folder):
             if any(not _missing(other, layouts) for layouts in info.layouts):
                 level = "above" if other in folder.resolve().parents else "below"
-                raise ValueError(f"{folder}: {info.name} does not begin here but {level}; use {other}")
-    raise ValueError(f"{folder}: {', '.join(missing)} missing; unpack {info.archives} there")
+                raise UserError(f"{folder}: {info.name} does not begin here but {level}; use {other}")
+    raise UserError(f"{folder}: {', '.join(missing)} missing; unpack {info.archives} there")
 
 
 def collect_pairs(folder: Path, layout: Layout, conditions: Sequence[str]) -> Pairs:
     """The images of a split with their labels, in the order of the conditions and of their names.
 
     Raises:
-        ValueError: there are none, an image or a label lacks its partner, or is empty.
+        UserError: there are none, an image or a label lacks its partner, or is empty.
     """
     if "{condition}" in layout.images:
         return [pair for condition in conditions for pair in collect_pairs(folder, _at(layout, condition), ())]
     images = _files(folder, layout.images)
     if not images:
-        raise ValueError(f"{folder / _anchor(layout.images)}: no images like {layout.images}; unpack the data there")
+        raise UserError(f"{folder / _anchor(layout.images)}: no images like {layout.images}; unpack the data there")
     labels = _files(folder, layout.labels) if layout.labels else None
     keys = _keys_of_split(folder, layout, images, labels)
     if labels is not None:
@@ -67,9 +68,9 @@ def collect_pairs(folder: Path, layout: Layout, conditions: Sequence[str]) -> Pa
     pairs = [(images[key], labels[key] if labels is not None else None) for key in keys]
     for path in (path for pair in pairs for path in pair if path is not None):
         if not (folder / path).exists():
-            raise ValueError(f"{folder / path}: a link to {os.readlink(folder / path)}, which does not exist")
+            raise UserError(f"{folder / path}: a link to {os.readlink(folder / path)}, which does not exist")
         if (folder / path).stat().st_size == 0:
-            raise ValueError(f"{folder / path}: the file is empty; unpack its archive again")
+            raise UserError(f"{folder / path}: the file is empty; unpack its archive again")
     return pairs
 
 
@@ -102,7 +103,7 @@ def _require_all(keys: Sequence[str], files: Mapping[str, str], folder: Path, pa
     if missing:
         names = ", ".join(str(folder / _fill(pattern, key)) for key in missing[:_MAX_NAMED])
         more = f" and {len(missing) - _MAX_NAMED} more" if len(missing) > _MAX_NAMED else ""
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(keys)} {role}s missing: {names}{more}; unpack the archive of the {role}s again"
         )
 
@@ -168,7 +169,7 @@ def _files(folder: Path, pattern: str) -> dict[str, str]:
             continue
         key = "|".join(match.groups())
         if key in files:
-            raise ValueError(f"{folder / files[key]} and {path}: two files for one name; remove or rename one")
+            raise UserError(f"{folder / files[key]} and {path}: two files for one name; remove or rename one")
         files[key] = name
     return files
 

@@ -14,6 +14,7 @@ from ovenet.data.catalog import find_dataset
 from ovenet.data.files import format_line
 from ovenet.data.info import DatasetInfo
 from ovenet.data.layouts import Pairs, collect_pairs, find_layout
+from ovenet.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,17 @@ def prepare_dataset(
         only_missing: leave lists that exist as they are, whatever they say.
 
     Raises:
-        ValueError: the folder is missing or lacks a split, or images and labels do not pair.
+        UserError: the folder is missing or lacks a split, or images and labels do not pair.
     """
     if source is not None and not source.is_dir():
-        raise ValueError(f"--source {source}: no such folder")
+        raise UserError(f"--source {source}: no such folder")
     info = find_dataset(name, source or root / name)
     folder = root / info.name
     if source is not None:
         find_layout(source, info)  # a wrong folder is refused before it is linked
         _bring(source, folder, copy=copy)
     if not folder.is_dir():
-        raise ValueError(
+        raise UserError(
             f"{folder}: no such folder; unpack {info.archives or info.name} there, or name a folder with --source"
         )
     lists = _split_lists(folder, info)
@@ -90,7 +91,7 @@ def _split_lists(folder: Path, info: DatasetInfo) -> dict[str, Pairs]:
         lists["val"] = [pair for pair, val in zip(pairs, chosen, strict=True) if val]
         for split in ("train", "val"):
             if not lists[split]:
-                raise ValueError(f"{folder}: {len(pairs)} images leave none for {split}; add some, or change val_share")
+                raise UserError(f"{folder}: {len(pairs)} images leave none for {split}; add some, or change val_share")
     return lists
 
 
@@ -116,18 +117,18 @@ def _bring(source: Path, folder: Path, *, copy: bool) -> None:
         if folder.resolve() == source.resolve():
             return
         if not copy or not folder.is_dir() or folder.is_symlink():
-            raise ValueError(f"{folder} exists and is not {source}; remove it yourself if it may go")
+            raise UserError(f"{folder} exists and is not {source}; remove it yourself if it may go")
     if not copy:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():
-            raise ValueError(f"{folder} is a link to {os.readlink(folder)}, which does not exist; remove the link")
+            raise UserError(f"{folder} is a link to {os.readlink(folder)}, which does not exist; remove the link")
         folder.symlink_to(source.resolve(), target_is_directory=True)
         return
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
         target = folder / file.relative_to(source)
         if target.exists():
             if target.stat().st_size != file.stat().st_size:
-                raise ValueError(f"{target} exists and differs from {file}; remove it yourself if it may go")
+                raise UserError(f"{target} exists and differs from {file}; remove it yourself if it may go")
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)

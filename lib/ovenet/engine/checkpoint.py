@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovenet.errors import UserError
+
 _WEIGHTS_KEYS = ("model", "state_dict")
 # A zip archive ends with the length of its comment in two bytes, and the comment. torch.save leaves it empty.
 _COMMENT_LENGTH_BYTES = 2
@@ -38,30 +40,30 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         Its dictionary.
 
     Raises:
-        ValueError: the file is missing, a directory, damaged, no dictionary, or needs code to be read.
+        UserError: the file is missing, a directory, damaged, no dictionary, or needs code to be read.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path}: a directory; expected a checkpoint file")
+        raise UserError(f"{path}: a directory; expected a checkpoint file")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such checkpoint file")
+        raise UserError(f"{path}: there is no such checkpoint file")
     if _seal_is_broken(path):
-        raise ValueError(f"{path}: damaged, its checksum differs from what was saved")
+        raise UserError(f"{path}: damaged, its checksum differs from what was saved")
     try:
         with torch.serialization.safe_globals(_SAFE_NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # bytes that are no pickle can fail anywhere in the parser
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and foreign:
-            raise ValueError(
+            raise UserError(
                 f"{path}: refused, because reading it would run code from outside ({foreign[1]}); save its tensors "
                 "alone with torch.save(model.state_dict(), …)"
             ) from error
-        raise ValueError(f"{path}: not a checkpoint, or a damaged one") from error
+        raise UserError(f"{path}: not a checkpoint, or a damaged one") from error
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path}: holds a {type(content).__name__}; expected tensors by name")
+        raise UserError(f"{path}: holds a {type(content).__name__}; expected tensors by name")
     return content
 
 
@@ -73,7 +75,7 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
         path: the file, for the message.
 
     Raises:
-        ValueError: there are no tensors.
+        UserError: there are no tensors, or one cannot be a weight: it is NaN or infinite somewhere, or no plain tensor.
     """
     for key in _WEIGHTS_KEYS:
         if isinstance(content.get(key), Mapping):
@@ -81,8 +83,25 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
             break
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"{path}: no weights found; expected tensors by name, or those under {_WEIGHTS_KEYS}")
+        raise UserError(f"{path}: no weights found; expected tensors by name, or those under {_WEIGHTS_KEYS}")
+    for name, tensor in tensors.items():
+        if problem := _problem(name, tensor):
+            raise UserError(f"{path}: {name!r} {problem}; save the state_dict() of a model that works")
     return tensors
+
+
+def _problem(name: Any, tensor: Tensor) -> str:
+    """Why a tensor cannot be a weight; "" if it can."""
+    if not isinstance(name, str):
+        return f"is the name of a tensor, and a {type(name).__name__}; expected texts"
+    kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    if tensor.is_meta or kind != "strided":
+        return f"is a {'meta' if tensor.is_meta else kind} tensor; expected numbers one by one"
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        return f"has values of type {str(tensor.dtype).removeprefix('torch.')}; expected real numbers"
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        return "has values that are NaN or infinite, so that every prediction would be"
+    return ""
 
 
 def save_atomically(
@@ -126,17 +145,35 @@ def _seal(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _seal_is_broken(path: Path) -> bool:
-    """Whether a file carries a checksum that is not its own; files without one, such as others' weights, pass."""
+def is_whole(path: Path) -> bool:
+    """Whether a file can be read: by its checksum, or by reading it where it has none."""
+    if _seal_of(path) is not None:
+        return not _seal_is_broken(path)
+    try:
+        read_checkpoint(path)
+    except UserError:
+        return False
+    return True
+
+
+def _seal_of(path: Path) -> str | None:
+    """The checksum that a file carries; None if it carries none."""
     size = path.stat().st_size
     if size < _SEAL_LENGTH + _COMMENT_LENGTH_BYTES:
-        return False
+        return None
     with open(path, "rb") as file:
         file.seek(-_SEAL_LENGTH, os.SEEK_END)
         seal = file.read()
-        if not seal.startswith(_SEAL_MARK):
-            return False
-        return _digest(file, size - _SEAL_LENGTH - _COMMENT_LENGTH_BYTES) != seal[len(_SEAL_MARK) :].decode("latin-1")
+    return seal[len(_SEAL_MARK) :].decode("latin-1") if seal.startswith(_SEAL_MARK) else None
+
+
+def _seal_is_broken(path: Path) -> bool:
+    """Whether a file carries a checksum that is not its own; files without one, such as others' weights, pass."""
+    seal = _seal_of(path)
+    if seal is None:
+        return False
+    with open(path, "rb") as file:
+        return _digest(file, path.stat().st_size - _SEAL_LENGTH - _COMMENT_LENGTH_BYTES) != seal
 
 
 def _digest(file: BinaryIO, end: int) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ovenet.errors import UserError
+
 POLY_POWER = 0.9
 
 
@@ -111,17 +113,17 @@ def restore_optimizer(
         names: of the optimizer's own parameters, likewise.
 
     Raises:
-        ValueError: the state is of other parameters, or of another kind of optimizer.
+        UserError: the state is of other parameters, or of another kind of optimizer.
     """
     places = {name: index for index, name in enumerate(saved_names)}
     other = places.keys() ^ set(names)
     if other:
-        raise ValueError(f"{len(other)} parameters are trained in one of both alone, such as {min(other)}")
+        raise UserError(f"{len(other)} parameters are trained in one of both alone, such as {min(other)}")
     states = {index: saved["state"].get(places[name]) for index, name in enumerate(names)}
     own = optimizer.state_dict()
     kinds = {_kind(state) for state in (*states.values(), *own["state"].values()) if state}
     if len(kinds) > 1 or (isinstance(optimizer, torch.optim.AdamW) and "sgd" in kinds):
-        raise ValueError("its momenta are of another optimizer (TRAIN.OPTIMIZER)")
+        raise UserError("its momenta are of another optimizer (TRAIN.OPTIMIZER)")
     own["state"] = {index: state for index, state in states.items() if state}
     optimizer.load_state_dict(own)
 

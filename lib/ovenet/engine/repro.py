@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ovenet.engine.checkpoint import read_checkpoint, save_atomically
+from ovenet.errors import UserError
 from ovenet.structures import Batch
 from ovenet.utils import distributed
 
@@ -32,9 +33,9 @@ def read_repro(path: Path) -> tuple[dict[str, Any], list[Batch]]:
     """What `save_repro` wrote.
 
     Raises:
-        ValueError: the file is damaged, or something else.
+        UserError: the file is damaged, or something else.
     """
     content = read_checkpoint(path)
     if "batches" not in content:
-        raise ValueError(f"{path}: holds no batches; expected a repro_*.pth that training has saved")
+        raise UserError(f"{path}: holds no batches; expected a repro_*.pth that training has saved")
     return content, [Batch(b["images"], b["labels"], tuple(b["names"])) for b in content["batches"]]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ovenet.errors import UserError
+
 _NAME = ".lock"
 
 
@@ -16,7 +18,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     """Holds a run's folder; the system lets go of it when the process ends, however it ends.
 
     Raises:
-        ValueError: another process holds it.
+        UserError: another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / _NAME, "a+", encoding="utf-8") as file:
@@ -24,7 +26,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise ValueError(
+            raise UserError(
                 f"{run_dir}: another run ({file.read().strip() or 'unknown process'}) writes there; wait for it, "
                 "end it, or choose another OUTPUT_DIR"
             ) from error

@@ -14,6 +14,7 @@ import yaml
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
+from ovenet.errors import UserError
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
@@ -31,7 +32,7 @@ class RunLog:
         config: the run's settings as YAML, for Weights & Biases.
 
     Raises:
-        ValueError: a project is named, but wandb is not installed.
+        UserError: a project is named, but wandb is not installed.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ def _start_wandb(run_dir: Path, project: str, config: str) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError("WANDB names a project, but wandb is not installed: pip install wandb, or WANDB ''") from error
+        raise UserError("WANDB names a project, but wandb is not installed: pip install wandb, or WANDB ''") from error
     identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
     return wandb.init(
         project=project, dir=run_dir, name=run_dir.name, id=identity, resume="allow", config=yaml.safe_load(config)

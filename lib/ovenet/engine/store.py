@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ovenet.engine.checkpoint import read_checkpoint, save_atomically
+from ovenet.engine.checkpoint import is_whole, read_checkpoint, save_atomically
+from ovenet.errors import UserError
 from ovenet.models.weights import names_here
 from ovenet.utils.logging import get_logger
 
@@ -28,6 +29,7 @@ class CheckpointStore:
     def __init__(self, run_dir: Path, num_kept: int):
         self.run_dir = run_dir
         self.num_kept = num_kept
+        self._written: tuple[int, int, int] | None = None  # what the newest one was when it was written here
 
     def exists(self) -> bool:
         """Whether there is any."""
@@ -40,12 +42,13 @@ class CheckpointStore:
             OSError: the file system refuses; the older ones are untouched.
         """
         save_atomically(state, self._paths()[0], before_replacing=self._shift)
+        self._written = _identity(self._paths()[0])
 
     def load(self) -> tuple[dict[str, Any], Path]:
         """The newest one that is whole, and its path; damaged ones are named in a warning.
 
         Raises:
-            ValueError: all are damaged, or there is none.
+            UserError: all are damaged, or there is none.
         """
         errors = []
         for path in self._paths():
@@ -53,13 +56,13 @@ class CheckpointStore:
                 continue
             try:
                 state = read_checkpoint(path)
-            except ValueError as error:
+            except UserError as error:
                 errors.append(str(error))
                 continue
             if errors:
                 get_logger().warning("%s; going on from %s instead", "; ".join(errors), path)
             return state, path
-        raise ValueError(
+        raise UserError(
             "; ".join(errors) + "; no older one is whole: remove them to start anew"
             if errors
             else f"{self.run_dir}: there is no checkpoint"
@@ -71,13 +74,24 @@ class CheckpointStore:
         return [self.run_dir / CHECKPOINT, *older]
 
     def _shift(self) -> None:
-        """Gives every file the name of the next older one; the newest keeps its own too until it is replaced."""
+        """Gives every file the name of the next older one; the newest keeps its own too until it is replaced.
+
+        A newest one that is damaged is not kept: the older ones, which are all that the run has, stay where they are.
+        """
         paths = self._paths()
+        if paths[0].exists() and _identity(paths[0]) != self._written and not is_whole(paths[0]):
+            get_logger().warning("%s is damaged and is replaced; the one before it is kept", paths[0])
+            return
         for newer, older in reversed(list(pairwise(paths[1:]))):
             if newer.exists():
                 os.replace(newer, older)
         if len(paths) > 1 and paths[0].exists():
             _link(paths[0], paths[1])
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def with_present_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -88,7 +102,7 @@ def with_present_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, 
         model: that goes on from it.
 
     Raises:
-        ValueError: version 1 kept no names, and which parameters a group has cannot be told.
+        UserError: version 1 kept no names, and which parameters a group has cannot be told.
     """
     names = names_here(state["model"], model)
     state = {**state, "model": {names[old]: tensor for old, tensor in state["model"].items()}}
@@ -99,7 +113,7 @@ def with_present_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, 
         in_order = [name for name in names.values() if name in trained]
         groups = state["optimizer"]["param_groups"]
         if len(groups) > 1 or len(groups[0]["params"]) != len(in_order):
-            raise ValueError("it is of version 1, which does not say which momenta belong to which parameters")
+            raise UserError("it is of version 1, which does not say which momenta belong to which parameters")
         state["parameter_names"] = in_order
     return state
 

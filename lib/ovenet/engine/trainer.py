@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ovenet.data.samplers import TrainSampler
-from ovenet.engine.checkpoint import save_atomically
+from ovenet.engine.checkpoint import save_atomically, weights_of
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.progress import Meter, Progress, WaitingClock
 from ovenet.engine.repro import save_repro
 from ovenet.engine.run_log import RunLog
 from ovenet.engine.step import StepResult, TrainStep
 from ovenet.engine.store import CHECKPOINT, CheckpointStore, with_present_names
+from ovenet.errors import UserError
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
@@ -181,7 +182,7 @@ class Trainer:
             The best mean IoU of the final prediction on the validation split.
 
         Raises:
-            ValueError: too many iterations in a row were skipped.
+            UserError: too many iterations in a row were skipped.
             OSError: a checkpoint cannot be written; the one before is whole.
             SystemExit: after a request to stop.
         """
@@ -296,7 +297,7 @@ class Trainer:
         if self.num_skipped == 1:
             self._save_repro(iteration, batches)
         if self.num_skipped_in_row >= self.settings.max_skipped:
-            raise ValueError(
+            raise UserError(
                 f"loss or gradient was not finite in {self.num_skipped_in_row} iterations in a row "
                 "(TRAIN.MAX_SKIPPED); lower TRAIN.LR or look at the images named above; "
                 f"{self.settings.run_dir / CHECKPOINT} is untouched"
@@ -381,11 +382,11 @@ class Trainer:
             The configuration that the checkpoint was saved with, as YAML.
 
         Raises:
-            ValueError: all checkpoints are damaged, or are of another model.
+            UserError: all checkpoints are damaged, or are of another model.
         """
         state, path = self.store.load()
         try:
-            state = with_present_names(state, self.model)
+            state = with_present_names({**state, "model": weights_of(state, path)}, self.model)
             self.model.load_state_dict(state["model"])
             self.epoch, self.iteration = state["epoch"], state["iteration"]
             self.best = dict(state["best"])
@@ -394,9 +395,9 @@ class Trainer:
             self.step.restore(state, self.position)
             _set_random_state(state["random_states"])
             saved_config = state["config"]
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise UserError(
                 f"{path}: cannot be resumed with this config ({reason}); set TRAIN.RESUME False and another OUTPUT_DIR"
             ) from error
         get_logger().info(

@@ -11,6 +11,8 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
+from ovenet.errors import UserError
+
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -40,11 +42,11 @@ def read_curve(run: Path, metric: str) -> Curve:
         metric: ``<kind>/<name>``, as in TensorBoard.
 
     Raises:
-        ValueError: there is no log, or nothing of that name in it; names what there is.
+        UserError: there is no log, or nothing of that name in it; names what there is.
     """
     path = run / "log.jsonl"
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such log; expected the folder of a run")
+        raise UserError(f"{path}: there is no such log; expected the folder of a run")
     kind, _, name = metric.partition("/")
     points, known = [], set()
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -56,7 +58,7 @@ def read_curve(run: Path, metric: str) -> Curve:
         if point["kind"] == kind and point.get(name) is not None:
             points.append((point["iteration"], point[name]))
     if not points:
-        raise ValueError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
+        raise UserError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
     iterations, values = zip(*points, strict=True)
     return Curve(str(run), np.array(iterations), np.array(values, dtype=np.float64), _settings(run / "config.yaml"))
 

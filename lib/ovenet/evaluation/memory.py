@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ovenet.data.files import image_size
+from ovenet.errors import UserError
 from ovenet.evaluation.inference import ScorePredictor, thinning
 
 _GB = 10**9
@@ -35,7 +36,7 @@ class MemoryGuard:
         max_seed_side: offsets and confidence are thinned out to this side; 0 if there are none.
 
     Raises:
-        ValueError: a window alone needs more.
+        UserError: a window alone needs more.
     """
 
     def __init__(self, predictor: ScorePredictor, num_classes: int, max_gb: float | None, *, max_seed_side: int = 0):
@@ -47,7 +48,7 @@ class MemoryGuard:
         free = _SHARE_OF_FREE * available_bytes()
         self.max_bytes = int(max_gb * _GB) if max_gb is not None else self.base_bytes + int(free)
         if self._is_given and self.base_bytes > self.max_bytes:
-            raise ValueError(
+            raise UserError(
                 f"--max-memory {max_gb:g}: one window of {' x '.join(map(str, predictor.settings.window_size))} pixels "
                 f"needs {self.base_bytes / _GB:.1f} GB; raise it, or lower TEST.IMAGE_SIZE"
             )
@@ -59,13 +60,13 @@ class MemoryGuard:
             The number of its pixels.
 
         Raises:
-            ValueError: it is no image, or needs too much memory.
+            UserError: it is no image, or needs too much memory.
         """
         size = image_size(path)
         needed = self.base_bytes + self.image_bytes(size)
         if needed > self.max_bytes:
             may_use = f"--max-memory is {self.max_bytes / _GB:.1f}"
-            raise ValueError(
+            raise UserError(
                 f"{path}: {size[1]} x {size[0]} pixels need about {needed / _GB:.1f} GB of memory; "
                 f"{may_use if self._is_given else f'{self.max_bytes / _GB:.1f} GB may be used'}"
             )

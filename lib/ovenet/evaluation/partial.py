@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ovenet.errors import UserError
 from ovenet.evaluation.tally import Tally
 
 FOLDER = "unfinished"
@@ -52,12 +53,12 @@ class PartialEvaluation:
         """Refuses to go on with counts of another model or other settings.
 
         Raises:
-            ValueError: names the first difference.
+            UserError: names the first difference.
         """
         found = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))
         for key in sorted({*found, *self.settings}):
             if found.get(key) != self.settings.get(key):
-                raise ValueError(
+                raise UserError(
                     f"{self.folder}: was begun with {key} {found.get(key)!r}, now it is {self.settings.get(key)!r}; "
                     "set it back, or delete that folder to start over"
                 )
@@ -69,7 +70,7 @@ class PartialEvaluation:
             The images' places in the list; `joined` then holds what they counted.
 
         Raises:
-            ValueError: see `check_settings`.
+            UserError: see `check_settings`.
         """
         if not self.exists():
             self.remove()  # lines without counts

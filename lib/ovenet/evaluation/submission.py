@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
+from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
 
 
@@ -23,15 +24,15 @@ def submission_names(image_names: Iterable[str], info: DatasetInfo) -> dict[str,
         info: a dataset with a submission rule.
 
     Raises:
-        ValueError: the dataset has no test server, or two images would share a name.
+        UserError: the dataset has no test server, or two images would share a name.
     """
     if info.submission is None:
-        raise ValueError(f"{info.name} has no test server that is known here; tools/test.py scores labelled lists")
+        raise UserError(f"{info.name} has no test server that is known here; tools/test.py scores labelled lists")
     names: dict[str, str] = {}
     for image_name in image_names:
         name = (PurePosixPath(info.submission.folder) / f"{PurePosixPath(image_name).stem}.png").as_posix()
         if name in names.values():
-            raise ValueError(f"{image_name}: another image's prediction is called {name} too; servers take no folders")
+            raise UserError(f"{image_name}: another image's prediction is called {name} too; servers take no folders")
         names[image_name] = name
     return names
 
@@ -74,7 +75,7 @@ def validate_zip(path: Path, sizes: Mapping[str, tuple[int, int]], info: Dataset
         info: the dataset.
 
     Raises:
-        ValueError: a file is missing, not expected, wrongly named, or of the wrong size or encoding; names it.
+        UserError: a file is missing, not expected, wrongly named, or of the wrong size or encoding; names it.
     """
     with _open_zip(path) as archive:
         found = [name for name in archive.namelist() if not name.endswith("/")]
@@ -87,38 +88,38 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such file") from error
+        raise UserError(f"{path}: there is no such file") from error
     except (zipfile.BadZipFile, IsADirectoryError) as error:
-        raise ValueError(f"{path}: not a zip file, or a damaged one") from error
+        raise UserError(f"{path}: not a zip file, or a damaged one") from error
 
 
 def _check_names(path: Path, found: list[str], expected: Mapping[str, object]) -> None:
     doubled = sorted({name for name in found if found.count(name) > 1}) if len(set(found)) < len(found) else []
     if doubled:
-        raise ValueError(f"{path}: {doubled[0]} is in it twice")
+        raise UserError(f"{path}: {doubled[0]} is in it twice")
     extra = sorted(set(found) - set(expected))
     missing = sorted(set(expected) - set(found))
     by_base = {PurePosixPath(name).stem.lower(): name for name in missing}
     for name in extra:
         meant = by_base.get(PurePosixPath(name).stem.lower())
         if meant:
-            raise ValueError(f"{path}: {name} is wrongly named; expected {meant}")
+            raise UserError(f"{path}: {name} is wrongly named; expected {meant}")
     if missing:
-        raise ValueError(f"{path}: {missing[0]} is missing ({len(missing)} of {len(expected)} files are)")
+        raise UserError(f"{path}: {missing[0]} is missing ({len(missing)} of {len(expected)} files are)")
     if extra:
-        raise ValueError(f"{path}: {extra[0]} does not belong there ({len(extra)} such files)")
+        raise UserError(f"{path}: {extra[0]} does not belong there ({len(extra)} such files)")
 
 
 def _check_file(name: str, image: Image.Image, size: tuple[int, int], info: DatasetInfo) -> None:
     if image.format != "PNG" or image.mode != "L":
         kind = f"a {image.format} of mode {image.mode}"
-        raise ValueError(f"{name} is {kind}; expected a PNG with one channel of 8 bits")
+        raise UserError(f"{name} is {kind}; expected a PNG with one channel of 8 bits")
     if (image.height, image.width) != size:
-        raise ValueError(f"{name} is {image.width}x{image.height} pixels; its image is {size[1]}x{size[0]}")
+        raise UserError(f"{name} is {image.width}x{image.height} pixels; its image is {size[1]}x{size[0]}")
     values = np.flatnonzero(image.histogram())
     wrong = np.setdiff1d(values, submission_ids(info))
     if len(wrong):
-        raise ValueError(
+        raise UserError(
             f"{name} holds the id {wrong[0]}, which is no class; "
             f"the server takes {'train ids' if info.submission.ids == 'train_ids' else 'label ids'}"
         )
@@ -129,7 +130,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> Image.Image:
         image = Image.open(io.BytesIO(archive.read(name)))
         image.load()
     except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: {name} cannot be read ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: {name} cannot be read ({' '.join(str(error).split())})") from error
     return image
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.losses import blocked, functional
 from ovenet.losses.targets import OhemSettings, PixelLoss, Targets
@@ -75,7 +76,7 @@ def upsampled_cross_entropy(
         their number.
 
     Raises:
-        ValueError: ``triton`` is asked for without a CUDA device.
+        UserError: ``triton`` is asked for without a CUDA device.
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if engine == "plain":
@@ -131,7 +132,7 @@ class _Fused(torch.autograd.Function):
 def _engine(name: EngineName, scores: Tensor) -> Engine:
     if name == "triton" or (name == "auto" and scores.is_cuda and scores.dtype == torch.float32):
         if name == "triton" and not scores.is_cuda:
-            raise ValueError("LOSS.ENGINE is triton, but the scores are not on a CUDA device; set it to auto")
+            raise UserError("LOSS.ENGINE is triton, but the scores are not on a CUDA device; set it to auto")
         if name == "triton" or _triton_works(scores.device):
             from ovenet.losses import fused_triton
 

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import torch
 
+from ovenet.errors import UserError
 from ovenet.evaluation.pictures import colorize_offset
 from ovenet.evaluation.writers import SYMBOLS
 from ovenet.report import plots
@@ -74,13 +75,13 @@ def find_evaluation(folder: Path) -> Path:
     """The evaluation that a folder stands for: itself, or the newest below ``test/`` of a training run.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     if (folder / RESULTS).is_file():
         return folder
     found = sorted(folder.glob(f"test/*/{RESULTS}"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise ValueError(f"{folder}: there is no {RESULTS} in it or in test/*/; run tools/test.py first")
+        raise UserError(f"{folder}: there is no {RESULTS} in it or in test/*/; run tools/test.py first")
     return found[-1].parent
 
 
@@ -88,14 +89,14 @@ def read_run(folder: Path, name: str) -> Run:
     """Reads one evaluation.
 
     Raises:
-        ValueError: a file cannot be read, or was written without ``TEST.DETAILS``.
+        UserError: a file cannot be read, or was written without ``TEST.DETAILS``.
     """
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / RESULTS}: not a JSON file ({error}); run tools/test.py again") from error
+        raise UserError(f"{folder / RESULTS}: not a JSON file ({error}); run tools/test.py again") from error
     if "details" not in results or not (folder / RECORDS).is_file():
-        raise ValueError(f"{folder}: was evaluated without TEST.DETAILS True; run tools/test.py again")
+        raise UserError(f"{folder}: was evaluated without TEST.DETAILS True; run tools/test.py again")
     log = folder.parents[1] / "log.jsonl"
     return Run(folder, name, results, read_records(folder / RECORDS), _read_log(log) if log.is_file() else [])
 
@@ -131,12 +132,12 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
         What the gallery shows, in a sentence.
 
     Raises:
-        ValueError: an evaluation is missing or not as it should be, or the classes differ.
+        UserError: an evaluation is missing or not as it should be, or the classes differ.
     """
     runs = [read_run(folder, name) for folder, name in zip(folders, distinct_names(folders), strict=True)]
     for run in runs[1:]:
         if run.results["classes"] != runs[0].results["classes"]:
-            raise ValueError(
+            raise UserError(
                 f"{run.folder}: has other classes than {runs[0].folder}; compare evaluations of one dataset"
             )
     context = {

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
+import shlex
 import sys
+import traceback
 from collections.abc import Callable
+from importlib import metadata
+from typing import NoReturn
 
 import torch
 
+from ovenet.errors import UserError
 from ovenet.utils.distributed import PeersLostError
 
+EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 _DEBUG_VARIABLE = "OVENET_DEBUG"
 _NO_COMPILER = re.compile("InvalidCxxCompiler|No working C\\+\\+ compiler")
@@ -31,13 +38,15 @@ def config_parser(description: str) -> argparse.ArgumentParser:
 def run_main(main: Callable[[], None]) -> None:
     """Runs a tool: what the user can mend ends it with one line on stderr and exit code 2.
 
+    A fault of the program shows its traceback, a line for the report, and ends with exit code 1.
+
     Args:
-        main: raises ValueError for bad input and OSError where the system refuses. With OVENET_DEBUG=1 in the
+        main: raises UserError for bad input and OSError where the system refuses. With OVENET_DEBUG=1 in the
             environment they show their traceback.
     """
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
@@ -47,13 +56,37 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(EXIT_USER_ERROR)
     except RuntimeError as error:
         message = _known_failure(error)
-        if message is None or os.environ.get(_DEBUG_VARIABLE):
+        if message is None:
+            _report_fault(error)
+        if os.environ.get(_DEBUG_VARIABLE):
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        _report_fault(error)
+
+
+def _report_fault(error: Exception) -> NoReturn:
+    """Shows the traceback of a fault of the program, and what a report of it should say."""
+    traceback.print_exception(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    print(
+        f"this is a fault of the program, not of your input; please report it with the traceback above: ovenet "
+        f"{_version()}, torch {torch.__version__}, Python {platform.python_version()}, {type(error).__name__} in "
+        f"{place.filename}:{place.lineno}, command: {shlex.join(sys.argv)}",
+        file=sys.stderr,
+    )
+    sys.exit(EXIT_FAULT)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("ovenet")
+    except metadata.PackageNotFoundError:  # run from a checkout
+        return "(not installed)"
 
 
 def _known_failure(error: RuntimeError) -> str | None:
@@ -78,4 +111,5 @@ def _known_failure(error: RuntimeError) -> str | None:
 def _message(error: Exception) -> str:
     """The error's line; one raised in a data loading process carries that process's traceback before it."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1].removeprefix(f"{type(error).__name__}: ").strip()
+    kind = type(error)
+    return lines[-1].removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ").strip()

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ovenet.errors import UserError
+
 T = TypeVar("T")
 
 # How gloo and NCCL say that a peer is gone or late.
@@ -20,7 +22,7 @@ _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|h
 _activity = "the beginning"
 
 
-class PeersLostError(ValueError):
+class PeersLostError(UserError):
     """Another process ended or is late; this one should end without waiting for anything."""
 
 
@@ -139,15 +141,15 @@ def choose_device(name: str) -> torch.device:
         name: ``auto``, ``cpu`` or ``cuda``; with CUDA each local process takes its own card.
 
     Raises:
-        ValueError: CUDA is asked for and not there.
+        UserError: CUDA is asked for and not there.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("DEVICE is cuda, but torch finds no CUDA device; set DEVICE cpu")
+        raise UserError("DEVICE is cuda, but torch finds no CUDA device; set DEVICE cpu")
     index = local_rank()
     if index >= torch.cuda.device_count():
-        raise ValueError(
+        raise UserError(
             f"local process {index} has no CUDA device, {torch.cuda.device_count()} are visible; "
             "start fewer processes per node"
         )

@@ -12,6 +12,7 @@ from ovenet.data.audit.reports import Finding, PairReport
 from ovenet.data.files import open_image
 from ovenet.data.info import INVALID, DatasetInfo
 from ovenet.data.labels import LabelDecoder, label_ids
+from ovenet.errors import UserError
 
 _EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
@@ -27,7 +28,7 @@ def audit_pair(
     try:
         size, orientation, remarks = _check_image(folder / image_name, info, decode=decode_image)
         findings += [Finding(kind, False, message, (image_name,)) for kind, message in remarks]
-    except ValueError as error:
+    except UserError as error:
         findings.append(_unreadable(error, folder / image_name, image_name))
     id_pixels: dict[int, int] = {}
     class_pixels: dict[int, int] = {}
@@ -45,7 +46,7 @@ def audit_pair(
                 id_pixels = _count_ids(label, folder / label_name, info)
                 class_pixels = {k: id_pixels[i] for k, i in enumerate(info.label_ids) if i in id_pixels}
                 unknown = tuple(i for i in id_pixels if not 0 <= i < 256 or decoder.table[i] == INVALID)
-        except ValueError as error:
+        except UserError as error:
             findings.append(_swapped_or(error, folder, image_name, label_name, decoder))
         if unknown and _is_swapped(folder, image_name, label_name, decoder):
             findings.append(_swapped(label_name))
@@ -68,7 +69,7 @@ def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[
     """Size ``(H, W)`` as training will see it, EXIF orientation, and remarks as ``(kind, message)``.
 
     Raises:
-        ValueError: the image is missing, unreadable or cut off.
+        UserError: the image is missing, unreadable or cut off.
     """
     try:
         with Image.open(path) as image:
@@ -176,7 +177,7 @@ def _is_swapped(folder: Path, image_name: str, label_name: str, decoder: LabelDe
     try:
         as_label = decoder.read(folder / image_name)
         as_image = open_image(folder / label_name, "label")
-    except ValueError:
+    except UserError:
         return False
     colors = as_image.convert("RGB").getcolors(maxcolors=_FEW_VALUES)
     return as_label.size > 0 and colors is None

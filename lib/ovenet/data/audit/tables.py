@@ -10,6 +10,7 @@ from typing import Any
 from ovenet.data.audit.lists import suggested_weights
 from ovenet.data.audit.reports import Finding, ListReport
 from ovenet.data.info import DatasetInfo
+from ovenet.errors import UserError
 
 _MAX_SIZES = 3
 
@@ -93,21 +94,21 @@ def read_suggested_weights(path: Path, info: DatasetInfo) -> list[float]:
         ``K`` weights.
 
     Raises:
-        ValueError: the file cannot be read, is no audit, or is of other classes.
+        UserError: the file cannot be read, is no audit, or is of other classes.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names, weights = content["class_names"], content["suggested_class_weights"]
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"LOSS.CLASS_WEIGHTS {path}: cannot be read ({error.strerror}); tools/audit_data.py writes it"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"LOSS.CLASS_WEIGHTS {path}: no audit; expected the audit.json of tools/audit_data.py"
         ) from error
     if names != list(info.class_names):
-        raise ValueError(
+        raise UserError(
             f"LOSS.CLASS_WEIGHTS {path}: the audit is of {content.get('dataset')} with {len(names)} classes, "
             f"not of {info.name} with {info.num_classes}; audit this dataset"
         )
