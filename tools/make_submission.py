@@ -36,7 +36,7 @@ def main() -> None:
     configure_logging(is_main=distributed.is_launch_main())
     cfg = load_config(args.cfg, args.overrides)
     device = distributed.choose_device(cfg.DEVICE)
-    with distributed.process_group(device):
+    with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         list_file = cfg.DATASET.TEST_SET if args.dry_run else "test"
         loader, dataset = builders.build_test_loader(cfg, list_file)
         names = submission_names((image for image, _ in dataset.pairs), dataset.info)

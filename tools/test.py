@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Scores a model, saves predictions: python tools/test.py --cfg FILE [KEY VALUE ...], alone or under torchrun."""
+"""Scores a model: python tools/test.py --cfg FILE | RUN | WEIGHTS [KEY VALUE ...], alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
+from ovenet.builders.runs import SETTINGS
 from ovenet.builders.testing import TestRun
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, RESULTS, write_report
@@ -23,25 +25,29 @@ from ovenet.utils.logging import configure_logging
 
 def main() -> None:
     """Reads the config, predicts, scores, writes."""
-    args = config_parser(__doc__).parse_args()
+    parser = config_parser(__doc__, required=False)
+    args = parser.parse_args()
     configure_logging(is_main=distributed.is_launch_main())
-    cfg = load_config(args.cfg, args.overrides)
-    model_file = builders.find_model_file(cfg, builders.run_directory(cfg, args.cfg))
-    folder = results_directory(cfg, args.cfg, model_file)
+    if args.cfg:
+        cfg = load_config(args.cfg, args.overrides)
+        run_dir = builders.run_directory(cfg, args.cfg)
+        model_file = builders.find_model_file(cfg, run_dir)
+    elif args.overrides:
+        cfg, model_file = builders.open_run(Path(args.overrides[0]), args.overrides[1:])
+        run_dir = model_file.parent
+    else:
+        parser.error("name an experiment file (--cfg FILE), a run's folder, or a file of weights")
     device = distributed.choose_device(cfg.DEVICE)
-    with distributed.process_group(device):
-        run = builders.run_test(cfg, model_file, folder, device)
+    with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
+        settings = builders.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
+        name = f"{Path(cfg.DATASET.TEST_SET).stem}_{builders.inference_name(cfg, model_file)}"
+        folder = distributed.from_main(builders.test_folder(run_dir / "test", name, settings))
+        run = builders.run_test(cfg, model_file, folder, settings, device)
         if distributed.is_main():
-            write_results(cfg, run, model_file, folder)
+            write_results(cfg, run, model_file, folder, settings)
 
 
-def results_directory(cfg: CfgNode, config_file: str, model_file: Path) -> Path:
-    """``<run>/test/<list>_<weights>_<scales>[_flip]``: tests that differ do not overwrite each other."""
-    name = f"{Path(cfg.DATASET.TEST_SET).stem}_{builders.inference_name(cfg, model_file)}"
-    return builders.run_directory(cfg, config_file) / "test" / name
-
-
-def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path) -> None:
+def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, settings: dict[str, Any]) -> None:
     """Prints the table, and writes the JSON file and the report."""
     evaluation = run.evaluation
     if evaluation.overall["fused"].num_pixels:
@@ -55,6 +61,7 @@ def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path) ->
                 "flip": cfg.TEST.FLIP_TEST,
                 "score": cfg.TEST.SCORE,
             },
+            SETTINGS: settings,
             "max_offset": run.max_offset,
             **evaluation_as_dict(evaluation, builders.dataset_info(cfg)),
         }

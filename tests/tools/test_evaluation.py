@@ -52,6 +52,7 @@ def test_an_interrupted_evaluation_goes_on(trained, run_tool, monkeypatch):
     config, run = trained
     assert run_tool("test", "--cfg", config).code == 0
     expected = files_of(run)
+    (run / "test/train_best_s1/results.json").unlink()  # as if it had not come to its end
 
     image = config.parent / "data/camvid/train/3.png"
     pixels = image.read_bytes()
@@ -125,3 +126,46 @@ def test_the_report_needs_details(trained, run_tool):
     assert "TEST.DETAILS is False; expected True with TEST.REPORT True" in refused.err
     assert run_tool("test", "--cfg", config, "TEST.DETAILS", False).code == 0
     assert "details" not in files_of(run)[0]
+
+
+def test_tests_that_differ_never_share_a_folder(trained, run_tool):
+    config, run = trained
+    assert run_tool("test", "--cfg", config, "TEST.REPORT", True).code == 0
+    first = run / "test/train_best_s1"
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert run_tool("test", "--cfg", config, "TEST.BASE_SIZE", 48).code == 0  # another setting
+    weights = torch.load(run / "best.pth")
+    weights["model"]["head.layers.3.bias"] += 1
+    torch.save(weights, run / "best.pth")  # another file of the same name
+    assert run_tool("test", "--cfg", config).code == 0
+    assert sorted(path.name for path in (run / "test").iterdir()) == [first.name, f"{first.name}_2", f"{first.name}_3"]
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+    second = json.loads((run / "test" / f"{first.name}_2" / "results.json").read_text())["evaluation_settings"]
+    third = json.loads((run / "test" / f"{first.name}_3" / "results.json").read_text())["evaluation_settings"]
+    assert (second["TEST.BASE_SIZE"], third["TEST.BASE_SIZE"]) == (48, 64)
+    assert second["weights (SHA-256)"] != third["weights (SHA-256)"]
+    assert run_tool("test", "--cfg", config, "TEST.BASE_SIZE", 48, "TEST.MODEL_FILE", run / "best.pth").code == 0
+    (run / "test" / f"{first.name}_4").rename(run / "test/kept")  # other weights and size: a folder of its own
+    assert run_tool("test", "--cfg", config).code == 0  # the same once more
+    assert len(list((run / "test").iterdir())) == 4
+
+
+def test_a_run_or_its_weights_are_tested_with_their_own_settings(trained, run_tool):
+    config, run = trained
+    cfg = load_config(config, ["TEST.BASE_SIZE", "32"])
+    weights = torch.load(run / "best.pth")
+    torch.save({**weights, "config": cfg.dump()}, run / "best.pth")
+    results = run / "test/train_best_s1/results.json"
+    for named in (run, run / "best.pth"):
+        done = run_tool("test", named, "TEST.FLIP_TEST", False)
+        assert done.code == 0, done.err
+        assert json.loads(results.read_text())["evaluation_settings"]["TEST.BASE_SIZE"] == 32
+        assert "other settings" not in done.err
+    said = run_tool("test", "--cfg", config)
+    assert said.code == 0
+    assert "best.pth was trained with other settings: TEST.BASE_SIZE was 32, is 64; the new ones hold" in said.err
+    torch.save(weights, run / "best.pth")
+    refused = run_tool("test", run)
+    assert refused.code == 2
+    assert "holds weights but no settings; name its experiment file: --cfg FILE" in refused.err
+    assert run_tool("test").code == 2

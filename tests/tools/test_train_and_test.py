@@ -150,8 +150,8 @@ def test_training_starts_from_files(run_tool, experiment, tmp_path):
     config, run_dir = experiment
     assert run_tool("train", "--cfg", config).code == 0
     trained = torch.load(run_dir / "final_state.pth")["model"]
-    trunk = {name.removeprefix("backbone."): value for name, value in trained.items() if "_2." not in name}
-    torch.save({"state_dict": {f"module.{n}": v for n, v in trunk.items() if "head" not in n}}, tmp_path / "trunk.pth")
+    trunk = {name.replace("backbone.", "module."): v for name, v in trained.items() if name.startswith("backbone.")}
+    torch.save({"state_dict": trunk}, tmp_path / "trunk.pth")
     started = run_tool(
         "train", "--cfg", config, "OUTPUT_DIR", tmp_path / "o", "MODEL.PRETRAINED", tmp_path / "trunk.pth",
         "MODEL.OFFSET_PRETRAINED", tmp_path / "trunk.pth", "TRAIN.LR", 1e-12, "MODEL.FREEZED_PAR", True,
@@ -161,10 +161,12 @@ def test_training_starts_from_files(run_tool, experiment, tmp_path):
     assert started.err.count("(100.0%)") == 2
     result = torch.load(tmp_path / "o/camvid/tiny/final_state.pth")["model"]
     for name, value in result.items():
-        if name.startswith("backbone.") and "_2." not in name:
+        if name.startswith("backbone."):
             assert torch.equal(value, trained[name]), name
-        if "stage4_2" in name and name.endswith("weight"):
-            assert torch.allclose(value, trained[name.replace("_2.", ".")], atol=1e-6), name
+    tail = {name: value for name, value in result.items() if name.startswith("seed.tail.") and name.endswith("weight")}
+    assert tail
+    for name, value in tail.items():
+        assert torch.allclose(value, trained[name.replace("seed.tail.", "backbone.")], atol=1e-6), name
 
 
 def free_port() -> int:

@@ -8,12 +8,21 @@ from ovenet.builders.data import (
     check_training_data,
     dataset_info,
     list_dataset,
+    test_dataset,
     train_dataset,
 )
 from ovenet.builders.inference import build_predictor, load_predictor
 from ovenet.builders.losses import build_criterion, class_weights
 from ovenet.builders.models import build_model, build_optimizer, initialize_model, load_checkpoint, prediction_names
-from ovenet.builders.runs import find_model_file, inference_name, log_directory, run_directory
+from ovenet.builders.runs import (
+    evaluation_settings,
+    find_model_file,
+    inference_name,
+    log_directory,
+    open_run,
+    run_directory,
+    test_folder,
+)
 from ovenet.builders.testing import run_test
 from ovenet.builders.training import build_phases, build_train_step
 
@@ -31,6 +40,7 @@ __all__ = [
     "check_training_data",
     "class_weights",
     "dataset_info",
+    "evaluation_settings",
     "find_model_file",
     "inference_name",
     "initialize_model",
@@ -38,8 +48,11 @@ __all__ = [
     "load_checkpoint",
     "load_predictor",
     "log_directory",
+    "open_run",
     "prediction_names",
     "run_directory",
     "run_test",
+    "test_dataset",
+    "test_folder",
     "train_dataset",
 ]

@@ -9,10 +9,13 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
-from ovenet.builders.models import build_model, load_checkpoint
+from ovenet.builders.models import build_model
+from ovenet.builders.runs import settings_unlike_training
 from ovenet.data.info import DatasetInfo
+from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.models.folding import folded
+from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
 
@@ -62,7 +65,16 @@ def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Scor
         UserError: see `load_checkpoint`.
     """
     model = build_model(cfg)
-    get_logger().info("%s", load_checkpoint(model, model_file, allow_partial=cfg.MODEL.ALLOW_PARTIAL))
+    content = read_checkpoint(model_file)
+    report = load_weights(model, weights_of(content, model_file), str(model_file), whole=True)
+    get_logger().info("%s", report)
+    report.require(1.0, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
+    if isinstance(text := content.get("config"), str) and (changes := settings_unlike_training(text, cfg)):
+        get_logger().warning(
+            "%s was trained with other settings: %s; the new ones hold, and scores may be worse for it",
+            model_file,
+            "; ".join(changes),
+        )
     return build_predictor(inference_model(model, cfg, device), cfg, device)
 
 

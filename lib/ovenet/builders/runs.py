@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
-from ovenet.config import flat_settings
+from ovenet.config import changed_settings, flat_settings, load_config_text
+from ovenet.engine.checkpoint import read_checkpoint
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
 
+RESULTS = "results.json"
+SETTINGS = "evaluation_settings"  # in the results: all that the counts depend on
+
+_SEEN_IN_TRAINING = re.compile(
+    r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL)|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"
+)
 _COUNTS_DEPEND_ON = re.compile(
     r"TRAIN\.IGNORE_LABEL|DATASET\.(ROOT|DATASET|NUM_CLASSES)|MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN)"
     r"|TEST\.(?!RESUME|REPORT|SAVE_PREDICTIONS|MODEL_FILE|BATCH_SIZE_PER_GPU)"
@@ -39,10 +49,65 @@ def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
     """
     if cfg.TEST.MODEL_FILE:
         return Path(cfg.TEST.MODEL_FILE)
+    return _weights_of_run(run_dir, "TEST.MODEL_FILE is not set, and ")
+
+
+def open_run(path: Path, overrides: Sequence[str]) -> tuple[CfgNode, Path]:
+    """The settings that weights carry, and the weights.
+
+    Args:
+        path: a file of weights, or the folder of a run.
+        overrides: ``KEY VALUE …`` that win over what they carry.
+
+    Raises:
+        UserError: there are none, or they carry no settings.
+    """
+    model_file = _weights_of_run(path, "") if path.is_dir() else path
+    text = read_checkpoint(model_file).get("config")
+    if not isinstance(text, str):
+        raise UserError(f"{model_file}: holds weights but no settings; name its experiment file: --cfg FILE")
+    return load_config_text(text, str(model_file), overrides), model_file
+
+
+def _weights_of_run(run_dir: Path, why: str) -> Path:
     for name in (BEST, FINAL):
         if (run_dir / name).exists():
             return run_dir / name
-    raise UserError(f"TEST.MODEL_FILE is not set, and {run_dir} has neither {BEST} nor {FINAL}; train first")
+    raise UserError(f"{why}{run_dir} has neither {BEST} nor {FINAL}; train first")
+
+
+def settings_unlike_training(text: str, cfg: CfgNode) -> list[str]:
+    """Settings of the network and of its input's size that differ from those that weights were trained with.
+
+    Args:
+        text: the configuration that the weights carry.
+        cfg: the present one.
+
+    Returns:
+        ``KEY was OLD, is NEW``.
+    """
+    return [change for change in changed_settings(text, cfg) if _SEEN_IN_TRAINING.match(change)]
+
+
+def test_folder(parent: Path, name: str, settings: Mapping[str, Any]) -> Path:
+    """Where an evaluation goes: the folder of that name, or one with a number where that holds another evaluation.
+
+    Args:
+        parent: of all tests of a run.
+        name: see `inference_name`.
+        settings: from `evaluation_settings`, which the folder's results were made with.
+    """
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        try:
+            content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return folder
+        except ValueError:
+            continue  # damaged, or somebody else's: it stays
+        if isinstance(content, dict) and content.get(SETTINGS) == json.loads(json.dumps(settings)):
+            return folder
+    raise AssertionError
 
 
 def inference_name(cfg: CfgNode, model_file: Path) -> str:

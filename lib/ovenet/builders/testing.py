@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
@@ -13,7 +14,6 @@ from yacs.config import CfgNode
 from ovenet.builders.data import TestLoader, shard_loader, test_dataset
 from ovenet.builders.inference import load_predictor
 from ovenet.builders.models import prediction_names
-from ovenet.builders.runs import evaluation_settings
 from ovenet.data.dataset import ListDataset
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.progress import track
@@ -91,7 +91,9 @@ class TestRun:
     max_offset: float | None
 
 
-def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device) -> TestRun:
+def run_test(
+    cfg: CfgNode, model_file: Path, folder: Path, settings: Mapping[str, Any], device: torch.device
+) -> TestRun:
     """Predicts and counts the whole list on all processes, which share a file system.
 
     SIGTERM, SIGUSR1 and Ctrl-C end the program after the image at hand; ``TEST.RESUME`` then goes on there.
@@ -100,6 +102,7 @@ def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device)
         cfg: the configuration.
         model_file: weights.
         folder: takes ``images.jsonl``, and predictions and pictures as far as ``TEST`` wants them.
+        settings: what the counts depend on, see `evaluation_settings`.
         device: of this process.
 
     Raises:
@@ -110,7 +113,7 @@ def run_test(cfg: CfgNode, model_file: Path, folder: Path, device: torch.device)
     predictor = load_predictor(cfg, model_file, device)
     names = prediction_names(cfg)
     tally = Tally(dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device)
-    partial = PartialEvaluation(folder / FOLDER, evaluation_settings(cfg, model_file, dataset.list_path))
+    partial = PartialEvaluation(folder / FOLDER, settings)
     done = _resume(cfg, partial, len(dataset))
     loader, places = shard_loader(cfg, dataset, done)
     writer = ImageWriter(cfg, dataset, predictor, folder)
@@ -146,6 +149,8 @@ def _resume(cfg: CfgNode, partial: PartialEvaluation, num_images: int) -> set[in
             f"{partial.folder}: an interrupted evaluation; TEST.RESUME True goes on with it, or delete that folder"
         )
     distributed.barrier()  # all have looked before process 0 changes anything
+    if cfg.TEST.RESUME and distributed.is_main() and not partial.exists():
+        get_logger().info("%s: no interrupted evaluation to go on with; all images are evaluated", partial.folder)
     done: set[int] = partial.join() if distributed.is_main() else set()
     done = distributed.from_main(done)
     if done:

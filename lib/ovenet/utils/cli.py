@@ -25,10 +25,10 @@ _NO_COMPILER = re.compile("InvalidCxxCompiler|No working C\\+\\+ compiler")
 _LOADER_KILLED = re.compile(r"DataLoader worker \(pid[^)]*\)[^.]*")
 
 
-def config_parser(description: str) -> argparse.ArgumentParser:
-    """A parser of ``--cfg FILE [KEY VALUE …]``."""
+def config_parser(description: str, *, required: bool = True) -> argparse.ArgumentParser:
+    """A parser of ``--cfg FILE [KEY VALUE …]``; the file may be left out where it is not `required`."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment file (YAML)")
+    parser.add_argument("--cfg", required=required, metavar="FILE", help="experiment file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the file's")
     # torch.distributed.launch of older versions passes it; the environment says the same
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
