@@ -49,7 +49,7 @@ def make_trainer(
     sampler = TrainSampler(8, rank=rank, world_size=world_size, seed=0)
     loader = DataLoader(RandomCrops(), batch_size=batch_size, sampler=sampler, collate_fn=stack, drop_last=True)
 
-    def evaluate(_):
+    def evaluate(model, stop):
         wrong = round(100 * (1 - scores()))
         counts = torch.tensor([[100 - wrong, wrong], [0, 0]])
         return {"fused": scores_from_counts(counts, ("a", "b"))}
@@ -106,7 +106,7 @@ def test_a_resumed_run_ends_with_the_same_bits(cfg, tmp_path):
         make_trainer(cfg, tmp_path / "cut", scores=fail_in_the_second_epoch).fit()
     resumed = make_trainer(cfg, tmp_path / "cut")
     resumed.resume()
-    assert (resumed.epoch, resumed.iteration) == (1, 2)
+    assert (resumed.epoch, resumed.iteration, resumed.is_validation_due) == (2, 4, True)
     resumed.fit()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
@@ -197,6 +197,50 @@ def test_a_step_without_a_finite_loss_leaves_the_running_statistics(cfg, tmp_pat
     assert all(torch.equal(b, before[name]) for name, b in trainer.model.named_buffers())
 
 
+def test_the_epoch_is_saved_before_its_validation_which_a_resumed_run_makes_up_for(cfg, tmp_path):
+    whole = make_trainer(cfg, tmp_path / "whole", end_epoch=3, scores=iter([0.3, 0.6, 0.4]).__next__)
+    whole.fit()
+
+    def fail():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        make_trainer(cfg, tmp_path / "cut", end_epoch=3, scores=fail).fit()
+    state = read_checkpoint(tmp_path / "cut" / CHECKPOINT)
+    assert (state["epoch"], state["iteration"], state["is_validation_due"]) == (1, 2, True)
+    resumed = make_trainer(cfg, tmp_path / "cut", end_epoch=3, scores=iter([0.3, 0.6, 0.4]).__next__)
+    resumed.resume()
+    assert resumed.fit() == pytest.approx(0.6)
+    assert resumed.best == whole.best
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    points = [json.loads(line) for line in (tmp_path / "cut/log.jsonl").read_text().splitlines()]
+    assert [p["epoch"] for p in points if p["kind"] == "val"] == [0, 1, 2]
+
+
+def test_the_last_validation_is_made_up_for_too(cfg, tmp_path):
+    def fail():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        make_trainer(cfg, tmp_path / "run", end_epoch=1, scores=fail).fit()
+    resumed = make_trainer(cfg, tmp_path / "run", end_epoch=1)
+    resumed.resume()
+    assert resumed.fit() == pytest.approx(0.5)
+    assert (tmp_path / "run" / FINAL).exists()
+
+
+def test_a_picture_never_ends_a_run(cfg, tmp_path, caplog):
+    trainer = make_trainer(cfg, tmp_path / "run", end_epoch=1)
+
+    def fail():
+        raise RuntimeError("cannot colour NaN")
+
+    trainer.draw_picture = fail
+    trainer.fit()
+    assert "no picture of epoch 1: cannot colour NaN" in caplog.text
+
+
 def test_a_picture_is_drawn_every_epoch(cfg, tmp_path):
     trainer = make_trainer(cfg, tmp_path / "run")
     drawn = []
@@ -226,7 +270,7 @@ def cut_after(trainer, iterations):
         return step(batches, stop=trainer.iteration == iterations, **options)
 
     trainer.step = stop_then
-    for name in ("optimizer", "ema", "parallel", "state", "latency"):
+    for name in ("optimizer", "ema", "parallel", "state", "latency", "device"):
         setattr(stop_then, name, getattr(step, name))
     with pytest.raises(SystemExit):
         trainer.fit()
@@ -266,16 +310,16 @@ def test_checkpoints_by_the_clock(cfg, tmp_path):
     trainer = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=1, checkpoint_minutes=1e-9)
     saved = []
     save = trainer.store.save
-    trainer.store.save = lambda state: saved.append(state["iteration"]) or save(state)
+    trainer.store.save = lambda state, **options: saved.append(state["iteration"]) or save(state, **options)
     trainer.fit()
-    assert saved == [1, 2, 3, 4]
+    assert saved == [1, 2, 3, 4, 4]  # the epoch's before its validation, and with its score after it
 
 
 def test_averaged_weights_are_validated_and_saved(tiny_cfg, tmp_path):
     trainer = make_trainer(tiny_cfg("TRAIN.EMA", 0.9), tmp_path / "run", end_epoch=1)
     seen = []
     score = trainer.evaluate
-    trainer.evaluate = lambda model: seen.append(model) or score(model)
+    trainer.evaluate = lambda model, stop: seen.append(model) or score(model, stop)
     trainer.fit()
     assert seen == [trainer.model, trainer.step.ema.module]
     for file in (BEST_EMA, FINAL_EMA):
@@ -318,7 +362,7 @@ def rates_of(trainer):
         rates.append(step.optimizer.param_groups[0]["lr"])
         return step(batches, **keys)
 
-    for name in ("optimizer", "ema", "parallel", "state", "latency", "model"):
+    for name in ("optimizer", "ema", "parallel", "state", "latency", "model", "device"):
         setattr(noting, name, getattr(step, name))
     trainer.step = noting
     trainer.fit()
@@ -353,7 +397,8 @@ def test_a_length_in_iterations_ends_inside_an_epoch(cfg, tmp_path):
     trainer = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=999, iterations=6)  # 4 steps an epoch
     assert trainer.end_epoch == 2
     validations = []
-    trainer.evaluate = lambda model, score=trainer.evaluate: validations.append(trainer.position) or score(model)
+    score = trainer.evaluate
+    trainer.evaluate = lambda model, stop: validations.append(trainer.position) or score(model, stop)
     trainer.fit()
     assert (trainer.iteration, trainer.position, trainer.is_done) == (6, 6, True)
     assert validations == [4, 6]

@@ -129,6 +129,63 @@ def test_a_request_to_stop_saves_and_leaves(run, tmp_path, number, code):
     assert f"stopped at iteration {state['iteration']}" in out
 
 
+def assert_nothing_is_left(process):
+    """No process of the group has outlived the run."""
+    for _ in range(100):  # loading processes look after their parent every few seconds
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError("a process is left behind")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_the_whole_group_saves_and_leaves(run, tmp_path, number):
+    """As SLURM, `timeout` and a terminal send it: to the loading processes too."""
+    end = ("TRAIN.END_EPOCH", 400, "TRAIN.CHECKPOINT_EVERY", 0, "WORKERS", 2)
+    process = run(tmp_path / "a", *end)
+    wait_for(process, "epoch 2/400, iteration 1/3")
+    os.killpg(process.pid, number)
+    code, out = finish(process)
+    assert code == 75, out
+    assert out.count(f"{number.name}: saving after this step") == 1
+    assert "Traceback" not in out
+    state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
+    assert f"stopped at iteration {state['iteration']}" in out
+    assert_nothing_is_left(process)
+
+
+def test_a_request_at_start_up_ends_at_once(run, tmp_path):
+    process = run(tmp_path / "a", "TRAIN.END_EPOCH", 400, "WORKERS", 1)
+    wait_for(process, "pairs checked")
+    os.killpg(process.pid, signal.SIGTERM)
+    code, out = finish(process)
+    assert code == 75, out
+    assert "Traceback" not in out
+    assert_nothing_is_left(process)
+
+
+def test_a_request_during_validation_loses_nothing(run, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    slow = ("TRAIN.EVAL_INTERVAL", 1, "TRAIN.CHECKPOINT_EVERY", 0, "TRAIN.END_EPOCH", 3, "WORKERS", 1)
+    large = ("TEST.BASE_SIZE", 900, "TEST.IMAGE_SIZE", "[900,900]")  # some seconds
+    assert finish(run(whole, *slow))[0] == 0
+    process = run(cut, *slow, *large)
+    wait_for(process, "epoch 1/3: ")
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, out = finish(process)
+    assert code == 75, out
+    assert "epoch 1: mIoU" not in out
+    state = torch.load(folder(cut) / "checkpoint.pth", weights_only=True)
+    assert (state["iteration"], state["is_validation_due"]) == (3, True)
+    code, out = finish(run(cut, *slow))
+    assert code == 0, out
+    assert "epoch 1: mIoU" in out
+    assert_same_bits(whole, cut)
+
+
 def test_a_second_run_in_the_same_folder_is_refused(run, tmp_path):
     first = run(tmp_path / "a", "TRAIN.END_EPOCH", 400)
     wait_for(first, "iteration 1/3")
@@ -201,6 +258,18 @@ def test_one_process_that_fails_ends_the_others(run, tmp_path, tiny_data):
     assert time.monotonic() - started < 90
     first = next(line for line in out.splitlines() if "error: " in line)
     assert "train/4.png: the image cannot be read" in first
+
+
+@pytest.mark.slow
+def test_a_request_to_a_launcher_and_all_its_processes_saves(run, tmp_path):
+    end = ("TRAIN.END_EPOCH", 400, "TRAIN.BATCH_SIZE_PER_GPU", 1, "TRAIN.CHECKPOINT_EVERY", 0, "WORKERS", 1)
+    process = run(tmp_path / "a", *end, launcher=LAUNCHER)
+    wait_for(process, "epoch 2/400, iteration 1/3")
+    os.killpg(process.pid, signal.SIGTERM)
+    _, out = finish(process)
+    state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
+    assert f"stopped at iteration {state['iteration']}" in out
+    assert state["iteration"] > 3
 
 
 @pytest.mark.slow

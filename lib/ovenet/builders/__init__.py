@@ -24,7 +24,7 @@ from ovenet.builders.runs import (
     test_folder,
 )
 from ovenet.builders.testing import run_test
-from ovenet.builders.training import build_phases, build_train_step
+from ovenet.builders.training import build_phases, build_train_step, build_trainer
 
 __all__ = [
     "TestLoader",
@@ -37,6 +37,7 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "build_train_step",
+    "build_trainer",
     "check_training_data",
     "class_weights",
     "dataset_info",

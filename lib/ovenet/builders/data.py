@@ -23,6 +23,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.data.prepare import Preparation, list_path, prepare_dataset
 from ovenet.data.samplers import TrainSampler, evaluation_shard
 from ovenet.data.transforms import TrainTransform, collate
+from ovenet.engine.interruption import end_helpers_at_exit, ignore_requests
 from ovenet.errors import UserError
 from ovenet.structures import Batch, Sample
 from ovenet.utils import distributed
@@ -234,8 +235,10 @@ def _as_it_is(sample: Sample) -> Sample:
 def _worker_options(num_workers: int, *, keep: bool) -> dict[str, Any]:
     if num_workers == 0:
         return {"num_workers": 0}
+    end_helpers_at_exit()
     return {"num_workers": num_workers, "persistent_workers": keep, "worker_init_fn": _start_worker}
 
 
 def _start_worker(_: int) -> None:
+    ignore_requests()
     cv2.setNumThreads(0)  # the workers share the machine's cores already

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import takewhile
+from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
 
-from ovenet.builders.data import build_train_loader
+from ovenet.builders.data import build_test_loader, build_train_loader, check_training_data, dataset_info
+from ovenet.builders.inference import build_predictor
 from ovenet.builders.losses import build_criterion
-from ovenet.builders.models import build_optimizer
+from ovenet.builders.models import build_model, build_optimizer, initialize_model, prediction_names
+from ovenet.data.dataset import ListDataset
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.step import StepSettings, TrainStep
-from ovenet.engine.trainer import Phase, phase_lengths
+from ovenet.engine.trainer import Phase, Trainer, TrainSettings, phase_lengths
 from ovenet.errors import UserError
+from ovenet.evaluation.evaluate import evaluate
+from ovenet.evaluation.inference import ScorePredictor
+from ovenet.evaluation.pictures import picture_row
 from ovenet.models import Segmentor
 from ovenet.models.segmentor import GROUPS
+from ovenet.structures import EvalResult
+from ovenet.utils import distributed
+from ovenet.utils.environment import allow_tf32
+from ovenet.utils.seeding import seed_everything
 
 
 def build_phases(cfg: CfgNode) -> list[Phase]:
@@ -76,3 +88,73 @@ def _frozen(model: Segmentor, cfg: CfgNode) -> frozenset[str]:
         except UserError as error:
             raise UserError(f"TRAIN.FREEZE_LAYERS: {entry!r}: {error}") from None
     return frozenset(frozen)
+
+
+def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
+    """Builds every part and joins them."""
+    torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
+    torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
+    torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
+    allow_tf32(cfg.TRAIN.TF32)
+    seed_everything(cfg.SEED)
+    info = dataset_info(cfg)
+    phases = build_phases(cfg)
+    if distributed.is_main():
+        check_training_data(cfg, phases[0].loader.dataset.dataset)
+    test_loader, test_set = build_test_loader(cfg)
+    if not test_set.has_labels:
+        raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
+    model = build_model(cfg).to(device, memory_format=torch.channels_last)
+    initialize_model(model, cfg)
+    if distributed.world_size() > 1 and device.type == "cuda":
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
+    predictor = build_predictor(model, cfg, device, single_scale=True)
+    names = prediction_names(cfg)
+
+    def score(model: torch.nn.Module, stop: Callable[[], bool]) -> dict[str, EvalResult]:
+        scorer = build_predictor(model, cfg, device, single_scale=True)
+        samples = takewhile(lambda _: not stop(), test_loader)
+        return evaluate(scorer, samples, info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
+
+    return Trainer(
+        build_train_step(model, cfg, device, phases),
+        phases,
+        evaluate=score,
+        draw_picture=lambda: _draw_picture(cfg, predictor, test_set),
+        settings=TrainSettings(
+            run_dir=run_dir,
+            log_dir=log_dir,
+            begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
+            eval_interval=cfg.TRAIN.EVAL_INTERVAL,
+            print_freq=cfg.PRINT_FREQ,
+            max_skipped=cfg.TRAIN.MAX_SKIPPED,
+            accumulate=cfg.TRAIN.ACCUMULATE,
+            freeze_epochs=cfg.TRAIN.FREEZE_EPOCHS,
+            checkpoint_every=cfg.TRAIN.CHECKPOINT_EVERY,
+            checkpoint_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
+            num_checkpoints=cfg.TRAIN.KEEP_CHECKPOINTS,
+            wandb_project=cfg.WANDB,
+            metadata={
+                "config": cfg.dump(),
+                "dataset": info.name,
+                "class_names": list(info.class_names),
+                "palette": [list(c) for c in info.palette],
+                "dataset_info": info.as_dict(),
+                "normalization": asdict(model.normalization),
+            },
+        ),
+    )
+
+
+def _draw_picture(cfg: CfgNode, predictor: ScorePredictor, test_set: ListDataset) -> torch.Tensor:
+    """The picture row of the first validation image."""
+    sample = test_set[0]
+    output = predictor.predict_output(sample.image)
+    return picture_row(
+        sample,
+        output,
+        test_set.info,
+        max_offset=predictor.model.max_offset,
+        align_corners=cfg.MODEL.ALIGN_CORNERS,
+    )

@@ -1,30 +1,42 @@
-"""Requests to stop: what schedulers send before they take a machine away, and Ctrl-C."""
+"""Requests to stop: what schedulers send before they take a machine away, a terminal that is closed, and Ctrl-C."""
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
+import sys
+from functools import cache
 from types import FrameType
 from typing import Any
 
 from ovenet.utils.logging import get_logger
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again; schedulers can be told to requeue on it
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 class Interruption:
     """Remembers the first request while it is active, so that the step at hand can be finished and saved.
 
-    A second Ctrl-C raises KeyboardInterrupt at once.
+    A second Ctrl-C raises KeyboardInterrupt at once. A SIGHUP that somebody chose to ignore (nohup) stays ignored.
+
+    Args:
+        at_once: end the process at the first request, while there is nothing to save yet.
+
+    Attributes:
+        at_once: see there; may be changed at any time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
         self.received: signal.Signals | None = None
+        self.at_once = at_once
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
         for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,6 +51,29 @@ class Interruption:
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
-        again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
-        get_logger().warning("%s: saving after this step%s", self.received.name, again)
+        is_first, self.received = self.received is None, signal.Signals(number)
+        if self.at_once:
+            get_logger().warning("%s: nothing is to be saved yet", self.received.name)
+            sys.exit(self.exit_code)
+        if is_first:  # schedulers repeat themselves, and a launcher passes on what the group has received already
+            again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
+            get_logger().warning("%s: saving after this step%s", self.received.name, again)
+
+
+@cache
+def end_helpers_at_exit() -> None:
+    """Python ends helping processes by a SIGTERM and waits for them; those that ignore it have to be killed first."""
+    atexit.register(_kill_helpers)
+
+
+def _kill_helpers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a fault
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def ignore_requests() -> None:
+    """For helping processes: a request to the whole group is for the main one, which ends them when it has saved."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -35,13 +35,18 @@ class CheckpointStore:
         """Whether there is any."""
         return any(path.exists() for path in self._paths())
 
-    def save(self, state: Mapping[str, Any]) -> None:
+    def save(self, state: Mapping[str, Any], *, replaces_newest: bool = False) -> None:
         """Writes a new newest one. A kill at any moment leaves a whole ``checkpoint.pth``.
+
+        Args:
+            state: what it holds.
+            replaces_newest: the older ones stay as they are.
 
         Raises:
             OSError: the file system refuses; the older ones are untouched.
         """
-        save_atomically(state, self._paths()[0], before_replacing=self._shift)
+        shift = None if replaces_newest else self._shift
+        save_atomically(state, self._paths()[0], before_replacing=shift)
         self._written = _identity(self._paths()[0])
 
     def load(self) -> tuple[dict[str, Any], Path]:

@@ -6,10 +6,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ BEST_EMA = "best_ema.pth"
 FINAL = "final_state.pth"
 FINAL_EMA = "final_ema.pth"
 
-Evaluate = Callable[[nn.Module], Mapping[str, EvalResult]]
+Evaluate = Callable[[nn.Module, Callable[[], bool]], Mapping[str, EvalResult]]
 DrawPicture = Callable[[], Tensor]
 
 
@@ -111,7 +112,8 @@ class Trainer:
     Args:
         step: what an iteration does, with its model.
         phases: one after the other.
-        evaluate: scores a model on the validation split; reached by every process.
+        evaluate: scores a model on the validation split; reached by every process. Its second argument says whether
+            this process was asked to stop: then what is left may be skipped, and the scores are not used.
         draw_picture: a picture ``(3, H, W)`` uint8 for TensorBoard; called on process 0 after every epoch.
         settings: see there.
     """
@@ -139,6 +141,7 @@ class Trainer:
         self.num_skipped = 0
         self.num_skipped_in_row = 0
         self.num_broken_samples = 0
+        self.is_validation_due = False
         self._saved_at = time.monotonic()
 
     @property
@@ -175,8 +178,13 @@ class Trainer:
         """Of this process, the same on every one, in the phase at hand."""
         return len(self.phase.loader) // self.settings.accumulate
 
-    def fit(self) -> float:
-        """Trains to the last epoch. A request to stop (see `Interruption`) ends the process after a checkpoint.
+    def fit(self, interruption: Interruption | None = None) -> float:
+        """Trains to the last epoch. A request to stop ends the process after a checkpoint.
+
+        Every epoch's checkpoint is written before its validation, which a resumed run makes up for.
+
+        Args:
+            interruption: notes requests to stop; None does so from here on.
 
         Returns:
             The best mean IoU of the final prediction on the validation split.
@@ -194,24 +202,39 @@ class Trainer:
             wandb_project=settings.wandb_project,
             config=settings.metadata["config"],
         )
-        with log, Interruption() as interruption:
-            while not self.is_done:
-                if self._train_epoch(log, interruption):
+        with log, Interruption() if interruption is None else nullcontext(interruption) as interruption:
+            interruption.at_once = False
+            while not self.is_done or self.is_validation_due:
+                if not self.is_validation_due:
+                    if self._train_epoch(log, interruption):
+                        self._save_checkpoint()
+                        self._leave(interruption)
+                    self.epoch += 1
+                    self.steps_in_epoch = 0
+                    self.is_validation_due = self._is_epoch_validated()
                     self._save_checkpoint()
-                    get_logger().info("stopped at iteration %d; TRAIN.RESUME True goes on", self.iteration)
-                    sys.exit(interruption.exit_code)
-                self.epoch += 1
-                self.steps_in_epoch = 0
-                if self._validation_is_due():
-                    self._validate(log)
+                if self.is_validation_due:
+                    if self._validate(log, interruption):
+                        self._leave(interruption)
+                    self.is_validation_due = False
+                    self._save_checkpoint(replaces_newest=True)
                 if distributed.is_main():
-                    log.picture("val/picture", self.draw_picture(), iteration=self.iteration)
-                self._save_checkpoint()
+                    self._draw(log)
         if distributed.is_main():
             save_atomically(self._weights(self.model), settings.run_dir / FINAL)
             if self.step.ema is not None:
                 save_atomically(self._weights(self.step.ema.module), settings.run_dir / FINAL_EMA)
         return self.best_mean_iou
+
+    def _leave(self, interruption: Interruption) -> NoReturn:
+        get_logger().info("stopped at iteration %d; TRAIN.RESUME True goes on", self.iteration)
+        sys.exit(interruption.exit_code)
+
+    def _draw(self, log: RunLog) -> None:
+        try:
+            log.picture("val/picture", self.draw_picture(), iteration=self.iteration)
+        except Exception as error:  # no reason to end the run, whatever it is
+            get_logger().warning("no picture of epoch %d: %s", self.epoch, " ".join(str(error).split())[:200])
 
     def _train_epoch(self, log: RunLog, interruption: Interruption) -> bool:
         """Trains to the end of the epoch at hand.
@@ -310,30 +333,39 @@ class Trainer:
         except OSError as error:  # no reason to end the run
             get_logger().warning("the batch cannot be kept: %s", error)
 
-    def _validation_is_due(self) -> bool:
+    def _is_epoch_validated(self) -> bool:
         done = self.epoch - self.settings.begin_epoch
         return done % self.settings.eval_interval == 0 or self.is_done
 
-    def _validate(self, log: RunLog) -> None:
-        self._validate_model(self.model, BEST, "", log)
-        if self.step.ema is not None:
-            self._validate_model(self.step.ema.module, BEST_EMA, "_ema", log)
+    def _validate(self, log: RunLog, interruption: Interruption) -> bool:
+        """Scores the model, and the averaged one; whether some process was asked to stop before that was done."""
+        if self._validate_model(self.model, BEST, "", log, interruption):
+            return True
+        return self.step.ema is not None and self._validate_model(
+            self.step.ema.module, BEST_EMA, "_ema", log, interruption
+        )
 
-    def _validate_model(self, model: nn.Module, file: str, suffix: str, log: RunLog) -> None:
+    def _validate_model(
+        self, model: nn.Module, file: str, suffix: str, log: RunLog, interruption: Interruption
+    ) -> bool:
         with distributed.activity(f"the validation after epoch {self.epoch}"):
-            results = self.evaluate(model)
+            results = self.evaluate(model, lambda: interruption.received is not None)
+            asked = torch.tensor(int(interruption.received is not None), device=self.step.device)
+            if bool(distributed.all_sum(asked)):
+                return True
         mean_iou = results["fused"].mean_iou
         is_best = mean_iou > self.best[file]
         if is_best:
             self.best[file] = mean_iou
         if not distributed.is_main():
-            return
+            return False
         scores = ", ".join(f"{name}{suffix} {result.mean_iou:.4f}" for name, result in results.items())
         get_logger().info("epoch %d: mIoU %s (best fused%s %.4f)", self.epoch, scores, suffix, self.best[file])
         values = {f"mean_iou_{name}{suffix}": result.mean_iou for name, result in results.items()}
         log.scalars("val", values, iteration=self.iteration, epoch=self.epoch - 1)
         if is_best:
             save_atomically(self._weights(model), self.settings.run_dir / file)
+        return False
 
     def _weights(self, model: nn.Module) -> dict[str, Any]:
         return {
@@ -350,12 +382,12 @@ class Trainer:
             return True
         return bool(minutes) and distributed.from_main(time.monotonic() - self._saved_at > 60 * minutes)
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, *, replaces_newest: bool = False) -> None:
         with distributed.activity("saving a checkpoint"):
-            self._write_checkpoint()
+            self._write_checkpoint(replaces_newest=replaces_newest)
         self._saved_at = time.monotonic()
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, *, replaces_newest: bool) -> None:
         random_states = distributed.gather_objects(_random_state())
         if distributed.is_main():
             self.store.save(
@@ -371,7 +403,9 @@ class Trainer:
                     "num_skipped": self.num_skipped,
                     "num_broken_samples": self.num_broken_samples,
                     "random_states": random_states,
-                }
+                    "is_validation_due": self.is_validation_due,
+                },
+                replaces_newest=replaces_newest,
             )
         distributed.barrier()
 
@@ -394,6 +428,7 @@ class Trainer:
             self._resume_inside_epoch(state["samples_done"], state.get("progress"))
             self.step.restore(state, self.position)
             _set_random_state(state["random_states"])
+            self.is_validation_due = state.get("is_validation_due", False)
             saved_config = state["config"]
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
