@@ -13,8 +13,10 @@ from ovenet.data.audit import spread
 from ovenet.data.sheets import contact_sheet
 from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
-from ovenet.utils.cli import config_parser, run_main
+from ovenet.utils.cli import config_parser, require_free, run_main
 from ovenet.utils.logging import configure_logging
+
+MAX_SHOWN = 100  # in each direction
 
 
 def main() -> None:
@@ -23,10 +25,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples to show (default: 12)")
     parser.add_argument("--variants", type=int, default=2, metavar="N", help="epochs to show of each (default: 2)")
     parser.add_argument("--output", type=Path, help="PNG to write (default: OUTPUT_DIR/<dataset>/browse/<config>.png)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that --output names")
     args = parser.parse_args()
+    if args.output:
+        require_free(args.output, overwrite=args.overwrite)
     for option in ("samples", "variants"):
-        if getattr(args, option) < 1:
-            raise UserError(f"--{option} is {getattr(args, option)}; expected at least 1")
+        if not 1 <= getattr(args, option) <= MAX_SHOWN:
+            raise UserError(f"--{option} is {getattr(args, option)}; expected 1 to {MAX_SHOWN}")
     configure_logging()
     cfg = load_config(args.cfg, args.overrides)
     dataset = builders.train_dataset(cfg)

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve
-from ovenet.utils.cli import run_main
+from ovenet.utils.cli import require_free, run_main
 
 
 def main() -> None:
@@ -22,7 +22,10 @@ def main() -> None:
     parser.add_argument("--seeds", action="store_true", help="runs whose configs differ by SEED alone are one line")
     parser.add_argument("--lowest", action="store_true", help="the best value is the lowest, as for losses")
     parser.add_argument("--output", type=Path, help="picture of the curves to write: PNG, SVG or PDF")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file")
     args = parser.parse_args()
+    if args.output:
+        require_free(args.output, overwrite=args.overwrite)
     curves: Sequence[Curve] = [read_curve(run, args.metric) for run in args.runs]
     groups = group_curves(curves) if args.seeds else {curve.name: [curve] for curve in curves}
     print(format_curves(groups, args.metric, lowest=args.lowest))

@@ -35,6 +35,7 @@ def main() -> None:
     options = {"scales": args.scales, "flip": args.flip or None, "long_side": args.long_side, "overrides": args.set}
     predictor = Predictor.from_checkpoint(args.weights, config=args.cfg, device=args.device, **options)
     writer = ResultWriter(folder, predictor.info, predictor.max_offset, args.save)
+    require_inputs_stay(inputs, writer)
     seeds = any(kind in args.save for kind in SEED_KINDS)
     guard = MemoryGuard(
         predictor, predictor.info.num_classes, args.max_memory, max_seed_side=MAX_SEED_SIDE if seeds else 0
@@ -78,6 +79,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def require_inputs_stay(inputs: list[Input], writer: ResultWriter) -> None:
+    """Refuses to write over what is to be predicted, through links too.
+
+    Raises:
+        UserError: a result has the place of an input.
+    """
+    sources = {Path(one.source).resolve() for one in inputs if one.kind != "camera"}
+    for one in inputs:
+        results = writer.paths(one.name) if one.kind == "image" else [video_path(writer, one)]
+        for path in results:
+            if path.resolve() in sources:
+                raise UserError(f"{path.resolve()}: an input, which a result would replace; name another --output")
+
+
+def video_path(writer: ResultWriter, one: Input) -> Path:
+    """Where the video of an input goes."""
+    return writer.folder / "video" / f"{one.name}.mp4"
+
+
 def predict_image(predictor: Predictor, writer: ResultWriter, guard: MemoryGuard, one: Input, *, seeds: bool) -> None:
     """Predicts one image file."""
     image = read_image(one.source, upright=predictor.info.upright, max_pixels=guard.check(one.source))
@@ -90,7 +110,7 @@ def predict_video(
 ) -> int:
     """Predicts the frames of a video or a camera; returns how many could not be decoded."""
     reader = FrameReader(one)
-    video = FrameWriter(writer.folder / "video" / f"{one.name}.mp4", reader.rate)
+    video = FrameWriter(video_path(writer, one), reader.rate)
     broken = []
     total = min((n for n in (reader.num_frames, args.max_frames) if n), default=None)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
@@ -80,13 +81,29 @@ def predict(
     """
     if path.exists():
         raise UserError(f"{path} exists; remove it, or name another file with --output")
-    info = builders.dataset_info(cfg)
-    folder = path.with_name(f"{path.name}.files")
     distributed.barrier()  # every process has looked before the first one writes
-    if distributed.is_main() and folder.exists():
-        shutil.rmtree(folder)  # of an interrupted run
-    distributed.barrier()
+    folder: Path | None = None
+    if distributed.is_main():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # nobody else's
+    folder = distributed.from_main(folder)
+    try:
+        _predict_into(folder, cfg, loader, names, path, model_file, device)
+    finally:
+        if distributed.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
 
+
+def _predict_into(
+    folder: Path,
+    cfg: CfgNode,
+    loader: builders.TestLoader,
+    names: dict[str, str],
+    path: Path,
+    model_file: Path,
+    device: torch.device,
+) -> None:
+    info = builders.dataset_info(cfg)
     predictor = builders.load_predictor(cfg, model_file, device)
     for sample in track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main()):
         labels = predictor.predict(sample.image, names=("fused",)).labels["fused"]
@@ -94,7 +111,6 @@ def predict(
     distributed.barrier()
     if distributed.is_main():
         write_zip(folder, names.values(), path)
-        shutil.rmtree(folder)
 
 
 def image_sizes(dataset: ListDataset, names: dict[str, str]) -> dict[str, tuple[int, int]]:

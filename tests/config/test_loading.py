@@ -99,6 +99,41 @@ def test_what_is_no_config_file_is_refused(tmp_path):
         load_config(tmp_path / "b.yaml")
 
 
+def test_bombs_and_towers_of_yaml_are_refused_in_time(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"bomb\.yaml: more than 100000 values"):
+        load_config(tmp_path / "bomb.yaml")
+    (tmp_path / "tower.yaml").write_text("TRAIN: " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(UserError, match=r"tower\.yaml: nested too deeply"):
+        load_config(tmp_path / "tower.yaml")
+    (tmp_path / "circle.yaml").write_text("TRAIN: &a\n  LR: *a\n")
+    with pytest.raises(UserError, match=r"circle\.yaml"):
+        load_config(tmp_path / "circle.yaml")
+
+
+@pytest.mark.parametrize("base", [3, None, {"a": 1}, [["b.yaml"]], [{"c": 1}]])
+def test_bases_are_files(write_config, base):
+    path = write_config({"_BASE_": base} if base is not None else {})
+    if base is None:
+        path.write_text("_BASE_:\n")
+    with pytest.raises(UserError, match=r"_BASE_ is .*; expected a file, or a list of files"):
+        load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("TRAIN.LR", ".inf"), ("TRAIN.LR", "1e999"), ("TEST.SCALE_LIST", "[1, .nan]"), ("LOSS.KAPPA", "nan")],
+)
+def test_numbers_are_finite(write_config, key, value):
+    path = write_config({})
+    section, name = key.split(".")
+    path.write_text(f"{section}: {{{name}: {value}}}\n")
+    with pytest.raises(UserError, match=rf"{key} is "):
+        load_config(path)
+
+
 PUBLIC_OVENET = """
 CUDNN: {BENCHMARK: true, DETERMINISTIC: false, ENABLED: true}
 GPUS: (0,1,2,3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ovenet.data.info import DatasetInfo
+from ovenet.errors import UserError
 from ovenet.evaluation.partial import PartialEvaluation
 from ovenet.evaluation.tally import Tally
 
@@ -89,3 +90,33 @@ def test_counts_are_saved_now_and_then(tmp_path):
     partial.begin(0)
     partial.add({"index": 5}, counted([5]))
     assert joined(tmp_path / "p") == ({5}, 100000)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+@pytest.mark.parametrize("suffix", [".pth", ".jsonl"])
+def test_a_damaged_part_is_set_aside_and_done_again(tmp_path, damage, suffix, caplog):
+    folder = tmp_path / "p"
+    run(folder, [0, 2], rank=0)
+    run(folder, [1, 3], rank=1)
+    (path,) = folder.glob(f"*_1{suffix}")
+    part = path.stem
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
+    if suffix == ".jsonl" and damage == b"":
+        path.write_text('{"index": "one"}\n{"other": 3}\n')  # lines of something else
+    assert joined(folder) == ({0, 2}, 101)
+    assert f"{part}.pth: damaged" in caplog.text
+    assert {p.name for p in folder.glob("*.damaged")} == {f"{part}.pth.damaged", f"{part}.jsonl.damaged"}
+    run(folder, [1, 3])
+    assert joined(folder) == ({0, 1, 2, 3}, 1111)
+
+
+def test_foreign_files_and_settings(tmp_path):
+    folder = tmp_path / "p"
+    run(folder, [0])
+    (folder / "notes.pth").write_text("mine")
+    assert joined(folder) == ({0}, 1)
+    assert (folder / "notes.pth").read_text() == "mine"
+    for content in ("", "[1]", "{"):
+        (folder / "settings.json").write_text(content)
+        with pytest.raises(UserError, match=r"settings\.json: missing or damaged.*delete that folder"):
+            joined(folder)

@@ -62,12 +62,29 @@ def test_browsing_shows_the_crops_of_training(run_tool, experiment):
 
 @pytest.mark.parametrize(
     ("tool", "option"),
-    [("audit_data", ("--pairs", -1)), ("browse_data", ("--samples", 0)), ("browse_data", ("--variants", 0))],
+    [
+        ("audit_data", ("--pairs", -1)),
+        ("browse_data", ("--samples", 0)),
+        ("browse_data", ("--variants", 0)),
+        ("browse_data", ("--variants", 10**6)),
+    ],
 )
 def test_options_out_of_range(run_tool, experiment, tool, option):
     result = run_tool(tool, *experiment[0], *option)
     assert result.code == 2
-    assert f"{option[0]} is {option[1]}; expected at least" in result.err
+    assert f"{option[0]} is {option[1]}; expected " in result.err
+
+
+def test_pictures_replace_nothing_unasked(run_tool, experiment, tmp_path):
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"mine")
+    for tool in ("browse_data", "compare"):
+        arguments = experiment[0] if tool == "browse_data" else (tmp_path,)
+        result = run_tool(tool, *arguments, "--output", mine)
+        assert (result.code, mine.read_bytes()) == (2, b"mine")
+        assert "mine.png exists; name another file with --output, or add --overwrite" in result.err
+    assert run_tool("browse_data", *experiment[0], "--output", mine, "--overwrite").code == 0
+    assert mine.read_bytes() != b"mine"
 
 
 def test_a_missing_list_is_written_on_first_use(run_tool, experiment, tiny_data):

@@ -187,3 +187,40 @@ def test_a_camera_that_is_not_there(run, run_tool, tmp_path):
     done = run_tool("infer", run[1] / "best.pth", "camera:97", "--output", tmp_path / "o")
     assert done.code == 1
     assert "skipped: camera 97: cannot be opened" in done.err
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_inputs_are_never_written_over(run, run_tool, tmp_path, link):
+    _, folder = run
+    output = tmp_path / "out"
+    (output / "overlay").mkdir(parents=True)
+    photo = output / "overlay/photo.png"
+    Image.new("RGB", (40, 30), (9, 9, 9)).save(photo)
+    source = photo
+    if link:
+        source = tmp_path / "photo.png"
+        photo.rename(tmp_path / "real.png")
+        photo.symlink_to(tmp_path / "real.png")
+        source.symlink_to(tmp_path / "real.png")
+    before = source.read_bytes()
+    done = run_tool("infer", folder / "best.pth", source, "--output", output, "--overwrite")
+    assert done.code == 2
+    assert "an input, which a result would replace; name another --output" in done.err
+    assert source.read_bytes() == before
+
+
+def test_a_pipe_is_no_image(run, run_tool, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    done = run_tool("infer", run[1] / "best.pth", tmp_path / "pipe.png", "--output", tmp_path / "out")
+    assert done.code == 1
+    assert "pipe.png: the image is a pipe, a socket or a device; expected a file" in done.err
+
+
+def test_names_that_are_no_text(run, run_tool, tmp_path):
+    """Linux takes any bytes; OpenCV ended the process on them."""
+    name = os.fsdecode(b"bad\xff.png")
+    Image.new("RGB", (40, 30), (9, 99, 9)).save(tmp_path / "good.png")
+    os.rename(tmp_path / "good.png", tmp_path / name)
+    done = run_tool("infer", run[1] / "best.pth", tmp_path / name, "--output", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert pixels(tmp_path / "out/overlay" / name).shape == (30, 40, 3)

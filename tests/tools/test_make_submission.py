@@ -50,6 +50,16 @@ def test_a_dry_run_scores_what_is_in_the_zip(run_tool, scenes, tmp_path, monkeyp
     assert f"{100 * theirs['classScores']['road']:.2f}" == dry[0]
 
 
+def test_a_folder_of_the_users_is_left_alone(run_tool, scenes, tmp_path):
+    arguments, _ = scenes
+    mine = tmp_path / "out.zip.files"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine")
+    assert run_tool("make_submission", "--dry-run", "--output", tmp_path / "out.zip", *arguments).code == 0
+    assert (mine / "thesis.txt").read_text() == "mine"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".out.zip")]
+
+
 def test_an_incomplete_test_split_is_refused_before_predicting(run_tool, scenes):
     arguments, _ = scenes
     result = run_tool("make_submission", *arguments)

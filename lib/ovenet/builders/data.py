@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +238,17 @@ def _worker_options(num_workers: int, *, keep: bool) -> dict[str, Any]:
     if num_workers == 0:
         return {"num_workers": 0}
     end_helpers_at_exit()
+    num_workers = min(num_workers, _usable_workers(num_workers))
     return {"num_workers": num_workers, "persistent_workers": keep, "worker_init_fn": _start_worker}
+
+
+@cache
+def _usable_workers(wanted: int) -> int:
+    """As many as there are cores to run them; says once where that is less than wanted."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if wanted > num_cores:
+        get_logger().warning("WORKERS is %d, but there are %d cores: so many are used", wanted, num_cores)
+    return num_cores
 
 
 def _start_worker(_: int) -> None:

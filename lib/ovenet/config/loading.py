@@ -21,6 +21,7 @@ from ovenet.utils.logging import get_logger
 
 _BASE_KEY = "_BASE_"
 COMMAND_LINE = "the command line"
+MAX_NODES = 100_000
 PART_SECTIONS = tuple(f"MODEL.{part}" for part in PARTS)
 LISTS_OF_TEXTS = (*OWN_LISTS_OF_TEXTS, *compat.LISTS_OF_TEXTS)
 
@@ -157,13 +158,30 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
+        if _num_nodes(content, {}) > MAX_NODES:
+            raise UserError(
+                f"{source}: more than {MAX_NODES} values, counting what aliases repeat; no config is so large"
+            )
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not a YAML file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}: not a YAML file: {' '.join(str(error).split())[:300]}") from error
+    except RecursionError:
+        raise UserError(f"{source}: nested too deeply for a config file") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{source}: expected `KEY: value` lines, got a {type(content).__name__}")
     return content
+
+
+def _num_nodes(content: Any, known: dict[int, int]) -> int:
+    """Values in a YAML document, those behind aliases counted wherever they are repeated."""
+    if not isinstance(content, (dict, list)):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = MAX_NODES  # of one that holds itself
+        children = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_num_nodes(child, known) for child in children)
+    return known[id(content)]
 
 
 def _parse_overrides(overrides: Sequence[str], known: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -79,6 +79,8 @@ def _require_file(path: Path, role: str) -> None:
         raise UserError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
     if path.is_dir():
         raise UserError(f"{path}: the {role} is a directory; expected a file")
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise UserError(f"{path}: the {role} is a pipe, a socket or a device; expected a file")
 
 
 def _unreadable(path: Path, role: str, error: BaseException) -> UserError:
@@ -97,6 +99,15 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.height, image.width
     except _BAD_IMAGE as error:
         raise _unreadable(path, "image", error) from error
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a file's name is text, which OpenCV needs; Linux takes any bytes."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

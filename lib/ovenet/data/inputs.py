@@ -11,6 +11,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from ovenet.data.files import is_utf8
 from ovenet.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -129,6 +130,8 @@ class FrameReader:
     """
 
     def __init__(self, one: Input):
+        if isinstance(one.source, Path) and not is_utf8(one.source):
+            raise UserError(f"{str(one.source)!r}: OpenCV takes names in UTF-8 alone; rename the video")
         self._capture = cv2.VideoCapture(one.source if isinstance(one.source, int) else str(one.source))
         if not self._capture.isOpened():
             raise UserError(f"{one}: cannot be opened as a video")

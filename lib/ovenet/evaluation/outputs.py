@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 
+from ovenet.data.files import is_utf8
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.pictures import colorize_offset, save_color_png, save_png
@@ -56,6 +57,11 @@ class ResultWriter:
         if "overlay" in self.kinds:
             write_image(draw_overlay(image, labels, self.info), self._path("overlay", name))
 
+    def paths(self, name: str) -> list[Path]:
+        """All files that `write` may write for a name."""
+        seeds = [self._path("offset", name).with_suffix(".npy")] if "offset" in self.kinds else []
+        return [self._path(kind, name) for kind in self.kinds] + seeds
+
     def _write_seeds(self, name: str, size: tuple[int, int], prediction: Prediction) -> None:
         if "offset" in self.kinds:
             save_png(self._wheel_picture(prediction.offset), self._path("offset", name))
@@ -92,8 +98,10 @@ def write_image(image: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for top in range(0, len(image), _BAND_ROWS):
         image[top : top + _BAND_ROWS] = image[top : top + _BAND_ROWS, :, ::-1].copy()
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f"cannot write {path}")
+    is_done, encoded = cv2.imencode(".png", image)
+    if not is_done:
+        raise OSError(f"cannot write {path}: OpenCV cannot encode the image")
+    path.write_bytes(encoded)  # Python knows every name of a file, OpenCV crashes at those that are no UTF-8
 
 
 class FrameWriter:
@@ -117,6 +125,8 @@ class FrameWriter:
         """
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not is_utf8(self.path):
+                raise OSError(f"cannot write {str(self.path)!r}: OpenCV takes names in UTF-8 alone; rename the video")
             size = frame.shape[1], frame.shape[0]
             self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, size)
             if not self._writer.isOpened():

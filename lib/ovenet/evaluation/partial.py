@@ -7,8 +7,9 @@ that they say they cover; later lines are dropped and their images are evaluated
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from ovenet.errors import UserError
 from ovenet.evaluation.tally import Tally
+from ovenet.utils.logging import get_logger
 
 FOLDER = "unfinished"
 _SETTINGS = "settings.json"
+_PART = re.compile(r"(\d+)_\w+\.(pth|jsonl)")
 
 
 class PartialEvaluation:
@@ -55,7 +58,15 @@ class PartialEvaluation:
         Raises:
             UserError: names the first difference.
         """
-        found = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))
+        try:
+            found = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise TypeError
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.folder / _SETTINGS}: missing or damaged, so that nobody knows what was counted; delete that "
+                "folder to start over"
+            ) from error
         for key in sorted({*found, *self.settings}):
             if found.get(key) != self.settings.get(key):
                 raise UserError(
@@ -76,15 +87,15 @@ class PartialEvaluation:
             self.remove()  # lines without counts
             return set()
         self.check_settings()
-        parts = sorted((self._read(path) for path in self.folder.glob("*.pth")), key=lambda part: -len(part[1]))
+        parts = sorted(self._whole_parts(), key=lambda part: -len(part[1]))
         records: dict[int, dict[str, Any]] = {}
         for counts, own in parts:
             if all(record["index"] in records for record in own):
                 continue  # joined before, but the program ended before it could be deleted
             self.joined = {name: table + self.joined.get(name, 0) for name, table in counts.items()}
             records |= {record["index"]: record for record in own}
-        old = [path for path in self.folder.iterdir() if path.suffix in (".pth", ".jsonl")]
-        number = 1 + max(int(path.stem.split("_")[0]) for path in old)
+        old = [path for path in self.folder.iterdir() if _PART.fullmatch(path.name)]
+        number = 1 + max((_number(path) for path in old), default=0)
         lines = [json.dumps(records[index], ensure_ascii=False) + "\n" for index in sorted(records)]
         (self.folder / f"{number}_joined.jsonl").write_text("".join(lines), encoding="utf-8")
         _save(self.folder / f"{number}_joined.pth", self.joined, len(lines))
@@ -94,7 +105,7 @@ class PartialEvaluation:
 
     def begin(self, rank: int) -> None:
         """Opens this process's files, after `join`."""
-        numbers = [int(path.stem.split("_")[0]) for path in self.folder.glob("*.pth")] if self.folder.exists() else []
+        numbers = [_number(path) for path in self.folder.glob("*") if _PART.fullmatch(path.name)]
         self._name = f"{1 + max(numbers, default=0)}_{rank}"
         self._num_lines = 0
         self._saved_at = monotonic()
@@ -125,17 +136,46 @@ class PartialEvaluation:
 
     def records(self) -> list[dict[str, Any]]:
         """Of all processes, in the order of the list, once all have saved."""
-        found = {r["index"]: r for path in self.folder.glob("*.pth") for r in self._read(path)[1]}
+        found = {r["index"]: r for path in self._paths() for r in self._read(path)[1]}
         return [found[index] for index in sorted(found)]
 
     def remove(self) -> None:
         """Deletes the folder, when the evaluation is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _paths(self) -> list[Path]:
+        return [path for path in self.folder.glob("*.pth") if _PART.fullmatch(path.name)]
+
+    def _whole_parts(self) -> Iterator[tuple[dict[str, Tensor], list[dict[str, Any]]]]:
+        """What can be read; damaged parts are set aside, and their images are evaluated again."""
+        for path in self._paths():
+            try:
+                counts, records = self._read(path)
+                known = all(isinstance(table, Tensor) for table in counts.values())
+                if not known or not all(type(record["index"]) is int for record in records):
+                    raise TypeError
+            except Exception as error:  # bytes that are no pickle can fail anywhere in the parser
+                for part in (path, path.with_suffix(".jsonl")):
+                    if part.exists():
+                        part.replace(part.with_name(f"{part.name}.damaged"))
+                get_logger().warning(
+                    "%s: damaged (%s); set aside as .damaged, its images are evaluated again",
+                    path,
+                    type(error).__name__,
+                )
+                continue
+            yield counts, records
+
     def _read(self, path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         lines = path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()[: state["num_lines"]]
+        if len(lines) < state["num_lines"]:
+            raise EOFError("lines are missing")
         return state["counts"], [json.loads(line) for line in lines]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.split("_")[0])
 
 
 def _save(path: Path, counts: Mapping[str, Tensor], num_lines: int) -> None:

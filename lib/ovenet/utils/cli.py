@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -33,6 +34,18 @@ def config_parser(description: str, *, required: bool = True) -> argparse.Argume
     # torch.distributed.launch of older versions passes it; the environment says the same
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
+
+
+def require_free(path: Path, *, overwrite: bool) -> None:
+    """Refuses to replace a file unasked.
+
+    Raises:
+        UserError: there is something of that name, and it is not to be replaced.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; name a file with --output")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; name another file with --output, or add --overwrite")
 
 
 def run_main(main: Callable[[], None]) -> None:
