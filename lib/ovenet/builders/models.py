@@ -124,27 +124,29 @@ def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
     Raises:
         UserError: a file cannot be read safely, or matches less than 95 % of what it should initialise.
     """
-    reports = _initialize_backbone(model, cfg.MODEL.BACKBONE.PRETRAINED)
+    reports = _initialize_backbone(model, cfg.MODEL.BACKBONE.PRETRAINED, "MODEL.BACKBONE.PRETRAINED ")
     if path := cfg.MODEL.SEED.PRETRAINED:
-        reports.append(load_offset_branch(model, weights_of(read_checkpoint(path), path), path))
+        weights = weights_of(read_checkpoint(path), path)
+        reports.append(load_offset_branch(model, weights, f"MODEL.SEED.PRETRAINED {path}"))
     for report in reports:
         get_logger().info("%s", report)
         report.require(MIN_MATCHED, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
     return reports
 
 
-def _initialize_backbone(model: Segmentor, source: str) -> list[LoadReport]:
+def _initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[LoadReport]:
     """From a file, from timm, or, without a source, from the package that the backbone's weights come with."""
     if source == TIMM:
         from ovenet.models.backbones.timm import timm_weights  # timm takes a second to import
 
         name = model.backbone.timm_name
         if name is None:
-            raise UserError("MODEL.BACKBONE.PRETRAINED is timm, but timm does not have this backbone; name a file")
+            raise UserError(f"{key or 'pretrained '}is timm, but timm does not have this backbone; name a file")
         state: Mapping[str, Tensor] | None = timm_weights(name)
-        source = f"timm's {name}"
+        source = f"{key}timm's {name}"
     elif source:
         state = weights_of(read_checkpoint(source), source)
+        source = key + source
     else:
         state = model.backbone.bundled_weights()
         source = "the weights that come with the backbone"

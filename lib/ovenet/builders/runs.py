@@ -13,7 +13,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.config import changed_settings, flat_settings, load_config_text
-from ovenet.engine.checkpoint import read_checkpoint
+from ovenet.engine.checkpoint import read_checkpoint, require_file
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
 
@@ -120,9 +120,11 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
     """All that an evaluation's counts depend on, by name: settings, weights and list.
 
     Raises:
+        UserError: there is no such file of weights.
         OSError: the weights or the list cannot be read.
     """
     settings = {key: value for key, value in flat_settings(cfg).items() if _COUNTS_DEPEND_ON.match(key)}
+    require_file(model_file)
     for name, path in (("weights", model_file), ("list", list_path)):
         settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return settings

@@ -23,7 +23,7 @@ from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.inference import ScorePredictor
 from ovenet.evaluation.pictures import picture_row
 from ovenet.models import Segmentor
-from ovenet.models.segmentor import GROUPS
+from ovenet.models.segmentor import GROUPS, synchronized
 from ovenet.structures import EvalResult
 from ovenet.utils import distributed
 from ovenet.utils.environment import allow_tf32
@@ -107,7 +107,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     model = build_model(cfg).to(device, memory_format=torch.channels_last)
     initialize_model(model, cfg)
     if distributed.world_size() > 1 and device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronized(model)
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
     predictor = build_predictor(model, cfg, device, single_scale=True)
     names = prediction_names(cfg)

@@ -43,10 +43,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UserError: the file is missing, a directory, damaged, no dictionary, or needs code to be read.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: a directory; expected a checkpoint file")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint file")
+    require_file(path)
     if _seal_is_broken(path):
         raise UserError(f"{path}: damaged, its checksum differs from what was saved")
     try:
@@ -65,6 +62,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: holds a {type(content).__name__}; expected tensors by name")
     return content
+
+
+def require_file(path: Path) -> None:
+    """Refuses what is no file of weights at the first look.
+
+    Raises:
+        UserError: it is missing, or a directory.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a directory; expected a checkpoint file")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint file")
 
 
 def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:

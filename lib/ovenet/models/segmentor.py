@@ -122,6 +122,13 @@ class Segmentor(nn.Module):
         return self
 
 
+def synchronized(model: Segmentor) -> Segmentor:
+    """The same model, whose BatchNorm counts the batches of all processes (CUDA only)."""
+    from timm.layers import convert_sync_batchnorm  # torch's drops the activations that timm's norms have in them
+
+    return convert_sync_batchnorm(model)
+
+
 class _Joined(torch.autograd.Function):
     """See `_joined`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
@@ -105,6 +106,9 @@ def timm_weights(name: str) -> Mapping[str, Tensor]:
     Raises:
         UserError: there are none, or they cannot be reached.
     """
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # it tells of every one of its tries
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # whatever the connection or the hub says
@@ -113,6 +117,8 @@ def timm_weights(name: str) -> Mapping[str, Tensor]:
             f"timm's weights of {name} cannot be had ({type(error).__name__}: {reason}); download them where there is "
             "a network, and name the file instead"
         ) from error
+    finally:
+        hub.setLevel(level)
 
 
 class EfficientNetLite0(TimmBackbone):
