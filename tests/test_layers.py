@@ -15,7 +15,7 @@ ALLOWED = {
     "geometry": {"structures"},
     "config": {"errors", "models", "utils"},  # parts of a model document and check their own settings
     "models": {"errors", "geometry", "registry", "structures"},
-    "losses": {"errors", "geometry", "registry", "structures"},
+    "losses": {"errors", "geometry", "registry", "structures", "utils"},
     "data": {"errors", "structures", "utils"},
     "engine": {"data", "errors", "losses", "models", "geometry", "structures", "utils"},
     "report": {"data", "errors", "evaluation", "structures"},

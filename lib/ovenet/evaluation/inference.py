@@ -10,10 +10,11 @@ resized from. Sizes are ``(H, W)`` in pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import takewhile
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +25,13 @@ from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import IMAGENET, box_size, normalize_images, resize_image, scaled_size
 from ovenet.geometry import pixel_grid, resize_rows, seed_position, source_rows
 from ovenet.structures import Normalization, OVeNetOutput, ScoreKind
+from ovenet.utils.coarse import coarse_threads
 from ovenet.utils.environment import tf32
 
-_BAND_ELEMENTS = 2**20  # scores of one prediction in a band: 4 MB, which stay in the processor's cache
+_BAND_ELEMENTS = 2**19  # scores of one prediction in a band: 2 MB, which stay in the processor's cache
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_T = TypeVar("_T")
+_GROUPED_BANDS = 32  # finished between two looks at the windows
 _SEED = "seed vectors"  # offset (x, y) and confidence among the maps
 
 
@@ -103,6 +107,15 @@ class Prediction:
     scores: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _FinishedBand:
+    """What is kept of a band: classes ``(n, W)``, and thinned-out seed vectors and scores ``(C, n', W')``."""
+
+    labels: dict[str, Tensor]
+    vectors: Tensor | None
+    scores: dict[str, Tensor]
+
+
 class ScorePredictor:
     """Predicts class scores at the image's own size.
 
@@ -143,19 +156,29 @@ class ScorePredictor:
         labels: dict[str, Tensor] = {}
         scores: dict[str, list[Tensor]] = {}
         vectors = None
-        for rows, maps in self._bands(image, scaled, names=names, seeds=seeds):
-            if _SEED in maps:
-                thin = _every(maps.pop(_SEED), seed_stride, rows).permute(1, 0, 2)
+
+        def finish(rows: range, maps: dict[str, Tensor]) -> _FinishedBand:
+            seed = maps.pop(_SEED, None)
+            return _FinishedBand(
+                labels={name: best_class(band).to(_label_type(band.shape[1])) for name, band in maps.items()},
+                vectors=None if seed is None else _every(seed, seed_stride, rows).permute(1, 0, 2).clone(),
+                scores={n: _every(b, score_stride, rows).permute(1, 0, 2).clone() for n, b in maps.items()}
+                if score_stride
+                else {},
+            )
+
+        for rows, band in self._bands(image, finish, scaled, names=names, seeds=seeds):
+            if band.vectors is not None:
                 if vectors is None:
-                    vectors = thin.new_empty((3, *(-(-n // seed_stride) for n in size)))
+                    vectors = band.vectors.new_empty((3, *(-(-n // seed_stride) for n in size)))
                 first = -(-rows.start // seed_stride)
-                vectors[:, first : first + thin.shape[1]] = thin
-            for name, band in maps.items():
+                vectors[:, first : first + band.vectors.shape[1]] = band.vectors
+            for name, classes in band.labels.items():
                 if name not in labels:
-                    labels[name] = torch.empty(size, dtype=_label_type(band.shape[1]), device=band.device)
-                labels[name][rows.start : rows.stop] = best_class(band)
-                if score_stride:
-                    scores.setdefault(name, []).append(_every(band, score_stride, rows).permute(1, 0, 2))
+                    labels[name] = torch.empty(size, dtype=classes.dtype, device=classes.device)
+                labels[name][rows.start : rows.stop] = classes
+            for name, thin in band.scores.items():
+                scores.setdefault(name, []).append(thin)
         return Prediction(
             labels=labels,
             offset=None if vectors is None else vectors[:2],
@@ -179,7 +202,7 @@ class ScorePredictor:
             ``(K, H, W)`` float32 per name (see `OVeNetOutput.predictions`), averaged (``softmax``) or summed
             (``exp``) over the scales.
         """
-        bands = [maps for _, maps in self._bands(image)]
+        bands = [maps for _, maps in self._bands(image, lambda rows, maps: maps)]
         return {name: torch.cat([maps[name] for maps in bands]).permute(1, 0, 2) for name in bands[0]}
 
     @torch.inference_mode()
@@ -197,21 +220,27 @@ class ScorePredictor:
     def _bands(
         self,
         image: np.ndarray,
+        finish: Callable[[range, dict[str, Tensor]], _T],
         scaled: Sequence[np.ndarray] | None = None,
         *,
         names: Sequence[str] | None = None,
         seeds: bool = False,
-    ) -> Iterator[tuple[range, dict[str, Tensor]]]:
-        """Rows of the image from top to bottom, and what is predicted there, each ``(n, C, W)``."""
+    ) -> Iterator[tuple[range, _T]]:
+        """Rows of the image from top to bottom, and what `finish` makes of what is predicted there, each ``(n, C, W)``.
+
+        On the CPU some bands are finished at the same time.
+        """
         self.model.eval()
         size = height, width = image.shape[:2]
         scales = self.settings.scales
         with_seeds = scales.index(min(scales, key=lambda scale: abs(scale - 1))) if seeds else -1
         scaled = self.scaled_images(image) if scaled is None else scaled
         views = [ScaledView(self, part, names, index == with_seeds) for index, part in enumerate(scaled)]
-        first = 0
-        while first < height:
-            rows = range(first, min(height, first + max(1, _BAND_ELEMENTS // (views[0].num_classes * width))))
+        num_rows = max(1, _BAND_ELEMENTS // (views[0].num_classes * width))
+        bands = [range(first, min(height, first + num_rows)) for first in range(0, height, num_rows)]
+
+        @torch.inference_mode()
+        def finished(rows: range) -> _T:
             total: dict[str, Tensor] = {}
             for view in views:
                 for name, band in view.resized_rows(size, rows).items():
@@ -219,8 +248,22 @@ class ScorePredictor:
             if self.settings.score == "softmax" and len(scales) > 1:
                 for name in total.keys() - {_SEED}:
                     total[name] /= len(scales)
-            yield rows, total
-            first = rows.stop
+            return finish(rows, total)
+
+        def is_ready(rows: range) -> bool:
+            return all(view.has_run_down_to(size, rows.stop) for view in views)
+
+        max_bands = _GROUPED_BANDS if self.device.type == "cpu" else 1
+        while bands:
+            for view in views:
+                view.run_down_to(size, bands[0].stop)
+            group = [bands[0], *takewhile(is_ready, bands[1:max_bands])]
+            del bands[: len(group)]
+            with coarse_threads() if len(group) > 1 else nullcontext() as pool:
+                results = list((pool.map if pool else map)(finished, group))
+            yield from zip(group, results, strict=True)
+            for view in views:
+                view.forget_above(size, group[-1].stop)
 
 
 class ScaledView:
@@ -255,12 +298,31 @@ class ScaledView:
             self._run_next()
         return self._num_classes
 
+    def has_run_down_to(self, size: tuple[int, int], row: int) -> bool:
+        """Whether the windows have been run that the rows above `row` of an image ``(H, W)`` need."""
+        rows = range(row - 1, row)
+        _, last = source_rows(self._size[0], size[0], rows, align_corners=self._settings.align_corners)
+        return not (self._waiting and self._waiting[0][0] <= last)
+
+    def run_down_to(self, size: tuple[int, int], row: int) -> None:
+        """Runs those windows."""
+        while not self.has_run_down_to(size, row):
+            self._run_next()
+
+    def forget_above(self, size: tuple[int, int], row: int) -> None:
+        """Drops the windows that no row from `row` of an image ``(H, W)`` on needs."""
+        if row < size[0]:
+            rows = range(row, row + 1)
+            first, _ = source_rows(self._size[0], size[0], rows, align_corners=self._settings.align_corners)
+            for corner in [c for c in self._done if c[0] + self._window[0] <= first]:
+                del self._done[corner]
+
     def resized_rows(self, size: tuple[int, int], rows: range) -> dict[str, Tensor]:
         """Scores at the size of the image, windows averaged where they overlap.
 
         Args:
             size: ``(H, W)`` of the image.
-            rows: of the image; must not begin above those of an earlier call.
+            rows: of the image, whose windows have been run.
 
         Returns:
             ``(n, C, W)`` by name; not of an earlier call's memory.
@@ -277,10 +339,6 @@ class ScaledView:
 
     def _rows(self, rows: range) -> dict[str, Tensor]:
         """``(n, C, W)`` by name, at this scale."""
-        while self._waiting and self._waiting[0][0] < rows.stop:
-            self._run_next()
-        for corner in [c for c in self._done if c[0] + self._window[0] <= rows.start]:
-            del self._done[corner]  # rows come from top to bottom
         if self._window == self._padded:
             (maps,) = self._done.values()
             return {name: band[..., : self._size[1]] for name, band in self._window_rows(maps, rows).items()}

@@ -175,6 +175,10 @@ def _resize_columns(values: Tensor, out_width: int, align_corners: bool) -> Tens
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """No lower precision for the products: ten bits of a position would be seen."""
+    if device.type != "cuda":  # several threads may be here at once
+        with torch.autocast(device.type, enabled=False):
+            yield
+        return
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -9,7 +9,7 @@ Shapes: ``B`` batch, ``K`` classes, ``h w`` map, ``H W`` labels, ``R`` rows of a
 from __future__ import annotations
 
 import math
-from itertools import product
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from ovenet.geometry import add_resized_rows_gradient, resize_rows
 from ovenet.losses.functional import ohem_limit
 from ovenet.losses.targets import OhemSettings, PixelLoss, Targets
 from ovenet.structures import ScoreKind
+from ovenet.utils.coarse import coarse_threads
 
-_BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}  # scores of a block: 4 MB stay in a processor's cache
+_MIN_PARALLEL_ELEMENTS = 2**20  # upsampled scores; fewer are not worth a pool
+_BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # scores of a block: 2 MB stay in a processor's cache
 
 
 @torch.no_grad()
@@ -59,27 +61,43 @@ def _sweep(
     limit: Tensor | float | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Passes over all pixels once: negative log likelihoods, and the gradient of the sum of those below the limit."""
+    """Passes over all pixels once: negative log likelihoods, and the gradient of the sum of those below the limit.
+
+    On the CPU, parts of images are computed at the same time, always the same parts: the order of all sums is fixed.
+    """
     num_classes, size = scores.shape[1], tuple(targets.labels.shape[1:])
     height, width = size
     nll = torch.empty_like(targets.weights)
     by_row = scores.permute(0, 2, 1, 3).contiguous()  # (B, h, K, w)
-    gradient = torch.zeros_like(by_row) if with_gradient else None
     block_loss = _logits_block if kind == "logits" else _probabilities_block
     num_rows = max(1, _BLOCK_ELEMENTS[scores.device.type] // (num_classes * width))
-    for image, first in product(range(len(scores)), range(0, height, num_rows)):
-        rows = range(first, min(first + num_rows, height))
-        here = (image, slice(rows.start, rows.stop))
-        values = resize_rows(by_row[image], size, rows, align_corners=align_corners)  # (R, K, W)
-        if tuple(scores.shape[2:]) == size:
-            values = values.clone()
-        labels = targets.labels[here].unsqueeze(1)
-        nll[here] = block_loss(values, labels, targets.weights[here], limit, with_gradient=with_gradient)
-        if gradient is not None:
-            add_resized_rows_gradient(values, gradient[image], height, rows, align_corners=align_corners)
-    if gradient is not None:
-        gradient = torch.empty_like(scores).copy_(gradient.permute(0, 2, 1, 3))
-    return nll, gradient
+
+    def sweep_part(part: tuple[int, range]) -> Tensor | None:
+        image, part_rows = part
+        gradient = torch.zeros_like(by_row[image]) if with_gradient else None
+        for first in range(part_rows.start, part_rows.stop, num_rows):
+            rows = range(first, min(first + num_rows, part_rows.stop))
+            here = (image, slice(rows.start, rows.stop))
+            values = resize_rows(by_row[image], size, rows, align_corners=align_corners)  # (R, K, W)
+            if tuple(scores.shape[2:]) == size:
+                values = values.clone()
+            labels = targets.labels[here].unsqueeze(1)
+            nll[here] = block_loss(values, labels, targets.weights[here], limit, with_gradient=with_gradient)
+            if gradient is not None:
+                add_resized_rows_gradient(values, gradient, height, rows, align_corners=align_corners)
+        return gradient
+
+    is_small = scores.is_cuda or targets.labels.numel() * num_classes < _MIN_PARALLEL_ELEMENTS
+    middle = height if is_small else height // 2
+    parts = [(i, rows) for i in range(len(scores)) for rows in (range(middle), range(middle, height)) if rows]
+    with nullcontext() if is_small else coarse_threads() as pool:
+        gradients = list((pool.map if pool else map)(sweep_part, parts))
+    if not with_gradient:
+        return nll, None
+    total = torch.zeros_like(by_row)
+    for (image, _), gradient in zip(parts, gradients, strict=True):
+        total[image] += gradient
+    return nll, torch.empty_like(scores).copy_(total.permute(0, 2, 1, 3))
 
 
 def _logits_block(
