@@ -11,6 +11,7 @@ from ovenet.data.audit import (
     audit_as_dict,
     audit_list,
     format_audit,
+    format_finding,
     missing_files,
     read_suggested_weights,
     shared_images,
@@ -256,6 +257,41 @@ def test_colour_masks_of_an_own_dataset(data):
     kind, message, _ = only(data.errors(info))
     assert kind == "unknown colour"
     assert "[8, 0, 0]" in message
+
+
+def test_all_forgotten_colours_are_told_at_once_with_what_to_paste(data):
+    """One colour in every mask, another in one of them: one finding, and the classes are counted all the same."""
+    info = replace(FIVE, label_format="either", palette=((0, 0, 0), (9, 0, 0), (0, 9, 0), (0, 0, 9), (9, 9, 9)))
+    for number in range(20):
+        mask = np.zeros((16, 20, 3), np.uint8)
+        mask[:4, :, 0] = 9
+        mask[8] = (1, 2, 3)  # 20 of 320 pixels
+        if not number:
+            mask[9, :10] = (4, 5, 6)  # 10 of 6400 in all
+        data.add([0], label=mask, image=mask + 1)
+    report = data.audit(info)
+    assert report.class_pixels.tolist() == [20 * 220 - 10, 20 * 80, 0, 0, 0]
+    kind, message, paths = only(data.errors(info))
+    assert kind == "unknown colour"
+    assert len(paths) == 20
+    assert "2 colours are no class" in message
+    assert "[1, 2, 3] 6.2 %, [4, 5, 6] 0.16 %" in message
+    assert '{"name": "…", "color": [1, 2, 3]}, {"name": "…", "color": [4, 5, 6]}' in message
+    assert '"ignore": [[1, 2, 3], [4, 5, 6]]' in message
+    (finding,) = report.findings[:1]
+    assert format_finding(finding, "train").endswith(f"[{', '.join(paths[:3])} and 17 more]")
+
+
+def test_colours_of_jpeg_masks_are_not_to_be_pasted(data, tmp_path):
+    info = replace(FIVE, label_format="colors", palette=((0, 0, 0), (90, 0, 0), (0, 90, 0), (0, 0, 90), (90, 90, 90)))
+    mask = np.zeros((16, 20, 3), np.uint8)
+    mask[:5, :7, 0] = 90
+    data.add([0], label=mask, image=mask + 1)
+    Image.fromarray(mask).save(tmp_path / "mask.jpg")
+    data.pairs = [(data.pairs[0][0], "mask.jpg")]
+    kind, message, _ = only(data.errors(info))
+    assert kind == "unknown colour"
+    assert message.endswith("JPEG changes colours: save masks as PNG")
 
 
 def test_labels_without_content_and_repeated_lines(data):

@@ -150,8 +150,8 @@ def read_list(path: Path) -> list[tuple[str, str | None]]:
     """
     if not path.is_file():
         raise UserError(
-            f"{path}: there is no such list file; write it with `python tools/prepare_data.py`, "
-            "or set DATASET.TRAIN_SET / DATASET.TEST_SET"
+            f"{path}: there is no such list file; write it with `python tools/prepare_data.py {path.parent.name}`, "
+            "or set DATASET.TRAIN_SET or DATASET.TEST_SET to one that is there"
         )
     pairs: list[tuple[str, str | None]] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

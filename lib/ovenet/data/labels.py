@@ -12,7 +12,7 @@ from ovenet.data.info import INVALID, DatasetInfo
 from ovenet.errors import UserError
 
 _ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
-_JPEG = (".jpg", ".jpeg")
+JPEG = (".jpg", ".jpeg")
 
 
 class LabelDecoder:
@@ -92,20 +92,41 @@ class LabelDecoder:
         Raises:
             UserError: a colour is none of the dataset's; names it.
         """
-        codes = _color_codes(pixels)
-        position = np.searchsorted(self._color_codes, codes).clip(max=len(self._color_codes) - 1)
-        wrong = self._color_codes[position] != codes
+        train_ids, wrong = self._look_up(pixels)
         if wrong.any():
             color = [int(channel) for channel in pixels[wrong][0]]
             cause = (
                 "JPEG changes colours: save masks as PNG"
-                if path.suffix.lower() in _JPEG
+                if path.suffix.lower() in JPEG
                 else "add it to dataset.json, as a class or under 'ignore', or save the mask without smoothing"
             )
             raise UserError(
                 f"{path}: colour {color} is no class of {self.info.name} ({int(wrong.sum())} pixels); {cause}"
             )
-        return self._color_train_ids[position]
+        return train_ids
+
+    def count_colors(self, pixels: np.ndarray) -> tuple[dict[int, int], dict[tuple[int, int, int], int]]:
+        """What colours an image holds.
+
+        Args:
+            pixels: ``(H, W, 3)`` uint8 RGB.
+
+        Returns:
+            Pixels of each train id, and of each colour that is none of the dataset's.
+        """
+        train_ids, wrong = self._look_up(pixels)
+        known = np.unique(train_ids[~wrong], return_counts=True)
+        unknown = np.unique(pixels[wrong], axis=0, return_counts=True)
+        return (
+            {int(k): int(n) for k, n in zip(*known, strict=True)},
+            {tuple(map(int, color)): int(n) for color, n in zip(*unknown, strict=True)},
+        )
+
+    def _look_up(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Train ids ``(H, W)``, and which of them mean nothing since the colour is not known."""
+        codes = _color_codes(pixels)
+        position = np.searchsorted(self._color_codes, codes).clip(max=len(self._color_codes) - 1)
+        return self._color_train_ids[position], self._color_codes[position] != codes
 
 
 def label_ids(image: Image.Image, path: Path, info: DatasetInfo) -> np.ndarray:
@@ -135,7 +156,7 @@ def likely_cause(values: np.ndarray, info: DatasetInfo, path: Path) -> str:
     known = f"its ids are {first} to {last}"
     if info.ignored_ids:
         known += f", {info.ignored_ids[0] if len(info.ignored_ids) == 1 else 'the others'} ignored"
-    if path.suffix.lower() in _JPEG:
+    if path.suffix.lower() in JPEG:
         return f"{known}. JPEG changes ids: save label files as PNG"
     if 255 in values and has_cityscapes_ids(info):
         return f"{known}. 255 marks ignored pixels in train id files: list the *_labelIds.png files instead"

@@ -14,7 +14,7 @@ from ovenet.data.audit.ids import findings_about_ids
 from ovenet.data.audit.pairs import audit_pair
 from ovenet.data.audit.reports import Finding, ListReport, PairReport
 from ovenet.data.info import DatasetInfo
-from ovenet.data.labels import LabelDecoder
+from ovenet.data.labels import JPEG, LabelDecoder
 
 _ASKED_AT_ONCE = 16
 _MAX_NAMES = 12
@@ -61,6 +61,7 @@ def audit_list(
             class_images[k] += 1
     findings = [
         *findings_about_ids(reports, info),
+        *_about_colors(reports, info),
         *(finding for report in reports for finding in report.findings),
         *_about_list(pairs, reports, class_images, info),
     ]
@@ -87,6 +88,32 @@ def _map_lazily(pool: ThreadPoolExecutor, function: Callable, items: Sequence) -
         ahead.extend(pool.submit(function, item) for item in islice(remaining, 1))
 
 
+def _about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> Iterator[Finding]:
+    """All colours that are no class, in one finding for PNGs and one for JPEGs, which have colours of their own."""
+    for is_jpeg in (False, True):
+        concerned = [r for r in reports if r.unknown_colors and (Path(r.label).suffix.lower() in JPEG) == is_jpeg]
+        if not concerned:
+            continue
+        colors: Counter[tuple[int, int, int]] = Counter()
+        for report in concerned:
+            colors.update(report.unknown_colors)
+        num_pixels = sum(report.num_pixels for report in concerned)
+        most = colors.most_common(_MAX_NAMES)
+        shown = ", ".join(f"{list(color)} {100 * n / num_pixels:.2g} %" for color, n in most)
+        more = f" and {len(colors) - len(most)} more" if len(colors) > len(most) else ""
+        if is_jpeg:
+            advice = "JPEG changes colours: save masks as PNG"
+        else:
+            rows = ", ".join(f'{{"name": "…", "color": {list(color)}}}' for color, _ in most)
+            ignored = ", ".join(str(list(color)) for color, _ in most)
+            advice = (
+                f'if they are classes, add to dataset.json: {rows}; if not: "ignore": [{ignored}]; if masks were '
+                "smoothed, save them without"
+            )
+        message = f"{len(colors)} colours are no class of {info.name} ({shown}{more} of these masks' pixels); {advice}"
+        yield Finding("unknown colour", True, message, tuple(report.label for report in concerned))
+
+
 def _about_list(
     pairs: Sequence[tuple[str, str | None]],
     reports: Sequence[PairReport],
@@ -109,7 +136,9 @@ def _about_list(
         message = f"no labelled pixel of {names}: not learned from this list, and not scored on it"
         yield Finding("absent class", False, message)
     empty = tuple(
-        r.label for r in reports if r.num_pixels and not r.class_pixels and not r.unknown_ids and not r.findings
+        r.label
+        for r in reports
+        if r.num_pixels and not (r.class_pixels or r.unknown_ids or r.unknown_colors or r.findings)
     )
     if empty:
         yield Finding("label without a class", False, "every pixel is ignored; nothing is learned from it", empty)

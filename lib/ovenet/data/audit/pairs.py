@@ -33,6 +33,7 @@ def audit_pair(
     id_pixels: dict[int, int] = {}
     class_pixels: dict[int, int] = {}
     num_pixels, unknown = 0, ()
+    unknown_colors: dict[tuple[int, int, int], int] = {}
     if label_name is not None:
         try:
             label = open_image(folder / label_name, "label")
@@ -40,18 +41,20 @@ def audit_pair(
             if size is not None:
                 findings += _check_sizes(label, size, orientation, label_name, info)
             if decoder.holds_colors(label):
-                train_ids = decoder.colors_to_train_ids(np.asarray(label.convert("RGB")), folder / label_name)
-                class_pixels = {k: n for k, n in _count(train_ids).items() if 0 <= k < info.num_classes}
+                counts, unknown_colors = decoder.count_colors(np.asarray(label.convert("RGB")))
+                class_pixels = {k: n for k, n in counts.items() if 0 <= k < info.num_classes}
             else:
                 id_pixels = _count_ids(label, folder / label_name, info)
                 class_pixels = {k: id_pixels[i] for k, i in enumerate(info.label_ids) if i in id_pixels}
                 unknown = tuple(i for i in id_pixels if not 0 <= i < 256 or decoder.table[i] == INVALID)
         except UserError as error:
             findings.append(_swapped_or(error, folder, image_name, label_name, decoder))
-        if unknown and _is_swapped(folder, image_name, label_name, decoder):
+        if (unknown or unknown_colors) and _is_swapped(folder, image_name, label_name, decoder):
             findings.append(_swapped(label_name))
-            id_pixels, unknown = {}, ()
-    return PairReport(label_name or "", size, num_pixels, id_pixels, class_pixels, unknown, tuple(findings))
+            id_pixels, unknown, unknown_colors = {}, (), {}
+    return PairReport(
+        label_name or "", size, num_pixels, id_pixels, class_pixels, unknown, tuple(findings), unknown_colors
+    )
 
 
 def _count_ids(label: Image.Image, path: Path, info: DatasetInfo) -> dict[int, int]:
@@ -162,8 +165,6 @@ def _swapped_or(error: ValueError, folder: Path, image_name: str, label_name: st
         return _swapped(label_name)
     if "colour image" in message:
         return Finding("RGB mask", True, message, (label_name,))
-    if "colour" in message:
-        return Finding("unknown colour", True, message, (label_name,))
     return Finding("unreadable file", True, message, (label_name,))
 
 

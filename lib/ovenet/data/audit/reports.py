@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class PairReport:
         id_pixels: pixels of each id in the label file; empty for labels that hold colours.
         class_pixels: pixels of each class, by train id.
         unknown_ids: ids that the dataset does not know.
+        unknown_colors: pixels of each colour that the dataset does not know.
         findings: about this pair.
     """
 
@@ -46,6 +47,7 @@ class PairReport:
     class_pixels: Mapping[int, int]
     unknown_ids: tuple[int, ...]
     findings: tuple[Finding, ...]
+    unknown_colors: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

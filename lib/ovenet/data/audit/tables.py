@@ -13,6 +13,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
 
 _MAX_SIZES = 3
+_MAX_EXAMPLES = 3
 
 
 def format_audit(reports: Sequence[ListReport], info: DatasetInfo) -> str:
@@ -52,9 +53,9 @@ def _sizes(report: ListReport) -> str:
 
 def format_finding(finding: Finding, list_name: str) -> str:
     """One finding in one line."""
-    files = ""
+    files, rest = "", len(finding.paths) - _MAX_EXAMPLES
     if finding.paths:
-        files = f" [{finding.paths[0]}{f' and {len(finding.paths) - 1} more' if len(finding.paths) > 1 else ''}]"
+        files = f" [{', '.join(finding.paths[:_MAX_EXAMPLES])}{f' and {rest} more' if rest > 0 else ''}]"
     return f"{'error' if finding.is_error else 'note'}: {list_name}: {finding.kind}: {finding.message}{files}"
 
 
