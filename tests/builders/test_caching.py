@@ -1,5 +1,10 @@
 """Every process reaches every barrier, whatever its own machine has in its cache."""
 
+import subprocess
+import sys
+from functools import partial
+from subprocess import PIPE
+
 import pytest
 
 from ovenet.builders import caching
@@ -30,3 +35,22 @@ def test_only_what_is_asked_for_is_attached(tiny_cfg, tiny_data, kind):
     attach_cache(cfg, dataset)
     assert (dataset.cache is not None) == (kind == "disk")
     assert (tiny_data / "cache").exists() == (kind == "disk")
+
+
+def test_a_cache_in_memory_stays_until_its_last_run_ends(tmp_path):
+    """In processes of their own, as two runs on the same data are."""
+    folder = tmp_path / "camvid-0123"
+    script = (
+        "import sys; from pathlib import Path; from ovenet.builders.caching import _remove_if_unused, _use\n"
+        f"folder = Path({str(folder)!r}); users = _use(folder); folder.mkdir(exist_ok=True)\n"
+        "print('there', flush=True)\n"
+        "sys.stdin.readline(); _remove_if_unused(folder, users)"
+    )
+    start = partial(subprocess.Popen, [sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True)
+    first, second = start(), start()
+    for process in (first, second):
+        assert process.stdout.readline() == "there\n"
+    first.communicate("end\n", timeout=60)
+    assert folder.is_dir()
+    second.communicate("end\n", timeout=60)
+    assert not folder.exists()

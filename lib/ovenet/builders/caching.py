@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 from yacs.config import CfgNode
@@ -32,11 +34,27 @@ def attach_cache(cfg: CfgNode, dataset: ListDataset) -> None:
         return
     cache = DecodedCache(_parent(cfg), dataset.folder, dataset.info, cfg.TRAIN.IGNORE_LABEL)
     if cfg.DATASET.CACHE == "ram" and distributed.local_rank() == 0:
-        atexit.register(shutil.rmtree, cache.folder, ignore_errors=True)
+        atexit.register(_remove_if_unused, cache.folder, _use(cache.folder))
     with distributed.activity("building the cache"):
         _build(cfg, dataset, cache)
         distributed.barrier()
     dataset.cache = cache
+
+
+def _use(folder: Path) -> TextIO:
+    """Says, until the process ends, that a run uses a folder; several runs may."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = (folder.parent / f".{folder.name}.users").open("a", encoding="utf-8")
+    fcntl.flock(file, fcntl.LOCK_SH)  # waits for one that is just removing the folder
+    return file
+
+
+def _remove_if_unused(folder: Path, users: TextIO) -> None:
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # another run still reads it, and removes it at its end
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _parent(cfg: CfgNode) -> Path:
