@@ -26,7 +26,7 @@ from ovenet.structures import Batch, OVeNetOutput
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 SMALL = "cityscapes/ovenet_hrnet_w18_small_v2_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml"
-RANDOM = ("MODEL.PRETRAINED", "", "MODEL.OFFSET_PRETRAINED", "")
+RANDOM = ("MODEL.BACKBONE.PRETRAINED", "", "MODEL.SEED.PRETRAINED", "")
 
 
 def step_case(options: Options, config: str, name: str, overrides: tuple[str, ...] = (), *, batch: int = 2) -> Case:
