@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ovenet
-from ovenet.config import load_config
+from ovenet.config import default_config, load_config
 from ovenet.losses import LOSSES, build_losses
 from ovenet.losses.functional import mean
 from ovenet.losses.targets import Targets
@@ -62,7 +62,7 @@ def test_the_loss_equals_the_formula():
 @pytest.mark.parametrize("text", YAML)
 def test_the_settings_load(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
-    load_config(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") != default_config()
 
 
 def test_every_part_is_on_the_page():

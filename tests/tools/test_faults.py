@@ -287,3 +287,29 @@ def test_two_processes_stop_together_and_go_on(run, tmp_path):
     code, out = finish(run(tmp_path / "a", *end[2:], "TRAIN.END_EPOCH", state["epoch"] + 1))
     assert code == 0, out
     assert "the run began on 2 process(es), now there are 1: the new number holds" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_has_the_rate_of_its_share(run, tmp_path, before, after):
+    """Two processes take 3 steps an epoch, one takes 6; eight epochs, then two more on an extra list."""
+    settings = ("TRAIN.END_EPOCH", 8, "TRAIN.EXTRA_EPOCH", 2, "TRAIN.EXTRA_LR", 0.01, "TRAIN.BATCH_SIZE_PER_GPU", 1)
+    launchers = {1: (), 2: LAUNCHER}
+    process = run(tmp_path / "a", *settings, launcher=launchers[before])
+    wait_for(process, "epoch 5/10, iteration 1/")
+    os.killpg(process.pid, signal.SIGTERM)
+    finish(process)
+    state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
+    done, log = state["epoch"], folder(tmp_path / "a") / "log.jsonl"
+    assert done in (4, 5)
+    begun = len(log.read_text().splitlines())
+    code, out = finish(run(tmp_path / "a", *settings, launcher=launchers[after]))
+    assert code == 0, out
+    per_epoch = 6 // after
+    points = [json.loads(line) for line in log.read_text().splitlines()[begun:]]
+    rates = [point["lr"] for point in points if point["kind"] == "train"]  # after the step: of the next one
+    total, extra = 8 * per_epoch, 2 * per_epoch
+    expected = [0.02 * (1 - it / total) ** 0.9 for it in range(1, total)]
+    expected += [0.01 * (1 - it / extra) ** 0.9 for it in range(extra + 1)]
+    assert rates == pytest.approx(expected[-len(rates) :], abs=1e-9)
+    assert len(rates) > 2 * per_epoch

@@ -6,7 +6,6 @@ A new one is a class here or in a file that `ovenet.losses` imports, registered 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -130,12 +129,9 @@ class Focal:
 class _RegionLoss:
     """A loss of regions from segmentation_models_pytorch, which is one number for a batch."""
 
-    def __init__(self, align_corners: bool, **options: Any):
+    def __init__(self, name: str, align_corners: bool, **options: Any):
         self.align_corners = align_corners
-        self._loss = self._builder()(mode="multiclass", ignore_index=_IGNORED, **options)
-
-    def _builder(self) -> Callable[..., Callable[[Tensor, Tensor], Tensor]]:
-        raise NotImplementedError  # by each of them
+        self._loss = getattr(_smp_losses(), name)(mode="multiclass", ignore_index=_IGNORED, **options)
 
     def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
         """See `ScoreLoss`."""
@@ -158,10 +154,7 @@ class Dice(_RegionLoss):
     """
 
     def __init__(self, *, smooth: float = 0.0, align_corners: bool = True):
-        super().__init__(align_corners, smooth=smooth)
-
-    def _builder(self) -> Callable[..., Callable[[Tensor, Tensor], Tensor]]:
-        return _smp_losses().DiceLoss
+        super().__init__("DiceLoss", align_corners, smooth=smooth)
 
 
 @LOSSES.register("lovasz")
@@ -174,10 +167,7 @@ class Lovasz(_RegionLoss):
     """
 
     def __init__(self, *, per_image: bool = False, align_corners: bool = True):
-        super().__init__(align_corners, per_image=per_image)
-
-    def _builder(self) -> Callable[..., Callable[[Tensor, Tensor], Tensor]]:
-        return _smp_losses().LovaszLoss
+        super().__init__("LovaszLoss", align_corners, per_image=per_image)
 
 
 def _smp_losses() -> Any:

@@ -7,6 +7,7 @@ own on the backbone's maps (`neck`).
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,7 @@ class Seed(Part):
         self.head = OffsetHead(in_channels, max_offset=max_offset)
         self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits)
 
+    @abstractmethod
     def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
         """What the offset head reads.
 
@@ -70,7 +72,6 @@ class Seed(Part):
             maps: the backbone's; of a fork, those before `fork_stage`.
             decoded: the head's prediction.
         """
-        raise NotImplementedError  # by every kind
 
     def forward(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
         """Seed scores and fused scores.
