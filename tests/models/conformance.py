@@ -105,6 +105,7 @@ class BackboneConformance:
             assert torch.isfinite(b).all()
             assert (a - b.float()).norm() < 0.15 * a.norm()
 
+    @pytest.mark.slow
     def test_it_compiles_in_one_graph(self):
         model = self.build(head="conv1x1", seed="neck").eval()
         images = self.images(batch=1)
@@ -198,6 +199,7 @@ class HeadConformance:
         for a, b in zip(exact, rough, strict=True):
             assert (a - b.float()).norm() < 0.1 * a.norm()
 
+    @pytest.mark.slow
     def test_it_compiles_in_one_graph(self):
         head, maps = self.build().eval(), self.maps()
         with torch.no_grad():
@@ -243,6 +245,7 @@ class NeckConformance:
         assert all(is_reached(p) for p in neck.parameters())
         assert all(x.grad is not None for x in maps)
 
+    @pytest.mark.slow
     def test_it_compiles_in_one_graph(self):
         neck, maps = self.build().eval(), random_maps()
         torch.testing.assert_close(compiles_in_one_graph(neck, maps), neck(maps), atol=1e-5, rtol=1e-4)

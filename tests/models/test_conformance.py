@@ -15,10 +15,6 @@ class TestHRNet(BackboneConformance):
     name, num_parameters = "hrnet_w18_small_v1", 1_477_920
 
 
-class TestHRNetOfMMSegmentation(BackboneConformance):
-    name, args = "hrnet_w18_small_v1", {"flavour": "mmseg"}
-
-
 class TestResNet(BackboneConformance):
     name = "resnet50_v1c"
 

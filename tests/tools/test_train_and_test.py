@@ -60,6 +60,7 @@ def test_the_cache_in_memory_is_removed_at_the_end(run_process, experiment):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_compiling_without_a_compiler_is_one_line(run_process, experiment, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     trained = run_process(sys.executable, "tools/train.py", "--cfg", experiment[0], "TRAIN.COMPILE", "default")
@@ -176,7 +177,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("launcher", ["torch.distributed.launch", "torch.distributed.run"])
+@pytest.mark.parametrize(
+    "launcher", ["torch.distributed.launch", pytest.param("torch.distributed.run", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_and_test(run_process, run_tool, experiment, launcher, tmp_path):
     config, run_dir = experiment
     launch = (sys.executable, "-m", launcher, "--nproc_per_node=2")
