@@ -4,8 +4,14 @@ from ovenet.geometry.grid import pixel_grid
 from ovenet.geometry.resample import lookup_labels, refine_offset, sample_bilinear, seed_position
 from ovenet.geometry.resize import resize_bilinear
 from ovenet.geometry.separable import add_resized_rows_gradient, interpolation_weights, resize_rows, source_rows
+from ovenet.geometry.warp import FLOW_ALIGNMENT, FREQ_FUSION, OVENET, SRM, WarpConvention, warp
 
 __all__ = [
+    "FLOW_ALIGNMENT",
+    "FREQ_FUSION",
+    "OVENET",
+    "SRM",
+    "WarpConvention",
     "add_resized_rows_gradient",
     "interpolation_weights",
     "lookup_labels",
@@ -16,4 +22,5 @@ __all__ = [
     "sample_bilinear",
     "seed_position",
     "source_rows",
+    "warp",
 ]

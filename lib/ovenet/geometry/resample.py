@@ -1,7 +1,7 @@
 """Fetching scores, offsets and labels at seed pixels.
 
-Positions are ``(B, 2, h, w)`` in ``(x, y)``, normalised so that the centres of the corner pixels lie at ±1. Every
-function here samples with ``align_corners=True``, the same convention as the grid: a zero offset is the identity.
+Positions are ``(B, 2, h, w)`` in ``(x, y)``, normalised so that the centres of the corner pixels lie at ±1. Unless told
+otherwise everything samples with ``align_corners=True``, the convention of the grid: a zero offset is the identity.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ def seed_position(offset: Tensor) -> Tensor:
     return (grid + offset).clamp(-1.0, 1.0)
 
 
-def sample_bilinear(values: Tensor, position: Tensor, *, padding_mode: Literal["border", "zeros"] = "border") -> Tensor:
+def sample_bilinear(
+    values: Tensor,
+    position: Tensor,
+    *,
+    padding_mode: Literal["border", "zeros"] = "border",
+    align_corners: bool = True,
+) -> Tensor:
     """Bilinear values at the given positions, computed in the positions' precision.
 
     Args:
@@ -35,13 +41,14 @@ def sample_bilinear(values: Tensor, position: Tensor, *, padding_mode: Literal["
         position: ``(B, 2, h', w')`` normalised ``(x, y)``, float32 or float64; NaN samples the centre, since torch's
             CPU kernel reads and writes outside its memory there.
         padding_mode: what lies outside the image, see `torch.nn.functional.grid_sample`.
+        align_corners: whether the centres of the corner pixels lie at ±1, or their outer edges.
 
     Returns:
         ``(B, C, h', w')`` of the positions' type.
     """
     grid = position.nan_to_num(nan=0.0).permute(0, 2, 3, 1)
     return F.grid_sample(
-        values.to(position.dtype), grid, mode="bilinear", padding_mode=padding_mode, align_corners=True
+        values.to(position.dtype), grid, mode="bilinear", padding_mode=padding_mode, align_corners=align_corners
     )
 
 
