@@ -2,11 +2,14 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -127,3 +130,50 @@ def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path
     message = (tmp_path / "0.txt").read_text()
     assert message.startswith("process 0 of 2 lost the others in iteration 7: ")
     assert "DIST_TIMEOUT" in message
+
+
+@pytest.mark.parametrize(
+    ("environment", "parts"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, ["process 0 of 2 did not meet the others", "MASTER_PORT="]),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2"},
+            ["process 1 of 2 did not meet the others within 3 s", "start all processes"],
+        ),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, ["RANK=2 of WORLD_SIZE=2; ranks begin at 0"]),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, ["RANK=first; expected a whole number"]),
+        pytest.param(
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": ""}, ["MASTER_PORT=not set"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "taken"}, ["a port that is free"], marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_processes_that_do_not_meet_say_why_on_one_line(environment, parts):
+    """A missing peer, rank 1 without rank 0, a wrong RANK, a port in use: in real processes."""
+    with socket.socket() as taken, socket.socket() as free:
+        for each in (taken, free):
+            each.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(free.getsockname()[1])
+        free.close()
+        if environment.get("MASTER_PORT") == "taken":
+            port = str(taken.getsockname()[1])
+        settings = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **environment} | {
+            "MASTER_PORT": port
+        }
+        if environment.get("MASTER_PORT") == "":
+            del settings["MASTER_PORT"]
+        script = (
+            "import torch; from ovenet.utils import cli, distributed\n"
+            "def main():\n"
+            "    with distributed.process_group(torch.device('cpu'), timeout_s=3): pass\n"
+            "cli.run_main(main)"
+        )
+        done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in line

@@ -20,6 +20,8 @@ T = TypeVar("T")
 # How gloo and NCCL say that a peer is gone or late.
 _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|heartbeat|remote process", re.IGNORECASE)
 _activity = "the beginning"
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_WAY_OUT = "torchrun sets these variables; unset them to run one process"
 
 
 class PeersLostError(UserError):
@@ -28,12 +30,24 @@ class PeersLostError(UserError):
 
 def is_launched() -> bool:
     """Whether a launcher (torchrun, torch.distributed.launch) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _launcher_number("WORLD_SIZE", 1) > 1
 
 
 def is_launch_main() -> bool:
     """Whether this is process 0, told from the launcher's environment, before the group exists."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return _launcher_number("RANK", 0) == 0
+
+
+def _launcher_number(name: str, default: int) -> int:
+    """What the launcher says in an environment variable.
+
+    Raises:
+        UserError: it is no whole number.
+    """
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise UserError(f"the environment says {name}={text}; expected a whole number: {_WAY_OUT}")
+    return int(text)
 
 
 @contextmanager
@@ -52,8 +66,7 @@ def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[
     if not is_launched():
         yield
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    _join(device, timeout_s)
     try:
         yield
         dist.barrier()
@@ -67,6 +80,26 @@ def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[
         ) from error
     if dist.get_backend() == "nccl":  # gloo's own destruction can wait forever for a peer that has gone (torch 2.6)
         dist.destroy_process_group()
+
+
+def _join(device: torch.device, timeout_s: float) -> None:
+    """Meets the other processes.
+
+    Raises:
+        PeersLostError: not all came, or the place where they meet cannot be used.
+    """
+    world_size, own = _launcher_number("WORLD_SIZE", 1), _launcher_number("RANK", 0)
+    if own >= world_size:
+        raise UserError(f"the environment says RANK={own} of WORLD_SIZE={world_size}; ranks begin at 0: {_WAY_OUT}")
+    said = ", ".join(f"{name}={os.environ.get(name, 'not set')}" for name in _LAUNCHER_VARIABLES)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    except (RuntimeError, ValueError) as error:  # torch's own errors of the store and the network are RuntimeErrors
+        reason = " ".join(str(error).split())[:200]
+        raise PeersLostError(
+            f"process {own} of {world_size} did not meet the others within {timeout_s:g} s ({reason}); the environment "
+            f"says {said}: start all processes, each with a RANK of its own, and a port that is free: {_WAY_OUT}"
+        ) from error
 
 
 @contextmanager
