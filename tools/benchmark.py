@@ -111,7 +111,7 @@ def violations(case: Case, record: dict, *, is_busy: bool = False) -> list[str]:
     problems = []
     least = max(1.0, case.min_ratio * 2 / 3) if is_busy else case.min_ratio
     if record["ratio"] < least:
-        problems.append(f"{case.name}: {record['ratio']:.2f} times as fast, at least {least:.2g} is expected")
+        problems.append(f"{case.name}: {record['ratio']:.2f} times as fast, at least {round(least, 2)} is expected")
     if memory := record["memory_bytes"]:
         share = memory["ours"] / max(memory["plain"], 1)
         if case.max_memory and share > case.max_memory:

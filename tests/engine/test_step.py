@@ -186,7 +186,7 @@ def test_a_step_on_cuda_never_waits(tiny_cfg, precision):
     assert all(result.loss is not None for result in results)
 
 
-@pytest.mark.parametrize("name", ["branched_seg_hrnet", "seg_hrnet_ocr"])
+@pytest.mark.parametrize("name", [pytest.param("branched_seg_hrnet", marks=pytest.mark.slow), "seg_hrnet_ocr"])
 def test_model_and_plain_loss_compile_without_graph_breaks(tiny_cfg, name):
     cfg = tiny_cfg("LOSS.USE_OHEM", True, "LOSS.ENGINE", "plain", name=name)
     model, criterion = build_model(cfg).train(), build_criterion(cfg)
