@@ -122,6 +122,7 @@ def _wait_for_a_late_one(rank, port, results):
     os._exit(0)  # as tools end then: gloo may abort a process that takes its leave
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -135,7 +136,11 @@ def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path
 @pytest.mark.parametrize(
     ("environment", "parts"),
     [
-        ({"RANK": "0", "WORLD_SIZE": "2"}, ["process 0 of 2 did not meet the others", "MASTER_PORT="]),
+        pytest.param(
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            ["process 0 of 2 did not meet the others", "MASTER_PORT="],
+            marks=pytest.mark.slow,
+        ),
         (
             {"RANK": "1", "WORLD_SIZE": "2"},
             ["process 1 of 2 did not meet the others within 3 s", "start all processes"],

@@ -35,17 +35,17 @@ def files_of(run):
     return content, (folder / "images.jsonl").read_text()
 
 
-def test_any_number_of_processes_gives_the_same_files(trained, run_tool, run_process):
+@pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_any_number_of_processes_gives_the_same_files(trained, run_tool, run_process, number):
     config, run = trained
     assert run_tool("test", "--cfg", config).code == 0
     expected = files_of(run)
     assert len(expected[1].splitlines()) == 6
-    for number in (2, 3):
-        launch = (sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={number}", "--standalone")
-        done = run_process(*launch, "tools/test.py", "--cfg", config)
-        assert done.returncode == 0, done.stderr
-        assert files_of(run) == expected
-        assert not (run / "test/train_best_s1/unfinished").exists()
+    launch = (sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={number}", "--standalone")
+    done = run_process(*launch, "tools/test.py", "--cfg", config)
+    assert done.returncode == 0, done.stderr
+    assert files_of(run) == expected
+    assert not (run / "test/train_best_s1/unfinished").exists()
 
 
 def test_an_interrupted_evaluation_goes_on(trained, run_tool, monkeypatch):

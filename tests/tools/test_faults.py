@@ -140,7 +140,7 @@ def assert_nothing_is_left(process):
     raise AssertionError("a process is left behind")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_request_to_the_whole_group_saves_and_leaves(run, tmp_path, number):
     """As SLURM, `timeout` and a terminal send it: to the loading processes too."""
     end = ("TRAIN.END_EPOCH", 400, "TRAIN.CHECKPOINT_EVERY", 0, "WORKERS", 2)
@@ -166,6 +166,7 @@ def test_a_request_at_start_up_ends_at_once(run, tmp_path):
     assert_nothing_is_left(process)
 
 
+@pytest.mark.slow
 def test_a_request_during_validation_loses_nothing(run, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     slow = ("TRAIN.EVAL_INTERVAL", 1, "TRAIN.CHECKPOINT_EVERY", 0, "TRAIN.END_EPOCH", 3, "WORKERS", 1)

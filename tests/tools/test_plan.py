@@ -27,6 +27,7 @@ def test_what_a_training_costs_is_told(run_process, config):
     assert eta.startswith("ETA of all 30 steps")  # 3 an epoch, 20 epochs, two processes
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_split_and_then_recomputed(run_process, config):
     done = run_process(sys.executable, "tools/plan.py", "--cfg", config, "--steps", 1, "--memory", 0.01)
     assert done.returncode == 2
