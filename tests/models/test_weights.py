@@ -183,11 +183,15 @@ def test_the_heads_of_pascal_context_learn_ten_times_as_fast():
     assert len(slow["params"]) + len(fast["params"]) == len(list(model.parameters()))
 
 
-@pytest.mark.parametrize("name", ["hr18s", "hr18", "hr48", "r101-d8"])
-def test_ocrnets_of_mmsegmentation_load_whole(name):
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [("hr18s", 6_378_496), ("hr18", 12_080_036), ("hr48", 70_371_446), ("r101-d8", 55_516_294)],
+)
+def test_ocrnets_of_mmsegmentation_load_whole(name, num_parameters):
     cfg = load_config(EXPERIMENTS / f"cityscapes/ocrnet_{name}_4xb2-40k_cityscapes-512x1024.yaml")
     with torch.device("meta"):
         model = build_model(cfg)
+    assert sum(p.numel() for p in model.parameters()) == num_parameters
     report = load_weights(model, published(f"mmseg_ocrnet_{name}_cityscapes"), name, whole=True)
     assert report.missing == report.mismatched == report.unexpected == ()
     assert report.unused == 0
