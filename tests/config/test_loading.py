@@ -73,6 +73,8 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
         ({"TEST": {"SCALE_LIST": [1, -1]}}, [], r"TEST\.SCALE_LIST .* all above 0"),
         ({"TRAIN": {"IGNORE_LABEL": 3}}, [], r"TRAIN\.IGNORE_LABEL is 3; expected outside the classes 0 to 18"),
         ({"TRAIN": {"END_EPOCH": 0}}, [], r"TRAIN\.END_EPOCH is 0; expected more than TRAIN\.BEGIN_EPOCH"),
+        ({"TRAIN": {"ITERATIONS": 9, "EXTRA_EPOCH": 2}}, [], r"EXTRA_EPOCH is 2; expected 0 with TRAIN\.ITERATIONS"),
+        ({"LOSS": {"AVERAGE": "all", "USE_OHEM": True}}, [], r"LOSS\.AVERAGE is 'all'; expected 'valid' with LOSS"),
         ({"TRAIN": {"LR": 0}}, [], r"TRAIN\.LR is 0\.0; expected more than 0"),
         ({"MODEL": {"EXTRA": {"STAGE3": {"NUM_BLOCKS": [4]}}}}, [], r"STAGE3\.NUM_BLOCKS is \[4\]; expected 3 whole"),
         ({"MODEL": {"EXTRA": {"STAGE2": {"NUM_BRANCHES": 3}}}}, [], r"STAGE2\.NUM_BRANCHES is 3; expected 2"),

@@ -109,6 +109,18 @@ def check_config(cfg: CfgNode) -> None:
         cfg,
         f"more than TRAIN.BEGIN_EPOCH, which is {cfg.TRAIN.BEGIN_EPOCH}",
     )
+    _require(
+        not (cfg.TRAIN.ITERATIONS and cfg.TRAIN.EXTRA_EPOCH),
+        "TRAIN.EXTRA_EPOCH",
+        cfg,
+        f"0 with TRAIN.ITERATIONS, which is {cfg.TRAIN.ITERATIONS}: extra epochs follow TRAIN.END_EPOCH alone",
+    )
+    _require(
+        cfg.LOSS.AVERAGE == "valid" or not cfg.LOSS.USE_OHEM or bool(cfg.LOSS.TERMS),
+        "LOSS.AVERAGE",
+        cfg,
+        "'valid' with LOSS.USE_OHEM: it averages over the hard pixels",
+    )
     _require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
     _require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")
     _require(0 < cfg.TRAIN.CAT_MAX_RATIO <= 1, "TRAIN.CAT_MAX_RATIO", cfg, "more than 0 and at most 1")
