@@ -81,6 +81,10 @@ class TestProjectedConcatNeck(NeckConformance):
     name, args = "concat", {"projection": 6}
 
 
+class TestAddedNeck(NeckConformance):
+    name, args = "concat_added", {"projection": 8}
+
+
 class TestIdentityNeck(NeckConformance):
     name = "none"
 

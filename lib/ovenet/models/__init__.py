@@ -1,6 +1,6 @@
 """Networks and their weights. Importing this registers every part."""
 
-from ovenet.models import backbones, heads, necks
+from ovenet.models import backbones, controls, heads, necks
 from ovenet.models.factory import build_segmentor, list_backbones, list_heads, list_necks, list_seeds
 from ovenet.models.fusion import SeedFusion
 from ovenet.models.ovenet import OVeNet
@@ -12,6 +12,7 @@ __all__ = [
     "Segmentor",
     "backbones",
     "build_segmentor",
+    "controls",
     "heads",
     "list_backbones",
     "list_heads",

@@ -44,7 +44,11 @@ class SeedFusion(nn.Module):
         initial = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores]
         if not self.fuse_logits:
             initial = [s.softmax(dim=1) for s in initial]
-        seed = [sample_bilinear(s, position) for s in initial]
+        seed = [self.fetch(s, position) for s in initial]
         fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(initial, seed, strict=True)]
         kind = "logits" if self.fuse_logits else "probabilities"
         return OVeNetOutput(tuple(initial), tuple(seed), tuple(fused), offset, confidence, kind, embedding)
+
+    def fetch(self, scores: Tensor, position: Tensor) -> Tensor:
+        """Scores ``(B, K, h, w)`` at the positions of the seeds ``(B, 2, h, w)``, see `seed_position`."""
+        return sample_bilinear(scores, position)

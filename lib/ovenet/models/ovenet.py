@@ -81,11 +81,16 @@ class Seed(Part):
             decoded: the head's prediction.
             images: for their size.
         """
+        offset, confidence = self.predict(features, decoded, images)
+        return self.fusion(decoded.scores, offset, confidence, embedding=decoded.embedding)
+
+    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets and confidence at the size of the scores; arguments as for `forward`."""
         offset, confidence = (cropped(x, images, self.stride) for x in self.head(features))
         size = decoded.scores[-1].shape[-2:]
         # Normalised units need no rescaling.
         offset, confidence = (resize_bilinear(x, size, align_corners=self.align_corners) for x in (offset, confidence))
-        return self.fusion(decoded.scores, offset, confidence, embedding=decoded.embedding)
+        return offset, confidence
 
 
 @SEEDS.register("fork")

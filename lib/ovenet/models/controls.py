@@ -1,0 +1,121 @@
+"""Controls: parts that have what a seed has, but for the seed itself, so that an experiment can tell what helped.
+
+`AddedNeck` has the parameters of a seed with a neck of its own, and adds their features to the head's instead of
+fetching scores. `ControlSeed` has the parameters and the losses of an OVeNet, and takes the second scores from
+elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovenet.models.fusion import SeedFusion
+from ovenet.models.interfaces import Neck, SegOutput, initialize_convolutions
+from ovenet.models.necks import ConcatNeck
+from ovenet.models.ovenet import NeckSeed
+from ovenet.models.registry import NECKS, SEEDS
+from ovenet.structures import OVeNetOutput
+
+Source = Literal["own", "random", "mean3", "mean7"]
+_EVALUATION_SEED = 0
+
+
+@NECKS.register("concat_added")
+class AddedNeck(Neck):
+    """Two concat necks; the second one's features are added to the first one's after a 1x1 convolution.
+
+    Args:
+        in_channels: channels per map.
+        in_strides: strides per map.
+        projection: width to which each neck brings every map, see `ConcatNeck`.
+        align_corners: convention of the upsampling.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        *,
+        projection: int | None = None,
+        align_corners: bool = True,
+    ):
+        super().__init__()
+        self.main, self.extra = (
+            ConcatNeck(in_channels, in_strides, projection=projection, align_corners=align_corners) for _ in range(2)
+        )
+        self.channels, self.strides = self.main.channels, self.main.strides
+        width = self.channels[0]
+        self.layers = nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        initialize_convolutions(self.layers)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps, fine to coarse, to one."""
+        return [self.main(features)[0] + self.layers(self.extra(features)[0])]
+
+
+@SEEDS.register("control")
+class ControlSeed(NeckSeed):
+    """The seed `neck`, whose second scores come from elsewhere than its offsets say.
+
+    Args:
+        in_channels, in_strides, projection: see `NeckSeed`.
+        source: ``own``, the pixel itself (offsets of zero); ``random``, a pixel within ±max_offset, drawn anew for
+            every training step and the same for every image of a test; ``mean3`` or ``mean7``, the mean over the
+            pixel's neighbourhood of that size.
+        max_offset, num_refinements, fuse_logits, align_corners: see `Seed`.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        *,
+        source: Source,
+        projection: int | None = 64,
+        max_offset: float = 0.5,
+        num_refinements: int = 0,
+        fuse_logits: bool = True,
+        align_corners: bool = True,
+    ):
+        super().__init__(
+            in_channels,
+            in_strides,
+            projection=projection,
+            max_offset=max_offset,
+            num_refinements=num_refinements,
+            fuse_logits=fuse_logits,
+            align_corners=align_corners,
+        )
+        self.source = source
+        if source in ("mean3", "mean7"):
+            self.fusion = _MeanFusion(int(source[-1]), fuse_logits=fuse_logits)
+
+    def forward(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
+        """See `Seed.forward`."""
+        offset, confidence = self.predict(features, decoded, images)
+        if self.source == "random":
+            drawn = torch.rand(offset.shape, generator=self._generator(), dtype=offset.dtype).to(offset.device)
+            offset = (2 * drawn - 1) * self.head.max_offset
+        else:
+            offset = torch.zeros_like(offset)
+        return self.fusion(decoded.scores, offset, confidence, embedding=decoded.embedding)
+
+    def _generator(self) -> torch.Generator | None:
+        return None if self.training else torch.Generator().manual_seed(_EVALUATION_SEED)
+
+
+class _MeanFusion(SeedFusion):
+    """Takes the mean over a window, cut off at the border, for the score at the seed."""
+
+    def __init__(self, window: int, *, fuse_logits: bool):
+        super().__init__(fuse_logits=fuse_logits)
+        self.window = window
+
+    def fetch(self, scores: Tensor, position: Tensor) -> Tensor:
+        """See `SeedFusion.fetch`."""
+        return F.avg_pool2d(scores, self.window, stride=1, padding=self.window // 2, count_include_pad=False)
