@@ -16,7 +16,7 @@ from ovenet.errors import UserError
 ROOT = Path(__file__).parents[2]
 # Of version 1, which described the same models by MODEL.EXTRA.
 PARAMETER_COUNTS = json.loads((Path(__file__).parent / "parameter_counts.json").read_text())
-EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "_base_")
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name not in ("_base_", "sweeps"))
 
 
 def test_later_values_win(write_config):

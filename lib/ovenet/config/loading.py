@@ -135,7 +135,7 @@ def _file_sources(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[str,
     """Yields the settings of the file's bases, then of the file, each with its name."""
     if path.resolve() in children:
         raise UserError(f"{path}: {_BASE_KEY} leads back to the file itself")
-    content = _read_yaml(path)
+    content = read_yaml(path)
     bases = content.pop(_BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -145,7 +145,12 @@ def _file_sources(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[str,
     yield str(path), dict(_flatten(content))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a table.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -149,12 +149,15 @@ def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: 
 
     Returns:
         ``scores`` by prediction name: mean IoU, pixel accuracy, and IoU by train id of the classes in the label;
+        ``pixels`` by train id of the classes that occur: ``label``, how many the label has, and by prediction name how
+        many were right and how many predicted, of the labelled ones;
         ``changed``: share of the pixels that S_f gets right and S_i does not, or the reverse.
     """
     record: dict[str, Any] = {"index": index, "name": sample.name, "size": list(sample.image.shape[:2])}
     if counts is None:
         return record
     record["scores"] = {}
+    record["pixels"] = {"label": _where_any(counts.confusion[0].sum(axis=1))}
     for name, table in zip(names, counts.confusion, strict=True):
         right, labelled = table.diagonal(), table.sum(axis=1)
         iou = ratio(right, labelled + table.sum(axis=0) - right, labelled > 0)
@@ -163,11 +166,17 @@ def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: 
             "pixel_accuracy": float(ratio(right.sum(), labelled.sum())),
             "iou": {int(k): iou[k] for k in np.flatnonzero(labelled)},
         }
+        record["pixels"][name] = _where_any(np.stack([right, table.sum(axis=0)], axis=1))
     if counts.seed is not None and counts.seed.sum():
         by_initial_and_fused = counts.seed.sum(axis=1)
         record["corrected"], record["broken"] = int(by_initial_and_fused[0, 1]), int(by_initial_and_fused[1, 0])
         record["changed"] = (record["corrected"] + record["broken"]) / int(counts.seed.sum())
     return _plain(record)
+
+
+def _where_any(counts: np.ndarray) -> dict[int, Any]:
+    """Counts by class ``(K, ...)`` as lists, without the classes that have none."""
+    return {k: row.tolist() for k, row in enumerate(counts) if row.any()}
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,204 @@
+"""Sweep files: overrides of an experiment, each with several seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from ovenet.builders.runs import run_directory
+from ovenet.config import default_config, flat_settings, load_config, read_yaml
+from ovenet.errors import UserError, nearest
+
+WEIGHTS = ("best", "final")
+_KEYS = {"CFG", "SEEDS", "RUNS", "TEST", "WEIGHTS", "REFERENCE"}
+_RUN_KEYS = {"CFG", "SEEDS", "GRID"}
+# Settings that say where and how fast a run is made, not what comes out.
+_NOT_OF_THE_RESULT = re.compile(
+    r"(OUTPUT_DIR|LOG_DIR|WANDB|DEVICE|WORKERS|PRINT_FREQ|DIST_TIMEOUT|PIN_MEMORY|SEED|VERSION"
+    r"|DATASET\.(ROOT|CACHE|CACHE_DIR|AUDIT)|LOSS\.ENGINE"
+    r"|TRAIN\.(RESUME|CHECKPOINT_EVERY|CHECKPOINT_MINUTES|KEEP_CHECKPOINTS|CHECKPOINT_ACTIVATIONS|COMPILE)"
+    r"|TEST\.(RESUME|REPORT|SAVE_PREDICTIONS|MODEL_FILE|BATCH_SIZE_PER_GPU|COMPILE|DETAILS))$"
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its test.
+
+    Attributes:
+        name: of the variant; runs that differ by the seed alone share it.
+        seed: ``SEED``.
+        config_file: experiment.
+        overrides: ``KEY VALUE …`` of the training, without the seed.
+        settings: what the result depends on and is not the schema's default, by key.
+        key: of these settings, the seed and the test; the same key is the same run.
+        group: name of the grid that the variant belongs to, "" for none.
+        at: its place in that grid.
+    """
+
+    name: str
+    seed: int
+    config_file: Path
+    overrides: tuple[str, ...]
+    settings: Mapping[str, Any]
+    key: str
+    group: str = ""
+    at: float | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Of what belongs to this run: its name, seed and key."""
+        return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', self.name).strip('_')}-seed{self.seed}-{self.key[:8]}"
+
+    def folder(self, output_dir: Path, sweep: str) -> Path:
+        """``OUTPUT_DIR`` of this run."""
+        return output_dir / "sweeps" / sweep / self.file_name
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file says.
+
+    Attributes:
+        name: of the file, without its suffix.
+        runs: in the order of the file, seed by seed.
+        reference: name of the variant that the others are compared with.
+        test: overrides of the test.
+        weights: ``best`` on the validation list, or ``final``.
+        output_dir: ``OUTPUT_DIR``.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    reference: str
+    test: tuple[str, ...]
+    weights: str
+    output_dir: Path
+
+
+def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Reads a sweep file and resolves the configuration of every run.
+
+    Args:
+        path: YAML with ``CFG`` (an experiment, relative to the file), ``SEEDS`` and ``RUNS``, a table of overrides by
+            variant, each perhaps with a ``CFG``, ``SEEDS`` or a ``GRID`` (one key with the values that it takes) of its
+            own; perhaps with ``TEST`` (overrides of the test), ``WEIGHTS`` and ``REFERENCE``.
+        overrides: ``KEY VALUE …`` for all trainings.
+
+    Raises:
+        UserError: the file or a configuration is wrong.
+    """
+    content = read_yaml(path)
+    _require_keys(content, _KEYS, str(path))
+    variants = content.get("RUNS")
+    if not isinstance(variants, dict) or not variants:
+        raise UserError(f"{path}: RUNS is {variants!r}; expected a table of runs: NAME: {{KEY: VALUE, …}}")
+    weights = content.get("WEIGHTS", WEIGHTS[0])
+    if weights not in WEIGHTS:
+        raise UserError(f"{path}: WEIGHTS is {weights!r}; expected {' or '.join(WEIGHTS)}")
+    test = _as_overrides(content.get("TEST", {}), f"{path}: TEST")
+    runs = [
+        run
+        for name, variant in variants.items()
+        for run in _runs_of(path, content, str(name), variant, overrides, [*test, "WEIGHTS", weights])
+    ]
+    runs.sort(key=lambda run: run.seed)  # a sweep that is cut short has all variants of the first seeds
+    names = list(dict.fromkeys(run.name for run in runs))
+    reference = str(content.get("REFERENCE", names[0]))
+    if reference not in names:
+        raise UserError(
+            f"{path}: REFERENCE is {reference!r}; there is no such run, did you mean {nearest(reference, names)}?"
+        )
+    twice = {run.key: run for run in runs}
+    for run in runs:
+        if twice[run.key].name != run.name:
+            raise UserError(f"{path}: the runs {run.name!r} and {twice[run.key].name!r} have the same settings")
+    output_dir = Path(load_config(runs[0].config_file, runs[0].overrides).OUTPUT_DIR)
+    return Sweep(path.stem, tuple(runs), reference, tuple(test), weights, output_dir)
+
+
+def run_config(run: Run, sweep: Sweep) -> tuple[CfgNode, Path]:
+    """The configuration of a run's training, and the folder that it goes to."""
+    overrides = training_overrides(run, sweep)
+    cfg = load_config(run.config_file, overrides)
+    return cfg, run_directory(cfg, run.config_file)
+
+
+def training_overrides(run: Run, sweep: Sweep) -> list[str]:
+    """``KEY VALUE …`` for ``tools/train.py``."""
+    folder = run.folder(sweep.output_dir, sweep.name)
+    return [*run.overrides, "SEED", str(run.seed), "OUTPUT_DIR", str(folder), "TRAIN.RESUME", "True"]
+
+
+def _runs_of(
+    path: Path, content: Mapping[str, Any], name: str, variant: Any, overrides: Sequence[str], test: Sequence[str]
+) -> list[Run]:
+    where = f"{path}: RUNS.{name}"
+    variant = {} if variant is None else variant
+    if not isinstance(variant, dict):
+        raise UserError(
+            f"{where} is {variant!r}; expected a table: {{KEY: VALUE, …}}, {{}} for the experiment as it is"
+        )
+    chosen = {**{key: content[key] for key in ("CFG", "SEEDS") if key in content}, **variant}
+    seeds, cfg = chosen.get("SEEDS", [0]), chosen.get("CFG")
+    if not isinstance(cfg, str):
+        raise UserError(f"{where}: CFG is {cfg!r}; expected the path of an experiment file")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"{where}: SEEDS is {seeds!r}; expected a list of whole numbers of at least 0")
+    config_file = path.parent / cfg
+    own = _as_overrides({key: value for key, value in variant.items() if key not in _RUN_KEYS}, where)
+    runs = []
+    for label, at, extra in _grid(chosen.get("GRID"), name, where):
+        settings = [*own, *extra, *overrides]
+        resolved = _settings_of_the_result(load_config(config_file, settings))
+        for seed in dict.fromkeys(seeds):
+            identity = json.dumps([resolved, seed, list(test)], sort_keys=True)
+            key = hashlib.sha256(identity.encode()).hexdigest()
+            group = name if extra else ""
+            runs.append(Run(label, seed, config_file, tuple(settings), resolved, key, group, at))
+    return runs
+
+
+def _grid(grid: Any, name: str, where: str) -> list[tuple[str, float | None, list[str]]]:
+    """Name, place and overrides of each value."""
+    if grid is None:
+        return [(name, None, [])]
+    if not isinstance(grid, dict) or len(grid) != 1 or not isinstance(next(iter(grid.values())), list):
+        raise UserError(f"{where}: GRID is {grid!r}; expected one key and its values: {{KEY: [VALUE, …]}}")
+    ((key, values),) = grid.items()
+    return [
+        (
+            f"{name}={value}",
+            float(value) if isinstance(value, (int, float)) else None,
+            _as_overrides({key: value}, where),
+        )
+        for value in values
+    ]
+
+
+def _settings_of_the_result(cfg: CfgNode) -> dict[str, Any]:
+    usual = flat_settings(default_config())
+    return {
+        key: value
+        for key, value in flat_settings(cfg).items()
+        if not _NOT_OF_THE_RESULT.match(key) and (key not in usual or usual[key] != value)
+    }
+
+
+def _as_overrides(table: Any, where: str) -> list[str]:
+    if not isinstance(table, dict):
+        raise UserError(f"{where} is {table!r}; expected a table: {{KEY: VALUE, …}}")
+    return [text for key, value in table.items() for text in (str(key), str(value))]
+
+
+def _require_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in content:
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key}; did you mean {nearest(str(key), known)}?")

@@ -1,0 +1,182 @@
+"""Running what is missing, several runs at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ovenet import builders
+from ovenet.engine.interruption import Interruption
+from ovenet.engine.run_lock import run_lock
+from ovenet.engine.trainer import BEST, FINAL
+from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
+from ovenet.sweep.results import result_path, write_result
+from ovenet.utils.logging import get_logger
+
+CONSOLE = "console.log"
+_CHECKPOINT_MINUTES = 5
+_POLL_S = 0.5
+_GRACE_S = 120
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Scripts that train and test."""
+
+    train: Path
+    test: Path
+
+
+class Interrupted(Exception):
+    """The sweep was asked to stop."""
+
+
+def default_jobs() -> int:
+    """Runs at a time: one for each GPU or, without any, one for each core that this process may use."""
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, tools: Tools, *, jobs: int) -> list[str]:
+    """Trains and tests.
+
+    Each run has its share of the cores as threads (``OMP_NUM_THREADS`` in the environment wins), and the GPUs in turn.
+    On a request to stop the trainings save and end; the next call goes on with them.
+
+    Args:
+        sweep: they are of.
+        runs: those that are missing.
+        folder: takes a JSON file for each run.
+        tools: what runs them.
+        jobs: runs at a time.
+
+    Returns:
+        A line for each run that failed.
+
+    Raises:
+        SystemExit: on a request to stop, with its code.
+        UserError: another sweep of that name is at work.
+    """
+    failures: list[str] = []
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    with run_lock(sweep.output_dir / "sweeps" / sweep.name), Interruption() as interruption:
+        stop = threading.Event()
+
+        def execute(number: int, run: Run) -> None:
+            if stop.is_set():
+                return
+            slot = slots.get()
+            try:
+                get_logger().info("%s, seed %d: begins (%d of %d)", run.name, run.seed, number, len(runs))
+                _Execution(sweep, run, folder, tools, _environment(slot, jobs), stop).execute()
+            except Interrupted:
+                get_logger().info("%s, seed %d: stopped", run.name, run.seed)
+            except Exception as error:  # the others go on; a fault of the program is told with its kind
+                failures.append(f"{run.name}, seed {run.seed}: {error or type(error).__name__}")
+                get_logger().error("%s", failures[-1])
+            finally:
+                slots.put(slot)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            pending = [pool.submit(execute, number, run) for number, run in enumerate(runs, start=1)]
+            while not all(future.done() for future in pending):
+                time.sleep(_POLL_S)
+                if interruption.received:
+                    stop.set()
+        if interruption.received:
+            sys.exit(interruption.exit_code)
+    return failures
+
+
+def _environment(slot: int, jobs: int) -> dict[str, str]:
+    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
+    devices = visible or [str(i) for i in range(torch.cuda.device_count())]
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    return environment
+
+
+class _Execution:
+    """One run, from training to its JSON file."""
+
+    def __init__(
+        self, sweep: Sweep, run: Run, folder: Path, tools: Tools, environment: dict[str, str], stop: threading.Event
+    ):
+        self._sweep, self._run, self._folder, self._tools = sweep, run, folder, tools
+        self._environment, self._stop = environment, stop
+
+    def execute(self) -> None:
+        sweep, run = self._sweep, self._run
+        cfg, run_dir = run_config(run, sweep)
+        overrides = training_overrides(run, sweep)
+        if not cfg.TRAIN.CHECKPOINT_EVERY and not cfg.TRAIN.CHECKPOINT_MINUTES:
+            overrides += ["TRAIN.CHECKPOINT_MINUTES", str(_CHECKPOINT_MINUTES)]
+        model_file = run_dir / (BEST if sweep.weights == "best" else FINAL)
+        if not (run_dir / FINAL).exists():
+            self._call(run_dir, self._tools.train, "--cfg", str(run.config_file), *overrides)
+        test = [str(model_file), "OUTPUT_DIR", cfg.OUTPUT_DIR, "DATASET.ROOT", cfg.DATASET.ROOT, "TEST.RESUME", "True"]
+        test += ["WORKERS", str(cfg.WORKERS), "DEVICE", cfg.DEVICE, *sweep.test]
+        self._call(run_dir, self._tools.test, *test)
+        test_cfg, model_file = builders.open_run(model_file, test[1:])
+        settings = builders.evaluation_settings(test_cfg, model_file, builders.test_dataset(test_cfg).list_path)
+        name = f"{Path(test_cfg.DATASET.TEST_SET).stem}_{builders.inference_name(test_cfg, model_file)}"
+        tested = builders.test_folder(run_dir / "test", name, settings)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in builders.build_model(cfg).parameters())
+        path = result_path(self._folder, run)
+        write_result(path, run, sweep, tested, parameters=parameters, speed=_images_per_second(run_dir))
+        get_logger().info("%s, seed %d: done", run.name, run.seed)
+
+    def _call(self, run_dir: Path, tool: Path, *arguments: str) -> None:
+        """Runs a tool to its end.
+
+        Raises:
+            Interrupted: the sweep is to stop.
+            RuntimeError: the tool failed; says its last line.
+        """
+        console = run_dir / CONSOLE
+        console.parent.mkdir(parents=True, exist_ok=True)
+        with console.open("a", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(tool), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,  # Ctrl-C is for the sweep, which passes it on once
+            )
+            while process.poll() is None:
+                if self._stop.wait(_POLL_S):
+                    process.terminate()
+                    try:
+                        process.wait(_GRACE_S)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        process.wait()
+        if self._stop.is_set():
+            raise Interrupted
+        if process.returncode:
+            lines = [line for line in console.read_text(encoding="utf-8", errors="replace").splitlines() if line]
+            last = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
+            raise RuntimeError(f"{last} (see {console})")
+
+
+def _images_per_second(run_dir: Path) -> float:
+    """The median of the training, by its log."""
+    lines = map(json.loads, (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return statistics.median(line["images_per_second"] for line in lines if "images_per_second" in line)

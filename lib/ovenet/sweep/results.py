@@ -1,0 +1,152 @@
+"""What is kept of a finished run: one JSON file, whose counts by image all comparisons are made from."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovenet.builders.runs import RESULTS
+from ovenet.errors import UserError
+from ovenet.evaluation.writers import write_json
+from ovenet.report.page import RECORDS
+from ovenet.sweep.definition import Run, Sweep
+from ovenet.utils.environment import describe_environment
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The counts of one run.
+
+    Attributes:
+        name: of the variant.
+        seed: of the run.
+        class_names: ``K``.
+        images: ``N`` names.
+        labelled: ``(N, K)`` labelled pixels by image and class.
+        right, predicted: ``(N, K)`` by prediction name.
+        scores: of the whole list, by prediction name, as in ``results.json``.
+        parameters: of the model.
+        images_per_second: of the training, median.
+    """
+
+    name: str
+    seed: int
+    class_names: tuple[str, ...]
+    images: tuple[str, ...]
+    labelled: np.ndarray
+    right: Mapping[str, np.ndarray]
+    predicted: Mapping[str, np.ndarray]
+    scores: Mapping[str, Mapping[str, Any]]
+    parameters: int
+    images_per_second: float
+
+
+def result_path(folder: Path, run: Run) -> Path:
+    """The JSON file of a run."""
+    return folder / f"{run.file_name}.json"
+
+
+def write_result(path: Path, run: Run, sweep: Sweep, test_folder: Path, *, parameters: int, speed: float) -> None:
+    """Gathers what a test wrote into the JSON file of a run.
+
+    Args:
+        path: of that file.
+        run, sweep: what was run.
+        test_folder: with ``results.json`` and ``images.jsonl``.
+        parameters: of the model.
+        speed: images per second of the training.
+
+    Raises:
+        UserError: the test has no labelled images.
+        OSError: a file cannot be read or written.
+    """
+    results = json.loads((test_folder / RESULTS).read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in (test_folder / RECORDS).read_text(encoding="utf-8").splitlines()]
+    class_names = results["classes"]["names"]
+    names = list(results["results"])
+    if not all("pixels" in record for record in records):
+        raise UserError(f"{test_folder / RECORDS}: images without a label cannot be compared")
+
+    def column(read: Any) -> np.ndarray:
+        table = np.zeros((len(records), len(class_names)), np.int64)
+        for row, record in zip(table, records, strict=True):
+            for k, value in read(record["pixels"]).items():
+                row[int(k)] = value
+        return table
+
+    counts = {"label": _packed(column(lambda p: p["label"]))}
+    for name in names:
+        pairs = {
+            f"{name}/{kind}": _packed(column(lambda p, n=name, i=place: {k: v[i] for k, v in p[n].items()}))
+            for place, kind in enumerate(("right", "predicted"))
+        }
+        counts |= pairs
+    environment = describe_environment(Path(__file__).parent)
+    content = {
+        "run": run.name,
+        "seed": run.seed,
+        "key": run.key,
+        "date": time.strftime("%Y-%m-%d"),
+        "settings": dict(run.settings),
+        "test": list(sweep.test),
+        "weights": sweep.weights,
+        "parameters": parameters,
+        "images_per_second": round(speed, 3),
+        "environment": {key: environment[key] for key in ("python", "packages", "devices", "cpu_count", "git")},
+        "classes": class_names,
+        "scores": results["results"],
+        "details": results.get("details"),
+        "images": [record["name"] for record in records],
+        "counts": {"what": "pixels by image and class: int32, little-endian, zlib, base64", **counts},
+    }
+    partial = path.with_suffix(".unfinished")
+    write_json(content, partial)
+    partial.replace(path)
+
+
+def read_result(path: Path) -> RunResult:
+    """Reads the JSON file of a run.
+
+    Raises:
+        UserError: it is damaged, or something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        shape = len(content["images"]), len(content["classes"])
+        counts = {k: _unpacked(v, shape) for k, v in content["counts"].items() if k != "what"}
+        names = list(content["scores"])
+        return RunResult(
+            name=content["run"],
+            seed=content["seed"],
+            class_names=tuple(content["classes"]),
+            images=tuple(content["images"]),
+            labelled=counts["label"],
+            right={name: counts[f"{name}/right"] for name in names},
+            predicted={name: counts[f"{name}/predicted"] for name in names},
+            scores=content["scores"],
+            parameters=content["parameters"],
+            images_per_second=content["images_per_second"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise UserError(f"{path}: not the result of a run of a sweep ({error!r}); delete it to run it again") from error
+
+
+def read_results(folder: Path, runs: Sequence[Run]) -> list[RunResult]:
+    """Results of those runs that are finished, in the runs' order."""
+    return [read_result(path) for path in (result_path(folder, run) for run in runs) if path.is_file()]
+
+
+def _packed(table: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(table.astype("<i4").tobytes(), 9)).decode()
+
+
+def _unpacked(text: str, shape: tuple[int, int]) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4").reshape(shape).astype(np.int64)

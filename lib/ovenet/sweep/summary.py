@@ -1,0 +1,163 @@
+"""Runs of a sweep as tables, as JSON and as a plot. Scores are in percent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ovenet.evaluation.curves import COLORS
+from ovenet.evaluation.writers import SYMBOLS
+from ovenet.sweep.definition import Sweep
+from ovenet.sweep.results import RunResult
+from ovenet.sweep.statistics import Difference, Prediction, compare, spread
+
+
+class Summary:
+    """What the finished runs of a sweep say together.
+
+    Args:
+        sweep: which runs there are to be.
+        results: of those that are finished.
+    """
+
+    def __init__(self, sweep: Sweep, results: Sequence[RunResult]):
+        self.sweep = sweep
+        runs: dict[str, list[RunResult]] = {name: [] for name in dict.fromkeys(run.name for run in sweep.runs)}
+        for result in results:
+            runs[result.name].append(result)
+        self.variants = {name: tuple(sorted(r, key=lambda run: run.seed)) for name, r in runs.items() if r}
+        self.num_missing = len(sweep.runs) - len(results)
+        reference = self.variants.get(sweep.reference)
+        self.reference = Prediction(reference) if reference else None
+
+    def difference(self, name: str) -> Difference | None:
+        """A variant's S_f against the reference's; None for the reference, and without a seed of both."""
+        if self.reference is None or name == self.sweep.reference:
+            return None
+        return compare(Prediction(self.variants[name]), self.reference)
+
+    def gain(self, name: str) -> Difference | None:
+        """S_f against S_i of the same networks; None where there is no seed."""
+        runs = self.variants[name]
+        return compare(Prediction(runs), Prediction(runs, "initial")) if "initial" in runs[0].scores else None
+
+    def markdown(self) -> str:
+        """The table of means and differences, and the table of classes."""
+        if not self.variants:
+            return f"no run of {self.sweep.name} is finished yet"
+        lines = [
+            f"| | runs | parameters | mIoU | pixel accuracy | mIoU less {self.sweep.reference}'s | S_f less S_i |",
+            "|---|--:|--:|--:|--:|--:|--:|",
+        ]
+        for name, runs in self.variants.items():
+            fused = Prediction(runs)
+            lines.append(
+                f"| {name} | {len(runs)} | {runs[0].parameters:,} | {_mean(fused.scores('mean_iou'))} "
+                f"| {_mean(fused.scores('pixel_accuracy'))} | {_signed(self.difference(name))} "
+                f"| {_signed(self.gain(name))} |"
+            )
+        lines += ["", *self._classes()]
+        if self.num_missing:
+            lines += ["", f"{self.num_missing} of {len(self.sweep.runs)} runs are missing"]
+        return "\n".join(lines)
+
+    def _classes(self) -> list[str]:
+        names = list(self.variants)
+        lines = [f"| IoU | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
+        columns = [Prediction(runs).class_iou().mean(axis=0) for runs in self.variants.values()]
+        for k, title in enumerate(next(iter(self.variants.values()))[0].class_names):
+            lines.append(f"| {title} | {' | '.join(_percent(column[k]) for column in columns)} |")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain numbers in ``[0, 1]``, and each run's scores."""
+        return {
+            "sweep": self.sweep.name,
+            "reference": self.sweep.reference,
+            "missing": self.num_missing,
+            "variants": {
+                name: {
+                    "seeds": [run.seed for run in runs],
+                    "parameters": runs[0].parameters,
+                    "mean_iou": {kind: Prediction(runs, kind).scores("mean_iou").tolist() for kind in runs[0].scores},
+                    "less_reference": _as_dict(self.difference(name)),
+                    "fused_less_initial": _as_dict(self.gain(name)),
+                }
+                for name, runs in self.variants.items()
+            },
+        }
+
+    def figure(self) -> Figure:
+        """Mean IoU of every run: a grid of values as a curve, everything else by name."""
+        groups = {run.name: (run.group, run.at) for run in self.sweep.runs}
+        grids: dict[str, list[str]] = {}
+        for name in self.variants:
+            group, at = groups[name]
+            if group and at is not None:
+                grids.setdefault(group, []).append(name)
+        plain = [name for name in self.variants if not any(name in members for members in grids.values())]
+        titles = ([None] if plain else []) + list(grids)
+        figure = Figure(figsize=(max(4.5 * len(titles), 7), 4.5), layout="constrained")
+        axes = figure.subplots(1, max(len(titles), 1), squeeze=False, sharey=True)[0]
+        for ax, title in zip(axes, titles, strict=False):
+            ax.grid(color="#dddddd")
+            if title is None:
+                self._plot_names(ax, plain)
+            else:
+                self._plot_grid(ax, title, [(groups[name][1], name) for name in grids[title]])
+        axes[0].set_ylabel("mIoU in %")
+        return figure
+
+    def _plot_names(self, ax: Any, names: Sequence[str]) -> None:
+        for place, name in enumerate(names):
+            runs = self.variants[name]
+            for index, kind in enumerate(runs[0].scores):
+                values = 100 * Prediction(runs, kind).scores("mean_iou")
+                x = place + 0.2 * (index - (len(runs[0].scores) - 1) / 2)
+                color, label = COLORS[index if len(runs[0].scores) > 1 else 2], SYMBOLS[kind]
+                ax.plot(np.full(len(values), x), values, ".", color=color, alpha=0.6)
+                ax.plot([x - 0.07, x + 0.07], [values.mean()] * 2, color=color, linewidth=2, label=label)
+        ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        ax.figure.legend(handles.values(), handles, loc="outside upper right", ncols=3, fontsize="small")
+
+    def _plot_grid(self, ax: Any, title: str, members: Sequence[tuple[float | None, str]]) -> None:
+        places = sorted((at, name) for at, name in members if at is not None)
+        kinds = list(self.variants[places[0][1]][0].scores)
+        for index, kind in enumerate(kinds):
+            means = [100 * Prediction(self.variants[name], kind).scores("mean_iou") for _, name in places]
+            color = COLORS[index if len(kinds) > 1 else 2]
+            ax.plot([at for at, _ in places], [m.mean() for m in means], "-", color=color, linewidth=2)
+            for (at, _), values in zip(places, means, strict=True):
+                ax.plot(np.full(len(values), at), values, ".", color=color, alpha=0.6)
+        ax.set_xlabel(title)
+
+
+def _as_dict(difference: Difference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    return {
+        "seeds": list(difference.seeds),
+        "mean": difference.mean,
+        "by_seed": difference.by_seed.tolist(),
+        "interval_over_images": list(difference.interval),
+    }
+
+
+def _percent(value: float) -> str:
+    return "–" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def _mean(values: np.ndarray) -> str:
+    return f"{100 * values.mean():.2f}{'' if len(values) == 1 else f' ± {100 * spread(values):.2f}'}"
+
+
+def _signed(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    deviation = "" if len(difference.by_seed) == 1 else f" ± {100 * spread(difference.by_seed):.2f}"
+    low, high = (100 * bound for bound in difference.interval)
+    return f"{100 * difference.mean:+.2f}{deviation} [{low:+.2f}, {high:+.2f}]"

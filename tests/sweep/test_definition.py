@@ -1,0 +1,119 @@
+"""Which runs a sweep file asks for, and when two runs are the same."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ovenet.config import default_config
+from ovenet.errors import UserError
+from ovenet.sweep.definition import read_sweep, run_config
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+BASE = {"CFG": "tiny.yaml", "SEEDS": [0, 1], "RUNS": {"plain": {}, "longer": {"TRAIN.END_EPOCH": 3, "SEEDS": [1, 2]}}}
+
+
+@pytest.fixture
+def sweep_file(write_config, tmp_path):
+    from tests.conftest import tiny_settings
+
+    write_config(tiny_settings(), "tiny.yaml")
+
+    def write(content):
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+def keys(sweep):
+    return {(run.name, run.seed): run.key for run in sweep.runs}
+
+
+def test_overrides_times_seeds(sweep_file, tmp_path):
+    sweep = read_sweep(sweep_file(BASE), ["OUTPUT_DIR", str(tmp_path / "out")])
+    names = [(run.name, run.seed) for run in sweep.runs]
+    assert names == [("plain", 0), ("plain", 1), ("longer", 1), ("longer", 2)]
+    assert sweep.reference == "plain"
+    cfg, run_dir = run_config(sweep.runs[2], sweep)
+    assert (cfg.TRAIN.END_EPOCH, cfg.SEED, cfg.TRAIN.RESUME) == (3, 1, True)
+    assert run_dir.parent.parent.parent == tmp_path / "out/sweeps/sweep"
+    assert len({run.key for run in sweep.runs}) == 4
+
+
+def test_a_grid_is_a_run_for_each_value(sweep_file):
+    content = {"CFG": "tiny.yaml", "RUNS": {"lr": {"GRID": {"TRAIN.LR": [0.1, 0.2]}}, "plain": {}}}
+    runs = read_sweep(sweep_file(content)).runs
+    assert [(run.name, run.group, run.at, run.settings.get("TRAIN.LR")) for run in runs] == [
+        ("lr=0.1", "lr", 0.1, 0.1),
+        ("lr=0.2", "lr", 0.2, 0.2),
+        ("plain", "", None, None),
+    ]
+
+
+def test_where_a_run_is_made_does_not_change_it(sweep_file):
+    first = keys(read_sweep(sweep_file(BASE)))
+    elsewhere = ["OUTPUT_DIR", "other", "DATASET.ROOT", "d", "WORKERS", "3", "TRAIN.CHECKPOINT_EVERY", "5"]
+    assert keys(read_sweep(sweep_file(BASE), elsewhere)) == first
+    renamed = {**BASE, "RUNS": {"other": {}, "longer": BASE["RUNS"]["longer"]}}
+    assert keys(read_sweep(sweep_file(renamed)))["other", 0] == first["plain", 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"TEST": {"TEST.FLIP_TEST": True}},
+        {"WEIGHTS": "final"},
+        {"RUNS": {"plain": {"TRAIN.LR": 0.5}}},
+        {"RUNS": {"plain": {"MODEL.SEED.MAX_OFFSET": 0.25}}},
+    ],
+)
+def test_what_changes_the_result_changes_the_key(sweep_file, change):
+    before = keys(read_sweep(sweep_file(BASE)))
+    assert keys(read_sweep(sweep_file({**BASE, **change})))["plain", 0] != before["plain", 0]
+
+
+def test_a_later_setting_of_the_schema_leaves_old_keys(sweep_file, monkeypatch):
+    """Only what differs from the defaults makes the key."""
+    before = keys(read_sweep(sweep_file(BASE)))
+
+    def grown():
+        cfg = default_config()
+        cfg.TRAIN.SOMETHING_NEW = 7
+        return cfg
+
+    for module in ("ovenet.config.loading", "ovenet.sweep.definition"):
+        monkeypatch.setattr(f"{module}.default_config", grown)
+    assert keys(read_sweep(sweep_file(BASE))) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"SEEDS": [0]}, "RUNS is None; expected a table"),
+        ({"RUNS": {"a": {}}}, "CFG is None; expected the path"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": 3}}, "RUNS.a is 3; expected a table"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "SEED": [1]}, "unknown key SEED; did you mean SEEDS"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "SEEDS": [0.5]}, r"SEEDS is \[0.5\]"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "SEEDS": []}, r"SEEDS is \[\]"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "WEIGHTS": "last"}, "WEIGHTS is 'last'; expected best or final"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "REFERENCE": "b"}, "REFERENCE is 'b'"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {"GRID": {"TRAIN.LR": 0.1}}}}, "GRID is"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN.LT": 0.1}}}, "unknown key TRAIN.LT; did you mean TRAIN.LR"),
+        (
+            {"CFG": "tiny.yaml", "RUNS": {"a": {}, "b": {"WORKERS": 0}}},
+            "have the same settings",
+        ),
+        ({"CFG": "missing.yaml", "RUNS": {"a": {}}}, "missing.yaml: cannot read"),
+    ],
+)
+def test_bad_files_are_named(sweep_file, content, message):
+    with pytest.raises(UserError, match=message):
+        read_sweep(sweep_file(content))
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("sweeps/*.yaml")), ids=lambda p: p.stem)
+def test_the_sweeps_of_the_project_resolve(path):
+    sweep = read_sweep(path)
+    assert len({run.key for run in sweep.runs}) == len(sweep.runs)
