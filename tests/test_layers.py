@@ -18,7 +18,7 @@ ALLOWED = {
     "losses": {"errors", "geometry", "registry", "structures", "utils"},
     "data": {"errors", "structures", "utils"},
     "engine": {"data", "errors", "losses", "models", "geometry", "structures", "utils"},
-    "report": {"data", "errors", "evaluation", "structures"},
+    "report": {"data", "errors", "evaluation", "structures", "utils"},
     "evaluation": {"data", "errors", "models", "geometry", "structures", "utils"},
 }
 

@@ -27,7 +27,7 @@ MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are thinned out
 def main() -> None:
     """Loads the model, and predicts one input after the other."""
     args = build_parser().parse_args()
-    inputs = find_inputs(args.inputs)
+    inputs = find_inputs(args.inputs, frames=args.frames)
     folder = args.output
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
         raise UserError(f"{folder}: has files in it already; name another folder, or add --overwrite")
@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", action="store_true", help="of videos, write what --save says of every frame too")
     parser.add_argument("--strict", action="store_true", help="stop at the first input that cannot be read")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="settings, such as TEST.SCORE exp")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="settings, such as TEST.SCORE exp"
+    )
     return parser
 
 
@@ -127,7 +129,9 @@ def predict_video(
                 writer.write(f"{one.name}/{index:06d}", frame.copy(), prediction)
             video.write(draw_overlay(frame, prediction.labels["fused"].cpu().numpy(), predictor.info))
     except KeyboardInterrupt:
-        tqdm.write(f"{one}: stopped after {index + 1} frames", file=sys.stderr)
+        tqdm.write(f"{one}: stopped after {index} frames", file=sys.stderr)
+        if one.kind != "camera":  # which has no end of its own
+            raise
     finally:
         video.close()
         reader.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from ovenet import build_model, builders, load_config
 from ovenet.engine.progress import WaitingClock
 from ovenet.engine.trainer import phase_lengths
 from ovenet.errors import UserError
-from ovenet.utils.cli import config_parser, run_main
+from ovenet.utils.cli import OUT_OF_MEMORY, config_parser, run_main
 from ovenet.utils.distributed import choose_device
 
 GIB = 2**30
@@ -89,9 +90,10 @@ def run_trial(config: str, overrides: list[str], steps: int) -> Trial | None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    if done.returncode < 0 or "memory" in done.stderr:
+    last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"signal {-done.returncode}"
+    if done.returncode == -signal.SIGKILL or last.startswith(f"error: {OUT_OF_MEMORY}"):
         return None
-    raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    raise UserError(f"the trial failed: {last.removeprefix('error: ')}")
 
 
 def measure(cfg: CfgNode, steps: int) -> Trial:

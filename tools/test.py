@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from yacs.config import CfgNode
 from ovenet import builders, load_config
 from ovenet.builders.runs import SETTINGS
 from ovenet.builders.testing import TestRun
+from ovenet.engine.run_lock import run_lock
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, RESULTS, write_report
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.logging import configure_logging
+from ovenet.utils.writing import write_text
 
 
 def main() -> None:
@@ -42,9 +45,10 @@ def main() -> None:
         settings = builders.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
         name = f"{Path(cfg.DATASET.TEST_SET).stem}_{builders.inference_name(cfg, model_file)}"
         folder = distributed.from_main(builders.test_folder(run_dir / "test", name, settings))
-        run = builders.run_test(cfg, model_file, folder, settings, device)
-        if distributed.is_main():
-            write_results(cfg, run, model_file, folder, settings)
+        with run_lock(folder) if distributed.is_main() else nullcontext():
+            run = builders.run_test(cfg, model_file, folder, settings, device)
+            if distributed.is_main():
+                write_results(cfg, run, model_file, folder, settings)
 
 
 def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, settings: dict[str, Any]) -> None:
@@ -66,7 +70,7 @@ def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, se
             **evaluation_as_dict(evaluation, builders.dataset_info(cfg)),
         }
         write_json(content, folder / RESULTS)
-        (folder / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
+        write_text(folder / "config.yaml", cfg.dump())
         print(f"results:     {folder / RESULTS}")
         if cfg.TEST.REPORT:
             note = write_report([folder], folder / REPORT, command=shlex.join(["python", *sys.argv]))

@@ -23,6 +23,7 @@ from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.environment import describe_environment
 from ovenet.utils.logging import configure_logging, get_logger
+from ovenet.utils.writing import write_text
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
     run_dir = builders.run_directory(cfg, config_file)
     lock = run_lock(run_dir) if distributed.is_launch_main() else nullcontext()
     with lock, distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
-        prepare_run(cfg, run_dir)
+        require_own_folder(cfg, run_dir)
         trainer = builders.build_trainer(cfg, run_dir, builders.log_directory(cfg, config_file), device)
         if cfg.TRAIN.RESUME and trainer.store.exists():
             changes = changed_settings(trainer.resume(), cfg)
@@ -50,6 +51,8 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
                 get_logger().warning(
                     "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
                 )
+        if distributed.is_main():
+            record_start(cfg, run_dir)
         get_logger().info(
             "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
             run_dir,
@@ -60,25 +63,40 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
             device.type,
         )
         best = trainer.fit(interruption)
-        get_logger().info("done: best mIoU %.4f; weights in %s and %s", best, run_dir / BEST, run_dir / FINAL)
+        if (run_dir / BEST).exists():
+            get_logger().info("done: best mIoU %.4f; weights in %s and %s", best, run_dir / BEST, run_dir / FINAL)
+        else:
+            get_logger().info("done: weights in %s; no mIoU, since no validation pixel is labelled", run_dir / FINAL)
 
 
-def prepare_run(cfg: CfgNode, run_dir: Path) -> None:
-    """Refuses to overwrite another run, saves the resolved config, and begins the log.
+def require_own_folder(cfg: CfgNode, run_dir: Path) -> None:
+    """Refuses to write over another run, and begins the log.
 
     Raises:
-        UserError: the folder holds a run and TRAIN.RESUME is False.
+        UserError: the folder holds a run and TRAIN.RESUME is False, or what a run left but no checkpoint of it.
     """
-    if CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists() and not cfg.TRAIN.RESUME:
-        raise UserError(
-            f"{run_dir / CHECKPOINT} exists; set TRAIN.RESUME True to go on with that run, or another OUTPUT_DIR"
-        )
+    if CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists():
+        if not cfg.TRAIN.RESUME:
+            raise UserError(
+                f"{run_dir / CHECKPOINT} exists; set TRAIN.RESUME True to go on with that run, or another OUTPUT_DIR"
+            )
+    else:
+        for name in (FINAL, BEST):
+            if (run_dir / name).exists():
+                raise UserError(
+                    f"{run_dir / name}: the weights of an earlier run, with no checkpoint to go on from; choose "
+                    "another OUTPUT_DIR, or move them away"
+                )
     distributed.barrier()  # every process has looked before the first one writes
     if distributed.is_main():
-        (run_dir / "config.yaml").write_text(cfg.dump(), encoding="utf-8")
         configure_logging(file=run_dir / "train.log")
-        with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:  # a line for each start
-            file.write(json.dumps(describe_environment(Path(__file__).parent)) + "\n")
+
+
+def record_start(cfg: CfgNode, run_dir: Path) -> None:
+    """Saves the resolved config, and what the run is made with."""
+    write_text(run_dir / "config.yaml", cfg.dump())
+    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:  # a line for each start
+        file.write(json.dumps(describe_environment(Path(__file__).parent)) + "\n")
 
 
 if __name__ == "__main__":

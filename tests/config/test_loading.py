@@ -68,7 +68,12 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
         ({"MODEL": {"EXTRA": {"OFFSET_BRANCH": 1}}}, [], r"OFFSET_BRANCH is 1; expected one of 0, 2, 3, 4"),
         ({"MODEL": {"FREEZED_PAR": True}}, [], r"MODEL\.FREEZED_PAR in published files\) is .*OFFSET_BRANCH"),
         ({"MODEL": {"OFFSET_PRETRAINED": "x.pth"}}, [], r"MODEL\.OFFSET_PRETRAINED in .* is 'x.pth'; .*OFFSET_BRANCH"),
-        ({"LOSS": {"BALANCE_WEIGHTS": [0.4, 1]}}, [], r"LOSS\.BALANCE_WEIGHTS is \[0\.4, 1\]; expected 1 weights"),
+        (
+            {"LOSS": {"BALANCE_WEIGHTS": [0.4, 1]}},
+            [],
+            r"LOSS\.BALANCE_WEIGHTS is \[0\.4, 1\]; expected 1 weights",
+        ),
+        ({"LOSS": {"BALANCE_WEIGHTS": [-1]}}, [], r"LOSS\.BALANCE_WEIGHTS is \[-1\]; expected 1 weights of at least 0"),
         ({"TEST": {"OUTPUT_INDEX": 1}}, [], r"TEST\.OUTPUT_INDEX is 1; expected between -1 and 0"),
         ({"TEST": {"SCALE_LIST": [1, -1]}}, [], r"TEST\.SCALE_LIST .* all above 0"),
         ({"TRAIN": {"IGNORE_LABEL": 3}}, [], r"TRAIN\.IGNORE_LABEL is 3; expected outside the classes 0 to 18"),
@@ -236,3 +241,16 @@ def test_the_saved_config_gives_the_same_config(write_config, tmp_path):
     cfg = load_config(EXPERIMENTS[0])
     (tmp_path / "saved.yaml").write_text(cfg.dump())
     assert load_config(tmp_path / "saved.yaml") == cfg
+
+
+def test_a_key_that_stands_twice_is_named(write_config):
+    """YAML takes the last one, and the first section's settings are gone."""
+    path = write_config({})
+    path.write_text("TRAIN: {LR: 0.1}\nSEED: 1\nTRAIN: {WD: 0.2}\n")
+    with pytest.raises(UserError, match=r"config\.yaml, line 3: TRAIN stands there a second time, after line 1"):
+        load_config(path)
+    path.write_text("TRAIN:\n  LR: 0.1\n  LR: 0.2\n")
+    with pytest.raises(UserError, match=r"line 3: LR stands there a second time, after line 2"):
+        load_config(path)
+    path.write_text("A: &a {LR: 0.1}\n".replace("A", "TRAIN") + "# no second one\n")
+    assert load_config(path).TRAIN.LR == 0.1

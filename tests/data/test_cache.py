@@ -162,3 +162,12 @@ def test_a_pair_that_is_listed_twice_is_built_once_or_twice_but_whole(tiny_data)
     dataset.cache = make(tiny_data)
     np.testing.assert_array_equal(dataset[39].image, expected.image)
     assert len(files(tiny_data)) == 2
+
+
+def test_an_empty_entry_is_decoded_again(tiny_data):
+    """A full disk or a crash of the machine leaves a file of no bytes under the right name."""
+    assert build(tiny_data) == 6
+    path = files(tiny_data)[3]
+    path.write_bytes(b"")
+    assert build(tiny_data) == 1
+    assert path.stat().st_size > 0

@@ -1,6 +1,7 @@
 """Facts about datasets, against sources that are not ours."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ovenet.data.dataset import ListDataset
 from ovenet.data.description import own_description, voc_color
 from ovenet.data.info import INVALID
 from ovenet.data.prepare import prepare_dataset
+from ovenet.errors import UserError
 
 NUM_CLASSES = {
     "cityscapes": 19, "acdc": 19, "ade20k": 150, "camvid": 11, "synthetic": 19, "bdd100k": 19, "pascal_voc": 21,
@@ -225,3 +227,48 @@ def test_adding_own_images_moves_none_to_the_other_split(tmp_path):
         assert before <= now
         before = now
     assert 5 <= len(now) <= 19  # 12 expected of 30
+
+
+@pytest.mark.parametrize("weights", [[-1, 1], [float("nan"), 1], [0, 0], ["a", 1], [float("inf"), 1]])
+def test_class_weights_that_cannot_be(tmp_path, weights):
+    content = {"classes": [{"name": "a"}, {"name": "b"}], "class_weights": weights}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"dataset\.json: class_weights"):
+        own_description(tmp_path / "dataset.json", "x")
+
+
+def test_as_many_classes_as_an_id_can_name(tmp_path):
+    """The checks of names and ids are quadratic: 70,000 classes would take a minute."""
+    (tmp_path / "dataset.json").write_text(json.dumps({"classes": [{"name": str(i)} for i in range(70_000)]}))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"classes has 70000 entries; expected at most 256"):
+        own_description(tmp_path / "dataset.json", "x")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("multiple", [0, -8, 1.5])
+def test_multiples_that_cannot_be(tmp_path, multiple):
+    content = {"classes": [{"name": "a"}, {"name": "b"}], "evaluation": {"multiple_of": multiple}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"evaluation\.multiple_of is .*; expected a whole number of at least 1"):
+        own_description(tmp_path / "dataset.json", "x")
+
+
+@pytest.mark.parametrize("form", [list, dict])
+def test_own_layouts_without_splits_are_split_by_val_share(tmp_path, form):
+    """Otherwise train, val and test would be the same list."""
+    folder = tmp_path / "own"
+    layout = {"images": "photos/*", "labels": "masks/*"}
+    content = {"classes": [{"name": "a"}, {"name": "b"}], "layouts": [layout] if form is list else layout}
+    for i in range(30):
+        for kind in ("photos", "masks"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4)).save(folder / kind / f"{i}.png")
+    (folder / "dataset.json").write_text(json.dumps(content))
+    prepare_dataset("own", tmp_path)
+    train, val = (set((tmp_path / f"list/own/{s}.lst").read_text().splitlines()) for s in ("train", "val"))
+    assert train
+    assert val
+    assert not train & val
+    assert len(train | val) == 30
+    assert not (tmp_path / "list/own/test.lst").exists()

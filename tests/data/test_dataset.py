@@ -1,13 +1,17 @@
 """The list-file dataset and its messages about bad files."""
 
+import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import AugmentedDataset, ListDataset
+from ovenet.data.files import format_line, image_size, read_image, read_list
+from ovenet.errors import UserError
 
 CAMVID = CATALOG["camvid"]
 
@@ -183,3 +187,53 @@ def test_lists_that_cannot_be_used_are_named(tiny_data):
     (tiny_data / "list/camvid/three.lst").write_text("a b\na b c\n")
     with pytest.raises(ValueError, match=r"three\.lst, line 2: 3 entries"):
         load(tiny_data, "list/camvid/three.lst")
+
+
+ODD_NAMES = ["a\u2028b.png", "a\x0bb.png", "a\x85b.png", "a\xa0b.png", "a\x1cb.png", "a\u3000b.png"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("label", ["label.png", None])
+def test_lists_are_split_at_line_breaks_tabs_and_spaces_alone(tmp_path, name, label):
+    path = tmp_path / "x.lst"
+    path.write_text(format_line(name, label) + format_line("b.png", label), encoding="utf-8")
+    assert read_list(path) == [(name, label), ("b.png", label)]
+    path.write_text(f"{name} {label or ''}\r\nb.png\r\n", encoding="utf-8", newline="")
+    assert read_list(path) == [(name, label), ("b.png", None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.png b.png\n".encode("utf-16"), r"x\.lst: not in UTF-8"),
+        ("é.png b.png\n".encode("latin-1"), r"x\.lst: not in UTF-8"),
+        (b"\xef\xbb\xbfa.png b.png\n", r"x\.lst: begins with a byte order mark"),
+    ],
+)
+def test_lists_in_another_encoding_are_named(tmp_path, content, message):
+    (tmp_path / "x.lst").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_list(tmp_path / "x.lst")
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("x"), RuntimeError("x"), KeyError("x"), struct.error("x")])
+def test_whatever_a_decoder_raises_is_a_bad_image(tmp_path, monkeypatch, error):
+    """Pillow's plugins for AVIF and DDS raise such errors for damaged content, whatever the suffix says."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+
+    def broken(_):
+        raise error
+
+    monkeypatch.setattr(PngImageFile, "load", broken)
+    with pytest.raises(UserError, match=r"a\.png: the image cannot be read"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_damaged_dds_is_a_bad_image(tmp_path):
+    header = b"DDS " + struct.pack("<7I", 124, 0x1007, 4, 4, 0, 0, 0) + bytes(44)
+    pixel_format = struct.pack("<2I4s5I", 32, 4, b"DX10", 0, 0, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(header + pixel_format + bytes(20) + struct.pack("<5I", 9999, 3, 0, 1, 0))
+    with pytest.raises(UserError, match=r"a\.png: the image cannot be read"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png: the image cannot be read"):
+        image_size(tmp_path / "a.png")

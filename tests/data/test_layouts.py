@@ -9,7 +9,11 @@ from PIL import Image
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
+from ovenet.data.files import format_line
+from ovenet.data.info import Layout
+from ovenet.data.layouts import collect_pairs
 from ovenet.data.prepare import prepare_dataset
+from ovenet.errors import UserError
 
 
 def read_trees():
@@ -207,3 +211,16 @@ def test_the_name_of_public_config_files_leads_to_the_same_folder(tmp_path):
     prepare_dataset("pascal_ctx", tmp_path / "data", source=tmp_path / "unpacked")
     assert (tmp_path / "data/pascal_context").is_symlink()
     assert (tmp_path / "data/list/pascal_context/train.lst").exists()
+
+
+@pytest.mark.parametrize("pattern", ["*", "**"])
+def test_a_name_with_a_line_break_is_named(tmp_path, pattern):
+    """It used to be left out without a word."""
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        for name in ("a.png", "b\nc.png"):
+            (tmp_path / kind / name).write_bytes(b"x")
+    pairs = collect_pairs(tmp_path, Layout(f"images/{pattern}", f"labels/{pattern}"), ())
+    assert len(pairs) == 2
+    with pytest.raises(UserError, match="line breaks cannot be listed"):
+        [format_line(*pair) for pair in pairs]

@@ -1,7 +1,9 @@
 """The page in a real browser: Chromium without a window, driven by Selenium."""
 
+import json
 import re
 import shutil
+import time
 
 import pytest
 
@@ -216,3 +218,37 @@ def test_two_runs_share_the_viewer(browser, evaluation, baseline, tmp_path):
     click_pixel(page, 20, 32)
     assert "hrnet_small: S_f sky" in page.find_element(By.ID, "pixel").text
     assert complaints(browser) == []
+
+
+def test_a_gallery_that_brings_a_script_does_not_run_it(browser, evaluation, tmp_path):
+    folder = tmp_path / "run/test/x"
+    shutil.copytree(evaluation, folder)
+    attack = "</script><script>document.title = 'attacked'</script><img src=x onerror=\"document.title = 'attacked'\">"
+    for path in (folder / "gallery").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"note": attack}))
+    lines = [json.loads(line) | {"name": attack} for line in (folder / "images.jsonl").read_text().splitlines()]
+    for index, line in enumerate(lines):
+        line["name"] += str(index)
+    (folder / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_report([folder], tmp_path / "report.html")
+    open_page(browser, tmp_path / "report.html")
+    time.sleep(0.5)
+    assert browser.title.startswith("OVeNet")
+    assert attack in browser.find_element(By.ID, "viewer-title").text
+    complaints(browser)
+
+
+def test_the_page_allows_no_script_but_its_own(page):
+    """The second line of defence: its content security policy."""
+    page.execute_script("""
+        const late = document.createElement("script");
+        late.textContent = "document.title = 'attacked'";
+        document.body.append(late);
+        const button = document.createElement("button");
+        button.setAttribute("onclick", "document.title = 'attacked'");
+        document.body.append(button);
+        button.click();
+    """)
+    time.sleep(0.2)
+    assert page.title != "attacked"
+    assert "Content Security Policy" in str(complaints(page))

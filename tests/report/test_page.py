@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from ovenet.errors import UserError
 from ovenet.report import page
 from ovenet.report.page import distinct_names, find_evaluation, write_report
 from tests.report.conftest import write_evaluation
@@ -131,3 +132,65 @@ def test_without_pictures_the_page_says_how_to_get_them(evaluation, tmp_path):
     shutil.copytree(evaluation, folder, ignore=shutil.ignore_patterns("gallery"))
     assert write_report([folder], tmp_path / "r.html") == "No pictures were saved."
     assert "TEST.REPORT True" in (tmp_path / "r.html").read_text()
+
+
+ATTACK = "</script><script>document.title = 'attacked'</script><!--<script>"
+
+
+def test_nothing_inlined_ends_its_script(evaluation, tmp_path):
+    folder = copy_of(evaluation, tmp_path)
+    path = next((folder / "gallery").glob("*.json"))
+    data = json.loads(path.read_text())
+    data["photo"] = ATTACK
+    path.write_text(json.dumps(data))
+    write_report([folder], tmp_path / "report.html")
+    assert "<script>document.title" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("index", ["../../../secret", -1, 1.5, None, True, 10**9])
+def test_an_index_is_a_number(evaluation, tmp_path, index):
+    folder = copy_of(evaluation, tmp_path)
+    secret = tmp_path / "secret.json"
+    secret.write_text('"a secret"')
+    lines = [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+    lines[0]["index"] = index
+    (folder / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if index == 10**9:  # a place in a longer list, of which there is no picture
+        write_report([folder], tmp_path / "report.html")
+    else:
+        with pytest.raises(UserError, match=r"images\.jsonl, line 1: index is .*; expected a whole number"):
+            write_report([folder], tmp_path / "report.html")
+        assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"null", b"[]", b"{}", b'{"results": null}', b'{"results": {}, "details": {}}', b"\xff\xfe", b""]
+)
+def test_results_that_are_something_else(evaluation, tmp_path, content):
+    folder = copy_of(evaluation, tmp_path)
+    (folder / "results.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"results\.json"):
+        write_report([folder], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("content", [b"null\n", b"{\n", b"\xff\n", b'{"index": 0}\n'])
+def test_records_that_are_something_else(evaluation, tmp_path, content):
+    folder = copy_of(evaluation, tmp_path)
+    (folder / "images.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"images\.jsonl"):
+        write_report([folder], tmp_path / "report.html")
+
+
+def test_dollars_are_no_formulas(evaluation, tmp_path):
+    folder = copy_of(evaluation, tmp_path, name="$a_{$")
+    results = json.loads((folder / "results.json").read_text())
+    text = json.dumps(results).replace(json.dumps(results["classes"]["names"][0]), '"$x^{$"')
+    (folder / "results.json").write_text(text)
+    write_report([folder], tmp_path / "report.html")
+    assert "$x^{$" in (tmp_path / "report.html").read_text()
+
+
+def copy_of(evaluation, tmp_path, name="run"):
+    folder = tmp_path / name / "test/x"
+    shutil.copytree(evaluation, folder)
+    return folder

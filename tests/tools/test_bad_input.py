@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from tests.conftest import tiny_settings
+from tests.tools.conftest import ROOT
 
 from ovenet.engine import checkpoint
 
@@ -144,3 +147,107 @@ def test_preparing_data_that_is_not_there(run_tool, tmp_path):
 def test_the_settings_of_the_tests_are_a_config(tmp_path):
     """The helper above must write what a user could write."""
     assert yaml.safe_load(yaml.safe_dump(tiny_settings())) == tiny_settings()
+
+
+def test_validation_is_looked_at_before_the_first_step(run_tool, tiny, tiny_data, tmp_path):
+    image, label = tiny_data / "camvid/val/2.png", tiny_data / "camvid/valannot/2.png"
+    for path, parts in ((image, ("cannot be read",)), (label, ("cannot be read",))):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert_one_line(run_tool("train", *tiny()), f"{path.parent.name}/2.png", *parts)
+        path.unlink()
+        assert_one_line(run_tool("train", *tiny()), f"{path.parent.name}/2.png", "does not exist", "val.lst")
+        path.write_bytes(whole)
+    assert not list((tmp_path / "output").rglob("*.pth"))
+
+
+def test_a_finished_run_is_not_trained_over(run_tool, tiny, tmp_path):
+    assert run_tool("train", *tiny(), "TRAIN.END_EPOCH", 1).code == 0
+    run_dir = tmp_path / "output/camvid/tiny"
+    (run_dir / "checkpoint.pth").unlink()
+    before = {p.name: p.read_bytes() for p in run_dir.iterdir() if p.is_file() and p.name != "train.log"}
+    for resume in (True, False):
+        result = run_tool("train", *tiny(), "TRAIN.RESUME", resume)
+        assert_one_line(result, "final_state.pth", "no checkpoint to go on from", "OUTPUT_DIR")
+    assert {p.name: p.read_bytes() for p in run_dir.iterdir() if p.is_file() and p.name != "train.log"} == before
+
+
+def test_a_refused_resume_changes_nothing(run_tool, tiny, tmp_path):
+    assert run_tool("train", *tiny(), "TRAIN.END_EPOCH", 1).code == 0
+    run_dir = tmp_path / "output/camvid/tiny"
+    before = {name: (run_dir / name).read_bytes() for name in ("config.yaml", "environment.jsonl", "log.jsonl")}
+    resumed = run_tool("train", *tiny(), "TRAIN.RESUME", True, "TRAIN.OPTIMIZER", "adamw", "TRAIN.END_EPOCH", 2)
+    assert_one_line(resumed, "checkpoint.pth", "cannot be resumed with this config")
+    assert {name: (run_dir / name).read_bytes() for name in before} == before
+
+
+def test_validation_without_a_labelled_pixel_is_said(run_tool, tiny, tiny_data, tmp_path):
+    for i in range(3):
+        Image.fromarray(np.full((48, 64), 11, np.uint8)).save(tiny_data / f"camvid/valannot/{i}.png")  # void
+    done = run_tool("train", *tiny(), "TRAIN.END_EPOCH", 1)
+    assert done.code == 0, done.err
+    assert "no labelled pixel" in done.err
+    assert "mIoU -1" not in done.err
+    assert "best.pth" not in done.err.splitlines()[-1]
+    assert not (tmp_path / "output/camvid/tiny/best.pth").exists()
+    assert (tmp_path / "output/camvid/tiny/final_state.pth").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.complex64, torch.int64])
+def test_weights_that_are_no_real_numbers(run_tool, tiny, tmp_path, dtype):
+    from ovenet import build_model, load_config
+
+    path = tmp_path / "odd.pth"
+    state = build_model(load_config(tiny()[1])).state_dict()
+    name = next(n for n, v in state.items() if v.ndim == 4)
+    torch.save(state | {name: state[name].to(dtype)}, path)
+    assert_one_line(run_tool("test", *tiny(), "TEST.MODEL_FILE", path), "odd.pth", name, "real numbers")
+
+
+def test_loading_processes_without_room_in_shared_memory(run_tool, tiny, monkeypatch):
+    from ovenet.builders import data
+
+    monkeypatch.setattr(data, "_shared_memory_bytes", lambda: 20_000)
+    result = run_tool("train", *tiny(), "WORKERS", 1)
+    assert_one_line(result, "/dev/shm", "0.02 MB", "WORKERS 0")
+    assert run_tool("train", *tiny(), "WORKERS", 0, "TRAIN.END_EPOCH", 1).code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounting needs root and unshare")
+def test_a_small_shared_memory_ends_in_time(tiny):
+    """The same with a real one of 300 KB; on the code as it was, this hangs."""
+    command = f"mount -t tmpfs -o size=300k tmpfs /dev/shm && exec {sys.executable} tools/train.py "
+    command += " ".join(map(str, (*tiny(), "WORKERS", 1, "TRAIN.IMAGE_SIZE", "128,96", "TRAIN.BATCH_SIZE_PER_GPU", 4)))
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    assert "/dev/shm" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["train/3.png", "trainannot/3.png", "val/1.png"])
+def test_a_pipe_in_place_of_an_image(run_tool, tiny, tiny_data, place):
+    path = tiny_data / "camvid" / place
+    path.unlink()
+    os.mkfifo(path)
+    assert_one_line(run_tool("train", *tiny()), place, "a pipe")
+    audit = run_tool("audit_data", *tiny())
+    assert audit.code != 0
+    assert "a pipe" in audit.out + audit.err
+
+
+def test_messages_are_short_and_name_the_file(run_tool, tiny, tiny_data, tmp_path):
+    long = "x" * 20_000
+    result = run_tool("train", *tiny(), f"TRAIN.{long}", 1)
+    assert_one_line(result, "unknown key TRAIN.xxx")
+    assert len(result.err) < 3000
+    (tmp_path / "latin.yaml").write_bytes("A: é".encode("latin-1"))
+    assert_one_line(run_tool("train", "--cfg", tmp_path / "latin.yaml"), "latin.yaml", "UTF-8")
+    assert_one_line(run_tool("train", *tiny(), "DATASET.TRAIN_SET", "a\0b.lst"), "DATASET.TRAIN_SET")
+    lst = tiny_data / "list/camvid/train.lst"
+    text = lst.read_text()
+    lst.write_bytes(text.encode("utf-16"))
+    assert_one_line(run_tool("train", *tiny()), "train.lst", "UTF-8")
+    lst.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert_one_line(run_tool("train", *tiny()), "train.lst", "byte order mark")

@@ -12,6 +12,7 @@ from tests.conftest import tiny_settings
 from tests.tools.conftest import ROOT
 
 from ovenet import build_model, builders, load_config
+from ovenet.engine.run_lock import run_lock
 
 
 @pytest.fixture
@@ -169,3 +170,26 @@ def test_a_run_or_its_weights_are_tested_with_their_own_settings(trained, run_to
     assert refused.code == 2
     assert "holds weights but no settings; name its experiment file: --cfg FILE" in refused.err
     assert run_tool("test").code == 2
+
+
+def test_predictions_asked_for_later_are_written_for_all_images(trained, run_tool):
+    """Resuming used to leave out the images that had been counted before."""
+    config, run = trained
+    image = config.parent / "data/camvid/train/3.png"
+    pixels = image.read_bytes()
+    image.write_bytes(b"no image")
+    assert run_tool("test", "--cfg", config).code == 2
+    image.write_bytes(pixels)
+    resumed = run_tool("test", "--cfg", config, "TEST.RESUME", True, "TEST.SAVE_PREDICTIONS", True)
+    assert resumed.code == 0, resumed.err
+    assert len(list(run.glob("test/*/predictions/ids/train/*.png"))) == 6
+
+
+def test_two_tests_in_one_folder_do_not_mix(trained, run_tool):
+    config, run = trained
+    with run_lock(run / "test/train_best_s1"):
+        refused = run_tool("test", "--cfg", config)
+    assert refused.code == 2
+    assert "train_best_s1: another run" in refused.err
+    assert not (run / "test/train_best_s1/images.jsonl").exists()
+    assert run_tool("test", "--cfg", config).code == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.conftest import tiny_settings
+from tests.tools.conftest import ROOT
 
 from ovenet import build_model, builders, load_config
 
@@ -224,3 +226,103 @@ def test_names_that_are_no_text(run, run_tool, tmp_path):
     done = run_tool("infer", run[1] / "best.pth", tmp_path / name, "--output", tmp_path / "out")
     assert done.code == 0, done.err
     assert pixels(tmp_path / "out/overlay" / name).shape == (30, 40, 3)
+
+
+def test_results_stay_in_their_folder(run, run_tool, tmp_path):
+    _, folder = run
+    (tmp_path / "a/in/deep").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a/photo.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a/in/deep/other.png")
+    done = run_tool(
+        "infer", folder / "best.pth", f"{tmp_path}/a/in/*/../../photo.png", "--output", tmp_path / "a/out/x"
+    )
+    assert done.code == 0, done.err
+    written = {p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.png")}
+    results = {name for name in written if name not in ("photo.png", "in/deep/other.png")}
+    assert results == {f"out/x/{kind}/photo.png" for kind in ("ids", "color", "overlay", "offset", "confidence")}
+
+
+def make_video(path, frames=3, size=(32, 24)):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 5, size)
+    for i in range(frames):
+        writer.write(np.full((size[1], size[0], 3), 40 * i, np.uint8))
+    writer.release()
+
+
+def test_frames_do_not_replace_results_of_images(run, run_tool, tmp_path):
+    _, folder = run
+    (tmp_path / "in/clip").mkdir(parents=True)
+    make_video(tmp_path / "in/clip.mp4")
+    Image.new("RGB", (8, 8)).save(tmp_path / "in/clip/000001.png")
+    command = ("infer", folder / "best.pth", tmp_path / "in", "--output", tmp_path / "out")
+    refused = run_tool(*command, "--frames")
+    assert refused.code == 2
+    assert "clip.mp4" in refused.err
+    assert "000001.png" in refused.err
+    assert run_tool(*command).code == 0  # without the frames there is one result each
+
+
+def test_settings_may_be_given_one_by_one(run, run_tool, tiny_data, tmp_path):
+    _, folder = run
+    command = ("infer", folder / "best.pth", tiny_data / "camvid/val/1.png", "--output", tmp_path / "o")
+    wrong = run_tool(*command, "--set", "TEST.SCOR", "exp", "--set", "TEST.FLIP_TEST", "True")
+    assert wrong.code == 2
+    assert "TEST.SCOR" in wrong.err
+    assert run_tool(*command, "--set", "TEST.SCORE", "exp", "--set", "TEST.FLIP_TEST", "True").code == 0
+
+
+def test_an_empty_name_is_not_the_current_folder(run, run_tool, tmp_path):
+    _, folder = run
+    done = run_tool("infer", folder / "best.pth", "", "--output", tmp_path / "o")
+    assert done.code == 2
+    assert "an empty name" in done.err
+
+
+def test_ctrl_c_in_a_video_ends_all(run, run_tool, tmp_path, monkeypatch):
+    from ovenet import Predictor
+
+    _, folder = run
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        make_video(tmp_path / f"in/{name}.mp4", frames=5)
+    predict, calls = Predictor.predict, []
+
+    def interrupted(self, image, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(self, image, **options)
+
+    monkeypatch.setattr(Predictor, "predict", interrupted)
+    done = run_tool("infer", folder / "best.pth", tmp_path / "in", "--output", tmp_path / "o")
+    assert done.code == 130
+    assert len(calls) == 3
+    assert [p.name for p in (tmp_path / "o/video").iterdir()] == ["a.mp4"]
+    capture = cv2.VideoCapture(str(tmp_path / "o/video/a.mp4"))
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 2  # what was done is whole
+
+
+@pytest.mark.parametrize(
+    ("source", "limit", "options"),
+    [("clip.mp4", 2000, ()), ("photo.png", 300, ("--save", "ids")), ("photo.png", 300, ())],
+)
+def test_a_full_disk_is_told_and_leaves_nothing_broken(run, tmp_path, source, limit, options):
+    """A limit on the size of files fails writes as a full disk does."""
+    _, folder = run
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    writer = cv2.VideoWriter(str(tmp_path / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 48))
+    for _ in range(20):
+        writer.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+    code += "import runpy, sys; sys.argv[0] = 'tools/infer.py'; runpy.run_path('tools/infer.py', run_name='__main__')"
+    command = [sys.executable, "-B", "-c", code, folder / "best.pth", tmp_path / source, "--output", tmp_path / "o"]
+    done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert "cannot write" in done.stderr.splitlines()[-1]
+    assert str(tmp_path / "o") in done.stderr.splitlines()[-1]
+    left = [p for p in (tmp_path / "o").rglob("*") if p.is_file()]
+    assert all(p.suffix == ".png" for p in left), left
+    for path in left:
+        Image.open(path).load()

@@ -37,3 +37,15 @@ def test_what_does_not_fit_is_split_and_then_recomputed(run_process, config):
         tuple(map(str, row)) for row in expected
     ]
     assert "nothing fits into 0.01 GiB" in done.stderr
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(run_tool, write_config):
+    """Such as one about a folder called memory."""
+    from tests.conftest import tiny_settings
+
+    settings = tiny_settings()
+    settings["DATASET"]["ROOT"] = "/nowhere/memory"
+    done = run_tool("plan", "--cfg", write_config(settings))
+    assert done.code == 2
+    assert "/nowhere/memory" in done.err
+    assert "fit" not in done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Collection
@@ -32,6 +33,8 @@ from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
 TestLoader = DataLoader[Sample]
+_SHARED_MEMORY = Path("/dev/shm")
+_BATCHES_AHEAD = 2  # of each loading process, torch's own number
 
 
 def dataset_info(cfg: CfgNode) -> DatasetInfo:
@@ -119,8 +122,12 @@ def audit(
     return report
 
 
-def check_training_data(cfg: CfgNode, dataset: ListDataset) -> None:
+def check_data(cfg: CfgNode, dataset: ListDataset) -> None:
     """The short form of an audit, before the first step: all files exist, and ``DATASET.AUDIT`` pairs are sound.
+
+    Args:
+        cfg: the configuration.
+        dataset: of training or validation, all of it labelled.
 
     Raises:
         UserError: training would be wrong; names the first file and the fix.
@@ -133,7 +140,7 @@ def check_training_data(cfg: CfgNode, dataset: ListDataset) -> None:
             f"{dataset.folder / missing[0]}: the file does not exist, like {len(missing) - 1} more of "
             f"{dataset.list_path}; unpack the data again, or correct the list"
         )
-    report = audit(cfg, dataset, num_pairs=cfg.DATASET.AUDIT)
+    report = audit(cfg, dataset, num_pairs=cfg.DATASET.AUDIT, decode_images=True)
     for finding in report.findings:
         if finding.is_error:
             raise UserError(
@@ -179,6 +186,8 @@ def build_train_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[Data
     """
     dataset = train_dataset(cfg, list_file)
     batch_size, world_size = cfg.TRAIN.BATCH_SIZE_PER_GPU, distributed.world_size()
+    if cfg.WORKERS:
+        _require_shared_memory(cfg)
     if len(dataset) < batch_size * world_size:
         raise UserError(
             f"{dataset.dataset.list_path} has {len(dataset)} samples, fewer than one batch of {batch_size} x "
@@ -198,6 +207,31 @@ def build_train_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[Data
         **_worker_options(cfg.WORKERS, keep=True),
     )
     return loader, sampler
+
+
+def _require_shared_memory(cfg: CfgNode) -> None:
+    """Loading processes hand batches over in shared memory; one that finds none waits for ever, or is killed.
+
+    Raises:
+        UserError: there is no room for the batches that they read ahead.
+    """
+    width, height = cfg.TRAIN.IMAGE_SIZE
+    batch_bytes = cfg.TRAIN.BATCH_SIZE_PER_GPU * width * height * (3 + torch.int16.itemsize)
+    needed = _BATCHES_AHEAD * min(cfg.WORKERS, _num_cores()) * batch_bytes
+    free = _shared_memory_bytes()
+    if free is not None and free < needed:
+        raise UserError(
+            f"{_SHARED_MEMORY}: {free / 1e6:.2f} MB are free, and {cfg.WORKERS} loading processes need "
+            f"{needed / 1e6:.1f} MB for their batches; set WORKERS 0, or give the container more (--shm-size)"
+        )
+
+
+def _shared_memory_bytes() -> int | None:
+    """What is free; None where there is no such folder."""
+    try:
+        return shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        return None
 
 
 def test_dataset(cfg: CfgNode) -> ListDataset:
@@ -242,10 +276,15 @@ def _worker_options(num_workers: int, *, keep: bool) -> dict[str, Any]:
     return {"num_workers": num_workers, "persistent_workers": keep, "worker_init_fn": _start_worker}
 
 
+def _num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def _usable_workers(wanted: int) -> int:
     """As many as there are cores to run them; says once where that is less than wanted."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_cores = _num_cores()
     if wanted > num_cores:
         get_logger().warning("WORKERS is %d, but there are %d cores: so many are used", wanted, num_cores)
     return num_cores

@@ -21,7 +21,7 @@ from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_tally
 from ovenet.evaluation.inference import Prediction, ScorePredictor
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
-from ovenet.evaluation.pictures import picture_row, save_picture, save_prediction
+from ovenet.evaluation.pictures import picture_row, prediction_path, save_picture, save_prediction
 from ovenet.evaluation.tally import ImageCounts, Tally
 from ovenet.evaluation.writers import image_record
 from ovenet.report.gallery import picture_data, picture_path, picture_sides, save_picture_data, write_records
@@ -64,6 +64,14 @@ class ImageWriter:
             sides = {"photo_side": self.photo_side, "grid_side": self.grid_side}
             data = picture_data(sample, prediction, self._dataset.info.num_classes, **sides)
             save_picture_data(data, picture_path(self._folder, index))
+
+    def has_written(self, index: int) -> bool:
+        """Whether the files of an image are there, but for the picture rows, which show a few only."""
+        name = self._dataset.pairs[index][0]
+        saved = prediction_path(self._folder / "predictions", name).is_file()
+        return (saved or not self.saves_predictions) and (
+            not self.grid_side or picture_path(self._folder, index).is_file()
+        )
 
     def _write_row(self, sample: Sample) -> None:
         row = picture_row(
@@ -114,9 +122,9 @@ def run_test(
     names = prediction_names(cfg)
     tally = Tally(dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device)
     partial = PartialEvaluation(folder / FOLDER, settings)
-    done = _resume(cfg, partial, len(dataset))
-    loader, places = shard_loader(cfg, dataset, done)
     writer = ImageWriter(cfg, dataset, predictor, folder)
+    done = _resume(cfg, partial, writer, len(dataset))
+    loader, places = shard_loader(cfg, dataset, done)
     place = iter(places)
 
     with Interruption() as interruption:
@@ -142,7 +150,7 @@ def run_test(
     return TestRun(evaluation_from_tally(tally), writer.saves_predictions, predictor.model.max_offset)
 
 
-def _resume(cfg: CfgNode, partial: PartialEvaluation, num_images: int) -> set[int]:
+def _resume(cfg: CfgNode, partial: PartialEvaluation, writer: ImageWriter, num_images: int) -> set[int]:
     """The places in the list that need not be evaluated again; process 0 keeps what they counted."""
     if partial.exists() and not cfg.TEST.RESUME:
         raise UserError(
@@ -152,6 +160,13 @@ def _resume(cfg: CfgNode, partial: PartialEvaluation, num_images: int) -> set[in
     if cfg.TEST.RESUME and distributed.is_main() and not partial.exists():
         get_logger().info("%s: no interrupted evaluation to go on with; all images are evaluated", partial.folder)
     done: set[int] = partial.join() if distributed.is_main() else set()
+    if not all(map(writer.has_written, done)):
+        get_logger().warning(
+            "%s: the interrupted evaluation did not save all that is wanted now; all images are evaluated again",
+            partial.folder,
+        )
+        partial.discard()
+        done = set()
     done = distributed.from_main(done)
     if done:
         get_logger().info("going on with an interrupted evaluation: %d of %d images are done", len(done), num_images)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from ovenet.builders.data import build_test_loader, build_train_loader, check_training_data, dataset_info
+from ovenet.builders.data import build_test_loader, build_train_loader, check_data, dataset_info
 from ovenet.builders.inference import build_predictor
 from ovenet.builders.losses import build_criterion
 from ovenet.builders.models import build_model, build_optimizer, initialize_model, prediction_names
@@ -99,11 +99,12 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
     phases = build_phases(cfg)
-    if distributed.is_main():
-        check_training_data(cfg, phases[0].loader.dataset.dataset)
     test_loader, test_set = build_test_loader(cfg)
     if not test_set.has_labels:
         raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
+    if distributed.is_main():
+        for dataset in (*(phase.loader.dataset.dataset for phase in phases), test_set):
+            check_data(cfg, dataset)
     model = build_model(cfg).to(device, memory_format=torch.channels_last)
     initialize_model(model, cfg)
     if distributed.world_size() > 1 and device.type == "cuda":

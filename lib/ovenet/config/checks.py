@@ -174,10 +174,10 @@ def _check_outputs(cfg: CfgNode) -> None:
     head = cfg.MODEL.HEAD.NAME
     num_outputs = getattr(HEADS[head], "num_outputs", 1)
     _require(
-        len(cfg.LOSS.BALANCE_WEIGHTS) in (0, num_outputs),
+        len(cfg.LOSS.BALANCE_WEIGHTS) in (0, num_outputs) and all(weight >= 0 for weight in cfg.LOSS.BALANCE_WEIGHTS),
         "LOSS.BALANCE_WEIGHTS",
         cfg,
-        f"{num_outputs} weights for the head {head}, or [] for the usual ones",
+        f"{num_outputs} weights of at least 0 for the head {head}, or [] for the usual ones",
     )
     _require(
         -num_outputs <= cfg.TEST.OUTPUT_INDEX < num_outputs,

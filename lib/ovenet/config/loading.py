@@ -156,17 +156,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot read the config file: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a YAML file: {error}") from error
+        raise UserError(f"{path}: not in UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    except ValueError as error:  # a NUL in the name
+        raise UserError(f"{str(path)!r}: no name of a file: {error}") from error
     return _parse_yaml(text, str(path))
 
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _UniqueKeyLoader)
         if _num_nodes(content, {}) > MAX_NODES:
             raise UserError(
                 f"{source}: more than {MAX_NODES} values, counting what aliases repeat; no config is so large"
             )
+    except _RepeatedKeyError as error:
+        raise UserError(f"{source}, {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not a YAML file: {' '.join(str(error).split())[:300]}") from error
     except RecursionError:
@@ -176,6 +180,28 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{source}: expected `KEY: value` lines, got a {type(content).__name__}")
     return content
+
+
+class _RepeatedKeyError(Exception):
+    """A key that stands twice in one table."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses tables with a key that stands twice, of which YAML would take the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A table, before aliases are merged into it."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise _RepeatedKeyError(
+                        f"line {line}: {key.value} stands there a second time, after line {lines[key.value]}; join them"
+                    )
+                lines[key.value] = line
+        return node
 
 
 def _num_nodes(content: Any, known: dict[int, int]) -> int:

@@ -150,7 +150,7 @@ class DecodedCache:
 
     def _has_entry(self, name: str) -> bool:
         path = self.entry(name)
-        return path is not None and path.exists()
+        return path is not None and path.exists() and path.stat().st_size > 0
 
     def _num_bytes(self, pair: tuple[str, str | None]) -> int:
         try:

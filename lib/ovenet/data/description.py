@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ _OWN_LAYOUTS = [
     {"images": "{split}/images/**", "labels": "{split}/labels/**"},
     {"images": "images/**", "labels": "labels/**", "split_names": {"all": ""}},
 ]
+MAX_CLASSES = 256
 _CATALOG_FOLDER = Path(__file__).parent / "datasets"
 _KEYS = {
     "like", "source", "archives", "classes", "class_weights", "label_ids", "ignore", "label_format", "upright",
@@ -76,6 +78,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
     classes = content["classes"]
+    if len(classes) > MAX_CLASSES:  # before checks that compare every class with every other
+        raise UserError(f"classes has {len(classes)} entries; expected at most {MAX_CLASSES}, as ids have 8 bits")
     class_names = tuple(row["name"] for row in classes)
     label_ids = tuple(content.get("label_ids") or (row.get("id", index) for index, row in enumerate(classes)))
     palette = tuple(_color(row["color"]) if "color" in row else voc_color(i) for i, row in enumerate(classes, start=1))
@@ -90,7 +94,7 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         layouts=tuple(
             _by_split(layout, folder, content.get("unlabelled", ()), content.get("conditions"))
             for folder in content.get("folders", [""])
-            for layout in content["layouts"]
+            for layout in _as_list(content["layouts"])
         ),
         archives=content.get("archives", ""),
         num_images=content.get("num_images", {}),
@@ -114,7 +118,7 @@ def _by_split(
     layout: Mapping[str, Any], folder: str, unlabelled: list[str], conditions: list[str] | None
 ) -> dict[str, Layout]:
     """One layout per split; ``{split}`` stands for the split's name on disk, the splits' own keys win."""
-    split_names = layout.get("split_names", {split: split for split in SPLITS})
+    split_names = layout.get("split_names") or _usual_split_names(layout)
     result = {}
     for split, name_on_disk in split_names.items():
         patterns = {key: layout.get(key) for key in ("images", "labels", "names", "names_not_in")}
@@ -128,6 +132,20 @@ def _by_split(
         if conditions is None and "{condition}" in result[split].images:
             raise UserError("layouts has {condition}, but there is no key 'conditions'")
     return result
+
+
+def _as_list(layouts: Any) -> list[Any]:
+    """Of one layout too, which may stand alone."""
+    return [layouts] if isinstance(layouts, Mapping) else layouts
+
+
+def _usual_split_names(layout: Mapping[str, Any]) -> dict[str, str]:
+    """The splits' own names; without anything that tells them apart, one split that `val_share` divides."""
+    is_split = any(split in layout for split in SPLITS)
+    texts = [layout.get(key) or "" for key in ("images", "labels", "names", "names_not_in")]
+    if is_split or any("{split}" in text for text in texts):
+        return {split: split for split in SPLITS}
+    return {"all": ""}
 
 
 def _color(value: Any) -> Color:
@@ -169,5 +187,15 @@ def _check(info: DatasetInfo) -> None:
     ):
         if value not in allowed:
             raise UserError(f"{key} is {value!r}; expected one of {', '.join(allowed)}")
+    weights = info.class_weights
+    if weights is not None and not (all(_is_weight(w) for w in weights) and sum(weights) > 0):
+        raise UserError(f"class_weights is {list(weights)}; expected numbers of at least 0, not all 0")
+    multiple = info.evaluation.multiple_of
+    if type(multiple) is not int or multiple < 1:
+        raise UserError(f"evaluation.multiple_of is {multiple!r}; expected a whole number of at least 1")
     if not 0 < info.val_share < 1:
         raise UserError(f"val_share is {info.val_share}; expected more than 0 and less than 1")
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf

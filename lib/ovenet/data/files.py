@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ovenet.errors import UserError
 
 _STRIP_ROWS = 64
+_BYTE_ORDER_MARK = "\ufeff"
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _ANY_SIZE = 2**62
-_BAD_IMAGE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError)
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -63,28 +63,40 @@ def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image
     Raises:
         UserError: it is missing, a directory, no image, cut off, or too large.
     """
-    _require_file(path, role)
+    require_file(path, role)
     try:
         with _pixel_limit(max_pixels), Image.open(path) as image:
             image.load()
             return image
-    except _BAD_IMAGE as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged content can fail anywhere in Pillow's decoders
         raise _unreadable(path, role, error) from error
 
 
-def _require_file(path: Path, role: str) -> None:
+def require_file(path: Path, role: str) -> None:
+    """Refuses what is no file at the first look; reading a pipe would wait for ever.
+
+    Args:
+        path: of the file.
+        role: what it is, for messages.
+
+    Raises:
+        UserError: it is missing, a directory, a pipe or the like.
+    """
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: the {role} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
         raise UserError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
     if path.is_dir():
         raise UserError(f"{path}: the {role} is a directory; expected a file")
-    if not path.is_file():  # reading a pipe would wait for ever
+    if not path.is_file():
         raise UserError(f"{path}: the {role} is a pipe, a socket or a device; expected a file")
 
 
 def _unreadable(path: Path, role: str, error: BaseException) -> UserError:
-    return UserError(f"{path}: the {role} cannot be read ({' '.join(str(error).split())}); replace it")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{path}: the {role} cannot be read ({reason}); replace it")
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -93,11 +105,11 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: as `open_image`.
     """
-    _require_file(path, "image")
+    require_file(path, "image")
     try:
         with _pixel_limit(_ANY_SIZE), Image.open(path) as image:
             return image.height, image.width
-    except _BAD_IMAGE as error:
+    except Exception as error:  # see `open_image`
         raise _unreadable(path, "image", error) from error
 
 
@@ -148,15 +160,23 @@ def read_list(path: Path) -> list[tuple[str, str | None]]:
     Raises:
         UserError: the list is missing or empty, or a line has more than two entries or leaves the dataset's folder.
     """
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: no name of a file; set DATASET.TRAIN_SET or DATASET.TEST_SET to a list")
     if not path.is_file():
         raise UserError(
             f"{path}: there is no such list file; write it with `python tools/prepare_data.py {path.parent.name}`, "
             "or set DATASET.TRAIN_SET or DATASET.TEST_SET to one that is there"
         )
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not in UTF-8 (byte {error.start}); save the list as UTF-8") from error
+    if text.startswith(_BYTE_ORDER_MARK):
+        raise UserError(f"{path}: begins with a byte order mark; save the list as UTF-8 without one")
     pairs: list[tuple[str, str | None]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        entries = [entry.strip() for entry in line.split("\t")] if "\t" in line else line.split()
-        entries = [entry for entry in entries if entry]
+    for number, line in enumerate(text.split("\n"), start=1):  # names may hold what Python takes for line breaks
+        parts = line.removesuffix("\r").split("\t" if "\t" in line else " ")
+        entries = [entry for part in parts if (entry := part.strip(" "))]
         if len(entries) > 2:
             raise UserError(
                 f"{path}, line {number}: {len(entries)} entries; expected `image [label]`, "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -39,12 +40,13 @@ class Input:
         return f"camera {self.source}" if self.kind == "camera" else str(self.source)
 
 
-def find_inputs(arguments: Sequence[str]) -> list[Input]:
+def find_inputs(arguments: Sequence[str], *, frames: bool = False) -> list[Input]:
     """What a command line names.
 
     Args:
         arguments: files; folders, whose images and videos are taken at any depth; patterns with ``*``; and cameras as
             ``camera:0``.
+        frames: the frames of videos have results of their own, in a folder of the video's name.
 
     Raises:
         UserError: something does not exist, holds nothing to predict, or two results would have the same name.
@@ -59,10 +61,25 @@ def find_inputs(arguments: Sequence[str]) -> list[Input]:
                 f"{one} and {names[one.name]}: both results would be called {one.name}; predict them into two folders"
             )
         names[one.name] = one
+    if frames:
+        _require_room_for_frames(names)
     return inputs
 
 
+def _require_room_for_frames(names: Mapping[str, Input]) -> None:
+    for name, one in names.items():
+        for folder in PurePosixPath(name).parents:
+            video = names.get(str(folder))
+            if video is not None and video.kind != "image":
+                raise UserError(
+                    f"{one} and {video}: results of the one would lie among the frames of the other; predict them into "
+                    "two folders"
+                )
+
+
 def _inputs_of(argument: str) -> list[Input]:
+    if not argument:
+        raise UserError(f"an empty name; expected an image, a folder, a pattern, a video or {_CAMERA}0")
     if argument.startswith(_CAMERA):
         number = argument.removeprefix(_CAMERA)
         if not number.isdigit():
@@ -79,11 +96,17 @@ def _inputs_of(argument: str) -> list[Input]:
     if glob.has_magic(argument):
         paths = sorted(Path(p) for p in glob.glob(argument, recursive=True))
         base = Path(*_before_magic(path))
-        found = [_of_file(p, p.relative_to(base)) for p in paths if _kind(p)]
+        found = [_of_file(p, _below(p, base)) for p in paths if _kind(p)]
         if found:
             return _distinct(found)
         raise UserError(f"{argument}: no image and no video has such a name")
     raise UserError(f"{argument}: does not exist; expected an image, a folder, a pattern, a video or {_CAMERA}0")
+
+
+def _below(path: Path, base: Path) -> Path:
+    """A path relative to a folder; its last part alone where it leads out of it."""
+    relative = Path(os.path.normpath(path.relative_to(base)))
+    return Path(path.name) if ".." in relative.parts else relative
 
 
 def _before_magic(path: Path) -> Iterator[str]:

@@ -159,7 +159,7 @@ def _subfolders(folder: Path) -> list[Path]:
 def _files(folder: Path, pattern: str) -> dict[str, str]:
     """Files that match a pattern, relative to the folder, by what stands for the wildcards."""
     expression = re.escape(pattern).replace(r"\*\*", "(.+)").replace(r"\*", "([^/]+)")
-    matcher = re.compile(expression + r"\.[^./]+")
+    matcher = re.compile(expression + r"\.[^./]+", re.DOTALL)
     depth = None if "**" in pattern else pattern.count("/") - _anchor(pattern).count("/")
     files: dict[str, str] = {}
     for path in _walk(folder / _anchor(pattern), depth):

@@ -359,6 +359,9 @@ class Trainer:
             self.best[file] = mean_iou
         if not distributed.is_main():
             return False
+        if not results["fused"].num_pixels:
+            get_logger().warning("epoch %d: no labelled pixel in the validation list, so no score", self.epoch)
+            return False
         scores = ", ".join(f"{name}{suffix} {result.mean_iou:.4f}" for name, result in results.items())
         get_logger().info("epoch %d: mIoU %s (best fused%s %.4f)", self.epoch, scores, suffix, self.best[file])
         values = {f"mean_iou_{name}{suffix}": result.mean_iou for name, result in results.items()}

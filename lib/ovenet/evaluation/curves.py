@@ -17,6 +17,11 @@ from ovenet.errors import UserError
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
+def plain_text(text: str) -> str:
+    """A name for matplotlib, which takes what stands between two dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
 @dataclass(frozen=True)
 class Curve:
     """One quantity of one run.
@@ -102,16 +107,16 @@ def _spread(values: Sequence[float]) -> str:
 def plot_curves(groups: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
     """All curves in one plot; of a group with several runs the mean, and each run thinly."""
     figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="iteration", ylabel=metric)
+    axes = figure.add_subplot(xlabel="iteration", ylabel=plain_text(metric))
     axes.grid(color="#dddddd")
     for index, (name, curves) in enumerate(groups.items()):
         color = COLORS[index % len(COLORS)]
         several = len(curves) > 1
         for curve in curves:
-            label = None if several else name
+            label = None if several else plain_text(name)
             axes.plot(curve.iterations, curve.values, ".-", color=color, linewidth=0.7 if several else 1.5, label=label)
         if several:
-            label = f"{name} ({len(curves)} runs)"
+            label = plain_text(f"{name} ({len(curves)} runs)")
             axes.plot(*zip(*_mean_curve(curves), strict=True), color=color, linewidth=2.5, label=label)
     figure.legend(loc="outside lower center", fontsize="small")
     return figure

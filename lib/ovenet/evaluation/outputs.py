@@ -13,6 +13,7 @@ from ovenet.data.files import is_utf8
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.pictures import colorize_offset, save_color_png, save_png
+from ovenet.utils.writing import write_bytes, write_file
 
 KINDS = ("ids", "color", "overlay", "offset", "confidence")
 SEED_KINDS = ("offset", "confidence")
@@ -66,7 +67,8 @@ class ResultWriter:
         if "offset" in self.kinds:
             save_png(self._wheel_picture(prediction.offset), self._path("offset", name))
             spans = torch.tensor([(n - 1) / 2 for n in reversed(size)]).view(2, 1, 1)
-            np.save(self._path("offset", name).with_suffix(".npy"), (prediction.offset.cpu() * spans).numpy())
+            pixels = (prediction.offset.cpu() * spans).numpy()
+            write_file(self._path("offset", name).with_suffix(".npy"), lambda path: np.save(path, pixels))
         if "confidence" in self.kinds:
             grey = prediction.confidence[0].mul(255).round().to(torch.uint8).cpu().numpy()
             save_png(grey, self._path("confidence", name))
@@ -95,17 +97,18 @@ def write_image(image: np.ndarray, path: Path) -> None:
     Raises:
         OSError: the file system refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     for top in range(0, len(image), _BAND_ROWS):
         image[top : top + _BAND_ROWS] = image[top : top + _BAND_ROWS, :, ::-1].copy()
     is_done, encoded = cv2.imencode(".png", image)
     if not is_done:
         raise OSError(f"cannot write {path}: OpenCV cannot encode the image")
-    path.write_bytes(encoded)  # Python knows every name of a file, OpenCV crashes at those that are no UTF-8
+    write_bytes(
+        path, memoryview(encoded)
+    )  # Python knows every name of a file, OpenCV crashes at those that are no UTF-8
 
 
 class FrameWriter:
-    """An mp4 video, opened by its first frame.
+    """An mp4 video, opened by its first frame. It has its name when it is whole.
 
     Args:
         path: of the file.
@@ -115,7 +118,9 @@ class FrameWriter:
     def __init__(self, path: Path, rate: float):
         self.path = path
         self.rate = rate
+        self._unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
+        self._num_frames = 0
 
     def write(self, frame: np.ndarray) -> None:
         """Appends ``(H, W, 3)`` uint8 RGB, of the size of the first.
@@ -128,12 +133,38 @@ class FrameWriter:
             if not is_utf8(self.path):
                 raise OSError(f"cannot write {str(self.path)!r}: OpenCV takes names in UTF-8 alone; rename the video")
             size = frame.shape[1], frame.shape[0]
-            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, size)
+            self._writer = cv2.VideoWriter(str(self._unfinished), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, size)
             if not self._writer.isOpened():
                 raise OSError(f"cannot write {self.path}: OpenCV has no encoder for it, or the folder refuses")
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self._num_frames += 1
 
     def close(self) -> None:
-        """Finishes the file."""
-        if self._writer is not None:
-            self._writer.release()
+        """Finishes the file, and looks whether all frames are in it: the encoder does not tell of a full disk.
+
+        Raises:
+            OSError: they are not; nothing is left.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        try:
+            num_frames = _num_readable_frames(self._unfinished)
+            if num_frames < self._num_frames:
+                raise OSError(
+                    f"cannot write {self.path}: {num_frames} of {self._num_frames} frames are in the file; is the disk "
+                    "full?"
+                )
+            self._unfinished.replace(self.path)
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+
+
+def _num_readable_frames(path: Path) -> int:
+    """How many frames a video says it has; 0 where not even the first can be decoded."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() and capture.read()[0] else 0
+    finally:
+        capture.release()

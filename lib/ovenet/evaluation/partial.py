@@ -143,6 +143,11 @@ class PartialEvaluation:
         """Deletes the folder, when the evaluation is finished."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def discard(self) -> None:
+        """Forgets what `join` found."""
+        self.remove()
+        self.joined = {}
+
     def _paths(self) -> list[Path]:
         return [path for path in self.folder.glob("*.pth") if _PART.fullmatch(path.name)]
 

@@ -16,6 +16,7 @@ from ovenet.data.sheets import colorize
 from ovenet.data.transforms import scaled_size
 from ovenet.geometry import resize_bilinear
 from ovenet.structures import OVeNetOutput, Sample
+from ovenet.utils.writing import write_file
 
 _MAX_TILE_PX = 512
 
@@ -30,8 +31,13 @@ def save_prediction(labels: Tensor, name: str, folder: Path, info: DatasetInfo) 
         info: ids and colours.
     """
     train_ids = labels.cpu().numpy()
-    save_png(info.label_id_table()[train_ids], (folder / "ids" / name).with_suffix(".png"))
+    save_png(info.label_id_table()[train_ids], prediction_path(folder, name))
     save_color_png(train_ids, (folder / "color" / name).with_suffix(".png"), info)
+
+
+def prediction_path(folder: Path, name: str) -> Path:
+    """Where `save_prediction` writes the ids of an image."""
+    return (folder / "ids" / name).with_suffix(".png")
 
 
 def colorize_labels(labels: Tensor, info: DatasetInfo) -> Tensor:
@@ -94,16 +100,14 @@ def save_picture(picture: Tensor, path: Path) -> None:
 
 def save_color_png(train_ids: np.ndarray, path: Path, info: DatasetInfo) -> None:
     """Writes ``(H, W)`` train ids as a PNG with a palette: it shows the colours and holds the train ids."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = _grey_image(train_ids.astype(np.uint8, copy=False))
     image.putpalette(np.array(info.palette, dtype=np.uint8).tobytes())
-    image.save(path)
+    write_file(path, image.save)
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """Writes ``(H, W)`` or ``(H, W, 3)`` uint8, creating the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (_grey_image(pixels) if pixels.ndim == 2 else Image.fromarray(pixels)).save(path)
+    write_file(path, (_grey_image(pixels) if pixels.ndim == 2 else Image.fromarray(pixels)).save)
 
 
 def _grey_image(pixels: np.ndarray) -> Image.Image:

@@ -17,6 +17,7 @@ from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.metrics import mean_of_present, ratio
 from ovenet.evaluation.tally import ImageCounts
 from ovenet.structures import EvalResult, Sample
+from ovenet.utils.writing import write_text
 
 _MAX_NAMES = 12
 # The paper's symbols for what a model predicts.
@@ -194,5 +195,4 @@ def _plain(value: Any) -> Any:
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Writes an indented JSON file, creating its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

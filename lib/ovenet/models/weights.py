@@ -221,6 +221,7 @@ def _copy(model: nn.Module, state: StateDict, targets: Iterable[str], source: st
             elif state[name].shape != own[name].shape:
                 mismatched.append(f"{name}: {tuple(state[name].shape)} in the file, {tuple(own[name].shape)} here")
             else:
+                _require_real(state[name], own[name], name, source)
                 own[name].copy_(state[name])
                 loaded.append(name)
     for name, tensor in own.items():
@@ -228,6 +229,17 @@ def _copy(model: nn.Module, state: StateDict, targets: Iterable[str], source: st
             tensor.copy_(state[name])
     unexpected = [name for name in state if name not in own]
     return LoadReport(source, tuple(loaded), tuple(missing), tuple(mismatched), tuple(unexpected), unused)
+
+
+def _require_real(tensor: Tensor, target: Tensor, name: str, source: str) -> None:
+    """Refuses whole numbers in place of weights: somebody's quantised values, which mean nothing without their scale.
+
+    Raises:
+        UserError: names the tensor.
+    """
+    if target.is_floating_point() and not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{source}: {name!r} has values of type {kind}; expected real numbers, such as float32")
 
 
 def _tensor_names(model: nn.Module) -> list[str]:

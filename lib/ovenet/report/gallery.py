@@ -25,8 +25,10 @@ from PIL import Image
 from torch import Tensor
 
 from ovenet.data.transforms import resize_image, resize_labels, scaled_size
+from ovenet.errors import UserError
 from ovenet.evaluation.inference import Prediction, thinning
 from ovenet.structures import Sample
+from ovenet.utils.writing import write_text
 
 VOID_ID = 255
 OFFSET_SPAN = 2.0  # offsets are within ±2: the image spans 2
@@ -110,10 +112,7 @@ def picture_path(folder: Path, index: int) -> Path:
 
 def save_picture_data(data: Mapping[str, Any], path: Path) -> None:
     """Writes one image's pictures, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(data, separators=(",", ":")), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(data, separators=(",", ":")))
 
 
 def choose_images(records: Sequence[Mapping[str, Any]], limit: int = MAX_IMAGES) -> list[Mapping[str, Any]]:
@@ -138,11 +137,28 @@ def _or(value: float | None, default: float) -> float:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of an ``images.jsonl``."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of an ``images.jsonl``.
+
+    Raises:
+        UserError: a line is not as `write_records` writes it; names it.
+    """
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            index, name = record["index"], record["name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not the record of an image; run tools/test.py again") from error
+        if type(index) is not int or index < 0:  # it is a part of file names
+            raise UserError(f"{path}, line {number}: index is {index!r}; expected a whole number of at least 0")
+        if not isinstance(name, str):
+            raise UserError(f"{path}, line {number}: name is {name!r}; expected a text")
+        records.append(record)
+    return records
 
 
 def write_records(records: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Writes an ``images.jsonl``: one line per image, in the order of the list."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))

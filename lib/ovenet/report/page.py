@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from ovenet.evaluation.pictures import colorize_offset
 from ovenet.evaluation.writers import SYMBOLS
 from ovenet.report import plots
 from ovenet.report.gallery import MAX_IMAGES, choose_images, encode_webp, picture_path, read_records
+from ovenet.utils.writing import write_text
 
 RESULTS = "results.json"
 RECORDS = "images.jsonl"
@@ -95,6 +98,8 @@ def read_run(folder: Path, name: str) -> Run:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder / RESULTS}: not a JSON file ({error}); run tools/test.py again") from error
+    if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
+        raise UserError(f"{folder / RESULTS}: not the results of a test; run tools/test.py again")
     if "details" not in results or not (folder / RECORDS).is_file():
         raise UserError(f"{folder}: was evaluated without TEST.DETAILS True; run tools/test.py again")
     log = folder.parents[1] / "log.jsonl"
@@ -140,7 +145,33 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
             raise UserError(
                 f"{run.folder}: has other classes than {runs[0].folder}; compare evaluations of one dataset"
             )
-    context = {
+    try:
+        context = _context(runs, command)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        names = " or ".join(str(run.folder / RESULTS) for run in runs)
+        raise UserError(
+            f"{names}: lacks a part, or has one of another form ({error!r}); run tools/test.py again"
+        ) from error
+    template = _environment().get_template("report.html.j2")
+
+    def render(images: list[dict[str, Any]], pictures: list[tuple[str, str]], note: str) -> str:
+        page_data = _in_script(_page_data(runs, images))
+        return template.render(context, page_data=page_data, pictures=pictures, num_pictures=len(images), note=note)
+
+    by_image = len(_in_script(runs[0].records).encode()) + _BYTES_AROUND * len(runs[0].records)
+    without = len(render([], [], "").encode()) + by_image * len(runs)
+    images, pictures = _pictures(runs, MAX_BYTES - without)
+    note = f"{len(images)} of {len(runs[0].records)} images are shown." if images else "No pictures were saved."
+    write_text(path, render(images, pictures, note))
+    return note
+
+
+def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:
+    """All that the page says beside its pictures."""
+    script = _script()
+    return {
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "title": f"OVeNet: {' and '.join(run.name for run in runs)}",
         "runs": [_run_context(run) for run in runs],
         "sections": _sections(runs),
@@ -153,22 +184,10 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
         "plots": _plots(runs),
         "command": command,
     }
-    template = _environment().get_template("report.html.j2")
 
-    def render(images: list[dict[str, Any]], pictures: list[tuple[str, str]], note: str) -> str:
-        page_data = _in_script(_page_data(runs, images))
-        return template.render(context, page_data=page_data, pictures=pictures, num_pictures=len(images), note=note)
 
-    by_image = len(_in_script(runs[0].records).encode()) + _BYTES_AROUND * len(runs[0].records)
-    without = len(render([], [], "").encode()) + by_image * len(runs)
-    images, pictures = _pictures(runs, MAX_BYTES - without)
-    note = f"{len(images)} of {len(runs[0].records)} images are shown." if images else "No pictures were saved."
-    html = render(images, pictures, note)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(html, encoding="utf-8")
-    unfinished.replace(path)
-    return note
+def _script() -> str:
+    return "\n" + (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
 
 
 def _environment() -> jinja2.Environment:
@@ -393,11 +412,18 @@ def _pictures(runs: Sequence[Run], max_bytes: int) -> tuple[list[dict[str, Any]]
         image = {"index": record["index"], "name": record["name"], "changed": record.get("changed"), "scores": scores}
         images.append(image)
     texts = [
-        (f"picture-{run}-{record['index']}", path.read_text(encoding="utf-8"))
+        (f"picture-{run}-{record['index']}", _in_script(_read_picture(path)))
         for record in chosen
         for run, path in enumerate(paths[record["index"]])
     ]
     return images, texts
+
+
+def _read_picture(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); run tools/test.py again with TEST.REPORT True") from error
 
 
 def _page_data(runs: Sequence[Run], images: list[dict[str, Any]]) -> dict[str, Any]:

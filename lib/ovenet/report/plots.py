@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ovenet.evaluation.curves import COLORS
+from ovenet.evaluation.curves import COLORS, plain_text
 from ovenet.evaluation.writers import SYMBOLS
 
 _STYLES = {"initial": ":", "seed": "--", "fused": "-"}
@@ -63,7 +63,7 @@ def _line(axes: Axes, x: Sequence[Any], y: Sequence[float | None], *, run: int, 
 
 
 def _label(runs: Sequence[Run], run: int, text: str) -> str:
-    return f"{runs[run]['name']}: {text}" if len(runs) > 1 else text
+    return plain_text(f"{runs[run]['name']}: {text}") if len(runs) > 1 else text
 
 
 def edge_plot(runs: Sequence[Run], key: str, title: str) -> str:
@@ -124,7 +124,9 @@ def length_plot(runs: Sequence[Run]) -> str:
     for index, run in enumerate(runs):
         pixels = np.array(run["details"]["seeds"]["length_pixels"], dtype=np.float64)
         x = np.arange(len(pixels)) + width * (index - (len(runs) - 1) / 2)
-        axes.bar(x, pixels / max(pixels.sum(), 1), width, color=COLORS[index % len(COLORS)], label=run["name"])
+        axes.bar(
+            x, pixels / max(pixels.sum(), 1), width, color=COLORS[index % len(COLORS)], label=plain_text(run["name"])
+        )
     axes.set_xticks(*_band_ticks(runs[0]["details"]["seeds"]["lengths_px"]), rotation=45)
     return _finish(figure, axes)
 
@@ -194,7 +196,7 @@ def confusion_plot(counts: np.ndarray, class_names: Sequence[str], *, normalised
     """
     total = counts.sum(axis=1, keepdims=True)
     values = counts / np.maximum(total, 1) if normalised else counts.astype(np.float64)
-    k = len(class_names)
+    k, class_names = len(class_names), [plain_text(name) for name in class_names]
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(min(3 + 0.32 * k, 12), min(2.6 + 0.3 * k, 11)))
         title = "Share of each label's pixels" if normalised else "Pixels (logarithmic scale)"

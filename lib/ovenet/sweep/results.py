@@ -107,9 +107,7 @@ def write_result(path: Path, run: Run, sweep: Sweep, test_folder: Path, *, param
         "images": [record["name"] for record in records],
         "counts": {"what": "pixels by image and class: int32, little-endian, zlib, base64", **counts},
     }
-    partial = path.with_suffix(".unfinished")
-    write_json(content, partial)
-    partial.replace(path)
+    write_json(content, path)
 
 
 def read_result(path: Path) -> RunResult:

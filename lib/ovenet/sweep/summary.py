@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ovenet.evaluation.curves import COLORS
+from ovenet.evaluation.curves import COLORS, plain_text
 from ovenet.evaluation.writers import SYMBOLS
 from ovenet.sweep.definition import Sweep
 from ovenet.sweep.results import RunResult
@@ -120,7 +120,7 @@ class Summary:
                 color, label = COLORS[index if len(runs[0].scores) > 1 else 2], SYMBOLS[kind]
                 ax.plot(np.full(len(values), x), values, ".", color=color, alpha=0.6)
                 ax.plot([x - 0.07, x + 0.07], [values.mean()] * 2, color=color, linewidth=2, label=label)
-        ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        ax.set_xticks(range(len(names)), map(plain_text, names), rotation=30, ha="right")
         handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
         ax.figure.legend(handles.values(), handles, loc="outside upper right", ncols=3, fontsize="small")
 
@@ -133,7 +133,7 @@ class Summary:
             ax.plot([at for at, _ in places], [m.mean() for m in means], "-", color=color, linewidth=2)
             for (at, _), values in zip(places, means, strict=True):
                 ax.plot(np.full(len(values), at), values, ".", color=color, alpha=0.6)
-        ax.set_xlabel(title)
+        ax.set_xlabel(plain_text(title))
 
 
 def _as_dict(difference: Difference | None) -> dict[str, Any] | None:

@@ -19,8 +19,10 @@ import torch
 from ovenet.errors import UserError
 from ovenet.utils.distributed import PeersLostError
 
+OUT_OF_MEMORY = "out of memory"  # begins the message
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
+_MAX_MESSAGE = 1000
 _DEBUG_VARIABLE = "OVENET_DEBUG"
 _NO_COMPILER = re.compile("InvalidCxxCompiler|No working C\\+\\+ compiler")
 _LOADER_KILLED = re.compile(r"DataLoader worker \(pid[^)]*\)[^.]*")
@@ -114,7 +116,7 @@ def _known_failure(error: RuntimeError) -> str | None:
         return "torch.compile finds no working C++ compiler; install g++, or set TRAIN.COMPILE and TEST.COMPILE none"
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
         return (
-            f"out of memory ({_message(error)[:120]}); halve TRAIN.BATCH_SIZE_PER_GPU and double "
+            f"{OUT_OF_MEMORY} ({_message(error)[:120]}); halve TRAIN.BATCH_SIZE_PER_GPU and double "
             "TRAIN.ACCUMULATE (the same effective batch), or set TRAIN.CHECKPOINT_ACTIVATIONS True; "
             "tools/plan.py --cfg FILE finds the smallest change that fits"
         )
@@ -125,4 +127,5 @@ def _message(error: Exception) -> str:
     """The error's line; one raised in a data loading process carries that process's traceback before it."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     kind = type(error)
-    return lines[-1].removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ").strip()
+    text = lines[-1].removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ").strip()
+    return text if len(text) <= _MAX_MESSAGE else f"{text[: _MAX_MESSAGE // 2]} … {text[-_MAX_MESSAGE // 2 :]}"

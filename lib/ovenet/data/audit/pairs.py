@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ovenet.data.audit.reports import Finding, PairReport
-from ovenet.data.files import open_image
+from ovenet.data.files import open_image, require_file
 from ovenet.data.info import INVALID, DatasetInfo
 from ovenet.data.labels import LabelDecoder, label_ids
 from ovenet.errors import UserError
@@ -74,12 +74,13 @@ def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[
     Raises:
         UserError: the image is missing, unreadable or cut off.
     """
+    require_file(path, "image")
     try:
         with Image.open(path) as image:
             remarks = list(_remarks_on_format(image, path))
             orientation = _orientation(image)
             size = (image.height, image.width)
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # damaged content can fail anywhere in Pillow's decoders
         open_image(path, "image")  # says what is the matter
         raise
     if decode or not _ends_properly(path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,4 +114,10 @@ def read_suggested_weights(path: Path, info: DatasetInfo) -> list[float]:
             f"LOSS.CLASS_WEIGHTS {path}: the audit is of {content.get('dataset')} with {len(names)} classes, "
             f"not of {info.name} with {info.num_classes}; audit this dataset"
         )
+    if not isinstance(weights, list) or len(weights) != len(names) or not all(_is_weight(w) for w in weights):
+        raise UserError(f"LOSS.CLASS_WEIGHTS {path}: suggested_class_weights is {weights}; expected numbers above 0")
     return weights
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

@@ -1,0 +1,38 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Has a file written under another name, and gives it its own when it is whole.
+
+    Args:
+        path: of the file; its folder is created.
+        write: gets the other name, which has the same suffix.
+
+    Raises:
+        OSError: it cannot be written; names it. What was there before is untouched, and nothing else is left.
+    """
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(unfinished)
+        unfinished.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file, see `write_file`."""
+    write_file(path, lambda unfinished: unfinished.write_bytes(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in UTF-8, see `write_file`."""
+    write_bytes(path, text.encode("utf-8"))
