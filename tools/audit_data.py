@@ -40,18 +40,18 @@ def main() -> None:
     configure_logging()
     cfg = load_config(args.cfg, args.overrides)
     folder = Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / "audit"
-    lists = {name: builders.list_dataset(cfg, name) for name in (cfg.DATASET.TRAIN_SET, cfg.DATASET.TEST_SET)}
+    lists = [builders.list_dataset(cfg, name) for name in (cfg.DATASET.TRAIN_SET, cfg.DATASET.TEST_SET)]
     reports = [
         builders.audit(cfg, dataset, num_pairs=args.pairs, decode_images=args.decode_images, show_progress=True)
-        for dataset in lists.values()
+        for dataset in lists
     ]
     info = builders.dataset_info(cfg)
     print(format_audit(reports, info))
-    for finding in about_both(*lists.values()):
+    for finding in about_both(*lists):
         print(format_finding(finding, " and ".join(report.name for report in reports)))
     write_json(audit_as_dict(reports, info), folder / "audit.json")
     print(f"counts, findings and suggested weights: {folder / 'audit.json'} (LOSS.CLASS_WEIGHTS takes it)")
-    for report, dataset in zip(reports, lists.values(), strict=True):
+    for report, dataset in zip(reports, lists, strict=True):
         samples = readable_samples(dataset, args.pictures)
         if samples:
             save_png(contact_sheet(samples, info), folder / f"{report.name}.png")
@@ -63,7 +63,7 @@ def main() -> None:
 
 def about_both(train: ListDataset, test: ListDataset) -> list[Finding]:
     """What the two lists together show."""
-    shared = shared_images(train.pairs, test.pairs) if train.list_path != test.list_path else []
+    shared = shared_images(train.pairs, test.pairs)
     if not shared:
         return []
     message = f"{len(shared)} images are in both lists: scores on them say little about new images"

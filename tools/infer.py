@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -27,6 +28,10 @@ MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are thinned out
 def main() -> None:
     """Loads the model, and predicts one input after the other."""
     args = build_parser().parse_args()
+    if args.max_memory is not None and not 0 < args.max_memory < math.inf:
+        raise UserError(f"--max-memory is {args.max_memory}; expected gigabytes above 0")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise UserError(f"--max-frames is {args.max_frames}; expected at least 1")
     inputs = find_inputs(args.inputs, frames=args.frames)
     folder = args.output
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:

@@ -17,6 +17,7 @@ from ovenet.builders.data import dataset_info
 from ovenet.builders.inference import inference_model, inference_settings
 from ovenet.builders.models import build_model
 from ovenet.config import load_config, load_config_text
+from ovenet.config.checks import LARGEST_SCALE
 from ovenet.data.catalog import find_dataset
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
@@ -94,17 +95,19 @@ class Predictor(ScorePredictor):
             info = dataset_info(cfg)
         elif isinstance(content.get("config"), str):
             cfg = load_config_text(content["config"], str(path), overrides)
-            info = _carried_info(content, cfg)
+            info = _carried_info(content, cfg, path)
         else:
             raise UserError(f"{path}: holds weights but no configuration; name its experiment file (--cfg FILE)")
         model = build_model(cfg)
         report = load_weights(model, weights_of(content, path), str(path), whole=True)
         report.require(1.0, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
         place = choose_device(device)
-        settings = inference_settings(cfg, info, _carried_normalization(content, model))
+        settings = inference_settings(cfg, info, _carried_normalization(content, model, path))
         if scales is not None:
-            if not scales or min(scales) <= 0:
-                raise UserError(f"scales are {list(scales)}; expected at least one, all above 0")
+            if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
+                raise UserError(
+                    f"scales are {list(scales)}; expected at least one, all above 0 and at most {LARGEST_SCALE}"
+                )
             settings = replace(settings, scales=tuple(scales))
         if flip is not None:
             settings = replace(settings, flip=flip)
@@ -154,17 +157,28 @@ def _base_size(long_side: int | str) -> int | None:
     return int(long_side)
 
 
-def _carried_normalization(content: dict[str, Any], model: Segmentor) -> Normalization:
+def _carried_normalization(content: dict[str, Any], model: Segmentor, path: str | Path) -> Normalization:
     """How the weights' pixels were normalised; the backbone's own way for files that do not say."""
     if "normalization" not in content:
         return model.normalization
     carried = content["normalization"]
-    return Normalization(tuple(carried["mean"]), tuple(carried["std"]), carried["channel_order"])
+    try:
+        normalization = Normalization(tuple(carried["mean"]), tuple(carried["std"]), carried["channel_order"])
+        if len(normalization.mean) != 3 or len(normalization.std) != 3 or not min(normalization.std) > 0:
+            raise ValueError("expected three numbers each")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: its normalization is damaged ({error!r}); save the weights again") from error
+    return normalization
 
 
-def _carried_info(content: dict[str, Any], cfg: CfgNode) -> DatasetInfo:
+def _carried_info(content: dict[str, Any], cfg: CfgNode, path: str | Path) -> DatasetInfo:
     """The classes that a checkpoint carries, or the catalog's for files of before they were carried."""
     if "dataset_info" in content:
-        return DatasetInfo.from_dict(content["dataset_info"])
+        try:
+            return DatasetInfo.from_dict(content["dataset_info"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{path}: its dataset_info is damaged ({error!r}); name the experiment file (--cfg FILE)"
+            ) from error
     folder = Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
     return find_dataset(cfg.DATASET.DATASET, folder, num_classes=cfg.DATASET.NUM_CLASSES)

@@ -33,6 +33,11 @@ from ovenet.utils.seeding import seed_everything
 def build_phases(cfg: CfgNode) -> list[Phase]:
     """The training of ``TRAIN.ITERATIONS``, or up to ``TRAIN.END_EPOCH`` and the extra epochs after it, if any."""
     loader, sampler = build_train_loader(cfg)
+    if len(loader) < cfg.TRAIN.ACCUMULATE:
+        raise UserError(
+            f"TRAIN.ACCUMULATE is {cfg.TRAIN.ACCUMULATE}, but an epoch of {cfg.DATASET.TRAIN_SET} has {len(loader)} "
+            "batches; set it to at most that"
+        )
     if cfg.TRAIN.ITERATIONS:
         return [Phase(loader, sampler, cfg.TRAIN.END_EPOCH, cfg.TRAIN.ITERATIONS)]
     phases = [Phase(loader, sampler, cfg.TRAIN.END_EPOCH)]

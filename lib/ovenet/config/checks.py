@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from yacs.config import CfgNode
@@ -34,6 +35,7 @@ _AT_LEAST: dict[str, float] = {
     "DATASET.AUDIT": 0,
     "TRAIN.BASE_SIZE": 1,
     "TRAIN.SCALE_FACTOR": 0,
+    "TRAIN.IGNORE_LABEL": -(2**15),
     "TRAIN.RANDOM_BRIGHTNESS_SHIFT_VALUE": 0,
     "TRAIN.WD": 0,
     "TRAIN.BEGIN_EPOCH": 0,
@@ -55,6 +57,22 @@ _AT_LEAST: dict[str, float] = {
     "TEST.BATCH_SIZE_PER_GPU": 1,
     "TEST.NUM_SAMPLES": 0,
 }
+_INTEGERS = 2**31 - 1  # what C libraries take, and any count that makes sense
+_SIDE = 2**16  # of an image in pixels
+_AT_MOST: dict[str, float] = {
+    "WORKERS": 2**16,
+    "SEED": 2**32 - 1,
+    "DIST_TIMEOUT": 10**7,
+    "DATASET.NUM_CLASSES": 2**15 - 1,
+    "TRAIN.BASE_SIZE": _SIDE,
+    "TRAIN.SCALE_FACTOR": 1000,
+    "TRAIN.IGNORE_LABEL": 2**15 - 1,
+    "TRAIN.KEEP_CHECKPOINTS": 1000,
+    "TRAIN.BATCH_SIZE_PER_GPU": 2**16,
+    "TEST.BASE_SIZE": _SIDE,
+    "TEST.BATCH_SIZE_PER_GPU": 2**16,
+}
+LARGEST_SCALE = 100
 _POSITIVE = (
     "TRAIN.LR",
     "TRAIN.LR_POWER",
@@ -81,6 +99,10 @@ def check_config(cfg: CfgNode) -> None:
         _require(_get(cfg, key) in allowed, key, cfg, "one of " + ", ".join(map(str, allowed)))
     for key, least in _AT_LEAST.items():
         _require(_get(cfg, key) >= least, key, cfg, f"at least {least}")
+    for key, value in _numbers(cfg):
+        if isinstance(value, int) and not isinstance(value, bool):
+            most = _AT_MOST.get(key, _INTEGERS)
+            _require(value <= most, key, cfg, f"at most {most}")
     for key in _POSITIVE:
         _require(_get(cfg, key) > 0, key, cfg, "more than 0")
     for key in _FRACTIONS:
@@ -89,13 +111,13 @@ def check_config(cfg: CfgNode) -> None:
     _require(0 <= cfg.TRAIN.RARE_CLASS_CROPS <= 1, "TRAIN.RARE_CLASS_CROPS", cfg, "at least 0 and at most 1")
     for key in ("TRAIN.IMAGE_SIZE", "TEST.IMAGE_SIZE"):
         size = _get(cfg, key)
-        ok = len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
-        _require(ok, key, cfg, "[width, height] in pixels, both whole numbers above 0")
+        ok = len(size) == 2 and all(isinstance(n, int) and 0 < n <= _SIDE for n in size)
+        _require(ok, key, cfg, f"[width, height] in pixels, both whole numbers from 1 to {_SIDE}")
     _require(
-        len(cfg.TEST.SCALE_LIST) > 0 and all(s > 0 for s in cfg.TEST.SCALE_LIST),
+        len(cfg.TEST.SCALE_LIST) > 0 and all(0 < s <= LARGEST_SCALE for s in cfg.TEST.SCALE_LIST),
         "TEST.SCALE_LIST",
         cfg,
-        "at least one scale, all above 0",
+        f"at least one scale, all above 0 and at most {LARGEST_SCALE}",
     )
     _require(
         not 0 <= cfg.TRAIN.IGNORE_LABEL < cfg.DATASET.NUM_CLASSES,
@@ -125,12 +147,12 @@ def check_config(cfg: CfgNode) -> None:
     _require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")
     _require(0 < cfg.TRAIN.CAT_MAX_RATIO <= 1, "TRAIN.CAT_MAX_RATIO", cfg, "more than 0 and at most 1")
     scales = cfg.TRAIN.SCALE_RANGE
-    ok = not scales or (len(scales) == 2 and 0 < scales[0] <= scales[1])
-    _require(ok, "TRAIN.SCALE_RANGE", cfg, "[low, high], both above 0, or [] for the steps of TRAIN.SCALE_FACTOR")
+    ok = not scales or (len(scales) == 2 and 0 < scales[0] <= scales[1] <= LARGEST_SCALE)
+    _require(ok, "TRAIN.SCALE_RANGE", cfg, f"[low, high] within 0 to {LARGEST_SCALE}, or [] for TRAIN.SCALE_FACTOR")
     for key in ("TRAIN.BASE_BOX", "TEST.BASE_BOX"):
         box = _get(cfg, key)
-        ok = not box or (len(box) == 2 and all(isinstance(n, int) and n > 0 for n in box) and box[0] >= box[1])
-        _require(ok, key, cfg, "[long side, short side] in pixels, whole numbers above 0, or []")
+        ok = not box or (len(box) == 2 and all(isinstance(n, int) and 0 < n <= _SIDE for n in box) and box[0] >= box[1])
+        _require(ok, key, cfg, f"[long side, short side] in pixels, whole numbers from 1 to {_SIDE}, or []")
     _check_parts(cfg)
     _check_outputs(cfg)
 
@@ -198,6 +220,15 @@ def _check_outputs(cfg: CfgNode) -> None:
         cfg,
         "less for a model without a seed (MODEL.SEED.NAME, MODEL.EXTRA.OFFSET_BRANCH): nothing else would be trained",
     )
+
+
+def _numbers(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value by its whole key, but for the arguments of parts, which check their own."""
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif prefix not in tuple(f"MODEL.{part}." for part in _REGISTRIES):
+            yield prefix + name, value
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

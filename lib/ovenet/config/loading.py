@@ -58,6 +58,8 @@ def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> C
         UserError: as `load_config`.
     """
     content = {key: value for key, value in _flatten(_parse_yaml(text, source)) if key not in INERT_KEYS}
+    if not content:
+        raise UserError(f"{source}: its configuration is empty; name the experiment file (--cfg FILE)")
     return _assemble([(source, content)], overrides)
 
 

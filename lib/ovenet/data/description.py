@@ -69,8 +69,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the dataset's description: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not in UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except ValueError as error:
         raise UserError(f"{path}: not a JSON file: {error}") from error
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for a dataset's description") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected {{...}}, got a {type(content).__name__}")
     return content

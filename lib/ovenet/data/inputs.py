@@ -18,6 +18,7 @@ from ovenet.errors import UserError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _CAMERA = "camera:"
+_LARGEST_CAMERA = 2**31 - 1
 _DEFAULT_RATE = 25.0
 _MAX_BROKEN_IN_A_ROW = 100
 
@@ -82,7 +83,7 @@ def _inputs_of(argument: str) -> list[Input]:
         raise UserError(f"an empty name; expected an image, a folder, a pattern, a video or {_CAMERA}0")
     if argument.startswith(_CAMERA):
         number = argument.removeprefix(_CAMERA)
-        if not number.isdigit():
+        if not (number.isascii() and number.isdigit() and int(number) <= _LARGEST_CAMERA):
             raise UserError(f"{argument}: expected a camera's number, such as {_CAMERA}0")
         return [Input("camera", int(number), f"camera_{number}")]
     path = Path(argument)

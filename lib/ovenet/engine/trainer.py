@@ -423,6 +423,7 @@ class Trainer:
         """
         state, path = self.store.load()
         try:
+            _require_fields(state)
             state = with_present_names({**state, "model": weights_of(state, path)}, self.model)
             self.model.load_state_dict(state["model"])
             self.epoch, self.iteration = state["epoch"], state["iteration"]
@@ -470,6 +471,34 @@ class Trainer:
         for phase, (per_epoch, _) in zip(self.phases, lengths, strict=True):
             self.position += per_epoch * (min(self.epoch, phase.end_epoch) - begin)
             begin = min(self.epoch, phase.end_epoch)
+
+
+def _require_fields(state: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose fields are not what `Trainer` saves, before any of them is used.
+
+    Raises:
+        TypeError: names the field.
+    """
+    for name in ("epoch", "iteration", "samples_done", "world_size", "num_skipped", "num_broken_samples"):
+        if type(state[name]) is not int or state[name] < 0:
+            raise TypeError(f"{name} is {state[name]!r}; expected a whole number")
+    if not isinstance(state["config"], str):
+        raise TypeError(f"config is a {type(state['config']).__name__}; expected a text")
+    best = state["best"]
+    if not isinstance(best, Mapping) or not {BEST, BEST_EMA} <= best.keys():
+        raise TypeError(f"best is {best!r}; expected a score for {BEST} and {BEST_EMA}")
+    if not all(isinstance(value, float | int) for value in best.values()):
+        raise TypeError(f"best is {best!r}; expected numbers")
+    optimizer = state["optimizer"]
+    if not isinstance(optimizer, Mapping) or not optimizer.get("param_groups"):
+        raise TypeError("optimizer holds no groups of parameters")
+    states = state["random_states"]
+    if not isinstance(states, list) or not all(
+        isinstance(s, Mapping) and isinstance(s.get("cpu"), Tensor) for s in states
+    ):
+        raise TypeError("random_states holds no states of random number generators")
+    if not isinstance(state.get("progress", 0.0), float | int):
+        raise TypeError(f"progress is {state['progress']!r}; expected a number")
 
 
 def _groups(loader: DataLoader[Batch], size: int, num_groups: int) -> Iterator[list[Batch]]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -54,13 +55,12 @@ def read_curve(run: Path, metric: str) -> Curve:
         raise UserError(f"{path}: there is no such log; expected the folder of a run")
     kind, _, name = metric.partition("/")
     points, known = [], set()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            point = json.loads(line)
-        except ValueError:
-            continue  # a line that is being written
+    for line in path.read_bytes().splitlines():
+        point = _point(line)
+        if point is None:
+            continue
         known |= {f"{point['kind']}/{key}" for key in point if key not in ("kind", "iteration", "epoch", "time")}
-        if point["kind"] == kind and point.get(name) is not None:
+        if point["kind"] == kind and isinstance(point.get(name), (int, float)):
             points.append((point["iteration"], point[name]))
     if not points:
         raise UserError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
@@ -68,13 +68,27 @@ def read_curve(run: Path, metric: str) -> Curve:
     return Curve(str(run), np.array(iterations), np.array(values, dtype=np.float64), _settings(run / "config.yaml"))
 
 
+def _point(line: bytes) -> dict[str, Any] | None:
+    """A line of a log; None for one that is being written, or somebody else's."""
+    try:
+        point = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(point, dict) or not isinstance(point.get("kind"), str):
+        return None
+    return point if isinstance(point.get("iteration"), int) else None
+
+
 def _settings(path: Path) -> str:
     if not path.is_file():
         return ""
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for key in ("SEED", "OUTPUT_DIR", "LOG_DIR"):
-        settings.pop(key, None)
-    settings.get("TRAIN", {}).pop("RESUME", None)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key in ("SEED", "OUTPUT_DIR", "LOG_DIR"):
+            settings.pop(key, None)
+        settings.get("TRAIN", {}).pop("RESUME", None)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not the configuration of a run ({type(error).__name__}); remove it") from error
     return yaml.safe_dump(settings)
 
 

@@ -15,6 +15,8 @@ from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
 
+_MAX_FILE_BYTES = 2**25  # of a prediction, unpacked; a zip can declare a thousand times what it holds
+
 
 def submission_names(image_names: Iterable[str], info: DatasetInfo) -> dict[str, str]:
     """Name inside the zip of each image's prediction.
@@ -126,11 +128,15 @@ def _check_file(name: str, image: Image.Image, size: tuple[int, int], info: Data
 
 
 def _read(archive: zipfile.ZipFile, name: str, path: Path) -> Image.Image:
+    declared = archive.getinfo(name).file_size
+    if declared > _MAX_FILE_BYTES:
+        raise UserError(f"{path}: {name} would unpack to {declared / 1e6:.1f} MB; no prediction is so large")
     try:
         image = Image.open(io.BytesIO(archive.read(name)))
-        image.load()
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: {name} cannot be read ({' '.join(str(error).split())})") from error
+        if image.width * image.height <= _MAX_FILE_BYTES:  # the check of the size names others
+            image.load()
+    except Exception as error:  # encrypted, compressed in a way unknown here, or damaged: each has errors of its own
+        raise UserError(f"{path}: {name} cannot be read ({' '.join(str(error).split())[:200]})") from error
     return image
 
 

@@ -146,12 +146,21 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
                 f"{run.folder}: has other classes than {runs[0].folder}; compare evaluations of one dataset"
             )
     try:
-        context = _context(runs, command)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        html, note = _render(runs, command)
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, jinja2.UndefinedError) as error:
         names = " or ".join(str(run.folder / RESULTS) for run in runs)
         raise UserError(
             f"{names}: lacks a part, or has one of another form ({error!r}); run tools/test.py again"
         ) from error
+    write_text(path, html)
+    return note
+
+
+def _render(runs: Sequence[Run], command: str) -> tuple[str, str]:
+    """The page, and what its gallery shows."""
+    context = _context(runs, command)
     template = _environment().get_template("report.html.j2")
 
     def render(images: list[dict[str, Any]], pictures: list[tuple[str, str]], note: str) -> str:
@@ -162,8 +171,7 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
     without = len(render([], [], "").encode()) + by_image * len(runs)
     images, pictures = _pictures(runs, MAX_BYTES - without)
     note = f"{len(images)} of {len(runs[0].records)} images are shown." if images else "No pictures were saved."
-    write_text(path, render(images, pictures, note))
-    return note
+    return render(images, pictures, note), note
 
 
 def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:

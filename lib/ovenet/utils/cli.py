@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import platform
 import re
@@ -59,6 +60,9 @@ def run_main(main: Callable[[], None]) -> None:
         main: raises UserError for bad input and OSError where the system refuses. With OVENET_DEBUG=1 in the
             environment they show their traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         main()
     except (UserError, OSError) as error:

@@ -34,5 +34,5 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in UTF-8, see `write_file`."""
-    write_bytes(path, text.encode("utf-8"))
+    """Writes a file in UTF-8, see `write_file`; names of files in it need not be Unicode."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
