@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -25,8 +26,12 @@ from ovenet.engine.trainer import phase_lengths
 from ovenet.errors import UserError
 from ovenet.utils.cli import OUT_OF_MEMORY, config_parser, run_main
 from ovenet.utils.distributed import choose_device
+from ovenet.utils.environment import busy_cores, num_cores
 
 GIB = 2**30
+WATCHING_S = 0.5
+NOTICEABLE_CORES = 0.25  # of other processes
+NOTICEABLE_SHARE = 0.8  # of the measured time that the model's own is below
 NUM_WARM_UP = 2  # steps that are not timed
 Trial = dict[str, float]
 
@@ -46,6 +51,9 @@ def main() -> None:
         print(json.dumps(measure(cfg, args.steps)))
         return
     limit = args.memory or device_memory(cfg)
+    others = busy_cores(WATCHING_S)
+    if others is not None and others > NOTICEABLE_CORES:
+        print(f"other processes use {others:.1f} of {num_cores()} cores: what is measured is slower than alone")
     for number, (batch, accumulate, recompute) in enumerate(candidates(cfg)):
         change = (
             f"TRAIN.BATCH_SIZE_PER_GPU {batch} TRAIN.ACCUMULATE {accumulate} TRAIN.CHECKPOINT_ACTIVATIONS {recompute}"
@@ -108,20 +116,33 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
     groups = iter(lambda: list(islice(batches, accumulate)), [])
     for group in islice(groups, NUM_WARM_UP):
         step(group)
-    clock, seconds = WaitingClock(), []
+    clock, seconds, cpu_seconds = WaitingClock(), [], []
     for group in clock.watch(islice(groups, steps)):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         _ = step(group).loss  # waits for the device
         seconds.append(time.perf_counter() - started)
+        cpu_seconds.append(time.process_time() - cpu_started)
     if not seconds:
         raise UserError(f"the training list gives {len(loader) // accumulate} steps an epoch; --steps needs more")
     peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 1024 * max_rss()
     return {
         "memory_gib": peak / GIB,
-        "step_s": sorted(seconds)[len(seconds) // 2],
+        "step_s": statistics.median(seconds),
+        "alone_s": alone_seconds(statistics.median(seconds), statistics.median(cpu_seconds), device),
         "waiting_share": clock.waiting_share,
         "steps": float(sum(length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, accumulate))),
     }
+
+
+def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
+    """What a step would take without other processes: its threads would never wait for a core.
+
+    Args:
+        wall: seconds that it took.
+        cpu: seconds that its threads worked in them.
+        device: what a GPU does is not measured by `cpu`.
+    """
+    return wall if device.type == "cuda" else min(wall, cpu / min(torch.get_num_threads(), num_cores()))
 
 
 def max_rss() -> int:
@@ -134,6 +155,10 @@ def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
     per_step = trial["step_s"] / max(1e-9, 1 - trial["waiting_share"])
     bound = "data-bound: raise WORKERS" if trial["waiting_share"] > WaitingClock.BOUND else "compute-bound"
     eta = timedelta(seconds=round(per_step * trial["steps"] / processes))
+    if trial["alone_s"] < NOTICEABLE_SHARE * trial["step_s"]:
+        print(
+            f"{trial['alone_s']:.3f} s a step is what the model costs: without other processes, or with fewer threads"
+        )
     print(f"{trial['step_s']:.3f} s a step, {batch * processes / per_step:.1f} images/s on {processes} process(es)")
     print(f"{trial['waiting_share']:.0%} of the time waiting for data: {bound}")
     print(f"ETA of all {trial['steps'] / processes:.0f} steps, validation not counted: {eta}")

@@ -1,10 +1,13 @@
 """tools/plan.py: real steps measured in processes of their own."""
 
 import re
+import subprocess
 import sys
 
 import pytest
 from tests.conftest import tiny_settings
+
+from ovenet.utils.environment import num_cores
 
 
 @pytest.fixture
@@ -18,7 +21,9 @@ def config(tiny_data, write_config):
 def test_what_a_training_costs_is_told(run_process, config):
     done = run_process(sys.executable, "tools/plan.py", "--cfg", config, "--steps", 1, "--processes", 2)
     assert done.returncode == 0, done.stderr
-    first, speed, waiting, eta = done.stdout.splitlines()
+    about_others = ("other processes use", "is what the model costs")
+    lines = [line for line in done.stdout.splitlines() if not any(text in line for text in about_others)]
+    first, speed, waiting, eta = lines
     used, limit = map(float, re.search(r"([\d.]+) of ([\d.]+) GiB|$", first.replace(" GiB of", " of")).groups())
     assert 0.1 < used < limit
     assert "s a step" in speed
@@ -49,3 +54,19 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(run_tool, write_config)
     assert done.code == 2
     assert "/nowhere/memory" in done.err
     assert "fit" not in done.err
+
+
+def test_what_else_runs_is_told(run_process, config):
+    """Measured beside others only, a step of the model looks slower than it is."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * num_cores())]
+    try:
+        done = run_process(sys.executable, "tools/plan.py", "--cfg", config, "--steps", 3)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert done.returncode == 0, done.stderr
+    used = float(re.search(r"other processes use ([\d.]+) of", done.stdout)[1])
+    assert used > 0.5 * num_cores()
+    alone, measured = (float(text) for text in re.findall(r"([\d.]+) s a step", done.stdout))
+    assert alone < measured

@@ -22,6 +22,7 @@ from ovenet.evaluation.inference import best_class
 from ovenet.evaluation.metrics import confusion_counts
 from ovenet.geometry import resize_rows
 from ovenet.losses import SegmentationCriterion, build_losses
+from ovenet.utils.coarse import coarse_threads
 
 WEIGHTS = (0.4, 1.0)  # of the auxiliary and the final output
 FLOPS_PER_SCORE = 12  # upsampling and its transpose, exponential, sum, product
@@ -128,10 +129,10 @@ def counts_case(options: Options, *, from_scores: bool) -> Case:
 
     def ours_from_scores() -> Tensor:
         by_row = scores[0].permute(1, 0, 2).contiguous()
-        band, rows = max(1, 2**20 // (k * size[1])), []
-        for first in range(0, size[0], band):
-            here = range(first, min(first + band, size[0]))
-            rows.append(best_class(resize_rows(by_row, size, here, align_corners=True)))
+        band = max(1, 2**20 // (k * size[1]))
+        bands = [range(first, min(first + band, size[0])) for first in range(0, size[0], band)]
+        with coarse_threads() as pool:  # as `ScorePredictor` finishes its bands
+            rows = list(pool.map(lambda rows: best_class(resize_rows(by_row, size, rows, align_corners=True)), bands))
         return confusion_counts(torch.cat(rows), labels, k, ignore_label=plain.IGNORE)
 
     def same(a: np.ndarray, b: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -30,6 +29,7 @@ from ovenet.engine.interruption import end_helpers_at_exit, ignore_requests
 from ovenet.errors import UserError
 from ovenet.structures import Batch, Sample
 from ovenet.utils import distributed
+from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger
 
 TestLoader = DataLoader[Sample]
@@ -217,7 +217,7 @@ def _require_shared_memory(cfg: CfgNode) -> None:
     """
     width, height = cfg.TRAIN.IMAGE_SIZE
     batch_bytes = cfg.TRAIN.BATCH_SIZE_PER_GPU * width * height * (3 + torch.int16.itemsize)
-    needed = _BATCHES_AHEAD * min(cfg.WORKERS, _num_cores()) * batch_bytes
+    needed = _BATCHES_AHEAD * min(cfg.WORKERS, num_cores()) * batch_bytes
     free = _shared_memory_bytes()
     if free is not None and free < needed:
         raise UserError(
@@ -276,18 +276,13 @@ def _worker_options(num_workers: int, *, keep: bool) -> dict[str, Any]:
     return {"num_workers": num_workers, "persistent_workers": keep, "worker_init_fn": _start_worker}
 
 
-def _num_cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @cache
 def _usable_workers(wanted: int) -> int:
     """As many as there are cores to run them; says once where that is less than wanted."""
-    num_cores = _num_cores()
-    if wanted > num_cores:
-        get_logger().warning("WORKERS is %d, but there are %d cores: so many are used", wanted, num_cores)
-    return num_cores
+    usable = num_cores()
+    if wanted > usable:
+        get_logger().warning("WORKERS is %d, but there are %d cores: so many are used", wanted, usable)
+    return usable
 
 
 def _start_worker(_: int) -> None:

@@ -27,6 +27,7 @@ from ovenet.engine.store import CHECKPOINT, CheckpointStore, with_present_names
 from ovenet.errors import UserError
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed
+from ovenet.utils.environment import crowding
 from ovenet.utils.logging import get_logger
 
 BEST = "best.pth"
@@ -143,6 +144,7 @@ class Trainer:
         self.num_broken_samples = 0
         self.is_validation_due = False
         self._saved_at = time.monotonic()
+        self._is_crowded = False  # as the log has said
 
     @property
     def best_mean_iou(self) -> float:
@@ -280,6 +282,10 @@ class Trainer:
                     settle(0)
                     self._save_checkpoint()
         get_logger().info("%s: %s", title, clock)
+        crowded = crowding(loader.num_workers)
+        if crowded and not self._is_crowded:
+            get_logger().warning("%s: %s", title, crowded)
+        self._is_crowded = bool(crowded)
         return False
 
     def _settle(self, iteration: int, result: StepResult, batches: Sequence[Batch], meter: Meter) -> bool:

@@ -23,6 +23,7 @@ from ovenet.engine.run_lock import run_lock
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
 from ovenet.sweep.results import result_path, write_result
+from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger
 
 CONSOLE = "console.log"
@@ -45,7 +46,7 @@ class Interrupted(Exception):
 
 def default_jobs() -> int:
     """Runs at a time: one for each GPU or, without any, one for each core that this process may use."""
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+    return torch.cuda.device_count() or num_cores()
 
 
 def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, tools: Tools, *, jobs: int) -> list[str]:
@@ -102,7 +103,7 @@ def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, tools: Tools, *
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
-    threads = max(len(os.sched_getaffinity(0)) // jobs, 1)
+    threads = max(num_cores() // jobs, 1)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
     devices = visible or [str(i) for i in range(torch.cuda.device_count())]

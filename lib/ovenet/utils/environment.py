@@ -18,6 +18,52 @@ import torch
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow", "yacs", "tensorboardX", "tqdm")
 
 
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def busy_cores(seconds: float) -> float | None:
+    """How many of the machine's cores are at work, watched for a while; None where the system does not say.
+
+    Args:
+        seconds: to watch for; the system counts in hundredths.
+    """
+    before, started = _busy_seconds(), time.monotonic()
+    time.sleep(seconds)
+    after = _busy_seconds()
+    if before is None or after is None:
+        return None
+    return max(0.0, (after - before) / (time.monotonic() - started))
+
+
+def _busy_seconds() -> float | None:
+    """What all cores together have worked since the start, by Linux."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system = (int(n) for n in file.readline().split()[1:4])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def crowding(num_workers: int) -> str:
+    """What to say where more wants to run than there are cores; "" where all is well or nobody knows.
+
+    Args:
+        num_workers: loading processes of this one.
+    """
+    if not hasattr(os, "getloadavg"):
+        return ""
+    load, cores = os.getloadavg()[0], num_cores()
+    if load <= cores + 1:
+        return ""
+    return (
+        f"the machine is crowded: load {load:.1f} on {cores} core(s), of which {torch.get_num_threads()} thread(s) and "
+        f"{num_workers} loading process(es) are this one's"
+    )
+
+
 def describe_environment(repository: Path) -> dict[str, Any]:
     """Command line, versions, hardware and the state of the code.
 
