@@ -18,9 +18,11 @@ from pathlib import Path
 import torch
 
 from ovenet import builders
+from ovenet.config import load_config
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.run_lock import run_lock
 from ovenet.engine.trainer import BEST, FINAL
+from ovenet.errors import UserError
 from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
 from ovenet.sweep.results import result_path, write_result
 from ovenet.utils.environment import num_cores
@@ -125,6 +127,9 @@ class _Execution:
         sweep, run = self._sweep, self._run
         cfg, run_dir = run_config(run, sweep)
         overrides = training_overrides(run, sweep)
+        tested_on = builders.test_dataset(load_config(run.config_file, [*overrides, *sweep.test]))
+        if not tested_on.has_labels:
+            raise UserError(f"{tested_on.list_path}: a sweep needs `image label` on every line of what TEST names")
         if not cfg.TRAIN.CHECKPOINT_EVERY and not cfg.TRAIN.CHECKPOINT_MINUTES:
             overrides += ["TRAIN.CHECKPOINT_MINUTES", str(_CHECKPOINT_MINUTES)]
         model_file = run_dir / (BEST if sweep.weights == "best" else FINAL)
