@@ -1,0 +1,163 @@
+"""Two hosts: two network namespaces with a virtual link between them, and torchrun in each. Needs root."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import tiny_settings
+from tests.tools.conftest import ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("ip"),
+        reason="network namespaces need root and ip (iproute2)",
+    ),
+]
+PORT = 29533
+TIMEOUT_S = 120
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+class Hosts:
+    """Two namespaces with the addresses 10.77.0.1 and 10.77.0.2."""
+
+    def __init__(self, name: str):
+        self.names = (f"{name}a", f"{name}b")
+        for namespace in self.names:
+            ip("netns", "add", namespace)
+        first, second = self.names
+        ip("link", "add", "link0", "netns", first, "type", "veth", "peer", "name", "link0", "netns", second)
+        for number, namespace in enumerate(self.names, start=1):
+            ip("-n", namespace, "addr", "add", f"10.77.0.{number}/24", "dev", "link0")
+            for device in ("lo", "link0"):
+                ip("-n", namespace, "link", "set", device, "up")
+
+    def start(self, number: int, tool: str, *arguments: object) -> subprocess.Popen:
+        """Starts a tool on a host, one process there, under torchrun."""
+        launcher = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--node_rank", number, "--nproc_per_node", 1,
+            "--master_addr", "10.77.0.1", "--master_port", PORT, f"tools/{tool}.py", *arguments,
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "link0"}
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.names[number], *map(str, launcher)],
+            cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def kill(self, number: int) -> None:
+        """Ends all processes of a host at once."""
+        found = subprocess.run(["ip", "netns", "pids", self.names[number]], capture_output=True, text=True)
+        for pid in found.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+
+    def cut(self) -> None:
+        """Takes the link away; no host is told."""
+        ip("-n", self.names[1], "link", "set", "link0", "down")
+
+    def remove(self) -> None:
+        for number, namespace in enumerate(self.names):
+            self.kill(number)
+            subprocess.run(["ip", "netns", "del", namespace], capture_output=True)
+
+
+@pytest.fixture
+def hosts():
+    try:
+        both = Hosts(f"ov{os.getpid()}")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.strip()}")
+    yield both
+    both.remove()
+
+
+@pytest.fixture
+def arguments(tiny_data, write_config):
+    """``--cfg FILE`` of a tiny OVeNet on three iterations an epoch of one process each."""
+    settings = tiny_settings()
+    settings["DATASET"]["ROOT"] = str(tiny_data)
+    settings["TRAIN"] |= {"BATCH_SIZE_PER_GPU": 1, "RESUME": True, "LR": 0.02, "EVAL_INTERVAL": 50}
+    return ("--cfg", write_config(settings, "tiny.yaml"))
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, out
+
+
+def on_both(hosts, tool, *arguments, own=((), ())):
+    processes = [hosts.start(number, tool, *arguments, *own[number]) for number in (0, 1)]
+    return [finish(process) for process in processes]
+
+
+def weights(output: Path) -> dict:
+    return torch.load(output / "camvid/tiny/final_state.pth", weights_only=True)["model"]
+
+
+def wait_for(process, text):
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return
+    raise AssertionError("".join(lines))
+
+
+def test_training_and_testing_equal_one_host(hosts, arguments, run_process, tmp_path):
+    """To the bit; lists and cache are made on each host, whose folders here are their own."""
+    caches = [("DATASET.CACHE", "disk", "DATASET.CACHE_DIR", tmp_path / f"cache{n}") for n in (0, 1)]
+    ended = on_both(hosts, "train", *arguments, "OUTPUT_DIR", tmp_path / "two", own=caches)
+    assert [code for code, _ in ended] == [0, 0], ended
+    launch = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone")
+    one = run_process(*launch, "tools/train.py", *arguments, "OUTPUT_DIR", tmp_path / "one")
+    assert one.returncode == 0, one.stdout + one.stderr
+    first, second = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    entries = [sorted(p.name for p in (tmp_path / f"cache{n}").rglob("*.npy")) for n in (0, 1)]
+    assert len(entries[0]) == 12
+    assert entries[0] == entries[1]  # each host has a whole cache of its own
+
+    tested = on_both(hosts, "test", *arguments, "OUTPUT_DIR", tmp_path / "two")
+    assert [code for code, _ in tested] == [0, 0], tested
+    assert run_process(sys.executable, "tools/test.py", *arguments, "OUTPUT_DIR", tmp_path / "one").returncode == 0
+    scores = [
+        json.loads(next((tmp_path / name).rglob("results.json")).read_text())["results"] for name in ("one", "two")
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("how", ["dies", "falls silent"])
+def test_a_host_that_is_lost_is_told_and_one_host_goes_on(hosts, arguments, run_process, tmp_path, how):
+    long = ("OUTPUT_DIR", tmp_path / "out", "TRAIN.END_EPOCH", 400, "TRAIN.CHECKPOINT_EVERY", 5, "PRINT_FREQ", 1)
+    processes = [hosts.start(number, "train", *arguments, *long, "DIST_TIMEOUT", 10) for number in (0, 1)]
+    wait_for(processes[0], "epoch 4/")
+    lost_at = time.monotonic()
+    if how == "dies":
+        hosts.kill(1)
+    else:
+        hosts.cut()
+    code, out = finish(processes[0])
+    assert time.monotonic() - lost_at < 60
+    assert code != 0
+    assert "process 0 of 2 lost the others in" in out, out
+    if how != "dies":
+        code, out = finish(processes[1])
+        assert code != 0
+        assert "process 1 of 2 lost the others in" in out, out
+
+    end = ("TRAIN.END_EPOCH", 8, "OUTPUT_DIR", tmp_path / "out", "TRAIN.BATCH_SIZE_PER_GPU", 2)
+    resumed = run_process(sys.executable, "tools/train.py", *arguments, *end)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "the run began on 2 process(es), now there are 1" in resumed.stderr
+    assert (tmp_path / "out/camvid/tiny/final_state.pth").exists()
