@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from tests.engine.test_trainer import make_trainer
 
 from ovenet.config import load_config
+from ovenet.engine import step as step_module
 from ovenet.engine.progress import Meter
 from ovenet.structures import Batch
 from ovenet.utils import distributed
@@ -59,6 +60,7 @@ def test_a_bad_loss_on_one_process_skips_the_step_on_both(tmp_path, write_config
 def _loss_curve(rank, world_size, port, config, run_dir, results):
     """20 steps on 8 crops an epoch, batches of 4 over all processes; BatchNorm with fixed statistics."""
     torch.set_num_threads(1)
+    step_module._POWERSGD_START = 5  # of 20
     if world_size > 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
@@ -83,6 +85,25 @@ def _loss_curve(rank, world_size, port, config, run_dir, results):
     torch.save({"losses": losses, "samples": names, "weights": total}, f"{results}/{world_size}_{rank}.pth")
     if world_size > 1:
         dist.barrier()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("compression", "atol"), [("bf16", 5e-3), ("powersgd", 0.2)])
+def test_compressed_gradients_train_alike(tmp_path, tiny_cfg, compression, atol):
+    config = tmp_path / "config.yaml"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    curves = {}
+    for name in ("none", compression):
+        config.write_text(tiny_cfg("TRAIN.LR", 0.0004, "TRAIN.GRADIENT_COMPRESSION", name).dump())
+        mp.spawn(_loss_curve, (2, port, config, tmp_path / name, tmp_path), nprocs=2)
+        first, second = (torch.load(tmp_path / f"2_{rank}.pth") for rank in (0, 1))
+        assert torch.equal(first["weights"], second["weights"])
+        curves[name] = first["losses"]
+    assert curves[compression][-1] < 0.75 * curves[compression][0]
+    assert curves[compression] != curves["none"]  # something was compressed
+    np.testing.assert_allclose(curves[compression], curves["none"], atol=atol * curves["none"][0], rtol=0)
 
 
 def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write_config, tiny_cfg):

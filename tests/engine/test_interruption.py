@@ -17,7 +17,9 @@ from ovenet.engine.interruption import EXIT_REQUEUE, Interruption
         (signal.SIGINT, 130),
     ],
 )
-def test_a_request_is_remembered_and_the_handlers_come_back(number, code):
+def test_a_request_is_remembered_and_the_handlers_come_back(request, number, code):
+    if number == signal.SIGHUP:
+        use_default_handler(request, number)  # tests may be run under nohup, which ignores it
     before = signal.getsignal(number)
     with Interruption() as interruption:
         assert interruption.received is None
@@ -25,6 +27,12 @@ def test_a_request_is_remembered_and_the_handlers_come_back(number, code):
         assert interruption.received == number
         assert interruption.exit_code == code
     assert signal.getsignal(number) is before
+
+
+def use_default_handler(request, number):
+    """The default handler for the time of a test."""
+    before = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, before))
 
 
 def test_a_second_ctrl_c_ends_at_once():

@@ -304,7 +304,7 @@ def test_ctrl_c_in_a_video_ends_all(run, run_tool, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("source", "limit", "options"),
-    [("clip.mp4", 2000, ()), ("photo.png", 300, ("--save", "ids")), ("photo.png", 300, ())],
+    [("clip.mp4", 2000, ()), ("photo.png", 300, ("--save", "ids"))],
 )
 def test_a_full_disk_is_told_and_leaves_nothing_broken(run, tmp_path, source, limit, options):
     """A limit on the size of files fails writes as a full disk does."""

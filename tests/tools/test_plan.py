@@ -56,6 +56,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(run_tool, write_config)
     assert "fit" not in done.err
 
 
+@pytest.mark.slow
 def test_what_else_runs_is_told(run_process, config):
     """Measured beside others only, a step of the model looks slower than it is."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * num_cores())]

@@ -67,6 +67,7 @@ def check_counts(path):
         assert scores["mean_iou"] == pytest.approx(np.nanmean(iou), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(run_tool, sweep, tmp_path):
     content = yaml.safe_load(sweep[0].read_text())
     broken = {"DATASET.TRAIN_SET": "list/camvid/nothing.lst", "SEEDS": [0]}

@@ -164,10 +164,11 @@ def _carried_normalization(content: dict[str, Any], model: Segmentor, path: str 
     carried = content["normalization"]
     try:
         normalization = Normalization(tuple(carried["mean"]), tuple(carried["std"]), carried["channel_order"])
-        if len(normalization.mean) != 3 or len(normalization.std) != 3 or not min(normalization.std) > 0:
-            raise ValueError("expected three numbers each")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        is_whole = len(normalization.mean) == len(normalization.std) == 3 and min(normalization.std) > 0
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its normalization is damaged ({error!r}); save the weights again") from error
+    if not is_whole:
+        raise UserError(f"{path}: its normalization is {carried}; expected three numbers each, deviations above 0")
     return normalization
 
 

@@ -65,6 +65,7 @@ def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phase
         frozen=_frozen(model, cfg),
         compile_mode=None if cfg.TRAIN.COMPILE == "none" else cfg.TRAIN.COMPILE,
         normalization=model.normalization,
+        compression=cfg.TRAIN.GRADIENT_COMPRESSION,
     )
     schedule = build_schedule(
         optimizer,

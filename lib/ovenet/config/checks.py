@@ -19,6 +19,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "TRAIN.OPTIMIZER": ("sgd", "adamw"),
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TRAIN.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
+    "TRAIN.GRADIENT_COMPRESSION": ("none", "bf16", "powersgd"),
     "TEST.SCORE": ("softmax", "exp"),
     "TEST.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),

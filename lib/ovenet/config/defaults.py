@@ -107,6 +107,7 @@ def _train() -> CfgNode:
     c.TF32 = True  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa; losses do not
     c.COMPILE = "none"  # torch.compile: none, default, reduce-overhead (CUDA graphs) or max-autotune; minutes to begin
     c.ACCUMULATE = 1  # batches whose gradients are averaged in one iteration, >= 1
+    c.GRADIENT_COMPRESSION = "none"  # of what processes send each other: none, bf16 (half the bytes) or powersgd
     c.CHECKPOINT_ACTIVATIONS = False  # less memory for about a third more time: activations are computed twice
     c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit
     c.EMA = 0.0  # decay of averaged weights, in [0, 1); they are validated and saved too; 0 is none
