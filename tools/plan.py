@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import signal
 import statistics
@@ -22,6 +23,7 @@ from yacs.config import CfgNode
 
 from ovenet import build_model, builders, load_config
 from ovenet.engine.progress import WaitingClock
+from ovenet.engine.scaling import Workload, step_time
 from ovenet.engine.trainer import phase_lengths
 from ovenet.errors import UserError
 from ovenet.utils.cli import OUT_OF_MEMORY, config_parser, run_main
@@ -41,12 +43,20 @@ def main() -> None:
     parser = config_parser(__doc__)
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps that are timed (default: 8)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that will train (default: 1)")
+    parser.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="hosts with so many processes each (default: 1)"
+    )
+    parser.add_argument(
+        "--link", type=float, default=10.0, metavar="GBIT", help="between hosts, a second (default: 10)"
+    )
     parser.add_argument("--memory", type=float, metavar="GIB", help="that a process may use (default: the device's)")
     parser.add_argument("--trial", action="store_true", help="measure, and print JSON")
     args = parser.parse_args()
     cfg = load_config(args.cfg, args.overrides)
-    if args.steps < 1 or args.processes < 1:
-        raise UserError("--steps and --processes are at least 1")
+    if args.steps < 1 or args.processes < 1 or args.nodes < 1:
+        raise UserError("--steps, --processes and --nodes are at least 1")
+    if not 0 < args.link < math.inf:
+        raise UserError(f"--link is {args.link}; expected gigabits a second, above 0")
     if args.trial:
         print(json.dumps(measure(cfg, args.steps)))
         return
@@ -64,6 +74,8 @@ def main() -> None:
         print(f"{change}: {used} of {limit:.2f} GiB{'' if fits else ', does not fit'}")
         if fits:
             report(cfg, trial, args.processes, batch * accumulate)
+            if args.nodes > 1:
+                report_hosts(cfg, trial, args.nodes, args.link, args.processes)
             if number:
                 print(f"smallest change that fits, with the same effective batch: {change}")
             return
@@ -130,8 +142,22 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         "step_s": statistics.median(seconds),
         "alone_s": alone_seconds(statistics.median(seconds), statistics.median(cpu_seconds), device),
         "waiting_share": clock.waiting_share,
+        "gradient_bytes": float(gradient_bytes(model, cfg)),
+        "num_messages": float(num_messages(model, device)),
         "steps": float(sum(length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, accumulate))),
     }
+
+
+def gradient_bytes(model: torch.nn.Module, cfg: CfgNode) -> int:
+    """That a process sends for each step; those of powersgd depend on the layers' shapes and are taken for a tenth."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return int(trained * {"none": 4, "bf16": 2, "powersgd": 0.4}[cfg.TRAIN.GRADIENT_COMPRESSION])
+
+
+def num_messages(model: torch.nn.Module, device: torch.device) -> int:
+    """Of BatchNorm, which is synchronised on GPUs: one forward and one backward for each layer."""
+    layers = sum(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return 2 * layers if device.type == "cuda" else 0
 
 
 def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
@@ -162,6 +188,25 @@ def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
     print(f"{trial['step_s']:.3f} s a step, {batch * processes / per_step:.1f} images/s on {processes} process(es)")
     print(f"{trial['waiting_share']:.0%} of the time waiting for data: {bound}")
     print(f"ETA of all {trial['steps'] / processes:.0f} steps, validation not counted: {eta}")
+
+
+def report_hosts(cfg: CfgNode, trial: Trial, hosts: int, link_gbit: float, processes: int) -> None:
+    """Prints what a model says of several hosts, and what limits first; see docs/scaling.md."""
+    is_data_bound = trial["waiting_share"] > WaitingClock.BOUND
+    input_s = trial["step_s"] / max(1e-9, 1 - trial["waiting_share"]) if is_data_bound else 0.0
+    workload = Workload(trial["step_s"], input_s, trial["gradient_bytes"], int(trial["num_messages"]))
+    times = step_time(workload, hosts=hosts, link_gbit=link_gbit)
+    one = step_time(workload, hosts=1, link_gbit=link_gbit)
+    num_steps = trial["steps"] / (hosts * processes)
+    share = one.total_s / times.total_s
+    print(
+        f"a model of {hosts} hosts with {processes} process(es) each over {link_gbit:g} Gbit/s: {times.total_s:.3f} s a "
+        f"step, {share:.0%} of the speed of {hosts} times one host; the gradients, "
+        f"{trial['gradient_bytes'] / 1e6:.1f} MB, take {times.link_s:.3f} s on the link, {times.exposed_s:.3f} s of "
+        f"them not hidden; the limit is {times.limit}"
+    )
+    eta, compression = timedelta(seconds=round(times.total_s * num_steps)), cfg.TRAIN.GRADIENT_COMPRESSION
+    print(f"ETA of all {num_steps:.0f} steps there: {eta} (TRAIN.GRADIENT_COMPRESSION {compression})")
 
 
 if __name__ == "__main__":

@@ -71,3 +71,15 @@ def test_what_else_runs_is_told(run_process, config):
     assert used > 0.5 * num_cores()
     alone, measured = (float(text) for text in re.findall(r"([\d.]+) s a step", done.stdout))
     assert alone < measured
+
+
+@pytest.mark.slow
+def test_several_hosts_are_modelled(run_process, config):
+    command = (sys.executable, "tools/plan.py", "--cfg", config, "--steps", 1, "--nodes", 8, "--link", 0.1)
+    done = run_process(*command, "TRAIN.GRADIENT_COMPRESSION", "bf16")
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("a model of 8 hosts"))
+    sent, on_link = (float(text) for text in re.search(r"([\d.]+) MB, take ([\d.]+) s", line).groups())
+    assert on_link == pytest.approx(8 * 2 * 7 / 8 * sent * 1e6 / 0.1e9, rel=0.5)  # of what is printed in 0.1 MB
+    assert "the limit is " in line
+    assert "GRADIENT_COMPRESSION bf16" in done.stdout
