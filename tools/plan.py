@@ -200,8 +200,8 @@ def report_hosts(cfg: CfgNode, trial: Trial, hosts: int, link_gbit: float, proce
     num_steps = trial["steps"] / (hosts * processes)
     share = one.total_s / times.total_s
     print(
-        f"a model of {hosts} hosts with {processes} process(es) each over {link_gbit:g} Gbit/s: {times.total_s:.3f} s a "
-        f"step, {share:.0%} of the speed of {hosts} times one host; the gradients, "
+        f"a model of {hosts} hosts with {processes} process(es) each over {link_gbit:g} Gbit/s: "
+        f"{times.total_s:.3f} s a step, {share:.0%} of the speed of {hosts} times one host; the gradients, "
         f"{trial['gradient_bytes'] / 1e6:.1f} MB, take {times.link_s:.3f} s on the link, {times.exposed_s:.3f} s of "
         f"them not hidden; the limit is {times.limit}"
     )

@@ -1,5 +1,6 @@
 """tools/make_submission.py, from weights to a zip that the official evaluation reads."""
 
+import shutil
 import zipfile
 
 import pytest
@@ -13,11 +14,19 @@ from ovenet.data.prepare import prepare_dataset
 from ovenet.data.synthetic import write_dataset
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Scenes, of which every test gets a copy."""
+    folder = tmp_path_factory.mktemp("scenes")
+    list(write_dataset(folder, {"train": 1, "val": 3, "test": 2}, size=(64, 128), seed=0))
+    return folder
+
+
 @pytest.fixture
-def scenes(tmp_path, write_config):
+def scenes(tmp_path, write_config, drawn):
     """Drawn scenes in the Cityscapes folder, the config of a tiny OVeNet on them, and weights for it."""
     root = tmp_path / "data"
-    list(write_dataset(root / "cityscapes", {"train": 1, "val": 3, "test": 2}, size=(64, 128), seed=0))
+    shutil.copytree(drawn, root / "cityscapes")
     prepare_dataset("cityscapes", root)
     settings = tiny_settings()
     settings["DATASET"] = {"DATASET": "cityscapes", "ROOT": str(root), "NUM_CLASSES": 19}
