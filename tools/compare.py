@@ -10,8 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
+from ovenet.errors import UserError
 from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve
 from ovenet.utils.cli import require_free, run_main
+
+SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def main() -> None:
@@ -25,6 +28,8 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace that file")
     args = parser.parse_args()
     if args.output:
+        if args.output.suffix.lower() not in SUFFIXES:
+            raise UserError(f"--output {args.output}: expected a name that ends in {', '.join(SUFFIXES)}")
         require_free(args.output, overwrite=args.overwrite)
     curves: Sequence[Curve] = [read_curve(run, args.metric) for run in args.runs]
     groups = group_curves(curves) if args.seeds else {curve.name: [curve] for curve in curves}

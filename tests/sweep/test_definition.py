@@ -52,6 +52,12 @@ def test_a_grid_is_a_run_for_each_value(sweep_file):
     ]
 
 
+def test_tables_may_be_nested_as_in_experiments(sweep_file):
+    nested = {"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN": {"LR": 0.5}}}, "TEST": {"TEST": {"FLIP_TEST": True}}}
+    flat = {"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN.LR": 0.5}}, "TEST": {"TEST.FLIP_TEST": True}}
+    assert keys(read_sweep(sweep_file(nested))) == keys(read_sweep(sweep_file(flat)))
+
+
 def test_where_a_run_is_made_does_not_change_it(sweep_file):
     first = keys(read_sweep(sweep_file(BASE)))
     elsewhere = ["OUTPUT_DIR", "other", "DATASET.ROOT", "d", "WORKERS", "3", "TRAIN.CHECKPOINT_EVERY", "5"]

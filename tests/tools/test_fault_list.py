@@ -164,6 +164,12 @@ def test_runs_that_are_none(run_tool, trained, tmp_path, monkeypatch):
     assert_clear(run_tool("report", "."), "run tools/test.py first")
 
 
+def test_a_plot_of_no_known_kind(run_tool, trained, tmp_path):
+    _, run = trained
+    assert_clear(run_tool("compare", run, "--output", tmp_path / "curves.xyz"), "curves.xyz", ".png")
+    assert run_tool("compare", run, "--output", tmp_path / "curves.svg").code == 0
+
+
 def test_one_list_for_both(run_tool, tiny):
     done = run_tool("audit_data", *tiny, "DATASET.TEST_SET", "list/camvid/train.lst")
     assert "Traceback" not in done.err

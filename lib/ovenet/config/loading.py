@@ -57,7 +57,7 @@ def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> C
     Raises:
         UserError: as `load_config`.
     """
-    content = {key: value for key, value in _flatten(_parse_yaml(text, source)) if key not in INERT_KEYS}
+    content = {key: value for key, value in flatten(_parse_yaml(text, source)) if key not in INERT_KEYS}
     if not content:
         raise UserError(f"{source}: its configuration is empty; name the experiment file (--cfg FILE)")
     return _assemble([(source, content)], overrides)
@@ -114,7 +114,7 @@ def _update(merged: dict[str, Setting], new: Mapping[str, Setting]) -> None:
 
 def flat_settings(cfg: CfgNode) -> dict[str, Any]:
     """Every value by its whole key, as YAML knows it."""
-    return dict(_flatten(yaml.safe_load(cfg.dump())))
+    return dict(flatten(yaml.safe_load(cfg.dump())))
 
 
 def changed_settings(before: str, cfg: CfgNode) -> list[str]:
@@ -144,7 +144,7 @@ def _file_sources(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[str,
         raise UserError(f"{path}: {_BASE_KEY} is {bases!r}; expected a file, or a list of files")
     for base in bases:
         yield from _file_sources(path.parent / base, (*children, path.resolve()))
-    yield str(path), dict(_flatten(content))
+    yield str(path), dict(flatten(content))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -240,10 +240,11 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested tables as values by their whole keys, ``SECTION.KEY``."""
     for name, value in content.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

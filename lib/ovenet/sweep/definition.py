@@ -13,7 +13,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.builders.runs import run_directory
-from ovenet.config import default_config, flat_settings, load_config, read_yaml
+from ovenet.config import default_config, flat_settings, flatten, load_config, read_yaml
 from ovenet.errors import UserError, nearest
 
 WEIGHTS = ("best", "final")
@@ -195,7 +195,7 @@ def _settings_of_the_result(cfg: CfgNode) -> dict[str, Any]:
 def _as_overrides(table: Any, where: str) -> list[str]:
     if not isinstance(table, dict):
         raise UserError(f"{where} is {table!r}; expected a table: {{KEY: VALUE, …}}")
-    return [text for key, value in table.items() for text in (str(key), str(value))]
+    return [text for key, value in flatten(table) for text in (key, str(value))]
 
 
 def _require_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
