@@ -11,7 +11,7 @@ demo: .venv/ready
 	$(BIN)/python tools/test.py --cfg $(DEMO) TEST.SCALE_LIST 0.75,1.0,1.25 TEST.FLIP_TEST True TEST.SAVE_PREDICTIONS True
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow

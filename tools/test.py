@@ -43,8 +43,7 @@ def main() -> None:
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         settings = builders.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
-        name = f"{Path(cfg.DATASET.TEST_SET).stem}_{builders.inference_name(cfg, model_file)}"
-        folder = distributed.from_main(builders.test_folder(run_dir / "test", name, settings))
+        folder = distributed.from_main(builders.test_folder(cfg, run_dir, model_file, settings))
         with run_lock(folder) if distributed.is_main() else nullcontext():
             run = builders.run_test(cfg, model_file, folder, settings, device)
             if distributed.is_main():

@@ -224,3 +224,15 @@ def test_a_name_with_a_line_break_is_named(tmp_path, pattern):
     assert len(pairs) == 2
     with pytest.raises(UserError, match="line breaks cannot be listed"):
         [format_line(*pair) for pair in pairs]
+
+
+def test_lists_of_names_are_read_as_other_lists(tmp_path):
+    layout = Layout("images/*", "labels/*", names="names.txt")
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "a\x85b.png").write_bytes(b"x")
+    (tmp_path / "names.txt").write_text("a\x85b 1\n", encoding="utf-8")
+    assert collect_pairs(tmp_path, layout, ()) == [("images/a\x85b.png", "labels/a\x85b.png")]
+    (tmp_path / "names.txt").write_bytes("é\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"names\.txt: not in UTF-8"):
+        collect_pairs(tmp_path, layout, ())

@@ -28,7 +28,7 @@ def _steps_with_a_bad_one(rank, port, config, run_dir, results):
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     trainer = make_trainer(load_config(config), run_dir)
     trainer.model.train()
-    outcomes = []
+    outcomes, saves = [], []
     for step in range(3):
         generator = torch.Generator().manual_seed(10 * step + rank)
         images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -37,10 +37,13 @@ def _steps_with_a_bad_one(rank, port, config, run_dir, results):
         scale = criterion.confidence_weight
         if step == 1 and rank == 1:
             criterion.confidence_weight = float("nan")  # this process alone has a loss that is not finite
-        outcomes.append(trainer.step([Batch(images, labels, ("a", "b"))]).loss is not None)
+        due = step == 2 and rank == 1  # this process's clock alone
+        result = trainer.step([Batch(images, labels, ("a", "b"))], save=due)
+        outcomes.append(result.loss is not None)
+        saves.append(result.save)
         criterion.confidence_weight = scale
     total = sum(p.detach().double().abs().sum() for p in trainer.model.parameters())
-    torch.save({"outcomes": outcomes, "total": total}, f"{results}/{rank}.pth")
+    torch.save({"outcomes": outcomes, "saves": saves, "total": total}, f"{results}/{rank}.pth")
     dist.barrier()
 
 
@@ -54,6 +57,7 @@ def test_a_bad_loss_on_one_process_skips_the_step_on_both(tmp_path, write_config
     mp.spawn(_steps_with_a_bad_one, (port, config, tmp_path / "run", tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     assert first["outcomes"] == second["outcomes"] == [True, False, True]
+    assert first["saves"] == second["saves"] == [False, False, True]
     assert first["total"] == second["total"]
 
 

@@ -194,3 +194,10 @@ def copy_of(evaluation, tmp_path, name="run"):
     folder = tmp_path / name / "test/x"
     shutil.copytree(evaluation, folder)
     return folder
+
+
+def test_foreign_lines_of_a_log_are_left_out(evaluation, tmp_path):
+    folder = copy_of(evaluation, tmp_path)
+    log = folder.parents[1] / "log.jsonl"
+    log.write_bytes(b'null\n3\n{"kind": 3}\n\xff\n{"kind": "val", "iteration": 1, "mean_iou_fused": "x"}\n')
+    write_report([folder], tmp_path / "report.html")

@@ -210,6 +210,10 @@ def test_loading_processes_without_room_in_shared_memory(run_tool, tiny, monkeyp
     monkeypatch.setattr(data, "_shared_memory_bytes", lambda: 20_000)
     result = run_tool("train", *tiny(), "WORKERS", 1)
     assert_one_line(result, "/dev/shm", "0.02 MB", "WORKERS 0")
+    monkeypatch.setattr(data, "_shared_memory_bytes", lambda: 40_000)  # 30,720 are needed by each process
+    monkeypatch.setattr(data.distributed, "local_world_size", lambda: 2)
+    assert_one_line(run_tool("train", *tiny(), "WORKERS", 1), "/dev/shm", "2 process(es)")
+    monkeypatch.undo()
     assert run_tool("train", *tiny(), "WORKERS", 0, "TRAIN.END_EPOCH", 1).code == 0
 
 

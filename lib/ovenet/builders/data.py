@@ -217,12 +217,14 @@ def _require_shared_memory(cfg: CfgNode) -> None:
     """
     width, height = cfg.TRAIN.IMAGE_SIZE
     batch_bytes = cfg.TRAIN.BATCH_SIZE_PER_GPU * width * height * (3 + torch.int16.itemsize)
-    needed = _BATCHES_AHEAD * min(cfg.WORKERS, num_cores()) * batch_bytes
+    processes = distributed.local_world_size()
+    needed = processes * _BATCHES_AHEAD * min(cfg.WORKERS, num_cores()) * batch_bytes
     free = _shared_memory_bytes()
     if free is not None and free < needed:
         raise UserError(
-            f"{_SHARED_MEMORY}: {free / 1e6:.2f} MB are free, and {cfg.WORKERS} loading processes need "
-            f"{needed / 1e6:.1f} MB for their batches; set WORKERS 0, or give the container more (--shm-size)"
+            f"{_SHARED_MEMORY}: {free / 1e6:.2f} MB are free, and {processes} process(es) with {cfg.WORKERS} loading "
+            f"processes each need {needed / 1e6:.1f} MB for their batches; set WORKERS 0, or give the container "
+            "more (--shm-size)"
         )
 
 

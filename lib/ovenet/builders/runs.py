@@ -89,14 +89,16 @@ def settings_unlike_training(text: str, cfg: CfgNode) -> list[str]:
     return [change for change in changed_settings(text, cfg) if _SEEN_IN_TRAINING.match(change)]
 
 
-def test_folder(parent: Path, name: str, settings: Mapping[str, Any]) -> Path:
-    """Where an evaluation goes: the folder of that name, or one with a number where that holds another evaluation.
+def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping[str, Any]) -> Path:
+    """Where a test goes: ``<run>/test/<list>_<inference name>``, with a number where that holds another evaluation.
 
     Args:
-        parent: of all tests of a run.
-        name: see `inference_name`.
+        cfg: the configuration.
+        run_dir: folder of the run.
+        model_file: the weights.
         settings: from `evaluation_settings`, which the folder's results were made with.
     """
+    parent, name = run_dir / "test", f"{Path(cfg.DATASET.TEST_SET).stem}_{inference_name(cfg, model_file)}"
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")
         try:

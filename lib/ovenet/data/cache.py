@@ -11,7 +11,6 @@ import hashlib
 import json
 import posixpath
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from ovenet.data.files import image_size
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
+from ovenet.utils.writing import write_file
 
 _VERSION = 1  # of what is stored; another one is another folder
 _SPARE_BYTES = 2**28  # left free on the disk
@@ -170,15 +170,10 @@ class DecodedCache:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # no other thread, process or machine has it
     try:
-        with part.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        part.replace(path)
+        write_file(path, lambda unfinished: np.save(unfinished, array, allow_pickle=False))
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(f"{path}: the decoded image cannot be written ({error.strerror}); free some space") from error
+        raise OSError(f"{error}; free some space, or set DATASET.CACHE none") from error
 
 
 def _existing(folder: Path) -> Path:

@@ -192,7 +192,7 @@ def _check(info: DatasetInfo) -> None:
         if value not in allowed:
             raise UserError(f"{key} is {value!r}; expected one of {', '.join(allowed)}")
     weights = info.class_weights
-    if weights is not None and not (all(_is_weight(w) for w in weights) and sum(weights) > 0):
+    if weights is not None and not (all(is_number(w) and w >= 0 for w in weights) and sum(weights) > 0):
         raise UserError(f"class_weights is {list(weights)}; expected numbers of at least 0, not all 0")
     multiple = info.evaluation.multiple_of
     if type(multiple) is not int or multiple < 1:
@@ -201,5 +201,6 @@ def _check(info: DatasetInfo) -> None:
         raise UserError(f"val_share is {info.val_share}; expected more than 0 and less than 1")
 
 
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -151,6 +151,21 @@ def format_line(image: str, label: str | None) -> str:
     return f"{image}\t{label}\n"
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list of names; the names may hold what Python takes for line breaks.
+
+    Raises:
+        UserError: it is not in plain UTF-8.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not in UTF-8 (byte {error.start}); save the list as UTF-8") from error
+    if text.startswith(_BYTE_ORDER_MARK):
+        raise UserError(f"{path}: begins with a byte order mark; save the list as UTF-8 without one")
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+
 def read_list(path: Path) -> list[tuple[str, str | None]]:
     """A list file: ``image [label]`` per line, separated by a tab or, without one, by spaces; empty lines are skipped.
 
@@ -167,15 +182,9 @@ def read_list(path: Path) -> list[tuple[str, str | None]]:
             f"{path}: there is no such list file; write it with `python tools/prepare_data.py {path.parent.name}`, "
             "or set DATASET.TRAIN_SET or DATASET.TEST_SET to one that is there"
         )
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not in UTF-8 (byte {error.start}); save the list as UTF-8") from error
-    if text.startswith(_BYTE_ORDER_MARK):
-        raise UserError(f"{path}: begins with a byte order mark; save the list as UTF-8 without one")
     pairs: list[tuple[str, str | None]] = []
-    for number, line in enumerate(text.split("\n"), start=1):  # names may hold what Python takes for line breaks
-        parts = line.removesuffix("\r").split("\t" if "\t" in line else " ")
+    for number, line in enumerate(read_lines(path), start=1):
+        parts = line.split("\t" if "\t" in line else " ")
         entries = [entry for part in parts if (entry := part.strip(" "))]
         if len(entries) > 2:
             raise UserError(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from ovenet.data.files import read_lines
 from ovenet.data.info import DatasetInfo, Layout
 from ovenet.errors import UserError
 
@@ -95,7 +96,7 @@ def _keys_of_split(
 
 def _read_names(path: Path) -> list[str]:
     """The first word of every line; VOC's lists may carry a second column."""
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [words[0] for line in read_lines(path) if (words := re.split("[ \t]+", line.strip(" \t")))[0]]
 
 
 def _require_all(keys: Sequence[str], files: Mapping[str, str], folder: Path, pattern: str, role: str) -> None:

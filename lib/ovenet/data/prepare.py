@@ -15,6 +15,7 @@ from ovenet.data.files import format_line
 from ovenet.data.info import DatasetInfo
 from ovenet.data.layouts import Pairs, collect_pairs, find_layout
 from ovenet.errors import UserError
+from ovenet.utils.writing import write_file
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,4 @@ def _write_list(path: Path, pairs: Pairs) -> None:
             return
         names = (path.with_name(f"{path.name}.old{number if number > 1 else ''}") for number in count(1))
         path.replace(next(name for name in names if not name.exists()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_file(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))

@@ -61,7 +61,7 @@ class StepResult:
     Args:
         losses: of its micro-batches on this process.
         flags: whole numbers, above 0 where on some process: the loss is not finite, the gradient is not finite, the
-            process was asked to stop, the loss is scaled up (float16).
+            process was asked to stop, a checkpoint is due, the loss is scaled up (float16).
     """
 
     def __init__(self, losses: Sequence[LossTerms], flags: Tensor):
@@ -81,7 +81,7 @@ class StepResult:
     @property
     def loss(self) -> LossTerms | None:
         """Mean over its micro-batches on this process; None if the step was skipped."""
-        bad_loss, bad_gradient, _, _ = self._read
+        bad_loss, bad_gradient, *_ = self._read
         return None if bad_loss or bad_gradient else _mean(self._losses)
 
     @property
@@ -90,9 +90,14 @@ class StepResult:
         return self._read[2]
 
     @property
+    def save(self) -> bool:
+        """Whether some process holds a checkpoint due."""
+        return self._read[3]
+
+    @property
     def is_rescaled(self) -> bool:
         """Whether it was skipped only because float16 gradients overflowed; the next ones are scaled down."""
-        bad_loss, bad_gradient, _, is_scaled = self._read
+        bad_loss, bad_gradient, *_, is_scaled = self._read
         return bad_gradient and not bad_loss and is_scaled
 
 
@@ -138,13 +143,16 @@ class TrainStep:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._frozen = [p for name, p in model.named_parameters() if name in settings.frozen]
 
-    def __call__(self, batches: Sequence[Batch], *, freeze: bool = False, stop: bool = False) -> StepResult:
+    def __call__(
+        self, batches: Sequence[Batch], *, freeze: bool = False, stop: bool = False, save: bool = False
+    ) -> StepResult:
         """One step on this process's share.
 
         Args:
             batches: micro-batches of equal size, whose gradients are averaged.
             freeze: leave the frozen parameters as they are.
             stop: this process was asked to stop.
+            save: this process holds a checkpoint due; told to all of them with the step's own sum.
 
         Returns:
             What happened. If the loss or the gradient is not finite on some process, no process changes its model: the
@@ -162,7 +170,7 @@ class TrainStep:
         if freeze:
             for parameter in self._frozen:
                 parameter.grad = None
-        flags = self._agree(losses, stop)
+        flags = self._agree(losses, stop, save)
         is_bad = flags[:2].sum() > 0
         self.optimizer.found_inf = is_bad.float()  # where GradScaler leaves it too: fused optimizers skip the step
         self.optimizer.step()
@@ -182,14 +190,14 @@ class TrainStep:
             output = self.parallel(images)
         return self.criterion(output, labels)
 
-    def _agree(self, losses: Sequence[LossTerms], stop: bool) -> Tensor:
+    def _agree(self, losses: Sequence[LossTerms], *told: bool) -> Tensor:
         """The flags of `StepResult`, one sum over all processes."""
         scale = self.scaler.scale(torch.ones((), device=self.device))
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         bad_loss = ~torch.isfinite(torch.stack([loss.total.detach() for loss in losses])).all()
-        asked = torch.full((), stop, device=self.device)
-        flags = torch.stack((bad_loss, ~torch.isfinite(norm), asked, scale > 1)).to(torch.int32)
+        told_here = [torch.full((), value, device=self.device) for value in told]
+        flags = torch.stack((bad_loss, ~torch.isfinite(norm), *told_here, scale > 1)).to(torch.int32)
         if self.settings.clip_grad_norm:
             clip_grads_with_norm_(self._parameters, self.settings.clip_grad_norm, norm)
         return distributed.all_sum(flags)

@@ -23,7 +23,7 @@ from ovenet.engine.progress import Meter, Progress, WaitingClock
 from ovenet.engine.repro import save_repro
 from ovenet.engine.run_log import RunLog
 from ovenet.engine.step import StepResult, TrainStep
-from ovenet.engine.store import CHECKPOINT, CheckpointStore, with_present_names
+from ovenet.engine.store import CHECKPOINT, CheckpointStore, require_fields, with_present_names
 from ovenet.errors import UserError
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed
@@ -256,21 +256,23 @@ class Trainer:
         groups = clock.watch(_groups(loader, self.settings.accumulate, total - self.steps_in_epoch))
         begun: deque[tuple[int, StepResult, Sequence[Batch]]] = deque()  # steps whose results are still to be read
 
-        def settle(max_begun: int) -> bool:
-            stops = [self._settle(*begun.popleft(), meter) for _ in range(len(begun) - max_begun)]
-            return any(stops)
+        def settle(max_begun: int) -> tuple[bool, bool]:
+            """Whether to stop, and whether to save, as all processes are told."""
+            results = [self._settle(*begun.popleft(), meter) for _ in range(len(begun) - max_begun)]
+            return any(result.stop for result in results), any(result.save for result in results)
 
         with Progress(title, total, done=self.steps_in_epoch, enabled=distributed.is_main()) as progress:
             for batches in groups:
                 self.iteration += 1
                 with distributed.activity(f"iteration {self.iteration}"):
-                    result = self.step(batches, freeze=freeze, stop=interruption.received is not None)
+                    stop = interruption.received is not None
+                    result = self.step(batches, freeze=freeze, stop=stop, save=self._minutes_are_over())
                 begun.append((self.iteration, result, batches))
                 self.steps_in_epoch += 1
                 self.position += 1
                 self._count_broken(batches)
                 is_last = self.steps_in_epoch == total
-                stop = settle(0 if is_last else self.step.latency)
+                stop, save = settle(0 if is_last else self.step.latency)
                 if (self.steps_in_epoch % self.settings.print_freq == 0 or is_last) and len(meter):
                     self._report(progress, log, meter.summary(), remaining)
                     meter = Meter()
@@ -278,7 +280,8 @@ class Trainer:
                 if stop:
                     settle(0)
                     return True
-                if not is_last and self._checkpoint_is_due():
+                every = self.settings.checkpoint_every
+                if not is_last and (save or (every and self.iteration % every == 0)):
                     settle(0)
                     self._save_checkpoint()
         get_logger().info("%s: %s", title, clock)
@@ -288,13 +291,13 @@ class Trainer:
         self._is_crowded = bool(crowded)
         return False
 
-    def _settle(self, iteration: int, result: StepResult, batches: Sequence[Batch], meter: Meter) -> bool:
-        """Counts a step; whether some process was asked to stop."""
+    def _settle(self, iteration: int, result: StepResult, batches: Sequence[Batch], meter: Meter) -> StepResult:
+        """Counts a step."""
         if not result.is_rescaled:
             self._count_skipped(iteration, result.loss, batches)
         if result.loss is not None:
             meter.add(result.loss, sum(len(b.names) for b in batches) * distributed.world_size())
-        return result.stop
+        return result
 
     def _samples_done(self) -> int:
         """Samples of this epoch that all processes together have used."""
@@ -384,12 +387,10 @@ class Trainer:
             **self.settings.metadata,
         }
 
-    def _checkpoint_is_due(self) -> bool:
-        """The same answer on every process: only the first one's clock counts."""
-        every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
-        if every and self.iteration % every == 0:
-            return True
-        return bool(minutes) and distributed.from_main(time.monotonic() - self._saved_at > 60 * minutes)
+    def _minutes_are_over(self) -> bool:
+        """By the clock of this process; the processes tell each other with the step's flags."""
+        minutes = self.settings.checkpoint_minutes
+        return bool(minutes) and time.monotonic() - self._saved_at > 60 * minutes
 
     def _save_checkpoint(self, *, replaces_newest: bool = False) -> None:
         with distributed.activity("saving a checkpoint"):
@@ -429,7 +430,7 @@ class Trainer:
         """
         state, path = self.store.load()
         try:
-            _require_fields(state)
+            require_fields(state, best_files=self.best)
             state = with_present_names({**state, "model": weights_of(state, path)}, self.model)
             self.model.load_state_dict(state["model"])
             self.epoch, self.iteration = state["epoch"], state["iteration"]
@@ -477,34 +478,6 @@ class Trainer:
         for phase, (per_epoch, _) in zip(self.phases, lengths, strict=True):
             self.position += per_epoch * (min(self.epoch, phase.end_epoch) - begin)
             begin = min(self.epoch, phase.end_epoch)
-
-
-def _require_fields(state: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint whose fields are not what `Trainer` saves, before any of them is used.
-
-    Raises:
-        TypeError: names the field.
-    """
-    for name in ("epoch", "iteration", "samples_done", "world_size", "num_skipped", "num_broken_samples"):
-        if type(state[name]) is not int or state[name] < 0:
-            raise TypeError(f"{name} is {state[name]!r}; expected a whole number")
-    if not isinstance(state["config"], str):
-        raise TypeError(f"config is a {type(state['config']).__name__}; expected a text")
-    best = state["best"]
-    if not isinstance(best, Mapping) or not {BEST, BEST_EMA} <= best.keys():
-        raise TypeError(f"best is {best!r}; expected a score for {BEST} and {BEST_EMA}")
-    if not all(isinstance(value, float | int) for value in best.values()):
-        raise TypeError(f"best is {best!r}; expected numbers")
-    optimizer = state["optimizer"]
-    if not isinstance(optimizer, Mapping) or not optimizer.get("param_groups"):
-        raise TypeError("optimizer holds no groups of parameters")
-    states = state["random_states"]
-    if not isinstance(states, list) or not all(
-        isinstance(s, Mapping) and isinstance(s.get("cpu"), Tensor) for s in states
-    ):
-        raise TypeError("random_states holds no states of random number generators")
-    if not isinstance(state.get("progress", 0.0), float | int):
-        raise TypeError(f"progress is {state['progress']!r}; expected a number")
 
 
 def _groups(loader: DataLoader[Batch], size: int, num_groups: int) -> Iterator[list[Batch]]:

@@ -55,12 +55,9 @@ def read_curve(run: Path, metric: str) -> Curve:
         raise UserError(f"{path}: there is no such log; expected the folder of a run")
     kind, _, name = metric.partition("/")
     points, known = [], set()
-    for line in path.read_bytes().splitlines():
-        point = _point(line)
-        if point is None:
-            continue
+    for point in read_log(path):
         known |= {f"{point['kind']}/{key}" for key in point if key not in ("kind", "iteration", "epoch", "time")}
-        if point["kind"] == kind and isinstance(point.get(name), (int, float)):
+        if point["kind"] == kind and point.get(name) is not None:
             points.append((point["iteration"], point[name]))
     if not points:
         raise UserError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
@@ -68,15 +65,25 @@ def read_curve(run: Path, metric: str) -> Curve:
     return Curve(str(run), np.array(iterations), np.array(values, dtype=np.float64), _settings(run / "config.yaml"))
 
 
-def _point(line: bytes) -> dict[str, Any] | None:
-    """A line of a log; None for one that is being written, or somebody else's."""
-    try:
-        point = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(point, dict) or not isinstance(point.get("kind"), str):
-        return None
-    return point if isinstance(point.get("iteration"), int) else None
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The points of a run's ``log.jsonl``: ``kind``, ``iteration`` and values by name.
+
+    A line that is being written is left out, and so is what this program does not write.
+    """
+    points = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            point = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(point, dict) and isinstance(point.get("kind"), str) and type(point.get("iteration")) is int:
+            points.append({key: value for key, value in point.items() if key == "kind" or _is_value(value)})
+    return points
+
+
+def _is_value(value: object) -> bool:
+    """A number, or None, which stands for one that was not finite."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _settings(path: Path) -> str:

@@ -102,9 +102,7 @@ def write_image(image: np.ndarray, path: Path) -> None:
     is_done, encoded = cv2.imencode(".png", image)
     if not is_done:
         raise OSError(f"cannot write {path}: OpenCV cannot encode the image")
-    write_bytes(
-        path, memoryview(encoded)
-    )  # Python knows every name of a file, OpenCV crashes at those that are no UTF-8
+    write_bytes(path, memoryview(encoded))  # OpenCV itself crashes at names that are not UTF-8
 
 
 class FrameWriter:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ovenet.errors import UserError
+from ovenet.evaluation.curves import read_log
 from ovenet.evaluation.pictures import colorize_offset
 from ovenet.evaluation.writers import SYMBOLS
 from ovenet.report import plots
@@ -103,17 +104,7 @@ def read_run(folder: Path, name: str) -> Run:
     if "details" not in results or not (folder / RECORDS).is_file():
         raise UserError(f"{folder}: was evaluated without TEST.DETAILS True; run tools/test.py again")
     log = folder.parents[1] / "log.jsonl"
-    return Run(folder, name, results, read_records(folder / RECORDS), _read_log(log) if log.is_file() else [])
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    points = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            points.append(json.loads(line))
-        except ValueError:
-            continue  # a line that is being written
-    return points
+    return Run(folder, name, results, read_records(folder / RECORDS), read_log(log) if log.is_file() else [])
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:

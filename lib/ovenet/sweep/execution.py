@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import statistics
@@ -23,6 +22,7 @@ from ovenet.engine.interruption import Interruption
 from ovenet.engine.run_lock import run_lock
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
+from ovenet.evaluation.curves import read_log
 from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
 from ovenet.sweep.results import result_path, write_result
 from ovenet.utils.environment import num_cores
@@ -44,6 +44,10 @@ class Tools:
 
 class Interrupted(Exception):
     """The sweep was asked to stop."""
+
+
+class ToolError(Exception):
+    """A tool that a run needs ended with an error; says its last line."""
 
 
 def default_jobs() -> int:
@@ -87,9 +91,10 @@ def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, tools: Tools, *
                 _Execution(sweep, run, folder, tools, _environment(slot, jobs), stop).execute()
             except Interrupted:
                 get_logger().info("%s, seed %d: stopped", run.name, run.seed)
-            except Exception as error:  # the others go on; a fault of the program is told with its kind
+            except Exception as error:  # the others go on
                 failures.append(f"{run.name}, seed {run.seed}: {error or type(error).__name__}")
-                get_logger().error("%s", failures[-1])
+                is_program_fault = not isinstance(error, (UserError, ToolError, OSError))
+                get_logger().error("%s", failures[-1], exc_info=is_program_fault)
             finally:
                 slots.put(slot)
 
@@ -140,8 +145,7 @@ class _Execution:
         self._call(run_dir, self._tools.test, *test)
         test_cfg, model_file = builders.open_run(model_file, test[1:])
         settings = builders.evaluation_settings(test_cfg, model_file, builders.test_dataset(test_cfg).list_path)
-        name = f"{Path(test_cfg.DATASET.TEST_SET).stem}_{builders.inference_name(test_cfg, model_file)}"
-        tested = builders.test_folder(run_dir / "test", name, settings)
+        tested = builders.test_folder(test_cfg, run_dir, model_file, settings)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in builders.build_model(cfg).parameters())
         path = result_path(self._folder, run)
@@ -153,7 +157,7 @@ class _Execution:
 
         Raises:
             Interrupted: the sweep is to stop.
-            RuntimeError: the tool failed; says its last line.
+            ToolError: the tool failed.
         """
         console = run_dir / CONSOLE
         console.parent.mkdir(parents=True, exist_ok=True)
@@ -179,10 +183,10 @@ class _Execution:
         if process.returncode:
             lines = [line for line in console.read_text(encoding="utf-8", errors="replace").splitlines() if line]
             last = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
-            raise RuntimeError(f"{last} (see {console})")
+            raise ToolError(f"{last} (see {console})")
 
 
 def _images_per_second(run_dir: Path) -> float:
     """The median of the training, by its log."""
-    lines = map(json.loads, (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return statistics.median(line["images_per_second"] for line in lines if "images_per_second" in line)
+    points = read_log(run_dir / "log.jsonl")
+    return statistics.median(point["images_per_second"] for point in points if point.get("images_per_second"))

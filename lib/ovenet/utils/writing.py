@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: it cannot be written; names it. What was there before is untouched, and nothing else is left.
     """
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.unfinished{path.suffix}")
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished{path.suffix}")  # of no other thread or machine
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(unfinished)

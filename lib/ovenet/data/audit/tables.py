@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ovenet.data.audit.lists import suggested_weights
 from ovenet.data.audit.reports import Finding, ListReport
+from ovenet.data.description import is_number
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
 
@@ -114,10 +114,6 @@ def read_suggested_weights(path: Path, info: DatasetInfo) -> list[float]:
             f"LOSS.CLASS_WEIGHTS {path}: the audit is of {content.get('dataset')} with {len(names)} classes, "
             f"not of {info.name} with {info.num_classes}; audit this dataset"
         )
-    if not isinstance(weights, list) or len(weights) != len(names) or not all(_is_weight(w) for w in weights):
+    if not isinstance(weights, list) or len(weights) != len(names) or not all(is_number(w) and w > 0 for w in weights):
         raise UserError(f"LOSS.CLASS_WEIGHTS {path}: suggested_class_weights is {weights}; expected numbers above 0")
     return weights
-
-
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
