@@ -1,6 +1,7 @@
 """Every part, by the one suite; and every pair of backbone and head, with each seed."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -43,8 +44,16 @@ class TestDilatedTimm(BackboneConformance):
     name, args = "resnet18", {"output_stride": 8}
 
 
+class TestMaxViT(BackboneConformance):
+    name, args, odd_sizes = "maxvit_pico_rw_256", {"img_size": [64, 96]}, [(64, 96), (33, 47)]  # of one size alone
+
+
 class TestEfficientFormerV2(BackboneConformance):
-    name, args, odd_sizes = "efficientformerv2_s0", {"img_size": [64, 96]}, [(64, 96), (33, 47)]
+    name, args, num_parameters = "efficientformerv2_s0", {"resolution": 64}, None
+
+
+class TestEfficientFormerV2AsPublished(BackboneConformance):
+    name, args, num_parameters = "efficientformerv2_s0", {"bias_mode": "official"}, 3_259_152
 
 
 class TestFCNHead(HeadConformance):
@@ -73,6 +82,23 @@ class TestLightHamHead(HeadConformance):
     name, args = "light_ham", {"channels": 32}
 
 
+class TestSegFormerHeadWithOffsetLearning(HeadConformance):
+    name, args = "segformer", {"channels": 16, "classifier": "offset_learning"}
+    even_start, rounding = False, math.floor  # of the pooling, as published
+
+
+class TestLightHamHeadWithOffsetLearning(HeadConformance):
+    name, args, even_start = "light_ham", {"channels": 32, "classifier": "offset_learning"}, False
+
+
+class TestOffsetLearningHead(HeadConformance):
+    name, args, even_start = "offset_learning", {"channels": 32}, False
+
+
+class TestFreqFusionNeck(NeckConformance):
+    name, args = "freqfusion", {"projections": [32, 32, 64, 64]}
+
+
 class TestConcatNeck(NeckConformance):
     name = "concat"
 
@@ -90,7 +116,8 @@ class TestIdentityNeck(NeckConformance):
 
 
 FAMILIES = ["hrnet_w18_small_v1", "resnet50_v1c", "mit_b0", "mscan_t", "efficientnet_lite0_imagenet", "convnext_atto"]
-ALL = [*ovenet.list_backbones(timm=False), "convnext_tiny", "swin_tiny_patch4_window7_224", "efficientformerv2_s0"]
+FAMILIES += ["efficientformerv2_s0"]
+ALL = [*ovenet.list_backbones(timm=False), "convnext_tiny", "swin_tiny_patch4_window7_224", "maxvit_pico_rw_256"]
 
 
 def check_pair(backbone, head):
@@ -130,6 +157,9 @@ def test_every_pair_builds(backbone, head):
         ("mit_b3", 44_072_128),
         ("mscan_s", 13_450_176),
         ("mscan_b", 26_277_824),
+        ("efficientformerv2_s1", 5_748_360),
+        ("efficientformerv2_s2", 12_151_408),
+        ("efficientformerv2_l", 25_578_016),
     ],
 )
 def test_backbones_have_the_published_size(backbone, num_parameters):
@@ -163,8 +193,10 @@ def test_a_shared_seed_adds_what_its_head_has():
     ],
 )
 def test_segformer_and_segnext_have_the_published_size(backbone, head, expected):
-    """The published counts have offset learning (169,772 for 150 classes) in place of the classifier (38,550)."""
-    assert num_parameters(backbone, num_classes=150, head=head) == expected - 169_772 + 38_550
+    """Offset learning has 169,772 parameters for 150 classes, the classifier in its place 38,550."""
+    options = {"num_classes": 150, "head": head}
+    assert num_parameters(backbone, **options, head_args={"classifier": "offset_learning"}) == expected
+    assert num_parameters(backbone, **options) == expected - 169_772 + 38_550
 
 
 @pytest.mark.parametrize(
@@ -178,3 +210,25 @@ def test_segformer_and_segnext_have_the_published_size(backbone, head, expected)
 def test_ocrnets_of_mmsegmentation_have_the_published_size(num_classes, backbone, expected):
     options = {"num_classes": num_classes, "head": "ocr", "head_args": {"flavour": "mmseg"}}
     assert num_parameters(backbone, **options) == expected
+
+
+def test_segnext_b_has_the_published_size():
+    head = {"channels": 512, "classifier": "offset_learning"}
+    assert num_parameters("mscan_b", num_classes=150, head="light_ham", head_args=head) == 28_160_748
+
+
+UNUSED_CLASSIFIER = 38_550  # the published files carry it, and the paper counts it
+
+
+@pytest.mark.parametrize(
+    ("size", "projections", "expected", "published"),
+    [
+        ("s1", (32, 32, 64, 128), 6_183_626, 6_222_176),
+        ("s2", (32, 64, 128, 256), 12_916_850, 12_955_400),
+        ("l", (32, 64, 128, 256), 26_375_458, 26_414_008),
+    ],
+)
+def test_offseg_has_the_published_size(size, projections, expected, published):
+    options = {"head": "offset_learning", "neck": "freqfusion", "neck_args": {"projections": projections}}
+    assert num_parameters(f"efficientformerv2_{size}", num_classes=150, **options) == expected
+    assert expected + UNUSED_CLASSIFIER == published

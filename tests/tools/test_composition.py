@@ -83,7 +83,7 @@ def test_pixels_follow_the_backbone_into_training_checkpoints_and_prediction(run
             ["nowhere.pth: there is no such checkpoint file"],
         ),
         (
-            "MODEL: {BACKBONE: {NAME: efficientformerv2_s0, IMG_SIZE: [64, 64]}}\nTRAIN: {IMAGE_SIZE: [96, 64]}",
+            "MODEL: {BACKBONE: {NAME: maxvit_pico_rw_256, IMG_SIZE: [64, 64]}}\nTRAIN: {IMAGE_SIZE: [96, 64]}",
             ["takes images of 64x64 pixels alone, got 96x64", "MODEL.BACKBONE.IMG_SIZE"],
         ),
         ("MODEL: {SEED: {NAME: shared}, FROZEN: [backbone.stage9]}", ["no part 'backbone.stage9'"]),

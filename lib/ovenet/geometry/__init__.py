@@ -1,5 +1,6 @@
 """All sampling and resizing of score maps, offsets and labels."""
 
+from ovenet.geometry.carafe import reassemble
 from ovenet.geometry.grid import pixel_grid
 from ovenet.geometry.resample import lookup_labels, refine_offset, sample_bilinear, seed_position
 from ovenet.geometry.resize import resize_bilinear
@@ -16,6 +17,7 @@ __all__ = [
     "interpolation_weights",
     "lookup_labels",
     "pixel_grid",
+    "reassemble",
     "refine_offset",
     "resize_bilinear",
     "resize_rows",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
-from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, reset_predictor
+from ovenet.models.heads.offset_learning import ClassifierKind, make_classifier
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
 from ovenet.models.registry import HEADS
 
@@ -111,6 +111,7 @@ class LightHamHead(Head):
         num_classes: ``K``.
         channels: width after squeezing; a multiple of 32.
         dropout: of whole channels before the classifier.
+        classifier: a 1x1 convolution, or offset learning as OffSeg has it: without dropout.
         bases: see `MatrixFactorization`.
         align_corners: convention of the upsampling.
 
@@ -142,6 +143,7 @@ class LightHamHead(Head):
         *,
         channels: int = 256,
         dropout: float = 0.1,
+        classifier: ClassifierKind = "conv1x1",
         bases: Bases = "seeded",
         align_corners: bool = False,
     ):
@@ -160,10 +162,9 @@ class LightHamHead(Head):
         self.context = MatrixFactorization(channels, bases=bases)
         self.after = ConvGroupNorm(channels, channels)
         self.align = ConvGroupNorm(channels, channels)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
         initialize_convolutions(self)
-        reset_predictor(self.classifier, CLASSIFIER_WEIGHT_STD)
+        self.dropout = nn.Dropout2d(dropout) if classifier == "conv1x1" else nn.Identity()
+        self.classifier = make_classifier(classifier, channels, num_classes)
 
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`; at the size of the second map."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ovenet.geometry import resize_bilinear
 from ovenet.models.backbones.blocks import conv_bn
-from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, reset_predictor
+from ovenet.models.heads.offset_learning import ClassifierKind, make_classifier
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
 from ovenet.models.registry import HEADS
 
@@ -24,6 +24,7 @@ class SegFormerHead(Head):
         num_classes: ``K``.
         channels: width of every projection and of the mixture.
         dropout: of whole channels before the classifier.
+        classifier: a 1x1 convolution, or offset learning as OffSeg has it: without dropout, at half the resolution.
         align_corners: convention of the upsampling.
     """
 
@@ -50,17 +51,19 @@ class SegFormerHead(Head):
         *,
         channels: int = 256,
         dropout: float = 0.1,
+        classifier: ClassifierKind = "conv1x1",
         align_corners: bool = False,
     ):
         super().__init__()
-        self.feature_channels, self.stride = channels, in_strides[0]
+        is_pooled = classifier == "offset_learning"
+        self.feature_channels, self.stride = channels, in_strides[0] * (2 if is_pooled else 1)
         self.align_corners = align_corners
         self.projections = nn.ModuleList(conv_bn(c, channels, kernel=1) for c in in_channels)
         self.mix = conv_bn(channels * len(in_channels), channels, kernel=1)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1)
         initialize_convolutions(self)
-        reset_predictor(self.classifier, CLASSIFIER_WEIGHT_STD)
+        self.pool = nn.MaxPool2d(2) if is_pooled else nn.Identity()
+        self.dropout = nn.Dropout2d(dropout) if classifier == "conv1x1" else nn.Identity()
+        self.classifier = make_classifier(classifier, channels, num_classes)
 
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`."""
@@ -69,5 +72,5 @@ class SegFormerHead(Head):
             resize_bilinear(projection(x), size, align_corners=self.align_corners)
             for projection, x in zip(self.projections, features, strict=True)
         ]
-        mixed = self.mix(torch.cat(maps, dim=1))
+        mixed = self.pool(self.mix(torch.cat(maps, dim=1)))
         return SegOutput((self.classifier(self.dropout(mixed)),), mixed)

@@ -1,0 +1,201 @@
+"""The neck of OffSeg: FreqFusion (Chen et al., "Frequency-Aware Feature Fusion for Dense Image Prediction", 2024).
+
+Maps are joined from coarse to fine. Of two neighbours the fine one is given back its high frequencies; the coarse one
+is upsampled by predicted low-pass weights, and then fetched from where it resembles the fine one. Notation: ``fine``
+``(B, C_h, 2h, 2w)``, ``coarse`` ``(B, C_l, h, w)``, both compressed to ``C`` channels for all predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovenet.errors import UserError
+from ovenet.geometry import FREQ_FUSION, reassemble, warp
+from ovenet.models.interfaces import Neck, PublishedNames, initialize_convolutions
+from ovenet.models.registry import NECKS
+
+NUM_GROUPS = 4  # of channels that have offsets of their own
+NORM_GROUPS = 32  # of the projections
+NORM_WIDTH = 8  # channels per group in the sampler
+LOW_PASS, HIGH_PASS = 5, 3  # sides of the predicted kernels
+FILTER_WEIGHT_STD = 0.001
+NEIGHBOURS = tuple((dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if (dy, dx) != (0, 0))  # 3x3, every other pixel
+
+
+def similarity(x: Tensor) -> Tensor:
+    """Cosine similarities of each pixel ``(B, C, h, w)`` to its `NEIGHBOURS`, 0 to those outside: ``(B, 8, h, w)``."""
+    height, width = x.shape[-2:]
+    unit = F.normalize(x, dim=1)
+    padded = F.pad(unit, (2, 2, 2, 2))
+    shifted = (padded[..., 2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width] for dy, dx in NEIGHBOURS)
+    return torch.stack([(unit * other).sum(dim=1) for other in shifted], dim=1)
+
+
+class OffsetSampler(nn.Module):
+    """Predicts from where the upsampled coarse map is fetched.
+
+    Args:
+        channels: ``C``, a multiple of 8.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        fields = 2 * NUM_GROUPS
+        self.norm_fine = nn.GroupNorm(channels // NORM_WIDTH, channels)
+        self.norm_coarse = nn.GroupNorm(channels // NORM_WIDTH, channels)
+        self.offset = nn.Conv2d(len(NEIGHBOURS), 4 * fields, 3, padding=1)
+        self.gate = nn.Conv2d(channels, 4 * fields, 3, padding=1)
+        self.fine_offset = nn.Conv2d(len(NEIGHBOURS), fields, 3, padding=1)
+        self.fine_gate = nn.Conv2d(channels, fields, 3, padding=1)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """Displacements ``(B, 2 * NUM_GROUPS, 2h, 2w)`` in pixels of the coarse map, ``(x, y)`` of each group in turn.
+
+        In float32 at least; `ovenet.geometry.FREQ_FUSION` is their convention.
+        """
+        fine, coarse = self.norm_fine(fine), self.norm_coarse(coarse)
+        offset = F.pixel_shuffle(self.offset(similarity(coarse)), 2) + self.fine_offset(similarity(fine))
+        gate = F.pixel_shuffle(self.gate(coarse), 2) + self.fine_gate(fine)
+        dtype = torch.promote_types(offset.dtype, torch.float32)
+        field = offset.to(dtype) * gate.to(dtype).sigmoid()
+        return field.unflatten(1, (2, NUM_GROUPS)).transpose(1, 2).flatten(1, 2)
+
+
+class FreqFusion(nn.Module):
+    """Brings a coarse map to the size of a fine one, and sharpens that one.
+
+    Args:
+        fine_channels: ``C_h``.
+        coarse_channels: ``C_l``, a multiple of 4.
+        channels: ``C``, a multiple of 8.
+    """
+
+    def __init__(self, fine_channels: int, coarse_channels: int, channels: int):
+        super().__init__()
+        self.compress_fine = nn.Conv2d(fine_channels, channels, 1)
+        self.compress_coarse = nn.Conv2d(coarse_channels, channels, 1)
+        self.low_pass = nn.Conv2d(channels, LOW_PASS**2, 3, padding=1)
+        self.high_pass = nn.Conv2d(channels, HIGH_PASS**2, 3, padding=1)
+        self.sampler = OffsetSampler(channels)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps at the fine one's size, ``(B, C_h, 2h, 2w)`` and ``(B, C_l, 2h, 2w)``."""
+        low_pass, high_pass, offset = self.predict(fine, coarse)
+        upsampled = reassemble(coarse, low_pass, scale=2)
+        return 2 * fine - reassemble(fine, high_pass), warp(upsampled, offset, FREQ_FUSION, num_groups=NUM_GROUPS)
+
+    def predict(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of the low pass ``(B, 25, 2h, 2w)`` and the high pass ``(B, 9, 2h, 2w)``, and the displacements."""
+        fine, coarse = self.compress_fine(fine), self.compress_coarse(coarse)
+        high = self.high_pass(fine)  # of the map before it is sharpened, here and below
+        sharp = 2 * fine - reassemble(fine, high.softmax(dim=1))
+        low = self.low_pass(sharp)
+        low_pass = (low + reassemble(self.low_pass(coarse), low.softmax(dim=1), scale=2)).softmax(dim=1)
+        high_pass = (high + reassemble(self.high_pass(coarse), low_pass, scale=2)).softmax(dim=1)
+        return low_pass, high_pass, self.sampler(sharp, coarse)
+
+
+@NECKS.register("freqfusion")
+class FreqFusionNeck(Neck):
+    """Projects every map, and joins them from coarse to fine.
+
+    Args:
+        in_channels: channels per map.
+        in_strides: strides per map, each twice the one before.
+        projections: width to which each map is brought first, multiples of 32.
+        zero_offset_init: begin with offsets of zero, not with the published start.
+
+    Raises:
+        UserError: strides or widths do not fit.
+    """
+
+    published = (
+        PublishedNames(
+            "mmseg",
+            (
+                (r"decode_head\.pre\.(\d)\.conv\.", r"projections.\1.0."),
+                (r"decode_head\.pre\.(\d)\.gn\.", r"projections.\1.1."),
+                *(
+                    (rf"decode_head\.freqfusions\.(\d)\.{old}\.", rf"fusions.\1.{new}.")
+                    for old, new in (
+                        ("hr_channel_compressor", "compress_fine"),
+                        ("lr_channel_compressor", "compress_coarse"),
+                        ("content_encoder", "low_pass"),
+                        ("content_encoder2", "high_pass"),
+                        (r"dysampler\.norm_hr", "sampler.norm_fine"),
+                        (r"dysampler\.norm_lr", "sampler.norm_coarse"),
+                        (r"dysampler\.offset", "sampler.offset"),
+                        (r"dysampler\.direct_scale", "sampler.gate"),
+                        (r"dysampler\.hr_offset", "sampler.fine_offset"),
+                        (r"dysampler\.hr_direct_scale", "sampler.fine_gate"),
+                    )
+                ),
+            ),
+            unused=(r"decode_head\.freqfusions\.\d\.(hamming_(low|high)pass|dysampler\.init_pos)",),
+        ),
+    )
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        *,
+        projections: Sequence[int] = (32, 64, 128, 256),
+        zero_offset_init: bool = False,
+    ):
+        super().__init__()
+        if any(coarse != 2 * fine for fine, coarse in pairwise(in_strides)):
+            raise UserError(
+                f"the neck freqfusion joins maps of half the resolution each, and the backbone's strides are "
+                f"{', '.join(map(str, in_strides))}; use another neck, or OUTPUT_STRIDE 32"
+            )
+        if len(projections) != len(in_channels) or any(n < 1 or n % NORM_GROUPS for n in projections):
+            raise UserError(
+                f"PROJECTIONS of the neck freqfusion is {list(projections)}; expected multiples of {NORM_GROUPS}, one "
+                f"for each of the backbone's {len(in_channels)} maps"
+            )
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(c, p, 1, bias=False), nn.GroupNorm(NORM_GROUPS, p), nn.ReLU(inplace=True))
+            for c, p in zip(in_channels, projections, strict=True)
+        )
+        self.fusions = nn.ModuleList()  # from coarse to fine
+        channels = projections[-1]
+        for fine in reversed(projections[:-1]):
+            self.fusions.append(FreqFusion(fine, channels, (fine + channels) // 4))
+            channels += fine
+        self.channels, self.strides = (channels,), (in_strides[0],)
+        initialize_convolutions(self.projections)
+        for module in self.fusions.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for fusion in self.fusions:
+            for predictor in (fusion.low_pass, fusion.high_pass):
+                nn.init.normal_(predictor.weight, std=FILTER_WEIGHT_STD)
+            if zero_offset_init:
+                for predictor in (fusion.sampler.offset, fusion.sampler.fine_offset):
+                    nn.init.zeros_(predictor.weight)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, sum of the projections, h_0, w_0)``."""
+        maps = [projection(x) for projection, x in zip(self.projections, features, strict=True)]
+        joined = maps[-1]
+        for fine, fusion in zip(reversed(maps[:-1]), self.fusions, strict=True):
+            sharp, raised = _fused(fusion, fine, joined)
+            pairs = zip(sharp.chunk(NUM_GROUPS, dim=1), raised.chunk(NUM_GROUPS, dim=1), strict=True)
+            joined = torch.cat([group for pair in pairs for group in pair], dim=1)
+        return [joined]
+
+
+def _fused(fusion: FreqFusion, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """Fuses maps of which the fine one may lack a row or a column, at sizes that are no multiples."""
+    size = fine.shape[-2:]
+    missing = [2 * coarse.shape[axis] - size[axis] for axis in (-2, -1)]
+    if any(missing):
+        fine = F.pad(fine, (0, missing[1], 0, missing[0]), mode="replicate")
+    return tuple(x[..., : size[0], : size[1]] for x in fusion(fine, coarse))
