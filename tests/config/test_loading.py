@@ -56,6 +56,9 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
     ("settings", "overrides", "message"),
     [
         ({"TRAIN": {"LEARNING_RATE": 1}}, [], r"unknown key TRAIN\.LEARNING_RATE; did you mean TRAIN\.\w+\?"),
+        ({"TEST": {"STRIDE": [0, 5]}}, [], r"TEST\.STRIDE is \[0, 5\]; expected \[width, height\] from 1 to those of"),
+        ({"TEST": {"STRIDE": [2049, 5]}}, [], r"TEST\.STRIDE is \[2049, 5\]; .*\[2048, 1024\], or \[\]"),
+        ({"TEST": {"STRIDE": [5]}}, [], r"TEST\.STRIDE is \[5\]"),
         ({"TRIAN": {"LR": 1}}, [], r"unknown key TRIAN\.LR; did you mean TRAIN\.LR\?"),
         ({}, ["TEST.FLIPTEST", "True"], r"the command line: unknown key TEST\.FLIPTEST; did you mean TEST\.FLIP_TEST"),
         ({"TRAIN": {"LR": "fast"}}, [], r"TRAIN\.LR is 'fast'; expected a number"),

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ovenet.builders import build_model
-from ovenet.data.info import EvaluationRule
+from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import normalize_images
 from ovenet.evaluation.inference import InferenceSettings, ScaledView, ScorePredictor, best_class, window_starts
 from ovenet.structures import Normalization, OVeNetOutput
@@ -135,7 +135,51 @@ def test_the_auxiliary_map_can_be_scored(tiny_cfg, image):
     [(10, 10, [0]), (20, 10, [0, 10]), (25, 10, [0, 10, 15]), (11, 10, [0, 1]), (5, 1, [0, 1, 2, 3, 4])],
 )
 def test_windows_lie_side_by_side_and_the_last_is_shifted(length, window, expected):
-    assert list(window_starts(length, window)) == expected
+    assert list(window_starts(length, window, window)) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "stride", "expected"),
+    [
+        (10, 10, 7, [0]),
+        (20, 10, 7, [0, 7, 10]),
+        (24, 10, 7, [0, 7, 14]),
+        (25, 10, 7, [0, 7, 14, 15]),
+        (12, 10, 1, [0, 1, 2]),
+    ],
+)
+def test_overlapping_windows_cover_all(length, window, stride, expected):
+    """mmsegmentation's: a window every `stride` pixels until the end is reached, the last one shifted inward."""
+    count = max(length - window + stride - 1, 0) // stride + 1
+    assert [min(index * stride, length - window) for index in range(count)] == expected
+    assert list(window_starts(length, window, stride)) == expected
+
+
+class PlaceModel(torch.nn.Module):
+    """Logits that depend on where in its window a pixel lies."""
+
+    def forward(self, images):
+        batch, _, height, width = images.shape
+        y, x = torch.meshgrid(torch.arange(height) / 10, torch.arange(width) / 7, indexing="ij")
+        scores = torch.stack((y, x, y * x)).expand(batch, -1, -1, -1) * images[:, :1]
+        return OVeNetOutput((scores,), (), (scores,))
+
+
+@pytest.mark.parametrize("rule", [LONG_SIDE, EvaluationRule("short_side", 8)])
+def test_logits_of_overlapping_windows_are_averaged(image, rule):
+    """Whatever the dataset's rule says of windows."""
+    chosen = settings(base_size=None, window_size=(16, 20), stride=(10, 12), rule=rule)
+    ours = ScorePredictor(PlaceModel(), chosen, CPU).predict_scores(image)["fused"]
+    pixels = normalize_images(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
+    total, counts = torch.zeros(3, 30, 40), torch.zeros(30, 40)
+    for top in (0, 10, 14):
+        for left in (0, 12, 20):
+            box = np.s_[..., top : top + 16, left : left + 20]
+            total[box] += PlaceModel()(pixels[box]).fused[0][0]
+            counts[box] += 1
+    torch.testing.assert_close(ours, (total / counts).softmax(0), atol=1e-5, rtol=0)
+    probabilities = settings(base_size=None, window_size=(16, 20), rule=LONG_SIDE)
+    assert not torch.allclose(ScorePredictor(PlaceModel(), probabilities, CPU).predict_scores(image)["fused"], ours)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.interfaces import ForkableBackbone
@@ -204,6 +205,12 @@ class HeadConformance:
                 rough = head(maps).scores
         for a, b in zip(exact, rough, strict=True):
             assert (a - b.float()).norm() < 0.1 * a.norm()
+
+    def test_its_operations_can_be_counted(self):
+        head, maps = self.build().eval(), self.maps()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            head(maps)
+        assert counter.get_total_flops() > 0
 
     @pytest.mark.slow
     def test_it_compiles_in_one_graph(self):

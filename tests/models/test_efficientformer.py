@@ -11,30 +11,36 @@ from ovenet.errors import UserError
 from ovenet.models.backbones.efficientformer import EfficientFormerV2, RelativeBias
 from ovenet.models.registry import BACKBONES
 
+RULES = [  # of names, each applied to all; timm calls convolution and BatchNorm of a layer conv and bn
+    (r"^stem_conv1\.conv", "patch_embed.0"),
+    (r"^stem_conv1\.bn", "patch_embed.1"),
+    (r"^stem_conv2\.conv", "patch_embed.3"),
+    (r"^stem_conv2\.bn", "patch_embed.4"),
+    *((rf"^stages_{stage}\.blocks", f"network.{2 * stage}") for stage in range(4)),
+    *((rf"^stages_{stage}\.downsample\.conv\.conv", f"network.{2 * stage - 1}.proj") for stage in (1, 2)),
+    *((rf"^stages_{stage}\.downsample\.conv\.bn", f"network.{2 * stage - 1}.norm") for stage in (1, 2)),
+    (r"^stages_3\.downsample\.(conv\.)?", "network.5."),
+    (r"mlp\.(fc1|mid|fc2)\.conv", r"mlp.\1"),
+    (r"mlp\.fc1\.bn", "mlp.norm1"),
+    (r"mlp\.mid\.bn", "mlp.mid_norm"),
+    (r"mlp\.fc2\.bn", "mlp.norm2"),
+    (r"\b(q\.proj|stride_conv|q|k|v|v_local)\.conv\.", r"\1.0."),
+    (r"\b(q\.proj|stride_conv|q|k|v|v_local)\.bn\.", r"\1.1."),
+    (r"\bproj\.conv\.", "proj.1."),
+    (r"\bproj\.bn\.", "proj.2."),
+    (r"attention_biases", "bias.table"),
+    (r"ls(\d)\.gamma", r"layer_scale_\1"),
+]
+
 
 def from_timm(state):
     """timm's tensors by the names here."""
-    norms = {"fc1": "norm1", "mid": "mid_norm", "fc2": "norm2"}
-    last = {"conv": "0", "bn": "1"}
     translated = {}
     for name, value in state.items():
-        if name.endswith("attention_bias_idxs"):
-            continue
-        name = re.sub(r"^stem_conv1\.(conv|bn)", lambda m: f"patch_embed.{last[m[1]]}", name)
-        name = re.sub(r"^stem_conv2\.(conv|bn)", lambda m: f"patch_embed.{3 + int(last[m[1]])}", name)
-        name = re.sub(r"^stages_(\d)\.blocks", lambda m: f"network.{2 * int(m[1])}", name)
-        name = re.sub(r"^stages_([12])\.downsample\.conv\.conv", lambda m: f"network.{2 * int(m[1]) - 1}.proj", name)
-        name = re.sub(r"^stages_([12])\.downsample\.conv\.bn", lambda m: f"network.{2 * int(m[1]) - 1}.norm", name)
-        name = re.sub(r"^stages_3\.downsample\.(conv\.)?", "network.5.", name)
-        name = re.sub(r"mlp\.(\w+)\.conv\.", r"mlp.\1.", name)
-        name = re.sub(r"mlp\.(\w+)\.bn\.", lambda m: f"mlp.{norms[m[1]]}.", name)
-        name = re.sub(r"\.proj\.(conv|bn)\.", lambda m: f".proj.{int(last[m[1]]) + ('q.proj' not in name)}.", name)
-        name = re.sub(r"(stride_conv|q|k|v|v_local)\.(conv|bn)\.", lambda m: f"{m[1]}.{last[m[2]]}.", name)
-        name = name.replace("attention_biases", "bias.table")
-        if re.search(r"ls\d\.gamma", name):
-            name, value = re.sub(r"ls(\d)\.gamma", r"layer_scale_\1", name), value[:, None, None]
-        translated[name] = value
-    return translated
+        for pattern, replacement in RULES:
+            name = re.sub(pattern, replacement, name)
+        translated[name] = value[:, None, None] if "layer_scale" in name else value
+    return {name: value for name, value in translated.items() if not name.endswith("attention_bias_idxs")}
 
 
 def randomized(model):

@@ -95,7 +95,7 @@ def test_similarity_of_a_constant_map():
 
 
 def test_channels_are_joined_by_groups():
-    """Four of the fine map and four of the coarse one in turn; stacked plainly, the weights that follow would not fit."""
+    """Four of the fine map and four of the coarse one in turn; one after the other, published weights would not fit."""
     neck = FreqFusionNeck((32, 64), (4, 8), projections=(32, 64)).eval()
     fusion = neck.fusions[0]
     fusion.forward = lambda fine, coarse: (torch.zeros_like(fine), torch.ones(1, 64, *fine.shape[-2:]))

@@ -197,6 +197,87 @@ def test_ocrnets_of_mmsegmentation_load_whole(name, num_parameters):
     assert report.unused == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "experiment", "num_unused"),
+    [  # unused: the classifier that the heads keep, tables of the classification network, constants
+        ("offseg_t", "offseg-t_ade20k_160k-512x512", 26),
+        ("offseg_b", "offseg-b_ade20k_160k-512x512", 38),
+        ("offseg_l", "offseg-l_ade20k_160k-512x512", 50),
+        ("segformer_b0_ol", "segformer_mit-b0_offset_learning_8xb2-160k_ade20k-512x512", 2),
+        ("segnext_t_ol", "segnext_mscan-t_offset_learning_160k_ade20k-512x512", 2),
+    ],
+)
+def test_models_with_offset_learning_load_whole(file, experiment, num_unused):
+    with torch.device("meta"):
+        model = build_model(load_config(EXPERIMENTS / f"ade20k/{experiment}.yaml"))
+    report = load_weights(model, published(f"{file}_ade20k"), file, whole=True)
+    assert report.missing == report.mismatched == report.unexpected == ()
+    assert report.unused == num_unused
+    own = [k for k in model.state_dict() if not k.endswith("num_batches_tracked")]
+    assert sorted(report.loaded) == sorted(own)
+
+
+def test_values_of_offseg_arrive_where_they_belong():
+    """A rule that exchanges two tensors of one shape would load without a word."""
+    with torch.device("meta"):
+        shapes = build_model(load_config(EXPERIMENTS / "ade20k/offseg-t_ade20k_160k-512x512.yaml"))
+    model = shapes.to_empty(device="cpu")
+    mixer, fusion = "backbone.network.4.7.token_mixer.", "decode_head.freqfusions.1."
+    own = {
+        f"{mixer}attention_biases_seg": "backbone.network.4.7.token_mixer.bias.table",
+        f"{mixer}talking_head1.weight": "backbone.network.4.7.token_mixer.talking_head1.weight",
+        f"{mixer}k.0.weight": "backbone.network.4.7.token_mixer.k.0.weight",
+        "backbone.network.5.attn.attention_biases_seg": "backbone.network.5.attn.bias.table",
+        "backbone.network.5.attn.q.local.0.weight": "backbone.network.5.attn.q.local.weight",
+        "decode_head.pre.0.gn.weight": "neck.projections.0.1.weight",
+        f"{fusion}content_encoder.weight": "neck.fusions.1.low_pass.weight",
+        f"{fusion}content_encoder2.weight": "neck.fusions.1.high_pass.weight",
+        f"{fusion}dysampler.norm_hr.weight": "neck.fusions.1.sampler.norm_fine.weight",
+        f"{fusion}dysampler.norm_lr.weight": "neck.fusions.1.sampler.norm_coarse.weight",
+        f"{fusion}dysampler.hr_offset.weight": "neck.fusions.1.sampler.fine_offset.weight",
+        f"{fusion}dysampler.direct_scale.weight": "neck.fusions.1.sampler.gate.weight",
+        "decode_head.align.gn.bias": "head.align.1.bias",
+        "decode_head.offset_learning.cls_repr": "head.classifier.classes",
+        "decode_head.offset_learning.mask_norm.weight": "head.classifier.norm.weight",
+        "decode_head.offset_learning.cls_offset_proj.weight": "head.classifier.offsets.of_classes.weight",
+        "decode_head.offset_learning.feat_offset_proj.weight": "head.classifier.offsets.of_pixels.weight",
+    }
+    numbers = {name: number for number, name in enumerate(own, start=1)}
+    state = {name: torch.full(x.shape, float(numbers.get(name, 0))) for name, x in published("offseg_t_ade20k").items()}
+    load_weights(model, state, "offseg", whole=True)
+    for name, here in own.items():
+        assert (model.state_dict()[here] == numbers[name]).all(), name
+
+
+def test_groups_of_parameters_as_published():
+    """Pieces of names: "head" before "norm", and everything of the head with weight decay."""
+    options = ["TRAIN.PARAM_GROUPS", "official", "MODEL.BACKBONE.PRETRAINED", ""]
+    cfg = load_config(EXPERIMENTS / "ade20k/ovenet_offseg-t_ade20k_160k-512x512.yaml", options)
+    with torch.device("meta"):
+        model = build_model(cfg)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = {
+        names[id(p)]: (round(group["lr"] / cfg.TRAIN.LR), group["weight_decay"])
+        for group in build_optimizer(model, cfg).param_groups
+        for p in group["params"]
+    }
+    assert len(groups) == len(names)
+    for name, expected in {
+        "backbone.network.4.7.token_mixer.talking_head2.bias": (10, 0.01),
+        "backbone.network.4.7.token_mixer.q.1.weight": (1, 0.01),  # a BatchNorm, but not by its name
+        "backbone.network.4.7.mlp.mid_norm.bias": (1, 0.0),
+        "backbone.network.1.norm.weight": (1, 0.0),
+        "backbone.network.4.7.token_mixer.bias.table": (1, 0.01),
+        "neck.projections.0.1.weight": (10, 0.01),
+        "neck.fusions.0.sampler.norm_fine.weight": (10, 0.01),
+        "head.classifier.norm.weight": (10, 0.01),
+        "seed.head.layers.1.weight": (10, 0.01),
+    }.items():
+        assert groups[name] == expected, name
+    ours = build_optimizer(model, load_config(EXPERIMENTS / "ade20k/offseg-t_ade20k_160k-512x512.yaml"))
+    assert all(p.ndim > 1 for group in ours.param_groups if group["weight_decay"] for p in group["params"])
+
+
 def test_weights_of_an_ocrnet_start_an_ovenet():
     """Only the seed is missing: names do not depend on the composition."""
     with torch.device("meta"):

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from benchmarks.cases import counts_case, loss_case, sample_case
+from benchmarks.decoders import OFFSEG_T, carafe_case, classifier_switch, network_switch, offset_learning_case
 from benchmarks.inputs import Options
 from benchmarks.measure import Case
 from benchmarks.networks import RANDOM, SMALL, inference_case, inference_switch, step_case, step_switch
@@ -39,6 +40,9 @@ ON_CPU: dict[str, Callable[[Options], Row]] = {
     "counts": lambda o: counts_case(o, from_scores=False),
     "counts from scores": lambda o: counts_case(o, from_scores=True),
     "step": lambda o: step_case(o, SMALL, "training step, OVeNet on HRNet-W18-small-v2, 512x1024, batch 2", RANDOM),
+    "offset learning": lambda o: offset_learning_case(o, 150, (128, 128)),
+    "offset learning large": lambda o: offset_learning_case(o, 150, (256, 512)),
+    "carafe": carafe_case,
     "test": lambda o: inference_case(
         o, SMALL, "test of a 512x1024 image, 6 scales, mirrored, HRNet-W18-small-v2", (512, 1024), RANDOM
     ),
@@ -73,6 +77,23 @@ SWITCHES: dict[str, Callable[[Options], Row]] = {
     "engine": lambda o: step_switch(o, "LOSS.ENGINE auto (default)", (), ("LOSS.ENGINE", "plain")),
     "train bf16": lambda o: step_switch(o, "TRAIN.PRECISION bf16", ("TRAIN.PRECISION", "bf16")),
     "train compile": lambda o: step_switch(o, "TRAIN.COMPILE default", ("TRAIN.COMPILE", "default")),
+    "offseg": lambda o: network_switch(
+        o,
+        "OffSeg-T, 150 classes, 512x512, for bilinear upsampling and a 1x1 convolution",
+        OFFSEG_T,
+        (512, 512),
+        ("MODEL.NECK.NAME", "concat", "MODEL.NECK.PROJECTION", "64", "MODEL.HEAD.CLASSIFIER", "conv1x1"),
+    ),
+    "offseg classifier": lambda o: network_switch(
+        o,
+        "OffSeg-T, 150 classes, 512x512, for a 1x1 convolution",
+        OFFSEG_T,
+        (512, 512),
+        ("MODEL.HEAD.CLASSIFIER", "conv1x1"),
+    ),
+    "offset learning 19": lambda o: classifier_switch(o, 19, (128, 128)),
+    "offset learning 150": lambda o: classifier_switch(o, 150, (128, 128)),
+    "offset learning 150 large": lambda o: classifier_switch(o, 150, (256, 512)),
     "recompute": lambda o: step_switch(
         o, "TRAIN.CHECKPOINT_ACTIVATIONS True", ("TRAIN.CHECKPOINT_ACTIVATIONS", "True")
     ),

@@ -55,6 +55,7 @@ def inference_settings(
         normalization=normalization,
         tf32=cfg.TEST.TF32,
         base_box=tuple(cfg.TEST.BASE_BOX) or None,
+        stride=tuple(reversed(cfg.TEST.STRIDE)) or None,
     )
 
 

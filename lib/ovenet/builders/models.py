@@ -165,10 +165,22 @@ def _normalization(text: str) -> Normalization:
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """The optimizer of the parameters that are trained; ``TRAIN.LR_MULT`` has the factors of the parts."""
+    """The optimizer of the parameters that are trained; ``TRAIN.LR_MULT`` has the factors of the parts.
+
+    With ``TRAIN.PARAM_GROUPS`` official the rules of OffSeg hold, which look for pieces of names: what has ``head`` in
+    it, EfficientFormerV2's talking heads among it, learns as the head does, and of the rest what has ``norm`` in it is
+    spared weight decay.
+    """
+    is_official = cfg.TRAIN.PARAM_GROUPS == "official"
 
     def lr_factor(name: str) -> float:
-        return cfg.TRAIN.LR_MULT[PARAMETER_GROUPS[name.split(".")[0]]]
+        group = PARAMETER_GROUPS[name.split(".")[0]]
+        return cfg.TRAIN.LR_MULT["HEAD" if is_official and "head" in name and group == "BACKBONE" else group]
+
+    def has_decay(name: str, parameter: nn.Parameter) -> bool:
+        if is_official:
+            return not name.startswith("backbone.") or "head" in name or "norm" not in name
+        return parameter.ndim > 1 or not cfg.TRAIN.NO_DECAY_ON_NORM
 
     return make_optimizer(
         model,
@@ -178,7 +190,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         weight_decay=cfg.TRAIN.WD,
         nesterov=cfg.TRAIN.NESTEROV,
         lr_factor=lr_factor,
-        decay_on_norm=not cfg.TRAIN.NO_DECAY_ON_NORM,
+        has_decay=has_decay,
     )
 
 

@@ -17,6 +17,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "LOSS.ENGINE": ("auto", "plain", "blocked", "triton"),
     "LOSS.AVERAGE": ("valid", "all"),
     "TRAIN.OPTIMIZER": ("sgd", "adamw"),
+    "TRAIN.PARAM_GROUPS": ("parts", "official"),
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TRAIN.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
     "TRAIN.GRADIENT_COMPRESSION": ("none", "bf16", "powersgd"),
@@ -154,6 +155,11 @@ def check_config(cfg: CfgNode) -> None:
         box = _get(cfg, key)
         ok = not box or (len(box) == 2 and all(isinstance(n, int) and 0 < n <= _SIDE for n in box) and box[0] >= box[1])
         _require(ok, key, cfg, f"[long side, short side] in pixels, whole numbers from 1 to {_SIDE}, or []")
+    stride, window = cfg.TEST.STRIDE, cfg.TEST.IMAGE_SIZE
+    ok = not stride or (
+        len(stride) == 2 and all(isinstance(n, int) and 0 < n <= w for n, w in zip(stride, window, strict=True))
+    )
+    _require(ok, "TEST.STRIDE", cfg, f"[width, height] from 1 to those of TEST.IMAGE_SIZE, {list(window)}, or []")
     _check_parts(cfg)
     _check_outputs(cfg)
 

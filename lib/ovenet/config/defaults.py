@@ -111,7 +111,8 @@ def _train() -> CfgNode:
     c.CHECKPOINT_ACTIVATIONS = False  # less memory for about a third more time: activations are computed twice
     c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit
     c.EMA = 0.0  # decay of averaged weights, in [0, 1); they are validated and saved too; 0 is none
-    c.NO_DECAY_ON_NORM = False  # spare biases and BatchNorm's parameters the weight decay
+    c.PARAM_GROUPS = "parts"  # parts, or official: as OffSeg's optimizer groups them, see docs/training.md
+    c.NO_DECAY_ON_NORM = False  # spare biases and the parameters of norms the weight decay
     c.FREEZE_LAYERS = ""  # parts or modules of the backbone (layer1,stage2), with commas, that rest until FREEZE_EPOCHS
     c.FREEZE_EPOCHS = -1  # first epoch in which they learn
     c.IGNORE_LABEL = 255  # train id of pixels that do not count; outside 0 … K-1
@@ -136,6 +137,7 @@ def _test() -> CfgNode:
     """Inference and evaluation."""
     c = CfgNode()
     c.IMAGE_SIZE = [2048, 1024]  # window, [width, height]; images that fit, or whose dataset says so, are run whole
+    c.STRIDE = []  # [width, height] from window to window: overlapping windows for any dataset; [] for side by side
     c.BASE_SIZE = 2048  # long side of the image at scale 1; its short side for datasets whose rule says so
     c.BASE_BOX = []  # [long, short] side that the image fits into at scale 1, run whole; [] as the dataset is evaluated
     c.BATCH_SIZE_PER_GPU = 1  # windows and views per forward pass, >= 1

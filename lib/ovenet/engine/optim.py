@@ -23,7 +23,7 @@ def build_optimizer(
     weight_decay: float,
     nesterov: bool,
     lr_factor: Callable[[str], float] = lambda parameter: 1.0,
-    decay_on_norm: bool = True,
+    has_decay: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True,
 ) -> torch.optim.Optimizer:
     """A fused optimizer of the parameters that are not frozen, in one group per learning rate.
 
@@ -32,15 +32,15 @@ def build_optimizer(
         name: ``sgd`` or ``adamw``.
         lr: initial learning rate.
         momentum: sgd only.
-        weight_decay: on all of them, see `decay_on_norm`.
+        weight_decay: on those that have it, see `has_decay`.
         nesterov: sgd only.
         lr_factor: factor on `lr` for a parameter, by its name.
-        decay_on_norm: False spares what has one dimension: biases, and the scales and shifts of BatchNorm.
+        has_decay: whether the weight decay holds for a parameter, by its name.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = weight_decay if decay_on_norm or parameter.ndim > 1 else 0.0
+            decay = weight_decay if has_decay(parameter_name, parameter) else 0.0
             groups.setdefault((lr_factor(parameter_name), decay), []).append(parameter)
     parameters = [
         {"params": group, "lr": lr * factor, "weight_decay": decay} for (factor, decay), group in sorted(groups.items())

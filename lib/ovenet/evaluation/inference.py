@@ -56,6 +56,9 @@ class InferenceSettings:
         base_box: long and short side, in pixels, that the image fits into at scale 1, where it is run whole, in place
             of `base_size` and `rule`; None for those.
         tf32: CUDA: float32 convolutions and matrix products of the network read 10 bits of mantissa.
+        stride: ``(rows, columns)`` from window to window, up to the window's size: whatever the rule, a scaled image
+            is run in windows of `window_size`, whose logits are averaged where they overlap, as mmsegmentation does;
+            None for windows side by side, where one is needed, whose scores are averaged.
     """
 
     base_size: int | None
@@ -72,6 +75,7 @@ class InferenceSettings:
     normalization: Normalization = IMAGENET
     base_box: tuple[int, int] | None = None
     tf32: bool = False
+    stride: tuple[int, int] | None = None
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Size ``(H, W)`` that an image of `size` is resized to, before padding."""
@@ -280,12 +284,14 @@ class ScaledView:
         self._model, self._settings, self._device = predictor.model, predictor.settings, predictor.device
         self._image, self._names, self._seeds = image, names, seeds
         self._size = image.shape[:2]
-        multiple = 1 if self._settings.base_box is not None else self._settings.rule.multiple_of
+        stride = self._settings.stride
+        multiple = 1 if stride or self._settings.base_box is not None else self._settings.rule.multiple_of
         self._padded = tuple(n + -n % multiple for n in self._size)
-        is_cut = self._settings.rule.resize == "long_side" and self._settings.base_box is None
+        is_cut = stride or (self._settings.rule.resize == "long_side" and self._settings.base_box is None)
         limits = self._settings.window_size if is_cut else self._padded
         self._window = tuple(min(n, limit) for n, limit in zip(self._padded, limits, strict=True))
-        starts = [window_starts(n, w) for n, w in zip(self._padded, self._window, strict=True)]
+        steps = stride or self._window
+        starts = [window_starts(n, w, s) for n, w, s in zip(self._padded, self._window, steps, strict=True)]
         self._waiting = [(top, left) for top in starts[0] for left in starts[1]]
         self._done: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._kind: ScoreKind = "logits"
@@ -341,7 +347,11 @@ class ScaledView:
         """``(n, C, W)`` by name, at this scale."""
         if self._window == self._padded:
             (maps,) = self._done.values()
-            return {name: band[..., : self._size[1]] for name, band in self._window_rows(maps, rows).items()}
+            return {
+                name: self._finished(name, band)[..., : self._size[1]]
+                for name, band in self._window_rows(maps, rows).items()
+            }
+        averages_logits = self._settings.stride is not None
         total: dict[str, Tensor] = {}
         counts = torch.zeros((len(rows), 1, self._padded[1]), device=self._device)
         for (top, left), maps in self._done.items():
@@ -355,20 +365,19 @@ class ScaledView:
                 if name == _SEED:
                     total[name][box] = part
                 else:
-                    total[name][box] += part
+                    total[name][box] += part if averages_logits else self._finished(name, part)
             counts[box] += 1
         weights = counts.reciprocal_()
-        return {
-            name: (band if name == _SEED else band.mul_(weights))[..., : self._size[1]] for name, band in total.items()
-        }
+        for name in total.keys() - {_SEED}:
+            total[name] *= weights
+        if averages_logits:
+            total = {name: self._finished(name, band) for name, band in total.items()}
+        return {name: band[..., : self._size[1]] for name, band in total.items()}
 
     def _window_rows(self, maps: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
-        """``(n, C, w)`` of one window, at its own size."""
-        bands = {}
-        for name, values in maps.items():
-            band = resize_rows(values, self._window, rows, align_corners=self._settings.align_corners)
-            bands[name] = band if name == _SEED else self._to_score(band)
-        return bands
+        """``(n, C, w)`` of one window, as the network gives them, at the window's size."""
+        align_corners = self._settings.align_corners
+        return {name: resize_rows(x, self._window, rows, align_corners=align_corners) for name, x in maps.items()}
 
     def _run_next(self) -> None:
         """Runs the next windows through the model."""
@@ -424,8 +433,10 @@ class ScaledView:
             order[left], order[right] = right, left
         return scores[:, order].flip(3) if self._settings.mirrored_classes else scores.flip(3)
 
-    def _to_score(self, scores: Tensor) -> Tensor:
-        """``(n, K, w)`` as they are averaged."""
+    def _finished(self, name: str, scores: Tensor) -> Tensor:
+        """``(n, K, w)`` as they are averaged; seeds as they are."""
+        if name == _SEED:
+            return scores
         if self._settings.score == "exp":
             return scores.exp()
         return _softmax(scores) if self._kind == "logits" else scores.clone()  # sums are made in place
@@ -477,14 +488,15 @@ def thinning(size: tuple[int, int], side: int) -> int:
     return max(1, -(-max(size) // side))
 
 
-def window_starts(length: int, window: int) -> Sequence[int]:
-    """Where windows begin along one axis: side by side, the last one shifted inward.
+def window_starts(length: int, window: int, stride: int) -> Sequence[int]:
+    """Where windows begin along one axis; the last one is shifted inward.
 
     Args:
         length: of the axis, in pixels.
         window: in pixels, at most `length`.
+        stride: from one window to the next; that of windows side by side is `window`.
     """
-    starts = list(range(0, length - window + 1, window))
+    starts = list(range(0, length - window + 1, stride))
     if starts[-1] + window < length:
         starts.append(length - window)
     return starts

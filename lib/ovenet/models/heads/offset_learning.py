@@ -24,6 +24,7 @@ from ovenet.models.registry import HEADS
 
 NUM_GROUPS = 32  # of the GroupNorm before the classifier
 INITIAL_STD = 0.02
+BLOCK_SCORES = 2**22  # numbers per block of a table of pixels by classes
 
 
 class Offsets(Part):
@@ -53,9 +54,6 @@ class Offsets(Part):
     def forward(self, classes: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Moves both; neither waits for the other to have moved.
 
-        Both products are attention without scaling, whose kernels take softmaxes in float32 at least, and hold no table
-        of classes by pixels.
-
         Args:
             classes: ``(B, K, C)``.
             pixels: ``(B, N, C)``.
@@ -63,14 +61,16 @@ class Offsets(Part):
         Returns:
             ``(B, K, C)`` and ``(B, N, C)``.
         """
-        class_context = _attention(classes, pixels, pixels)
-        pixel_offset = _attention(pixels, classes, self.of_pixels(classes))  # projected before: classes are fewer
-        return classes + self.of_classes(class_context), pixels + pixel_offset
+        affinity = _affinity(classes, pixels)
+        of_classes = self.of_classes(affinity.softmax(dim=1).transpose(1, 2) @ pixels)
+        of_pixels = affinity.softmax(dim=2) @ self.of_pixels(classes)  # projected before: classes are fewer
+        return classes + of_classes, pixels + of_pixels
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """``softmax(query key^T) value``, each ``(B, n, C)``."""
-    return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)[:, 0]
+def _affinity(classes: Tensor, pixels: Tensor) -> Tensor:
+    """``A`` as ``(B, N, K)``, in float32 at least: its softmaxes need it."""
+    affinity = pixels @ classes.transpose(1, 2)
+    return affinity.to(torch.promote_types(affinity.dtype, torch.float32))
 
 
 class OffsetLearning(Part):
@@ -100,11 +100,33 @@ class OffsetLearning(Part):
         nn.init.trunc_normal_(self.classes, std=INITIAL_STD)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, h, w)`` to scores ``(B, K, h, w)``."""
-        pixels = features.flatten(2).transpose(1, 2).contiguous()  # as the kernels want them
-        classes, pixels = self.offsets(self.classes.expand(len(pixels), -1, -1), pixels)
-        scores = self.norm(pixels @ classes.transpose(1, 2))  # (B, N, K)
-        return scores.transpose(1, 2).unflatten(2, features.shape[-2:])
+        """``(B, C, h, w)`` to scores ``(B, K, h, w)``.
+
+        Pixels are not moved one by one: ``E' W'^T = E W'^T + softmax_classes(A)^T (P_f(W) W'^T)``, where the product in
+        brackets has but ``K x K`` numbers. Apart from ``A`` and the scores no table of all pixels by classes is held.
+        """
+        pixels = features.flatten(2).transpose(1, 2)
+        classes = self.classes.expand(len(pixels), -1, -1)
+        blocks = pixels.split(max(1, BLOCK_SCORES // (len(pixels) * classes.shape[1])), dim=1)
+        tables = [_affinity(classes, block) for block in blocks]
+        moved = classes + self.offsets.of_classes(_mean_pixels(tables, blocks))
+        # Not called as a module: torch's FLOP counter does not take a parameter as a module's input.
+        by_share = F.linear(classes, self.offsets.of_pixels.weight) @ moved.transpose(1, 2)  # (B, K, K)
+        scores = [
+            self.norm(block @ moved.transpose(1, 2) + table.softmax(dim=2) @ by_share)
+            for table, block in zip(tables, blocks, strict=True)
+        ]
+        return torch.cat(scores, dim=1).transpose(1, 2).unflatten(2, features.shape[-2:])
+
+
+def _mean_pixels(tables: Sequence[Tensor], blocks: Sequence[Tensor]) -> Tensor:
+    """What the pixels of each class look like ``(B, K, C)``: their mean by a softmax over all of them.
+
+    A block's mean counts by its share of the sum that the softmax divides by.
+    """
+    means = torch.stack([t.softmax(dim=1).transpose(1, 2) @ b for t, b in zip(tables, blocks, strict=True)])
+    shares = torch.stack([table.logsumexp(dim=1) for table in tables]).softmax(dim=0)
+    return (means * shares[..., None].to(means.dtype)).sum(dim=0)
 
 
 ClassifierKind = Literal["conv1x1", "offset_learning"]
@@ -129,6 +151,7 @@ class OffsetLearningHead(Head):
         in_strides: strides per map.
         num_classes: ``K``.
         channels: ``C``, a multiple of 32.
+        classifier: offset learning, or a 1x1 convolution to compare it with.
 
     Raises:
         UserError: `channels` is no multiple of 32.
@@ -141,7 +164,15 @@ class OffsetLearningHead(Head):
         ),
     )
 
-    def __init__(self, in_channels: Sequence[int], in_strides: Sequence[int], num_classes: int, *, channels: int = 256):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        num_classes: int,
+        *,
+        channels: int = 256,
+        classifier: ClassifierKind = "offset_learning",
+    ):
         super().__init__()
         if channels < 1 or channels % NUM_GROUPS:
             raise UserError(f"the offset_learning head has {channels} channels; expected a multiple of {NUM_GROUPS}")
@@ -151,7 +182,7 @@ class OffsetLearningHead(Head):
             nn.GroupNorm(NUM_GROUPS, channels),
             nn.ReLU(inplace=True),
         )
-        self.classifier = OffsetLearning(channels, num_classes)
+        self.classifier = make_classifier(classifier, channels, num_classes)
         initialize_convolutions(self.align)
 
     def forward(self, features: list[Tensor]) -> SegOutput:
