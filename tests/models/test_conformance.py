@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from tests.models.conformance import BackboneConformance, HeadConformance, NeckConformance
+from torch.utils.flop_counter import FlopCounterMode
 
 import ovenet
 from ovenet.models import build_segmentor
@@ -232,3 +233,20 @@ def test_offseg_has_the_published_size(size, projections, expected, published):
     options = {"head": "offset_learning", "neck": "freqfusion", "neck_args": {"projections": projections}}
     assert num_parameters(f"efficientformerv2_{size}", num_classes=150, **options) == expected
     assert expected + UNUSED_CLASSIFIER == published
+
+
+@pytest.mark.parametrize(
+    ("size", "projections", "expected"),
+    [
+        ("s1", (32, 32, 64, 128), 3.335 + 1.951),
+        ("s2", (32, 64, 128, 256), 6.405 + 3.813),
+        ("l", (32, 64, 128, 256), 13.188 + 3.834),
+    ],
+)
+def test_convolutions_of_offseg_have_the_published_cost(size, projections, expected):
+    """Giga multiply-adds at 512x512: backbone and decoder."""
+    options = {"head": "offset_learning", "neck": "freqfusion", "neck_args": {"projections": projections}}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        build_segmentor(f"efficientformerv2_{size}", num_classes=150, **options).eval()(torch.zeros(1, 3, 512, 512))
+    convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    assert convolutions / 2e9 == pytest.approx(expected, abs=0.0015)

@@ -78,7 +78,6 @@ def offset_learning_case(options: Options, num_classes: int, size: tuple[int, in
         ours=torch.no_grad()(lambda: learned(features)),
         same=lambda a, b: torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4),
         device=options.device,
-        max_memory=0.8,
     )
 
 
@@ -99,6 +98,7 @@ def carafe_case(options: Options) -> Case:
         ours=lambda: reassemble(features, weights, scale=2),
         same=lambda a, b: torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4),
         device=options.device,
+        min_ratio=4.0,
         max_memory=0.4,
     )
 

@@ -98,4 +98,4 @@ SWITCHES: dict[str, Callable[[Options], Row]] = {
         o, "TRAIN.CHECKPOINT_ACTIVATIONS True", ("TRAIN.CHECKPOINT_ACTIVATIONS", "True")
     ),
 }
-GUARDED = (*LOSSES, "sample", "sample cached", "counts", "counts from scores")  # rows of --check
+GUARDED = (*LOSSES, "sample", "sample cached", "counts", "counts from scores", "carafe")  # rows of --check
