@@ -122,7 +122,8 @@ class LossTerms:
 
     Attributes:
         total: what is differentiated.
-        terms: detached values by name: ``initial``, ``seed``, ``fused``, ``confidence``, as far as they exist.
+        terms: detached values by name: ``initial``, ``seed``, ``fused``, ``confidence``, ``contrast``, as far as they
+            exist.
     """
 
     total: Tensor

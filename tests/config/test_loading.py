@@ -44,6 +44,13 @@ def test_values_take_the_type_of_their_key(write_config, overrides, key, value):
     assert load_config(write_config({}), overrides).TRAIN[key] == value
 
 
+def test_the_command_line_takes_the_words_of_yaml(write_config):
+    path = write_config({"MODEL": {"HEAD": {"NAME": "conv1x1", "EMBEDDING": 8}}})
+    cfg = load_config(path, ["MODEL.HEAD.EMBEDDING", "null", "TRAIN.FLIP", "false", "TEST.FLIP_TEST", "true"])
+    assert cfg.MODEL.HEAD.get("EMBEDDING") is None
+    assert (cfg.TRAIN.FLIP, cfg.TEST.FLIP_TEST) == (False, True)
+
+
 def test_yaml_numbers_without_a_point_are_numbers(write_config):
     path = write_config({})
     path.write_text("TRAIN: {LR: 1e-2}\nGPUS: (0,1,2,3)\nTEST: {SCALE_LIST: 1}\n")

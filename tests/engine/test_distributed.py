@@ -77,16 +77,21 @@ def _loss_curve(rank, world_size, port, config, run_dir, results):
     with torch.no_grad():  # statistics of one batch, the same everywhere
         trainer.model.train()(torch.randn(4, 3, 32, 48, generator=torch.Generator().manual_seed(0)))
     trainer.model.eval()
-    losses, names = [], []
+    if getattr(trainer.model.head, "embedding", None) is not None:
+        trainer.model.head.train()  # which has no BatchNorm: embeddings are predicted while training
+    losses, names, terms = [], [], []
     for epoch in range(10):
         trainer.phase.sampler.epoch = epoch
         for batch in trainer.phase.loader:
             meter = Meter()
             meter.add(trainer.step([batch]).loss, 1)
-            losses.append(meter.summary()["loss"])
+            terms.append(meter.summary())
+            losses.append(terms[-1]["loss"])
             names.append(sorted(batch.images.double().mean(dim=(1, 2, 3)).tolist()))
     total = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-    torch.save({"losses": losses, "samples": names, "weights": total}, f"{results}/{world_size}_{rank}.pth")
+    torch.save(
+        {"losses": losses, "samples": names, "weights": total, "terms": terms}, f"{results}/{world_size}_{rank}.pth"
+    )
     if world_size > 1:
         dist.barrier()
 
@@ -110,9 +115,37 @@ def test_compressed_gradients_train_alike(tmp_path, tiny_cfg, compression, atol)
     np.testing.assert_allclose(curves[compression], curves["none"], atol=atol * curves["none"][0], rtol=0)
 
 
-def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write_config, tiny_cfg):
+CONTRAST = ("MODEL.HEAD.NAME", "conv1x1", "MODEL.HEAD.EMBEDDING", 8, "LOSS.CONTRAST.WEIGHT", 0.1)
+
+
+@pytest.mark.slow
+def test_of_a_contrasts_terms_only_the_sampled_one_depends_on_the_processes(tmp_path, tiny_cfg):
     config = tmp_path / "config.yaml"
-    config.write_text(tiny_cfg("TRAIN.LR", 0.0004).dump())
+    options = (*CONTRAST, "LOSS.CONTRAST.START", 0, "LOSS.CONTRAST.MAX_VIEWS", 2, "TRAIN.LR", 1e-12)
+    config.write_text(tiny_cfg(*options).dump())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = torch.get_num_threads()
+    _loss_curve(0, 1, port, config, tmp_path / "run", tmp_path)
+    torch.set_num_threads(threads)
+    mp.spawn(_loss_curve, (2, port, config, tmp_path / "run", tmp_path), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{name}.pth")["terms"] for name in ("1_0", "2_0"))
+    for name in ("initial", "seed", "fused", "confidence"):
+        np.testing.assert_allclose(
+            [t[f"loss_{name}"] for t in two], [t[f"loss_{name}"] for t in one], atol=1e-5, rtol=0
+        )
+    assert all(t["loss_contrast"] > 0 for t in (*one, *two))
+    assert [t["loss_contrast"] for t in one] != [t["loss_contrast"] for t in two]
+
+
+@pytest.mark.parametrize(
+    "options", [(), pytest.param((*CONTRAST, "LOSS.CONTRAST.START", 1000), marks=pytest.mark.slow)]
+)
+def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write_config, tiny_cfg, options):
+    """With a contrast that has not begun too: no parameter is unused."""
+    config = tmp_path / "config.yaml"
+    config.write_text(tiny_cfg("TRAIN.LR", 0.0004, *options).dump())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

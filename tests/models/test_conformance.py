@@ -100,6 +100,14 @@ class TestFreqFusionNeck(NeckConformance):
     name, args = "freqfusion", {"projections": [32, 32, 64, 64]}
 
 
+class TestFPN(NeckConformance):
+    name, args = "fpn", {"channels": 16}
+
+
+class TestSRMAndCRM(NeckConformance):
+    name, args = "fpn", {"channels": 16, "upsampler": "srm", "context": "crm"}
+
+
 class TestConcatNeck(NeckConformance):
     name = "concat"
 

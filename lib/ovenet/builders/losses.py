@@ -11,14 +11,19 @@ from yacs.config import CfgNode
 from ovenet.builders.data import dataset_info
 from ovenet.data.audit import read_suggested_weights
 from ovenet.data.info import DatasetInfo
-from ovenet.losses import SegmentationCriterion, build_losses
+from ovenet.errors import UserError
+from ovenet.losses import PixelContrast, SegmentationCriterion, build_losses
 from ovenet.models.registry import HEADS
 
 AUXILIARY_WEIGHT = 0.4  # of every map but the final one, as OCR was published
 
 
 def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
-    """The training loss."""
+    """The training loss.
+
+    Raises:
+        UserError: the contrast needs an embedding that the head does not have, or the other way round.
+    """
     info = dataset_info(cfg)
     num_outputs = HEADS[cfg.MODEL.HEAD.NAME].num_outputs
     default_weights = (AUXILIARY_WEIGHT,) * (num_outputs - 1) + (1.0,)
@@ -32,6 +37,24 @@ def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
         initial_and_seed_weight=cfg.LOSS.KAPPA,
         confidence_weight=cfg.LOSS.LAMBDA,
         align_corners=cfg.MODEL.ALIGN_CORNERS,
+        contrast=_contrast(cfg),
+        contrast_weight=cfg.LOSS.CONTRAST.WEIGHT,
+    )
+
+
+def _contrast(cfg: CfgNode) -> PixelContrast | None:
+    has_embedding = bool(cfg.MODEL.HEAD.get("EMBEDDING"))
+    if cfg.LOSS.CONTRAST.WEIGHT > 0 and not has_embedding:
+        raise UserError("LOSS.CONTRAST.WEIGHT compares embeddings; set MODEL.HEAD {NAME: conv1x1, EMBEDDING: 256}")
+    if has_embedding and cfg.LOSS.CONTRAST.WEIGHT == 0:
+        raise UserError("MODEL.HEAD.EMBEDDING would not be trained; set LOSS.CONTRAST.WEIGHT, or EMBEDDING to null")
+    if not has_embedding:
+        return None
+    return PixelContrast(
+        ignore_label=cfg.TRAIN.IGNORE_LABEL,
+        start=cfg.LOSS.CONTRAST.START,
+        max_samples=cfg.LOSS.CONTRAST.MAX_SAMPLES,
+        max_views=cfg.LOSS.CONTRAST.MAX_VIEWS,
     )
 
 

@@ -56,6 +56,11 @@ def _loss() -> CfgNode:
     c.AVERAGE = "valid"  # cross-entropy is averaged over valid pixels, or over all, ignored ones too (mmsegmentation)
     c.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
     c.ENGINE = "auto"  # how it is computed: auto, plain, blocked or triton (CUDA); all give the same loss
+    c.CONTRAST = CfgNode()  # between embeddings of pixels, for heads with EMBEDDING
+    c.CONTRAST.WEIGHT = 0.0  # >= 0; 0 is none
+    c.CONTRAST.START = 5000  # iterations before it counts, >= 0
+    c.CONTRAST.MAX_SAMPLES = 1024  # pixels of a batch that are compared, >= 4
+    c.CONTRAST.MAX_VIEWS = 100  # of them of a class in an image, >= 2; classes with no more pixels are left out
     c.LAMBDA = 1.0  # λ, weight of the confidence loss, >= 0
     return c
 

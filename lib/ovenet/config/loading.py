@@ -217,6 +217,9 @@ def _num_nodes(content: Any, known: dict[int, int]) -> int:
     return known[id(content)]
 
 
+_WORDS_OF_YAML = {"null": None, "true": True, "false": False}
+
+
 def _parse_overrides(overrides: Sequence[str], known: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if len(overrides) % 2:
         raise UserError(f"overrides come as KEY VALUE pairs; {overrides[-1]} has no value")
@@ -226,6 +229,8 @@ def _parse_overrides(overrides: Sequence[str], known: dict[str, Any]) -> Iterato
 
 
 def _literal(text: str) -> Any:
+    if text in _WORDS_OF_YAML:
+        return _WORDS_OF_YAML[text]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -188,7 +188,7 @@ class TrainStep:
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
             output = self.parallel(images)
-        return self.criterion(output, labels)
+        return self.criterion(output, labels, iteration=self.schedule.last_epoch)
 
     def _agree(self, losses: Sequence[LossTerms], *told: bool) -> Tensor:
         """The flags of `StepResult`, one sum over all processes."""

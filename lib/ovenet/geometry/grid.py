@@ -7,20 +7,27 @@ from torch import Tensor
 
 
 def pixel_grid(
-    size: tuple[int, int], *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    size: tuple[int, int],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    align_corners: bool = True,
 ) -> Tensor:
-    """Coordinates of every pixel centre, the corner pixels' centres at ±1 (``align_corners=True``).
+    """Coordinates of every pixel centre.
 
     Args:
         size: ``(h, w)`` in pixels.
         device: where the grid lies.
         dtype: a floating type.
+        align_corners: whether the centres (True) or the edges (False) of the corner pixels lie at ±1; edges at ±1 give
+            numbers that are exact where a side is a power of two.
 
     Returns:
         ``(1, 2, h, w)`` in ``(x, y)``. An axis of one pixel has the coordinate 0.
     """
     h, w = size
-    y, x = (_axis(n, device, dtype) for n in (h, w))
+    axis = _axis if align_corners else _axis_between_edges
+    y, x = (axis(n, device, dtype) for n in (h, w))
     return torch.stack((x.expand(h, w), y[:, None].expand(h, w))).unsqueeze(0)
 
 
@@ -28,3 +35,7 @@ def _axis(n: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
     if n == 1:
         return torch.zeros(1, device=device, dtype=dtype)
     return torch.linspace(-1.0, 1.0, n, device=device, dtype=dtype)
+
+
+def _axis_between_edges(n: int, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    return (2 * torch.arange(n, device=device, dtype=dtype) + 1) / n - 1

@@ -65,10 +65,7 @@ def warp(values: Tensor, displacement: Tensor, convention: WarpConvention, *, nu
     batch, size = len(values), displacement.shape[-2:]
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     fields = displacement.to(values.dtype).unflatten(1, (num_groups, 2)).flatten(0, 1)  # (B G, 2, H, W)
-    grid = pixel_grid(size, device=values.device, dtype=values.dtype)
-    if not convention.align_corners:
-        spans = [(n - 1) / n for n in reversed(size)]  # from centre to centre, as a share of the whole
-        grid = grid * values.new_tensor(spans).view(2, 1, 1)
+    grid = pixel_grid(size, device=values.device, dtype=values.dtype, align_corners=convention.align_corners)
     position = grid + fields * values.new_tensor(_scales(convention, size)).view(2, 1, 1)
     if convention.clamp:
         position = position.clamp(-1.0, 1.0)

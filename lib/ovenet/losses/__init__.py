@@ -1,7 +1,16 @@
 """Losses."""
 
+from ovenet.losses.contrast import PixelContrast
 from ovenet.losses.criterion import SegmentationCriterion
 from ovenet.losses.targets import OhemSettings
 from ovenet.losses.terms import LOSSES, WeightedLoss, build_losses, list_losses
 
-__all__ = ["LOSSES", "OhemSettings", "SegmentationCriterion", "WeightedLoss", "build_losses", "list_losses"]
+__all__ = [
+    "LOSSES",
+    "OhemSettings",
+    "PixelContrast",
+    "SegmentationCriterion",
+    "WeightedLoss",
+    "build_losses",
+    "list_losses",
+]

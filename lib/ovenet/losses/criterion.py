@@ -1,4 +1,4 @@
-"""The training loss: ``κ [L(S_i) + L(S_s)] + L(S_f) + λ L_F``."""
+"""The training loss: ``κ [L(S_i) + L(S_s)] + L(S_f) + λ L_F``, and the contrast of embeddings where a head has them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.losses import functional
+from ovenet.losses.contrast import PixelContrast
 from ovenet.losses.targets import Targets
 from ovenet.losses.terms import CrossEntropy, WeightedLoss
 from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
@@ -26,6 +27,8 @@ class SegmentationCriterion(nn.Module):
         initial_and_seed_weight: κ.
         confidence_weight: λ.
         align_corners: convention of the upsampling to label size.
+        contrast: of the embeddings, see there; None for none.
+        contrast_weight: its factor.
     """
 
     def __init__(
@@ -38,8 +41,11 @@ class SegmentationCriterion(nn.Module):
         initial_and_seed_weight: float = 0.5,
         confidence_weight: float = 1.0,
         align_corners: bool = True,
+        contrast: PixelContrast | None = None,
+        contrast_weight: float = 0.1,
     ):
         super().__init__()
+        self.contrast, self.contrast_weight = contrast, contrast_weight
         self.ignore_label = ignore_label
         self.output_weights = tuple(output_weights)
         default = WeightedLoss("cross_entropy", CrossEntropy(align_corners=align_corners))
@@ -50,12 +56,13 @@ class SegmentationCriterion(nn.Module):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: OVeNetOutput, labels: Tensor) -> LossTerms:
+    def forward(self, output: OVeNetOutput, labels: Tensor, *, iteration: int | None = None) -> LossTerms:
         """Loss of one batch.
 
         Args:
             output: the model's prediction.
             labels: ``(B, H, W)`` train ids, integers.
+            iteration: how many have been trained, for terms that begin later; None for enough.
 
         Raises:
             UserError: the model has another number of score maps than there are weights.
@@ -70,13 +77,17 @@ class SegmentationCriterion(nn.Module):
             labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=dtype
         )
         fused = self._semantic(output.fused, targets, output.score_kind)
-        if not output.has_seed:
-            return LossTerms(fused, {"fused": fused.detach()})
-        initial = self._semantic(output.initial, targets, output.score_kind)
-        seed = self._semantic(output.seed, targets, output.score_kind)
-        confidence = self._confidence(output, labels)
-        total = self.initial_and_seed_weight * (initial + seed) + fused + self.confidence_weight * confidence
-        terms = {"initial": initial, "seed": seed, "fused": fused, "confidence": confidence}
+        terms = {"fused": fused}
+        total = fused
+        if output.has_seed:
+            initial = self._semantic(output.initial, targets, output.score_kind)
+            seed = self._semantic(output.seed, targets, output.score_kind)
+            confidence = self._confidence(output, labels)
+            total = self.initial_and_seed_weight * (initial + seed) + fused + self.confidence_weight * confidence
+            terms = {"initial": initial, "seed": seed, "fused": fused, "confidence": confidence}
+        if self.contrast is not None and output.embedding is not None:
+            terms["contrast"] = self.contrast(output.embedding, output.fused[-1], labels, iteration=iteration)
+            total = total + self.contrast_weight * terms["contrast"]
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
     def _semantic(self, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind) -> Tensor:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovenet.errors import UserError
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
 from ovenet.models.registry import HEADS
 
@@ -58,20 +61,38 @@ class ConvHead(Head):
         in_strides: strides per map.
         num_classes: ``K``.
         dropout: of whole channels before it.
+        embedding: width of an embedding of the pixels, for `ovenet.losses.PixelContrast`; predicted while training
+            alone. None for none.
+
+    Raises:
+        UserError: `embedding` is below 1.
     """
 
     def __init__(
-        self, in_channels: Sequence[int], in_strides: Sequence[int], num_classes: int, *, dropout: float = 0.0
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        num_classes: int,
+        *,
+        dropout: float = 0.0,
+        embedding: int | None = None,
     ):
         super().__init__()
         self.feature_channels, self.stride = in_channels[-1], in_strides[-1]
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(self.feature_channels, num_classes, 1)
         reset_predictor(self.classifier, CLASSIFIER_WEIGHT_STD)
+        if embedding is not None and embedding < 1:
+            raise UserError(f"EMBEDDING of the conv1x1 head is {embedding}; expected at least 1, or null for none")
+        self.embedding = None if embedding is None else nn.Conv2d(self.feature_channels, embedding, 1)
 
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`."""
-        return SegOutput((self.classifier(self.dropout(features[-1])),), features[-1])
+        scores, embedding = self.classifier(self.dropout(features[-1])), None
+        if self.embedding is not None and self.training:
+            embedding = self.embedding(features[-1])
+            embedding = F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
+        return SegOutput((scores,), features[-1], embedding)
 
 
 def projection(in_channels: int, out_channels: int, final_kernel: int = 1) -> nn.Sequential:

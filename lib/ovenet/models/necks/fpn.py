@@ -1,0 +1,61 @@
+"""A feature pyramid whose upsampling and whose context are parts, and the SRM/CRM network among its variants ("Semantic
+and Contextual Refinement", arXiv 2412.08671; there is no public code, docs/models.md says what was chosen).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ovenet.errors import UserError
+from ovenet.models.backbones.blocks import conv_bn
+from ovenet.models.interfaces import Neck, initialize_convolutions
+from ovenet.models.necks.contexts import CONTEXTS, ContextName
+from ovenet.models.necks.upsamplers import UPSAMPLERS, UpsamplerName
+from ovenet.models.registry import NECKS
+
+
+@NECKS.register("fpn")
+class FPNNeck(Neck):
+    """Joins the maps from coarse to fine, and gives the finest one.
+
+    Args:
+        in_channels: channels per map.
+        in_strides: strides per map.
+        channels: ``D``, width of the pyramid; the published network has 128 on light backbones, 256 on others.
+        upsampler: how a coarse map is brought to the size of the next one, see `ovenet.models.necks.upsamplers`.
+        context: what the pyramid begins with, see `ovenet.models.necks.contexts`.
+
+    Raises:
+        UserError: `channels` is below 8 or odd.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        *,
+        channels: int = 128,
+        upsampler: UpsamplerName = "bilinear",
+        context: ContextName = "none",
+    ):
+        super().__init__()
+        if channels < 8 or channels % 2:
+            raise UserError(f"CHANNELS of the neck fpn is {channels}; expected an even number of at least 8")
+        self.channels, self.strides = (channels,), (in_strides[0],)
+        self.context = CONTEXTS[context](in_channels, channels)
+        finer = range(len(in_channels) - 1)
+        self.laterals = nn.ModuleList(conv_bn(in_channels[i], channels, kernel=1) for i in finer)
+        self.upsamplers = nn.ModuleList(UPSAMPLERS[upsampler](channels) for _ in finer)
+        self.smooth = nn.ModuleList(conv_bn(channels, channels) for _ in finer)
+        for part in (self.laterals, self.smooth):
+            initialize_convolutions(part)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, D, h_0, w_0)``."""
+        joined = self.context(features)
+        for level in reversed(range(len(self.laterals))):
+            fine, raised = self.upsamplers[level](self.laterals[level](features[level]), joined)
+            joined = self.smooth[level](fine + raised)
+        return [joined]

@@ -1,0 +1,129 @@
+"""How a pyramid brings a coarse map to the size of the next finer one.
+
+Each takes ``fine`` ``(B, D, H, W)`` and ``coarse`` ``(B, D, h, w)``, and gives both at the fine one's size, to be
+added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ovenet.geometry import FLOW_ALIGNMENT, SRM, reassemble, resize_bilinear, warp
+from ovenet.models.backbones.blocks import conv_bn
+from ovenet.models.interfaces import initialize_convolutions
+
+NUM_TAPS = 9
+
+
+class Bilinear(nn.Module):
+    """Bilinear interpolation.
+
+    Args:
+        channels: ``D``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps at the fine one's size."""
+        return fine, resize_bilinear(coarse, fine.shape[-2:], align_corners=False)
+
+
+class SemanticRefinement(nn.Module):
+    """SRM (see `ovenet.models.necks.fpn` for the source): bilinear interpolation, fetched from refined offsets.
+
+    Offsets are predicted from both maps; each is then replaced by a mean of the 3x3 around it, by weights that are
+    predicted too. At its start all offsets are zero.
+
+    Args:
+        channels: ``D``.
+        hidden: ``m``, channels of what offsets and weights are read off; None is half of `channels`.
+    """
+
+    def __init__(self, channels: int, hidden: int | None = None):
+        super().__init__()
+        hidden = hidden or max(1, channels // 2)
+        self.mix = conv_bn(2 * channels, hidden, kernel=1)
+        self.offset = nn.Conv2d(hidden, 2, 3, padding=1)
+        self.mask = nn.Conv2d(hidden, NUM_TAPS, 3, padding=1)
+        initialize_convolutions(self.mix)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps at the fine one's size."""
+        upsampled = resize_bilinear(coarse, fine.shape[-2:], align_corners=False)
+        return fine, warp(upsampled, self.predict(fine, upsampled), SRM)
+
+    def predict(self, fine: Tensor, upsampled: Tensor) -> Tensor:
+        """Refined offsets ``(B, 2, H, W)`` in ``(x, y)``, in pixels of the fine map; float32 at least."""
+        mixed = self.mix(torch.cat((fine, upsampled), dim=1))
+        offset, mask = self.offset(mixed), self.mask(mixed)
+        dtype = torch.promote_types(offset.dtype, torch.float32)
+        return reassemble(offset, mask.to(dtype).softmax(dim=1), padding_mode="replicate")
+
+
+class FlowAlignment(nn.Module):
+    """FAM (Li et al., "Semantic Flow for Fast and Accurate Scene Parsing", 2020): the coarse map itself, fetched along
+    a flow that is predicted from both.
+
+    Args:
+        channels: ``D``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.reduce_coarse = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        self.reduce_fine = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        self.flow = nn.Conv2d(2 * (channels // 2), 2, 3, padding=1, bias=False)
+        initialize_convolutions(self)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps at the fine one's size."""
+        upsampled = resize_bilinear(self.reduce_coarse(coarse), fine.shape[-2:], align_corners=True)
+        flow = self.flow(torch.cat((upsampled, self.reduce_fine(fine)), dim=1))
+        return fine, warp(coarse, flow, FLOW_ALIGNMENT)
+
+
+class FeatureAlignment(nn.Module):
+    """AlignFA (Huang et al., "AlignSeg: Feature-Aligned Segmentation Networks", 2021): both maps, each along a flow of
+    its own; both begin at zero.
+
+    Args:
+        channels: ``D``.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.flows = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(2 * channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.Conv2d(channels, 2, 3, padding=1, bias=False),
+            )
+            for _ in range(2)
+        )
+        initialize_convolutions(self)
+        for flow in self.flows:
+            nn.init.zeros_(flow[-1].weight)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Both maps at the fine one's size."""
+        upsampled = resize_bilinear(coarse, fine.shape[-2:], align_corners=True)
+        both = torch.cat((fine, upsampled), dim=1)
+        moved = (warp(x, flow(both), FLOW_ALIGNMENT) for x, flow in zip((fine, upsampled), self.flows, strict=True))
+        return tuple(moved)
+
+
+UpsamplerName = Literal["bilinear", "srm", "fam", "align_fa"]
+UPSAMPLERS: dict[str, Callable[..., nn.Module]] = {
+    "bilinear": Bilinear,
+    "srm": SemanticRefinement,
+    "fam": FlowAlignment,
+    "align_fa": FeatureAlignment,
+}
