@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ovenet.errors import UserError
 from ovenet.geometry import SRM, resize_bilinear, warp
@@ -58,6 +59,17 @@ def test_the_decoder_on_mscan_s():
         model = build_segmentor("mscan_s", num_classes=19, neck="fpn", neck_args=neck, head="conv1x1").eval()
         assert count(model.neck) + count(model.head) == 892_854
         assert model(torch.zeros(1, 3, 1024, 2048)).fused[-1].shape == (1, 19, 256, 512)
+
+
+@pytest.mark.parametrize(("upsampler", "context", "expected"), [("bilinear", "none", 134.8), ("srm", "crm", 139.2)])
+def test_cost_of_the_network_on_mscan_s(upsampler, context, expected):
+    """Giga multiply-adds of the convolutions at 1024x2048; 137.9 are published."""
+    neck = {"upsampler": upsampler, "context": context}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model = build_segmentor("mscan_s", num_classes=19, neck="fpn", neck_args=neck, head="conv1x1").eval()
+        model(torch.zeros(1, 3, 1024, 2048))
+    convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    assert convolutions / 2e9 == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("size", [(16, 32), (13, 21)])

@@ -18,6 +18,20 @@ def scenes(tmp_path_factory):
     return root
 
 
+def test_a_batch_too_small_for_its_norms_is_one_line(run_tool, scenes, tmp_path):
+    """PPM's mean of the whole image is one number per channel and image."""
+    (tmp_path / "ppm.yaml").write_text(
+        f"_BASE_: {ROOT}/experiments/_base_/synthetic.yaml\n"
+        "MODEL: {BACKBONE: {NAME: hrnet_w18_small_v1}, NECK: {NAME: fpn, CHANNELS: 8, CONTEXT: ppm}}\n"
+    )
+    options = ("WORKERS", 0, "DEVICE", "cpu", "TRAIN.IMAGE_SIZE", "[64,64]", "TRAIN.BATCH_SIZE_PER_GPU", 1)
+    result = run_tool("train", "--cfg", tmp_path / "ppm.yaml", "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path, *options)
+    assert result.code == 2
+    assert len(result.err.splitlines()) == 1
+    assert "TRAIN.BATCH_SIZE_PER_GPU" in result.err
+    assert "at least 2" in result.err
+
+
 def test_a_model_trained_with_an_embedding_is_tested_without(run_tool, scenes, tmp_path):
     (tmp_path / "srm.yaml").write_text(
         f"_BASE_: [{ROOT}/experiments/_base_/synthetic.yaml, {ROOT}/experiments/_base_/srm_crm.yaml]\n"

@@ -19,6 +19,7 @@ from ovenet.geometry import reassemble
 from ovenet.models.heads.offset_learning import OffsetLearning
 
 OFFSEG_T = "ade20k/offseg-t_ade20k_160k-512x512.yaml"
+SRM_CRM = "cityscapes/srm_crm_mscan-s_160k_cityscapes-1024x1024.yaml"
 WIDTH = 256  # channels that offset learning reads
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from benchmarks.cases import counts_case, loss_case, sample_case
-from benchmarks.decoders import OFFSEG_T, carafe_case, classifier_switch, network_switch, offset_learning_case
+from benchmarks.decoders import OFFSEG_T, SRM_CRM, carafe_case, classifier_switch, network_switch, offset_learning_case
 from benchmarks.inputs import Options
 from benchmarks.measure import Case
 from benchmarks.networks import RANDOM, SMALL, inference_case, inference_switch, step_case, step_switch
@@ -94,6 +94,18 @@ SWITCHES: dict[str, Callable[[Options], Row]] = {
     "offset learning 19": lambda o: classifier_switch(o, 19, (128, 128)),
     "offset learning 150": lambda o: classifier_switch(o, 150, (128, 128)),
     "offset learning 150 large": lambda o: classifier_switch(o, 150, (256, 512)),
+    **{
+        f"srm_crm {name}": partial(
+            lambda o, off, text: network_switch(o, f"MSCAN-S, 512x1024: {text}", SRM_CRM, (512, 1024), off),
+            off=off,
+            text=text,
+        )
+        for name, off, text in (
+            ("srm", ("MODEL.NECK.UPSAMPLER", "bilinear"), "SRM for bilinear upsampling"),
+            ("crm", ("MODEL.NECK.CONTEXT", "none"), "CRM for a projection"),
+            ("both", ("MODEL.NECK.UPSAMPLER", "bilinear", "MODEL.NECK.CONTEXT", "none"), "both"),
+        )
+    },
     "recompute": lambda o: step_switch(
         o, "TRAIN.CHECKPOINT_ACTIVATIONS True", ("TRAIN.CHECKPOINT_ACTIVATIONS", "True")
     ),

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from ovenet.data.transforms import IMAGENET, normalize_images
 from ovenet.engine.guard import BufferGuard
 from ovenet.engine.optim import go_to, restore_optimizer
+from ovenet.errors import UserError
 from ovenet.losses import SegmentationCriterion
 from ovenet.structures import Batch, LossTerms, Normalization
 from ovenet.utils import distributed
@@ -187,7 +188,7 @@ class TrainStep:
         images = normalize_images(batch.images.to(self.device, non_blocking=True), self.settings.normalization)
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
-            output = self.parallel(images)
+            output = _with_batch_norm(self.parallel, images)
         return self.criterion(output, labels, iteration=self.schedule.last_epoch)
 
     def _agree(self, losses: Sequence[LossTerms], *told: bool) -> Tensor:
@@ -263,6 +264,23 @@ def _wrapped(model: nn.Module, device: torch.device, settings: StepSettings) -> 
         state = PowerSGDState(None, matrix_approximation_rank=_POWERSGD_RANK, start_powerSGD_iter=_POWERSGD_START)
         parallel.register_comm_hook(state, powerSGD_hook)
     return parallel
+
+
+def _with_batch_norm(model: nn.Module, images: Tensor) -> Any:
+    """The model's output.
+
+    Raises:
+        UserError: a BatchNorm gets a single number per channel, from which there is no deviation.
+    """
+    try:
+        return model(images)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"TRAIN.BATCH_SIZE_PER_GPU is {len(images)}: a map of one pixel gives BatchNorm a single number per channel; "
+            "set at least 2"
+        ) from error
 
 
 def _mean(losses: Sequence[LossTerms]) -> LossTerms:
