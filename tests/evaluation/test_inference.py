@@ -9,6 +9,10 @@ from ovenet.builders import build_model
 from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import normalize_images
 from ovenet.evaluation.inference import InferenceSettings, ScaledView, ScorePredictor, best_class, window_starts
+from ovenet.geometry import SRM
+from ovenet.models import build_segmentor
+from ovenet.models.displacement import Displacement
+from ovenet.models.folding import folded
 from ovenet.structures import Normalization, OVeNetOutput
 
 CPU = torch.device("cpu")
@@ -264,6 +268,60 @@ def test_seeds_are_those_of_the_scale_nearest_to_one(image):
 
     prediction = ScorePredictor(Sized(), settings(scales=(0.5, 1.25, 2.0), flip=True), CPU).predict(image, seeds=True)
     torch.testing.assert_close(prediction.confidence, torch.full((1, 30, 40), 0.5))
+
+
+class SlidingModel(PixelModel):
+    """Has a field that moves everything by two pixels to the right and one up, at half the resolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.displacement = Displacement("slide", SRM)
+
+    def forward(self, images):
+        height, width = images.shape[-2:]
+        field = torch.tensor([1.0, -0.5]).view(1, 2, 1, 1).expand(len(images), 2, height // 2, width // 2)
+        self.displacement(field)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("window", [(30, 40), (16, 20)])
+def test_other_displacements_come_in_units_of_the_image(image, window):
+    """Windows or not: 2 of 39 and 1 of 29 pixels, of which the image spans 2."""
+    predictor = ScorePredictor(SlidingModel(), settings(window_size=window, scales=(0.5, 1.0), flip=True), CPU)
+    prediction = predictor.predict(image, score_side=10)
+    assert list(prediction.fields) == ["slide, stride 2"]
+    (field,) = prediction.fields.values()
+    assert field.shape == (2, 8, 10)
+    spans = [(w - 1) / w * n / (n - 1) for w, n in zip(window[::-1], (40, 30), strict=True)]  # edges against centres
+    for axis, pixels, size in ((0, 2, 40), (1, -1, 30)):
+        expected = torch.full((8, 10), pixels * 2 / size * spans[axis])
+        torch.testing.assert_close(field[axis], expected, atol=1e-5, rtol=0)
+    assert set(prediction.scores) == set(prediction.labels) == {"fused"}
+    assert predictor.predict(image).fields == {}
+
+
+@pytest.mark.parametrize(
+    ("neck", "args", "titles"),
+    [
+        ("fpn", {"upsampler": "srm"}, ["SRM, stride 16", "SRM, stride 8", "SRM, stride 4"]),
+        (
+            "fpn",
+            {"upsampler": "align_fa"},
+            [f"AlignFA, {w} map, stride {s}" for s in (16, 8, 4) for w in ("fine", "coarse")],
+        ),
+        (
+            "freqfusion",
+            {"projections": (32, 32, 32, 32)},
+            ["FreqFusion, stride 16", "FreqFusion, stride 8", "FreqFusion, stride 4"],
+        ),
+        ("concat", {}, []),
+    ],
+)
+def test_necks_show_their_displacements(neck, args, titles):
+    model = folded(build_segmentor("hrnet_w18_small_v1", num_classes=3, neck=neck, neck_args=args, head="conv1x1"))
+    photo = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    prediction = ScorePredictor(model, settings(base_size=96, window_size=(64, 96)), CPU).predict(photo, score_side=24)
+    assert list(prediction.fields) == titles
 
 
 def test_thinned_out_maps_are_every_nth_pixel(image):

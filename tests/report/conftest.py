@@ -24,6 +24,7 @@ INFO = DatasetInfo(
     conditions=("fog", "rain"),
 )  # fmt: skip
 HEIGHT, WIDTH = 60, 80
+FIELD = (0.05, 0.02)  # 0.05 * 79 / 2 = 2.0 pixels to the right, 0.02 * 59 / 2 = 0.6 down
 OFFSET = (0.25, -0.1)  # 0.25 * 79 / 2 = 9.9 pixels to the right, 0.1 * 59 / 2 = 3.0 up
 CONFIDENCE = 0.75
 GRID_SIDE = 40
@@ -53,6 +54,7 @@ def case(index: int, *, with_seeds: bool = True) -> tuple[Sample, Prediction]:
         offset=torch.tensor(OFFSET).view(2, 1, 1).expand(2, HEIGHT, WIDTH) if with_seeds else None,
         confidence=torch.full((1, HEIGHT, WIDTH), CONFIDENCE) if with_seeds else None,
         scores=scores,
+        fields={"SRM, stride 4": torch.tensor(FIELD).view(2, 1, 1).expand(2, 30, 40)} if with_seeds else {},
     )
     return Sample(photo, labels, f"{'fog' if index else 'rain'}/img_{index}.png"), prediction
 

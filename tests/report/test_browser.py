@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ovenet.report.page import write_report
-from tests.report.conftest import CONFIDENCE, HEIGHT, OFFSET, WIDTH
+from tests.report.conftest import CONFIDENCE, FIELD, HEIGHT, OFFSET, WIDTH
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -160,6 +160,24 @@ def test_a_click_draws_the_arrow_to_the_seed_and_prints_the_scores(page):
     assert "confidence 0.75" in text
     assert re.search(r"S_i, before sky </script> 87 %, road 7 %", text)
     assert re.search(r"S_f, after road 87 %", text)
+
+
+def test_other_displacements_are_layers_with_lines_of_their_own(page):
+    choose(page, "order", "list")
+    page.find_elements(By.CSS_SELECTOR, "#cards button")[0].click()
+    wait(page, lambda b: opened(b) == "0")
+    choose(page, "left", "0/field:SRM, stride 4")
+    assert (
+        "SRM, stride 4: direction by hue; full colour at 2 pixels across, 1.5 down"
+        in page.find_element(By.ID, "legend").text
+    )
+    r, g, b = pixel(page, "left-canvas", 0.5, 0.5)
+    assert max(r, g, b) - min(r, g, b) > 100  # a full colour
+    click_pixel(page, 20, 32)
+    line = page.find_element(By.CSS_SELECTOR, "#arrow line[data-field]")
+    ends = [float(line.get_attribute(name)) for name in ("x1", "y1", "x2", "y2")]
+    assert ends == pytest.approx([20.5, 32.5, 20.5 + FIELD[0] * 79 / 2, 32.5 + FIELD[1] * 59 / 2], abs=0.01)
+    assert "SRM, stride 4 2.0 across, 0.6 down" in page.find_element(By.ID, "pixel").text
 
 
 def test_everything_works_from_the_keyboard(page):

@@ -2,8 +2,10 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -15,6 +17,18 @@ from tests.report.conftest import CONFIDENCE, GRID_SIDE, OFFSET, case
 
 def decoded(text):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
+
+
+def test_other_displacements_are_read_back_to_a_thousandth_of_the_longest():
+    sample, prediction = case(0)
+    field = torch.randn(2, 30, 40) / 100
+    data = picture_data(sample, replace(prediction, fields={"SRM": field}), 3, photo_side=80, grid_side=40)
+    longest = data["fields"]["SRM"]["longest"]
+    assert longest == pytest.approx(field.abs().max().item())
+    high_x, high_y, low = np.moveaxis(decoded(data["fields"]["SRM"]["offset"]).astype(int), -1, 0)
+    x, y = (high_x << 4) | (low >> 4), (high_y << 4) | (low & 15)
+    read = (np.stack((x, y)) / 4095 * 2 - 1) * longest
+    np.testing.assert_allclose(read, field.numpy(), atol=longest / 4000)
 
 
 def test_maps_offsets_and_scores_are_read_back():

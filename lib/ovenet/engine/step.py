@@ -278,8 +278,8 @@ def _with_batch_norm(model: nn.Module, images: Tensor) -> Any:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UserError(
-            f"TRAIN.BATCH_SIZE_PER_GPU is {len(images)}: a map of one pixel gives BatchNorm a single number per channel; "
-            "set at least 2"
+            f"TRAIN.BATCH_SIZE_PER_GPU is {len(images)}: a map of one pixel gives BatchNorm a single number per "
+            "channel; set at least 2"
         ) from error
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import IMAGENET, box_size, normalize_images, resize_image, scaled_size
 from ovenet.geometry import pixel_grid, resize_rows, seed_position, source_rows
+from ovenet.models.displacement import recorded
 from ovenet.structures import Normalization, OVeNetOutput, ScoreKind
 from ovenet.utils.coarse import coarse_threads
 from ovenet.utils.environment import tf32
@@ -32,7 +33,9 @@ _BAND_ELEMENTS = 2**19  # scores of one prediction in a band: 2 MB, which stay i
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _T = TypeVar("_T")
 _GROUPED_BANDS = 32  # finished between two looks at the windows
-_SEED = "seed vectors"  # offset (x, y) and confidence among the maps
+_VECTOR = "vector: "  # begins the names of maps that are no scores
+_SEED = f"{_VECTOR}seed"  # offset (x, y) and confidence
+_FIELD = f"{_VECTOR}field: "  # other displacements (x, y), by title
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,15 @@ class Prediction:
             where windows overlap, in the last one. None where it was not asked for, and for a baseline.
         confidence: ``(1, H, W)`` in ``[0, 1]``, of the same view; None likewise.
         scores: ``(K, H', W')`` by prediction name, see `score_side` of `ScorePredictor.predict`.
+        fields: ``(2, H', W')`` by title, of other displacements in the network (see `ovenet.models.displacement`), in
+            the units of `offset`; with the scores.
     """
 
     labels: dict[str, Tensor]
     offset: Tensor | None = None
     confidence: Tensor | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
+    fields: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,14 +170,14 @@ class ScorePredictor:
         def finish(rows: range, maps: dict[str, Tensor]) -> _FinishedBand:
             seed = maps.pop(_SEED, None)
             return _FinishedBand(
-                labels={name: best_class(band).to(_label_type(band.shape[1])) for name, band in maps.items()},
+                labels={n: best_class(b).to(_label_type(b.shape[1])) for n, b in maps.items() if _is_score(n)},
                 vectors=None if seed is None else _every(seed, seed_stride, rows).permute(1, 0, 2).clone(),
                 scores={n: _every(b, score_stride, rows).permute(1, 0, 2).clone() for n, b in maps.items()}
                 if score_stride
                 else {},
             )
 
-        for rows, band in self._bands(image, finish, scaled, names=names, seeds=seeds):
+        for rows, band in self._bands(image, finish, scaled, names=names, seeds=seeds, fields=bool(score_side)):
             if band.vectors is not None:
                 if vectors is None:
                     vectors = band.vectors.new_empty((3, *(-(-n // seed_stride) for n in size)))
@@ -183,11 +189,13 @@ class ScorePredictor:
                 labels[name][rows.start : rows.stop] = classes
             for name, thin in band.scores.items():
                 scores.setdefault(name, []).append(thin)
+        thinned = {name: torch.cat(bands, dim=1) for name, bands in scores.items()}
         return Prediction(
             labels=labels,
             offset=None if vectors is None else vectors[:2],
             confidence=None if vectors is None else vectors[2:],
-            scores={name: torch.cat(bands, dim=1) for name, bands in scores.items()},
+            scores={name: x for name, x in thinned.items() if not _is_vector(name)},
+            fields={name.removeprefix(_FIELD): x for name, x in thinned.items() if _is_vector(name)},
         )
 
     def scaled_images(self, image: np.ndarray) -> list[np.ndarray]:
@@ -229,6 +237,7 @@ class ScorePredictor:
         *,
         names: Sequence[str] | None = None,
         seeds: bool = False,
+        fields: bool = False,
     ) -> Iterator[tuple[range, _T]]:
         """Rows of the image from top to bottom, and what `finish` makes of what is predicted there, each ``(n, C, W)``.
 
@@ -237,9 +246,12 @@ class ScorePredictor:
         self.model.eval()
         size = height, width = image.shape[:2]
         scales = self.settings.scales
-        with_seeds = scales.index(min(scales, key=lambda scale: abs(scale - 1))) if seeds else -1
+        nearest = scales.index(min(scales, key=lambda scale: abs(scale - 1)))  # whose vectors are given
         scaled = self.scaled_images(image) if scaled is None else scaled
-        views = [ScaledView(self, part, names, index == with_seeds) for index, part in enumerate(scaled)]
+        views = [
+            ScaledView(self, part, names, seeds=seeds and index == nearest, fields=fields and index == nearest)
+            for index, part in enumerate(scaled)
+        ]
         num_rows = max(1, _BAND_ELEMENTS // (views[0].num_classes * width))
         bands = [range(first, min(height, first + num_rows)) for first in range(0, height, num_rows)]
 
@@ -250,7 +262,7 @@ class ScorePredictor:
                 for name, band in view.resized_rows(size, rows).items():
                     total[name] = total[name].add_(band) if name in total else band
             if self.settings.score == "softmax" and len(scales) > 1:
-                for name in total.keys() - {_SEED}:
+                for name in filter(_is_score, total):
                     total[name] /= len(scales)
             return finish(rows, total)
 
@@ -278,11 +290,20 @@ class ScaledView:
         image: ``(H, W, 3)`` uint8 RGB at this scale.
         names: see `ScorePredictor.predict`.
         seeds: keep offsets and confidence too.
+        fields: keep other displacements too.
     """
 
-    def __init__(self, predictor: ScorePredictor, image: np.ndarray, names: Sequence[str] | None, seeds: bool):
+    def __init__(
+        self,
+        predictor: ScorePredictor,
+        image: np.ndarray,
+        names: Sequence[str] | None,
+        *,
+        seeds: bool = False,
+        fields: bool = False,
+    ):
         self._model, self._settings, self._device = predictor.model, predictor.settings, predictor.device
-        self._image, self._names, self._seeds = image, names, seeds
+        self._image, self._names, self._seeds, self._fields = image, names, seeds, fields
         self._size = image.shape[:2]
         stride = self._settings.stride
         multiple = 1 if stride or self._settings.base_box is not None else self._settings.rule.multiple_of
@@ -362,13 +383,13 @@ class ScaledView:
             for name, part in self._window_rows(maps, range(here.start - top, here.stop - top)).items():
                 if name not in total:
                     total[name] = part.new_zeros((len(rows), part.shape[1], self._padded[1]))
-                if name == _SEED:
+                if _is_vector(name):
                     total[name][box] = part
                 else:
                     total[name][box] += part if averages_logits else self._finished(name, part)
             counts[box] += 1
         weights = counts.reciprocal_()
-        for name in total.keys() - {_SEED}:
+        for name in filter(_is_score, total):
             total[name] *= weights
         if averages_logits:
             total = {name: self._finished(name, band) for name, band in total.items()}
@@ -399,7 +420,8 @@ class ScaledView:
         """The network's maps ``(B, C, h, w)`` of normalised images ``(B, 3, H, W)``, mirrored views included."""
         settings, num_images = self._settings, len(pixels)
         together = settings.flip and settings.batch_size >= 2
-        output = self._run_model(torch.cat((pixels, pixels.flip(3))) if together else pixels)
+        with recorded(self._model) if self._fields else nullcontext([]) as fields:
+            output = self._run_model(torch.cat((pixels, pixels.flip(3))) if together else pixels)
         maps = _chosen(output.predictions(settings.output_index), self._names)
         if settings.flip:
             if together:
@@ -411,6 +433,9 @@ class ScaledView:
         self._kind, self._num_classes = output.score_kind, next(iter(maps.values())).shape[1]
         if self._seeds and output.has_seed:
             maps[_SEED] = self._seed_vectors(output)[:num_images]
+        for title, displacement in fields:
+            stride = round(pixels.shape[3] / displacement.shape[3])
+            maps[f"{_FIELD}{title}, stride {stride}"] = self._in_image(displacement.float())[:num_images]
         return maps
 
     def _run_model(self, pixels: Tensor) -> OVeNetOutput:
@@ -422,9 +447,12 @@ class ScaledView:
         """Offset and confidence ``(B, 3, h, w)``: from pixel to seed in units of the image instead of the window."""
         offset = output.offset.float()
         offset = seed_position(offset) - pixel_grid(offset.shape[-2:], device=offset.device)
+        return torch.cat((self._in_image(offset), output.confidence.float()), dim=1)
+
+    def _in_image(self, offset: Tensor) -> Tensor:
+        """Offsets ``(B, 2, h, w)`` in units of the window, in those of the image."""
         spans = [(w - 1) / max(1, n - 1) for w, n in zip(self._window, self._size, strict=True)]
-        offset = offset * torch.tensor(spans[::-1], device=offset.device).view(2, 1, 1)
-        return torch.cat((offset, output.confidence.float()), dim=1)
+        return offset * torch.tensor(spans[::-1], device=offset.device).view(2, 1, 1)
 
     def _unmirror(self, scores: Tensor) -> Tensor:
         """Scores ``(B, K, h, w)`` of mirrored images, as they are for the images themselves."""
@@ -435,11 +463,19 @@ class ScaledView:
 
     def _finished(self, name: str, scores: Tensor) -> Tensor:
         """``(n, K, w)`` as they are averaged; seeds as they are."""
-        if name == _SEED:
+        if _is_vector(name):
             return scores
         if self._settings.score == "exp":
             return scores.exp()
         return _softmax(scores) if self._kind == "logits" else scores.clone()  # sums are made in place
+
+
+def _is_vector(name: str) -> bool:
+    return name.startswith(_VECTOR)
+
+
+def _is_score(name: str) -> bool:
+    return not _is_vector(name)
 
 
 def best_class(scores: Tensor) -> Tensor:

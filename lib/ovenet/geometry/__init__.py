@@ -5,7 +5,7 @@ from ovenet.geometry.grid import pixel_grid
 from ovenet.geometry.resample import lookup_labels, refine_offset, sample_bilinear, seed_position
 from ovenet.geometry.resize import resize_bilinear
 from ovenet.geometry.separable import add_resized_rows_gradient, interpolation_weights, resize_rows, source_rows
-from ovenet.geometry.warp import FLOW_ALIGNMENT, FREQ_FUSION, OVENET, SRM, WarpConvention, warp
+from ovenet.geometry.warp import FLOW_ALIGNMENT, FREQ_FUSION, OVENET, SRM, WarpConvention, normalised_displacement, warp
 
 __all__ = [
     "FLOW_ALIGNMENT",
@@ -16,6 +16,7 @@ __all__ = [
     "add_resized_rows_gradient",
     "interpolation_weights",
     "lookup_labels",
+    "normalised_displacement",
     "pixel_grid",
     "reassemble",
     "refine_offset",

@@ -76,6 +76,12 @@ def warp(values: Tensor, displacement: Tensor, convention: WarpConvention, *, nu
     return moved.unflatten(0, (batch, num_groups)).flatten(1, 2)
 
 
+def normalised_displacement(displacement: Tensor, convention: WarpConvention) -> Tensor:
+    """Displacements ``(B, 2, H, W)`` in ``(x, y)`` of a convention, in units of which the image spans 2."""
+    scales = displacement.new_tensor(_scales(convention, displacement.shape[-2:]))
+    return displacement * scales.view(2, 1, 1)
+
+
 def _scales(convention: WarpConvention, size: tuple[int, int]) -> list[float]:
     """Normalised units per unit of the displacement, in ``(x, y)``."""
     if convention.units == "normalised":

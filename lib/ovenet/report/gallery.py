@@ -4,7 +4,7 @@ Maps of classes are shown at the size of the photograph; offsets, confidence and
 WebP images without loss, whose channels hold numbers:
 
     label, initial, seed, fused     train id, `VOID_ID` for none
-    offset                          x and y as 12-bit numbers: upper 8 bits of x, of y, then the lower 4 of both
+    offset, fields                  x and y as 12-bit numbers: upper 8 bits of x, of y, then the lower 4 of both
     confidence                      0 to 255
     classes and shares              the three best classes of a prediction, and their shares of the score, 0 to 255
 """
@@ -73,6 +73,9 @@ def picture_data(
         data["offset"] = _offset_map(prediction.offset[:, ::stride, ::stride])
         confidence = prediction.confidence[0, ::stride, ::stride].mul(255).round().to(torch.uint8)
         data["confidence"] = encode_webp(confidence.cpu().numpy())
+    for title, field in prediction.fields.items():
+        longest = max(float(field.abs().max()), 1e-6)
+        data.setdefault("fields", {})[title] = {"offset": _offset_map(field, longest), "longest": longest}
     return data
 
 
@@ -80,9 +83,9 @@ def _class_map(labels: np.ndarray, size: tuple[int, int]) -> str:
     return encode_webp(resize_labels(labels.astype(np.int16), size).astype(np.uint8))
 
 
-def _offset_map(offset: Tensor) -> str:
-    """``(2, h, w)`` normalised ``(x, y)``."""
-    share = (offset.cpu().double().numpy() + OFFSET_SPAN) / (2 * OFFSET_SPAN)
+def _offset_map(offset: Tensor, span: float = OFFSET_SPAN) -> str:
+    """``(2, h, w)`` normalised ``(x, y)``, within ± `span`."""
+    share = (offset.cpu().double().numpy() + span) / (2 * span)
     x, y = np.clip(np.rint(share * _OFFSET_STEPS), 0, _OFFSET_STEPS).astype(np.int32)
     return encode_webp(np.stack((x >> 4, y >> 4, (x & 15) << 4 | (y & 15)), axis=-1).astype(np.uint8))
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -438,11 +438,25 @@ def _page_data(runs: Sequence[Run], images: list[dict[str, Any]]) -> dict[str, A
         "cividis": cividis.tolist(),
         "wheel": encode_webp(wheel.permute(1, 2, 0).numpy()),
         "runs": [
-            {"name": run.name, "predictions": run.predictions, "has_seed": run.has_seed, "max_offset": longest}
+            {
+                "name": run.name,
+                "predictions": run.predictions,
+                "has_seed": run.has_seed,
+                "max_offset": longest,
+                "fields": _fields(run, images),
+            }
             for run in runs
         ],
         "images": images,
     }
+
+
+def _fields(run: Run, images: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Titles of the displacements that the pictures have beside the seeds; a network has the same ones for all."""
+    for image in images[:1]:
+        index = next(record["index"] for record in run.records if record["name"] == image["name"])
+        return list(_read_picture(picture_path(run.folder, index)).get("fields", {}))
+    return []
 
 
 def _safe_color(index: int) -> list[int]:

@@ -23,6 +23,7 @@
     const prefix = page.runs.length > 1 ? `${run.name}: ` : "";
     for (const name of run.predictions) layers.push([`${index}/${name}`, prefix + SYMBOLS[name]]);
     layers.push([`${index}/errors`, `${prefix}errors`]);
+    for (const title of run.fields) layers.push([`${index}/field:${title}`, `${prefix}${title}`]);
     if (run.has_seed) layers.push([`${index}/offset`, `${prefix}offsets`], [`${index}/confidence`, `${prefix}confidence`]);
   });
 
@@ -51,7 +52,7 @@
     const decoded = { size: runs[0].size, photo: await pixelsOf(runs[0].photo), runs: [] };
     decoded.label = runs[0].maps.label ? await pixelsOf(runs[0].maps.label) : null;
     for (const data of runs) {
-      const own = { stride: data.stride, maps: {}, best: {} };
+      const own = { stride: data.stride, maps: {}, best: {}, fields: {} };
       for (const name of ["initial", "seed", "fused"]) {
         if (data.maps[name]) own.maps[name] = await pixelsOf(data.maps[name]);
         if (data.best[name]) {
@@ -63,6 +64,9 @@
         own.offset = await pixelsOf(data.offset);
         own.confidence = await pixelsOf(data.confidence);
       }
+      for (const [title, field] of Object.entries(data.fields || {})) {
+        own.fields[title] = { ...field, offset: await pixelsOf(field.offset) };
+      }
       decoded.runs.push(own);
     }
     return decoded;
@@ -72,9 +76,9 @@
 
   const classColour = (id) => (id === VOID ? [0, 0, 0] : page[element("colours").value === "safe" ? "safe_palette" : "palette"][id]);
 
-  function offsetAt(map, position) {
+  function offsetAt(map, position, span = 2) {
     const [a, b, low] = map.data.slice(4 * position, 4 * position + 3);
-    return [(a << 4) | (low >> 4), (b << 4) | (low & 15)].map((value) => (value / 4095) * 4 - 2);
+    return [(a << 4) | (low >> 4), (b << 4) | (low & 15)].map((value) => ((value / 4095) * 2 - 1) * span);
   }
 
   // The wheel is a picture of all offsets up to the longest; longer ones take the colour of their direction.
@@ -92,10 +96,13 @@
     return fused === label ? 1 : 3;
   }
 
+  // "run/name", or a name alone for what all runs share.
+  const splitKey = (key) => (key.includes("/") ? [key.slice(0, key.indexOf("/")), key.slice(key.indexOf("/") + 1)] : [0, key]);
+
   function layerPixels(key) {
     const { decoded } = state;
     if (key === "photo") return decoded.photo;
-    const [run, name] = key.includes("/") ? key.split("/") : [0, key];
+    const [run, name] = splitKey(key);
     const own = decoded.runs[run];
     let source, colour;
     if (name === "errors") {
@@ -105,6 +112,10 @@
     } else if (name === "offset") {
       source = own.offset;
       colour = (i) => offsetColour(offsetAt(source, i / 4), page.runs[run].max_offset);
+    } else if (name.startsWith("field:")) {
+      const field = own.fields[name.slice(6)];
+      source = field && field.offset;
+      colour = (i) => offsetColour(offsetAt(source, i / 4, field.longest), field.longest);
     } else if (name === "confidence") {
       source = own.confidence;
       colour = (i) => page.cividis[source.data[i]];
@@ -157,7 +168,7 @@
       item.append(box, text);
       legend.append(item);
     };
-    const names = [element("left").value, element("right").value].map((key) => key.split("/").pop());
+    const names = [element("left").value, element("right").value].map((key) => splitKey(key)[1]);
     const shows = (...keys) => keys.some((key) => names.includes(key));
     if (shows("label", "initial", "seed", "fused")) {
       const present = new Set();
@@ -168,7 +179,7 @@
     }
     if (shows("errors")) OUTCOMES.forEach(([text, colour]) => add(colour, text));
     if (shows("confidence")) [0, 64, 128, 191, 255].forEach((v) => add(page.cividis[v], `confidence ${(v / 255).toFixed(2)}`));
-    if (shows("offset")) {
+    const wheelItem = (longest, title) => {
       const item = document.createElement("span");
       const canvas = document.createElement("canvas");
       [canvas.width, canvas.height] = [wheel.width, wheel.height];
@@ -176,10 +187,15 @@
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", "colour wheel: the hue is the direction of the offset, the saturation its length");
       const [height, width] = state.decoded.size;
-      const longest = page.runs[0].max_offset;
-      const [across, down] = [(longest * (width - 1)) / 2, (longest * (height - 1)) / 2].map(Math.round);
-      item.append(canvas, `offset: direction by hue; full colour at ${across} pixels across, ${down} down`);
+      const [across, down] = [(longest * (width - 1)) / 2, (longest * (height - 1)) / 2].map((n) => Number(n.toPrecision(2)));
+      item.append(canvas, `${title}: direction by hue; full colour at ${across} pixels across, ${down} down`);
       legend.append(item);
+    };
+    if (shows("offset")) wheelItem(page.runs[0].max_offset, "offset");
+    for (const key of new Set([element("left").value, element("right").value])) {
+      const [run, name] = splitKey(key);
+      const field = name.startsWith("field:") && state.decoded.runs[run].fields[name.slice(6)];
+      if (field) wheelItem(field.longest, name.slice(6));
     }
   }
 
@@ -199,6 +215,13 @@
     const offset = offsetAt(own.offset, cell(own.offset, own.stride, at));
     const clamp = (value, end) => Math.min(end, Math.max(0, value));
     return [clamp(at[0] + (offset[0] * (width - 1)) / 2, width - 1), clamp(at[1] + (offset[1] * (height - 1)) / 2, height - 1)];
+  }
+
+  // Where another field takes a pixel, and how many pixels that is.
+  function fieldOf(own, field, at) {
+    const [height, width] = state.decoded.size;
+    const offset = offsetAt(field.offset, cell(field.offset, own.stride, at), field.longest);
+    return [(offset[0] * (width - 1)) / 2, (offset[1] * (height - 1)) / 2];
   }
 
   function svg(name, attributes) {
@@ -233,6 +256,12 @@
         rows.push([`${prefix}seed`, `${seed.map(Math.round).join(", ")} on ${className(seedLabel)}`]);
         const confidence = own.confidence.data[4 * cell(own.confidence, own.stride, at)] / 255;
         rows.push([`${prefix}confidence`, confidence.toFixed(2)]);
+      }
+      for (const [title, field] of Object.entries(own.fields)) {
+        const [dx, dy] = fieldOf(own, field, at);
+        const ends = { x1: at[0] + 0.5, y1: at[1] + 0.5, x2: at[0] + dx + 0.5, y2: at[1] + dy + 0.5 };
+        lines.append(svg("line", { ...ends, stroke: "#e69f00", "stroke-width": 2, "data-field": title }));
+        rows.push([`${prefix}${title}`, `${dx.toFixed(1)} across, ${dy.toFixed(1)} down`]);
       }
       if (own.best.initial) rows.push([`${prefix}S_i, before`, bestText(own.best.initial, own.stride, at)]);
       if (own.maps.seed) rows.push([`${prefix}S_s, at the seed`, className(own.maps.seed.data[4 * nearest(own.maps.seed, at)])]);

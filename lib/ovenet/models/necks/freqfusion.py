@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ovenet.errors import UserError
 from ovenet.geometry import FREQ_FUSION, reassemble, warp
+from ovenet.models.displacement import Displacement
 from ovenet.models.interfaces import Neck, PublishedNames, initialize_convolutions
 from ovenet.models.registry import NECKS
 
@@ -82,12 +83,14 @@ class FreqFusion(nn.Module):
         self.low_pass = nn.Conv2d(channels, LOW_PASS**2, 3, padding=1)
         self.high_pass = nn.Conv2d(channels, HIGH_PASS**2, 3, padding=1)
         self.sampler = OffsetSampler(channels)
+        self.displacement = Displacement("FreqFusion", FREQ_FUSION)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the fine one's size, ``(B, C_h, 2h, 2w)`` and ``(B, C_l, 2h, 2w)``."""
         low_pass, high_pass, offset = self.predict(fine, coarse)
         upsampled = reassemble(coarse, low_pass, scale=2)
-        return 2 * fine - reassemble(fine, high_pass), warp(upsampled, offset, FREQ_FUSION, num_groups=NUM_GROUPS)
+        moved = warp(upsampled, self.displacement(offset), FREQ_FUSION, num_groups=NUM_GROUPS)
+        return 2 * fine - reassemble(fine, high_pass), moved
 
     def predict(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of the low pass ``(B, 25, 2h, 2w)`` and the high pass ``(B, 9, 2h, 2w)``, and the displacements."""

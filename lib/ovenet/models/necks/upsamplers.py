@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ovenet.geometry import FLOW_ALIGNMENT, SRM, reassemble, resize_bilinear, warp
 from ovenet.models.backbones.blocks import conv_bn
+from ovenet.models.displacement import Displacement
 from ovenet.models.interfaces import initialize_convolutions
 
 NUM_TAPS = 9
@@ -54,11 +55,12 @@ class SemanticRefinement(nn.Module):
         initialize_convolutions(self.mix)
         nn.init.zeros_(self.offset.weight)
         nn.init.zeros_(self.offset.bias)
+        self.displacement = Displacement("SRM", SRM)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the fine one's size."""
         upsampled = resize_bilinear(coarse, fine.shape[-2:], align_corners=False)
-        return fine, warp(upsampled, self.predict(fine, upsampled), SRM)
+        return fine, warp(upsampled, self.displacement(self.predict(fine, upsampled)), SRM)
 
     def predict(self, fine: Tensor, upsampled: Tensor) -> Tensor:
         """Refined offsets ``(B, 2, H, W)`` in ``(x, y)``, in pixels of the fine map; float32 at least."""
@@ -81,13 +83,14 @@ class FlowAlignment(nn.Module):
         self.reduce_coarse = nn.Conv2d(channels, channels // 2, 1, bias=False)
         self.reduce_fine = nn.Conv2d(channels, channels // 2, 1, bias=False)
         self.flow = nn.Conv2d(2 * (channels // 2), 2, 3, padding=1, bias=False)
+        self.displacement = Displacement("FAM", FLOW_ALIGNMENT)
         initialize_convolutions(self)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the fine one's size."""
         upsampled = resize_bilinear(self.reduce_coarse(coarse), fine.shape[-2:], align_corners=True)
         flow = self.flow(torch.cat((upsampled, self.reduce_fine(fine)), dim=1))
-        return fine, warp(coarse, flow, FLOW_ALIGNMENT)
+        return fine, warp(coarse, self.displacement(flow), FLOW_ALIGNMENT)
 
 
 class FeatureAlignment(nn.Module):
@@ -105,12 +108,13 @@ class FeatureAlignment(nn.Module):
                 nn.Conv2d(2 * channels, channels, 1, bias=False),
                 nn.BatchNorm2d(channels),
                 nn.Conv2d(channels, 2, 3, padding=1, bias=False),
+                Displacement(f"AlignFA, {which} map", FLOW_ALIGNMENT),
             )
-            for _ in range(2)
+            for which in ("fine", "coarse")
         )
         initialize_convolutions(self)
         for flow in self.flows:
-            nn.init.zeros_(flow[-1].weight)
+            nn.init.zeros_(flow[2].weight)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the fine one's size."""
