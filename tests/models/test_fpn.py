@@ -1,11 +1,10 @@
 """The pyramid with its upsamplers and contexts: the facts that the SRM/CRM network is known by, and loops."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.models.waves import wave
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovenet.errors import UserError
@@ -27,11 +26,6 @@ LIGHT, RESNET = (64, 128, 320, 512), (256, 512, 1024, 2048)
 
 def count(module):
     return sum(p.numel() for p in module.parameters())
-
-
-def wave(shape, step, start, size=1.0):
-    numbers = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (size * torch.sin(step * numbers + start)).reshape(shape)
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,14 @@
 """FreqFusion: the published code's numbers, and what its parts do alone."""
 
-import math
-
 import pytest
 import torch
+from tests.models.waves import tensor, wave
 
 from ovenet.errors import UserError
 from ovenet.geometry import FREQ_FUSION, warp
 from ovenet.models.necks.freqfusion import FreqFusion, FreqFusionNeck, OffsetSampler, similarity
 
 CLOSE = {"atol": 1e-5, "rtol": 0}  # as many digits as are published
-
-
-def wave(shape, step, start, size=1.0):
-    count = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (size * torch.sin(step * count + start)).reshape(shape)
-
-
-def tensor(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_published_numbers():

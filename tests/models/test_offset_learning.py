@@ -1,25 +1,15 @@
 """Offset learning: the published code's numbers, and the formula written out."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.models.waves import tensor, wave
 
 from ovenet.models import build_segmentor
 from ovenet.models.heads import offset_learning
 from ovenet.models.heads.offset_learning import OffsetLearning, Offsets
 
 CLOSE = {"atol": 2e-6, "rtol": 0}  # as many digits as are published
-
-
-def wave(shape, step, start, size=1.0):
-    count = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (size * torch.sin(step * count + start)).reshape(shape)
-
-
-def tensor(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ovenet.data.synthetic import write_dataset
 from ovenet.utils.cli import run_main
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,14 @@ def run_tool(monkeypatch, capsys):
         return SimpleNamespace(code=code, out=printed.out, err=printed.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """``DATASET.ROOT`` with a few drawn scenes; tests leave it as it is."""
+    root = tmp_path_factory.mktemp("scenes")
+    list(write_dataset(root / "synthetic", {"train": 4, "val": 1, "test": 1}, size=(64, 128), seed=0))
+    return root
 
 
 @pytest.fixture

@@ -17,15 +17,6 @@ SHORT = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    from ovenet.data.synthetic import write_dataset
-
-    root = tmp_path_factory.mktemp("data")
-    list(write_dataset(root / "synthetic", {"train": 4, "val": 1, "test": 1}, size=(64, 128), seed=0))
-    return root
-
-
 def test_convnext_with_ocr_and_a_shared_seed_trains_from_under_ten_lines(run_tool, scenes, tmp_path):
     file = ROOT / "experiments/synthetic/ovenet_convnext_tiny_ocr.yaml"
     assert len(file.read_text().splitlines()) < 10

@@ -3,19 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
-from ovenet.data.synthetic import write_dataset
-
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    list(write_dataset(root / "synthetic", {"train": 4, "val": 1, "test": 1}, size=(64, 128), seed=0))
-    return root
 
 
 def test_a_batch_too_small_for_its_norms_is_one_line(run_tool, scenes, tmp_path):
