@@ -49,15 +49,16 @@ class Summary:
         if not self.variants:
             return f"no run of {self.sweep.name} is finished yet"
         lines = [
-            f"| | runs | parameters | mIoU | pixel accuracy | mIoU less {self.sweep.reference}'s | S_f less S_i |",
-            "|---|--:|--:|--:|--:|--:|--:|",
+            "| | runs | parameters | mIoU | pixel accuracy | Boundary IoU "
+            f"| mIoU less {self.sweep.reference}'s | S_f less S_i |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for name, runs in self.variants.items():
             fused = Prediction(runs)
             lines.append(
                 f"| {name} | {len(runs)} | {runs[0].parameters:,} | {_mean(fused.scores('mean_iou'))} "
-                f"| {_mean(fused.scores('pixel_accuracy'))} | {_signed(self.difference(name))} "
-                f"| {_signed(self.gain(name))} |"
+                f"| {_mean(fused.scores('pixel_accuracy'))} | {_boundary_iou(runs)} "
+                f"| {_signed(self.difference(name))} | {_signed(self.gain(name))} |"
             )
         lines += ["", *self._classes()]
         if self.num_missing:
@@ -153,6 +154,11 @@ def _percent(value: float) -> str:
 
 def _mean(values: np.ndarray) -> str:
     return f"{100 * values.mean():.2f}{'' if len(values) == 1 else f' ± {100 * spread(values):.2f}'}"
+
+
+def _boundary_iou(runs: Sequence[RunResult]) -> str:
+    values = [run.boundary_iou.get("fused") for run in runs]
+    return "" if None in values else _mean(np.array(values, dtype=np.float64))
 
 
 def _signed(difference: Difference | None) -> str:
