@@ -22,6 +22,13 @@ from ovenet.structures import Batch
 from ovenet.utils import distributed
 
 
+def free_port() -> int:
+    """A port of this host that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def _steps_with_a_bad_one(rank, port, config, run_dir, results):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -51,9 +58,7 @@ def test_a_bad_loss_on_one_process_skips_the_step_on_both(tmp_path, write_config
     cfg = tiny_cfg("TRAIN.LR", 0.05)
     config = tmp_path / "config.yaml"
     config.write_text(cfg.dump())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mp.spawn(_steps_with_a_bad_one, (port, config, tmp_path / "run", tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     assert first["outcomes"] == second["outcomes"] == [True, False, True]
@@ -100,9 +105,7 @@ def _loss_curve(rank, world_size, port, config, run_dir, results):
 @pytest.mark.parametrize(("compression", "atol"), [("bf16", 5e-3), ("powersgd", 0.2)])
 def test_compressed_gradients_train_alike(tmp_path, tiny_cfg, compression, atol):
     config = tmp_path / "config.yaml"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     curves = {}
     for name in ("none", compression):
         config.write_text(tiny_cfg("TRAIN.LR", 0.0004, "TRAIN.GRADIENT_COMPRESSION", name).dump())
@@ -123,9 +126,7 @@ def test_of_a_contrasts_terms_only_the_sampled_one_depends_on_the_processes(tmp_
     config = tmp_path / "config.yaml"
     options = (*CONTRAST, "LOSS.CONTRAST.START", 0, "LOSS.CONTRAST.MAX_VIEWS", 2, "TRAIN.LR", 1e-12)
     config.write_text(tiny_cfg(*options).dump())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     threads = torch.get_num_threads()
     _loss_curve(0, 1, port, config, tmp_path / "run", tmp_path)
     torch.set_num_threads(threads)
@@ -146,9 +147,7 @@ def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write
     """With a contrast that has not begun too: no parameter is unused."""
     config = tmp_path / "config.yaml"
     config.write_text(tiny_cfg("TRAIN.LR", 0.0004, *options).dump())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     threads = torch.get_num_threads()
     _loss_curve(0, 1, port, config, tmp_path / "run", tmp_path)
     torch.set_num_threads(threads)
@@ -182,9 +181,7 @@ def _wait_for_a_late_one(rank, port, results):
 
 @pytest.mark.slow
 def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mp.spawn(_wait_for_a_late_one, (port, tmp_path), nprocs=2)
     message = (tmp_path / "0.txt").read_text()
     assert message.startswith("process 0 of 2 lost the others in iteration 7: ")

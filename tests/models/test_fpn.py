@@ -55,15 +55,23 @@ def test_the_decoder_on_mscan_s():
         assert model(torch.zeros(1, 3, 1024, 2048)).fused[-1].shape == (1, 19, 256, 512)
 
 
-@pytest.mark.parametrize(("upsampler", "context", "expected"), [("bilinear", "none", 134.8), ("srm", "crm", 139.2)])
-def test_cost_of_the_network_on_mscan_s(upsampler, context, expected):
-    """Giga multiply-adds of the convolutions at 1024x2048; 137.9 are published."""
+@pytest.mark.parametrize(
+    ("upsampler", "context", "expected", "products"),
+    [
+        ("bilinear", "none", 134.8, 0), ("srm", "none", 138.7, 0), ("bilinear", "crm", 135.3, 4.8),
+        ("srm", "crm", 139.2, 4.8), ("fam", "crm", 137.4, 4.8), ("align_fa", "crm", 147.3, 4.8),
+        ("srm", "ppm", 141.0, 0), ("srm", "dappm", 140.2, 0), ("srm", "ccam", 140.1, 0.1), ("srm", "dam", 141.6, 0.7),
+    ],
+)  # fmt: skip
+def test_cost_of_the_network_on_mscan_s(upsampler, context, expected, products):
+    """Giga multiply-adds of convolutions and of matrix products at 1024x2048; 137.9 are published."""
     neck = {"upsampler": upsampler, "context": context}
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         model = build_segmentor("mscan_s", num_classes=19, neck="fpn", neck_args=neck, head="conv1x1").eval()
         model(torch.zeros(1, 3, 1024, 2048))
     convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     assert convolutions / 2e9 == pytest.approx(expected, abs=0.05)
+    assert (counter.get_total_flops() - convolutions) / 2e9 == pytest.approx(products, abs=0.05)
 
 
 @pytest.mark.parametrize("size", [(16, 32), (13, 21)])

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from ovenet.errors import UserError
+from ovenet.evaluation.curves import read_log
 from ovenet.report import page
 from ovenet.report.page import distinct_names, find_evaluation, write_report
 from tests.report.conftest import write_evaluation
@@ -200,4 +201,6 @@ def test_foreign_lines_of_a_log_are_left_out(evaluation, tmp_path):
     folder = copy_of(evaluation, tmp_path)
     log = folder.parents[1] / "log.jsonl"
     log.write_bytes(b'null\n3\n{"kind": 3}\n\xff\n{"kind": "val", "iteration": 1, "mean_iou_fused": "x"}\n')
+    assert read_log(log) == [{"kind": "val", "iteration": 1}]
     write_report([folder], tmp_path / "report.html")
+    assert "Validation mIoU by iteration" in (tmp_path / "report.html").read_text()
