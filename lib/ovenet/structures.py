@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-ScoreKind = Literal["logits", "probabilities"]
+ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # the last: shares whose sum is not 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class QueryOutput:
+    """Masks and their classes, from each layer of a decoder with ``Q`` queries, the last one last.
+
+    Attributes:
+        classes: logits ``(B, Q, K + 1)``, the last of "nothing".
+        masks: logits ``(B, Q, h, w)``.
+    """
+
+    classes: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class OVeNetOutput:
     """What a segmentor predicts, at the stride of its head. Tuples hold auxiliary maps first and the final one last.
 
@@ -85,8 +98,9 @@ class OVeNetOutput:
         offset: ``(B, 2, h, w)`` from pixel to seed in ``(x, y)``, normalised so that the image spans ``[-1, 1]``;
             None for a baseline.
         confidence: ``(B, 1, h, w)`` in ``[0, 1]``, the weight of the seed's scores; None for a baseline.
-        score_kind: whether the maps hold logits or probabilities (``MODEL.SEED.FUSE_LOGITS``).
+        score_kind: what the maps hold: logits, or probabilities (``MODEL.SEED.FUSE_LOGITS``).
         embedding: ``(B, D, h, w)`` for losses that compare pixels; None where the head has none.
+        queries: masks and their classes, while training; None where the head has none.
     """
 
     initial: tuple[Tensor, ...]
@@ -96,6 +110,7 @@ class OVeNetOutput:
     confidence: Tensor | None = None
     score_kind: ScoreKind = "logits"
     embedding: Tensor | None = None
+    queries: QueryOutput | None = None
 
     @property
     def has_seed(self) -> bool:
@@ -122,8 +137,8 @@ class LossTerms:
 
     Attributes:
         total: what is differentiated.
-        terms: detached values by name: ``initial``, ``seed``, ``fused``, ``confidence``, ``contrast``, as far as they
-            exist.
+        terms: detached values by name: ``initial``, ``seed``, ``fused``, ``confidence``, ``contrast``, ``class``,
+            ``mask``, ``dice``, as far as they exist.
     """
 
     total: Tensor

@@ -57,6 +57,10 @@ class TestEfficientFormerV2AsPublished(BackboneConformance):
     name, args, num_parameters = "efficientformerv2_s0", {"bias_mode": "official"}, 3_259_152
 
 
+class TestSwin(BackboneConformance):
+    name, num_parameters = "swin_t", 27_520_698
+
+
 class TestFCNHead(HeadConformance):
     name = "fcn"
 
@@ -94,6 +98,17 @@ class TestLightHamHeadWithOffsetLearning(HeadConformance):
 
 class TestOffsetLearningHead(HeadConformance):
     name, args, even_start = "offset_learning", {"channels": 32}, False
+
+
+MASK2FORMER = {"channels": 32, "num_queries": 6, "num_layers": 3, "num_pixel_layers": 1}
+
+
+class TestMask2FormerHead(HeadConformance):
+    name, args, even_start = "mask2former", MASK2FORMER, False
+
+
+class TestMask2FormerHeadWithoutOffsetLearning(TestMask2FormerHead):
+    name, args = "mask2former", {**MASK2FORMER, "offset_learning": False}
 
 
 class TestFreqFusionNeck(NeckConformance):

@@ -205,6 +205,7 @@ def test_ocrnets_of_mmsegmentation_load_whole(name, num_parameters):
         ("offseg_l", "offseg-l_ade20k_160k-512x512", 50),
         ("segformer_b0_ol", "segformer_mit-b0_offset_learning_8xb2-160k_ade20k-512x512", 2),
         ("segnext_t_ol", "segnext_mscan-t_offset_learning_160k_ade20k-512x512", 2),
+        ("mask2former_swin_t_ol", "mask2former_offset_learning_swin-t_8xb2-160k_ade20k-512x512", 12),  # indices of Swin
     ],
 )
 def test_models_with_offset_learning_load_whole(file, experiment, num_unused):
@@ -247,6 +248,97 @@ def test_values_of_offseg_arrive_where_they_belong():
     load_weights(model, state, "offseg", whole=True)
     for name, here in own.items():
         assert (model.state_dict()[here] == numbers[name]).all(), name
+
+
+def test_values_of_mask2former_arrive_where_they_belong():
+    """Tensors that could be exchanged, are split, or have their inputs in another order."""
+    experiment = EXPERIMENTS / "ade20k/mask2former_offset_learning_swin-t_8xb2-160k_ade20k-512x512.yaml"
+    with torch.device("meta"):
+        shapes = build_model(load_config(experiment))
+    model = shapes.to_empty(device="cpu")
+    decoder, layer = "head.transformer.decoder.", "head.transformer.decoder.layers.4."
+    pixels, stage = "decode_head.pixel_decoder.encoder.layers.2.", "backbone.body.swin.encoder.layers.1."
+    own = {
+        "decode_head.transformer_decoder.layers.4.norms.0.weight": f"{layer}cross_attn_layer_norm.weight",
+        "decode_head.transformer_decoder.layers.4.norms.1.weight": f"{layer}self_attn_layer_norm.weight",
+        "decode_head.transformer_decoder.layers.4.norms.2.weight": f"{layer}final_layer_norm.weight",
+        "decode_head.transformer_decoder.layers.4.self_attn.attn.out_proj.weight": f"{layer}self_attn.out_proj.weight",
+        "decode_head.transformer_decoder.layers.4.cross_attn.attn.out_proj.bias": f"{layer}cross_attn.out_proj.bias",
+        "decode_head.transformer_decoder.post_norm.weight": f"{decoder}layernorm.weight",
+        "decode_head.mask_embed.2.weight": f"{decoder}mask_predictor.embed.2.weight",
+        "decode_head.query_embed.weight": "head.transformer.queries_embedder.weight",
+        "decode_head.query_feat.weight": "head.transformer.queries_features.weight",
+        "decode_head.level_embed.weight": "head.transformer.level_embed.weight",
+        "decode_head.pixel_decoder.level_encoding.weight": "head.pixel_decoder.level_embed",
+        f"{pixels}norms.0.bias": "head.pixel_decoder.encoder.layers.2.self_attn_layer_norm.bias",
+        f"{pixels}norms.1.bias": "head.pixel_decoder.encoder.layers.2.final_layer_norm.bias",
+        "decode_head.pixel_decoder.lateral_convs.0.gn.weight": "head.pixel_decoder.adapter_1.1.weight",
+        "decode_head.pixel_decoder.output_convs.0.gn.weight": "head.pixel_decoder.layer_1.1.weight",
+        "decode_head.offset_learning.cls_offset_proj.weight": f"{decoder}mask_predictor.offsets.of_classes.weight",
+        "decode_head.offset_learning.feat_offset_proj.weight": f"{decoder}mask_predictor.offsets.of_pixels.weight",
+        "backbone.norm2.weight": "backbone.body.hidden_states_norms.stage3.weight",
+        "backbone.stages.1.blocks.0.norm1.weight": f"{stage}blocks.0.layernorm_before.weight",
+    }
+    numbers = {name: number for number, name in enumerate(own, start=1)}
+    state = {
+        name: torch.full(x.shape, float(numbers.get(name, 0)))
+        for name, x in published("mask2former_swin_t_ol_ade20k").items()
+    }
+    joined = "decode_head.transformer_decoder.layers.4.self_attn.attn.in_proj_bias"
+    state[joined] = torch.arange(768.0)
+    window = "backbone.stages.1.blocks.0.attn.w_msa.qkv.weight"
+    state[window] = torch.arange(576.0)[:, None].expand(576, 192)
+    state["backbone.stages.0.downsample.norm.bias"] = torch.arange(384.0)
+    load_weights(model, state, "mask2former", whole=True)
+    loaded = model.state_dict()
+    for name, here in own.items():
+        assert (loaded[here] == numbers[name]).all(), name
+    for place, part in enumerate("qkv"):
+        assert torch.equal(loaded[f"{layer}self_attn.{part}_proj.bias"], 256.0 * place + torch.arange(256.0))
+        weight = loaded[f"{stage}blocks.0.attention.{part}_proj.weight"]
+        assert torch.equal(weight[:, 0], 192.0 * place + torch.arange(192.0))
+    # four neighbours of a channel side by side, row by row, become four pixels column by column
+    merged = loaded["backbone.body.swin.encoder.layers.0.downsample.norm.bias"]
+    assert merged[[0, 1, 96, 97, 192, 288]].tolist() == [0, 4, 2, 6, 1, 3]
+
+
+def test_a_tensor_too_short_to_be_split_is_missing():
+    with torch.device("meta"):
+        model = build_segmentor("swin_t", num_classes=2, head="conv1x1")
+    state = {"backbone.stages.0.blocks.0.attn.w_msa.qkv.bias": torch.empty(2, device="meta")}
+    report = load_weights(model, state, "short", whole=True)
+    attention = "backbone.body.swin.encoder.layers.0.blocks.0.attention."
+    assert f"{attention}v_proj.bias" in report.missing
+    assert {name.split(":")[0] for name in report.mismatched} == {f"{attention}q_proj.bias", f"{attention}k_proj.bias"}
+
+
+def test_groups_of_mask2formers_parameters_as_published():
+    """The backbone at a tenth; embeddings, norms and Swin's bias tables without weight decay."""
+    experiment = "ade20k/mask2former_offset_learning_swin-t_8xb2-160k_ade20k-512x512.yaml"
+    cfg = load_config(EXPERIMENTS / experiment, ["MODEL.BACKBONE.PRETRAINED", ""])
+    with torch.device("meta"):
+        model = build_model(cfg)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in build_optimizer(model, cfg).param_groups
+        for p in group["params"]
+    }
+    stage = "backbone.body.swin.encoder.layers.0."
+    for name, expected in {
+        f"{stage}blocks.0.attention.q_proj.weight": (1e-5, 0.05),
+        f"{stage}blocks.0.attention.relative_position_bias.relative_position_bias_table": (1e-5, 0.0),
+        f"{stage}blocks.0.layernorm_before.weight": (1e-5, 0.0),
+        f"{stage}downsample.norm.weight": (1e-5, 0.0),
+        "head.transformer.queries_embedder.weight": (1e-4, 0.0),
+        "head.transformer.queries_features.weight": (1e-4, 0.0),
+        "head.transformer.level_embed.weight": (1e-4, 0.0),
+        "head.pixel_decoder.level_embed": (1e-4, 0.05),
+        "head.transformer.decoder.mask_predictor.offsets.of_classes.weight": (1e-4, 0.05),
+        "head.classifier.weight": (1e-4, 0.05),
+    }.items():
+        lr, decay = groups[name]
+        assert (pytest.approx(lr), decay) == expected, name
 
 
 def test_groups_of_parameters_as_published():

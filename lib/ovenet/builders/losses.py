@@ -9,11 +9,13 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
+from ovenet.config.defaults import NO_SEED
 from ovenet.data.audit import read_suggested_weights
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
-from ovenet.losses import PixelContrast, SegmentationCriterion, build_losses
+from ovenet.losses import PixelContrast, QueryLoss, SegmentationCriterion, build_losses
 from ovenet.models.registry import HEADS
+from ovenet.utils.logging import get_logger
 
 AUXILIARY_WEIGHT = 0.4  # of every map but the final one, as OCR was published
 
@@ -39,7 +41,24 @@ def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
         align_corners=cfg.MODEL.ALIGN_CORNERS,
         contrast=_contrast(cfg),
         contrast_weight=cfg.LOSS.CONTRAST.WEIGHT,
+        queries=_queries(cfg),
     )
+
+
+def _queries(cfg: CfgNode) -> QueryLoss | None:
+    head = cfg.MODEL.HEAD.NAME
+    if not HEADS[head].has_queries:
+        return None
+    if cfg.MODEL.SEED.NAME == NO_SEED:
+        key = "USE_OHEM" if cfg.LOSS.USE_OHEM else "TERMS" if cfg.LOSS.TERMS else None
+        if key is not None:
+            raise UserError(
+                f"LOSS.{key} is {cfg.LOSS[key]}, but without a seed the {head} head is trained by its masks and their "
+                f"classes alone; leave LOSS.{key} away"
+            )
+        if class_weights(cfg, dataset_info(cfg)) is not None:
+            get_logger().warning("the %s head has no use for class weights; LOSS.CLASS_BALANCE is ignored", head)
+    return QueryLoss(cfg.DATASET.NUM_CLASSES, ignore_label=cfg.TRAIN.IGNORE_LABEL)
 
 
 def _contrast(cfg: CfgNode) -> PixelContrast | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.engine.optim import build_optimizer as make_optimizer
 from ovenet.errors import UserError
 from ovenet.models import Segmentor, build_segmentor
+from ovenet.models.interfaces import Part
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
 from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
@@ -177,10 +179,12 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         group = PARAMETER_GROUPS[name.split(".")[0]]
         return cfg.TRAIN.LR_MULT["HEAD" if is_official and "head" in name and group == "BACKBONE" else group]
 
+    spared = _spared_by_parts(model) if cfg.TRAIN.NO_DECAY_ON_NORM else set()
+
     def has_decay(name: str, parameter: nn.Parameter) -> bool:
         if is_official:
             return not name.startswith("backbone.") or "head" in name or "norm" not in name
-        return parameter.ndim > 1 or not cfg.TRAIN.NO_DECAY_ON_NORM
+        return name not in spared and (parameter.ndim > 1 or not cfg.TRAIN.NO_DECAY_ON_NORM)
 
     return make_optimizer(
         model,
@@ -192,6 +196,17 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         lr_factor=lr_factor,
         has_decay=has_decay,
     )
+
+
+def _spared_by_parts(model: nn.Module) -> set[str]:
+    """Names of the parameters that their parts want spared the weight decay."""
+    return {
+        f"{place}.{name}"
+        for place, part in model.named_modules()
+        if isinstance(part, Part)
+        for name, _ in part.named_parameters()
+        if any(re.fullmatch(pattern, name) for pattern in part.undecayed)
+    }
 
 
 def prediction_names(cfg: CfgNode) -> tuple[str, ...]:

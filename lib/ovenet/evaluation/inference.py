@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import IMAGENET, box_size, normalize_images, resize_image, scaled_size
-from ovenet.geometry import pixel_grid, resize_rows, seed_position, source_rows
+from ovenet.geometry import pixel_grid, probabilities, resize_rows, seed_position, source_rows
 from ovenet.models.displacement import recorded
 from ovenet.structures import Normalization, OVeNetOutput, ScoreKind
 from ovenet.utils.coarse import coarse_threads
@@ -467,7 +467,11 @@ class ScaledView:
             return scores
         if self._settings.score == "exp":
             return scores.exp()
-        return _softmax(scores) if self._kind == "logits" else scores.clone()  # sums are made in place
+        if self._kind == "logits":
+            return _softmax(scores)
+        return (
+            probabilities(scores, self._kind) if self._kind == "unnormalized" else scores.clone()
+        )  # sums are in place
 
 
 def _is_vector(name: str) -> bool:

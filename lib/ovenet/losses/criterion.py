@@ -1,4 +1,8 @@
-"""The training loss: ``κ [L(S_i) + L(S_s)] + L(S_f) + λ L_F``, and the contrast of embeddings where a head has them."""
+"""The training loss: ``κ [L(S_i) + L(S_s)] + L(S_f) + λ L_F``, and the contrast of embeddings where a head has them.
+
+Of a head with queries the loss of its masks and classes takes the place of ``κ L(S_i)``, or of ``L(S_f)`` in a model
+without a seed.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import probabilities, resize_bilinear
 from ovenet.losses import functional
 from ovenet.losses.contrast import PixelContrast
+from ovenet.losses.queries import QueryLoss
 from ovenet.losses.targets import Targets
 from ovenet.losses.terms import CrossEntropy, WeightedLoss
 from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
@@ -29,6 +34,7 @@ class SegmentationCriterion(nn.Module):
         align_corners: convention of the upsampling to label size.
         contrast: of the embeddings, see there; None for none.
         contrast_weight: its factor.
+        queries: loss of masks and their classes; None for a head that has none.
     """
 
     def __init__(
@@ -43,8 +49,10 @@ class SegmentationCriterion(nn.Module):
         align_corners: bool = True,
         contrast: PixelContrast | None = None,
         contrast_weight: float = 0.1,
+        queries: QueryLoss | None = None,
     ):
         super().__init__()
+        self.queries = queries
         self.contrast, self.contrast_weight = contrast, contrast_weight
         self.ignore_label = ignore_label
         self.output_weights = tuple(output_weights)
@@ -76,21 +84,31 @@ class SegmentationCriterion(nn.Module):
         targets = Targets.from_labels(
             labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=dtype
         )
-        fused = self._semantic(output.fused, targets, output.score_kind)
-        terms = {"fused": fused}
-        total = fused
+        terms = {} if self.queries is None else self._of_queries(output, labels)
+        total = sum(terms.values(), targets.weights.new_zeros(()))
+        if self.queries is None or output.has_seed:
+            terms["fused"] = self._semantic(output.fused, targets, output.score_kind)
+            total = total + terms["fused"]
         if output.has_seed:
-            initial = self._semantic(output.initial, targets, output.score_kind)
-            seed = self._semantic(output.seed, targets, output.score_kind)
-            confidence = self._confidence(output, labels)
-            total = self.initial_and_seed_weight * (initial + seed) + fused + self.confidence_weight * confidence
-            terms = {"initial": initial, "seed": seed, "fused": fused, "confidence": confidence}
+            maps = {"initial": output.initial, "seed": output.seed}
+            if self.queries is not None:
+                del maps["initial"]
+            terms |= {name: self._semantic(scores, targets, output.score_kind) for name, scores in maps.items()}
+            terms["confidence"] = self._confidence(output, labels)
+            total = total + self.initial_and_seed_weight * sum(terms[name] for name in maps)
+            total = total + self.confidence_weight * terms["confidence"]
         if self.contrast is not None and output.embedding is not None:
             terms["contrast"] = self.contrast(output.embedding, output.fused[-1], labels, iteration=iteration)
             total = total + self.contrast_weight * terms["contrast"]
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
+    def _of_queries(self, output: OVeNetOutput, labels: Tensor) -> dict[str, Tensor]:
+        assert output.queries is not None, "a head predicts its queries while training alone"
+        return self.queries(output.queries, labels)
+
     def _semantic(self, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind) -> Tensor:
+        if kind == "unnormalized":
+            maps, kind = [probabilities(scores, kind) for scores in maps], "probabilities"
         total = targets.weights.new_zeros(())
         for index, (scores, weight) in enumerate(zip(maps, self.output_weights, strict=True)):
             for term in self.losses:

@@ -19,7 +19,6 @@ from ovenet.models.interfaces import Neck, SegOutput, initialize_convolutions
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.ovenet import NeckSeed
 from ovenet.models.registry import NECKS, SEEDS
-from ovenet.structures import OVeNetOutput
 
 Source = Literal["own", "random", "mean3", "mean7"]
 _EVALUATION_SEED = 0
@@ -95,15 +94,13 @@ class ControlSeed(NeckSeed):
         if source in ("mean3", "mean7"):
             self.fusion = _MeanFusion(int(source[-1]), fuse_logits=fuse_logits)
 
-    def forward(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
-        """See `Seed.forward`."""
-        offset, confidence = self.predict(features, decoded, images)
+    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Seed.predict`."""
+        offset, confidence = super().predict(features, decoded, images)
         if self.source == "random":
             drawn = torch.rand(offset.shape, generator=self._generator(), dtype=offset.dtype).to(offset.device)
-            offset = (2 * drawn - 1) * self.head.max_offset
-        else:
-            offset = torch.zeros_like(offset)
-        return self.fusion(decoded.scores, offset, confidence, embedding=decoded.embedding)
+            return (2 * drawn - 1) * self.head.max_offset, confidence
+        return torch.zeros_like(offset), confidence
 
     def _generator(self) -> torch.Generator | None:
         return None if self.training else torch.Generator().manual_seed(_EVALUATION_SEED)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ovenet.geometry import refine_offset, sample_bilinear, seed_position
-from ovenet.structures import OVeNetOutput
+from ovenet.geometry import probabilities, refine_offset, sample_bilinear, seed_position
+from ovenet.structures import OVeNetOutput, ScoreKind
 
 
 class SeedFusion(nn.Module):
@@ -20,7 +20,8 @@ class SeedFusion(nn.Module):
 
     Args:
         num_refinements: times that each offset is prolonged by the offset at its seed.
-        fuse_logits: True fuses logits; False fuses probabilities, and the output then holds probabilities.
+        fuse_logits: True fuses the scores as they come, logits mostly; False fuses probabilities, and the output then
+            holds probabilities.
     """
 
     def __init__(self, *, num_refinements: int = 0, fuse_logits: bool = True):
@@ -29,25 +30,24 @@ class SeedFusion(nn.Module):
         self.fuse_logits = fuse_logits
 
     def forward(
-        self, scores: Sequence[Tensor], offset: Tensor, confidence: Tensor, *, embedding: Tensor | None = None
+        self, scores: Sequence[Tensor], offset: Tensor, confidence: Tensor, *, kind: ScoreKind = "logits"
     ) -> OVeNetOutput:
         """Fuses every score map with the same offsets and confidence.
 
         Args:
-            scores: logits, each ``(B, K, h, w)``.
+            scores: each ``(B, K, h, w)``.
             offset: ``(B, 2, h, w)`` normalised ``(x, y)``, float32 or float64.
             confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
-            embedding: handed on.
+            kind: what the scores are.
         """
         offset = refine_offset(offset, self.num_refinements)
         position = seed_position(offset)
         initial = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores]
         if not self.fuse_logits:
-            initial = [s.softmax(dim=1) for s in initial]
+            initial, kind = [probabilities(s, kind) for s in initial], "probabilities"
         seed = [self.fetch(s, position) for s in initial]
         fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(initial, seed, strict=True)]
-        kind = "logits" if self.fuse_logits else "probabilities"
-        return OVeNetOutput(tuple(initial), tuple(seed), tuple(fused), offset, confidence, kind, embedding)
+        return OVeNetOutput(tuple(initial), tuple(seed), tuple(fused), offset, confidence, kind)
 
     def fetch(self, scores: Tensor, position: Tensor) -> Tensor:
         """Scores ``(B, K, h, w)`` at the positions of the seeds ``(B, 2, h, w)``, see `seed_position`."""

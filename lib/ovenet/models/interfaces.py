@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ovenet.structures import Normalization
+from ovenet.structures import Normalization, QueryOutput, ScoreKind
 
 IMAGENET = Normalization()
 
@@ -25,13 +25,17 @@ class PublishedNames:
     Attributes:
         publisher: whose names they are.
         rules: regular expression of a published name, from its beginning, and what takes its place in the part's own
-            name; the first that fits is taken.
+            name; the first that fits is taken. ``{q,k,v}_proj`` stands for three tensors, into which the published one
+            is split along its first dimension.
         unused: regular expressions of whole published names that the publisher saves and this project has no use for.
+        conversions: regular expression of a part's own whole name, and what turns the published tensor into the one
+            here.
     """
 
     publisher: str
     rules: tuple[tuple[str, str], ...]
     unused: tuple[str, ...] = ()
+    conversions: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = ()
 
 
 class Part(nn.Module):
@@ -39,9 +43,12 @@ class Part(nn.Module):
 
     Attributes:
         published: what the part's parameters are called elsewhere.
+        undecayed: regular expressions of names of parameters, embeddings mostly, that ``TRAIN.NO_DECAY_ON_NORM``
+            spares the weight decay as well.
     """
 
     published: tuple[PublishedNames, ...] = ()
+    undecayed: tuple[str, ...] = ()
 
 
 class Backbone(Part):
@@ -139,14 +146,18 @@ class SegOutput:
     """What a head predicts.
 
     Attributes:
-        scores: logits ``(B, K, h, w)``, auxiliary maps first, the final one last.
+        scores: ``(B, K, h, w)``, auxiliary maps first, the final one last.
         features: ``(B, D, h, w)``, the map that the final classifier reads; a shared seed reads it too.
         embedding: for losses that compare pixels; None where the head has none.
+        score_kind: what the scores are.
+        queries: what the scores were made from; None where the head has no queries.
     """
 
     scores: tuple[Tensor, ...]
     features: Tensor
     embedding: Tensor | None = None
+    score_kind: ScoreKind = "logits"
+    queries: QueryOutput | None = None
 
 
 class Head(Part):
@@ -155,6 +166,7 @@ class Head(Part):
     Attributes:
         num_outputs: length of `SegOutput.scores`.
         default_neck: used where nobody names one.
+        has_queries: whether it predicts masks and their classes, which are supervised in place of the scores.
         first_read: place of the first map that is read; those before it are not.
         feature_channels: ``D`` of `SegOutput.features`.
         stride: of the scores, nominal.
@@ -163,6 +175,7 @@ class Head(Part):
     num_outputs: ClassVar[int] = 1
     first_read: ClassVar[int] = -1
     default_neck: ClassVar[str] = "concat"
+    has_queries: ClassVar[bool] = False
     feature_channels: int
     stride: int
 

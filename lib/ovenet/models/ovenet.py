@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -82,7 +83,8 @@ class Seed(Part):
             images: for their size.
         """
         offset, confidence = self.predict(features, decoded, images)
-        return self.fusion(decoded.scores, offset, confidence, embedding=decoded.embedding)
+        output = self.fusion(decoded.scores, offset, confidence, kind=decoded.score_kind)
+        return replace(output, embedding=decoded.embedding, queries=decoded.queries)
 
     def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> tuple[Tensor, Tensor]:
         """Offsets and confidence at the size of the scores; arguments as for `forward`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +54,14 @@ class Segmentor(nn.Module):
             UserError: the backbone cannot take the size.
         """
         decoded = self.decode(self.backbone(self.padded(images)), images)
-        return OVeNetOutput(initial=decoded.scores, seed=(), fused=decoded.scores, embedding=decoded.embedding)
+        return OVeNetOutput(
+            initial=decoded.scores,
+            seed=(),
+            fused=decoded.scores,
+            score_kind=decoded.score_kind,
+            embedding=decoded.embedding,
+            queries=decoded.queries,
+        )
 
     def decode(self, features: list[Tensor], images: Tensor) -> SegOutput:
         """The head's prediction from the backbone's maps, without the padding of the images."""
@@ -61,11 +69,13 @@ class Segmentor(nn.Module):
         decoded = self.head(maps)
         unread = maps[: self.head.first_read]
         *others, final = (cropped(scores, images, self.head.stride) for scores in decoded.scores)
-        return SegOutput(
-            (*others, _joined(final, unread) if unread else final),
-            decoded.features,
-            None if decoded.embedding is None else cropped(decoded.embedding, images, self.head.stride),
-        )
+        embedding, queries = decoded.embedding, decoded.queries
+        if embedding is not None:
+            embedding = cropped(embedding, images, self.head.stride)
+        if queries is not None:
+            queries = replace(queries, masks=tuple(cropped(x, images, self.head.stride) for x in queries.masks))
+        scores = (*others, _joined(final, unread) if unread else final)
+        return replace(decoded, scores=scores, embedding=embedding, queries=queries)
 
     def padded(self, images: Tensor) -> Tensor:
         """Images with zeros (the mean colour) at the right and below, as far as the backbone needs them."""

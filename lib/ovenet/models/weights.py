@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -133,7 +133,7 @@ def load_offset_branch(model: Segmentor, state: StateDict, source: str) -> LoadR
 
 
 def rename_published(state: StateDict, model: nn.Module) -> tuple[dict[str, Tensor], int]:
-    """Translates the names that a publisher gave, and those of earlier versions, to those of the model at hand.
+    """Translates what a publisher saved, and what earlier versions saved, to what the model at hand has.
 
     Args:
         state: tensors by name, possibly with ``model.`` or ``module.`` before every name.
@@ -142,9 +142,15 @@ def rename_published(state: StateDict, model: nn.Module) -> tuple[dict[str, Tens
     Returns:
         The tensors by the names here, and how many were dropped because they are known to have no use.
     """
-    names = names_here(state, model)
-    renamed = {new: state[old] for old, new in names.items() if new is not None}
-    return renamed, sum(new is None for new in names.values())
+    table, names = _explained(state, model)
+    renamed = {}
+    for old, new in names.items():
+        if new is not None:
+            pieces = _expanded(new)
+            parts = state[old].chunk(len(pieces)) if len(pieces) > 1 else [state[old]]
+            renamed.update(zip(pieces, parts, strict=False))  # too few parts are missing tensors in the report
+    converted = {name: table.converted(name, tensor) for name, tensor in renamed.items()}
+    return converted, sum(new is None for new in names.values())
 
 
 def names_here(names: Iterable[str], model: nn.Module) -> dict[str, str | None]:
@@ -160,6 +166,11 @@ def names_here(names: Iterable[str], model: nn.Module) -> dict[str, str | None]:
         The name here by the file's name, in the same order; the file's own where nothing is known of it, and None where
         the publisher is known to save it for nothing that is needed here.
     """
+    return _explained(names, model)[1]
+
+
+def _explained(names: Iterable[str], model: nn.Module) -> tuple[_Table, dict[str, str | None]]:
+    """The table that explains most of a file's names, and what it makes of them, see `names_here`."""
     own = set(model.state_dict())
     plain = {name: _unwrapped(name) for name in names}
 
@@ -167,8 +178,19 @@ def names_here(names: Iterable[str], model: nn.Module) -> dict[str, str | None]:
         new = {name: table.own_name(stripped, own) for name, stripped in plain.items()}
         return {k: None if v not in own and table.is_unused(plain[k]) else v for k, v in new.items()}
 
-    candidates = [translated(table) for table in _tables(model).values()]
-    return max(candidates, key=lambda candidate: len(own.intersection(candidate.values())))
+    def num_explained(candidate: tuple[_Table, dict[str, str | None]]) -> int:
+        return sum(not own.isdisjoint(_expanded(name)) for name in set(candidate[1].values()) if name is not None)
+
+    return max(((table, translated(table)) for table in _tables(model).values()), key=num_explained)
+
+
+def _expanded(name: str) -> list[str]:
+    """``a.{q,k}.b`` as ``a.q.b`` and ``a.k.b``."""
+    before, brace, rest = name.partition("{")
+    if not brace:
+        return [name]
+    choices, _, after = rest.partition("}")
+    return [before + choice + after for choice in choices.split(",")]
 
 
 @dataclass
@@ -177,6 +199,7 @@ class _Table:
 
     rules: list[tuple[re.Pattern[str], str]] = field(default_factory=list)
     unused: list[re.Pattern[str]] = field(default_factory=list)
+    conversions: list[tuple[re.Pattern[str], Callable[[Tensor], Tensor]]] = field(default_factory=list)
 
     def own_name(self, name: str, own: Collection[str]) -> str:
         """The name here; the given one if there is no rule for it."""
@@ -191,6 +214,13 @@ class _Table:
         """Whether the publisher saves it for nothing that this project has."""
         return any(pattern.fullmatch(name) for pattern in self.unused)
 
+    def converted(self, own_name: str, tensor: Tensor) -> Tensor:
+        """What the publisher's tensor is here."""
+        for pattern, convert in self.conversions:
+            if pattern.fullmatch(own_name):
+                return convert(tensor)
+        return tensor
+
 
 def _tables(model: nn.Module) -> dict[str, _Table]:
     """Tables of all parts by publisher, the model's own names first."""
@@ -202,6 +232,7 @@ def _tables(model: nn.Module) -> dict[str, _Table]:
             table = tables.setdefault(names.publisher, _Table())
             table.rules += [(re.compile("^" + old), f"{place}.{new}") for old, new in names.rules]
             table.unused += [re.compile(pattern) for pattern in names.unused]
+            table.conversions += [(re.compile(re.escape(place + ".") + own), f) for own, f in names.conversions]
     return tables
 
 

@@ -1,7 +1,18 @@
 """Feature extractors. Importing this registers all but timm's, which are looked up by name."""
 
-from ovenet.models.backbones import conv_attention, efficientformer, lite0, mit, resnet
+from ovenet.models.backbones import conv_attention, efficientformer, lite0, mit, resnet, swin
 from ovenet.models.backbones.hrnet import HRNet, HRNetTail, StageSpec
 from ovenet.models.backbones.resnet import ResNet
 
-__all__ = ["HRNet", "HRNetTail", "ResNet", "StageSpec", "conv_attention", "efficientformer", "lite0", "mit", "resnet"]
+__all__ = [
+    "HRNet",
+    "HRNetTail",
+    "ResNet",
+    "StageSpec",
+    "conv_attention",
+    "efficientformer",
+    "lite0",
+    "mit",
+    "resnet",
+    "swin",
+]

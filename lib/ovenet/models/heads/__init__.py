@@ -2,9 +2,19 @@
 
 from ovenet.models.heads.fcn import ConvHead, FCNHead
 from ovenet.models.heads.light_ham import LightHamHead
+from ovenet.models.heads.mask2former import Mask2FormerHead
 from ovenet.models.heads.ocr import OCRHead
 from ovenet.models.heads.offset import OffsetHead
 from ovenet.models.heads.offset_learning import OffsetLearningHead
 from ovenet.models.heads.segformer import SegFormerHead
 
-__all__ = ["ConvHead", "FCNHead", "LightHamHead", "OCRHead", "OffsetHead", "OffsetLearningHead", "SegFormerHead"]
+__all__ = [
+    "ConvHead",
+    "FCNHead",
+    "LightHamHead",
+    "Mask2FormerHead",
+    "OCRHead",
+    "OffsetHead",
+    "OffsetLearningHead",
+    "SegFormerHead",
+]

@@ -66,6 +66,29 @@ class Offsets(Part):
         of_pixels = affinity.softmax(dim=2) @ self.of_pixels(classes)  # projected before: classes are fewer
         return classes + of_classes, pixels + of_pixels
 
+    def products(self, classes: Tensor, pixels: Tensor) -> list[Tensor]:
+        """``E' W'^T``, the scores of moved pixels under moved classes, in blocks of pixels.
+
+        Pixels are not moved one by one: ``E' W'^T = E W'^T + softmax_classes(A)^T (P_f(W) W'^T)``, where the product in
+        brackets has but ``K x K`` numbers. Apart from ``A`` and the scores no table of all pixels by classes is held.
+
+        Args:
+            classes: ``(B, K, C)``.
+            pixels: ``(B, N, C)``.
+
+        Returns:
+            Each ``(B, n, K)``, ``N`` pixels in all.
+        """
+        blocks = pixels.split(max(1, BLOCK_SCORES // (len(pixels) * classes.shape[1])), dim=1)
+        tables = [_affinity(classes, block) for block in blocks]
+        moved = classes + self.of_classes(_mean_pixels(tables, blocks))
+        # Not called as a module: torch's FLOP counter does not take a parameter as a module's input.
+        by_share = F.linear(classes, self.of_pixels.weight) @ moved.transpose(1, 2)  # (B, K, K)
+        return [
+            block @ moved.transpose(1, 2) + table.softmax(dim=2) @ by_share
+            for table, block in zip(tables, blocks, strict=True)
+        ]
+
 
 def _affinity(classes: Tensor, pixels: Tensor) -> Tensor:
     """``A`` as ``(B, N, K)``, in float32 at least: its softmaxes need it."""
@@ -100,23 +123,11 @@ class OffsetLearning(Part):
         nn.init.trunc_normal_(self.classes, std=INITIAL_STD)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, h, w)`` to scores ``(B, K, h, w)``.
-
-        Pixels are not moved one by one: ``E' W'^T = E W'^T + softmax_classes(A)^T (P_f(W) W'^T)``, where the product in
-        brackets has but ``K x K`` numbers. Apart from ``A`` and the scores no table of all pixels by classes is held.
-        """
+        """``(B, C, h, w)`` to scores ``(B, K, h, w)``."""
         pixels = features.flatten(2).transpose(1, 2)
         classes = self.classes.expand(len(pixels), -1, -1)
-        blocks = pixels.split(max(1, BLOCK_SCORES // (len(pixels) * classes.shape[1])), dim=1)
-        tables = [_affinity(classes, block) for block in blocks]
-        moved = classes + self.offsets.of_classes(_mean_pixels(tables, blocks))
-        # Not called as a module: torch's FLOP counter does not take a parameter as a module's input.
-        by_share = F.linear(classes, self.offsets.of_pixels.weight) @ moved.transpose(1, 2)  # (B, K, K)
-        scores = [
-            self.norm(block @ moved.transpose(1, 2) + table.softmax(dim=2) @ by_share)
-            for table, block in zip(tables, blocks, strict=True)
-        ]
-        return torch.cat(scores, dim=1).transpose(1, 2).unflatten(2, features.shape[-2:])
+        scores = torch.cat([self.norm(block) for block in self.offsets.products(classes, pixels)], dim=1)
+        return scores.transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
 def _mean_pixels(tables: Sequence[Tensor], blocks: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,26 @@
+"""Libraries that only some parts need."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ovenet.errors import UserError
+
+
+def transformers_module(name: str, needed_by: str) -> Any:
+    """The module of transformers that builds a family of models.
+
+    Args:
+        name: of the family, such as ``swin``.
+        needed_by: for the message.
+
+    Raises:
+        UserError: transformers is not installed.
+    """
+    try:
+        return import_module(f"transformers.models.{name}.modeling_{name}")
+    except ImportError as error:
+        raise UserError(
+            f'transformers is not installed ({needed_by} needs it); install it with: pip install -e ".[mask2former]"'
+        ) from error

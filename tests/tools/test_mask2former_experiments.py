@@ -1,0 +1,69 @@
+"""Mask2Former with offset learning and the seed on top, as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BASELINE, OVENET = (ROOT / f"experiments/synthetic/{name}mask2former_lite0.yaml" for name in ("", "ovenet_"))
+TINY = (
+    "WORKERS", 0, "DEVICE", "cpu", "TRAIN.IMAGE_SIZE", "[64,64]", "TRAIN.BATCH_SIZE_PER_GPU", 2,
+    "TRAIN.NUM_SAMPLES", 4, "TRAIN.END_EPOCH", 1, "PRINT_FREQ", 1, "TEST.BASE_SIZE", 128, "TEST.IMAGE_SIZE", "[128,64]",
+    "MODEL.HEAD.NUM_QUERIES", 8, "MODEL.HEAD.CHANNELS", 32, "MODEL.HEAD.NUM_LAYERS", 1,
+    "MODEL.HEAD.NUM_PIXEL_LAYERS", 1,
+)  # fmt: skip
+
+
+def test_it_trains_tests_reports_and_infers(run_tool, scenes, tmp_path):
+    options = ("--cfg", OVENET, *TINY, "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path)
+    trained = run_tool("train", *options)
+    assert trained.code == 0, trained.err
+    run = tmp_path / "synthetic/ovenet_mask2former_lite0"
+    steps = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    losses = {"loss_class", "loss_mask", "loss_dice", "loss_seed", "loss_fused", "loss_confidence"}
+    assert all(losses < step.keys() for step in steps if step["kind"] == "train")
+    scales = ("TEST.SCALE_LIST", "0.75,1.0", "TEST.FLIP_TEST", True, "TEST.REPORT", True)
+    tested = run_tool("test", *options, *scales, "TEST.SAVE_PREDICTIONS", True)
+    assert tested.code == 0, tested.err
+    (results,) = run.glob("test/*/results.json")
+    assert set(json.loads(results.read_text())["results"]) == {"initial", "seed", "fused"}
+    assert list(results.parent.rglob("report.html"))
+    photo = next((scenes / "synthetic").rglob("*.png"))
+    inferred = run_tool("infer", run / "final_state.pth", photo, "--output", tmp_path / "out")
+    assert inferred.code == 0, inferred.err
+    assert list((tmp_path / "out").iterdir())
+    windows = run_tool("test", *options, "TEST.IMAGE_SIZE", "[64,64]", "TEST.STRIDE", "[32,32]")
+    assert windows.code == 0, windows.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("LOSS.USE_OHEM", True), "LOSS.USE_OHEM is True, but without a seed the mask2former head is trained by its"),
+        (("LOSS.TERMS", "[{'NAME': 'focal'}]"), "LOSS.TERMS is [{'NAME': 'focal'}], but without a seed"),
+        (("MODEL.NECK.NAME", "concat"), "the mask2former head reads 4 maps, got 1"),
+        (("MODEL.HEAD.NUM_QUERIES", 0), "NUM_QUERIES of the mask2former head is 0; expected at least 1"),
+    ],
+)
+def test_settings_that_do_not_go_with_it(run_tool, scenes, tmp_path, options, message):
+    result = run_tool("train", "--cfg", BASELINE, *TINY, "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path, *options)
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert message in result.err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_it_learns_drawn_scenes(run_tool, tmp_path):
+    data, output = tmp_path / "data", tmp_path / "output"
+    drawn = run_tool("prepare_data", "synthetic", "--root", data, "--train", 48, "--val", 8, "--test", 1)
+    assert drawn.code == 0, drawn.err
+    arguments = ("--cfg", OVENET, "DATASET.ROOT", data, "OUTPUT_DIR", output)
+    trained = run_tool("train", *arguments, "TRAIN.END_EPOCH", 25, "TRAIN.EVAL_INTERVAL", 25)
+    assert trained.code == 0, trained.err
+    assert run_tool("test", *arguments).code == 0
+    (file,) = output.rglob("results.json")
+    results = json.loads(file.read_text())["results"]
+    # guessing the most frequent class, road, everywhere would give a mean IoU of about 0.35 / 19 = 0.02
+    assert results["fused"]["mean_iou"] > 0.1
+    assert results["fused"]["pixel_accuracy"] > 0.6
