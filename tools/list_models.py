@@ -40,7 +40,12 @@ def main() -> None:
     print("| backbone | channels | strides | million parameters: backbone, all | GMAC |" + " ms |" * args.latency)
     print("|---|---|---|---|---|" + "---|" * args.latency)
     for name in names:
-        print(row(name, args), flush=True)
+        try:
+            print(row(name, args), flush=True)
+        except ovenet.UserError as error:
+            if args.patterns:
+                raise
+            print(f"{name} is left out: {error}", file=sys.stderr)
 
 
 def row(name: str, args: argparse.Namespace) -> str:

@@ -1,5 +1,6 @@
 """Two real processes (gloo): what one of them meets must not part or hang them."""
 
+import math
 import os
 import socket
 import subprocess
@@ -18,7 +19,8 @@ from tests.engine.test_trainer import make_trainer
 from ovenet.config import load_config
 from ovenet.engine import step as step_module
 from ovenet.engine.progress import Meter
-from ovenet.structures import Batch
+from ovenet.losses import QueryLoss
+from ovenet.structures import Batch, QueryOutput
 from ovenet.utils import distributed
 
 
@@ -161,6 +163,26 @@ def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write
     assert first["losses"] == second["losses"]  # what is logged is the mean of both
     torch.testing.assert_close(first["weights"], one["weights"], atol=1e-5, rtol=0)
     assert torch.equal(first["weights"], second["weights"])
+
+
+def _mask_term(rank, port, results):
+    """Process 0 sees a mask, process 1 three; a mask that does not know costs log 2 at every point."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)
+    )
+    labels = torch.arange(3).repeat(16, 4)[None] if rank == 1 else torch.zeros(1, 16, 12, dtype=torch.int64)
+    queries = QueryOutput((torch.zeros(1, 4, 4),), (torch.zeros(1, 4, 16, 12),))
+    with distributed.process_group(torch.device("cpu"), timeout_s=60):
+        value = QueryLoss(3, ignore_label=255, num_points=16)(queries, labels)["mask"].item()
+    Path(results, f"{rank}.txt").write_text(str(value))
+
+
+@pytest.mark.slow
+def test_masks_of_all_processes_count_alike(tmp_path):
+    mp.spawn(_mask_term, (free_port(), tmp_path), nprocs=2)
+    terms = [float((tmp_path / f"{rank}.txt").read_text()) for rank in range(2)]
+    average = 2  # masks per process
+    assert terms == pytest.approx([5 * math.log(2) * 1 / average, 5 * math.log(2) * 3 / average])
 
 
 def _wait_for_a_late_one(rank, port, results):

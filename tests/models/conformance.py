@@ -212,6 +212,13 @@ class HeadConformance:
             head(maps)
         assert counter.get_total_flops() > 0
 
+    @pytest.mark.parametrize("seed", [None, "shared"])
+    def test_its_cost_can_be_counted_without_memory(self, seed):
+        options = {"num_classes": NUM_CLASSES, "head": self.name, "head_args": self.args, "seed": seed}
+        with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+            build_segmentor("hrnet_w18_small_v1", **options).eval()(torch.empty(1, 3, 64, 96))
+        assert counter.get_total_flops() > 0
+
     @pytest.mark.slow
     def test_it_compiles_in_one_graph(self):
         head, maps = self.build().eval(), self.maps()

@@ -17,6 +17,7 @@ from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.models.heads.offset_learning import ClassifierKind, make_classifier
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
+from ovenet.models.precision import without_autocast
 from ovenet.models.registry import HEADS
 
 NUM_GROUPS = 32  # of every GroupNorm
@@ -81,7 +82,7 @@ class MatrixFactorization(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, h, w)``, not negative, to the same shape; computed in float32 at least."""
         dtype = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             pixels = x.flatten(2).to(dtype)
             num_steps = self.num_train_steps if self.training else self.num_eval_steps
             product = factorize(pixels, F.normalize(self._draw(pixels), dim=1), num_steps)

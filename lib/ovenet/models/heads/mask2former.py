@@ -17,6 +17,7 @@ from ovenet.errors import UserError
 from ovenet.models.extras import transformers_module
 from ovenet.models.heads.offset_learning import NUM_GROUPS, Offsets
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput
+from ovenet.models.precision import without_autocast
 from ovenet.models.registry import HEADS
 from ovenet.structures import QueryOutput
 
@@ -37,7 +38,7 @@ def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
     """
     masks = masks.to(torch.promote_types(masks.dtype, torch.float32))
     shares = classes.to(masks.dtype).softmax(dim=2)[..., :-1]
-    with torch.autocast(masks.device.type, enabled=False):
+    with without_autocast(masks.device):
         return torch.einsum("bqk,bqhw->bkhw", shares, masks.sigmoid())
 
 

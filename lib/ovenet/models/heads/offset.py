@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ovenet.models.heads.fcn import projection, reset_predictor
 from ovenet.models.interfaces import Part, PublishedNames, initialize_convolutions
+from ovenet.models.precision import without_autocast
 
 OFFSET_WEIGHT_STD = 0.001  # offsets start near zero: the seed of a pixel is the pixel itself
 
@@ -46,6 +47,6 @@ class OffsetHead(Part):
         """
         hidden, last = self.layers[:-1](features), self.layers[-1]
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features.device):
             raw = torch.nn.functional.conv2d(hidden.to(dtype), last.weight.to(dtype), last.bias.to(dtype))
         return self.max_offset * torch.tanh(raw[:, :2]), torch.sigmoid(raw[:, 2:])
