@@ -1,6 +1,7 @@
 """Facts about datasets, against sources that are not ours."""
 
 import json
+import re
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from ovenet.data.catalog import CATALOG, find_dataset
 from ovenet.data.dataset import ListDataset
 from ovenet.data.description import own_description, voc_color
-from ovenet.data.info import INVALID
+from ovenet.data.info import INVALID, DatasetInfo
 from ovenet.data.prepare import prepare_dataset
 from ovenet.errors import UserError
 
@@ -272,3 +273,39 @@ def test_own_layouts_without_splits_are_split_by_val_share(tmp_path, form):
     assert not train & val
     assert len(train | val) == 30
     assert not (tmp_path / "list/own/test.lst").exists()
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "acdc", "synthetic"])
+def test_classes_of_cityscapes_merge_into_the_official_categories(tmp_path, name):
+    info = find_dataset(name, tmp_path, num_classes=7)
+    table = info.train_id_table(255)
+    for label in official_labels:
+        if label.id >= 0:
+            assert table[label.id] == (info.class_names.index(label.category) if label.trainId != 255 else 255)
+    assert info.submission is None
+    again = DatasetInfo.from_dict(json.loads(json.dumps(info.as_dict())))
+    assert again.train_id_table(255).tolist() == table.tolist()
+    assert find_dataset(name, tmp_path, num_classes=19).num_classes == 19
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        (
+            [["a", ["x"]], ["b", ["y", "z"]]],
+            "categories has the class 'z' 0 times; expected each class of classes once",
+        ),
+        ([["a", ["x"]], ["b", ["y", "x"]]], "categories has the class 'x' 2 times"),
+        ([["a", ["x"]], ["b", []]], "categories has the class 'y' 0 times"),
+        ([["a", ["x", "y"]]], "categories has 1 entries; expected at least 2"),
+    ],
+)
+def test_categories_that_cannot_be(tmp_path, categories, message):
+    content = {
+        "classes": [{"name": "x"}, {"name": "y"}],
+        "label_format": "ids",
+        "categories": [{"name": name, "color": [0, 0, 0], "classes": classes} for name, classes in categories],
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'dataset.json'}: {message}")):
+        find_dataset("own", tmp_path)

@@ -23,7 +23,8 @@ def find_dataset(name: str, folder: Path, *, num_classes: int | None = None) -> 
     Args:
         name: of the dataset.
         folder: where it lies.
-        num_classes: ``K``, where it decides between variants: 59 or 60 classes of PASCAL-Context.
+        num_classes: ``K``, where it decides between variants: 59 or 60 classes of PASCAL-Context, 19 classes or 7
+            categories of Cityscapes.
 
     Raises:
         UserError: there is none of that name, or its description cannot be used.
@@ -31,7 +32,8 @@ def find_dataset(name: str, folder: Path, *, num_classes: int | None = None) -> 
     name = _ALIASES.get(name, name)
     if name not in CATALOG:
         if (folder / DESCRIPTION).is_file():
-            return own_description(folder / DESCRIPTION, name)
+            info = own_description(folder / DESCRIPTION, name)
+            return info.by_category() if info.categories and num_classes == len(info.categories) else info
         raise UserError(
             f"DATASET.DATASET is {name!r}; expected one of {', '.join(CATALOG)}, or a folder of your own "
             f"with {folder / DESCRIPTION} (see docs/data.md)"
@@ -39,4 +41,6 @@ def find_dataset(name: str, folder: Path, *, num_classes: int | None = None) -> 
     info = CATALOG[name]
     if info.optional_background and num_classes == info.num_classes - 1:
         return info.without_background()
+    if info.categories and num_classes == len(info.categories):
+        return info.by_category()
     return info

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ovenet.data.info import SPLITS, Color, DatasetInfo, EvaluationRule, Layout, SubmissionRule
+from ovenet.data.info import SPLITS, Category, Color, DatasetInfo, EvaluationRule, Layout, SubmissionRule
 from ovenet.errors import UserError
 
 # Where the files of an own dataset are looked for unless its description says otherwise.
@@ -22,7 +22,7 @@ _CATALOG_FOLDER = Path(__file__).parent / "datasets"
 _KEYS = {
     "like", "source", "archives", "classes", "class_weights", "label_ids", "ignore", "label_format", "upright",
     "background", "mirrored_classes", "conditions", "num_images", "folders", "layouts", "unlabelled", "val_share",
-    "evaluation", "submission",
+    "evaluation", "submission", "categories",
 }  # fmt: skip
 
 
@@ -113,6 +113,9 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         upright=content.get("upright", False),
         optional_background=content.get("background") == "optional",
         val_share=content.get("val_share", 0.2),
+        categories=tuple(
+            Category(row["name"], _color(row["color"]), tuple(row["classes"])) for row in content.get("categories", ())
+        ),
     )
     _check(info)
     return info
@@ -197,8 +200,29 @@ def _check(info: DatasetInfo) -> None:
     multiple = info.evaluation.multiple_of
     if type(multiple) is not int or multiple < 1:
         raise UserError(f"evaluation.multiple_of is {multiple!r}; expected a whole number of at least 1")
+    _check_categories(info)
     if not 0 < info.val_share < 1:
         raise UserError(f"val_share is {info.val_share}; expected more than 0 and less than 1")
+
+
+def _check_categories(info: DatasetInfo) -> None:
+    """Each class belongs to one category.
+
+    Raises:
+        UserError: says which does not.
+    """
+    if not info.categories:
+        return
+    if info.label_format != "ids":
+        raise UserError(f"categories needs label_format 'ids', got {info.label_format!r}")
+    names = [name for category in info.categories for name in category.classes]
+    for name in (*names, *info.class_names):
+        number = names.count(name) if name in info.class_names else 0
+        if number != 1:
+            raise UserError(f"categories has the class {name!r} {number} times; expected each class of classes once")
+    empty = next((category.name for category in info.categories if not category.classes), None)
+    if empty is not None or len(info.categories) < 2:
+        raise UserError(f"categories has {len(info.categories)} entries; expected at least 2, each with classes")
 
 
 def is_number(value: Any) -> bool:

@@ -70,6 +70,21 @@ class SubmissionRule:
 
 
 @dataclass(frozen=True)
+class Category:
+    """Classes that may be taken as one.
+
+    Attributes:
+        name: of the category.
+        color: ``(R, G, B)``.
+        classes: names of its classes.
+    """
+
+    name: str
+    color: Color
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DatasetInfo:
     """One dataset.
 
@@ -92,6 +107,8 @@ class DatasetInfo:
             images are read as colours, the others as ids.
         upright: turn photographs as their EXIF tag says before pairing them with labels.
         optional_background: class 0 may be left out; then it is ignored.
+        categories: in which its classes may be merged, all of them.
+        merged_ids: further ids in the label files, each with the train id of the class that it belongs to.
         val_share: share of the images that is kept for validation where the layout has no split.
     """
 
@@ -112,12 +129,19 @@ class DatasetInfo:
     label_format: Literal["ids", "colors", "either"] = "ids"
     upright: bool = False
     optional_background: bool = False
+    categories: tuple[Category, ...] = ()
+    merged_ids: tuple[tuple[int, int], ...] = ()
     val_share: float = 0.2
 
     @property
     def num_classes(self) -> int:
         """``K``."""
         return len(self.class_names)
+
+    @property
+    def known_ids(self) -> tuple[int, ...]:
+        """All ids in the label files that belong to a class."""
+        return (*self.label_ids, *(label_id for label_id, _ in self.merged_ids))
 
     def train_id_table(self, ignore_label: int) -> np.ndarray:
         """Table from label file ids to train ids.
@@ -131,6 +155,8 @@ class DatasetInfo:
         table = np.full(256, INVALID, dtype=np.int16)
         table[list(self.ignored_ids)] = ignore_label
         table[list(self.label_ids)] = np.arange(self.num_classes)
+        for label_id, train_id in self.merged_ids:
+            table[label_id] = train_id
         return table
 
     def label_id_table(self) -> np.ndarray:
@@ -160,7 +186,9 @@ class DatasetInfo:
             TypeError: a key is missing or not known.
         """
         evaluation, submission = EvaluationRule(**content["evaluation"]), content["submission"]
-        return cls(**content | {"evaluation": evaluation, "submission": submission and SubmissionRule(**submission)})
+        rules = {"evaluation": evaluation, "submission": submission and SubmissionRule(**submission)}
+        categories = tuple(Category(**category) for category in content.get("categories", ()))
+        return cls(**content | rules | {"categories": categories})
 
     def without_background(self) -> DatasetInfo:
         """The same dataset with class 0 ignored instead of learned."""
@@ -173,4 +201,25 @@ class DatasetInfo:
             class_weights=self.class_weights[1:] if self.class_weights else None,
             mirrored_classes=tuple((a - 1, b - 1) for a, b in self.mirrored_classes),
             optional_background=False,
+        )
+
+    def by_category(self) -> DatasetInfo:
+        """The same dataset with its categories for classes; nothing of it can be submitted any more."""
+        first = {c.name: self.label_ids[self.class_names.index(c.classes[0])] for c in self.categories}
+        merged = [
+            (self.label_ids[self.class_names.index(name)], index)
+            for index, category in enumerate(self.categories)
+            for name in category.classes[1:]
+        ]
+        return replace(
+            self,
+            class_names=tuple(first),
+            palette=tuple(category.color for category in self.categories),
+            label_ids=tuple(first.values()),
+            merged_ids=tuple(merged),
+            class_weights=None,
+            mirrored_classes=(),
+            submission=None,
+            optional_background=False,
+            categories=(),
         )

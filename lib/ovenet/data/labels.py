@@ -152,7 +152,7 @@ def likely_cause(values: np.ndarray, info: DatasetInfo, path: Path) -> str:
         info: the dataset.
         path: the file.
     """
-    first, last = min(info.label_ids), max(info.label_ids)
+    first, last = min(info.known_ids), max(info.known_ids)
     known = f"its ids are {first} to {last}"
     if info.ignored_ids:
         known += f", {info.ignored_ids[0] if len(info.ignored_ids) == 1 else 'the others'} ignored"
@@ -174,12 +174,12 @@ def likely_cause(values: np.ndarray, info: DatasetInfo, path: Path) -> str:
 
 def last_known_id(info: DatasetInfo) -> int:
     """The highest id that means something, 255 left out where it only marks what is ignored."""
-    return max((*info.label_ids, *(i for i in info.ignored_ids if i != 255)))
+    return max((*info.known_ids, *(i for i in info.ignored_ids if i != 255)))
 
 
 def has_cityscapes_ids(info: DatasetInfo) -> bool:
     """Whether the label files hold the label ids of Cityscapes, 7 to 33 with gaps."""
-    return info.num_classes == 19 and max(info.label_ids) == 33
+    return len(info.known_ids) == 19 and max(info.known_ids) == 33
 
 
 def _has_train_ids(info: DatasetInfo) -> bool:

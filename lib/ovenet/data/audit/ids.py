@@ -28,11 +28,11 @@ class _Facts:
 
     @property
     def first(self) -> int:
-        return min(self.info.label_ids)
+        return min(self.info.known_ids)
 
     @property
     def last(self) -> int:
-        return max(self.info.label_ids)
+        return max(self.info.known_ids)
 
     @property
     def expected(self) -> str:
@@ -57,7 +57,7 @@ def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list
 
 
 def _foreground_is_255(facts: _Facts) -> str | None:
-    if facts.present != {0, 255} or 255 in facts.info.label_ids:
+    if facts.present != {0, 255} or 255 in facts.info.known_ids:
         return None
     ignored = 255 in facts.info.ignored_ids
     if ignored and facts.info.num_classes > 2:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def audit_pair(
                 class_pixels = {k: n for k, n in counts.items() if 0 <= k < info.num_classes}
             else:
                 id_pixels = _count_ids(label, folder / label_name, info)
-                class_pixels = {k: id_pixels[i] for k, i in enumerate(info.label_ids) if i in id_pixels}
+                class_pixels = _pixels_by_class(id_pixels, info)
                 unknown = tuple(i for i in id_pixels if not 0 <= i < 256 or decoder.table[i] == INVALID)
         except UserError as error:
             findings.append(_swapped_or(error, folder, image_name, label_name, decoder))
@@ -55,6 +55,15 @@ def audit_pair(
     return PairReport(
         label_name or "", size, num_pixels, id_pixels, class_pixels, unknown, tuple(findings), unknown_colors
     )
+
+
+def _pixels_by_class(id_pixels: Mapping[int, int], info: DatasetInfo) -> dict[int, int]:
+    classes = {label_id: k for k, label_id in enumerate(info.label_ids)} | dict(info.merged_ids)
+    pixels: dict[int, int] = {}
+    for label_id, k in classes.items():
+        if label_id in id_pixels:
+            pixels[k] = pixels.get(k, 0) + id_pixels[label_id]
+    return pixels
 
 
 def _count_ids(label: Image.Image, path: Path, info: DatasetInfo) -> dict[int, int]:
