@@ -1,14 +1,14 @@
 # Every target sets up what it needs in .venv; PYTHON chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := experiments/synthetic/demo_ovenet.yaml
-
 .PHONY: demo test test-slow lint clean
 
 demo: .venv/ready
-	$(BIN)/python tools/prepare_data.py synthetic --train 80 --val 16 --test 4
-	$(BIN)/python tools/train.py --cfg $(DEMO) TRAIN.RESUME True
-	$(BIN)/python tools/test.py --cfg $(DEMO) TEST.SCALE_LIST 0.75,1.0,1.25 TEST.FLIP_TEST True TEST.SAVE_PREDICTIONS True
+	$(BIN)/ovenet prepare synthetic --train 120 --val 24 --test 4
+	$(BIN)/ovenet audit --cfg experiments/synthetic/demo.yaml --pictures 0
+	$(BIN)/ovenet sweep experiments/synthetic/sweeps/demo.yaml WORKERS 0 LOSS.CLASS_WEIGHTS output/synthetic/audit/audit.json
+	$(BIN)/ovenet test output/sweeps/demo/OVeNet-*/synthetic/demo/best.pth TEST.REPORT True TEST.SAVE_PREDICTIONS True
+	$(BIN)/ovenet infer camvid-lite0 data/synthetic/leftImg8bit/test/drawnville --flip
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto --dist loadfile

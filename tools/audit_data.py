@@ -1,85 +1,13 @@
 #!/usr/bin/env python3
 """Checks the data of an experiment before it is trained on: python tools/audit_data.py --cfg FILE [KEY VALUE ...]."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from ovenet import builders, load_config
-from ovenet.data.audit import (
-    Finding,
-    audit_as_dict,
-    format_audit,
-    format_finding,
-    shared_images,
-    spread,
-)
-from ovenet.data.dataset import ListDataset
-from ovenet.data.sheets import contact_sheet
-from ovenet.errors import UserError
-from ovenet.evaluation.pictures import save_png
-from ovenet.evaluation.writers import write_json
-from ovenet.structures import Sample
-from ovenet.utils.cli import config_parser, run_main
-from ovenet.utils.logging import configure_logging
-
-
-def main() -> None:
-    """Audits the training and the validation list, writes a table, a JSON file and contact sheets."""
-    parser = config_parser(__doc__)
-    parser.add_argument("--pairs", type=int, default=0, metavar="N", help="check N pairs, evenly spread (default: all)")
-    parser.add_argument("--decode-images", action="store_true", help="read the images' pixels too (slower)")
-    parser.add_argument("--pictures", type=int, default=24, metavar="N", help="samples per contact sheet (default: 24)")
-    args = parser.parse_args()
-    for option in ("pairs", "pictures"):
-        if getattr(args, option) < 0:
-            raise UserError(f"--{option} is {getattr(args, option)}; expected at least 0")
-    configure_logging()
-    cfg = load_config(args.cfg, args.overrides)
-    folder = Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / "audit"
-    lists = [builders.list_dataset(cfg, name) for name in (cfg.DATASET.TRAIN_SET, cfg.DATASET.TEST_SET)]
-    reports = [
-        builders.audit(cfg, dataset, num_pairs=args.pairs, decode_images=args.decode_images, show_progress=True)
-        for dataset in lists
-    ]
-    info = builders.dataset_info(cfg)
-    print(format_audit(reports, info))
-    for finding in about_both(*lists):
-        print(format_finding(finding, " and ".join(report.name for report in reports)))
-    write_json(audit_as_dict(reports, info), folder / "audit.json")
-    print(f"counts, findings and suggested weights: {folder / 'audit.json'} (LOSS.CLASS_WEIGHTS takes it)")
-    for report, dataset in zip(reports, lists, strict=True):
-        samples = readable_samples(dataset, args.pictures)
-        if samples:
-            save_png(contact_sheet(samples, info), folder / f"{report.name}.png")
-            print(f"pictures: {folder / report.name}.png")
-    errors = sum(finding.is_error for report in reports for finding in report.findings)
-    if errors:
-        raise UserError(f"training would be wrong: {errors} kind(s) of error above; mend them and run this again")
-
-
-def about_both(train: ListDataset, test: ListDataset) -> list[Finding]:
-    """What the two lists together show."""
-    shared = shared_images(train.pairs, test.pairs)
-    if not shared:
-        return []
-    message = f"{len(shared)} images are in both lists: scores on them say little about new images"
-    return [Finding("shared image", False, message, tuple(shared))]
-
-
-def readable_samples(dataset: ListDataset, num_samples: int) -> list[Sample]:
-    """Samples, evenly spread over the list; what cannot be read is in the table already."""
-    samples = []
-    for index in spread(len(dataset), num_samples):
-        try:
-            samples.append(dataset[index])
-        except UserError:
-            continue
-    return samples
-
+from ovenet.commands.audit_data import main
+from ovenet.utils.cli import run_main
 
 if __name__ == "__main__":
     run_main(main)

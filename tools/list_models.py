@@ -1,88 +1,13 @@
 #!/usr/bin/env python3
 """Lists parts with their size and cost: python tools/list_models.py ["PATTERN" ...] [--head ocr] [--latency]."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-import time
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-import ovenet
-from ovenet.models import Segmentor, build_segmentor
+from ovenet.commands.list_models import main
 from ovenet.utils.cli import run_main
-
-NUM_CLASSES = 19
-NUM_RUNS = 5
-
-
-def main() -> None:
-    """Prints a table, one line per backbone."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "patterns", nargs="*", default=[], metavar="PATTERN", help="of names; all of this project's else"
-    )
-    parser.add_argument("--head", default="fcn", help="ocr, segformer, …; see ovenet.list_heads()")
-    parser.add_argument("--seed", help="fork, shared or neck for an OVeNet")
-    parser.add_argument("--size", nargs=2, type=int, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--latency", action="store_true", help="time a forward pass on this machine's CPU too")
-    args = parser.parse_args()
-    names = [name for pattern in args.patterns for name in ovenet.list_backbones(pattern)]
-    names = names if args.patterns else [name for name in ovenet.list_backbones(timm=False) if name != "hrnet"]
-    if not names:
-        raise ovenet.UserError(f"no backbone is called like {' or '.join(args.patterns)}; see ovenet.list_backbones()")
-    print("| backbone | channels | strides | million parameters: backbone, all | GMAC |" + " ms |" * args.latency)
-    print("|---|---|---|---|---|" + "---|" * args.latency)
-    for name in names:
-        try:
-            print(row(name, args), flush=True)
-        except ovenet.UserError as error:
-            if args.patterns:
-                raise
-            print(f"{name} is left out: {error}", file=sys.stderr)
-
-
-def row(name: str, args: argparse.Namespace) -> str:
-    """A backbone with the head and the seed."""
-    size = tuple(args.size)
-    with torch.device("meta"):
-        model = build_segmentor(name, num_classes=NUM_CLASSES, head=args.head, seed=args.seed).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, *size))
-    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.backbone, model)]
-    cells = [
-        name,
-        ", ".join(map(str, model.backbone.channels)),
-        ", ".join(map(str, model.backbone.strides)),
-        f"{millions[0]:.2f}, {millions[1]:.2f}",
-        f"{counter.get_total_flops() / 2e9:.1f}",
-    ]
-    if args.latency:
-        cells.append(f"{latency_ms(name, args, size):.0f}")
-    return "| " + " | ".join(cells) + " |"
-
-
-def latency_ms(name: str, args: argparse.Namespace, size: tuple[int, int]) -> float:
-    """Median time of one image, as `tools/test.py` runs it, BatchNorm folded."""
-    from ovenet.models.folding import folded
-
-    model: Segmentor = build_segmentor(name, num_classes=NUM_CLASSES, head=args.head, seed=args.seed)
-    model = folded(model).to(memory_format=torch.channels_last)
-    images = torch.randn(1, 3, *size).to(memory_format=torch.channels_last)
-    times = []
-    with torch.inference_mode():
-        for _ in range(NUM_RUNS + 1):
-            started = time.perf_counter()
-            model(images)
-            times.append(time.perf_counter() - started)
-    return 1000 * median(times[1:])
-
 
 if __name__ == "__main__":
     run_main(main)

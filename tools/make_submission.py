@@ -1,136 +1,13 @@
 #!/usr/bin/env python3
 """Predicts the test split as its server takes it: python tools/make_submission.py --cfg FILE [KEY VALUE ...]."""
 
-from __future__ import annotations
-
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-import torch
-from PIL import Image
-from yacs.config import CfgNode
-
-from ovenet import builders, load_config
-from ovenet.data.dataset import ListDataset
-from ovenet.engine.progress import track
-from ovenet.errors import UserError
-from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
-from ovenet.evaluation.submission import read_zip, save_submission_file, submission_names, validate_zip, write_zip
-from ovenet.evaluation.writers import format_table
-from ovenet.structures import EvalResult
-from ovenet.utils import distributed
-from ovenet.utils.cli import config_parser, run_main
-from ovenet.utils.logging import configure_logging
-
-
-def main() -> None:
-    """Predicts, packs, and checks the zip; or checks one that is there."""
-    parser = config_parser(__doc__)
-    parser.add_argument("--output", type=Path, metavar="ZIP", help="file to write (default: in the run's folder)")
-    parser.add_argument("--dry-run", action="store_true", help="do it with DATASET.TEST_SET, and score the zip's files")
-    parser.add_argument("--validate", type=Path, metavar="ZIP", help="check a zip of the test split, predict nothing")
-    args = parser.parse_args()
-    configure_logging(is_main=distributed.is_launch_main())
-    cfg = load_config(args.cfg, args.overrides)
-    device = distributed.choose_device(cfg.DEVICE)
-    with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
-        list_file = cfg.DATASET.TEST_SET if args.dry_run else "test"
-        loader, dataset = builders.build_test_loader(cfg, list_file)
-        names = submission_names((image for image, _ in dataset.pairs), dataset.info)
-        require_complete(dataset, dry_run=args.dry_run)
-        path = args.validate
-        if path is None:
-            model_file = builders.find_model_file(cfg, builders.run_directory(cfg, args.cfg))
-            folder = builders.run_directory(cfg, args.cfg) / "submission"
-            path = args.output or folder / f"{dataset.list_path.stem}_{builders.inference_name(cfg, model_file)}.zip"
-            predict(cfg, loader, names, path, model_file, device)
-        if distributed.is_main():
-            validate_zip(path, image_sizes(dataset, names), dataset.info)
-            print(f"{path}: {len(names)} files, complete and valid for {dataset.info.name}")
-            if args.dry_run:
-                print(format_table({"fused": score(path, dataset, names, cfg.TRAIN.IGNORE_LABEL)}))
-
-
-def require_complete(dataset: ListDataset, *, dry_run: bool) -> None:
-    """Refuses, before hours of prediction, what the server or the scoring would refuse after them.
-
-    Raises:
-        UserError: the test list has not the server's number of images, or the list of a dry run has no labels.
-    """
-    expected = dataset.info.submission.num_files
-    if not dry_run and expected and len(dataset) != expected:
-        raise UserError(
-            f"{dataset.list_path}: {len(dataset)} images, but the {dataset.info.name} server expects {expected}; "
-            "complete the test split, or use --dry-run"
-        )
-    if dry_run and not dataset.has_labels:
-        raise UserError(f"{dataset.list_path}: --dry-run scores, which needs `image label` on every line")
-
-
-def predict(
-    cfg: CfgNode, loader: builders.TestLoader, names: dict[str, str], path: Path, model_file: Path, device: torch.device
-) -> None:
-    """Writes the predictions of all processes and packs them.
-
-    Raises:
-        UserError: the zip exists.
-    """
-    if path.exists():
-        raise UserError(f"{path} exists; remove it, or name another file with --output")
-    distributed.barrier()  # every process has looked before the first one writes
-    folder: Path | None = None
-    if distributed.is_main():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # nobody else's
-    folder = distributed.from_main(folder)
-    try:
-        _predict_into(folder, cfg, loader, names, path, model_file, device)
-    finally:
-        if distributed.is_main():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _predict_into(
-    folder: Path,
-    cfg: CfgNode,
-    loader: builders.TestLoader,
-    names: dict[str, str],
-    path: Path,
-    model_file: Path,
-    device: torch.device,
-) -> None:
-    info = builders.dataset_info(cfg)
-    predictor = builders.load_predictor(cfg, model_file, device)
-    for sample in track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main()):
-        labels = predictor.predict(sample.image, names=("fused",)).labels["fused"]
-        save_submission_file(labels, folder / names[sample.name], info)
-    distributed.barrier()
-    if distributed.is_main():
-        write_zip(folder, names.values(), path)
-
-
-def image_sizes(dataset: ListDataset, names: dict[str, str]) -> dict[str, tuple[int, int]]:
-    """Size ``(H, W)`` of each image, by the name of its prediction."""
-    sizes = {}
-    for image_name, name in names.items():
-        with Image.open(dataset.folder / image_name) as image:
-            sizes[name] = (image.height, image.width)
-    return sizes
-
-
-def score(path: Path, dataset: ListDataset, names: dict[str, str], ignore_label: int) -> EvalResult:
-    """Scores what stands in the zip against the labels."""
-    num_classes = dataset.info.num_classes
-    counts = torch.zeros((num_classes, num_classes), dtype=torch.int64)
-    for (_, label_name), predicted in zip(dataset.pairs, read_zip(path, names.values(), dataset.info), strict=True):
-        labels = torch.from_numpy(dataset.decoder.read(dataset.folder / label_name))
-        counts += confusion_counts(torch.from_numpy(predicted), labels, num_classes, ignore_label=ignore_label)
-    return scores_from_counts(counts, dataset.info.class_names)
-
+from ovenet.commands.make_submission import main
+from ovenet.utils.cli import run_main
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,61 +1,13 @@
 #!/usr/bin/env python3
-"""Runs an experiment with many settings and seeds: python tools/sweep.py SWEEP.yaml [KEY VALUE ...].
+"""Runs an experiment with many settings and seeds: python tools/sweep.py SWEEP.yaml [KEY VALUE ...]."""
 
-Runs that are finished are not run again; those that were cut short go on. The table has mean ± standard deviation over
-the seeds; differences are paired by seed, with their 95 % interval over resampled images in brackets.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from ovenet.errors import UserError
-from ovenet.evaluation.writers import write_json
-from ovenet.sweep.definition import read_sweep
-from ovenet.sweep.execution import Tools, default_jobs, run_missing
-from ovenet.sweep.results import read_results, result_path
-from ovenet.sweep.summary import Summary
+from ovenet.commands.sweep import main
 from ovenet.utils.cli import run_main
-from ovenet.utils.logging import configure_logging
-
-
-def main() -> None:
-    """Runs what is missing, and writes table, JSON and plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, help="YAML file, see docs/training.md")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings of all trainings")
-    parser.add_argument("--results", type=Path, help="folder of the results (default: OUTPUT_DIR/sweeps/NAME/results)")
-    parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, else for each core)")
-    parser.add_argument("--list", action="store_true", help="say which runs are missing, and run none")
-    args = parser.parse_intermixed_args()
-    configure_logging(is_main=True)
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs is {args.jobs}; expected at least 1")
-    sweep = read_sweep(args.sweep, args.overrides)
-    folder = args.results or sweep.output_dir / "sweeps" / sweep.name / "results"
-    missing = [run for run in sweep.runs if not result_path(folder, run).is_file()]
-    failures: list[str] = []
-    if args.list:
-        for run in missing:
-            print(f"missing: {run.name}, seed {run.seed}")
-    elif missing:
-        tools = Path(__file__).resolve().parent
-        jobs = args.jobs or default_jobs()
-        failures = run_missing(sweep, missing, folder, Tools(tools / "train.py", tools / "test.py"), jobs=jobs)
-    summary = Summary(sweep, read_results(folder, sweep.runs))
-    print(summary.markdown())
-    if summary.variants and not args.list:
-        (folder / "summary.md").write_text(summary.markdown() + "\n", encoding="utf-8")
-        write_json(summary.as_dict(), folder / "summary.json")
-        summary.figure().savefig(folder / "summary.png", dpi=110)
-        print(f"table, JSON and plot: {folder}/summary.*")
-    if failures:
-        raise UserError(f"{len(failures)} of {len(missing)} runs failed; first {failures[0]}")
-
 
 if __name__ == "__main__":
     run_main(main)

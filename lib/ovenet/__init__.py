@@ -1,19 +1,43 @@
 """OVeNet: semantic segmentation with offset vectors to seed pixels."""
 
-from ovenet.builders import build_criterion, build_model, load_checkpoint
-from ovenet.builders.models import create_model
-from ovenet.builders.predictor import Predictor
-from ovenet.config import load_config
-from ovenet.errors import UserError
-from ovenet.losses import list_losses
-from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
-from ovenet.models.factory import describe
-from ovenet.structures import OVeNetOutput
+from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ovenet.builders import build_criterion, build_model, load_checkpoint
+    from ovenet.builders.models import create_model
+    from ovenet.builders.predictor import Predictor, load
+    from ovenet.config import load_config
+    from ovenet.errors import UserError
+    from ovenet.losses import list_losses
+    from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
+    from ovenet.models.factory import describe
+    from ovenet.structures import OVeNetOutput
+
+_MODULES = {  # where each public name is, so that `ovenet --help` does not wait for torch
+    "OVeNetOutput": "structures",
+    "Predictor": "builders.predictor",
+    "UserError": "errors",
+    "build_criterion": "builders",
+    "build_model": "builders",
+    "create_model": "builders.models",
+    "describe": "models.factory",
+    "list_backbones": "models",
+    "list_heads": "models",
+    "list_losses": "losses",
+    "list_necks": "models",
+    "list_seeds": "models",
+    "load": "builders.predictor",
+    "load_checkpoint": "builders",
+    "load_config": "config",
+}
 __all__ = [
     "OVeNetOutput",
     "Predictor",
     "UserError",
+    "__version__",
     "build_criterion",
     "build_model",
     "create_model",
@@ -23,6 +47,19 @@ __all__ = [
     "list_losses",
     "list_necks",
     "list_seeds",
+    "load",
     "load_checkpoint",
     "load_config",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("ovenet.version").version()
+    if name in _MODULES:
+        return getattr(import_module(f"ovenet.{_MODULES[name]}"), name)
+    raise AttributeError(f"module 'ovenet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

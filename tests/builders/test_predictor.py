@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+import ovenet
 from ovenet import Predictor, build_model, builders
-from ovenet.builders.predictor import as_image
+from ovenet.builders.predictor import MODELS, as_image
+from ovenet.commands import pack
 from ovenet.data.info import DatasetInfo
 from ovenet.utils.environment import tf32
 
@@ -124,3 +126,53 @@ def test_a_predictor_leaves_the_settings_of_torch_alone(tiny_cfg, tmp_path, allo
         predictor(np.zeros((32, 48, 3), np.uint8))
         assert set(seen) == {not allowed}
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+
+
+def test_a_model_is_loaded_by_folder_file_or_name(checkpoint, pixels):
+    expected = Predictor.from_checkpoint(checkpoint)(pixels)
+    for source in (checkpoint, str(checkpoint), checkpoint.parent):
+        np.testing.assert_array_equal(ovenet.load(source)(pixels), expected)
+    np.testing.assert_array_equal(ovenet.load(checkpoint, flip=False, scales=[1.0])(pixels).shape, expected.shape)
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_models_that_come_along_predict_and_are_described(path, pixels):
+    predictor = ovenet.load(path.stem)
+    assert predictor(pixels).shape == (33, 47)
+    assert predictor.max_offset is not None
+    assert path.stat().st_size < 15e6
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert all(word in card for word in ("licence", "mIoU", "tools/"))
+    assert all(name in card for name in predictor.info.class_names)
+
+
+def test_an_unknown_model_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"camvid-hrnet: no run's folder, file of weights or model that comes along"):
+        ovenet.load("camvid-hrnet")
+    with pytest.raises(ValueError, match=r"has neither best\.pth nor final_state\.pth; train first"):
+        ovenet.load(tmp_path)
+
+
+def test_packed_weights_predict_the_same(checkpoint, pixels, tmp_path, monkeypatch, capsys):
+    content = torch.load(checkpoint, weights_only=True)
+    info = DatasetInfo.from_dict(content["dataset_info"])
+    content |= {"dataset": info.name, "class_names": list(info.class_names), "palette": list(map(list, info.palette))}
+    content |= {"normalization": {"mean": [0.5] * 3, "std": [0.25] * 3, "channel_order": "BGR"}}
+    torch.save(content, checkpoint)
+    packed = tmp_path / "packed.safetensors"
+    monkeypatch.setattr("sys.argv", ["ovenet pack", str(checkpoint), str(packed)])
+    pack.main()
+    assert capsys.readouterr().out.startswith(f"{packed}: ")
+    one, other = Predictor.from_checkpoint(checkpoint), ovenet.load(packed)
+    assert one.settings == other.settings
+    np.testing.assert_array_equal(one(pixels), other(pixels))
+    with pytest.raises(ValueError, match=r"packed\.safetensors exists; name another file"):
+        pack.main()
+
+
+def test_weights_without_a_configuration_are_not_packed(checkpoint, tmp_path, monkeypatch):
+    torch.save(torch.load(checkpoint, weights_only=True)["model"], tmp_path / "bare.pth")
+    monkeypatch.setattr("sys.argv", ["ovenet pack", str(tmp_path / "bare.pth"), str(tmp_path / "x.safetensors")])
+    with pytest.raises(ValueError, match=r"bare\.pth: carries no config; only weights that training wrote here"):
+        pack.main()
+    assert not (tmp_path / "x.safetensors").exists()

@@ -264,3 +264,19 @@ def test_a_key_that_stands_twice_is_named(write_config):
         load_config(path)
     path.write_text("A: &a {LR: 0.1}\n".replace("A", "TRAIN") + "# no second one\n")
     assert load_config(path).TRAIN.LR == 0.1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["camvid/lite0_fcn", "camvid/lite0_fcn.yaml", "experiments/camvid/lite0_fcn.yaml", "experiments/camvid/lite0_fcn"],
+)
+def test_experiments_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    expected = load_config(ROOT / "experiments/camvid/lite0_fcn.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == expected
+    (tmp_path / "camvid").mkdir()
+    (tmp_path / "camvid/lite0_fcn.yaml").write_text("SEED: 77\n")
+    if name == "camvid/lite0_fcn.yaml":
+        assert load_config(name).SEED == 77  # what is there goes before what comes along
+    with pytest.raises(UserError, match="camvid/no_such"):
+        load_config("camvid/no_such")

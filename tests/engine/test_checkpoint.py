@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ovenet.engine import checkpoint
-from ovenet.engine.checkpoint import read_checkpoint, save_atomically, weights_of
+from ovenet.engine.checkpoint import read_checkpoint, save_atomically, weights_of, write_safetensors
 from ovenet.errors import UserError
 
 
@@ -156,3 +156,26 @@ def test_what_cannot_be_a_weight_is_refused_by_name(tensor, problem):
 def test_names_of_weights_are_texts():
     with pytest.raises(UserError, match=r"a\.pth: 3 is the name of a tensor, and a int; expected texts"):
         weights_of({3: torch.ones(2)}, "a.pth")
+
+
+def test_safetensors_carry_weights_and_what_belongs_to_them(tmp_path):
+    weights = {"a": torch.randn(3, 4), "steps": torch.tensor(7), "b": torch.randn(2, 6).t()}
+    about = {"config": "A: 1", "class_names": ["x", "y"]}
+    for half in (False, True):
+        path = tmp_path / f"{half}.safetensors"
+        write_safetensors(path, weights, about, half=half)
+        content = read_checkpoint(path)
+        assert {key: content[key] for key in about} == about
+        read = weights_of(content, path)
+        assert read["steps"] == 7
+        for name in ("a", "b"):
+            expected = weights[name].half() if half else weights[name]
+            assert torch.equal(read[name], expected)
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", b"\xff" * 100])
+def test_damaged_safetensors_are_one_line(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.safetensors: not a safetensors file, or a damaged one"):
+        read_checkpoint(tmp_path / "x.safetensors")

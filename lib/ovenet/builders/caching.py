@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import shutil
 import sys
@@ -43,6 +42,8 @@ def attach_cache(cfg: CfgNode, dataset: ListDataset) -> None:
 
 def _use(folder: Path) -> TextIO:
     """Says, until the process ends, that a run uses a folder; several runs may."""
+    import fcntl  # not on Windows, which has no shared memory of this kind either
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     file = (folder.parent / f".{folder.name}.users").open("a", encoding="utf-8")
     fcntl.flock(file, fcntl.LOCK_SH)  # waits for one that is just removing the folder
@@ -50,6 +51,8 @@ def _use(folder: Path) -> TextIO:
 
 
 def _remove_if_unused(folder: Path, users: TextIO) -> None:
+    import fcntl
+
     try:
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

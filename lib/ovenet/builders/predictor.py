@@ -16,12 +16,13 @@ from yacs.config import CfgNode
 from ovenet.builders.data import dataset_info
 from ovenet.builders.inference import inference_model, inference_settings
 from ovenet.builders.models import build_model
+from ovenet.builders.runs import weights_of_run
 from ovenet.config import load_config, load_config_text
 from ovenet.config.checks import LARGEST_SCALE
 from ovenet.data.catalog import find_dataset
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
-from ovenet.engine.checkpoint import read_checkpoint, weights_of
+from ovenet.engine.checkpoint import SAFETENSORS, read_checkpoint, weights_of
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.models import Segmentor
@@ -30,6 +31,9 @@ from ovenet.structures import Normalization
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "pretrained_models"
+MODELS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "pretrained_models"  # of a checkout
 
 
 class Predictor(ScorePredictor):
@@ -129,6 +133,39 @@ class Predictor(ScorePredictor):
             UserError: the file cannot be read, or the array is no image.
         """
         return self.predict(as_image(image, upright=self.info.upright), names=("fused",)).labels["fused"].cpu().numpy()
+
+
+def load(source: str | Path, **options: Any) -> Predictor:
+    """A trained model, ready to predict.
+
+        mask = ovenet.load("camvid-lite0")("photo.jpg")
+
+    Args:
+        source: the folder of a run, a file of weights, or the name of a model that comes along (``pretrained_models``).
+        options: see `Predictor.from_checkpoint`.
+
+    Raises:
+        UserError: there is no such folder, file or model; and as `Predictor.from_checkpoint`.
+    """
+    return Predictor.from_checkpoint(find_weights(source), **options)
+
+
+def find_weights(source: str | Path) -> Path:
+    """The file of weights that a run's folder holds, that has this path, or that comes along under this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return weights_of_run(path)
+    bundled = MODELS / f"{source}{SAFETENSORS}"
+    if not path.exists() and path.name == str(source) and bundled.is_file():
+        return bundled
+    if not path.exists() and not path.suffix:
+        names = sorted(file.stem for file in MODELS.glob(f"*{SAFETENSORS}"))
+        raise UserError(f"{source}: no run's folder, file of weights or model that comes along ({', '.join(names)})")
+    return path
 
 
 def as_image(image: np.ndarray | Image.Image | str | Path, *, upright: bool = False) -> np.ndarray:

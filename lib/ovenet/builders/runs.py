@@ -49,7 +49,7 @@ def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
     """
     if cfg.TEST.MODEL_FILE:
         return Path(cfg.TEST.MODEL_FILE)
-    return _weights_of_run(run_dir, "TEST.MODEL_FILE is not set, and ")
+    return weights_of_run(run_dir, "TEST.MODEL_FILE is not set, and ")
 
 
 def open_run(path: Path, overrides: Sequence[str]) -> tuple[CfgNode, Path]:
@@ -62,14 +62,19 @@ def open_run(path: Path, overrides: Sequence[str]) -> tuple[CfgNode, Path]:
     Raises:
         UserError: there are none, or they carry no settings.
     """
-    model_file = _weights_of_run(path, "") if path.is_dir() else path
+    model_file = weights_of_run(path) if path.is_dir() else path
     text = read_checkpoint(model_file).get("config")
     if not isinstance(text, str):
         raise UserError(f"{model_file}: holds weights but no settings; name its experiment file: --cfg FILE")
     return load_config_text(text, str(model_file), overrides), model_file
 
 
-def _weights_of_run(run_dir: Path, why: str) -> Path:
+def weights_of_run(run_dir: Path, why: str = "") -> Path:
+    """The best weights of a run, or its final ones.
+
+    Raises:
+        UserError: it has neither; the message begins with `why`.
+    """
     for name in (BEST, FINAL):
         if (run_dir / name).exists():
             return run_dir / name

@@ -19,6 +19,9 @@ from ovenet.config.defaults import LISTS_OF_TEXTS as OWN_LISTS_OF_TEXTS
 from ovenet.errors import UserError, nearest
 from ovenet.utils.logging import get_logger
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "experiments"
+EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "experiments"  # of a checkout
 _BASE_KEY = "_BASE_"
 COMMAND_LINE = "the command line"
 MAX_NODES = 100_000
@@ -34,7 +37,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     arguments that an earlier one set for the part before it are dropped.
 
     Args:
-        path: a YAML file; published ones of HRNet and OVeNet are translated, see `ovenet.config.compat`.
+        path: a YAML file; published ones of HRNet and OVeNet are translated, see `ovenet.config.compat`. Or the name of
+            an experiment that comes along, such as ``camvid/ovenet_lite0_fcn``, see `find_experiment`.
         overrides: ``KEY VALUE KEY VALUE …``, as they stand on a command line.
 
     Returns:
@@ -43,7 +47,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: a file is missing or not YAML, a key is unknown, or a value is of the wrong type or range.
     """
-    return _assemble(list(_file_sources(Path(path), ())), overrides)
+    return _assemble(list(_file_sources(find_experiment(path), ())), overrides)
+
+
+def find_experiment(path: str | Path) -> Path:
+    """The file of that path or, where there is none, the experiment of that name that comes along.
+
+    Args:
+        path: of a file, or ``<dataset>/<experiment>``, with or without ``experiments/`` before it and ``.yaml`` after.
+    """
+    path = Path(path)
+    if path.exists() or path.is_absolute():
+        return path
+    parts = path.parts[1:] if path.parts[:1] == ("experiments",) else path.parts
+    for suffix in ("", ".yaml"):
+        candidate = EXPERIMENTS.joinpath(*parts)
+        candidate = candidate.with_name(candidate.name + suffix)
+        if candidate.is_file():
+            return candidate
+    return path
 
 
 def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> CfgNode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -12,10 +13,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ovenet.errors import UserError
 
+SAFETENSORS = ".safetensors"
+_METADATA_KEY = "ovenet"
 _WEIGHTS_KEYS = ("model", "state_dict")
 # A zip archive ends with the length of its comment in two bytes, and the comment. torch.save leaves it empty.
 _COMMENT_LENGTH_BYTES = 2
@@ -34,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Reads a file without running any code in it.
 
     Args:
-        path: a file written by ``torch.save``.
+        path: a file written by ``torch.save``, or by `write_safetensors` (``*.safetensors``).
 
     Returns:
         Its dictionary.
@@ -44,6 +49,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     require_file(path)
+    if path.suffix == SAFETENSORS:
+        return _read_safetensors(path)
     if _seal_is_broken(path):
         raise UserError(f"{path}: damaged, its checksum differs from what was saved")
     try:
@@ -62,6 +69,36 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path}: holds a {type(content).__name__}; expected tensors by name")
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: not a safetensors file, or a damaged one ({_one_line(error)})") from error
+    if not isinstance(about, dict):
+        raise UserError(f"{path}: its metadata is damaged; save the weights again")
+    return {**about, "model": tensors}
+
+
+def write_safetensors(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any], *, half: bool) -> None:
+    """Writes weights in a form that other programs read too, whole or not at all.
+
+    Args:
+        path: ``*.safetensors``.
+        weights: tensors by name.
+        about: what else a checkpoint carries (configuration, classes, normalization), as plain values.
+        half: write real numbers in float16.
+    """
+    tensors = {
+        name: (value.half() if half and value.is_floating_point() else value).contiguous()
+        for name, value in weights.items()
+    }
+    unfinished = path.with_name(path.name + ".unfinished")
+    save_file(tensors, unfinished, metadata={_METADATA_KEY: json.dumps(about)})
+    unfinished.replace(path)
 
 
 def require_file(path: Path) -> None:

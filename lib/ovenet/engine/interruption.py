@@ -13,7 +13,8 @@ from typing import Any
 from ovenet.utils.logging import get_logger
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again; schedulers can be told to requeue on it
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")  # Windows lacks two of them
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Interruption:
@@ -35,7 +36,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         for number in _SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ovenet.errors import UserError
 
-_NAME = ".lock"
+_LOCK, _OWNER = ".lock", ".lock_owner"
 
 
 @contextmanager
@@ -21,16 +23,14 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         UserError: another process holds it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / _NAME, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"{run_dir}: another run ({file.read().strip() or 'unknown process'}) writes there; wait for it, "
-                "end it, or choose another OUTPUT_DIR"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        yield
+    owner = run_dir / _OWNER
+    try:
+        with FileLock(run_dir / _LOCK, timeout=0):
+            owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+            yield
+    except Timeout as error:
+        holder = owner.read_text(encoding="utf-8") if owner.is_file() else ""
+        raise UserError(
+            f"{run_dir}: another run ({holder or 'unknown process'}) writes there; wait for it, "
+            "end it, or choose another OUTPUT_DIR"
+        ) from error

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
 from ovenet.sweep.results import result_path, write_result
+from ovenet.utils.cli import command_environment, ovenet_command
 from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger
 
@@ -34,20 +34,12 @@ _POLL_S = 0.5
 _GRACE_S = 120
 
 
-@dataclass(frozen=True)
-class Tools:
-    """Scripts that train and test."""
-
-    train: Path
-    test: Path
-
-
 class Interrupted(Exception):
     """The sweep was asked to stop."""
 
 
-class ToolError(Exception):
-    """A tool that a run needs ended with an error; says its last line."""
+class CommandError(Exception):
+    """A command that a run needs ended with an error; says its last line."""
 
 
 def default_jobs() -> int:
@@ -55,7 +47,7 @@ def default_jobs() -> int:
     return torch.cuda.device_count() or num_cores()
 
 
-def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, tools: Tools, *, jobs: int) -> list[str]:
+def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, *, jobs: int) -> list[str]:
     """Trains and tests.
 
     Each run has its share of the cores as threads (``OMP_NUM_THREADS`` in the environment wins), and the GPUs in turn.
@@ -65,7 +57,6 @@ def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, tools: Tools, *
         sweep: they are of.
         runs: those that are missing.
         folder: takes a JSON file for each run.
-        tools: what runs them.
         jobs: runs at a time.
 
     Returns:
@@ -88,12 +79,12 @@ def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, tools: Tools, *
             slot = slots.get()
             try:
                 get_logger().info("%s, seed %d: begins (%d of %d)", run.name, run.seed, number, len(runs))
-                _Execution(sweep, run, folder, tools, _environment(slot, jobs), stop).execute()
+                _Execution(sweep, run, folder, _environment(slot, jobs), stop).execute()
             except Interrupted:
                 get_logger().info("%s, seed %d: stopped", run.name, run.seed)
             except Exception as error:  # the others go on
                 failures.append(f"{run.name}, seed {run.seed}: {error or type(error).__name__}")
-                is_program_fault = not isinstance(error, (UserError, ToolError, OSError))
+                is_program_fault = not isinstance(error, (UserError, CommandError, OSError))
                 get_logger().error("%s", failures[-1], exc_info=is_program_fault)
             finally:
                 slots.put(slot)
@@ -111,7 +102,7 @@ def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, tools: Tools, *
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
     threads = max(num_cores() // jobs, 1)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(threads), **command_environment()}
     visible = [v for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v]
     devices = visible or [str(i) for i in range(torch.cuda.device_count())]
     if devices:
@@ -122,10 +113,8 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
 class _Execution:
     """One run, from training to its JSON file."""
 
-    def __init__(
-        self, sweep: Sweep, run: Run, folder: Path, tools: Tools, environment: dict[str, str], stop: threading.Event
-    ):
-        self._sweep, self._run, self._folder, self._tools = sweep, run, folder, tools
+    def __init__(self, sweep: Sweep, run: Run, folder: Path, environment: dict[str, str], stop: threading.Event):
+        self._sweep, self._run, self._folder = sweep, run, folder
         self._environment, self._stop = environment, stop
 
     def execute(self) -> None:
@@ -139,10 +128,10 @@ class _Execution:
             overrides += ["TRAIN.CHECKPOINT_MINUTES", str(_CHECKPOINT_MINUTES)]
         model_file = run_dir / (BEST if sweep.weights == "best" else FINAL)
         if not (run_dir / FINAL).exists():
-            self._call(run_dir, self._tools.train, "--cfg", str(run.config_file), *overrides)
+            self._call(run_dir, "train", "--cfg", str(run.config_file), *overrides)
         test = [str(model_file), "OUTPUT_DIR", cfg.OUTPUT_DIR, "DATASET.ROOT", cfg.DATASET.ROOT, "TEST.RESUME", "True"]
         test += ["WORKERS", str(cfg.WORKERS), "DEVICE", cfg.DEVICE, *sweep.test]
-        self._call(run_dir, self._tools.test, *test)
+        self._call(run_dir, "test", *test)
         test_cfg, model_file = builders.open_run(model_file, test[1:])
         settings = builders.evaluation_settings(test_cfg, model_file, builders.test_dataset(test_cfg).list_path)
         tested = builders.test_folder(test_cfg, run_dir, model_file, settings)
@@ -152,18 +141,18 @@ class _Execution:
         write_result(path, run, sweep, tested, parameters=parameters, speed=_images_per_second(run_dir))
         get_logger().info("%s, seed %d: done", run.name, run.seed)
 
-    def _call(self, run_dir: Path, tool: Path, *arguments: str) -> None:
-        """Runs a tool to its end.
+    def _call(self, run_dir: Path, command: str, *arguments: str) -> None:
+        """Runs a command to its end.
 
         Raises:
             Interrupted: the sweep is to stop.
-            ToolError: the tool failed.
+            CommandError: the command failed.
         """
         console = run_dir / CONSOLE
         console.parent.mkdir(parents=True, exist_ok=True)
         with console.open("a", encoding="utf-8") as output:
             process = subprocess.Popen(
-                [sys.executable, str(tool), *arguments],
+                [*ovenet_command(command), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -183,7 +172,7 @@ class _Execution:
         if process.returncode:
             lines = [line for line in console.read_text(encoding="utf-8", errors="replace").splitlines() if line]
             last = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
-            raise ToolError(f"{last} (see {console})")
+            raise CommandError(f"{last} (see {console})")
 
 
 def _images_per_second(run_dir: Path) -> float:

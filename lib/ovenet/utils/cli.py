@@ -11,7 +11,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +18,7 @@ import torch
 
 from ovenet.errors import UserError
 from ovenet.utils.distributed import PeersLostError
+from ovenet.version import version
 
 OUT_OF_MEMORY = "out of memory"  # begins the message
 EXIT_FAULT = 1
@@ -49,6 +49,17 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: a folder; name a file with --output")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; name another file with --output, or add --overwrite")
+
+
+def ovenet_command(name: str) -> list[str]:
+    """The beginning of a command line that runs a command in a process of its own, see `command_environment`."""
+    return [sys.executable, "-m", "ovenet", name]
+
+
+def command_environment() -> dict[str, str]:
+    """The environment of such a process, which finds this very package, installed or not."""
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -94,18 +105,11 @@ def _report_fault(error: Exception) -> NoReturn:
     place = traceback.extract_tb(error.__traceback__)[-1]
     print(
         f"this is a fault of the program, not of your input; please report it with the traceback above: ovenet "
-        f"{_version()}, torch {torch.__version__}, Python {platform.python_version()}, {type(error).__name__} in "
+        f"{version()}, torch {torch.__version__}, Python {platform.python_version()}, {type(error).__name__} in "
         f"{place.filename}:{place.lineno}, command: {shlex.join(sys.argv)}",
         file=sys.stderr,
     )
     sys.exit(EXIT_FAULT)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("ovenet")
-    except metadata.PackageNotFoundError:  # run from a checkout
-        return "(not installed)"
 
 
 def _known_failure(error: RuntimeError) -> str | None:

@@ -1,0 +1,54 @@
+"""The commands of ``ovenet COMMAND …``, and of the scripts in tools/, which are the same.
+
+Each is a module with a function `main`, that reads ``sys.argv``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from ovenet.errors import UserError, nearest
+from ovenet.version import version
+
+COMMANDS = {  # module, and what it does
+    "train": ("train", "train a model"),
+    "test": ("test", "score a model on a list of images"),
+    "infer": ("infer", "predict images, folders, videos and cameras"),
+    "report": ("report", "write one HTML page about evaluations, side by side"),
+    "compare": ("compare", "compare runs by their logs"),
+    "sweep": ("sweep", "run an experiment with many settings and seeds"),
+    "plan": ("plan", "say beforehand what a training costs"),
+    "prepare": ("prepare_data", "bring a dataset into place and write its list files"),
+    "audit": ("audit_data", "check the data of an experiment"),
+    "browse": ("browse_data", "show training crops as the network sees them"),
+    "models": ("list_models", "list parts of models with their size and cost"),
+    "submission": ("make_submission", "predict a test split as its server takes it"),
+    "pack": ("pack", "write weights, and all that prediction needs, to one small file"),
+    "replay": ("replay", "repeat a step that had no finite loss or gradient"),
+}
+
+
+def main() -> None:
+    """Runs the command that ``sys.argv`` names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name == "--version":
+        print(f"ovenet {version()}")
+    elif name in ("--help", "-h"):
+        print(_help())
+    else:
+        from ovenet.utils.cli import run_main  # waits for torch
+
+        run_main(lambda: _run(name))
+
+
+def _run(name: str) -> None:
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}; did you mean {nearest(name, COMMANDS)}? (ovenet --help)")
+    sys.argv[:2] = [f"ovenet {name}"]
+    import_module(f"ovenet.commands.{COMMANDS[name][0]}").main()
+
+
+def _help() -> str:
+    rows = [f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(("usage: ovenet COMMAND …, ovenet COMMAND --help, ovenet --version", "", "commands:", *rows))

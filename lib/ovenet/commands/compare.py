@@ -1,0 +1,36 @@
+"""Compares runs by their log.jsonl."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ovenet.errors import UserError
+from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve
+from ovenet.utils.cli import require_free
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def main() -> None:
+    """Prints a table of the last and best values, and writes a plot of the curves."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--metric", default="val/mean_iou_fused", help="kind/name in log.jsonl (default: %(default)s)")
+    parser.add_argument("--seeds", action="store_true", help="runs whose configs differ by SEED alone are one line")
+    parser.add_argument("--lowest", action="store_true", help="the best value is the lowest, as for losses")
+    parser.add_argument("--output", type=Path, help="picture of the curves to write: PNG, SVG or PDF")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file")
+    args = parser.parse_args()
+    if args.output:
+        if args.output.suffix.lower() not in SUFFIXES:
+            raise UserError(f"--output {args.output}: expected a name that ends in {', '.join(SUFFIXES)}")
+        require_free(args.output, overwrite=args.overwrite)
+    curves: Sequence[Curve] = [read_curve(run, args.metric) for run in args.runs]
+    groups = group_curves(curves) if args.seeds else {curve.name: [curve] for curve in curves}
+    print(format_curves(groups, args.metric, lowest=args.lowest))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        plot_curves(groups, args.metric).savefig(args.output, dpi=110)
+        print(f"curves: {args.output}")

@@ -1,0 +1,157 @@
+"""Predicts images, folders, videos and cameras."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from itertools import chain, count
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ovenet.builders.predictor import Predictor, load
+from ovenet.data.files import read_image
+from ovenet.data.inputs import FrameReader, Input, find_inputs
+from ovenet.errors import UserError
+from ovenet.evaluation.inference import thinning
+from ovenet.evaluation.memory import MemoryGuard
+from ovenet.evaluation.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
+
+DEFAULT_MODEL = "camvid-lite0"
+EXIT_SKIPPED = 1
+MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are thinned out
+
+
+def main() -> None:
+    """Loads the model, and predicts one input after the other."""
+    args = build_parser().parse_args()
+    if args.max_memory is not None and not 0 < args.max_memory < math.inf:
+        raise UserError(f"--max-memory is {args.max_memory}; expected gigabytes above 0")
+    if args.max_frames is not None and args.max_frames < 1:
+        raise UserError(f"--max-frames is {args.max_frames}; expected at least 1")
+    weights, sources = (args.weights, args.inputs) if args.inputs else (DEFAULT_MODEL, [args.weights])
+    inputs = find_inputs(sources, frames=args.frames)
+    folder = args.output or free_folder(Path("output") / "infer")
+    if folder.exists() and any(folder.iterdir()) and not args.overwrite:
+        raise UserError(f"{folder}: has files in it already; name another folder, or add --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {"scales": args.scales, "flip": args.flip or None, "long_side": args.long_side, "overrides": args.set}
+    predictor = load(weights, config=args.cfg, device=args.device, **options)
+    writer = ResultWriter(folder, predictor.info, predictor.max_offset, args.save)
+    require_inputs_stay(inputs, writer)
+    seeds = any(kind in args.save for kind in SEED_KINDS)
+    guard = MemoryGuard(
+        predictor, predictor.info.num_classes, args.max_memory, max_seed_side=MAX_SEED_SIDE if seeds else 0
+    )
+    num_skipped = 0
+    bar = tqdm(inputs, unit="input", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    for one in bar:
+        try:
+            if one.kind == "image":
+                predict_image(predictor, writer, guard, one, seeds=seeds)
+            else:
+                num_skipped += predict_video(predictor, writer, one, args, seeds=seeds and args.frames)
+        except UserError as error:
+            if args.strict:
+                raise
+            num_skipped += 1
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+    print(f"results:     {folder} ({len(inputs)} inputs, {num_skipped} images or frames skipped)")
+    if num_skipped:
+        sys.exit(EXIT_SKIPPED)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "weights",
+        metavar="WEIGHTS",
+        help=f"a run's folder, best.pth or other weights, or a model that comes along; alone it is the input, of "
+        f"{DEFAULT_MODEL}",
+    )
+    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder, 'pattern*', video or camera:0")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the results (default: the first free of output/infer…)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="use DIR though it has files in it")
+    parser.add_argument("--save", nargs="+", choices=KINDS, default=list(KINDS), help="what to write; default: all")
+    parser.add_argument("--cfg", metavar="FILE", help="experiment file, for weights that carry no configuration")
+    parser.add_argument("--long-side", metavar="PIXELS", help="long side that the network sees, or 'native'")
+    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="scales whose scores are averaged")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    parser.add_argument("--max-memory", type=float, metavar="GB", help="skip images that would need more than this")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video or a camera after so many frames")
+    parser.add_argument("--frames", action="store_true", help="of videos, write what --save says of every frame too")
+    parser.add_argument("--strict", action="store_true", help="stop at the first input that cannot be read")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="settings, such as TEST.SCORE exp"
+    )
+    return parser
+
+
+def free_folder(folder: Path) -> Path:
+    """This folder, or the first one with a number after it that has nothing in it."""
+    names = chain([folder], (folder.with_name(f"{folder.name}_{number}") for number in count(2)))
+    return next(path for path in names if not path.exists() or (path.is_dir() and not any(path.iterdir())))
+
+
+def require_inputs_stay(inputs: list[Input], writer: ResultWriter) -> None:
+    """Refuses to write over what is to be predicted, through links too.
+
+    Raises:
+        UserError: a result has the place of an input.
+    """
+    sources = {Path(one.source).resolve() for one in inputs if one.kind != "camera"}
+    for one in inputs:
+        results = writer.paths(one.name) if one.kind == "image" else [video_path(writer, one)]
+        for path in results:
+            if path.resolve() in sources:
+                raise UserError(f"{path.resolve()}: an input, which a result would replace; name another --output")
+
+
+def video_path(writer: ResultWriter, one: Input) -> Path:
+    """Where the video of an input goes."""
+    return writer.folder / "video" / f"{one.name}.mp4"
+
+
+def predict_image(predictor: Predictor, writer: ResultWriter, guard: MemoryGuard, one: Input, *, seeds: bool) -> None:
+    """Predicts one image file."""
+    image = read_image(one.source, upright=predictor.info.upright, max_pixels=guard.check(one.source))
+    stride = thinning(image.shape[:2], MAX_SEED_SIDE)
+    writer.write(one.name, image, predictor.predict(image, names=("fused",), seeds=seeds, seed_stride=stride))
+
+
+def predict_video(
+    predictor: Predictor, writer: ResultWriter, one: Input, args: argparse.Namespace, *, seeds: bool
+) -> int:
+    """Predicts the frames of a video or a camera; returns how many could not be decoded."""
+    reader = FrameReader(one)
+    video = FrameWriter(video_path(writer, one), reader.rate)
+    broken = []
+    total = min((n for n in (reader.num_frames, args.max_frames) if n), default=None)
+    try:
+        for index, frame in enumerate(tqdm(reader, str(one), total, disable=not sys.stderr.isatty(), leave=False)):
+            if args.max_frames and index >= args.max_frames:
+                break
+            if frame is None:
+                if args.strict:
+                    raise UserError(f"{one}: frame {index} cannot be decoded")
+                broken.append(index)
+                continue
+            prediction = predictor.predict(frame, names=("fused",), seeds=seeds)
+            if args.frames:
+                writer.write(f"{one.name}/{index:06d}", frame.copy(), prediction)
+            video.write(draw_overlay(frame, prediction.labels["fused"].cpu().numpy(), predictor.info))
+    except KeyboardInterrupt:
+        tqdm.write(f"{one}: stopped after {index} frames", file=sys.stderr)
+        if one.kind != "camera":  # which has no end of its own
+            raise
+    finally:
+        video.close()
+        reader.close()
+    if broken:
+        tqdm.write(f"skipped: {one}: {len(broken)} frames cannot be decoded, the first is {broken[0]}", file=sys.stderr)
+    return len(broken)

@@ -1,0 +1,57 @@
+"""Brings a dataset into place and writes its list files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ovenet.data.catalog import CATALOG
+from ovenet.data.info import SPLITS
+from ovenet.data.prepare import prepare_dataset
+from ovenet.data.synthetic import write_dataset
+from ovenet.errors import UserError
+
+
+def main() -> None:
+    """Parses the command line and prepares one dataset."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", help=f"{', '.join(CATALOG)}, or the folder of your own below --root")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="DATASET.ROOT (default: data)")
+    parser.add_argument("--source", type=Path, help="folder to link to ROOT/DATASET")
+    parser.add_argument("--copy", action="store_true", help="copy --source instead of linking it")
+    drawn = parser.add_argument_group("synthetic", "how many scenes are drawn, and how; scenes that exist are kept")
+    for split, count in (("train", 200), ("val", 40), ("test", 10)):
+        drawn.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"scenes (default: {count})")
+    drawn.add_argument("--size", type=int, nargs=2, default=(512, 256), metavar=("WIDTH", "HEIGHT"))
+    drawn.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
+    args = parser.parse_args()
+    if args.dataset == "synthetic":
+        draw_scenes(args)
+    preparation = prepare_dataset(args.dataset, args.root, source=args.source, copy=args.copy)
+    for name, num_lines in preparation.num_lines.items():
+        print(f"{preparation.folder / f'{name}.lst'}: {num_lines} lines")
+    for remark in preparation.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+
+
+def draw_scenes(args: argparse.Namespace) -> None:
+    """Draws the scenes that are not there yet.
+
+    Raises:
+        UserError: a count, the size or the seed cannot be drawn.
+    """
+    counts = {split: getattr(args, split) for split in SPLITS}
+    for option, value, least in (
+        *((f"--{split}", count, 1) for split, count in counts.items()),
+        ("--size", min(args.size), 64),
+        ("--seed", args.seed, 0),
+    ):
+        if value < least:
+            raise UserError(f"{option} is {value}; expected at least {least}")
+    size = (args.size[1], args.size[0])
+    scenes = write_dataset(args.root / args.dataset, counts, size=size, seed=args.seed)
+    for _ in tqdm(scenes, total=sum(counts.values()), desc="scenes", disable=not sys.stderr.isatty()):
+        pass

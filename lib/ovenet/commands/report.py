@@ -1,0 +1,34 @@
+"""Writes one HTML page about evaluations, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from ovenet.errors import UserError
+from ovenet.report.page import REPORT, find_evaluation, write_report
+
+
+def main() -> None:
+    """Finds the evaluations and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a training run, or of one of its tests"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=f"default: {REPORT} in the folder of the only evaluation"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    args = parser.parse_args()
+    folders = [find_evaluation(run) for run in args.runs]
+    if args.output is None and len(folders) > 1:
+        parser.error("several runs: say where the report goes, with --output FILE")
+    path = args.output or folders[0] / REPORT
+    if args.output and path.exists() and not args.overwrite:
+        raise UserError(f"{path}: exists; name another file, or add --overwrite")
+    for folder in folders:
+        print(f"evaluation:  {folder}")
+    note = write_report(folders, path, command=shlex.join(["python", *sys.argv]))
+    print(f"report:      {path} ({path.stat().st_size / 1e6:.1f} MB; {note})")

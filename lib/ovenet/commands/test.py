@@ -1,0 +1,79 @@
+"""Scores a model: an experiment (--cfg FILE), a run's folder or a file of weights, alone or under torchrun."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from ovenet import builders, load_config
+from ovenet.builders.runs import SETTINGS
+from ovenet.builders.testing import TestRun
+from ovenet.engine.run_lock import run_lock
+from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
+from ovenet.report.page import REPORT, RESULTS, write_report
+from ovenet.utils import distributed
+from ovenet.utils.cli import config_parser
+from ovenet.utils.logging import configure_logging
+from ovenet.utils.writing import write_text
+
+
+def main() -> None:
+    """Reads the config, predicts, scores, writes."""
+    parser = config_parser(__doc__, required=False)
+    args = parser.parse_args()
+    configure_logging(is_main=distributed.is_launch_main())
+    if args.cfg:
+        cfg = load_config(args.cfg, args.overrides)
+        run_dir = builders.run_directory(cfg, args.cfg)
+        model_file = builders.find_model_file(cfg, run_dir)
+    elif args.overrides:
+        cfg, model_file = builders.open_run(Path(args.overrides[0]), args.overrides[1:])
+        run_dir = model_file.parent
+    else:
+        parser.error("name an experiment file (--cfg FILE), a run's folder, or a file of weights")
+    device = distributed.choose_device(cfg.DEVICE)
+    with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
+        settings = builders.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
+        folder = distributed.from_main(builders.test_folder(cfg, run_dir, model_file, settings))
+        with run_lock(folder) if distributed.is_main() else nullcontext():
+            run = builders.run_test(cfg, model_file, folder, settings, device)
+            if distributed.is_main():
+                write_results(cfg, run, model_file, folder, settings)
+
+
+def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, settings: dict[str, Any]) -> None:
+    """Prints the table, and writes the JSON file and the report."""
+    evaluation = run.evaluation
+    if evaluation.overall["fused"].num_pixels:
+        print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details))
+        content = {
+            "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+            "settings": {
+                "model_file": str(model_file),
+                "list": cfg.DATASET.TEST_SET,
+                "scales": list(cfg.TEST.SCALE_LIST),
+                "flip": cfg.TEST.FLIP_TEST,
+                "score": cfg.TEST.SCORE,
+            },
+            SETTINGS: settings,
+            "max_offset": run.max_offset,
+            **evaluation_as_dict(evaluation, builders.dataset_info(cfg)),
+        }
+        write_json(content, folder / RESULTS)
+        write_text(folder / "config.yaml", cfg.dump())
+        print(f"results:     {folder / RESULTS}")
+        if cfg.TEST.REPORT:
+            note = write_report([folder], folder / REPORT, command=shlex.join(["python", *sys.argv]))
+            print(f"report:      {folder / REPORT} ({note})")
+    else:
+        print(f"{cfg.DATASET.TEST_SET} has no labelled pixel: nothing to score")
+    if run.saved:
+        print(f"predictions: {folder / 'predictions' / 'ids'}")
+        print(f"in colour:   {folder / 'predictions' / 'color'}")
+        print(f"pictures:    {folder / 'pictures'} (image, label, predictions, offsets, confidence)")

@@ -1,0 +1,95 @@
+"""Trains a model, alone or under torchrun."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from ovenet import builders, load_config
+from ovenet.config import changed_settings
+from ovenet.engine.interruption import Interruption
+from ovenet.engine.run_lock import run_lock
+from ovenet.engine.store import CHECKPOINT, CheckpointStore
+from ovenet.engine.trainer import BEST, FINAL
+from ovenet.errors import UserError
+from ovenet.utils import distributed
+from ovenet.utils.cli import config_parser
+from ovenet.utils.environment import describe_environment
+from ovenet.utils.logging import configure_logging, get_logger
+from ovenet.utils.writing import write_text
+
+
+def main() -> None:
+    """Reads the config, builds the parts, trains."""
+    args = config_parser(__doc__).parse_args()
+    configure_logging(is_main=distributed.is_launch_main())
+    with Interruption(at_once=True) as interruption:
+        train(args.cfg, args.overrides, interruption)
+
+
+def train(config_file: str, overrides: list[str], interruption: Interruption) -> None:
+    """Trains until the end or a request to stop."""
+    cfg = load_config(config_file, overrides)
+    device = distributed.choose_device(cfg.DEVICE)
+    run_dir = builders.run_directory(cfg, config_file)
+    lock = run_lock(run_dir) if distributed.is_launch_main() else nullcontext()
+    with lock, distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
+        require_own_folder(cfg, run_dir)
+        trainer = builders.build_trainer(cfg, run_dir, builders.log_directory(cfg, config_file), device)
+        if cfg.TRAIN.RESUME and trainer.store.exists():
+            changes = changed_settings(trainer.resume(), cfg)
+            if changes:
+                get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes))
+            if trainer.is_done:
+                get_logger().warning(
+                    "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
+                )
+        if distributed.is_main():
+            record_start(cfg, run_dir)
+        get_logger().info(
+            "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
+            run_dir,
+            trainer.epoch,
+            trainer.end_epoch,
+            trainer.iterations_per_epoch,
+            distributed.world_size(),
+            device.type,
+        )
+        best = trainer.fit(interruption)
+        if (run_dir / BEST).exists():
+            get_logger().info("done: best mIoU %.4f; weights in %s and %s", best, run_dir / BEST, run_dir / FINAL)
+        else:
+            get_logger().info("done: weights in %s; no mIoU, since no validation pixel is labelled", run_dir / FINAL)
+
+
+def require_own_folder(cfg: CfgNode, run_dir: Path) -> None:
+    """Refuses to write over another run, and begins the log.
+
+    Raises:
+        UserError: the folder holds a run and TRAIN.RESUME is False, or what a run left but no checkpoint of it.
+    """
+    if CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists():
+        if not cfg.TRAIN.RESUME:
+            raise UserError(
+                f"{run_dir / CHECKPOINT} exists; set TRAIN.RESUME True to go on with that run, or another OUTPUT_DIR"
+            )
+    else:
+        for name in (FINAL, BEST):
+            if (run_dir / name).exists():
+                raise UserError(
+                    f"{run_dir / name}: the weights of an earlier run, with no checkpoint to go on from; choose "
+                    "another OUTPUT_DIR, or move them away"
+                )
+    distributed.barrier()  # every process has looked before the first one writes
+    if distributed.is_main():
+        configure_logging(file=run_dir / "train.log")
+
+
+def record_start(cfg: CfgNode, run_dir: Path) -> None:
+    """Saves the resolved config, and what the run is made with."""
+    write_text(run_dir / "config.yaml", cfg.dump())
+    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:  # a line for each start
+        file.write(json.dumps(describe_environment(Path(__file__).parent)) + "\n")
