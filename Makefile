@@ -7,7 +7,7 @@ demo: .venv/ready
 	$(BIN)/ovenet prepare synthetic --train 120 --val 24 --test 4
 	$(BIN)/ovenet audit --cfg experiments/synthetic/demo.yaml --pictures 0
 	$(BIN)/ovenet sweep experiments/synthetic/sweeps/demo.yaml WORKERS 0 LOSS.CLASS_WEIGHTS output/synthetic/audit/audit.json
-	$(BIN)/ovenet test output/sweeps/demo/OVeNet-*/synthetic/demo/best.pth TEST.REPORT True TEST.SAVE_PREDICTIONS True
+	$(BIN)/ovenet test $$(ls -td output/sweeps/demo/OVeNet-*/synthetic/demo | head -1) TEST.REPORT True TEST.SAVE_PREDICTIONS True
 	$(BIN)/ovenet infer camvid-lite0 data/synthetic/leftImg8bit/test/drawnville --flip
 
 test: .venv/ready
