@@ -36,7 +36,7 @@ def main() -> None:
         raise UserError(f"{path}: carries no {missing[0]}; only weights that training wrote here can be packed")
     about = {key: content[key] for key in CARRIED}
     usual = flat_settings(default_config())
-    overrides = [text for key in PLACES for text in (key, str(usual[key]) or '""')]
+    overrides = [text for key in PLACES for text in (key, str(usual[key]))]
     about["config"] = load_config_text(content["config"], str(path), overrides).dump()
     write_safetensors(args.output, weights_of(content, path), about, half=args.half)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")
