@@ -142,7 +142,7 @@ def test_models_that_come_along_predict_and_are_described(path, pixels):
     assert predictor.max_offset is not None
     assert path.stat().st_size < 15e6
     card = path.with_suffix(".md").read_text(encoding="utf-8")
-    assert all(word in card for word in ("licence", "mIoU", "tools/"))
+    assert all(word in card for word in ("Licence", "mIoU", "**Command**", "tools/"))
     assert all(name in card for name in predictor.info.class_names)
 
 

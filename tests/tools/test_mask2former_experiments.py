@@ -51,19 +51,3 @@ def test_settings_that_do_not_go_with_it(run_tool, scenes, tmp_path, options, me
     assert result.code == 2
     assert "Traceback" not in result.err
     assert message in result.err.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_it_learns_drawn_scenes(run_tool, tmp_path):
-    data, output = tmp_path / "data", tmp_path / "output"
-    drawn = run_tool("prepare_data", "synthetic", "--root", data, "--train", 48, "--val", 8, "--test", 1)
-    assert drawn.code == 0, drawn.err
-    arguments = ("--cfg", OVENET, "DATASET.ROOT", data, "OUTPUT_DIR", output)
-    trained = run_tool("train", *arguments, "TRAIN.END_EPOCH", 25, "TRAIN.EVAL_INTERVAL", 25)
-    assert trained.code == 0, trained.err
-    assert run_tool("test", *arguments).code == 0
-    (file,) = output.rglob("results.json")
-    results = json.loads(file.read_text())["results"]
-    # guessing the most frequent class, road, everywhere would give a mean IoU of about 0.35 / 19 = 0.02
-    assert results["fused"]["mean_iou"] > 0.1
-    assert results["fused"]["pixel_accuracy"] > 0.6

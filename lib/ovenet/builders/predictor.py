@@ -28,12 +28,11 @@ from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
 from ovenet.models import Segmentor
 from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
+from ovenet.utils.bundled import bundled_folder
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
-_PACKAGE = Path(__file__).resolve().parents[1]
-_INSTALLED = _PACKAGE / "pretrained_models"
-MODELS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "pretrained_models"  # of a checkout
+MODELS = bundled_folder("pretrained_models")
 
 
 class Predictor(ScorePredictor):

@@ -17,11 +17,10 @@ from ovenet.config.compat import INERT_KEYS, TRANSLATED, Setting, translate, war
 from ovenet.config.defaults import LISTS_OF_TABLES, PARTS, VERSION, default_config
 from ovenet.config.defaults import LISTS_OF_TEXTS as OWN_LISTS_OF_TEXTS
 from ovenet.errors import UserError, nearest
+from ovenet.utils.bundled import bundled_folder
 from ovenet.utils.logging import get_logger
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-_INSTALLED = _PACKAGE / "experiments"
-EXPERIMENTS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parents[1] / "experiments"  # of a checkout
+EXPERIMENTS = bundled_folder("experiments")
 _BASE_KEY = "_BASE_"
 COMMAND_LINE = "the command line"
 MAX_NODES = 100_000

@@ -30,15 +30,15 @@ def find_dataset(name: str, folder: Path, *, num_classes: int | None = None) -> 
         UserError: there is none of that name, or its description cannot be used.
     """
     name = _ALIASES.get(name, name)
-    if name not in CATALOG:
-        if (folder / DESCRIPTION).is_file():
-            info = own_description(folder / DESCRIPTION, name)
-            return info.by_category() if info.categories and num_classes == len(info.categories) else info
+    if name in CATALOG:
+        info = CATALOG[name]
+    elif (folder / DESCRIPTION).is_file():
+        info = own_description(folder / DESCRIPTION, name)
+    else:
         raise UserError(
             f"DATASET.DATASET is {name!r}; expected one of {', '.join(CATALOG)}, or a folder of your own "
             f"with {folder / DESCRIPTION} (see docs/data.md)"
         )
-    info = CATALOG[name]
     if info.optional_background and num_classes == info.num_classes - 1:
         return info.without_background()
     if info.categories and num_classes == len(info.categories):

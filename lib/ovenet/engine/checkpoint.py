@@ -14,10 +14,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ovenet.errors import UserError
+from ovenet.utils.writing import write_bytes
 
 SAFETENSORS = ".safetensors"
 _METADATA_KEY = "ovenet"
@@ -91,14 +92,15 @@ def write_safetensors(path: Path, weights: Mapping[str, Tensor], about: Mapping[
         weights: tensors by name.
         about: what else a checkpoint carries (configuration, classes, normalization), as plain values.
         half: write real numbers in float16.
+
+    Raises:
+        OSError: it cannot be written.
     """
     tensors = {
         name: (value.half() if half and value.is_floating_point() else value).contiguous()
         for name, value in weights.items()
     }
-    unfinished = path.with_name(path.name + ".unfinished")
-    save_file(tensors, unfinished, metadata={_METADATA_KEY: json.dumps(about)})
-    unfinished.replace(path)
+    write_bytes(path, save(tensors, metadata={_METADATA_KEY: json.dumps(about)}))
 
 
 def require_file(path: Path) -> None:
