@@ -99,7 +99,7 @@ def test_the_wheel_trains_tests_and_infers_from_another_folder(tmp_path):
     options += ("TRAIN.END_EPOCH", 1, "TEST.BASE_SIZE", 128, "DEVICE", "cpu")
     ovenet_command("train", "--cfg", "synthetic/ovenet_hrnet_w18_small_v2", *options)
     folder = work / "output/synthetic/ovenet_hrnet_w18_small_v2"
-    assert "fused" in ovenet_command("test", folder)
+    assert "S_f" in ovenet_command("test", folder)
     photo = next((work / "data/synthetic/leftImg8bit/test").rglob("*.png"))
     ovenet_command("infer", folder, photo, "--output", "out")
     assert list((work / "out").rglob("*.png"))
