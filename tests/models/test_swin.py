@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ovenet.errors import UserError
 from ovenet.models.backbones.swin import SwinBackbone, unfolded_to_stacked
 
 
@@ -93,3 +94,15 @@ def test_a_small_image_leaves_the_windows_as_they_are(small):
         small(tiny)
         after = small(large)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"window": 0}, "WINDOW of the swin backbone is 0; expected at least 1"),
+        ({"drop_path_rate": 1.0}, "DROP_PATH_RATE of the swin backbone is 1.0; expected at least 0 and below 1"),
+    ],
+)
+def test_settings_that_cannot_be(setting, message):
+    with pytest.raises(UserError, match=message):
+        SwinBackbone(32, (2, 2), **setting)

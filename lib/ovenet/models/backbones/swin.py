@@ -12,6 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovenet.errors import UserError
 from ovenet.models.extras import transformers_module
 from ovenet.models.interfaces import Backbone, PublishedNames
 from ovenet.models.registry import BACKBONES
@@ -43,7 +44,7 @@ class SwinBackbone(Backbone):
         drop_path_rate: probability that the last block is skipped for a sample while training; rises linearly to it.
 
     Raises:
-        UserError: transformers is not installed.
+        UserError: `window` is below 1, `drop_path_rate` is not in [0, 1), or transformers is not installed.
     """
 
     published = (
@@ -102,6 +103,10 @@ class SwinBackbone(Backbone):
         drop_path_rate: float = 0.3,
     ):
         super().__init__()
+        if window < 1:
+            raise UserError(f"WINDOW of the swin backbone is {window}; expected at least 1")
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f"DROP_PATH_RATE of the swin backbone is {drop_path_rate}; expected at least 0 and below 1")
         swin = transformers_module("swin", "the swin backbones")
         self.channels = tuple(width * 2**i for i in range(len(depths)))
         self.strides = STRIDES
