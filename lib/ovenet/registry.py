@@ -47,7 +47,7 @@ class Registry:
 
     def takes(self, name: str, argument: str) -> bool:
         """Whether a part's builder has an argument."""
-        return argument in inspect.signature(self[name]).parameters
+        return argument in _arguments(self[name])
 
     def check(self, name: str, settings: Mapping[str, Any], provided: Sequence[str], where: str) -> dict[str, Any]:
         """Brings settings to the types that the part's signature asks for.
@@ -62,9 +62,8 @@ class Registry:
             UserError: no such part, an argument that it does not have, lacks, or of another type.
         """
         builder = self[name]
-        parameters = {k: p for k, p in inspect.signature(builder).parameters.items() if k not in provided}
-        function = getattr(builder, "func", builder)  # of a partial
-        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+        parameters = {k: p for k, p in _arguments(builder).items() if k not in provided}
+        hints = _type_hints(builder)
         checked = {}
         for key, value in settings.items():
             argument = key.lower()
@@ -77,6 +76,38 @@ class Registry:
             if parameter.default is inspect.Parameter.empty and argument not in checked:
                 raise UserError(f"{where}.{argument.upper()} is not set; the {self.kind} {name} needs it")
         return checked
+
+
+def _initializers(cls: type) -> list[Callable[..., None]]:
+    """A class's own ``__init__`` and those that it hands further keywords on to."""
+    found: list[Callable[..., None]] = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            found.append(vars(base)["__init__"])
+            if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(found[-1]).parameters.values()):
+                break
+    return found
+
+
+def _arguments(builder: Builder) -> dict[str, inspect.Parameter]:
+    """What a builder can be given. ``**options`` of a class are the keyword arguments of its base class."""
+    own = dict(inspect.signature(builder).parameters)
+    if not inspect.isclass(builder):
+        return own
+    _, *inherited = _initializers(builder)
+    named = {k: p for k, p in own.items() if p.kind is not p.VAR_KEYWORD}
+    for initializer in inherited:
+        for name, parameter in inspect.signature(initializer).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                named.setdefault(name, parameter)
+    return named
+
+
+def _type_hints(builder: Builder) -> dict[str, Any]:
+    function = getattr(builder, "func", builder)  # of a partial
+    if not inspect.isclass(function):
+        return get_type_hints(function)
+    return {k: v for f in reversed(_initializers(function)) for k, v in get_type_hints(f).items()}
 
 
 def _converted(value: Any, hint: Any, shown: str) -> Any:

@@ -137,8 +137,8 @@ class LossTerms:
 
     Attributes:
         total: what is differentiated.
-        terms: detached values by name: ``initial``, ``seed``, ``fused``, ``confidence``, ``contrast``, ``class``,
-            ``mask``, ``dice``, as far as they exist.
+        terms: detached values by name: ``initial``, ``seed``, ``fused``, ``confidence``, ``offset``, ``contrast``,
+            ``class``, ``mask``, ``dice``, as far as they exist.
     """
 
     total: Tensor

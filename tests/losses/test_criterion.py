@@ -83,3 +83,31 @@ def test_an_ignored_crop_gives_zero_with_a_gradient(name):
 def test_weights_must_fit_the_outputs():
     with pytest.raises(ValueError, match=r"BALANCE_WEIGHTS has 2 entries, the model 1"):
         SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1))(constant_output(0.8, 0.8, 0.8, 0.5), LABELS)
+
+
+@pytest.mark.parametrize(("iteration", "share"), [(0, 0.0), (25, 0.25), (100, 1.0), (500, 1.0), (None, 1.0)])
+def test_the_loss_of_the_fused_scores_fades_in(iteration, share):
+    criterion = SegmentationCriterion(ignore_label=255, fusion_warmup=100)
+    loss = criterion(constant_output(0.25, 0.5, 0.8, 0.1), LABELS, iteration=iteration)
+    first = share * math.log(1.25) + (1 - share) * math.log(4)
+    assert loss.total.item() == pytest.approx(first + 0.5 * (math.log(4) + math.log(2)) + math.log(10), abs=1e-5)
+
+
+@pytest.mark.parametrize(("initial", "seed", "expected"), [(0.3, 0.6, math.log(10)), (0.6, 0.3, -math.log(0.9))])
+def test_the_confidence_may_learn_which_scores_are_better(initial, seed, expected):
+    """A confidence of 0.1 everywhere is right where the seed's scores are worse."""
+    criterion = SegmentationCriterion(ignore_label=255, confidence_target="better_scores")
+    loss = criterion(constant_output(initial, seed, 0.5, 0.1), LABELS)
+    assert loss.terms["confidence"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_loss_of_the_offsets_is_a_term_of_its_own():
+    """All pixels are of one class, so that every seed is right: ln 1 = 0."""
+    loss = SegmentationCriterion(ignore_label=255, offset_weight=3.0)(constant_output(0.5, 0.5, 0.5, 0.5), LABELS)
+    assert loss.terms["offset"].item() == pytest.approx(0.0, abs=1e-6)
+    other = torch.where(torch.arange(13) < 6, 0, 1).expand(1, 9, 13)
+    mixed = constant_output(0.5, 0.5, 0.5, 0.5)
+    loss = SegmentationCriterion(ignore_label=255, offset_weight=3.0)(mixed, other)
+    without = SegmentationCriterion(ignore_label=255)(mixed, other)
+    assert loss.terms["offset"] > 0
+    assert loss.total.item() == pytest.approx(without.total.item() + 3 * loss.terms["offset"].item(), abs=1e-5)

@@ -152,3 +152,49 @@ def test_losses_have_right_gradients(labels):
         return sum(functional.mean(*functional.cross_entropy(nll, targets)) for nll in (plain, mixed))
 
     assert torch.autograd.gradcheck(loss, (scores,))
+
+
+def test_the_offset_loss_equals_loops():
+    """Shares by loops: each label cell is one pixel here, blurred by two means over 5x5 (zeros outside)."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, 3, (1, 7, 9), generator=generator)
+    labels[0, 2, 3:6] = 255
+    offset = torch.zeros(1, 2, 7, 9, dtype=torch.float64)
+    offset[0, 0] = 2 * 2 / 8  # two pixels to the right
+    total, count = functional.offset_loss(offset, labels, num_classes=3, ignore_label=255)
+    mass = np.zeros((3, 7, 9))
+    for y, x in np.ndindex(7, 9):
+        if labels[0, y, x] != 255:
+            mass[labels[0, y, x], y, x] = 1
+    for _ in range(2):
+        padded = np.pad(mass, ((0, 0), (2, 2), (2, 2)))
+        mass = np.array(
+            [[[padded[k, y : y + 5, x : x + 5].mean() for x in range(9)] for y in range(7)] for k in range(3)]
+        )
+    expected = []
+    for y, x in np.ndindex(7, 9):
+        if labels[0, y, x] != 255:
+            at = mass[:, y, min(x + 2, 8)]
+            expected.append(-np.log(at[labels[0, y, x]] / at.sum()))
+    assert count.item() == len(expected)
+    assert total.item() == pytest.approx(sum(expected), rel=1e-9)
+
+
+def test_the_offset_loss_points_to_the_pixels_class():
+    """Left half class 0, right half class 1: seeds next to the border are drawn inwards, by some pixels of blur."""
+    labels = (torch.arange(24) >= 12).long().expand(1, 8, 24)
+    offset = torch.zeros(1, 2, 8, 24, requires_grad=True)
+    functional.offset_loss(offset, labels, num_classes=2, ignore_label=255)[0].backward()
+    across, along = -offset.grad[0, 0], offset.grad[0, 1]
+    assert (across[:, 9:12] < 0).all()
+    assert (across[:, 12:15] > 0).all()
+    assert not across[:, :7].any()
+    assert along.abs().max() < 1e-4
+
+
+def test_the_offset_loss_of_nothing_is_zero_with_a_gradient():
+    offset = torch.zeros(1, 2, 4, 5, requires_grad=True)
+    total, count = functional.offset_loss(offset, torch.full((1, 16, 20), 255), num_classes=3, ignore_label=255)
+    assert total.item() == count.item() == 0
+    total.backward()
+    assert not offset.grad.any()

@@ -7,6 +7,7 @@ without a seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from ovenet.losses.targets import Targets
 from ovenet.losses.terms import CrossEntropy, WeightedLoss
 from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
 
+ConfidenceTarget = Literal["same_class", "better_scores"]
+
 
 class SegmentationCriterion(nn.Module):
     """Weights and adds the losses of all predictions of a model.
@@ -31,6 +34,10 @@ class SegmentationCriterion(nn.Module):
         losses: what `L` is made of, see `ovenet.losses.terms`; None is cross-entropy.
         initial_and_seed_weight: κ.
         confidence_weight: λ.
+        confidence_target: what the confidence learns: that the seed has the pixel's class (``same_class``, the paper),
+            or that the class is likelier at the seed than at the pixel (``better_scores``).
+        offset_weight: of `functional.offset_loss`; 0 is none, the paper.
+        fusion_warmup: iterations over which the loss of ``S_f`` takes the place of that of ``S_i``; 0 is the paper.
         align_corners: convention of the upsampling to label size.
         contrast: of the embeddings, see there; None for none.
         contrast_weight: its factor.
@@ -46,6 +53,9 @@ class SegmentationCriterion(nn.Module):
         losses: Sequence[WeightedLoss] | None = None,
         initial_and_seed_weight: float = 0.5,
         confidence_weight: float = 1.0,
+        confidence_target: ConfidenceTarget = "same_class",
+        offset_weight: float = 0.0,
+        fusion_warmup: int = 0,
         align_corners: bool = True,
         contrast: PixelContrast | None = None,
         contrast_weight: float = 0.1,
@@ -60,6 +70,8 @@ class SegmentationCriterion(nn.Module):
         self.losses = (default,) if losses is None else tuple(losses)
         self.initial_and_seed_weight = initial_and_seed_weight
         self.confidence_weight = confidence_weight
+        self.confidence_target: ConfidenceTarget = confidence_target
+        self.offset_weight, self.fusion_warmup = offset_weight, fusion_warmup
         self.align_corners = align_corners
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -88,15 +100,20 @@ class SegmentationCriterion(nn.Module):
         total = sum(terms.values(), targets.weights.new_zeros(()))
         if self.queries is None or output.has_seed:
             terms["fused"] = self._semantic(output.fused, targets, output.score_kind)
-            total = total + terms["fused"]
         if output.has_seed:
             maps = {"initial": output.initial, "seed": output.seed}
             if self.queries is not None:
                 del maps["initial"]
             terms |= {name: self._semantic(scores, targets, output.score_kind) for name, scores in maps.items()}
-            terms["confidence"] = self._confidence(output, labels)
+            terms["confidence"] = self._confidence(output, targets, labels)
+            total = total + self._warmed_up(terms, iteration)
             total = total + self.initial_and_seed_weight * sum(terms[name] for name in maps)
             total = total + self.confidence_weight * terms["confidence"]
+            if self.offset_weight:
+                terms["offset"] = self._offset(output, labels)
+                total = total + self.offset_weight * terms["offset"]
+        elif "fused" in terms:
+            total = total + terms["fused"]
         if self.contrast is not None and output.embedding is not None:
             terms["contrast"] = self.contrast(output.embedding, output.fused[-1], labels, iteration=iteration)
             total = total + self.contrast_weight * terms["contrast"]
@@ -116,8 +133,31 @@ class SegmentationCriterion(nn.Module):
                 total = total + weight * term.weight * functional.mean(*parts)
         return total
 
-    def _confidence(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
+    def _warmed_up(self, terms: dict[str, Tensor], iteration: int | None) -> Tensor:
+        """The loss of ``S_f``, in whose place that of ``S_i`` fades out during the warm-up."""
+        if iteration is None or iteration >= self.fusion_warmup or "initial" not in terms:
+            return terms["fused"]
+        return torch.lerp(terms["initial"], terms["fused"], iteration / self.fusion_warmup)
+
+    def _confidence(self, output: OVeNetOutput, targets: Targets, labels: Tensor) -> Tensor:
         size = labels.shape[-2:]
-        offset = resize_bilinear(output.offset, size, align_corners=self.align_corners)
         confidence = resize_bilinear(output.confidence, size, align_corners=self.align_corners)
+        if self.confidence_target == "better_scores":
+            index = targets.labels.unsqueeze(1)
+            with torch.no_grad():
+                own, seed = (
+                    probabilities(
+                        resize_bilinear(x[-1], size, align_corners=self.align_corners), output.score_kind
+                    ).gather(1, index)
+                    for x in (output.initial, output.seed)
+                )
+            target = (seed > own).squeeze(1)
+            return functional.mean(*functional.binary_cross_entropy(confidence.squeeze(1), target, targets.valid))
+        offset = resize_bilinear(output.offset, size, align_corners=self.align_corners)
         return functional.mean(*functional.confidence_loss(confidence, labels, offset, ignore_label=self.ignore_label))
+
+    def _offset(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
+        num_classes = output.fused[-1].shape[1]
+        return functional.mean(
+            *functional.offset_loss(output.offset, labels, num_classes=num_classes, ignore_label=self.ignore_label)
+        )

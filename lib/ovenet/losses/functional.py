@@ -7,12 +7,15 @@ Shapes: scores ``(B, K, H, W)`` at label size, labels ``(B, H, W)`` int64.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ovenet.geometry import lookup_labels, seed_position
+from ovenet.geometry import lookup_labels, sample_bilinear, seed_position
 from ovenet.losses.targets import Targets
 from ovenet.structures import ScoreKind
 
+_BLUR = 5  # pixels of the offsets' map
+_SMALLEST_SHARE = 1e-3
 SMALLEST_LIKELIHOOD = 1e-12  # bounds the confidence loss of a pixel at 27.6
 
 
@@ -123,8 +126,47 @@ def confidence_loss(confidence: Tensor, labels: Tensor, offset: Tensor, *, ignor
         The sum over the pixels where the target is defined, and their number.
     """
     target, valid = confidence_target(labels, offset.detach(), ignore_label=ignore_label)
-    confidence = confidence.squeeze(1)
+    return binary_cross_entropy(confidence.squeeze(1), target, valid)
+
+
+def binary_cross_entropy(confidence: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of ``(B, H, W)`` numbers in ``[0, 1]`` against a target of truth values.
+
+    Returns:
+        The sum over the valid pixels, and their number.
+    """
     # Not F.binary_cross_entropy: it stops the program at NaN (on CUDA for good), where a step is to be skipped.
     likelihood = torch.where(target, confidence, 1.0 - confidence).clamp_min(SMALLEST_LIKELIHOOD)
     losses = -likelihood.log()
     return (losses * valid).sum(), valid.sum().to(losses.dtype)
+
+
+def offset_loss(offset: Tensor, labels: Tensor, *, num_classes: int, ignore_label: int) -> tuple[Tensor, Tensor]:
+    """How little of the neighbourhood of the seeds is of their pixels' classes; the gradient points towards more.
+
+    The labels are brought to the size of the offsets as shares of the classes, blurred so that an offset feels a border
+    that lies some pixels away.
+
+    Args:
+        offset: ``(B, 2, h, w)``, normalised ``(x, y)``.
+        labels: ``(B, H, W)``.
+        num_classes: ``K``.
+        ignore_label: marks pixels without a label.
+
+    Returns:
+        The sum of the negative logarithms of the shares over the pixels that have a class, and their number.
+    """
+    size = offset.shape[-2:]
+    valid = labels != ignore_label
+    one_hot = F.one_hot(labels.masked_fill(~valid, 0), num_classes).movedim(-1, 1).to(offset.dtype)
+    mass = F.adaptive_avg_pool2d(one_hot * valid.unsqueeze(1), size)
+    for _ in range(2):
+        mass = F.avg_pool2d(mass, _BLUR, stride=1, padding=_BLUR // 2)
+    shares = sample_bilinear(mass, seed_position(offset))
+    total = shares.sum(dim=1)
+    own = F.interpolate(labels.unsqueeze(1).float(), size, mode="nearest-exact").squeeze(1).long()
+    counts = (own != ignore_label) & (total > 0)
+    share = shares.gather(1, own.masked_fill(own == ignore_label, 0).unsqueeze(1)).squeeze(1)
+    share = share / torch.where(counts, total, torch.ones_like(total))
+    losses = -share.clamp_min(_SMALLEST_SHARE).log()
+    return (losses * counts).sum(), counts.sum().to(losses.dtype)

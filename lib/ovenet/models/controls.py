@@ -8,13 +8,14 @@ elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.models.fusion import SeedFusion
+from ovenet.models.heads.offset import OffsetPrediction
 from ovenet.models.interfaces import Neck, SegOutput, initialize_convolutions
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.ovenet import NeckSeed
@@ -62,11 +63,11 @@ class ControlSeed(NeckSeed):
     """The seed `neck`, whose second scores come from elsewhere than its offsets say.
 
     Args:
-        in_channels, in_strides, projection: see `NeckSeed`.
+        in_channels, in_strides: see `NeckSeed`.
         source: ``own``, the pixel itself (offsets of zero); ``random``, a pixel within ±max_offset, drawn anew for
             every training step and the same for every image of a test; ``mean3`` or ``mean7``, the mean over the
             pixel's neighbourhood of that size.
-        max_offset, num_refinements, fuse_logits, align_corners: see `Seed`.
+        options: see `NeckSeed`.
     """
 
     def __init__(
@@ -75,32 +76,21 @@ class ControlSeed(NeckSeed):
         in_strides: Sequence[int],
         *,
         source: Source,
-        projection: int | None = 64,
-        max_offset: float = 0.5,
-        num_refinements: int = 0,
-        fuse_logits: bool = True,
-        align_corners: bool = True,
+        **options: Any,
     ):
-        super().__init__(
-            in_channels,
-            in_strides,
-            projection=projection,
-            max_offset=max_offset,
-            num_refinements=num_refinements,
-            fuse_logits=fuse_logits,
-            align_corners=align_corners,
-        )
+        super().__init__(in_channels, in_strides, **options)
         self.source = source
         if source in ("mean3", "mean7"):
-            self.fusion = _MeanFusion(int(source[-1]), fuse_logits=fuse_logits)
+            self.fusion = _MeanFusion(int(source[-1]), self.fusion)
 
-    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
         """See `Seed.predict`."""
-        offset, confidence = super().predict(features, decoded, images)
+        prediction = super().predict(features, decoded, images)
+        offset = torch.zeros_like(prediction.offset)
         if self.source == "random":
             drawn = torch.rand(offset.shape, generator=self._generator(), dtype=offset.dtype).to(offset.device)
-            return (2 * drawn - 1) * self.head.max_offset, confidence
-        return torch.zeros_like(offset), confidence
+            offset = (2 * drawn - 1) * self.head.max_offset
+        return prediction._replace(offset=offset)
 
     def _generator(self) -> torch.Generator | None:
         return None if self.training else torch.Generator().manual_seed(_EVALUATION_SEED)
@@ -109,8 +99,8 @@ class ControlSeed(NeckSeed):
 class _MeanFusion(SeedFusion):
     """Takes the mean over a window, cut off at the border, for the score at the seed."""
 
-    def __init__(self, window: int, *, fuse_logits: bool):
-        super().__init__(fuse_logits=fuse_logits)
+    def __init__(self, window: int, usual: SeedFusion):
+        super().__init__(fuse_logits=usual.fuse_logits, gate=usual.gate)
         self.window = window
 
     def fetch(self, scores: Tensor, position: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ PROVIDED: dict[str, tuple[str, ...]] = {  # arguments that nobody sets, since th
     "backbone": ("align_corners", "recompute", "timm_name"),
     "neck": _MAPS,
     "head": (*_MAPS, "num_classes"),
-    "seed": (*_MAPS, "backbone", "head"),
+    "seed": (*_MAPS, "num_classes", "backbone", "head"),
 }
 
 
@@ -68,7 +68,8 @@ def build_segmentor(
     classifier: Head = build(HEADS, head, head_args, **read)
     if seed is None:
         return Segmentor(body, joint, classifier)
-    return OVeNet(body, joint, classifier, build(SEEDS, seed, seed_args, backbone=body, head=classifier, **maps))
+    known = {"backbone": body, "head": classifier, "num_classes": num_classes, **maps}
+    return OVeNet(body, joint, classifier, build(SEEDS, seed, seed_args, **known))
 
 
 def list_backbones(pattern: str = "*", *, timm: bool = True) -> list[str]:

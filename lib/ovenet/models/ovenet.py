@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
-from ovenet.models.fusion import SeedFusion
-from ovenet.models.heads.offset import OffsetHead
+from ovenet.models.fusion import ConfidenceGate, SeedFusion
+from ovenet.models.heads.offset import FinerFeatures, OffsetHead, OffsetPrediction
 from ovenet.models.interfaces import Backbone, ForkableBackbone, Head, Neck, Part, SegOutput
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.registry import SEEDS
@@ -31,16 +31,21 @@ class Seed(Part):
     Args:
         in_channels: of those features.
         stride: of those features, nominal.
+        num_classes: ``K``.
         max_offset: τ, the longest offset per axis in normalised units; the image spans 2.
         num_refinements: times that each offset is prolonged by the offset at its seed.
         fuse_logits: fuse logits (True) or probabilities (False).
         align_corners: convention of bringing offsets to the size of the scores.
+        initial_confidence: what training begins with.
+        num_seeds: seeds per pixel, whose scores are averaged with weights that are predicted too; the paper has one.
+        confidence_sees_scores: correct the confidence by what pixel and seed predict, see `ConfidenceGate`.
+        upsampling: offsets are predicted, and scores fused, at so many times the resolution of the scores.
 
     Attributes:
         fork_stage: the stage of the backbone from which on the seed has its own; 0 for none.
 
     Raises:
-        UserError: `max_offset` is not above 0 or `num_refinements` is below 0.
+        UserError: a setting is out of its range.
     """
 
     fork_stage: int = 0
@@ -50,20 +55,38 @@ class Seed(Part):
         in_channels: int,
         stride: int,
         *,
-        max_offset: float,
-        num_refinements: int,
-        fuse_logits: bool,
-        align_corners: bool,
+        num_classes: int,
+        max_offset: float = 0.5,
+        num_refinements: int = 0,
+        fuse_logits: bool = True,
+        align_corners: bool = True,
+        initial_confidence: float = 0.5,
+        num_seeds: int = 1,
+        confidence_sees_scores: bool = False,
+        upsampling: int = 1,
     ):
         super().__init__()
-        if not max_offset > 0:
-            raise UserError(f"MAX_OFFSET of the seed is {max_offset}; expected more than 0 (the image spans 2)")
-        if num_refinements < 0:
-            raise UserError(f"NUM_REFINEMENTS of the seed is {num_refinements}; expected at least 0")
+        for name, value, fits, expected in (
+            ("MAX_OFFSET", max_offset, max_offset > 0, "more than 0 (the image spans 2)"),
+            ("NUM_REFINEMENTS", num_refinements, num_refinements >= 0, "at least 0"),
+            ("INITIAL_CONFIDENCE", initial_confidence, 0 < initial_confidence < 1, "a number between 0 and 1"),
+            ("NUM_SEEDS", num_seeds, num_seeds >= 1, "at least 1"),
+            ("UPSAMPLING", upsampling, upsampling >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise UserError(f"{name} of the seed is {value}; expected {expected}")
         self.stride = stride
         self.align_corners = align_corners
-        self.head = OffsetHead(in_channels, max_offset=max_offset)
-        self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits)
+        self.upsampling = upsampling
+        self.finer = FinerFeatures(in_channels, align_corners=align_corners) if upsampling > 1 else None
+        self.head = OffsetHead(
+            in_channels if self.finer is None else self.finer.channels,
+            max_offset=max_offset,
+            initial_confidence=initial_confidence,
+            num_seeds=num_seeds,
+        )
+        gate = ConfidenceGate(num_classes) if confidence_sees_scores else None
+        self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits, gate=gate)
 
     @abstractmethod
     def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
@@ -80,19 +103,37 @@ class Seed(Part):
         Args:
             features: see `features`.
             decoded: the head's prediction.
-            images: for their size.
+            images: of the batch, normalised and not padded.
         """
-        offset, confidence = self.predict(features, decoded, images)
-        output = self.fusion(decoded.scores, offset, confidence, kind=decoded.score_kind)
+        decoded = self.upsampled(decoded)
+        prediction = self.predict(features, decoded, images)
+        output = self.fusion(decoded.scores, *prediction, kind=decoded.score_kind)
         return replace(output, embedding=decoded.embedding, queries=decoded.queries)
 
-    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> tuple[Tensor, Tensor]:
+    def upsampled(self, decoded: SegOutput) -> SegOutput:
+        """The head's prediction at the resolution at which it is fused.
+
+        Raises:
+            UserError: `upsampling` is not 1 and the head gives embeddings, which stay behind.
+        """
+        if self.upsampling == 1:
+            return decoded
+        if decoded.embedding is not None:
+            raise UserError("MODEL.SEED.UPSAMPLING does not go with MODEL.HEAD.EMBEDDING; leave one of them away")
+        size = [self.upsampling * n for n in decoded.scores[-1].shape[-2:]]
+        return replace(
+            decoded, scores=tuple(resize_bilinear(x, size, align_corners=self.align_corners) for x in decoded.scores)
+        )
+
+    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
         """Offsets and confidence at the size of the scores; arguments as for `forward`."""
-        offset, confidence = (cropped(x, images, self.stride) for x in self.head(features))
         size = decoded.scores[-1].shape[-2:]
+        if self.finer is None:
+            prediction = self.head(features).map(lambda x: cropped(x, images, self.stride))
+        else:
+            prediction = self.head(self.finer(cropped(features, images, self.stride), images, size))
         # Normalised units need no rescaling.
-        offset, confidence = (resize_bilinear(x, size, align_corners=self.align_corners) for x in (offset, confidence))
-        return offset, confidence
+        return prediction.map(lambda x: resize_bilinear(x, size, align_corners=self.align_corners))
 
 
 @SEEDS.register("fork")
@@ -103,7 +144,7 @@ class ForkedSeed(Seed):
         backbone: one that can be forked.
         stage: the first stage that exists twice.
         stages: other settings of the copied stages, see `ForkableBackbone.make_tail`; None for the usual ones.
-        max_offset, num_refinements, fuse_logits, align_corners: see `Seed`.
+        align_corners, options: see `Seed`.
 
     Raises:
         UserError: the backbone cannot be forked, or not at that stage.
@@ -115,10 +156,8 @@ class ForkedSeed(Seed):
         *,
         stage: int = 4,
         stages: Sequence[Mapping[str, Any]] | None = None,
-        max_offset: float = 0.5,
-        num_refinements: int = 0,
-        fuse_logits: bool = True,
         align_corners: bool = True,
+        **options: Any,
     ):
         if not isinstance(backbone, ForkableBackbone):
             raise UserError(
@@ -130,10 +169,8 @@ class ForkedSeed(Seed):
         super().__init__(
             neck.channels[-1],
             neck.strides[-1],
-            max_offset=max_offset,
-            num_refinements=num_refinements,
-            fuse_logits=fuse_logits,
             align_corners=align_corners,
+            **options,
         )
         self.fork_stage = stage
         self.tail, self.neck = tail, neck
@@ -149,26 +186,15 @@ class SharedSeed(Seed):
 
     Args:
         head: the segmentor's.
-        max_offset, num_refinements, fuse_logits, align_corners: see `Seed`.
+        options: see `Seed`.
     """
 
     def __init__(
         self,
         head: Head,
-        *,
-        max_offset: float = 0.5,
-        num_refinements: int = 0,
-        fuse_logits: bool = True,
-        align_corners: bool = True,
+        **options: Any,
     ):
-        super().__init__(
-            head.feature_channels,
-            head.stride,
-            max_offset=max_offset,
-            num_refinements=num_refinements,
-            fuse_logits=fuse_logits,
-            align_corners=align_corners,
-        )
+        super().__init__(head.feature_channels, head.stride, **options)
 
     def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
         """See `Seed.features`."""
@@ -183,7 +209,7 @@ class NeckSeed(Seed):
         in_channels: channels per map of the backbone.
         in_strides: strides per map.
         projection: width to which the neck brings every map before it stacks them; None leaves them as they are.
-        max_offset, num_refinements, fuse_logits, align_corners: see `Seed`.
+        align_corners, options: see `Seed`.
     """
 
     def __init__(
@@ -192,19 +218,15 @@ class NeckSeed(Seed):
         in_strides: Sequence[int],
         *,
         projection: int | None = 64,
-        max_offset: float = 0.5,
-        num_refinements: int = 0,
-        fuse_logits: bool = True,
         align_corners: bool = True,
+        **options: Any,
     ):
         neck: Neck = ConcatNeck(in_channels, in_strides, projection=projection, align_corners=align_corners)
         super().__init__(
             neck.channels[-1],
             neck.strides[-1],
-            max_offset=max_offset,
-            num_refinements=num_refinements,
-            fuse_logits=fuse_logits,
             align_corners=align_corners,
+            **options,
         )
         self.neck = neck
 
