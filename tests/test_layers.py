@@ -20,6 +20,7 @@ ALLOWED = {
     "data": {"errors", "structures", "utils"},
     "engine": {"data", "errors", "losses", "models", "geometry", "structures", "utils"},
     "report": {"data", "errors", "evaluation", "structures", "utils"},
+    "deployment": {"errors", "evaluation", "geometry", "models", "structures", "utils"},
     "evaluation": {"data", "errors", "models", "geometry", "structures", "utils"},
 }
 
@@ -47,7 +48,9 @@ def test_every_part_is_listed():
     assert parts == set(ALLOWED) | {"__init__", "__main__", "builders", "commands", "sweep"}
 
 
-@pytest.mark.parametrize("part", ["models", "losses", "data", "engine", "evaluation", "report", "geometry"])
+@pytest.mark.parametrize(
+    "part", ["models", "losses", "data", "engine", "evaluation", "report", "geometry", "deployment"]
+)
 def test_settings_stop_at_the_builders(part):
     for path in (LIB / part).rglob("*.py"):
         names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 import ovenet
-from ovenet import Predictor, build_model, builders
-from ovenet.builders.predictor import MODELS, as_image
+from ovenet import Predictor, UserError, build_model, builders
+from ovenet.builders.predictor import as_image
+from ovenet.builders.trained import MODELS
 from ovenet.commands import pack
 from ovenet.data.info import DatasetInfo
 from ovenet.utils.environment import tf32
@@ -33,7 +34,7 @@ def pixels():
 
 def test_three_lines(checkpoint, pixels, tiny_cfg):
     predictor = Predictor.from_checkpoint(checkpoint)
-    mask = predictor(pixels)
+    mask = predictor(pixels).mask
     assert mask.shape == (33, 47)
     assert mask.dtype == np.uint8
     assert predictor.info.class_names[mask[0, 0]]
@@ -177,3 +178,74 @@ def test_weights_without_a_configuration_are_not_packed(checkpoint, tmp_path, mo
     with pytest.raises(ValueError, match=r"bare\.pth: carries no config; only weights that training wrote here"):
         pack.main()
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_any_tensor(checkpoint, pixels):
+    predictor = Predictor.from_checkpoint(checkpoint, scales=[1.0], flip=False)
+    expected = predictor(pixels).mask
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for same in (tensor, tensor / 255, tensor.double() / 255, (tensor / 255).half()):
+        assert (predictor(same).mask != expected).mean() < 0.01  # float16 rounds
+    for bad, message in (
+        (tensor[:2], "expected \\(3, H, W\\)"),
+        (tensor.float(), "expected 0 to 1"),
+        (tensor.long(), "int64"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predictor(bad)
+
+
+def test_lists_and_iterators(checkpoint, pixels, tmp_path):
+    predictor = Predictor.from_checkpoint(checkpoint, scales=[1.0], flip=False)
+    images = [pixels, pixels[::-1].copy(), pixels[:20]]
+    expected = [predictor(image).mask for image in images]
+    batch = torch.from_numpy(np.stack(images[:2])).permute(0, 3, 1, 2)
+    for results in (predictor(images), predictor(tuple(images)), list(predictor(iter(images))), predictor(batch)):
+        assert [r.shape for r in results] == [e.shape for e in expected[: len(results)]]
+        for result, mask in zip(results, expected, strict=False):
+            np.testing.assert_array_equal(result.mask, mask)
+    with pytest.raises(UserError, match="int is no image"):
+        predictor(3)
+    with pytest.raises(UserError, match="addresses are not fetched"):
+        predictor("https://example.org/a.jpg")
+
+
+def test_an_iterator_is_read_one_image_ahead(checkpoint, pixels):
+    """Memory stays the same however many images come."""
+    predictor = Predictor.from_checkpoint(checkpoint, scales=[1.0], flip=False)
+    given = 0
+
+    def images():
+        nonlocal given
+        for _ in range(6):
+            given += 1
+            yield pixels
+
+    results = predictor(images())
+    assert given == 0
+    for taken in range(1, 5):
+        next(results)
+        assert given <= taken + 1
+    results.close()
+
+
+def test_a_broken_image_ends_an_iterator_with_its_name(checkpoint, pixels, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    results = Predictor.from_checkpoint(checkpoint)(iter([pixels, tmp_path / "broken.png"]))
+    next(results)
+    with pytest.raises(UserError, match=r"broken\.png"):
+        next(results)
+
+
+def test_seeds_confidence_and_scores(checkpoint, pixels):
+    predictor = Predictor.from_checkpoint(checkpoint, scales=[1.0], flip=False)
+    result = predictor(pixels, scores=True)
+    assert result.scores.shape == (11, 33, 47)
+    np.testing.assert_allclose(result.scores.sum(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(result.scores.argmax(axis=0), result.mask)
+    prediction = predictor.predict(pixels, seeds=True)
+    y, x = 20, 30
+    dx, dy = prediction.offset[:, y, x].tolist()
+    np.testing.assert_allclose(result.seed[y, x], [x + dx * 46 / 2, y + dy * 32 / 2], atol=1e-3)
+    np.testing.assert_allclose(result.confidence, prediction.confidence[0], atol=1e-6)
+    assert predictor(pixels).scores is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,11 +11,16 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
-from ovenet.builders.models import build_model
+from ovenet.builders.models import build_model, prediction_names
 from ovenet.builders.runs import settings_unlike_training
+from ovenet.config import load_config_text
 from ovenet.data.info import DatasetInfo
+from ovenet.deployment import ConvertedNetwork, FileNetwork, choose_runtime, is_exported
+from ovenet.deployment.formats import read_about
 from ovenet.engine.checkpoint import read_checkpoint, weights_of
+from ovenet.errors import UserError
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.models import Segmentor
 from ovenet.models.folding import folded
 from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
@@ -65,6 +72,15 @@ def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Scor
     Raises:
         UserError: see `load_checkpoint`.
     """
+    if is_exported(model_file):
+        network, settings, _ = exported_model(model_file, None if cfg.TEST.RUNTIME == "torch" else cfg.TEST.RUNTIME)
+        missing = [name for name in prediction_names(cfg) if name not in network.about.tensors]
+        if missing:
+            raise UserError(
+                f"{model_file}: gives no {missing[0]} scores, which a test counts; export them too (--tensors)"
+            )
+        own = inference_settings(cfg, dataset_info(cfg), network.normalization)
+        return ScorePredictor(network, replace(own, window_size=settings.window_size), torch.device("cpu"))
     model = build_model(cfg)
     content = read_checkpoint(model_file)
     report = load_weights(model, weights_of(content, model_file), str(model_file), whole=True)
@@ -79,8 +95,36 @@ def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Scor
     return build_predictor(inference_model(model, cfg, device), cfg, device)
 
 
-def inference_model(model: nn.Module, cfg: CfgNode, device: torch.device) -> nn.Module:
-    """A trained model as it is fastest for inference, on its device."""
+def inference_model(model: Segmentor, cfg: CfgNode, device: torch.device) -> nn.Module:
+    """A trained model as it is fastest for inference, on its device, or in the runtime of ``TEST.RUNTIME``.
+
+    Raises:
+        UserError: the runtime is not installed, or does not do what ``TEST`` asks for.
+    """
+    runtime = choose_runtime(cfg.TEST.RUNTIME, device)
     model = folded(model) if cfg.TEST.FOLD_BATCHNORM else model
+    if runtime != "torch":
+        return ConvertedNetwork(model, runtime, output_index=cfg.TEST.OUTPUT_INDEX, precision=cfg.TEST.PRECISION)
     model = model.to(device, memory_format=torch.channels_last).eval()
     return model if cfg.TEST.COMPILE == "none" else torch.compile(model, mode=cfg.TEST.COMPILE)
+
+
+def exported_model(
+    path: Path, runtime: str | None, overrides: Sequence[str] = ()
+) -> tuple[FileNetwork, InferenceSettings, DatasetInfo]:
+    """The network of an exported file, how images are run through it, and its classes.
+
+    Args:
+        path: the file.
+        runtime: None or ``auto`` is what the file is made for.
+        overrides: ``KEY VALUE …`` that win over the settings that it carries.
+
+    Raises:
+        UserError: the file cannot be read or run so.
+    """
+    about = read_about(path)
+    cfg = load_config_text(about.config, str(path), overrides)
+    network = FileNetwork(path, None if runtime in (None, "auto") else runtime, precision=cfg.TEST.PRECISION)
+    info = DatasetInfo.from_dict(about.dataset_info)
+    settings = inference_settings(cfg, info, about.normalization)
+    return network, replace(settings, window_size=about.size or settings.window_size, output_index=-1), info

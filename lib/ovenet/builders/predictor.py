@@ -1,55 +1,51 @@
-"""A trained model from its checkpoint alone."""
+"""A trained model, ready to predict any image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
-from yacs.config import CfgNode
+from torch import Tensor, nn
 
-from ovenet.builders.data import dataset_info
-from ovenet.builders.inference import inference_model, inference_settings
-from ovenet.builders.models import build_model
-from ovenet.builders.runs import weights_of_run
-from ovenet.config import load_config, load_config_text
+from ovenet.builders.inference import exported_model, inference_model
+from ovenet.builders.trained import find_weights, read_trained
 from ovenet.config.checks import LARGEST_SCALE
-from ovenet.data.catalog import find_dataset
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
-from ovenet.engine.checkpoint import SAFETENSORS, read_checkpoint, weights_of
+from ovenet.deployment.about import is_exported
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
-from ovenet.models import Segmentor
-from ovenet.models.weights import load_weights
-from ovenet.structures import Normalization
-from ovenet.utils.bundled import bundled_folder
+from ovenet.evaluation.result import SegResult
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
-MODELS = bundled_folder("pretrained_models")
+ImageLike = np.ndarray | Image.Image | Tensor | str | Path
 
 
 class Predictor(ScorePredictor):
     """Predicts the classes of any image, without the dataset that the model was trained on.
 
-        predictor = Predictor.from_checkpoint("best.pth")
-        mask = predictor(image)
+        predictor = ovenet.load("best.pth")
+        result = predictor("photo.jpg")
+        result.mask, result.class_share, result.overlay().show()
 
     Args:
         model: a segmentor.
         settings: how images are run through it.
         device: where the model lies.
         info: the classes.
+        max_offset: longest offset per axis, the image spanning 2; None for a model without a seed.
+        name: of the model, for people.
 
     Attributes:
         info: names, colours and label ids of the classes, in the order of the train ids.
-        max_offset: longest offset per axis, the image spanning 2; None for a model without a seed.
+        max_offset: see above.
     """
 
     def __init__(
@@ -59,10 +55,12 @@ class Predictor(ScorePredictor):
         device: torch.device,
         info: DatasetInfo,
         max_offset: float | None,
+        name: str = "model",
     ):
         super().__init__(model, settings, device)
         self.info = info
         self.max_offset = max_offset
+        self.name = name
 
     @classmethod
     def from_checkpoint(
@@ -71,18 +69,22 @@ class Predictor(ScorePredictor):
         *,
         config: str | Path | None = None,
         device: str = "auto",
+        runtime: str | None = None,
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         long_side: int | str | None = None,
         overrides: Sequence[str] = (),
     ) -> Predictor:
-        """Builds the model that a file of weights belongs to.
+        """Builds the model that a file belongs to.
 
         Args:
-            path: ``best.pth`` or another file that training wrote; it carries its configuration and its classes.
+            path: ``best.pth`` or another file that training wrote, which carries its configuration and its classes; or
+                one that ``ovenet export`` wrote.
             config: an experiment file, for weights that carry none, such as published ones; it wins over what they
                 carry.
             device: ``auto``, ``cpu`` or ``cuda``.
+            runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``, the fastest on the CPU that is installed;
+                None takes ``TEST.RUNTIME``, or what an exported file is made for.
             scales: None takes ``TEST.SCALE_LIST``.
             flip: average with the mirrored image; None takes ``TEST.FLIP_TEST``.
             long_side: side of the image at scale 1, in pixels, that is run in windows of ``TEST.IMAGE_SIZE``;
@@ -92,20 +94,16 @@ class Predictor(ScorePredictor):
         Raises:
             UserError: the file cannot be read safely, carries no configuration, or does not fit the configuration.
         """
-        content = read_checkpoint(path)
-        if config is not None:
-            cfg = load_config(config, overrides)
-            info = dataset_info(cfg)
-        elif isinstance(content.get("config"), str):
-            cfg = load_config_text(content["config"], str(path), overrides)
-            info = _carried_info(content, cfg, path)
+        if runtime is not None:
+            overrides = [*overrides, "TEST.RUNTIME", runtime]
+        if is_exported(path):
+            model, settings, info = exported_model(Path(path), runtime, overrides)
+            place, max_offset = torch.device("cpu"), model.max_offset
         else:
-            raise UserError(f"{path}: holds weights but no configuration; name its experiment file (--cfg FILE)")
-        model = build_model(cfg)
-        report = load_weights(model, weights_of(content, path), str(path), whole=True)
-        report.require(1.0, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
-        place = choose_device(device)
-        settings = inference_settings(cfg, info, _carried_normalization(content, model, path))
+            trained = read_trained(path, config=config, overrides=overrides)
+            settings, info, max_offset = trained.settings, trained.info, trained.model.max_offset
+            place = choose_device(device)
+            model = inference_model(trained.model, trained.cfg, place)
         if scales is not None:
             if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
                 raise UserError(
@@ -116,31 +114,86 @@ class Predictor(ScorePredictor):
             settings = replace(settings, flip=flip)
         if long_side is not None:
             settings = replace(settings, base_size=_base_size(long_side), rule=LONG_SIDE, base_box=None)
-        return cls(inference_model(model, cfg, place), settings, place, info, model.max_offset)
+        return cls(model, settings, place, info, max_offset, Path(path).stem)
 
-    def __call__(self, image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
-        """The class of every pixel.
+    @overload
+    def __call__(self, images: ImageLike, *, scores: bool = ...) -> SegResult: ...
+
+    @overload
+    def __call__(self, images: Sequence[ImageLike], *, scores: bool = ...) -> list[SegResult]: ...
+
+    @overload
+    def __call__(self, images: Iterable[ImageLike], *, scores: bool = ...) -> Iterator[SegResult]: ...
+
+    def __call__(self, images: Any, *, scores: bool = False) -> Any:
+        """Predicts an image, a list of images, or one after the other from an iterator.
 
         Args:
-            image: a file, a Pillow image, or an array ``(H, W, 3)`` RGB, ``(H, W)`` or ``(H, W, 4)``, uint8 or uint16
-                (of which the upper 8 bits are taken).
-
-        Returns:
-            ``(H, W)`` train ids, uint8 for up to 256 classes: indices into ``info.class_names`` and ``info.palette``.
+            images: a file; a Pillow image; an array ``(H, W, 3)`` RGB, ``(H, W)`` or ``(H, W, 4)``, uint8 or uint16
+                (of which the upper 8 bits are taken); or a tensor ``(3, H, W)`` or ``(1, H, W)`` RGB, uint8 or real
+                numbers from 0 to 1. A list or a tuple of them, or a tensor ``(B, 3, H, W)``, gives a list; any other
+                iterable a generator, which reads the next image while it predicts one, and keeps none.
+            scores: give probabilities of all classes too, ``4 K`` bytes a pixel.
 
         Raises:
-            UserError: the file cannot be read, or the array is no image.
+            UserError: a file cannot be read, or something is no image.
         """
-        return self.predict(as_image(image, upright=self.info.upright), names=("fused",)).labels["fused"].cpu().numpy()
+        if isinstance(images, Tensor) and images.ndim == 4:
+            images = list(images)
+        if isinstance(images, (np.ndarray, Image.Image, Tensor, str, Path)):
+            return self._result(as_image(images, upright=self.info.upright), scores=scores)
+        if isinstance(images, (list, tuple)):
+            return list(self._results(images, scores=scores))
+        if isinstance(images, Iterable):
+            return self._results(images, scores=scores)
+        raise UserError(f"{type(images).__name__} is no image; expected a path, a Pillow image, an array or a tensor")
+
+    def _results(self, images: Iterable[ImageLike], *, scores: bool) -> Iterator[SegResult]:
+        source = iter(images)
+
+        def read() -> np.ndarray | None:
+            for image in source:
+                return as_image(image, upright=self.info.upright)
+            return None
+
+        with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
+            waiting = pool.submit(read)
+            while (image := waiting.result()) is not None:
+                waiting = pool.submit(read)
+                yield self._result(image, scores=scores)
+
+    def _result(self, image: np.ndarray, *, scores: bool) -> SegResult:
+        has_seed = self.max_offset is not None
+        side = max(image.shape[:2]) if scores else 0
+        prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side)
+        seed = confidence = None
+        if has_seed:
+            seed = seed_pixels(prediction.offset.cpu().numpy())
+            confidence = prediction.confidence[0].cpu().numpy()
+        return SegResult(
+            image=image,
+            mask=prediction.labels["fused"].cpu().numpy(),
+            info=self.info,
+            confidence=confidence,
+            seed=seed,
+            scores=prediction.scores["fused"].cpu().numpy() if scores else None,
+        )
+
+    def __repr__(self) -> str:
+        classes = f"{len(self.info.class_names)} classes of {self.info.name}"
+        seed = "no seed" if self.max_offset is None else f"seeds within {self.max_offset:g}"
+        scales = ", ".join(f"{scale:g}" for scale in self.settings.scales)
+        return f"Predictor({self.name}: {classes}, {seed}, scales {scales}, {self.device})"
 
 
 def load(source: str | Path, **options: Any) -> Predictor:
     """A trained model, ready to predict.
 
-        mask = ovenet.load("camvid-lite0")("photo.jpg")
+        mask = ovenet.load("camvid-lite0")("photo.jpg").mask
 
     Args:
-        source: the folder of a run, a file of weights, or the name of a model that comes along (``pretrained_models``).
+        source: the folder of a run, a file of weights, a file that ``ovenet export`` wrote, or the name of a model that
+            comes along (``pretrained_models``).
         options: see `Predictor.from_checkpoint`.
 
     Raises:
@@ -149,30 +202,26 @@ def load(source: str | Path, **options: Any) -> Predictor:
     return Predictor.from_checkpoint(find_weights(source), **options)
 
 
-def find_weights(source: str | Path) -> Path:
-    """The file of weights that a run's folder holds, that has this path, or that comes along under this name.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return weights_of_run(path)
-    bundled = MODELS / f"{source}{SAFETENSORS}"
-    if not path.exists() and path.name == str(source) and bundled.is_file():
-        return bundled
-    if not path.exists() and not path.suffix:
-        names = sorted(file.stem for file in MODELS.glob(f"*{SAFETENSORS}"))
-        raise UserError(f"{source}: no run's folder, file of weights or model that comes along ({', '.join(names)})")
-    return path
+def seed_pixels(offset: np.ndarray) -> np.ndarray:
+    """Where seeds lie, ``(H, W, 2)`` float32 ``(x, y)`` in pixels, from offsets ``(2, H, W)`` in normalised units."""
+    height, width = offset.shape[1:]
+    x = np.arange(width, dtype=np.float32) + offset[0] * ((width - 1) / 2)
+    y = np.arange(height, dtype=np.float32)[:, None] + offset[1] * ((height - 1) / 2)
+    return np.stack((x.clip(0, width - 1), y.clip(0, height - 1)), axis=-1)
 
 
-def as_image(image: np.ndarray | Image.Image | str | Path, *, upright: bool = False) -> np.ndarray:
+def as_image(image: ImageLike, *, upright: bool = False) -> np.ndarray:
     """Any image as ``(H, W, 3)`` uint8 RGB, see `Predictor.__call__`."""
     if isinstance(image, (str, Path)):
+        if "://" in str(image):
+            raise UserError(f"{image}: addresses are not fetched; download the image, and name its file")
         return read_image(Path(image), upright=upright)
     if isinstance(image, Image.Image):
         return to_rgb(image, "the image", upright=upright)
+    if isinstance(image, Tensor):
+        image = _tensor_as_array(image)
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"{type(image).__name__} is no image; expected a path, a Pillow image, an array or a tensor")
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
@@ -180,9 +229,24 @@ def as_image(image: np.ndarray | Image.Image | str | Path, *, upright: bool = Fa
             f"an array of shape {image.shape} and type {image.dtype}; expected (H, W), (H, W, 3) or (H, W, 4), "
             "uint8 or uint16"
         )
+    if not image.size:
+        raise UserError(f"an array of shape {image.shape}; expected at least one pixel")
     if image.ndim == 2 or image.shape[2] == 1:
         return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
     return np.ascontiguousarray(image[..., :3])
+
+
+def _tensor_as_array(image: Tensor) -> np.ndarray:
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise UserError(f"a tensor of shape {tuple(image.shape)}; expected (3, H, W) or (1, H, W)")
+    if image.is_floating_point():
+        low, high = (float(x) for x in image.aminmax()) if image.numel() else (0.0, 1.0)
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"a tensor of real numbers from {low:g} to {high:g}; expected 0 to 1, not normalised")
+        image = image.float().mul(255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise UserError(f"a tensor of type {image.dtype}; expected uint8, or real numbers from 0 to 1")
+    return np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy())
 
 
 def _base_size(long_side: int | str) -> int | None:
@@ -191,31 +255,3 @@ def _base_size(long_side: int | str) -> int | None:
     if not str(long_side).isdigit() or int(long_side) < 1:
         raise UserError(f"the long side is {long_side!r}; expected a number of pixels, or {NATIVE!r}")
     return int(long_side)
-
-
-def _carried_normalization(content: dict[str, Any], model: Segmentor, path: str | Path) -> Normalization:
-    """How the weights' pixels were normalised; the backbone's own way for files that do not say."""
-    if "normalization" not in content:
-        return model.normalization
-    carried = content["normalization"]
-    try:
-        normalization = Normalization(tuple(carried["mean"]), tuple(carried["std"]), carried["channel_order"])
-        is_whole = len(normalization.mean) == len(normalization.std) == 3 and min(normalization.std) > 0
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: its normalization is damaged ({error!r}); save the weights again") from error
-    if not is_whole:
-        raise UserError(f"{path}: its normalization is {carried}; expected three numbers each, deviations above 0")
-    return normalization
-
-
-def _carried_info(content: dict[str, Any], cfg: CfgNode, path: str | Path) -> DatasetInfo:
-    """The classes that a checkpoint carries, or the catalog's for files of before they were carried."""
-    if "dataset_info" in content:
-        try:
-            return DatasetInfo.from_dict(content["dataset_info"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"{path}: its dataset_info is damaged ({error!r}); name the experiment file (--cfg FILE)"
-            ) from error
-    folder = Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
-    return find_dataset(cfg.DATASET.DATASET, folder, num_classes=cfg.DATASET.NUM_CLASSES)

@@ -12,7 +12,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ovenet.config import changed_settings, flat_settings, load_config_text
+from ovenet.config import changed_settings, default_config, flat_settings, load_config_text
+from ovenet.deployment import is_exported
+from ovenet.deployment.formats import read_about
 from ovenet.engine.checkpoint import read_checkpoint, require_file
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
@@ -20,6 +22,10 @@ from ovenet.errors import UserError
 RESULTS = "results.json"
 SETTINGS = "evaluation_settings"  # in the results: all that the counts depend on
 
+PLACES = (  # settings that say where files lie on the machine that trained, which nobody else needs
+    "DATASET.ROOT", "DATASET.CACHE_DIR", "OUTPUT_DIR", "LOG_DIR", "TEST.MODEL_FILE", "MODEL.BACKBONE.PRETRAINED",
+    "MODEL.SEED.PRETRAINED", "LOSS.CLASS_WEIGHTS", "WANDB",
+)  # fmt: skip
 _SEEN_IN_TRAINING = re.compile(
     r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL)|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"
 )
@@ -63,6 +69,8 @@ def open_run(path: Path, overrides: Sequence[str]) -> tuple[CfgNode, Path]:
         UserError: there are none, or they carry no settings.
     """
     model_file = weights_of_run(path) if path.is_dir() else path
+    if is_exported(model_file):
+        return load_config_text(read_about(model_file).config, str(model_file), overrides), model_file
     text = read_checkpoint(model_file).get("config")
     if not isinstance(text, str):
         raise UserError(f"{model_file}: holds weights but no settings; name its experiment file: --cfg FILE")
@@ -135,3 +143,10 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
     for name, path in (("weights", model_file), ("list", list_path)):
         settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return settings
+
+
+def without_places(cfg: CfgNode) -> str:
+    """A configuration as YAML, without the paths of this machine."""
+    usual = flat_settings(default_config())
+    overrides = [text for key in PLACES for text in (key, str(usual[key]))]
+    return load_config_text(cfg.dump(), "the configuration", overrides).dump()

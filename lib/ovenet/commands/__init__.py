@@ -15,6 +15,8 @@ COMMANDS = {  # module, and what it does
     "train": ("train", "train a model"),
     "test": ("test", "score a model on a list of images"),
     "infer": ("infer", "predict images, folders, videos and cameras"),
+    "export": ("export", "write a model for ONNX Runtime, OpenVINO or torch.export"),
+    "latency": ("latency", "time one image in each runtime of this machine"),
     "report": ("report", "write one HTML page about evaluations, side by side"),
     "compare": ("compare", "compare runs by their logs"),
     "sweep": ("sweep", "run an experiment with many settings and seeds"),

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ovenet.builders.predictor import Predictor, load
 from ovenet.data.files import read_image
 from ovenet.data.inputs import FrameReader, Input, find_inputs
+from ovenet.deployment import RUNTIMES
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import thinning
 from ovenet.evaluation.memory import MemoryGuard
@@ -36,7 +37,13 @@ def main() -> None:
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
         raise UserError(f"{folder}: has files in it already; name another folder, or add --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
-    options = {"scales": args.scales, "flip": args.flip or None, "long_side": args.long_side, "overrides": args.set}
+    options = {
+        "runtime": args.runtime,
+        "scales": args.scales,
+        "flip": args.flip or None,
+        "long_side": args.long_side,
+        "overrides": args.set,
+    }
     predictor = load(weights, config=args.cfg, device=args.device, **options)
     writer = ResultWriter(folder, predictor.info, predictor.max_offset, args.save)
     require_inputs_stay(inputs, writer)
@@ -86,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", action="store_true", help="of videos, write what --save says of every frame too")
     parser.add_argument("--strict", action="store_true", help="stop at the first input that cannot be read")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--runtime", choices=RUNTIMES, help="default: torch, or what an exported file is made for")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="settings, such as TEST.SCORE exp"
     )

@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovenet.builders.predictor import find_weights
-from ovenet.config import default_config, flat_settings, load_config_text
+from ovenet.builders.runs import without_places
+from ovenet.builders.trained import find_weights
+from ovenet.config import load_config_text
 from ovenet.engine.checkpoint import SAFETENSORS, read_checkpoint, weights_of, write_safetensors
 from ovenet.errors import UserError
 from ovenet.utils.cli import require_free
 
-PLACES = (  # settings that say where files lie on the machine that trained, which nobody else needs
-    "DATASET.ROOT", "DATASET.CACHE_DIR", "OUTPUT_DIR", "LOG_DIR", "TEST.MODEL_FILE", "MODEL.BACKBONE.PRETRAINED",
-    "MODEL.SEED.PRETRAINED", "LOSS.CLASS_WEIGHTS", "WANDB",
-)  # fmt: skip
 CARRIED = ("config", "dataset", "class_names", "palette", "dataset_info", "normalization")
 
 
@@ -35,8 +32,6 @@ def main() -> None:
     if missing:
         raise UserError(f"{path}: carries no {missing[0]}; only weights that training wrote here can be packed")
     about = {key: content[key] for key in CARRIED}
-    usual = flat_settings(default_config())
-    overrides = [text for key in PLACES for text in (key, str(usual[key]))]
-    about["config"] = load_config_text(content["config"], str(path), overrides).dump()
+    about["config"] = without_places(load_config_text(content["config"], str(path)))
     write_safetensors(args.output, weights_of(content, path), about, half=args.half)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")

@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from ovenet import builders, load_config
 from ovenet.builders.runs import SETTINGS
 from ovenet.builders.testing import TestRun
+from ovenet.deployment import RUNTIMES
 from ovenet.engine.run_lock import run_lock
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, RESULTS, write_report
@@ -26,7 +27,10 @@ from ovenet.utils.writing import write_text
 def main() -> None:
     """Reads the config, predicts, scores, writes."""
     parser = config_parser(__doc__, required=False)
+    parser.add_argument("--runtime", choices=RUNTIMES, help="TEST.RUNTIME: what runs the network; default: torch")
     args = parser.parse_args()
+    if args.runtime:
+        args.overrides += ["TEST.RUNTIME", args.runtime]
     configure_logging(is_main=distributed.is_launch_main())
     if args.cfg:
         cfg = load_config(args.cfg, args.overrides)

@@ -25,6 +25,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "TEST.SCORE": ("softmax", "exp"),
     "TEST.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
+    "TEST.RUNTIME": ("auto", "torch", "onnxruntime", "openvino"),
     "DEVICE": ("auto", "cpu", "cuda"),
 }
 _AT_LEAST: dict[str, float] = {

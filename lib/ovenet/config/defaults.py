@@ -158,6 +158,7 @@ def _test() -> CfgNode:
     c.TF32 = False  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa
     c.FOLD_BATCHNORM = True  # fold BatchNorm into convolutions: faster, scores differ in the last digits
     c.COMPILE = "none"  # torch.compile: none, default, reduce-overhead (CUDA graphs) or max-autotune; minutes per size
+    c.RUNTIME = "torch"  # torch; on the CPU also onnxruntime, openvino, or auto, the fastest that is installed
     c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
     c.SAVE_PREDICTIONS = False  # write id and colour PNGs
     c.DETAILS = True  # score edges, segment sizes, confidence and seeds too; IoU and its like alone are faster

@@ -1,0 +1,211 @@
+"""Exported networks, from weights and a configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ovenet.builders.data import list_dataset
+from ovenet.builders.runs import without_places
+from ovenet.builders.trained import TrainedModel
+from ovenet.data.files import read_image
+from ovenet.data.inputs import find_inputs
+from ovenet.data.transforms import normalize_images, resize_image, resize_labels
+from ovenet.deployment import ExportableNetwork, ExportedFile, Limits, Parity, compare, write_network
+from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
+from ovenet.deployment.formats import move_into_place
+from ovenet.deployment.quantization import quantize_onnx
+from ovenet.deployment.runtimes import open_session, usual_runtime
+from ovenet.errors import UserError
+from ovenet.evaluation.inference import best_class
+from ovenet.geometry import resize_bilinear
+from ovenet.models.folding import folded
+from ovenet.structures import OVeNetOutput
+from ovenet.version import version
+
+_MULTIPLE = 32  # of sizes that may change
+_EXAMPLE_SIDE = 64  # of an image for which a network of changing size is traced: too small hides what depends on it
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to write.
+
+    Attributes:
+        size: ``(H, W)`` of the images; None for any multiple of 32.
+        tensors: see `ExportedFile`.
+        normalize: take the normalisation of the pixels into the file.
+        int8: quantise.
+        opset: of ONNX.
+        limits: of the parity.
+        images: to compare and calibrate with, in place of the lists of the configuration.
+        num_images: how many are compared.
+        num_calibration: how many the ranges of values are learned from.
+    """
+
+    size: tuple[int, int] | None
+    tensors: tuple[str, ...]
+    normalize: bool
+    int8: bool
+    opset: int
+    limits: Limits
+    images: Sequence[str] = ()
+    num_images: int = 8
+    num_calibration: int = 16
+
+
+def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
+    """Writes an exported file, if it predicts what the trained model does.
+
+    Args:
+        trained: see there.
+        path: ``*.onnx``, ``*.pt2`` or ``*.xml``.
+        options: see there.
+
+    Raises:
+        UserError: a package is missing, the network cannot be written so, or predicts something else; no file is left.
+        OSError: the file system refuses.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
+    if options.int8 and (options.size is None or path.suffix == ".pt2"):
+        raise UserError("int8 needs --format onnx or openvino, and a fixed size: --size HxW")
+    tensors = _checked_tensors(options.tensors, has_seed=trained.model.max_offset is not None)
+    cfg, normalization = trained.cfg, trained.normalization
+    plain, fast = (
+        ExportableNetwork(
+            model,
+            tensors,
+            align_corners=cfg.MODEL.ALIGN_CORNERS,
+            output_index=cfg.TEST.OUTPUT_INDEX,
+            normalization=normalization if options.normalize else None,
+        ).eval()
+        for model in (trained.model, folded(trained.model))
+    )
+    size = options.size or _traced_size(trained)
+
+    def pixels(image: np.ndarray) -> Tensor:
+        images = torch.from_numpy(image.transpose(2, 0, 1).copy()).unsqueeze(0)
+        return images.float() if options.normalize else normalize_images(images, normalization)
+
+    def quantize(onnx_file: Path) -> None:
+        if options.int8:
+            images = _samples(trained, options, cfg.DATASET.TRAIN_SET, options.num_calibration)
+            quantize_onnx(onnx_file, (pixels(image).numpy() for image, _ in images))
+
+    def classes(maps: dict[str, Tensor]) -> Tensor:
+        if tensors == (LABELS,):
+            return maps[LABELS][0]
+        scores = maps["fused"]
+        at = options.size or tuple(stride * n for n in scores.shape[-2:])
+        return best_class(resize_bilinear(scores, at, align_corners=cfg.MODEL.ALIGN_CORNERS)[0].permute(1, 0, 2))
+
+    with torch.no_grad():
+        probe = trained.model(torch.zeros(1, 3, *size))
+    stride = round(size[1] / probe.fused[-1].shape[3])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".ovenet-", dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
+        example = pixels(np.zeros((*size, 3), np.uint8))
+        about = _about(trained, options, tensors, probe, stride)
+        write_network(fast, example, unfinished, about, opset=options.opset, prepare=quantize)
+        run = open_session(unfinished, usual_runtime(unfinished))
+        parity = compare(
+            lambda image: dict(zip(tensors, plain(pixels(image)), strict=True)),
+            lambda image: dict(zip(tensors, map(torch.from_numpy, run(pixels(image).numpy())), strict=True)),
+            classes,
+            _samples(trained, options, cfg.DATASET.TEST_SET, options.num_images),
+            trained.info.class_names,
+            ignore_label=cfg.TRAIN.IGNORE_LABEL,
+        )
+        if problem := parity.problem(options.limits):
+            raise UserError(f"{path} is not written: {problem} ({parity}); --max-changed and --max-loss allow more")
+        move_into_place(unfinished, path)
+    return parity
+
+
+def _checked_tensors(tensors: tuple[str, ...], *, has_seed: bool) -> tuple[str, ...]:
+    if tensors == (LABELS,):
+        return tensors
+    if not has_seed:
+        foreign = [name for name in tensors if name != "fused"]
+        if foreign and tensors != TENSORS:
+            raise UserError(f"--tensors {foreign[0]}: this model has no seed; it gives fused alone")
+        return ("fused",)
+    if "fused" not in tensors:
+        raise UserError("--tensors: fused is missing, which the classes are taken from to compare them")
+    return tuple(name for name in TENSORS if name in tensors)
+
+
+def _traced_size(trained: TrainedModel) -> tuple[int, int]:
+    if trained.model.backbone.fixed_size is not None:
+        raise UserError("--size dynamic: the backbone takes images of one size alone; name it: --size HxW")
+    return 5 * _EXAMPLE_SIDE, 7 * _EXAMPLE_SIDE
+
+
+def _about(
+    trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], probe: OVeNetOutput, stride: int
+) -> ExportedFile:
+    info = trained.info
+    return ExportedFile(
+        config=without_places(trained.cfg),
+        dataset_info=info.as_dict(),
+        normalization=trained.normalization,
+        is_normalized=not options.normalize,
+        size=options.size,
+        multiple=_MULTIPLE,
+        tensors=tensors,
+        stride=stride,
+        score_kind=probe.score_kind,
+        max_offset=trained.model.max_offset if "offset" in tensors else None,
+        precision="int8" if options.int8 else "float32",
+        source=trained.path.name,
+        source_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        versions={"ovenet": version(), "torch": torch.__version__},
+        class_names=tuple(info.class_names),
+        colors=tuple(tuple(color) for color in info.palette),
+    )
+
+
+def _samples(
+    trained: TrainedModel, options: ExportOptions, list_file: str, number: int
+) -> Iterator[tuple[np.ndarray, Tensor | None]]:
+    """Images of the network's size, with labels where there are any."""
+    if options.images:
+        found = [one for one in find_inputs(options.images) if one.kind == "image"]
+        if not found:
+            raise UserError("--images: there is no image among them")
+        upright = trained.info.upright
+        samples = ((read_image(one.source, upright=upright), None) for one in found)
+    else:
+        samples = _listed(trained.cfg, list_file)
+    for image, labels in islice(samples, number):
+        size = options.size or _nearest_multiple(trained, image)
+        resized = None if labels is None else torch.from_numpy(resize_labels(labels, size))
+        yield resize_image(image, size), resized
+
+
+def _listed(cfg: CfgNode, list_file: str) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    try:
+        dataset = list_dataset(cfg, list_file)
+    except UserError as error:
+        raise UserError(
+            f"the exported network is compared with the trained one on images of {list_file}, but {error}; set "
+            "DATASET.ROOT (--set DATASET.ROOT data/), or name images: --images FOLDER"
+        ) from error
+    samples = (dataset[index] for index in range(len(dataset)))
+    return ((sample.image, sample.labels) for sample in samples)
+
+
+def _nearest_multiple(trained: TrainedModel, image: np.ndarray) -> tuple[int, int]:
+    size = trained.settings.scaled_size(image.shape[:2], 1.0)
+    return tuple(max(_MULTIPLE, _MULTIPLE * round(n / _MULTIPLE)) for n in size)

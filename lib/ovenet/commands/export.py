@@ -1,0 +1,120 @@
+"""Writes a trained model as a file for other programs, if it predicts there what it predicts here."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from ovenet.builders.deployment import ExportOptions, export
+from ovenet.builders.trained import find_weights, read_trained
+from ovenet.deployment import FORMATS, Limits
+from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
+from ovenet.deployment.formats import OPSET
+from ovenet.deployment.parity import EXACT, QUANTIZED
+from ovenet.errors import UserError
+from ovenet.utils.cli import require_free
+
+DYNAMIC = "dynamic"
+
+
+def main() -> None:
+    """Reads the weights, writes the file, compares and says what came out."""
+    args = build_parser().parse_intermixed_args()
+    source = find_weights(args.weights)
+    suffix = next(suffix for suffix, name in SUFFIXES.items() if name == args.format)
+    path = args.file or Path(f"{source.stem}{'-int8' if args.int8 else ''}{suffix}")
+    if path.suffix != suffix:
+        raise UserError(f"{path}: a file of --format {args.format} ends in {suffix}")
+    for part in (path, *([path.with_suffix(".bin")] if args.format == "openvino" else [])):
+        require_free(part, overwrite=args.overwrite)
+    trained = read_trained(source, config=args.cfg, overrides=args.set)
+    usual = QUANTIZED if args.int8 else EXACT
+    options = ExportOptions(
+        size=None if args.size == DYNAMIC else parse_size(args.size, trained.settings.window_size),
+        tensors=(LABELS,) if args.output == LABELS else tuple(args.tensors),
+        normalize=args.normalize == "inside",
+        int8=args.int8,
+        opset=args.opset,
+        limits=Limits(
+            changed=usual.changed if args.max_changed is None else args.max_changed / 100,
+            mean_iou=usual.mean_iou if args.max_loss is None else args.max_loss / 100,
+        ),
+        images=args.images,
+        num_images=args.num_images,
+    )
+    parity = export(trained, path, options)
+    print(f"compared:    {parity}")
+    print(f"exported:    {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "weights", metavar="WEIGHTS", help="a run's folder, a file of weights, or a model that comes along"
+    )
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="to write; default: named like WEIGHTS")
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
+    parser.add_argument("--size", metavar="HxW", help=f"of the images, or {DYNAMIC}; default: TEST.IMAGE_SIZE")
+    parser.add_argument("--output", choices=("scores", LABELS), default="scores", help="default: scores")
+    parser.add_argument(
+        "--tensors", nargs="+", choices=TENSORS, default=list(TENSORS), help="of --output scores; default: all"
+    )
+    parser.add_argument(
+        "--normalize",
+        choices=("inside", "outside"),
+        default="inside",
+        help="whether the file takes RGB from 0 to 255 (inside) or normalised pixels (outside); default: inside",
+    )
+    parser.add_argument("--int8", action="store_true", help="quantise, calibrated on training images or --images")
+    parser.add_argument("--opset", type=int, default=OPSET, metavar="N", help=f"of ONNX; default: {OPSET}")
+    parser.add_argument("--images", nargs="+", default=[], metavar="INPUT", help="compare on these instead of the list")
+    parser.add_argument("--num-images", type=_positive, default=8, metavar="N", help="how many to compare; default: 8")
+    parser.add_argument(
+        "--max-changed", type=_percent, metavar="PERCENT", help="of the pixels that may change; default: 0.1, int8 5"
+    )
+    parser.add_argument(
+        "--max-loss", type=_percent, metavar="POINTS", help="of mIoU that may be lost; default: 0.05, int8 0.5"
+    )
+    parser.add_argument("--cfg", metavar="FILE", help="experiment file, for weights that carry no configuration")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+        help="settings, such as DATASET.ROOT data/",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+    return parser
+
+
+def parse_size(text: str | None, usual: tuple[int, int]) -> tuple[int, int]:
+    """``HxW`` as ``(H, W)``; the usual size for None.
+
+    Raises:
+        UserError: it is no size.
+    """
+    if text is None:
+        return usual
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None or min(int(n) for n in match.groups()) < 1:
+        raise UserError(f"--size {text}: expected height x width in pixels, such as 512x1024")
+    return int(match[1]), int(match[2])
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
+    return int(text)
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 to 100")
+    return value

@@ -1,0 +1,188 @@
+"""Writing networks as files, and their metadata into them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovenet.deployment.about import KEY, SUFFIXES, ExportedFile
+from ovenet.errors import UserError
+
+FORMATS = ("onnx", "pt2", "openvino")
+INPUT = "images"
+OPSET = 18
+_AXES = {0: "batch", 2: "height", 3: "width"}
+
+
+def require(module: str, *, why: str) -> Any:
+    """Imports an optional package.
+
+    Raises:
+        UserError: it is not installed; says how to install it.
+    """
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise UserError(f'{why} needs the package {module}; install it with: pip install "ovenet[export]"') from error
+
+
+def write_network(
+    network: nn.Module,
+    example: Tensor,
+    path: Path,
+    about: ExportedFile,
+    *,
+    opset: int = OPSET,
+    prepare: Callable[[Path], None] = lambda onnx_file: None,
+) -> None:
+    """Writes a file in the format that its suffix says; nothing is left where that fails.
+
+    Args:
+        network: see `ExportableNetwork`; on the CPU.
+        example: an input of the file's size, ``(1, 3, H, W)``.
+        path: ``*.onnx``, ``*.pt2``, or ``*.xml``, which gets a ``*.bin`` beside it.
+        about: what the file says about itself.
+        opset: of ONNX.
+        prepare: may change the ONNX file before it is taken further.
+
+    Raises:
+        UserError: a package is missing, or the network cannot be written so.
+    """
+    file_format = SUFFIXES[path.suffix]
+    if file_format == "pt2":
+        if about.size is None:
+            raise UserError("pt2 files have a fixed size; name it: --size HxW, or write --format onnx")
+        with _told("torch.export"):
+            program = torch.export.export(network, (example,))
+            torch.export.save(program, path, extra_files={KEY: about.as_text()})
+        return
+    with tempfile.TemporaryDirectory(prefix="ovenet-") as folder:
+        onnx_file = Path(folder) / "network.onnx"
+        write_onnx(network, example, onnx_file, about.tensors, is_dynamic=about.size is None, opset=opset)
+        prepare(onnx_file)
+        if file_format == "onnx":
+            _describe_onnx(onnx_file, path, about)
+        else:
+            openvino = require("openvino", why="--format openvino")
+            model = openvino.convert_model(onnx_file)
+            model.set_rt_info(about.as_text(), KEY)
+            openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def write_onnx(
+    network: nn.Module, example: Tensor, path: Path, tensors: Sequence[str], *, is_dynamic: bool, opset: int = OPSET
+) -> None:
+    """Writes a plain ONNX file.
+
+    A fixed size goes through ``torch.export``. One that may change does not: that takes minutes for a network of this
+    kind, and freezes the size of some grids; the tracing exporter takes seconds and keeps them.
+
+    Args:
+        network: see `ExportableNetwork`.
+        example: ``(1, 3, H, W)``.
+        path: the file.
+        tensors: names of the outputs.
+        is_dynamic: whether batch, height and width may change.
+        opset: of ONNX.
+
+    Raises:
+        UserError: a package is missing, or the network cannot be written so.
+    """
+    onnx = require("onnx", why="ONNX")
+    require("onnxscript", why="ONNX")
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise UserError(f"ONNX opset {opset}: expected {OPSET} to {newest}")
+    axes = {INPUT: _AXES, **dict.fromkeys(tensors, _AXES)} if is_dynamic else None
+    names: dict[str, Any] = {"input_names": [INPUT], "output_names": list(tensors), "opset_version": opset}
+    with _told(f"ONNX opset {opset}"), torch.no_grad():
+        if is_dynamic:
+            torch.onnx.export(network, (example,), str(path), dynamo=False, dynamic_axes=axes, **names)
+        else:
+            torch.onnx.export(network, (example,), str(path), dynamo=True, external_data=False, verbose=False, **names)
+
+
+@contextmanager
+def _told(what: str) -> Any:
+    """Quiet, and failures of the exporter in one line."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{what}: the network cannot be written: {reason[:300]}") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _describe_onnx(source: Path, target: Path, about: ExportedFile) -> None:
+    onnx = require("onnx", why="ONNX")
+    model = onnx.load(source)
+    onnx.helper.set_model_props(model, {KEY: about.as_text()})
+    onnx.save(model, target)
+
+
+def read_about(path: Path) -> ExportedFile:
+    """What a file says about itself.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or says nothing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    reader = {"onnx": _onnx_metadata, "pt2": _pt2_metadata, "openvino": _openvino_metadata}[SUFFIXES[path.suffix]]
+    return ExportedFile.from_text(reader(path), path)
+
+
+def _onnx_metadata(path: Path) -> str | None:
+    onnx = require("onnx", why=f"{path}")
+    with _readable(path):
+        model = onnx.load(path, load_external_data=False)
+    return {item.key: item.value for item in model.metadata_props}.get(KEY)
+
+
+def _openvino_metadata(path: Path) -> str | None:
+    openvino = require("openvino", why=f"{path}")
+    with _readable(path):
+        model = openvino.Core().read_model(path)
+    return model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+
+
+def _pt2_metadata(path: Path) -> str | None:
+    extra = {KEY: ""}
+    with _readable(path):
+        torch.export.load(path, extra_files=extra)
+    return extra[KEY]
+
+
+@contextmanager
+def _readable(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise UserError(f"{path}: not a file of this kind, or a damaged one ({type(error).__name__})") from error
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Gives a written file, and what lies beside it under the same stem, its name."""
+    for part in source.parent.glob(f"{source.stem}.*"):
+        shutil.move(part, target.with_suffix(part.suffix))

@@ -1,0 +1,56 @@
+"""A segmentor as a function of one tensor, which other programs can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ovenet.deployment.about import LABELS
+from ovenet.geometry import resize_bilinear
+from ovenet.models import Segmentor
+from ovenet.structures import Normalization
+
+
+class ExportableNetwork(nn.Module):
+    """Pixels to a tuple of tensors.
+
+    Args:
+        model: in evaluation mode.
+        tensors: names of what to give: ``initial``, ``seed``, ``fused``, ``offset``, ``confidence``; or ``labels``
+            alone, the classes ``(B, H, W)`` uint8 of the fused scores at the image's size.
+        align_corners: convention of bringing scores to that size.
+        output_index: which score map, -1 the final one.
+        normalization: taken out of RGB pixels from 0 to 255 here; None for pixels that are normalised already.
+    """
+
+    def __init__(
+        self,
+        model: Segmentor,
+        tensors: Sequence[str],
+        *,
+        align_corners: bool,
+        output_index: int = -1,
+        normalization: Normalization | None = None,
+    ):
+        super().__init__()
+        self.model = model
+        self.tensors = tuple(tensors)
+        self.align_corners, self.output_index = align_corners, output_index
+        self.is_bgr = normalization is not None and normalization.channel_order == "BGR"
+        for name in ("mean", "std"):
+            values = None if normalization is None else 255 * torch.tensor(getattr(normalization, name)).view(3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """``(B, 3, H, W)`` float32."""
+        if self.mean is not None:
+            images = ((images.flip(1) if self.is_bgr else images) - self.mean) / self.std
+        output = self.model(images)
+        scores = output.predictions(self.output_index)
+        if self.tensors == (LABELS,):
+            resized = resize_bilinear(scores["fused"], images.shape[-2:], align_corners=self.align_corners)
+            return (resized.argmax(dim=1).to(torch.uint8 if resized.shape[1] <= 256 else torch.int16),)
+        maps = {**scores, "offset": output.offset, "confidence": output.confidence}
+        return tuple(maps[name] for name in self.tensors)

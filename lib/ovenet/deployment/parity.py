@@ -1,0 +1,111 @@
+"""Whether an exported network predicts what the trained one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
+
+Tensors = Callable[[np.ndarray], dict[str, Tensor]]  # of an image (H, W, 3) uint8, by name
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an exported network may lose.
+
+    Attributes:
+        changed: largest share of the pixels whose class differs.
+        mean_iou: largest loss of mIoU, as a share of 1.
+    """
+
+    changed: float
+    mean_iou: float
+
+
+EXACT = Limits(changed=0.001, mean_iou=0.0005)
+QUANTIZED = Limits(changed=0.05, mean_iou=0.005)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a network differs from the one it was made from.
+
+    Attributes:
+        num_images: that were compared.
+        difference: largest of all tensors, as a share of the largest value of the same tensor; 0 for labels.
+        changed: share of the pixels whose class differs.
+        mean_iou: of the trained network and of the exported one against the labels; None where there are no labels.
+    """
+
+    num_images: int
+    difference: float
+    changed: float
+    mean_iou: tuple[float, float] | None
+
+    def problem(self, limits: Limits) -> str:
+        """What is beyond the limits; "" for nothing."""
+        if self.changed > limits.changed:
+            return (
+                f"{100 * self.changed:.3f} % of the pixels change their class, at most {100 * limits.changed:g} % may"
+            )
+        if self.mean_iou and self.mean_iou[0] - self.mean_iou[1] > limits.mean_iou:
+            loss, most = 100 * (self.mean_iou[0] - self.mean_iou[1]), 100 * limits.mean_iou
+            return f"{loss:.3f} points of mIoU are lost, at most {most:g} may be"
+        return ""
+
+    def __str__(self) -> str:
+        iou = ""
+        if self.mean_iou:
+            iou = f", mIoU {100 * self.mean_iou[1]:.2f} (trained: {100 * self.mean_iou[0]:.2f})"
+        return (
+            f"{self.num_images} images: largest difference {self.difference:.1e} of the largest, "
+            f"{100 * self.changed:.4f} % of the pixels change their class{iou}"
+        )
+
+
+@torch.inference_mode()
+def compare(
+    trained: Tensors,
+    exported: Tensors,
+    classes: Callable[[dict[str, Tensor]], Tensor],
+    samples: Iterable[tuple[np.ndarray, Tensor | None]],
+    class_names: tuple[str, ...],
+    *,
+    ignore_label: int,
+) -> Parity:
+    """Runs both over the same images.
+
+    Args:
+        trained, exported: tensors of an image.
+        classes: train ids ``(H, W)`` from them.
+        samples: images of the network's size, each with its train ids ``(H, W)`` or None.
+        class_names: ``K`` names.
+        ignore_label: of pixels that do not count.
+    """
+    num_images, difference, changed, num_pixels = 0, 0.0, 0, 0
+    counts = torch.zeros((2, len(class_names), len(class_names)), dtype=torch.int64)
+    for image, labels in samples:
+        ours, theirs = trained(image), exported(image)
+        difference = max(difference, *(_difference(ours[name], theirs[name]) for name in theirs))
+        own, other = classes(ours), classes(theirs)
+        changed += int((own != other).sum())
+        num_pixels += own.numel()
+        num_images += 1
+        if labels is not None:
+            for index, prediction in enumerate((own, other)):
+                counts[index] += confusion_counts(prediction, labels, len(class_names), ignore_label=ignore_label)
+    means = [scores_from_counts(table, class_names).mean_iou for table in counts]
+    return Parity(num_images, difference, changed / max(1, num_pixels), tuple(means) if counts.any() else None)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    if not ours.is_floating_point():
+        return 0.0
+    if not torch.isfinite(theirs).all():
+        return float("inf")
+    return float((ours - theirs).abs().amax() / ours.abs().amax().clamp_min(1e-12))

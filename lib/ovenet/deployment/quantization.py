@@ -1,0 +1,83 @@
+"""Eight-bit networks by calibration on a few images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ovenet.deployment.formats import INPUT, require
+
+
+def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
+    """Brings the convolutions of an ONNX file to 8 bits, in place.
+
+    Convolutions that nothing but resizing, sampling and arithmetic follows, those of scores and offsets, stay in
+    float32, and so does the sampling.
+
+    Args:
+        path: of a network with a fixed size.
+        images: inputs ``(1, 3, H, W)`` float32 from which the ranges of values are learned.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    require("onnxruntime", why="int8")
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        """The images one by one; None at the end."""
+
+        def __init__(self) -> None:
+            self._images: Iterator[np.ndarray] = iter(images)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self._images, None)
+            return None if image is None else {INPUT: image}
+
+    prepared = path.with_name("prepared.onnx")
+    with _quiet():
+        quant_pre_process(path, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            path,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Relu", "Add", "Concat", "Clip", "MaxPool", "Mul"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_last_layers(prepared),
+        )
+    prepared.unlink()
+
+
+def _last_layers(path: Path) -> list[str]:
+    """Names of the nodes from the outputs back to the first convolutions, those included."""
+    graph = require("onnx", why="int8").load(path).graph
+    makers: dict[str, Any] = {output: node for node in graph.node for output in node.output}
+    found: dict[str, Any] = {}
+    waiting = [output.name for output in graph.output]
+    while waiting:
+        node = makers.get(waiting.pop())
+        if node is not None and node.name not in found:
+            found[node.name] = node
+            if node.op_type not in ("Conv", "MatMul"):
+                waiting += node.input
+    return list(found)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice that the packages log."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,246 @@
+"""Exported files against torch: each format, each runtime."""
+
+import json
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from PIL import Image
+
+import ovenet
+from ovenet import UserError
+from ovenet.builders.deployment import ExportOptions, export
+from ovenet.builders.trained import find_weights, read_trained
+from ovenet.data.synthetic import draw_scene
+from ovenet.deployment import ConvertedNetwork, FileNetwork, Limits, choose_runtime
+from ovenet.deployment.about import KEY, LABELS, TENSORS
+from ovenet.deployment.parity import EXACT, Parity
+from ovenet.deployment.runtimes import open_session
+
+MODEL = "scenes-lite0"
+SIZE = (96, 128)
+FILES = {  # suffix and size of each file
+    "fixed": ("fixed.onnx", SIZE),
+    "dynamic": ("dynamic.onnx", None),
+    "openvino": ("network.xml", SIZE),
+    "pt2": ("network.pt2", SIZE),
+}
+WAYS = [
+    ("fixed", "onnxruntime"),
+    ("fixed", "openvino"),
+    ("dynamic", "onnxruntime"),
+    ("dynamic", "openvino"),
+    ("openvino", "openvino"),
+    ("pt2", "torch"),
+]
+
+
+def scene(size, seed):
+    """A drawn street, such as the model was trained on."""
+    return draw_scene(size, np.random.default_rng(seed))[0]
+
+
+def options(folder, **changed):
+    usual = {"tensors": TENSORS, "normalize": True, "int8": False, "opset": 18, "limits": EXACT, "num_images": 3}
+    return ExportOptions(**{"size": SIZE, "images": [str(folder / "images")], **usual, **changed})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return read_trained(find_weights(MODEL))
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """A folder with a file of each format."""
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "images").mkdir()
+    for index in range(3):
+        Image.fromarray(scene((90, 140), index)).save(folder / f"images/{index}.png")
+    for name, size in FILES.values():
+        parity = export(trained, folder / name, options(folder, size=size))
+        assert parity.num_images == 3
+        assert parity.changed == 0
+        assert parity.difference < 1e-4
+        assert parity.mean_iou is None  # no labels
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize(("name", "runtime"), WAYS)
+def test_every_tensor_is_that_of_torch(trained, exported, pixels, name, runtime):
+    network = FileNetwork(exported / FILES[name][0], runtime)
+    with torch.no_grad():
+        expected, output = trained.model(pixels), network(pixels)
+    for kind in TENSORS:
+        ours, theirs = getattr(expected, kind), getattr(output, kind)
+        ours, theirs = (x[-1] if isinstance(x, tuple) else x for x in (ours, theirs))
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4 * ours.abs().max().item())
+
+
+@pytest.mark.parametrize(("name", "runtime"), WAYS)
+def test_masks_are_those_of_torch(exported, name, runtime):
+    """With a mirrored view."""
+    image = scene((96, 128), 7)
+    changed = {"long_side": 128, "scales": [1.0], "flip": True}
+    expected = ovenet.load(MODEL, device="cpu", **changed)(image)
+    result = ovenet.load(exported / FILES[name][0], runtime=runtime, **changed)(image)
+    assert len(np.unique(expected.mask)) >= 3
+    np.testing.assert_array_equal(result.mask, expected.mask)
+    np.testing.assert_allclose(result.seed, expected.seed, atol=1e-2)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_checkpoint_in_another_runtime(runtime):
+    """Two sizes, of which neither is a multiple of 32, whole and in windows."""
+    options = {"scales": [0.5, 1.0], "long_side": "native", "overrides": ["TEST.IMAGE_SIZE", "[120, 90]"]}
+    for size in ((90, 120), (96, 200)):
+        image = scene(size, 5)
+        expected = ovenet.load(MODEL, device="cpu", **options)(image)
+        result = ovenet.load(MODEL, device="cpu", runtime=runtime, **options)(image)
+        np.testing.assert_array_equal(result.mask, expected.mask)
+
+
+def test_a_smaller_image_is_padded_and_cut(trained, exported):
+    """What a padded network predicts is what torch predicts of the padded image; seeds are counted in the small one."""
+    network = FileNetwork(exported / "fixed.onnx")
+    small = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        output = network(small)
+        whole = trained.model(torch.nn.functional.pad(small, (0, 32, 0, 32)))
+    assert output.fused[0].shape[-2:] == (16, 24)
+    torch.testing.assert_close(output.fused[0], whole.fused[-1][..., :16, :24], rtol=0, atol=1e-4)
+    spans = torch.tensor([(32 - 1) / (24 - 1), (24 - 1) / (16 - 1)]).view(2, 1, 1)
+    torch.testing.assert_close(output.offset, whole.offset[..., :16, :24] * spans, rtol=0, atol=1e-4)
+
+
+def test_a_larger_image_is_named(exported):
+    with pytest.raises(UserError, match="128x96 pixels, got 160x96"):
+        FileNetwork(exported / "fixed.onnx")(torch.zeros(1, 3, 96, 160))
+
+
+def test_the_files_say_what_they_are(trained, exported):
+    model = onnx.load(exported / "fixed.onnx")
+    carried = json.loads({item.key: item.value for item in model.metadata_props}[KEY])
+    info = openvino.Core().read_model(exported / "network.xml").get_rt_info(KEY).astype(str)
+    assert json.loads(info)["source_sha256"] == carried["source_sha256"]
+    assert carried["class_names"] == list(trained.info.class_names)
+    assert carried["colors"][3] == list(trained.info.palette[3])
+    assert carried["size"] == list(SIZE)
+    assert carried["normalization"]["mean"] == [127 / 255] * 3  # EfficientNet-Lite's
+    assert [output.name for output in model.graph.output] == list(TENSORS)
+
+
+def test_classes_at_the_size_of_the_image(trained, exported):
+    export(trained, exported / "labels.onnx", options(exported, tensors=(LABELS,)))
+    image = scene(SIZE, 9)
+    (labels,) = open_session(exported / "labels.onnx", "onnxruntime")(image.transpose(2, 0, 1)[None].astype(np.float32))
+    with torch.no_grad():
+        normalised = (torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)) - 127) / 128
+        scores = trained.model(normalised).fused[-1]
+        expected = torch.nn.functional.interpolate(scores, SIZE, mode="bilinear", align_corners=True).argmax(dim=1)
+    assert labels.dtype == np.uint8
+    assert (labels != expected.numpy()).mean() < 1e-3
+    with pytest.raises(UserError, match="gives classes, not scores"):
+        ovenet.load(exported / "labels.onnx")
+
+
+def test_normalised_pixels_from_outside(trained, exported, pixels):
+    export(trained, exported / "outside.onnx", options(exported, normalize=False, tensors=("fused",)))
+    (fused,) = open_session(exported / "outside.onnx", "onnxruntime")(pixels[:1].numpy())
+    with torch.no_grad():
+        expected = trained.model(pixels[:1]).fused[-1]
+    torch.testing.assert_close(torch.from_numpy(fused), expected, rtol=0, atol=1e-4)
+    result = ovenet.load(exported / "outside.onnx")(scene(SIZE, 2))
+    assert result.seed is None
+
+
+@pytest.mark.parametrize(("suffix", "runtime"), [(".onnx", "onnxruntime"), (".xml", "openvino")])
+def test_eight_bits(trained, exported, suffix, runtime):
+    path = (exported / "int8").with_suffix(suffix)
+    parity = export(trained, path, options(exported, int8=True, limits=Limits(changed=0.1, mean_iou=1.0)))
+    whole = (exported / "fixed.onnx").stat().st_size
+    assert path.with_suffix(".bin" if suffix == ".xml" else suffix).stat().st_size < 0.5 * whole
+    assert 0 < parity.changed < 0.1
+    image = scene(SIZE, 4)
+    result = ovenet.load(path, runtime=runtime, long_side=128)(image)
+    expected = ovenet.load(MODEL, device="cpu", long_side=128)(image)
+    assert (result.mask == expected.mask).mean() > 0.9
+
+
+def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
+    """The gate sees what was written, not what was meant: the folded network is spoilt on its way."""
+    from ovenet.builders import deployment
+
+    def spoilt(model):
+        fast = real(model)
+        with torch.no_grad():
+            fast.head.layers[-1].bias[3] += 20.0
+        return fast
+
+    real = deployment.folded
+    monkeypatch.setattr(deployment, "folded", spoilt)
+    for name in ("spoilt.onnx", "spoilt.xml"):
+        with pytest.raises(UserError, match="of the pixels change their class, at most"):
+            export(trained, exported / name, options(exported))
+    assert not list(exported.glob("*spoilt*"))
+    assert not list(exported.glob(".ovenet-*"))
+
+
+def test_the_limits():
+    parity = Parity(num_images=4, difference=0.1, changed=0.02, mean_iou=(0.700, 0.694))
+    assert "2.000 % of the pixels" in parity.problem(Limits(changed=0.01, mean_iou=1.0))
+    assert "0.600 points of mIoU" in parity.problem(Limits(changed=0.05, mean_iou=0.005))
+    assert not parity.problem(Limits(changed=0.05, mean_iou=0.01))
+
+
+def test_files_that_cannot_be_read(exported, tmp_path):
+    for suffix in (".onnx", ".xml", ".pt2"):
+        path = (tmp_path / "bad").with_suffix(suffix)
+        path.write_bytes(b"nothing of the kind")
+        with pytest.raises(UserError, match="not a file of this kind"):
+            ovenet.load(path)
+    model = onnx.load(exported / "fixed.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "silent.onnx")
+    with pytest.raises(UserError, match="says nothing about its classes"):
+        ovenet.load(tmp_path / "silent.onnx")
+    onnx.helper.set_model_props(model, {KEY: json.dumps({"version": 99})})
+    onnx.save(model, tmp_path / "newer.onnx")
+    with pytest.raises(UserError, match="form 99"):
+        ovenet.load(tmp_path / "newer.onnx")
+    with pytest.raises(UserError, match="runtime torch does not run onnx"):
+        ovenet.load(exported / "fixed.onnx", runtime="torch")
+
+
+def test_a_runtime_that_is_not_installed(monkeypatch):
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name == "openvino":
+            raise ImportError
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r'pip install "ovenet\[export\]"'):
+        choose_runtime("openvino", torch.device("cpu"))
+
+
+def test_auto_is_the_fastest_on_the_cpu():
+    assert choose_runtime("auto", torch.device("cpu")) == "openvino"
+    assert choose_runtime("auto", torch.device("cuda")) == "torch"
+    with pytest.raises(UserError, match="runs on the CPU"):
+        choose_runtime("openvino", torch.device("cuda"))
+
+
+def test_precisions(trained):
+    with pytest.raises(UserError, match="does not compute in bf16"):
+        ConvertedNetwork(trained.model, "onnxruntime", precision="bf16")
