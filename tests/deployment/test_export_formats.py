@@ -241,6 +241,15 @@ def test_auto_is_the_fastest_on_the_cpu():
         choose_runtime("openvino", torch.device("cuda"))
 
 
+def test_bfloat16_in_openvino():
+    """As far as the processor has it; without, OpenVINO computes in float32."""
+    image = scene((96, 128), 5)
+    options = {"device": "cpu", "long_side": 128}
+    expected = ovenet.load(MODEL, **options)(image)
+    result = ovenet.load(MODEL, runtime="openvino", overrides=["TEST.PRECISION", "bf16"], **options)(image)
+    assert (result.mask == expected.mask).mean() > 0.97
+
+
 def test_precisions(trained):
     with pytest.raises(UserError, match="does not compute in bf16"):
         ConvertedNetwork(trained.model, "onnxruntime", precision="bf16")

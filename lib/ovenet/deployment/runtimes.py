@@ -19,6 +19,7 @@ from ovenet.deployment.formats import read_about, require, write_onnx
 from ovenet.deployment.network import ExportableNetwork
 from ovenet.errors import UserError
 from ovenet.models import Segmentor
+from ovenet.models.precision import without_autocast
 from ovenet.structures import Normalization, OVeNetOutput, ScoreKind
 from ovenet.utils.logging import get_logger
 
@@ -112,7 +113,8 @@ class ConvertedNetwork(RuntimeNetwork):
             get_logger().info("%s: converting the network for images of %dx%d", self._runtime, *reversed(size))
             with tempfile.TemporaryDirectory(prefix="ovenet-") as folder:
                 path = Path(folder) / "network.onnx"
-                write_onnx(self._network[0], pixels, path, self._tensors, is_dynamic=False)
+                with without_autocast(pixels.device):
+                    write_onnx(self._network[0], pixels, path, self._tensors, is_dynamic=False)
                 self._sessions[size] = open_session(path, self._runtime, self._precision)
         return dict(zip(self._tensors, map(torch.from_numpy, self._sessions[size](pixels.numpy())), strict=True))
 
