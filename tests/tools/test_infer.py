@@ -1,10 +1,12 @@
 """tools/infer.py on files that have nothing to do with a dataset."""
 
+import csv
 import json
 import os
 import subprocess
 import sys
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tests.conftest import tiny_settings
 from tests.tools.conftest import ROOT
 
 from ovenet import build_model, builders, load_config
+from ovenet.evaluation.outputs import FrameWriter
 
 
 @pytest.fixture
@@ -183,6 +186,66 @@ def test_a_video_becomes_a_video(run, run_tool, tmp_path):
     short = run_tool(*command, "--overwrite", "--max-frames", "2")
     assert short.code == 0
     assert cv2.VideoCapture(str(tmp_path / "o/video/v.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 2
+
+
+def test_the_video_plays_in_a_browser(run, run_tool, tmp_path):
+    """H.264 with halved colours, its index first; odd sides are made even."""
+    writer = FrameWriter(tmp_path / "odd.mp4", 29.97)
+    for value in range(4):
+        writer.write(np.full((47, 63, 3), 60 * value, np.uint8))
+    writer.close()
+    with av.open(str(tmp_path / "odd.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.height, stream.width) == (48, 64)
+        assert float(stream.average_rate) == pytest.approx(29.97, abs=0.01)
+        grey = [frame.to_ndarray(format="rgb24").mean() for frame in container.decode(stream)]
+    np.testing.assert_allclose(grey, [0, 60, 120, 180], atol=3)
+    content = (tmp_path / "odd.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_a_video_from_a_pipe(run, tmp_path):
+    write_video(tmp_path / "v.mp4", 5)
+    stream = tmp_path / "v.mkv"
+    with av.open(str(tmp_path / "v.mp4")) as source, av.open(str(stream), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+    command = [sys.executable, "tools/infer.py", run[1] / "best.pth", "-", "--output", tmp_path / "o"]
+    done = subprocess.run(map(str, command), cwd=ROOT, input=stream.read_bytes(), capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b"the pipe: 5 frames, " in done.stdout
+    assert cv2.VideoCapture(str(tmp_path / "o/video/pipe.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    command[-1] = tmp_path / "bad"
+    done = subprocess.run(map(str, command), cwd=ROOT, input=b"no video", capture_output=True, timeout=120)
+    assert done.returncode == 1
+    assert b"skipped: the pipe: holds no video that can be read" in done.stderr
+
+
+def test_shares_of_the_classes(run, run_tool, tiny_data, tmp_path):
+    write_video(tmp_path / "v.mp4", 2)
+    source = tiny_data / "camvid/val/1.png"
+    done = run_tool(
+        "infer",
+        run[1] / "best.pth",
+        source,
+        tmp_path / "v.mp4",
+        "--output",
+        tmp_path / "o",
+        "--save",
+        "shares",
+        "color",
+    )
+    assert done.code == 0, done.err
+    with open(tmp_path / "o/class_shares.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["1", "v/000000", "v/000001"]
+    train_ids = np.asarray(Image.open(tmp_path / "o/color/1.png"))
+    assert float(rows[0]["sky"]) == pytest.approx((train_ids == 0).mean(), abs=1e-6)
+    assert sum(float(share) for name, share in rows[0].items() if name != "name") == pytest.approx(1, abs=1e-5)
 
 
 def test_a_camera_that_is_not_there(run, run_tool, tmp_path):

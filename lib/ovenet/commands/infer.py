@@ -1,10 +1,11 @@
-"""Predicts images, folders, videos and cameras."""
+"""Predicts images, folders, videos, cameras and what comes through a pipe."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
+import time
 from itertools import chain, count
 from pathlib import Path
 
@@ -53,17 +54,20 @@ def main() -> None:
     )
     num_skipped = 0
     bar = tqdm(inputs, unit="input", disable=not sys.stderr.isatty(), dynamic_ncols=True)
-    for one in bar:
-        try:
-            if one.kind == "image":
-                predict_image(predictor, writer, guard, one, seeds=seeds)
-            else:
-                num_skipped += predict_video(predictor, writer, one, args, seeds=seeds and args.frames)
-        except UserError as error:
-            if args.strict:
-                raise
-            num_skipped += 1
-            tqdm.write(f"skipped: {error}", file=sys.stderr)
+    try:
+        for one in bar:
+            try:
+                if one.kind == "image":
+                    predict_image(predictor, writer, guard, one, seeds=seeds)
+                else:
+                    num_skipped += predict_video(predictor, writer, one, args, seeds=seeds and args.frames)
+            except UserError as error:
+                if args.strict:
+                    raise
+                num_skipped += 1
+                tqdm.write(f"skipped: {error}", file=sys.stderr)
+    finally:
+        writer.write_shares()
     print(f"results:     {folder} ({len(inputs)} inputs, {num_skipped} images or frames skipped)")
     if num_skipped:
         sys.exit(EXIT_SKIPPED)
@@ -78,7 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"a run's folder, best.pth or other weights, or a model that comes along; alone it is the input, of "
         f"{DEFAULT_MODEL}",
     )
-    parser.add_argument("inputs", nargs="*", metavar="INPUT", help="image, folder, 'pattern*', video or camera:0")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="image, folder, 'pattern*', video, camera:0, or - for a video from a pipe",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the results (default: the first free of output/infer…)"
     )
@@ -112,7 +121,7 @@ def require_inputs_stay(inputs: list[Input], writer: ResultWriter) -> None:
     Raises:
         UserError: a result has the place of an input.
     """
-    sources = {Path(one.source).resolve() for one in inputs if one.kind != "camera"}
+    sources = {one.source.resolve() for one in inputs if isinstance(one.source, Path)}
     for one in inputs:
         results = writer.paths(one.name) if one.kind == "image" else [video_path(writer, one)]
         for path in results:
@@ -138,10 +147,11 @@ def predict_video(
     """Predicts the frames of a video or a camera; returns how many could not be decoded."""
     reader = FrameReader(one)
     video = FrameWriter(video_path(writer, one), reader.rate)
-    broken = []
+    broken, started = [], time.monotonic()
+    is_quiet = not sys.stderr.isatty()
     total = min((n for n in (reader.num_frames, args.max_frames) if n), default=None)
     try:
-        for index, frame in enumerate(tqdm(reader, str(one), total, disable=not sys.stderr.isatty(), leave=False)):
+        for index, frame in enumerate(tqdm(reader, str(one), total, disable=is_quiet, leave=False, unit="frame")):
             if args.max_frames and index >= args.max_frames:
                 break
             if frame is None:
@@ -150,16 +160,22 @@ def predict_video(
                 broken.append(index)
                 continue
             prediction = predictor.predict(frame, names=("fused",), seeds=seeds)
+            name, labels = f"{one.name}/{index:06d}", prediction.labels["fused"].cpu().numpy()
             if args.frames:
-                writer.write(f"{one.name}/{index:06d}", frame.copy(), prediction)
-            video.write(draw_overlay(frame, prediction.labels["fused"].cpu().numpy(), predictor.info))
+                writer.write(name, frame.copy(), prediction)
+            else:
+                writer.note_shares(name, labels)
+            video.write(draw_overlay(frame, labels, predictor.info))
     except KeyboardInterrupt:
         tqdm.write(f"{one}: stopped after {index} frames", file=sys.stderr)
-        if one.kind != "camera":  # which has no end of its own
+        if one.kind == "video":  # the others may have no end of their own
             raise
     finally:
         video.close()
         reader.close()
+    if video.num_frames:
+        rate = video.num_frames / (time.monotonic() - started)
+        tqdm.write(f"{one}: {video.num_frames} frames, {rate:.1f} frames/s")
     if broken:
         tqdm.write(f"skipped: {one}: {len(broken)} frames cannot be decoded, the first is {broken[0]}", file=sys.stderr)
     return len(broken)

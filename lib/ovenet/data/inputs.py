@@ -1,14 +1,16 @@
-"""What to predict: images, folders, globs, videos and cameras, from what stands on a command line."""
+"""What to predict: images, folders, globs, videos, cameras and a pipe, from what stands on a command line."""
 
 from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import av
 import cv2
 import numpy as np
 
@@ -18,6 +20,7 @@ from ovenet.errors import UserError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _CAMERA = "camera:"
+PIPE = "-"
 _LARGEST_CAMERA = 2**31 - 1
 _DEFAULT_RATE = 25.0
 _MAX_BROKEN_IN_A_ROW = 100
@@ -29,16 +32,16 @@ class Input:
 
     Attributes:
         kind: see the module.
-        source: the file, or a camera's number.
+        source: the file, or the number of a camera or of an open file.
         name: of the results, a path without suffix.
     """
 
-    kind: Literal["image", "video", "camera"]
+    kind: Literal["image", "video", "camera", "pipe"]
     source: Path | int
     name: str
 
     def __str__(self) -> str:
-        return f"camera {self.source}" if self.kind == "camera" else str(self.source)
+        return {"camera": f"camera {self.source}", "pipe": "the pipe"}.get(self.kind, str(self.source))
 
 
 def find_inputs(arguments: Sequence[str], *, frames: bool = False) -> list[Input]:
@@ -46,7 +49,7 @@ def find_inputs(arguments: Sequence[str], *, frames: bool = False) -> list[Input
 
     Args:
         arguments: files; folders, whose images and videos are taken at any depth; patterns with ``*``; and cameras as
-            ``camera:0``.
+            ``camera:0``; ``-`` is a video from the standard input.
         frames: the frames of videos have results of their own, in a folder of the video's name.
 
     Raises:
@@ -81,6 +84,8 @@ def _require_room_for_frames(names: Mapping[str, Input]) -> None:
 def _inputs_of(argument: str) -> list[Input]:
     if not argument:
         raise UserError(f"an empty name; expected an image, a folder, a pattern, a video or {_CAMERA}0")
+    if argument == PIPE:
+        return [Input("pipe", sys.stdin.fileno(), "pipe")]
     if argument.startswith(_CAMERA):
         number = argument.removeprefix(_CAMERA)
         if not (number.isascii() and number.isdigit() and int(number) <= _LARGEST_CAMERA):
@@ -140,10 +145,10 @@ def _distinct(inputs: list[Input]) -> list[Input]:
 
 
 class FrameReader:
-    """The frames of a video or a camera.
+    """The frames of a video, a camera or a pipe.
 
     Args:
-        one: of kind ``video`` or ``camera``.
+        one: of kind ``video``, ``camera`` or ``pipe``.
 
     Attributes:
         rate: frames a second.
@@ -154,17 +159,36 @@ class FrameReader:
     """
 
     def __init__(self, one: Input):
+        if one.kind == "pipe":
+            self._source: _PipeSource | _CaptureSource = _PipeSource(one)
+        else:
+            self._source = _CaptureSource(one)
+        rate = self._source.rate
+        self.rate = rate if 0 < rate < 1000 else _DEFAULT_RATE
+        self.num_frames = self._source.num_frames
+
+    def __iter__(self) -> Iterator[np.ndarray | None]:
+        """``(H, W, 3)`` uint8 RGB; None for a frame that cannot be decoded."""
+        return self._source.frames()
+
+    def close(self) -> None:
+        """Lets go of the file or the camera."""
+        self._source.close()
+
+
+class _CaptureSource:
+    """A file or a camera by OpenCV."""
+
+    def __init__(self, one: Input):
         if isinstance(one.source, Path) and not is_utf8(one.source):
             raise UserError(f"{str(one.source)!r}: OpenCV takes names in UTF-8 alone; rename the video")
         self._capture = cv2.VideoCapture(one.source if isinstance(one.source, int) else str(one.source))
         if not self._capture.isOpened():
             raise UserError(f"{one}: cannot be opened as a video")
-        rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if 0 < rate < 1000 else _DEFAULT_RATE
+        self.rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.num_frames = 0 if one.kind == "camera" else max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
-    def __iter__(self) -> Iterator[np.ndarray | None]:
-        """``(H, W, 3)`` uint8 RGB; None for a frame that cannot be decoded."""
+    def frames(self) -> Iterator[np.ndarray | None]:
         index = broken = 0
         while True:
             is_read, frame = self._capture.read()
@@ -179,5 +203,37 @@ class FrameReader:
             index += 1
 
     def close(self) -> None:
-        """Lets go of the file or the camera."""
         self._capture.release()
+
+
+class _PipeSource:
+    """A stream that nobody can seek in, by FFmpeg."""
+
+    num_frames = 0
+
+    def __init__(self, one: Input):
+        self._file = os.fdopen(os.dup(int(one.source)), "rb")
+        try:
+            self._container = av.open(self._file)
+            self._stream = self._container.streams.video[0]
+        except (av.error.FFmpegError, IndexError) as error:
+            self._file.close()
+            raise UserError(
+                f"{one}: holds no video that can be read; send a stream, such as ffmpeg -i IN -f matroska - | …"
+            ) from error
+        self.rate = float(self._stream.average_rate or 0)
+
+    def frames(self) -> Iterator[np.ndarray | None]:
+        frames = self._container.decode(self._stream)
+        while True:
+            try:
+                yield next(frames).to_ndarray(format="rgb24")
+            except StopIteration:
+                return
+            except av.error.FFmpegError:  # a frame is broken, and what follows it depends on it
+                yield None
+                return
+
+    def close(self) -> None:
+        self._container.close()
+        self._file.close()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import csv
+import io
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import torch
@@ -13,16 +18,17 @@ from ovenet.data.files import is_utf8
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.pictures import colorize_offset, save_color_png, save_png
-from ovenet.utils.writing import write_bytes, write_file
+from ovenet.utils.writing import write_bytes, write_file, write_text
 
-KINDS = ("ids", "color", "overlay", "offset", "confidence")
+KINDS = ("ids", "color", "overlay", "offset", "confidence", "shares")
+SHARES = "class_shares.csv"
 SEED_KINDS = ("offset", "confidence")
 _OPACITY = 0.55
 _BAND_ROWS = 512
 
 
 class ResultWriter:
-    """Writes ``<folder>/<kind>/<name>.png``, and offsets as ``.npy`` too.
+    """Writes ``<folder>/<kind>/<name>.png``, offsets as ``.npy`` too, and one table of the classes' shares.
 
     Args:
         folder: for all results.
@@ -36,6 +42,7 @@ class ResultWriter:
         self.info = info
         self.max_offset = max_offset
         self.kinds = kinds
+        self._shares: list[list[str]] = []
 
     def write(self, name: str, image: np.ndarray, prediction: Prediction) -> None:
         """Writes one image's results.
@@ -49,6 +56,7 @@ class ResultWriter:
             OSError: the file system refuses.
         """
         labels = prediction.labels["fused"].cpu().numpy()
+        self.note_shares(name, labels)
         if "ids" in self.kinds:
             save_png(self.info.label_id_table()[labels], self._path("ids", name))
         if "color" in self.kinds:
@@ -58,10 +66,27 @@ class ResultWriter:
         if "overlay" in self.kinds:
             write_image(draw_overlay(image, labels, self.info), self._path("overlay", name))
 
+    def note_shares(self, name: str, labels: np.ndarray) -> None:
+        """Keeps the share of each class of train ids ``(H, W)`` for `write_shares`."""
+        if "shares" in self.kinds:
+            counts = np.bincount(labels.ravel(), minlength=len(self.info.class_names))
+            self._shares.append([name, *(f"{count / labels.size:.6f}" for count in counts)])
+
+    def write_shares(self) -> None:
+        """Writes the table: a line for each image or frame, a column for each class.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        if self._shares:
+            text = io.StringIO()
+            csv.writer(text).writerows([["name", *self.info.class_names], *self._shares])
+            write_text(self.folder / SHARES, text.getvalue())
+
     def paths(self, name: str) -> list[Path]:
-        """All files that `write` may write for a name."""
+        """All files that `write` and `write_shares` may write for a name."""
         seeds = [self._path("offset", name).with_suffix(".npy")] if "offset" in self.kinds else []
-        return [self._path(kind, name) for kind in self.kinds] + seeds
+        return [self._path(kind, name) for kind in self.kinds if kind != "shares"] + seeds + [self.folder / SHARES]
 
     def _write_seeds(self, name: str, size: tuple[int, int], prediction: Prediction) -> None:
         if "offset" in self.kinds:
@@ -106,52 +131,72 @@ def write_image(image: np.ndarray, path: Path) -> None:
 
 
 class FrameWriter:
-    """An mp4 video, opened by its first frame. It has its name when it is whole.
+    """An mp4 video in H.264, which browsers play, opened by its first frame. It has its name when it is whole.
 
     Args:
         path: of the file.
         rate: frames a second.
+
+    Attributes:
+        num_frames: that were written.
     """
 
     def __init__(self, path: Path, rate: float):
         self.path = path
-        self.rate = rate
+        self.rate = Fraction(rate).limit_denominator(1001)
         self._unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
-        self._writer: cv2.VideoWriter | None = None
-        self._num_frames = 0
+        self._container: av.container.OutputContainer | None = None
+        self.num_frames = 0
 
     def write(self, frame: np.ndarray) -> None:
-        """Appends ``(H, W, 3)`` uint8 RGB, of the size of the first.
+        """Appends ``(H, W, 3)`` uint8 RGB, of the size of the first; odd sides are repeated to even ones.
 
         Raises:
             OSError: the file cannot be written.
         """
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not is_utf8(self.path):
-                raise OSError(f"cannot write {str(self.path)!r}: OpenCV takes names in UTF-8 alone; rename the video")
-            size = frame.shape[1], frame.shape[0]
-            self._writer = cv2.VideoWriter(str(self._unfinished), cv2.VideoWriter.fourcc(*"mp4v"), self.rate, size)
-            if not self._writer.isOpened():
-                raise OSError(f"cannot write {self.path}: OpenCV has no encoder for it, or the folder refuses")
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-        self._num_frames += 1
+        height, width = frame.shape[:2]
+        frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if self._container is None:
+            self._open(frame.shape[:2])
+        with self._telling():
+            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        self.num_frames += 1
+
+    def _open(self, size: tuple[int, int]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_utf8(self.path):
+            raise OSError(f"cannot write {str(self.path)!r}: FFmpeg takes names in UTF-8 alone; rename the video")
+        with self._telling():
+            self._container = av.open(str(self._unfinished), "w", options={"movflags": "faststart"})
+            self._stream = self._container.add_stream("libx264", self.rate, options={"crf": "20"})
+            self._stream.height, self._stream.width = size
+            self._stream.pix_fmt = "yuv420p"  # what all browsers know
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Names the file where FFmpeg fails."""
+        try:
+            yield
+        except (av.error.FFmpegError, OSError) as error:
+            raise OSError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """Finishes the file, and looks whether all frames are in it: the encoder does not tell of a full disk.
+        """Finishes the file, and looks whether all frames are in it: the disk may be full.
 
         Raises:
             OSError: they are not; nothing is left.
         """
-        if self._writer is None:
+        if self._container is None:
             return
-        self._writer.release()
-        self._writer = None
+        container, self._container = self._container, None
         try:
+            with self._telling():
+                container.mux(self._stream.encode())
+                container.close()
             num_frames = _num_readable_frames(self._unfinished)
-            if num_frames < self._num_frames:
+            if num_frames < self.num_frames:
                 raise OSError(
-                    f"cannot write {self.path}: {num_frames} of {self._num_frames} frames are in the file; is the disk "
+                    f"cannot write {self.path}: {num_frames} of {self.num_frames} frames are in the file; is the disk "
                     "full?"
                 )
             self._unfinished.replace(self.path)
