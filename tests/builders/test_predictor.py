@@ -249,3 +249,38 @@ def test_seeds_confidence_and_scores(checkpoint, pixels):
     np.testing.assert_allclose(result.seed[y, x], [x + dx * 46 / 2, y + dy * 32 / 2], atol=1e-3)
     np.testing.assert_allclose(result.confidence, prediction.confidence[0], atol=1e-6)
     assert predictor(pixels).scores is None
+
+
+def test_a_folder_for_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    predictor = ovenet.load("scenes-lite0", device="cpu")
+    predictor.save_pretrained(tmp_path / "hub")
+    assert {p.name for p in (tmp_path / "hub").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    for again in (
+        Predictor.from_pretrained(tmp_path / "hub", device="cpu"),
+        ovenet.load(tmp_path / "hub", device="cpu"),
+    ):
+        np.testing.assert_array_equal(again(image).mask, predictor(image).mask)
+    config = json.loads((tmp_path / "hub/config.json").read_text())
+    assert config["id2label"]["4"] == "sky"
+    card = (tmp_path / "hub/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: ovenet")
+    assert "| 4 | sky |" in card
+    with pytest.raises(UserError, match="has files in it"):
+        predictor.save_pretrained(tmp_path / "hub")
+
+
+def test_what_cannot_be_verified_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "hub"
+    ovenet.load("scenes-lite0").save_pretrained(folder, half=True)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="sha256 differs"):
+        Predictor.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json is missing or damaged"):
+        ovenet.load(folder)
+    with pytest.raises(UserError, match="not to be had from the hub"):
+        Predictor.from_pretrained("nobody/nothing-of-the-kind")

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ovenet.builders.inference import exported_model, inference_model
+from ovenet.builders.sharing import download, save_folder, weights_of_folder
 from ovenet.builders.trained import find_weights, read_trained
 from ovenet.config.checks import LARGEST_SCALE
 from ovenet.data.files import read_image, to_rgb
@@ -41,11 +42,12 @@ class Predictor(ScorePredictor):
         device: where the model lies.
         info: the classes.
         max_offset: longest offset per axis, the image spanning 2; None for a model without a seed.
-        name: of the model, for people.
+        path: the file that the model was read from.
 
     Attributes:
         info: names, colours and label ids of the classes, in the order of the train ids.
         max_offset: see above.
+        path: see above.
     """
 
     def __init__(
@@ -55,12 +57,12 @@ class Predictor(ScorePredictor):
         device: torch.device,
         info: DatasetInfo,
         max_offset: float | None,
-        name: str = "model",
+        path: Path,
     ):
         super().__init__(model, settings, device)
         self.info = info
         self.max_offset = max_offset
-        self.name = name
+        self.path = path
 
     @classmethod
     def from_checkpoint(
@@ -114,7 +116,32 @@ class Predictor(ScorePredictor):
             settings = replace(settings, flip=flip)
         if long_side is not None:
             settings = replace(settings, base_size=_base_size(long_side), rule=LONG_SIDE, base_box=None)
-        return cls(model, settings, place, info, max_offset, Path(path).stem)
+        return cls(model, settings, place, info, max_offset, Path(path))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **options: Any) -> Predictor:
+        """A model that `save_pretrained` wrote.
+
+        Args:
+            name: its folder, or its name on the Hugging Face hub.
+            revision: of the hub: a branch, a tag or a commit.
+            options: see `from_checkpoint`.
+
+        Raises:
+            UserError: there is none, or its weights are not those that were saved.
+        """
+        folder = Path(name) if Path(name).is_dir() else download(str(name), revision)
+        return cls.from_checkpoint(weights_of_folder(folder), **options)
+
+    def save_pretrained(self, folder: str | Path, *, half: bool = False, card: str = "") -> None:
+        """Writes a folder for the Hugging Face hub, see `ovenet.builders.sharing.save_folder`.
+
+        Raises:
+            UserError: the folder has files in it, or the model came from an exported file.
+        """
+        if is_exported(self.path):
+            raise UserError(f"{self.path}: an exported file; save the weights that it was made from")
+        save_folder(self.path, Path(folder), half=half, card=card)
 
     @overload
     def __call__(self, images: ImageLike, *, scores: bool = ...) -> SegResult: ...
@@ -183,7 +210,7 @@ class Predictor(ScorePredictor):
         classes = f"{len(self.info.class_names)} classes of {self.info.name}"
         seed = "no seed" if self.max_offset is None else f"seeds within {self.max_offset:g}"
         scales = ", ".join(f"{scale:g}" for scale in self.settings.scales)
-        return f"Predictor({self.name}: {classes}, {seed}, scales {scales}, {self.device})"
+        return f"Predictor({self.path.stem}: {classes}, {seed}, scales {scales}, {self.device})"
 
 
 def load(source: str | Path, **options: Any) -> Predictor:

@@ -13,6 +13,7 @@ from ovenet.builders.data import dataset_info
 from ovenet.builders.inference import inference_settings
 from ovenet.builders.models import build_model
 from ovenet.builders.runs import weights_of_run
+from ovenet.builders.sharing import WEIGHTS, weights_of_folder
 from ovenet.config import load_config, load_config_text
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
@@ -76,14 +77,16 @@ def read_trained(path: str | Path, *, config: str | Path | None = None, override
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file of weights that a run's folder holds, that has this path, or that comes along under this name.
+    """The file of weights that a folder holds, that has this path, or that comes along under this name.
+
+    A folder is that of a run, or one that `Predictor.save_pretrained` wrote.
 
     Raises:
         UserError: there is none.
     """
     path = Path(source)
     if path.is_dir():
-        return weights_of_run(path)
+        return weights_of_folder(path) if (path / WEIGHTS).exists() else weights_of_run(path)
     bundled = MODELS / f"{source}{SAFETENSORS}"
     if not path.exists() and path.name == str(source) and bundled.is_file():
         return bundled

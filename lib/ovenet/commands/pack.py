@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovenet.builders.runs import without_places
+from ovenet.builders.sharing import portable
 from ovenet.builders.trained import find_weights
-from ovenet.config import load_config_text
 from ovenet.engine.checkpoint import SAFETENSORS, read_checkpoint, weights_of, write_safetensors
 from ovenet.errors import UserError
 from ovenet.utils.cli import require_free
-
-CARRIED = ("config", "dataset", "class_names", "palette", "dataset_info", "normalization")
 
 
 def main() -> None:
@@ -27,11 +24,5 @@ def main() -> None:
         raise UserError(f"{args.output}: expected a name that ends in {SAFETENSORS}")
     require_free(args.output, overwrite=args.overwrite)
     path = find_weights(args.weights)
-    content = read_checkpoint(path)
-    missing = [key for key in CARRIED if key not in content]
-    if missing:
-        raise UserError(f"{path}: carries no {missing[0]}; only weights that training wrote here can be packed")
-    about = {key: content[key] for key in CARRIED}
-    about["config"] = without_places(load_config_text(content["config"], str(path)))
-    write_safetensors(args.output, weights_of(content, path), about, half=args.half)
+    write_safetensors(args.output, weights_of(read_checkpoint(path), path), portable(path), half=args.half)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")

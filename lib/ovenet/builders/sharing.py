@@ -1,0 +1,127 @@
+"""Folders in the form of the Hugging Face hub: weights, configuration and a model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ovenet.builders.runs import without_places
+from ovenet.config import load_config_text
+from ovenet.engine.checkpoint import read_checkpoint, weights_of, write_safetensors
+from ovenet.errors import UserError
+from ovenet.utils.writing import write_text
+from ovenet.version import version
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+CARRIED = ("config", "dataset", "class_names", "palette", "dataset_info", "normalization")
+
+
+def portable(path: Path) -> dict[str, Any]:
+    """What weights carry beside their tensors, without the paths of this machine.
+
+    Raises:
+        UserError: it is not all there.
+    """
+    content = read_checkpoint(path)
+    missing = [key for key in CARRIED if key not in content]
+    if missing:
+        raise UserError(f"{path}: carries no {missing[0]}; only weights that training wrote here can be passed on")
+    about = {key: content[key] for key in CARRIED}
+    return {**about, "config": without_places(load_config_text(content["config"], str(path)))}
+
+
+def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "") -> None:
+    """Writes a folder that `load_folder` and `ovenet.load` take; ``hf upload NAME FOLDER`` publishes it.
+
+    Args:
+        source: weights that training wrote.
+        folder: new, or empty.
+        half: write float16.
+        card: text of the model card; "" for one with the classes and the configuration.
+
+    Raises:
+        UserError: the folder has files in it, or the weights cannot be passed on.
+        OSError: the file system refuses.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: has files in it already; name a new folder")
+    about = portable(source)
+    write_safetensors(folder / WEIGHTS, weights_of(read_checkpoint(source), source), about, half=half)
+    config = {
+        "library_name": "ovenet",
+        "ovenet_version": version(),
+        "sha256": _digest(folder / WEIGHTS),
+        "id2label": dict(enumerate(about["class_names"])),
+        **{key: about[key] for key in ("dataset", "normalization", "config")},
+    }
+    write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_text(folder / CARD, card or _card(source, about))
+
+
+def _card(source: Path, about: dict[str, Any]) -> str:
+    classes = "\n".join(f"| {k} | {name} |" for k, name in enumerate(about["class_names"]))
+    return f"""---
+library_name: ovenet
+pipeline_tag: image-segmentation
+tags: [semantic-segmentation, ovenet]
+---
+
+# {source.stem}
+
+A segmentation model trained with OVeNet {version()} on {about["dataset"]}.
+
+    import ovenet
+
+    ovenet.load("FOLDER")("photo.jpg").overlay().show()
+
+Add the scores, the licence of the data and the command before you publish it.
+
+| train id | class |
+|--:|---|
+{classes}
+
+## Configuration
+
+```yaml
+{about["config"].rstrip()}
+```
+"""
+
+
+def weights_of_folder(folder: Path) -> Path:
+    """The weights of a folder that `save_folder` wrote, after comparing them with its checksum.
+
+    Raises:
+        UserError: a file is missing or damaged, or the weights are not those that were saved.
+    """
+    path = folder / WEIGHTS
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        expected = config["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: its {CONFIG} is missing or damaged; save it with Predictor.save_pretrained"
+        ) from error
+    if not path.is_file() or _digest(path) != expected:
+        raise UserError(f"{path}: not the weights that {CONFIG} was written for (its sha256 differs); fetch both again")
+    return path
+
+
+def download(name: str, revision: str | None) -> Path:
+    """The folder of a model of the hub, fetched if it is not here.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download  # comes with timm
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
+    except Exception as error:
+        raise UserError(f"{name}: no such folder, and not to be had from the hub ({type(error).__name__})") from error
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
