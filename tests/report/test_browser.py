@@ -1,5 +1,6 @@
 """The page in a real browser: Chromium without a window, driven by Selenium."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -7,8 +8,9 @@ import time
 
 import pytest
 
-from ovenet.report.page import write_report
-from tests.report.conftest import CONFIDENCE, FIELD, HEIGHT, OFFSET, WIDTH
+from ovenet.report.gallery import picture_data
+from ovenet.report.page import GalleryPage, write_report
+from tests.report.conftest import CONFIDENCE, FIELD, HEIGHT, INFO, OFFSET, WIDTH, case
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -270,3 +272,37 @@ def test_the_page_allows_no_script_but_its_own(page):
     time.sleep(0.2)
     assert page.title != "attacked"
     assert "Content Security Policy" in str(complaints(page))
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """A page of images without labels."""
+    page = GalleryPage("a model", "three classes", INFO.class_names, INFO.palette, 0.5)
+    for index in range(2):
+        sample, prediction = case(index)
+        sample = dataclasses.replace(sample, labels=None)
+        page.add(f"img {index} </script>", picture_data(sample, prediction, 3, photo_side=WIDTH, grid_side=40))
+    path = tmp_path_factory.mktemp("gallery") / "page.html"
+    page.write(path, command="ovenet infer")
+    return path
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_page_without_labels(browser, gallery, width):
+    browser.set_window_size(max(width, 500), 900)
+    page = open_page(browser, gallery)
+    assert page.find_element(By.ID, "viewer-title").text == "img 0 </script>"
+    layers = [option.text for option in Select(page.find_element(By.ID, "left")).options]
+    assert layers == ["photograph", "S_i", "S_s", "S_f", "offsets", "confidence"]
+    page.execute_script("document.getElementById('stage').focus()")
+    page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    text = wait(
+        page, lambda p: "confidence" in p.find_element(By.ID, "pixel").text and p.find_element(By.ID, "pixel").text
+    )
+    assert "seed 51, 27" in text.replace("\n", " ")  # (41, 30) and 9.9 to the right, 3.0 up
+    assert "label" not in text
+    assert not page.find_element(By.ID, "order").is_displayed()
+    assert len(page.find_elements(By.CSS_SELECTOR, "#cards button")) == 2
+    assert "IoU" not in page.find_element(By.TAG_NAME, "body").text
+    assert page.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert complaints(browser) == []

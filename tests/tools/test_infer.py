@@ -225,6 +225,20 @@ def test_a_video_from_a_pipe(run, tmp_path):
     assert b"skipped: the pipe: holds no video that can be read" in done.stderr
 
 
+def test_a_page_of_the_images(run, run_tool, tiny_data, tmp_path):
+    source = tiny_data / "camvid/val"
+    done = run_tool("infer", run[1] / "best.pth", source, "--page", "--output", tmp_path / "o")
+    assert done.code == 0, done.err
+    page = (tmp_path / "o/page.html").read_text()
+    assert "3 of 3 images are shown" in page
+    assert page.count('id="picture-0-') == 3
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
+    plain = run_tool("infer", run[1] / "best.pth", source, "--output", tmp_path / "plain")
+    assert plain.code == 0
+    for kind in ("ids", "offset", "confidence"):  # the page changes no other result
+        assert (tmp_path / f"o/{kind}/1.png").read_bytes() == (tmp_path / f"plain/{kind}/1.png").read_bytes()
+
+
 def test_shares_of_the_classes(run, run_tool, tiny_data, tmp_path):
     write_video(tmp_path / "v.mp4", 2)
     source = tiny_data / "camvid/val/1.png"

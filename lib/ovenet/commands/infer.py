@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from itertools import chain, count
@@ -19,9 +20,14 @@ from ovenet.errors import UserError
 from ovenet.evaluation.inference import thinning
 from ovenet.evaluation.memory import MemoryGuard
 from ovenet.evaluation.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
+from ovenet.report.gallery import VOID_ID, picture_data, picture_sides
+from ovenet.report.page import GalleryPage
+from ovenet.structures import Sample
 
 DEFAULT_MODEL = "camvid-lite0"
 EXIT_SKIPPED = 1
+PAGE = "page.html"
+NUM_PAGE_IMAGES = 100  # for which the pictures of a page are sized
 MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are thinned out
 
 
@@ -47,6 +53,7 @@ def main() -> None:
     }
     predictor = load(weights, config=args.cfg, device=args.device, **options)
     writer = ResultWriter(folder, predictor.info, predictor.max_offset, args.save)
+    page = page_for(predictor) if args.page else None
     require_inputs_stay(inputs, writer)
     seeds = any(kind in args.save for kind in SEED_KINDS)
     guard = MemoryGuard(
@@ -58,7 +65,7 @@ def main() -> None:
         for one in bar:
             try:
                 if one.kind == "image":
-                    predict_image(predictor, writer, guard, one, seeds=seeds)
+                    predict_image(predictor, writer, guard, one, seeds=seeds, page=page)
                 else:
                     num_skipped += predict_video(predictor, writer, one, args, seeds=seeds and args.frames)
             except UserError as error:
@@ -68,6 +75,10 @@ def main() -> None:
                 tqdm.write(f"skipped: {error}", file=sys.stderr)
     finally:
         writer.write_shares()
+        if page is not None:
+            page.write(folder / PAGE, command=shlex.join(["ovenet", "infer", *sys.argv[1:]]))
+    if page is not None:
+        print(f"page:        {folder / PAGE}")
     print(f"results:     {folder} ({len(inputs)} inputs, {num_skipped} images or frames skipped)")
     if num_skipped:
         sys.exit(EXIT_SKIPPED)
@@ -100,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-memory", type=float, metavar="GB", help="skip images that would need more than this")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video or a camera after so many frames")
     parser.add_argument("--frames", action="store_true", help="of videos, write what --save says of every frame too")
+    parser.add_argument("--page", action="store_true", help=f"write {PAGE}: click a pixel of an image to see its seed")
     parser.add_argument("--strict", action="store_true", help="stop at the first input that cannot be read")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--runtime", choices=RUNTIMES, help="default: torch, or what an exported file is made for")
@@ -134,11 +146,43 @@ def video_path(writer: ResultWriter, one: Input) -> Path:
     return writer.folder / "video" / f"{one.name}.mp4"
 
 
-def predict_image(predictor: Predictor, writer: ResultWriter, guard: MemoryGuard, one: Input, *, seeds: bool) -> None:
+def page_for(predictor: Predictor) -> GalleryPage:
+    """A page that nothing has been added to.
+
+    Raises:
+        UserError: the model has more classes than its pictures can hold.
+    """
+    info = predictor.info
+    if len(info.class_names) > VOID_ID:
+        raise UserError(f"--page: {len(info.class_names)} classes; its pictures hold at most {VOID_ID}")
+    facts = f"{predictor.path.name}, {len(info.class_names)} classes of {info.name}"
+    return GalleryPage(predictor.path.stem, facts, info.class_names, info.palette, predictor.max_offset)
+
+
+def predict_image(
+    predictor: Predictor,
+    writer: ResultWriter,
+    guard: MemoryGuard,
+    one: Input,
+    *,
+    seeds: bool,
+    page: GalleryPage | None,
+) -> None:
     """Predicts one image file."""
     image = read_image(one.source, upright=predictor.info.upright, max_pixels=guard.check(one.source))
     stride = thinning(image.shape[:2], MAX_SEED_SIDE)
-    writer.write(one.name, image, predictor.predict(image, names=("fused",), seeds=seeds, seed_stride=stride))
+    if page is not None and stride > 1:
+        tqdm.write(f"{one}: larger than {MAX_SEED_SIDE} pixels a side, not on the page", file=sys.stderr)
+        page = None
+    if page is None:
+        writer.write(one.name, image, predictor.predict(image, names=("fused",), seeds=seeds, seed_stride=stride))
+        return
+    photo_side, grid_side = picture_sides(NUM_PAGE_IMAGES)
+    prediction = predictor.predict(image, seeds=True, score_side=grid_side)
+    sample = Sample(image, None, one.name)
+    num_classes = len(predictor.info.class_names)
+    page.add(one.name, picture_data(sample, prediction, num_classes, photo_side=photo_side, grid_side=grid_side))
+    writer.write(one.name, image, prediction)
 
 
 def predict_video(

@@ -149,6 +149,75 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
     return note
 
 
+class GalleryPage:
+    """A page with the viewer alone, for images without labels.
+
+    Args:
+        title: of the page.
+        facts: about the model, in a line.
+        class_names: ``K`` names.
+        palette: an ``(R, G, B)`` per class.
+        max_offset: see `Segmentor.max_offset`.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        facts: str,
+        class_names: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        max_offset: float | None,
+    ):
+        self._title, self._facts, self._max_offset = title, facts, max_offset
+        self._classes = class_names, palette
+        self._images: list[dict[str, Any]] = []
+        self._pictures: list[tuple[str, str]] = []
+        self._num_bytes = self._num_given = 0
+
+    def add(self, name: str, data: Mapping[str, Any]) -> None:
+        """Takes an image's `picture_data`, as long as the page has room."""
+        self._num_given += 1
+        text = _in_script(data)
+        if len(self._images) < MAX_IMAGES and self._num_bytes + len(text) < MAX_BYTES:
+            index = len(self._images)
+            self._num_bytes += len(text)
+            self._images.append({"index": index, "name": name, "changed": None, "scores": [{}]})
+            self._pictures.append((f"picture-0-{index}", text))
+
+    def write(self, path: Path, *, command: str = "") -> None:
+        """Writes the page.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        predictions = ["fused"] if self._max_offset is None else list(SYMBOLS)
+        run = {"name": self._title, "predictions": predictions, "has_seed": self._max_offset is not None, "fields": []}
+        longest = self._max_offset or 1.0
+        data = {
+            **_colours(*self._classes, longest),
+            "is_labelled": False,
+            "runs": [{**run, "max_offset": longest}],
+            "images": self._images,
+        }
+        html = (
+            _environment()
+            .get_template("report.html.j2")
+            .render(
+                script=_script(),
+                script_hash=_script_hash(),
+                title=self._title,
+                runs=[{"name": self._title, "facts": self._facts, "columns": []}],
+                sections=[],
+                command=command,
+                page_data=_in_script(data),
+                pictures=self._pictures,
+                num_pictures=len(self._images),
+                note=f"{len(self._images)} of {self._num_given} images are shown.",
+            )
+        )
+        write_text(path, html)
+
+
 def _render(runs: Sequence[Run], command: str) -> tuple[str, str]:
     """The page, and what its gallery shows."""
     context = _context(runs, command)
@@ -167,10 +236,9 @@ def _render(runs: Sequence[Run], command: str) -> tuple[str, str]:
 
 def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:
     """All that the page says beside its pictures."""
-    script = _script()
     return {
-        "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "script": _script(),
+        "script_hash": _script_hash(),
         "title": f"OVeNet: {' and '.join(run.name for run in runs)}",
         "runs": [_run_context(run) for run in runs],
         "sections": _sections(runs),
@@ -187,6 +255,10 @@ def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:
 
 def _script() -> str:
     return "\n" + (Path(__file__).parent / "report.js").read_text(encoding="utf-8")
+
+
+def _script_hash() -> str:
+    return base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
 
 
 def _environment() -> jinja2.Environment:
@@ -329,10 +401,7 @@ def _run_context(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "columns": _columns(run),
-        "dataset": run.results["dataset"],
-        "num_images": len(run.records),
-        "settings": run.results["settings"],
-        "date": run.results["date"],
+        "facts": _facts(run),
         "has_seed": run.has_seed,
         "confusion_share": plots.confusion_plot(counts, names, normalised=True),
         "confusion_pixels": plots.confusion_plot(counts, names, normalised=False),
@@ -347,6 +416,16 @@ def _run_context(run: Run) -> dict[str, Any]:
             if counts[a, b]
         ],
     }
+
+
+def _facts(run: Run) -> str:
+    settings = run.results["settings"]
+    views = ", mirrored views" if settings["flip"] else ""
+    scales = ", ".join(map(str, settings["scales"]))
+    return (
+        f"{run.results['dataset']}, {len(run.records)} images of {settings['list']}; weights "
+        f"{settings['model_file']}; scales {scales}{views}; {run.results['date']}"
+    )
 
 
 def _plots(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
@@ -428,26 +507,35 @@ def _read_picture(path: Path) -> Any:
 def _page_data(runs: Sequence[Run], images: list[dict[str, Any]]) -> dict[str, Any]:
     classes = runs[0].results["classes"]
     longest = max((run.results["max_offset"] for run in runs if run.has_seed), default=1.0)
+    shown = [
+        {
+            "name": run.name,
+            "predictions": run.predictions,
+            "has_seed": run.has_seed,
+            "max_offset": longest,
+            "fields": _fields(run, images),
+        }
+        for run in runs
+    ]
+    return {
+        **_colours(classes["names"], classes["palette"], longest),
+        "is_labelled": True,
+        "runs": shown,
+        "images": images,
+    }
+
+
+def _colours(names: Sequence[str], palette: Sequence[Sequence[int]], longest: float) -> dict[str, Any]:
+    """What classes, offsets up to the longest, and confidence are drawn with."""
     axis = torch.linspace(-longest, longest, 2 * _WHEEL_RADIUS + 1)
     wheel = colorize_offset(torch.stack(torch.meshgrid(axis, axis, indexing="xy")), longest)
     cividis = (matplotlib.colormaps["cividis"](np.arange(256))[:, :3] * 255).round().astype(int)
     return {
-        "classes": classes["names"],
-        "palette": classes["palette"],
-        "safe_palette": [_safe_color(index) for index in range(len(classes["names"]))],
+        "classes": list(names),
+        "palette": [list(color) for color in palette],
+        "safe_palette": [_safe_color(index) for index in range(len(names))],
         "cividis": cividis.tolist(),
         "wheel": encode_webp(wheel.permute(1, 2, 0).numpy()),
-        "runs": [
-            {
-                "name": run.name,
-                "predictions": run.predictions,
-                "has_seed": run.has_seed,
-                "max_offset": longest,
-                "fields": _fields(run, images),
-            }
-            for run in runs
-        ],
-        "images": images,
     }
 
 

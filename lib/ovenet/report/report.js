@@ -18,11 +18,11 @@
 
   // ---- layers -------------------------------------------------------------------------------------------------
 
-  const layers = [["photo", "photograph"], ["label", "label"]];
+  const layers = page.is_labelled ? [["photo", "photograph"], ["label", "label"]] : [["photo", "photograph"]];
   page.runs.forEach((run, index) => {
     const prefix = page.runs.length > 1 ? `${run.name}: ` : "";
     for (const name of run.predictions) layers.push([`${index}/${name}`, prefix + SYMBOLS[name]]);
-    layers.push([`${index}/errors`, `${prefix}errors`]);
+    if (page.is_labelled) layers.push([`${index}/errors`, `${prefix}errors`]);
     for (const title of run.fields) layers.push([`${index}/field:${title}`, `${prefix}${title}`]);
     if (run.has_seed) layers.push([`${index}/offset`, `${prefix}offsets`], [`${index}/confidence`, `${prefix}confidence`]);
   });
@@ -253,7 +253,8 @@
         lines.append(svg("line", { ...ends, stroke: "#000", "stroke-width": 5 }));
         lines.append(svg("line", { ...ends, stroke: "#fff", "stroke-width": 2.5, "marker-end": "url(#head)", "data-run": index }));
         const seedLabel = decoded.label ? decoded.label.data[4 * nearest(decoded.label, seed)] : VOID;
-        rows.push([`${prefix}seed`, `${seed.map(Math.round).join(", ")} on ${className(seedLabel)}`]);
+        const where = page.is_labelled ? ` on ${className(seedLabel)}` : "";
+        rows.push([`${prefix}seed`, `${seed.map(Math.round).join(", ")}${where}`]);
         const confidence = own.confidence.data[4 * cell(own.confidence, own.stride, at)] / 255;
         rows.push([`${prefix}confidence`, confidence.toFixed(2)]);
       }
@@ -270,7 +271,8 @@
     lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 240, stroke: "#000", "stroke-width": 4 }));
     lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 240, stroke: "#fff", "stroke-width": 2 }));
     const table = document.createElement("table");
-    for (const [name, value] of [["pixel (x, y)", at.join(", ")], ["label", className(label)], ...rows]) {
+    const labelRow = page.is_labelled ? [["label", className(label)]] : [];
+    for (const [name, value] of [["pixel (x, y)", at.join(", ")], ...labelRow, ...rows]) {
       const row = table.insertRow();
       const head = document.createElement("th");
       head.scope = "row";
@@ -371,7 +373,8 @@
       name.textContent = image.name;
       const scores = document.createElement("span");
       scores.textContent = `IoU ${percent(iouOf(image, last, "fused"))}, gain ${signed(gainOf(image))}`;
-      button.append(thumbnail, name, scores);
+      button.append(thumbnail, name);
+      if (page.is_labelled) button.append(scores);
       button.addEventListener("click", () => { open(image); element("viewer-title").focus(); });
       item.append(button);
       return item;
@@ -393,7 +396,8 @@
     state.decoded = decoded;
     state.at = null;
     element("pixel").replaceChildren(hint);
-    element("viewer-title").textContent = `${image.name}: mIoU ${percent(fused(image, last)?.mean_iou)} %`;
+    const score = page.is_labelled ? `: mIoU ${percent(fused(image, last)?.mean_iou)} %` : "";
+    element("viewer-title").textContent = image.name + score;
     document.body.dataset.open = image.index; // tells tests, and styles, that it is drawn
     draw();
     mark();
@@ -413,7 +417,7 @@
   fillSelect(element("left"), layers, "photo");
   fillSelect(element("right"), layers, best);
   fillSelect(element("class-filter"), [["", "all"], ...page.classes.map((name, id) => [String(id), name])], "");
-  fillSelect(element("order"), Object.entries(ORDERS).map(([key, [text]]) => [key, text]), "worst");
+  fillSelect(element("order"), Object.entries(ORDERS).map(([key, [text]]) => [key, text]), page.is_labelled ? "worst" : "list");
   for (const id of ["left", "right", "colours"]) element(id).addEventListener("change", draw);
   for (const id of ["class-filter", "order"]) element(id).addEventListener("change", list);
   element("wipe").addEventListener("input", wipe);
