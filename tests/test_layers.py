@@ -19,6 +19,7 @@ ALLOWED = {
     "losses": {"errors", "geometry", "registry", "structures", "utils"},
     "data": {"errors", "structures", "utils"},
     "engine": {"data", "errors", "losses", "models", "geometry", "structures", "utils"},
+    "app": {"errors"},
     "report": {"data", "errors", "evaluation", "structures", "utils"},
     "deployment": {"errors", "evaluation", "geometry", "models", "structures", "utils"},
     "evaluation": {"data", "errors", "models", "geometry", "structures", "utils"},

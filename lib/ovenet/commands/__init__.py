@@ -16,6 +16,7 @@ COMMANDS = {  # module, and what it does
     "test": ("test", "score a model on a list of images"),
     "infer": ("infer", "predict images, folders, videos and cameras"),
     "export": ("export", "write a model for ONNX Runtime, OpenVINO or torch.export"),
+    "app": ("app", "open a page on this machine to try models on photographs"),
     "latency": ("latency", "time one image in each runtime of this machine"),
     "report": ("report", "write one HTML page about evaluations, side by side"),
     "compare": ("compare", "compare runs by their logs"),

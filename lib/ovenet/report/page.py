@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,24 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
     return note
 
 
+@dataclass(frozen=True)
+class AppSettings:
+    """What a page needs that asks a server for its images.
+
+    Attributes:
+        models: names to choose from.
+        runtimes: likewise.
+        model, runtime: the chosen ones.
+        max_mb: largest upload, in 10^6 bytes.
+    """
+
+    models: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    model: str
+    runtime: str
+    max_mb: float
+
+
 class GalleryPage:
     """A page with the viewer alone, for images without labels.
 
@@ -185,11 +203,15 @@ class GalleryPage:
             self._pictures.append((f"picture-0-{index}", text))
 
     def write(self, path: Path, *, command: str = "") -> None:
-        """Writes the page.
+        """Writes the page; `command` is for its foot.
 
         Raises:
             OSError: the file system refuses.
         """
+        write_text(path, self.render(command=command))
+
+    def render(self, *, command: str = "", app: AppSettings | None = None) -> str:
+        """The page as HTML, for a server if `app` is given."""
         predictions = ["fused"] if self._max_offset is None else list(SYMBOLS)
         run = {"name": self._title, "predictions": predictions, "has_seed": self._max_offset is not None, "fields": []}
         longest = self._max_offset or 1.0
@@ -198,24 +220,22 @@ class GalleryPage:
             "is_labelled": False,
             "runs": [{**run, "max_offset": longest}],
             "images": self._images,
+            "app": None if app is None else asdict(app),
         }
-        html = (
-            _environment()
-            .get_template("report.html.j2")
-            .render(
-                script=_script(),
-                script_hash=_script_hash(),
-                title=self._title,
-                runs=[{"name": self._title, "facts": self._facts, "columns": []}],
-                sections=[],
-                command=command,
-                page_data=_in_script(data),
-                pictures=self._pictures,
-                num_pictures=len(self._images),
-                note=f"{len(self._images)} of {self._num_given} images are shown.",
-            )
-        )
-        write_text(path, html)
+        context = {
+            "script": _script(),
+            "script_hash": _script_hash(),
+            "title": self._title,
+            "runs": [{"name": self._title, "facts": self._facts, "columns": []}],
+            "sections": [],
+            "command": command,
+            "page_data": _in_script(data),
+            "pictures": self._pictures,
+            "num_pictures": len(self._images),
+            "note": "" if app else f"{len(self._images)} of {self._num_given} images are shown.",
+            "app": app,
+        }
+        return _environment().get_template("report.html.j2").render(context)
 
 
 def _render(runs: Sequence[Run], command: str) -> tuple[str, str]:
@@ -250,6 +270,7 @@ def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:
         "has_seed": any(run.has_seed for run in runs),
         "plots": _plots(runs),
         "command": command,
+        "app": None,
     }
 
 

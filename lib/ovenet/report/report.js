@@ -409,6 +409,66 @@
     open(state.shown[(place + step + state.shown.length) % state.shown.length]);
   }
 
+  // ---- a page with a server behind it ---------------------------------------------------------------------------
+
+  function startApp() {
+    const say = (text) => { element("status").textContent = text; };
+
+    async function ask(path, file) {
+      const query = new URLSearchParams({ model: element("model").value, runtime: element("runtime").value });
+      const answer = await fetch(`${path}?${query}`, { method: "POST", body: file, headers: { "X-OVeNet": "1" } });
+      if (!answer.ok) throw new Error(await answer.text());
+      return answer;
+    }
+
+    async function showPhoto(file) {
+      const text = await (await ask("/predict", file)).text();
+      const index = page.images.length;
+      const node = document.createElement("script");
+      node.type = "application/json";
+      node.id = `picture-0-${index}`;
+      node.textContent = text;
+      document.body.append(node);
+      page.images.push({ index, name: file.name, changed: null, scores: [{}] });
+      element("viewer").hidden = false;
+      list();
+      await open(page.images[index]);
+    }
+
+    async function showFilm(file) {
+      const film = element("film");
+      const url = URL.createObjectURL(await (await ask("/film", file)).blob());
+      URL.revokeObjectURL(film.src);
+      film.src = url;
+      film.hidden = false;
+    }
+
+    async function take(files) {
+      const problems = [];
+      for (const [place, file] of [...files].entries()) {
+        say(`${place + 1} of ${files.length}: ${file.name} …`);
+        try {
+          if (file.size > page.app.max_mb * 1e6) throw new Error(`larger than ${page.app.max_mb} MB`);
+          await (file.type.startsWith("video/") ? showFilm(file) : showPhoto(file));
+        } catch (error) {
+          problems.push(`${file.name}: ${error.message}`);
+        }
+      }
+      say(problems.length ? problems.join("; ") : `${files.length} done.`);
+    }
+
+    element("files").addEventListener("change", (event) => take(event.target.files));
+    element("model").addEventListener("change", () => { location.search = new URLSearchParams({ model: element("model").value }); });
+    const target = document.querySelector(".drop");
+    for (const [name, isOver] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
+      target.addEventListener(name, (event) => {
+        event.preventDefault();
+        target.classList.toggle("over", isOver);
+        if (name === "drop") take(event.dataTransfer.files);
+      });
+    }
+  }
+
   // ---- start --------------------------------------------------------------------------------------------------
 
   const hint = element("pixel").firstElementChild;
@@ -424,5 +484,6 @@
   element("previous").addEventListener("click", () => move(-1));
   element("next").addEventListener("click", () => move(1));
   list();
+  if (page.app) startApp();
   pixelsOf(page.wheel).then((pixels) => { wheel = pixels; if (state.shown.length) open(state.shown[0]); });
 })();

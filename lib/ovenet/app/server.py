@@ -1,0 +1,207 @@
+"""The page's server: it listens on this machine alone, asks nothing of the network and keeps no upload.
+
+Requests that another page could make a browser send are refused: by the name of the host that they ask for, and by a
+header that no foreign page may set.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from ovenet.errors import UserError
+
+HOST = "127.0.0.1"
+HEADER = "X-OVeNet"  # a page of another origin would have to ask for leave to set it, and gets none
+MAX_PIXELS = 40_000_000
+MAX_WAITING = 64  # requests at once; each holds a thread, and only those at work an upload
+_MAX_READING = 2
+_TIMEOUT_S = 60
+_BLOCK = 1 << 16
+_MB = 10**6
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the server says, made elsewhere.
+
+    Attributes:
+        page: HTML for a model's name, "" for the first.
+        predict: JSON of an image file, a model's name and a runtime.
+        film: an mp4 of a video file, likewise.
+    """
+
+    page: Callable[[str], str]
+    predict: Callable[[Path, str, str], dict[str, Any]]
+    film: Callable[[Path, str, str], bytes]
+
+
+class RefusedError(Exception):
+    """A request that is not answered.
+
+    Args:
+        status: of HTTP.
+        message: for people.
+    """
+
+    def __init__(self, status: HTTPStatus, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class AppServer(ThreadingHTTPServer):
+    """Answers requests one after the other.
+
+    Args:
+        answers: see there.
+        port: 0 takes a free one.
+        max_mb: largest upload, in 10^6 bytes.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, answers: Answers, port: int, max_mb: float):
+        self.answers, self.max_bytes = answers, int(max_mb * _MB)
+        self.waiting = threading.BoundedSemaphore(MAX_WAITING)
+        self.reading = threading.BoundedSemaphore(_MAX_READING)
+        # One thread for all: each that computes with torch has memory and helpers of its own.
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="prediction")
+        super().__init__((HOST, port), Handler)
+
+    @property
+    def address(self) -> str:
+        """Of the page."""
+        return f"http://{HOST}:{self.server_address[1]}"
+
+    def server_close(self) -> None:
+        """Ends the server, after the prediction at hand."""
+        super().server_close()
+        self.worker.shutdown(cancel_futures=True)
+
+    def log_fault(self, error: Exception) -> None:
+        """Shows a fault of the program in the terminal."""
+        traceback.print_exception(error)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no event."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: AppServer
+    server_version, sys_version = "ovenet", ""
+    timeout = _TIMEOUT_S
+
+    def do_GET(self) -> None:
+        """The page."""
+        self._answer(self._page)
+
+    def do_POST(self) -> None:
+        """A prediction."""
+        self._answer(self._prediction)
+
+    def _answer(self, make: Callable[[str, dict[str, str]], tuple[str, bytes]]) -> None:
+        if not self.server.waiting.acquire(blocking=False):
+            self._send_text(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once; try again in a moment")
+            return
+        try:
+            self._require_own_page()
+            url = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(url.query).items()}
+            kind, content = make(url.path, query)
+            self._send(HTTPStatus.OK, kind, content)
+        except RefusedError as error:
+            self._send_text(error.status, str(error))
+        except UserError as error:
+            self._send_text(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+        except (TimeoutError, ConnectionError):
+            self.close_connection = True
+        except Exception as error:  # its text may name files of this machine
+            self.server.log_fault(error)
+            self._send_text(HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the program; its terminal says more")
+        finally:
+            self.server.waiting.release()
+
+    def _require_own_page(self) -> None:
+        """Refuses what a page of another origin had a browser send."""
+        own = {f"{name}:{self.server.server_address[1]}" for name in (HOST, "localhost")}
+        if self.headers.get("Host") not in own:
+            raise RefusedError(HTTPStatus.FORBIDDEN, "this page is for this machine alone")
+        if self.command == "POST" and self.headers.get(HEADER) != "1":
+            raise RefusedError(HTTPStatus.FORBIDDEN, "predictions are asked for by the page itself")
+
+    def _page(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
+        if path != "/":
+            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
+        return "text/html; charset=utf-8", self.server.answers.page(query.get("model", "")).encode()
+
+    def _prediction(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
+        if path not in ("/predict", "/film"):
+            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdigit() or int(length) < 1:
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected a file")
+        if int(length) > self.server.max_bytes:
+            most = self.server.max_bytes / _MB
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {most:g} MB (ovenet app --max-mb)")
+        model, runtime = query.get("model", ""), query.get("runtime", "")
+        with self.server.reading, tempfile.TemporaryDirectory(prefix="ovenet-app-") as folder:
+            file = Path(folder) / "upload"
+            self._receive(file, int(length))
+            try:
+                answers = self.server.answers
+                if path == "/film":
+                    return "video/mp4", self.server.worker.submit(answers.film, file, model, runtime).result()
+                content = self.server.worker.submit(answers.predict, file, model, runtime).result()
+            except UserError as error:
+                raise UserError(str(error).replace(str(file), "the upload")) from error
+        return "application/json", json.dumps(content, separators=(",", ":")).encode()
+
+    def _receive(self, file: Path, length: int) -> None:
+        with open(file, "wb") as target:
+            while length:
+                block = self.rfile.read(min(length, _BLOCK))
+                if not block:
+                    raise ConnectionError("the upload ended early")
+                target.write(block)
+                length -= len(block)
+
+    def _send_text(self, status: HTTPStatus, text: str) -> None:
+        self.close_connection = True  # what was not read of the request is not taken for the next one
+        self._send(status, "text/plain; charset=utf-8", text.encode())
+
+    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
+        try:
+            self.send_response(status)
+            headers = {
+                "Content-Type": kind,
+                "Content-Length": str(len(content)),
+                "Cache-Control": "no-store",
+                "X-Content-Type-Options": "nosniff",
+                "X-Frame-Options": "DENY",
+                "Referrer-Policy": "no-referrer",
+            }
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+        except (TimeoutError, ConnectionError):
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not logged: names of what people upload are theirs."""

@@ -1,0 +1,135 @@
+"""Opens a page on this machine where photographs and short videos can be dropped."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ovenet.app.server import MAX_PIXELS, Answers, AppServer
+from ovenet.builders.predictor import Predictor, load
+from ovenet.builders.trained import MODELS, find_weights
+from ovenet.data.files import read_image
+from ovenet.data.inputs import FrameReader, Input
+from ovenet.deployment import RUNTIMES, is_exported
+from ovenet.engine.checkpoint import SAFETENSORS
+from ovenet.errors import UserError
+from ovenet.evaluation.outputs import FrameWriter, draw_overlay
+from ovenet.report.gallery import picture_data, picture_sides
+from ovenet.report.page import AppSettings, GalleryPage
+from ovenet.structures import Sample
+
+MAX_FRAMES = 300
+MAX_VIDEO_SIDE = 1920
+_NUM_PICTURES = 100  # for which the pictures of the page are sized
+_NUM_LOADED = 2  # models that are kept in memory
+
+
+class App:
+    """The answers of the page.
+
+    Args:
+        models: by the names that the page shows, what `ovenet.load` takes.
+        device: see `Predictor.from_checkpoint`.
+        runtime: that the page begins with.
+        max_mb: largest upload.
+    """
+
+    def __init__(self, models: dict[str, str], device: str, runtime: str, max_mb: float):
+        self._models, self._runtime, self._max_mb = models, runtime, max_mb
+        self._load = lru_cache(_NUM_LOADED)(lambda name, runtime: load(models[name], device=device, runtime=runtime))
+
+    def answers(self) -> Answers:
+        """For the server."""
+        return Answers(self.page, self.predict, self.film)
+
+    def predictor(self, model: str, runtime: str) -> Predictor:
+        """The first model and runtime where none is named.
+
+        Raises:
+            UserError: there is no such model or runtime.
+        """
+        model = model or next(iter(self._models))
+        if model not in self._models:
+            raise UserError(f"there is no model {model!r}; there are {', '.join(self._models)}")
+        runtime = runtime or self._runtime
+        if runtime not in RUNTIMES:
+            raise UserError(f"there is no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
+        source = find_weights(self._models[model])
+        return self._load(model, None if is_exported(source) else runtime)
+
+    def page(self, model: str) -> str:
+        """The page of a model."""
+        predictor = self.predictor(model, "")
+        info = predictor.info
+        title = model or next(iter(self._models))
+        facts = f"{len(info.class_names)} classes of {info.name}. Files are predicted on this machine and not kept."
+        page = GalleryPage(title, facts, info.class_names, info.palette, predictor.max_offset)
+        return page.render(app=AppSettings(tuple(self._models), RUNTIMES, title, self._runtime, self._max_mb))
+
+    def predict(self, file: Path, model: str, runtime: str) -> dict[str, Any]:
+        """What the viewer shows of an image."""
+        predictor = self.predictor(model, runtime)
+        image = read_image(file, upright=True, max_pixels=MAX_PIXELS)
+        photo_side, grid_side = picture_sides(_NUM_PICTURES)
+        prediction = predictor.predict(image, seeds=True, score_side=grid_side)
+        num_classes = len(predictor.info.class_names)
+        return picture_data(
+            Sample(image, None, ""), prediction, num_classes, photo_side=photo_side, grid_side=grid_side
+        )
+
+    def film(self, file: Path, model: str, runtime: str) -> bytes:
+        """The overlays of a video's first frames, as an mp4."""
+        predictor = self.predictor(model, runtime)
+        reader = FrameReader(Input("video", file, "upload"))
+        with tempfile.TemporaryDirectory(prefix="ovenet-app-") as folder:
+            path = Path(folder) / "film.mp4"
+            writer = FrameWriter(path, reader.rate)
+            try:
+                for index, frame in enumerate(reader):
+                    if index == MAX_FRAMES:
+                        break
+                    if frame is None:
+                        continue
+                    if max(frame.shape[:2]) > MAX_VIDEO_SIDE:
+                        raise UserError(f"the upload: a video of more than {MAX_VIDEO_SIDE} pixels a side")
+                    labels = predictor.predict(frame, names=("fused",)).labels["fused"].cpu().numpy()
+                    writer.write(draw_overlay(frame, labels, predictor.info))
+            finally:
+                reader.close()
+                writer.close()
+            if not writer.num_frames:
+                raise UserError("the upload: a video without a frame that can be decoded")
+            return path.read_bytes()
+
+
+def main() -> None:
+    """Serves the page until Ctrl-C."""
+    args = build_parser().parse_args()
+    if not 0 < args.max_mb <= 2000:
+        raise UserError(f"--max-mb is {args.max_mb:g}; expected megabytes above 0, up to 2000")
+    if not 0 <= args.port < 2**16:
+        raise UserError(f"--port is {args.port}; expected 0 to 65535")
+    sources = args.models or sorted(file.stem for file in MODELS.glob(f"*{SAFETENSORS}"))
+    models = {Path(source).stem if Path(source).is_file() else Path(source).name: source for source in sources}
+    app = App(models, args.device, args.runtime, args.max_mb)
+    for name in models:
+        app.predictor(name, "")  # what cannot be loaded is told now
+    with AppServer(app.answers(), args.port, args.max_mb) as server:
+        print(f"page: {server.address} (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="as `ovenet infer` takes them; default: those that come along"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 takes a free one")
+    parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest upload (default: 20)")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="that the page begins with")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    return parser
