@@ -110,3 +110,27 @@ def test_training_looks_at_its_data_first(run_tool, experiment, tiny_data):
     assert "train/5.png: the file does not exist" in result.err
     result = run_tool("train", *arguments, "TRAIN.RESUME", "True", "DATASET.AUDIT", -1)
     assert "DATASET.AUDIT is -1; expected at least 0" in result.err
+
+
+def test_annotations_become_a_dataset(run_tool, tmp_path):
+    """From labelme's files to list files, in one command."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(5):
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(source / f"{number}.png")
+        shape = {"label": "road", "points": [[0, 10], [29, 10], [29, 19], [0, 19]], "shape_type": "polygon"}
+        content = {"imagePath": f"{number}.png", "shapes": [shape]}
+        (source / f"{number}.json").write_text(json.dumps(content))
+    command = ("prepare_data", "mine", "--root", tmp_path / "data", "--from", "labelme")
+    done = run_tool(*command, "--source", source, "--background", "other")
+    assert done.code == 0, done.err
+    assert "masks of 5 images" in done.out
+    lines = (tmp_path / "data/list/mine/trainval.lst").read_text().splitlines()
+    assert len(lines) == 5
+    again = run_tool(*command, "--source", source)
+    assert again.code == 2
+    assert "has files in it already" in again.err
+    assert "name the annotations" in run_tool(*command).err
+    known = run_tool("prepare_data", "cityscapes", "--root", tmp_path, "--from", "coco", "--source", source)
+    assert "a known dataset" in known.err
+    assert "goes with --from" in run_tool("prepare_data", "mine", "--background", "x").err

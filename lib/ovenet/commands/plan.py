@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import signal
 import statistics
 import subprocess
 import time
@@ -15,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from ovenet import build_model, builders, load_config
@@ -24,12 +23,13 @@ from ovenet.engine.trainer import phase_lengths
 from ovenet.errors import UserError
 from ovenet.utils.cli import OUT_OF_MEMORY, command_environment, config_parser, ovenet_command
 from ovenet.utils.distributed import choose_device
-from ovenet.utils.environment import busy_cores, num_cores
+from ovenet.utils.environment import busy_cores, num_cores, peak_memory_bytes
 
 GIB = 2**30
 WATCHING_S = 0.5
 NOTICEABLE_CORES = 0.25  # of other processes
 NOTICEABLE_SHARE = 0.8  # of the measured time that the model's own is below
+KILLED = 9  # the signal by which Linux ends a process when memory runs out
 NUM_WARM_UP = 2  # steps that are not timed
 Trial = dict[str, float]
 
@@ -56,6 +56,7 @@ def main() -> None:
     if args.trial:
         print(json.dumps(measure(cfg, args.steps)))
         return
+    print(describe_network(cfg))
     limit = args.memory or device_memory(cfg)
     others = busy_cores(WATCHING_S)
     if others is not None and others > NOTICEABLE_CORES:
@@ -107,9 +108,22 @@ def run_trial(config: str, overrides: list[str], steps: int) -> Trial | None:
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"signal {-done.returncode}"
-    if done.returncode == -signal.SIGKILL or last.startswith(f"error: {OUT_OF_MEMORY}"):
+    if done.returncode == -KILLED or last.startswith(f"error: {OUT_OF_MEMORY}"):
         return None
     raise UserError(f"the trial failed: {last.removeprefix('error: ')}")
+
+
+def describe_network(cfg: CfgNode) -> str:
+    """Parameters, and multiplications of a forward pass over one crop, in a line."""
+    width, height = cfg.TRAIN.IMAGE_SIZE
+    with torch.device("meta"):
+        model = build_model(cfg).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(1, 3, height, width))
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return (
+        f"{millions:.2f} million parameters, {counter.get_total_flops() / 2e9:.1f} GMAC for a crop of {width}x{height}"
+    )
 
 
 def measure(cfg: CfgNode, steps: int) -> Trial:
@@ -132,7 +146,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         cpu_seconds.append(time.process_time() - cpu_started)
     if not seconds:
         raise UserError(f"the training list gives {len(loader) // accumulate} steps an epoch; --steps needs more")
-    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 1024 * max_rss()
+    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory_bytes()
     return {
         "memory_gib": peak / GIB,
         "step_s": statistics.median(seconds),
@@ -165,11 +179,6 @@ def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
         device: what a GPU does is not measured by `cpu`.
     """
     return wall if device.type == "cuda" else min(wall, cpu / min(torch.get_num_threads(), num_cores()))
-
-
-def max_rss() -> int:
-    """KiB that this process has used at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ovenet.data.annotations import FORMS, import_annotations
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import SPLITS
 from ovenet.data.prepare import prepare_dataset
@@ -22,6 +23,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="DATASET.ROOT (default: data)")
     parser.add_argument("--source", type=Path, help="folder to link to ROOT/DATASET")
     parser.add_argument("--copy", action="store_true", help="copy --source instead of linking it")
+    parser.add_argument("--from", dest="form", choices=FORMS, help="make masks from annotations in --source")
+    parser.add_argument(
+        "--background", default="", metavar="CLASS", help="with --from: for pixels that no shape covers; else ignored"
+    )
     drawn = parser.add_argument_group("synthetic", "how many scenes are drawn, and how; scenes that exist are kept")
     for split, count in (("train", 200), ("val", 40), ("test", 10)):
         drawn.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"scenes (default: {count})")
@@ -30,7 +35,20 @@ def main() -> None:
     args = parser.parse_args()
     if args.dataset == "synthetic":
         draw_scenes(args)
-    preparation = prepare_dataset(args.dataset, args.root, source=args.source, copy=args.copy)
+    source = args.source
+    if args.form:
+        if source is None:
+            raise UserError(f"--from {args.form}: name the annotations with --source")
+        if args.dataset in CATALOG:
+            raise UserError(f"--from {args.form}: {args.dataset} is a known dataset; name one of your own")
+        num_images = import_annotations(
+            args.form, source, args.root / args.dataset, background=args.background, copy=args.copy
+        )
+        print(f"{args.root / args.dataset}: masks of {num_images} images, and dataset.json")
+        source = None
+    elif args.background:
+        raise UserError("--background goes with --from")
+    preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)
     for name, num_lines in preparation.num_lines.items():
         print(f"{preparation.folder / f'{name}.lst'}: {num_lines} lines")
     for remark in preparation.remarks:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from ovenet.data.files import image_size
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import ScorePredictor, thinning
+from ovenet.utils.environment import peak_memory_bytes
 
 _GB = 10**9
 _SHARE_OF_FREE = 0.8
@@ -44,7 +43,7 @@ class MemoryGuard:
         self._num_classes = num_classes
         self._max_seed_side = max_seed_side
         self._is_given = max_gb is not None
-        self.base_bytes = self._run_window() if self._is_given else _peak_bytes()
+        self.base_bytes = self._run_window() if self._is_given else peak_memory_bytes()
         free = _SHARE_OF_FREE * available_bytes()
         self.max_bytes = int(max_gb * _GB) if max_gb is not None else self.base_bytes + int(free)
         if self._is_given and self.base_bytes > self.max_bytes:
@@ -91,12 +90,7 @@ class MemoryGuard:
     def _run_window(self) -> int:
         window = self._predictor.settings.window_size
         self._predictor.predict(np.zeros((*window, 3), np.uint8), names=("fused",))
-        return _peak_bytes()
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory_bytes()
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:

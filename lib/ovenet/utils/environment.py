@@ -23,6 +23,16 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def peak_memory_bytes() -> int:
+    """Memory that this process has had at most; 0 on Windows, which has no such module."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def busy_cores(seconds: float) -> float | None:
     """How many of the machine's cores are at work, watched for a while; None where the system does not say.
 
