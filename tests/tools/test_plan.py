@@ -7,6 +7,7 @@ import sys
 import pytest
 from tests.conftest import tiny_settings
 
+from ovenet import build_model, load_config
 from ovenet.utils.environment import num_cores
 
 
@@ -23,7 +24,9 @@ def test_what_a_training_costs_is_told(run_process, config):
     assert done.returncode == 0, done.stderr
     about_others = ("other processes use", "is what the model costs")
     lines = [line for line in done.stdout.splitlines() if not any(text in line for text in about_others)]
-    first, speed, waiting, eta = lines
+    network, first, speed, waiting, eta = lines
+    parameters = sum(p.numel() for p in build_model(load_config(config)).parameters())
+    assert re.fullmatch(rf"{parameters / 1e6:.2f} million parameters, [\d.]+ GMAC for a crop of \d+x\d+", network)
     used, limit = map(float, re.search(r"([\d.]+) of ([\d.]+) GiB|$", first.replace(" GiB of", " of")).groups())
     assert 0.1 < used < limit
     assert "s a step" in speed
