@@ -19,12 +19,15 @@ from ovenet import build_model, builders, load_config
 from ovenet.builders.inference import inference_model
 from ovenet.data.synthetic import draw_scene
 from ovenet.data.transforms import normalize_images
+from ovenet.deployment import ConvertedNetwork
 from ovenet.engine.trainer import Phase
 from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.models.folding import folded
 from ovenet.structures import Batch, OVeNetOutput
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+SMALL_OCR = "cityscapes/ovenet_hrnet_ocr_w18_small_v2_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml"
 SMALL = "cityscapes/ovenet_hrnet_w18_small_v2_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml"
 RANDOM = ("MODEL.BACKBONE.PRETRAINED", "", "MODEL.SEED.PRETRAINED", "")
 
@@ -150,6 +153,29 @@ def step_switch(options: Options, name: str, on: tuple[str, ...], off: tuple[str
     """Our training step with a setting and without it."""
     cases = [step_case(options, SMALL, name, RANDOM + overrides) for overrides in (off, on)]
     return _switch(name, cases)
+
+
+def runtime_case(options: Options, config: str, runtime: str, *, precision: str = "fp32") -> Case:
+    """One image through the network: eager torch, and another runtime as ``TEST.RUNTIME`` has it."""
+    cfg = load_config(EXPERIMENTS / config, list(RANDOM))
+    size = options.size(512, 1024)
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    network = ConvertedNetwork(folded(model), runtime, precision=precision)
+    pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+
+    def run(which: torch.nn.Module) -> Tensor:
+        with torch.inference_mode():
+            return which(pixels).fused[-1]
+
+    def same(a: Tensor, b: Tensor) -> None:
+        assert (a - b).abs().max() <= (1e-3 if precision == "fp32" else 0.1) * a.abs().max()
+
+    with FlopCounterMode(display=False) as counter:
+        run(model)
+    name = f"{Path(config).stem.split('_512x1024')[0]}, 512x1024: {runtime} in {precision}"
+    flops = counter.get_total_flops()
+    return Case(name, plain=lambda: run(model), ours=lambda: run(network), same=same, flops=flops, num_images=1)
 
 
 def inference_switch(options: Options, name: str, on: tuple[str, ...], off: tuple[str, ...] = ()) -> Case:

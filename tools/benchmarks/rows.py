@@ -10,7 +10,16 @@ from benchmarks.cases import counts_case, loss_case, sample_case
 from benchmarks.decoders import OFFSEG_T, SRM_CRM, carafe_case, classifier_switch, network_switch, offset_learning_case
 from benchmarks.inputs import Options
 from benchmarks.measure import Case
-from benchmarks.networks import RANDOM, SMALL, inference_case, inference_switch, step_case, step_switch
+from benchmarks.networks import (
+    RANDOM,
+    SMALL,
+    SMALL_OCR,
+    inference_case,
+    inference_switch,
+    runtime_case,
+    step_case,
+    step_switch,
+)
 
 W48 = "cityscapes/seg_hrnet_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484_cityscapes_pretrained.yaml"
 W48_OCR = "cityscapes/ovenet_hrnet_ocr_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml"
@@ -43,6 +52,9 @@ ON_CPU: dict[str, Callable[[Options], Row]] = {
     "offset learning": lambda o: offset_learning_case(o, 150, (128, 128)),
     "offset learning large": lambda o: offset_learning_case(o, 150, (256, 512)),
     "carafe": carafe_case,
+    "onnxruntime": lambda o: runtime_case(o, SMALL_OCR, "onnxruntime"),
+    "openvino": lambda o: runtime_case(o, SMALL_OCR, "openvino"),
+    "openvino bf16": lambda o: runtime_case(o, SMALL_OCR, "openvino", precision="bf16"),
     "test": lambda o: inference_case(
         o, SMALL, "test of a 512x1024 image, 6 scales, mirrored, HRNet-W18-small-v2", (512, 1024), RANDOM
     ),
