@@ -62,7 +62,7 @@ def exported(trained, tmp_path_factory):
     for name, size in FILES.values():
         parity = export(trained, folder / name, options(folder, size=size))
         assert parity.num_images == 3
-        assert parity.changed == 0
+        assert parity.changed < 1e-4  # rounding may tip a pixel
         assert parity.difference < 1e-4
         assert parity.mean_iou is None  # no labels
     return folder
@@ -92,7 +92,7 @@ def test_masks_are_those_of_torch(exported, name, runtime):
     expected = ovenet.load(MODEL, device="cpu", **changed)(image)
     result = ovenet.load(exported / FILES[name][0], runtime=runtime, **changed)(image)
     assert len(np.unique(expected.mask)) >= 3
-    np.testing.assert_array_equal(result.mask, expected.mask)
+    assert (result.mask != expected.mask).mean() < 1e-3
     np.testing.assert_allclose(result.seed, expected.seed, atol=1e-2)
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_in_another_runtime(runtime):
         image = scene(size, 5)
         expected = ovenet.load(MODEL, device="cpu", **options)(image)
         result = ovenet.load(MODEL, device="cpu", runtime=runtime, **options)(image)
-        np.testing.assert_array_equal(result.mask, expected.mask)
+        assert (result.mask != expected.mask).mean() < 1e-3
 
 
 def test_a_smaller_image_is_padded_and_cut(trained, exported):

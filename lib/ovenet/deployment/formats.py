@@ -125,8 +125,10 @@ def _told(what: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{what}: the network cannot be written: {reason[:300]}") from error
+        while error.__cause__ is not None:  # torch wraps the reason in advice
+            error = error.__cause__
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise UserError(f"{what}: the network cannot be written ({type(error).__name__}: {reason[:300]})") from error
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -39,13 +39,15 @@ class ExportableNetwork(nn.Module):
         self.tensors = tuple(tensors)
         self.align_corners, self.output_index = align_corners, output_index
         self.is_bgr = normalization is not None and normalization.channel_order == "BGR"
-        for name in ("mean", "std"):
-            values = None if normalization is None else 255 * torch.tensor(getattr(normalization, name)).view(3, 1, 1)
-            self.register_buffer(name, values, persistent=False)
+        self.normalizes = normalization is not None
+        if normalization is not None:  # a buffer of None trips the exporter of torch 2.6
+            for name in ("mean", "std"):
+                values = 255 * torch.tensor(getattr(normalization, name)).view(3, 1, 1)
+                self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """``(B, 3, H, W)`` float32."""
-        if self.mean is not None:
+        if self.normalizes:
             images = ((images.flip(1) if self.is_bgr else images) - self.mean) / self.std
         output = self.model(images)
         scores = output.predictions(self.output_index)

@@ -113,8 +113,9 @@ class ConvertedNetwork(RuntimeNetwork):
             get_logger().info("%s: converting the network for images of %dx%d", self._runtime, *reversed(size))
             with tempfile.TemporaryDirectory(prefix="ovenet-") as folder:
                 path = Path(folder) / "network.onnx"
-                with without_autocast(pixels.device):
-                    write_onnx(self._network[0], pixels, path, self._tensors, is_dynamic=False)
+                # Tensors of inference mode cannot be exported, nor those of mixed precision.
+                with torch.inference_mode(False), torch.no_grad(), without_autocast(pixels.device):
+                    write_onnx(self._network[0], torch.zeros(pixels.shape), path, self._tensors, is_dynamic=False)
                 self._sessions[size] = open_session(path, self._runtime, self._precision)
         return dict(zip(self._tensors, map(torch.from_numpy, self._sessions[size](pixels.numpy())), strict=True))
 
