@@ -62,7 +62,7 @@ def write_network(
         if about.size is None:
             raise UserError("pt2 files have a fixed size; name it: --size HxW, or write --format onnx")
         with _told("torch.export"):
-            program = torch.export.export(network, (example,))
+            program = torch.export.export(network, (example,), strict=False)
             torch.export.save(program, path, extra_files={KEY: about.as_text()})
         return
     with tempfile.TemporaryDirectory(prefix="ovenet-") as folder:

@@ -192,7 +192,12 @@ def open_session(path: Path, runtime: str, precision: str = "fp32") -> Run:
     if runtime == "openvino" and file_format != "pt2":
         return _openvino_session(path, precision)
     if runtime == "torch" and file_format == "pt2":
-        program = torch.export.load(path).module()
+        try:
+            program = torch.export.load(path).module()
+        except Exception as error:  # torch 2.6 cannot read its own files of these networks
+            raise UserError(
+                f"{path}: torch {torch.__version__} cannot read it ({error!r}); take a newer one"
+            ) from error
         return lambda pixels: [x.numpy() for x in program(torch.from_numpy(pixels))]
     raise UserError(f"{path}: the runtime {runtime} does not run {file_format} files; take {usual_runtime(path)}")
 
