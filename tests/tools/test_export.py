@@ -40,6 +40,18 @@ def test_export_infer_and_test(run_tool, tiny_data, photo, tmp_path):
     assert set(json.loads(results.read_text())["results"]) == {"initial", "seed", "fused"}
 
 
+def test_a_model_that_comes_along_is_tested_by_its_name(run_tool, tiny_data, tmp_path):
+    """Its results go to OUTPUT_DIR, not beside the weights, which may lie where nobody may write."""
+    before = sorted(MODELS.iterdir())
+    done = run_tool(
+        "test", "camvid-lite0", "DATASET.ROOT", tiny_data, "DATASET.TEST_SET", "list/camvid/val.lst",
+        "OUTPUT_DIR", tmp_path / "out", "TEST.DETAILS", "False",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert (tmp_path / "out/camvid-lite0/test/val_camvid-lite0_s1/results.json").exists()
+    assert sorted(MODELS.iterdir()) == before
+
+
 def test_the_same_scores_in_each_runtime(run_tool, tiny_data, tmp_path):
     ious = []
     weights = tmp_path / "w.safetensors"

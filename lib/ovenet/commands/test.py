@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from ovenet import builders, load_config
 from ovenet.builders.runs import SETTINGS
 from ovenet.builders.testing import TestRun
+from ovenet.builders.trained import MODELS, find_weights
 from ovenet.deployment import RUNTIMES
 from ovenet.engine.run_lock import run_lock
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
@@ -37,8 +38,9 @@ def main() -> None:
         run_dir = builders.run_directory(cfg, args.cfg)
         model_file = builders.find_model_file(cfg, run_dir)
     elif args.overrides:
-        cfg, model_file = builders.open_run(Path(args.overrides[0]), args.overrides[1:])
-        run_dir = model_file.parent
+        cfg, model_file = builders.open_run(find_weights(args.overrides[0]), args.overrides[1:])
+        comes_along = model_file.parent == MODELS
+        run_dir = Path(cfg.OUTPUT_DIR) / model_file.stem if comes_along else model_file.parent
     else:
         parser.error("name an experiment file (--cfg FILE), a run's folder, or a file of weights")
     device = distributed.choose_device(cfg.DEVICE)
