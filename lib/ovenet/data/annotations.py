@@ -122,6 +122,8 @@ def _read_labelme(source: Path) -> Iterator[Annotated]:
         try:
             shapes = [_labelme_shape(shape, path) for shape in content["shapes"]]
             image = path.parent / PurePosixPath(str(content["imagePath"]).replace("\\", "/"))
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"{path}: not a file of labelme ({error!r})") from error
         image = image if image.is_file() else next(iter(_beside(path)), image)
@@ -141,7 +143,7 @@ def _beside(path: Path) -> list[Path]:
 def _labelme_shape(shape: dict[str, Any], path: Path) -> Shape:
     kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64).reshape(-1, 2)
     if not np.isfinite(points).all():
-        raise ValueError("points")
+        raise UserError(f"{path}: a point of {shape['label']!r} is no number")
     if kind == "polygon":
         ring = points
     elif kind == "rectangle":
@@ -164,9 +166,11 @@ def _read_coco(source: Path) -> Iterator[Annotated]:
         names = {one["id"]: str(one["name"]) for one in content["categories"]}
         shapes: dict[Any, list[tuple[float, Shape]]] = {one["id"]: [] for one in content["images"]}
         for one in content["annotations"]:
-            shape = _coco_shape(names[one["category_id"]], one["segmentation"])
+            shape = _coco_shape(names[one["category_id"]], one["segmentation"], source)
             shapes[one["image_id"]].append((float(one.get("area", 0)), shape))
         files = {one["id"]: PurePosixPath(one["file_name"]) for one in content["images"]}
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{source}: not a file of COCO's ({error!r})") from error
     for key, file in files.items():
@@ -183,7 +187,7 @@ def _read_coco(source: Path) -> Iterator[Annotated]:
         yield Annotated(image, file.with_suffix("").as_posix(), size, [shape for _, shape in ordered])
 
 
-def _coco_shape(name: str, segmentation: Any) -> Shape:
+def _coco_shape(name: str, segmentation: Any, source: Path) -> Shape:
     if isinstance(segmentation, list):
         return Shape(name, [np.array(ring, dtype=np.float64).reshape(-1, 2) for ring in segmentation])
     height, width = segmentation["size"]
@@ -191,7 +195,7 @@ def _coco_shape(name: str, segmentation: Any) -> Shape:
     lengths = _decompressed(counts) if isinstance(counts, str) else counts
     values = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     if values.size != height * width:
-        raise ValueError("counts")
+        raise UserError(f"{source}: the run lengths of a {name} make {values.size} pixels, not {height} x {width}")
     return Shape(name, mask=values.reshape(width, height).T)
 
 

@@ -209,7 +209,7 @@ def _onnx_session(path: Path) -> Run:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise UserError(f"{path}: ONNX Runtime cannot run it: {str(error).splitlines()[0][:300]}") from error
+        raise UserError(f"{path.name}: ONNX Runtime cannot run it: {str(error).splitlines()[0][:300]}") from error
     (name,) = (one.name for one in session.get_inputs())
     return lambda pixels: session.run(None, {name: pixels})
 
@@ -220,7 +220,8 @@ def _openvino_session(path: Path, precision: str) -> Run:
     try:
         compiled = openvino.Core().compile_model(openvino.Core().read_model(path), "CPU", hints)
     except RuntimeError as error:
-        raise UserError(f"{path}: OpenVINO cannot run it: {str(error).splitlines()[0][:300]}") from error
+        reason = " ".join(str(error).split())  # where in its source comes first, why last
+        raise UserError(f"{path.name}: OpenVINO cannot run it: …{reason[-200:]}") from error
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:
         results = compiled(pixels)

@@ -80,7 +80,7 @@ class DisentangledNonLocal(nn.Module):
         query, key, value = (_pixels(layer(x)) for layer in (self.query, self.key, self.value))
         query, key = (q - q.mean(dim=1, keepdim=True) for q in (query, key))
         scale = 1 / (math.sqrt(query.shape[2]) * TEMPERATURE)
-        pairs = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        pairs = _attention(query, key, value, scale)
         shares = _at_least_float32(self.unary(x).flatten(2)).softmax(dim=2).to(value.dtype)  # (B, 1, N)
         context = (pairs + shares @ value).transpose(1, 2)
         return x + self.project(context.unflatten(2, x.shape[-2:]))
@@ -196,7 +196,7 @@ class PositionAttention(_SelfAttention):
     def forward(self, x: Tensor) -> Tensor:
         """Map to map of the same shape."""
         query, key, value = (_pixels(layer(x)) for layer in (self.query, self.key, self.value))
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        attended = _attention(query, key, value, 1.0)
         return x + self.scale * attended.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
@@ -279,3 +279,9 @@ CONTEXTS: dict[str, Callable[..., nn.Module]] = {
     "ccam": CrissCrossContext,
     "dam": DualAttention,
 }
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """`F.scaled_dot_product_attention` of ``(B, N, C)`` with one head, which exporters want to be named."""
+    heads = (x.unsqueeze(1) for x in (query, key, value))
+    return F.scaled_dot_product_attention(*heads, scale=scale).squeeze(1)
