@@ -26,6 +26,7 @@ from ovenet.app import server as app_server
 from ovenet.app.server import AppServer
 from ovenet.commands.app import App
 from ovenet.data.synthetic import draw_scene
+from ovenet.errors import UserError
 from ovenet.evaluation.outputs import FrameWriter
 
 OWN = {"X-OVeNet": "1"}
@@ -127,6 +128,9 @@ def bomb():
         ("/predict?model=../../etc/passwd", b"x", OWN, 422),
         ("/predict?runtime=rm", b"x", OWN, 422),
         ("/../../etc/passwd", b"x", OWN, 404),
+        ("/predict", b"x", {**OWN, "Content-Length": "\xb2"}, 411),
+        ("/predict", b"x", {**OWN, "Content-Length": "9" * 5000}, 411),
+        ("ftp://[x/predict", b"x", OWN, 400),
         ("/predict", b"x", {}, 403),
         ("/predict", b"x", {"Origin": "http://evil.example"}, 403),
     ],
@@ -156,6 +160,16 @@ def test_a_fault_of_the_program_says_nothing_of_the_machine(server, monkeypatch,
     status, content = ask(server, body=b"x")
     assert (status, content) == (500, b"a fault of the program; its terminal says more")
     assert "secret" in capfd.readouterr().err
+
+
+def test_weights_that_are_gone_are_named_by_their_model(tmp_path):
+    """Not by where they lie."""
+    app = App({"mine": str(tmp_path / "best.pth")}, "cpu", "torch", 2.0)
+    for ask_for in (lambda: app.page("mine"), lambda: app.predict(tmp_path / "x.png", "mine", "torch")):
+        with pytest.raises(UserError) as told:
+            ask_for()
+        assert "mine" in str(told.value)
+        assert str(tmp_path) not in str(told.value)
 
 
 def test_fifty_at_once_in_bounded_memory(server):

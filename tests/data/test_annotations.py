@@ -119,6 +119,18 @@ def test_coco(tmp_path, is_compressed):
     assert not (tmp_path / "out/images/sub/a.png").is_symlink()
 
 
+def test_two_images_of_one_name_are_refused(tmp_path):
+    """Their masks would have the same file."""
+    path = coco(tmp_path / "in", [(3, 1, [[0, 0, 9, 0, 9, 9]])])
+    content = json.loads(path.read_text())
+    image(tmp_path / "in/images/sub/a.jpg")
+    content["images"].append({"id": 8, "file_name": "sub/a.jpg", "height": 20, "width": 30})
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="two images are called sub/a"):
+        import_annotations("coco", path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_annotations(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         import_annotations("labelme", tmp_path / "none", tmp_path / "out")

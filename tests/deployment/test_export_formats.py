@@ -166,6 +166,13 @@ def test_normalised_pixels_from_outside(trained, exported, pixels):
     assert result.seed is None
 
 
+def test_offsets_without_confidence_are_no_seed(trained, exported):
+    export(trained, exported / "part.onnx", options(exported, tensors=("fused", "offset")))
+    result = ovenet.load(exported / "part.onnx")(scene(SIZE, 2))
+    assert result.seed is None
+    assert result.confidence is None
+
+
 @pytest.mark.parametrize(("suffix", "runtime"), [(".onnx", "onnxruntime"), (".xml", "openvino")])
 def test_eight_bits(trained, exported, suffix, runtime):
     path = (exported / "int8").with_suffix(suffix)

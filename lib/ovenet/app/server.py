@@ -7,6 +7,7 @@ header that no foreign page may set.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import threading
 import traceback
@@ -17,7 +18,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from ovenet.errors import UserError
 
@@ -57,6 +58,13 @@ class RefusedError(Exception):
     def __init__(self, status: HTTPStatus, message: str):
         super().__init__(message)
         self.status = status
+
+
+def _split(path: str) -> SplitResult:
+    try:
+        return urlsplit(path)
+    except ValueError:
+        raise RefusedError(HTTPStatus.BAD_REQUEST, "not an address") from None
 
 
 class AppServer(ThreadingHTTPServer):
@@ -121,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             self._require_own_page()
-            url = urlsplit(self.path)
+            url = _split(self.path)
             query = {key: values[0] for key, values in parse_qs(url.query).items()}
             kind, content = make(url.path, query)
             self._send(HTTPStatus.OK, kind, content)
@@ -154,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
         if path not in ("/predict", "/film"):
             raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) < 1:
+        if not re.fullmatch("[1-9][0-9]{0,11}", length):
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected a file")
         if int(length) > self.server.max_bytes:
             most = self.server.max_bytes / _MB

@@ -166,7 +166,7 @@ def _about(
         tensors=tensors,
         stride=stride,
         score_kind=probe.score_kind,
-        max_offset=trained.model.max_offset if "offset" in tensors else None,
+        max_offset=trained.model.max_offset if tensors == TENSORS else None,
         precision="int8" if options.int8 else "float32",
         source=trained.path.name,
         source_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),

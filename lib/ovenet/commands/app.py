@@ -60,9 +60,19 @@ class App:
         source = find_weights(self._models[model])
         return self._load(model, None if is_exported(source) else runtime)
 
+    def _predictor(self, model: str, runtime: str) -> Predictor:
+        """The same, but messages do not say where the weights lie: they go to a browser."""
+        try:
+            return self.predictor(model, runtime)
+        except UserError as error:
+            message = str(error)
+            for name, source in self._models.items():
+                message = message.replace(source, name)
+            raise UserError(message) from error
+
     def page(self, model: str) -> str:
         """The page of a model."""
-        predictor = self.predictor(model, "")
+        predictor = self._predictor(model, "")
         info = predictor.info
         title = model or next(iter(self._models))
         facts = f"{len(info.class_names)} classes of {info.name}. Files are predicted on this machine and not kept."
@@ -71,7 +81,7 @@ class App:
 
     def predict(self, file: Path, model: str, runtime: str) -> dict[str, Any]:
         """What the viewer shows of an image."""
-        predictor = self.predictor(model, runtime)
+        predictor = self._predictor(model, runtime)
         image = read_image(file, upright=True, max_pixels=MAX_PIXELS)
         photo_side, grid_side = picture_sides(_NUM_PICTURES)
         prediction = predictor.predict(image, seeds=True, score_side=grid_side)
@@ -82,7 +92,7 @@ class App:
 
     def film(self, file: Path, model: str, runtime: str) -> bytes:
         """The overlays of a video's first frames, as an mp4."""
-        predictor = self.predictor(model, runtime)
+        predictor = self._predictor(model, runtime)
         reader = FrameReader(Input("video", file, "upload"))
         with tempfile.TemporaryDirectory(prefix="ovenet-app-") as folder:
             path = Path(folder) / "film.mp4"

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -80,6 +81,9 @@ def import_annotations(form: str, source: Path, folder: Path, *, background: str
     found = list(_read_labelme(source) if form == "labelme" else _read_coco(source))
     if not found:
         raise UserError(f"{source}: there is no annotated image in it")
+    twice = next((name for name, count in Counter(one.name for one in found).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{source}: two images are called {twice}, and so would their masks be; rename one")
     names = sorted({shape.name for one in found for shape in one.shapes} - {background})
     if len(names) + bool(background) > MAX_CLASSES - 1:
         raise UserError(f"{source}: {len(names)} classes; masks of 8 bits hold {MAX_CLASSES - 1}")

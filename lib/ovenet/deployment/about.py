@@ -35,7 +35,7 @@ class ExportedFile:
         tensors: names of its outputs, in their order.
         stride: of its score maps.
         score_kind: what they hold.
-        max_offset: see `Segmentor.max_offset`.
+        max_offset: see `Segmentor.max_offset`; None too where a tensor of the seed is left out.
         precision: of its weights.
         source: name of the file of weights.
         source_sha256: its checksum.

@@ -86,7 +86,8 @@ class ResultWriter:
     def paths(self, name: str) -> list[Path]:
         """All files that `write` and `write_shares` may write for a name."""
         seeds = [self._path("offset", name).with_suffix(".npy")] if "offset" in self.kinds else []
-        return [self._path(kind, name) for kind in self.kinds if kind != "shares"] + seeds + [self.folder / SHARES]
+        shares = [self.folder / SHARES] if "shares" in self.kinds else []
+        return [self._path(kind, name) for kind in self.kinds if kind != "shares"] + seeds + shares
 
     def _write_seeds(self, name: str, size: tuple[int, int], prediction: Prediction) -> None:
         if "offset" in self.kinds:
