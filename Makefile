@@ -11,7 +11,7 @@ demo: .venv/ready
 	$(BIN)/ovenet infer camvid-lite0 data/synthetic/leftImg8bit/test/drawnville --flip
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow

@@ -1,11 +1,42 @@
-"""Requests to stop, with real signals to this process."""
+"""Requests to stop, with real signals, each test in a process of its own: what goes wrong must not end the others."""
 
+import functools
 import os
 import signal
+import sys
+import threading
+import traceback
 
 import pytest
 
 from ovenet.engine.interruption import EXIT_REQUEUE, Interruption
+
+TIMEOUT_S = 60
+
+
+def in_a_child(test):
+    """Runs a test in a forked process; what it raises is printed there and fails it here."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                test(*args, **kwargs)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        watchdog = threading.Timer(TIMEOUT_S, os.kill, (child, signal.SIGKILL))
+        watchdog.start()
+        _, status = os.waitpid(child, 0)
+        watchdog.cancel()
+        assert os.waitstatus_to_exitcode(status) == 0
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -17,10 +48,10 @@ from ovenet.engine.interruption import EXIT_REQUEUE, Interruption
         (signal.SIGINT, 130),
     ],
 )
-def test_a_request_is_remembered_and_the_handlers_come_back(request, number, code):
-    if number == signal.SIGHUP:
-        use_default_handler(request, number)  # tests may be run under nohup, which ignores it
-    before = signal.getsignal(number)
+@in_a_child
+def test_a_request_is_remembered_and_the_handlers_come_back(number, code):
+    before = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(number, before)  # whatever ran the tests may ignore some of them
     with Interruption() as interruption:
         assert interruption.received is None
         os.kill(os.getpid(), number)
@@ -29,12 +60,7 @@ def test_a_request_is_remembered_and_the_handlers_come_back(request, number, cod
     assert signal.getsignal(number) is before
 
 
-def use_default_handler(request, number):
-    """The default handler for the time of a test."""
-    before = signal.signal(number, signal.SIG_DFL)
-    request.addfinalizer(lambda: signal.signal(number, before))
-
-
+@in_a_child
 def test_a_second_ctrl_c_ends_at_once():
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
@@ -44,26 +70,29 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_a_scheduler_that_repeats_itself_is_not_a_second_ctrl_c(caplog):
-    with Interruption() as interruption:
-        for _ in range(3):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.received == signal.SIGTERM
-    assert len(caplog.records) == 1
+    @in_a_child
+    def check():
+        with Interruption() as interruption:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert interruption.received == signal.SIGTERM
+        assert len(caplog.records) == 1
+
+    check()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@in_a_child
 def test_before_there_is_anything_to_save_the_process_ends_at_once(number):
     with Interruption(at_once=True) as interruption, pytest.raises(SystemExit) as end:
         os.kill(os.getpid(), number)
     assert end.value.code == interruption.exit_code
 
 
+@in_a_child
 def test_a_hangup_that_nohup_ignores_stays_ignored():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Interruption() as interruption:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert interruption.received is None
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interruption.received is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
