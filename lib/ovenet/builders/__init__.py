@@ -13,7 +13,14 @@ from ovenet.builders.data import (
 )
 from ovenet.builders.inference import build_predictor, load_predictor
 from ovenet.builders.losses import build_criterion, class_weights
-from ovenet.builders.models import build_model, build_optimizer, initialize_model, load_checkpoint, prediction_names
+from ovenet.builders.models import (
+    build_model,
+    build_optimizer,
+    describe_network,
+    initialize_model,
+    load_checkpoint,
+    prediction_names,
+)
 from ovenet.builders.runs import (
     evaluation_settings,
     find_model_file,
@@ -41,6 +48,7 @@ __all__ = [
     "check_data",
     "class_weights",
     "dataset_info",
+    "describe_network",
     "evaluation_settings",
     "find_model_file",
     "inference_name",

@@ -18,6 +18,7 @@ from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.engine.optim import build_optimizer as make_optimizer
 from ovenet.errors import UserError
 from ovenet.models import Segmentor, build_segmentor
+from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.interfaces import Part
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
 from ovenet.structures import Normalization
@@ -50,6 +51,17 @@ def build_model(cfg: CfgNode) -> Segmentor:
     if nodes.FROZEN:
         model.freeze(nodes.FROZEN)
     return model
+
+
+def describe_network(cfg: CfgNode) -> str:
+    """Its parameters, and the multiply-adds of a forward pass over one training crop, in a line."""
+    width, height = cfg.TRAIN.IMAGE_SIZE
+    with torch.device("meta"):
+        model = build_model(cfg).eval()
+    return (
+        f"{count_parameters(model) / 1e6:.2f} million parameters, "
+        f"{count_multiply_adds(model, height, width) / 1e9:.1f} GMAC for a crop of {width}x{height}"
+    )
 
 
 def create_model(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ovenet.builders.models import build_model
 from ovenet.builders.trained import find_weights, read_trained
@@ -24,6 +23,7 @@ from ovenet.deployment.quantization import quantize_onnx
 from ovenet.deployment.runtimes import open_session
 from ovenet.errors import UserError
 from ovenet.models import Segmentor
+from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.folding import folded
 
 EAGER, FOLDED = "torch eager", "torch"
@@ -48,11 +48,9 @@ def main() -> None:
     model = _model(args.model, args.set)
     size = parse_size(args.size, (512, 1024))
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(pixels)
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    millions, gmac = count_parameters(model) / 1e6, count_multiply_adds(model, *size) / 1e9
     print(
-        f"{args.model}: {millions:.2f} million parameters, {counter.get_total_flops() / 2e9:.1f} GMAC at "
+        f"{args.model}: {millions:.2f} million parameters, {gmac:.1f} GMAC at "
         f"{size[0]}x{size[1]}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     seconds = measure(make_ways(model, pixels, args.ways), args.runs)

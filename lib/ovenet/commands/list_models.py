@@ -8,10 +8,10 @@ import time
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import ovenet
 from ovenet.models import Segmentor, build_segmentor
+from ovenet.models.cost import count_multiply_adds, count_parameters
 
 NUM_CLASSES = 19
 NUM_RUNS = 5
@@ -48,15 +48,13 @@ def row(name: str, args: argparse.Namespace) -> str:
     size = tuple(args.size)
     with torch.device("meta"):
         model = build_segmentor(name, num_classes=NUM_CLASSES, head=args.head, seed=args.seed).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, *size))
-    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (model.backbone, model)]
+    millions = [count_parameters(part) / 1e6 for part in (model.backbone, model)]
     cells = [
         name,
         ", ".join(map(str, model.backbone.channels)),
         ", ".join(map(str, model.backbone.strides)),
         f"{millions[0]:.2f}, {millions[1]:.2f}",
-        f"{counter.get_total_flops() / 2e9:.1f}",
+        f"{count_multiply_adds(model, *size) / 1e9:.1f}",
     ]
     if args.latency:
         cells.append(f"{latency_ms(name, args, size):.0f}")

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from ovenet import build_model, builders, load_config
@@ -56,7 +55,7 @@ def main() -> None:
     if args.trial:
         print(json.dumps(measure(cfg, args.steps)))
         return
-    print(describe_network(cfg))
+    print(builders.describe_network(cfg))
     limit = args.memory or device_memory(cfg)
     others = busy_cores(WATCHING_S)
     if others is not None and others > NOTICEABLE_CORES:
@@ -111,19 +110,6 @@ def run_trial(config: str, overrides: list[str], steps: int) -> Trial | None:
     if done.returncode == -KILLED or last.startswith(f"error: {OUT_OF_MEMORY}"):
         return None
     raise UserError(f"the trial failed: {last.removeprefix('error: ')}")
-
-
-def describe_network(cfg: CfgNode) -> str:
-    """Parameters, and multiplications of a forward pass over one crop, in a line."""
-    width, height = cfg.TRAIN.IMAGE_SIZE
-    with torch.device("meta"):
-        model = build_model(cfg).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, height, width))
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    return (
-        f"{millions:.2f} million parameters, {counter.get_total_flops() / 2e9:.1f} GMAC for a crop of {width}x{height}"
-    )
 
 
 def measure(cfg: CfgNode, steps: int) -> Trial:

@@ -49,6 +49,7 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
                 )
         if distributed.is_main():
             record_start(cfg, run_dir)
+            get_logger().info("%s: %s", cfg.MODEL.BACKBONE.NAME, builders.describe_network(cfg))
         get_logger().info(
             "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
             run_dir,
