@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 import torch
 
 from ovenet import build_model, builders, load_config
-from ovenet.evaluation.tally import Tally
+from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.structures import Sample
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser, run_main
@@ -35,11 +35,13 @@ def main() -> None:
     _, dataset = builders.build_test_loader(cfg)
     options = {"ignore_label": cfg.TRAIN.IGNORE_LABEL, "device": device}
     names = builders.prediction_names(cfg)
-    tallies = {detailed: Tally(dataset.info, names, detailed=detailed, **options) for detailed in (False, True)}
+    evaluators = {
+        detailed: SegEvaluator(dataset.info, names, detailed=detailed, **options) for detailed in (False, True)
+    }
 
     def seconds(sample: Sample, *, detailed: bool) -> float:
         started = time.perf_counter()
-        tallies[detailed].add(sample.labels, predictor.predict(sample.image, seeds=detailed), sample.name)
+        evaluators[detailed].add(sample.labels, predictor.predict(sample.image, seeds=detailed), sample.name)
         return time.perf_counter() - started
 
     spent: dict[bool, list[float]] = {False: [], True: []}

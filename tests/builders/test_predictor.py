@@ -111,7 +111,7 @@ def test_infos_survive_the_checkpoint():
         back = DatasetInfo.from_dict(info.as_dict())
         assert back.evaluation == info.evaluation
         assert back.submission == info.submission
-        assert back.mirrored_classes == info.mirrored_classes
+        assert back.flip_pairs == info.flip_pairs
         assert back.label_id_table().tolist() == info.label_id_table().tolist()
 
 

@@ -150,3 +150,10 @@ def test_a_config_of_version_1_is_read():
     cfg = load_config_text(text, "old.pth")
     assert (cfg.VERSION, cfg.TRAIN.LR, cfg.MODEL.SEED.MAX_OFFSET) == (2, 0.02, 0.2)
     assert load_config_text(cfg.dump(), "new.pth") == cfg
+
+
+def test_keys_of_earlier_versions_are_read_under_their_new_names(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("LOSS: {ENGINE: plain}\n")
+    cfg = load_config(path, ["TEST.FOLD_BATCHNORM", "False"])
+    assert (cfg.LOSS.BACKEND, cfg.TEST.FUSE_CONV_BN) == ("plain", False)

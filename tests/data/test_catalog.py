@@ -98,10 +98,10 @@ def test_pascal_context_has_59_or_60_classes(tmp_path):
 
 
 def test_left_and_right_change_places_in_lip():
-    names, table = CATALOG["lip"].class_names, CATALOG["lip"].mirrored_table()
+    names, table = CATALOG["lip"].class_names, CATALOG["lip"].flip_table()
     for k, name in enumerate(names):
-        mirrored = name.replace("left", "?").replace("right", "left").replace("?", "right")
-        assert names[table[k]] == mirrored
+        flipped = name.replace("left", "?").replace("right", "left").replace("?", "right")
+        assert names[table[k]] == flipped
 
 
 def test_a_negative_ignore_label_survives():
@@ -132,14 +132,14 @@ def test_an_own_dataset_needs_no_more_than_names(tmp_path):
 def test_an_own_dataset_may_say_everything(tmp_path):
     info = describe(
         tmp_path, classes=[{"name": "a", "id": 3, "color": [1, 2, 3]}, {"name": "b", "id": 255, "color": [4, 5, 6]}],
-        ignore=[7, [9, 9, 9]], class_weights=[1, 2.5], mirrored_classes=[["a", "b"]],
+        ignore=[7, [9, 9, 9]], class_weights=[1, 2.5], flip_pairs=[["a", "b"]],
         evaluation={"resize": "short_side", "multiple_of": 32}, label_format="colors", upright=False,
     )  # fmt: skip
     assert info.label_ids == (3, 255)
     assert info.ignored_ids == (7,)
     assert info.ignored_colors == ((9, 9, 9),)
     assert info.class_weights == (1, 2.5)
-    assert info.mirrored_classes == ((0, 1),)
+    assert info.flip_pairs == ((0, 1),)
     assert (info.evaluation.resize, info.evaluation.multiple_of) == ("short_side", 32)
 
 
@@ -309,3 +309,8 @@ def test_categories_that_cannot_be(tmp_path, categories, message):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'dataset.json'}: {message}")):
         find_dataset("own", tmp_path)
+
+
+def test_a_dataset_of_an_earlier_checkpoint_is_read():
+    old = {("mirrored_classes" if k == "flip_pairs" else k): v for k, v in CATALOG["lip"].as_dict().items()}
+    assert DatasetInfo.from_dict(old).flip_pairs == CATALOG["lip"].flip_pairs

@@ -48,7 +48,7 @@ def test_a_crop_is_a_window_of_the_image():
     assert len(corners) > 25
 
 
-def test_flipping_mirrors_image_and_label():
+def test_flipping_turns_image_and_label():
     source, flipped = sample_of(24, 40), 0
     for seed in range(40):
         out = transform(flip=True, base_size=40)(source, np.random.default_rng(seed))
@@ -208,27 +208,27 @@ def test_rare_class_crops_of_an_image_without_a_class():
     assert out.labels.shape == (24, 40)
 
 
-def test_left_and_right_change_places_in_mirrored_samples():
+def test_left_and_right_change_places_in_flipped_samples():
     table = np.array([0, 2, 1, 3, 4, 5, 6])
-    source, mirrored = sample_of(24, 40), 0
+    source, flipped = sample_of(24, 40), 0
     for seed in range(20):
-        out = transform(flip=True, base_size=40, mirrored_table=table)(source, np.random.default_rng(seed))
+        out = transform(flip=True, base_size=40, flip_table=table)(source, np.random.default_rng(seed))
         if out.image[0, 0, 2] != 0:
-            mirrored += 1
+            flipped += 1
             expected = source.labels[:, ::-1].copy()
             ones, twos = expected == 1, expected == 2
             expected[ones], expected[twos] = 2, 1
             np.testing.assert_array_equal(out.labels, expected)
         else:
             np.testing.assert_array_equal(out.labels, source.labels)
-    assert 0 < mirrored < 20
+    assert 0 < flipped < 20
 
 
 @pytest.mark.parametrize("ignore", [255, -1])
-def test_mirroring_leaves_ignored_pixels_alone(ignore):
+def test_flipping_leaves_ignored_pixels_alone(ignore):
     labels = np.full((24, 40), ignore, np.int16)
     source = Sample(np.zeros((24, 40, 3), np.uint8), labels, "a.png")
-    step = transform(flip=True, base_size=40, mirrored_table=np.array([1, 0]), ignore_label=ignore)
+    step = transform(flip=True, base_size=40, flip_table=np.array([1, 0]), ignore_label=ignore)
     for seed in range(4):
         assert (step(source, np.random.default_rng(seed)).labels == ignore).all()
 

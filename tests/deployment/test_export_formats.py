@@ -91,7 +91,7 @@ def test_every_tensor_is_that_of_torch(trained, exported, pixels, name, runtime)
 
 @pytest.mark.parametrize(("name", "runtime"), WAYS)
 def test_masks_are_those_of_torch(exported, name, runtime):
-    """With a mirrored view."""
+    """With a flipped view."""
     image = scene((96, 128), 7)
     changed = {"long_side": 128, "scales": [1.0], "flip": True}
     expected = ovenet.load(MODEL, device="cpu", **changed)(image)
@@ -187,7 +187,7 @@ def test_eight_bits(trained, exported, suffix, runtime):
 
 
 def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
-    """The gate sees what was written, not what was meant: the folded network is spoilt on its way."""
+    """The gate sees what was written, not what was meant: the fused network is spoilt on its way."""
     from ovenet.builders import deployment
 
     def spoilt(model):
@@ -196,8 +196,8 @@ def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
             fast.head.layers[-1].bias[3] += 20.0
         return fast
 
-    real = deployment.folded
-    monkeypatch.setattr(deployment, "folded", spoilt)
+    real = deployment.fuse_conv_bn
+    monkeypatch.setattr(deployment, "fuse_conv_bn", spoilt)
     for name in ("spoilt.onnx", "spoilt.xml"):
         with pytest.raises(UserError, match="of the pixels change their class, at most"):
             export(trained, exported / name, options(exported))

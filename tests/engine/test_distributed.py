@@ -194,7 +194,7 @@ def _wait_for_a_late_one(rank, port, results):
         with distributed.process_group(torch.device("cpu"), timeout_s=3), distributed.activity("iteration 7"):
             if rank == 1:
                 time.sleep(8)
-            distributed.all_sum(torch.ones(1))
+            distributed.all_reduce_sum(torch.ones(1))
     except ValueError as error:
         message = str(error)
     Path(results, f"{rank}.txt").write_text(message)

@@ -158,7 +158,7 @@ class _WaitCounter(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["branched_seg_hrnet", "seg_hrnet_ocr"])
 def test_a_step_never_waits_for_the_device(tiny_cfg, name):
     """The blocked loss alone may look at a count, for its second pass; the plain one stands for Triton's here."""
-    extra = ("TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, "LOSS.ENGINE", "plain")
+    extra = ("TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, "LOSS.BACKEND", "plain")
     step = make_step(tiny_cfg, *extra, name=name)
     step.model.train()
     with _WaitCounter() as waits:
@@ -188,7 +188,7 @@ def test_a_step_on_cuda_never_waits(tiny_cfg, precision):
 
 @pytest.mark.parametrize("name", [pytest.param("branched_seg_hrnet", marks=pytest.mark.slow), "seg_hrnet_ocr"])
 def test_model_and_plain_loss_compile_without_graph_breaks(tiny_cfg, name):
-    cfg = tiny_cfg("LOSS.USE_OHEM", True, "LOSS.ENGINE", "plain", name=name)
+    cfg = tiny_cfg("LOSS.USE_OHEM", True, "LOSS.BACKEND", "plain", name=name)
     model, criterion = build_model(cfg).train(), build_criterion(cfg)
     batch = batch_of(0)
 

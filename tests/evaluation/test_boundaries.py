@@ -5,30 +5,30 @@ import pytest
 from scipy import ndimage
 
 from ovenet.evaluation import boundaries
-from ovenet.evaluation.boundaries import VOID
+from ovenet.evaluation.boundaries import IGNORE
 
 NUM_CLASSES = 5
 SQUARE = np.ones((3, 3), bool)
 
 
 def random_maps(seed, size=(43, 58)):
-    """A blocky label with void, and a prediction that differs from it in places, void at the same pixels."""
+    """A blocky label with ignored, and a prediction that differs from it in places, ignored at the same pixels."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, NUM_CLASSES, (8, 10))
     labels = np.kron(small, np.ones((6, 6), int))[: size[0], : size[1]].astype(np.int16)
     prediction = np.roll(labels, (2, -1), (0, 1))
     prediction[10:20, 30:41] = 3
-    void = np.zeros(size, bool)
-    void[25:33, 5:20] = True
-    void |= rng.random(size) < 0.01
-    return np.where(void, np.int16(VOID), labels), np.where(void, np.int16(VOID), prediction)
+    ignored = np.zeros(size, bool)
+    ignored[25:33, 5:20] = True
+    ignored |= rng.random(size) < 0.01
+    return np.where(ignored, np.int16(IGNORE), labels), np.where(ignored, np.int16(IGNORE), prediction)
 
 
 def slow_contour(labels):
     """Pixels of a class with one of eight neighbours in another class."""
     contour = np.zeros(labels.shape, bool)
     for k in range(NUM_CLASSES):
-        others = (labels != k) & (labels != VOID)
+        others = (labels != k) & (labels != IGNORE)
         contour |= (labels == k) & ndimage.binary_dilation(others, SQUARE)
     return contour
 
@@ -46,7 +46,7 @@ def test_contours(seed):
 
 def test_void_and_the_border_make_no_contour():
     labels = np.zeros((5, 6), np.int16)
-    labels[2, 3] = VOID
+    labels[2, 3] = IGNORE
     assert not boundaries.contour_mask(labels).any()
 
 
@@ -100,7 +100,7 @@ def test_segments_are_connected_regions():
             assert (segments == own[0]).sum() == len(own)
             assert classes[own[0]] == k
     assert len(classes) == expected + 1
-    assert (segments[labels == VOID] == 0).all()
+    assert (segments[labels == IGNORE] == 0).all()
 
 
 def test_widths_are_shares_of_the_diagonal():

@@ -9,11 +9,11 @@ from PIL import Image
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import DatasetInfo
-from ovenet.evaluation.evaluate import count_samples, evaluate, evaluation_from_tally
-from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.evaluation.evaluate import count_samples, evaluate, evaluation_from_counts
+from ovenet.evaluation.evaluator import SegEvaluator
+from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.evaluation.pictures import colorize_labels, colorize_offset, picture_row, save_prediction
-from ovenet.evaluation.tally import Tally
 from ovenet.evaluation.writers import format_table, results_as_dict, write_json
 from ovenet.structures import OVeNetOutput, Sample
 
@@ -42,16 +42,20 @@ def red_samples():
 
 
 def test_a_split_is_scored_by_hand():
-    predictor = ScorePredictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
-    tally = Tally(AB, ("initial", "seed", "fused"), ignore_label=255, detailed=False, device=torch.device("cpu"))
+    predictor = SlidingWindowInferencer(
+        RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu")
+    )
+    evaluator = SegEvaluator(
+        AB, ("initial", "seed", "fused"), ignore_label=255, detailed=False, device=torch.device("cpu")
+    )
     seen = []
     count_samples(
         predictor,
         red_samples(),
-        tally,
+        evaluator,
         on_image=lambda sample, prediction, counts: seen.append((sample.name, sorted(prediction.labels), bool(counts))),
     )
-    results = evaluation_from_tally(tally).overall
+    results = evaluation_from_counts(evaluator).overall
     # 7 labelled rows; b is on 4 of 8 columns; the first image shows 2 of them, the second all 4
     assert results["fused"].iou[1] == pytest.approx((14 + 28) / 56)
     assert results["fused"].iou[0] == pytest.approx(56 / (56 + 14))
@@ -61,7 +65,9 @@ def test_a_split_is_scored_by_hand():
 
 
 def test_conditions_are_scored_alone_and_together():
-    predictor = ScorePredictor(RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"))
+    predictor = SlidingWindowInferencer(
+        RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu")
+    )
     samples = [
         Sample(s.image, s.labels, f"rgb/{folder}/val/{s.name}")
         for s, folder in zip(red_samples(), ("fog", "rain", "snow"), strict=True)

@@ -8,18 +8,24 @@ import torch.nn.functional as F
 from ovenet.builders import build_model
 from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import normalize_images
-from ovenet.evaluation.inference import InferenceSettings, ScaledView, ScorePredictor, best_class, window_starts
+from ovenet.evaluation.inference import (
+    InferenceSettings,
+    ScaledView,
+    SlidingWindowInferencer,
+    best_class,
+    window_starts,
+)
 from ovenet.geometry import SRM
 from ovenet.models import build_segmentor
+from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.displacement import Displacement
-from ovenet.models.folding import folded
 from ovenet.structures import Normalization, OVeNetOutput
 
 CPU = torch.device("cpu")
 
 
 class PixelModel(torch.nn.Module):
-    """Scores are a fixed linear map of each pixel: no context, so that windows and mirroring change nothing."""
+    """Scores are a fixed linear map of each pixel: no context, so that windows and flipping change nothing."""
 
     def __init__(self, stride: int = 1):
         super().__init__()
@@ -60,56 +66,60 @@ def expected_probabilities(image, model):
 @pytest.mark.parametrize("window", [(100, 100), (30, 40), (16, 16), (7, 40), (13, 17)])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_windows_and_mirroring_agree_with_the_whole(image, window, flip, batch_size):
+def test_windows_and_flipping_agree_with_the_whole(image, window, flip, batch_size):
     model = PixelModel()
-    predictor = ScorePredictor(model, settings(window_size=window, flip=flip, batch_size=batch_size), CPU)
+    predictor = SlidingWindowInferencer(model, settings(window_size=window, flip=flip, batch_size=batch_size), CPU)
     scores = predictor.predict_scores(image)
     assert set(scores) == {"fused"}
     torch.testing.assert_close(scores["fused"], expected_probabilities(image, model), atol=1e-5, rtol=0)
     assert all(shape[2] <= window[0] and shape[3] <= window[1] and shape[0] <= batch_size for shape in model.seen)
 
 
-def test_mirrored_views_are_averaged_as_scores():
-    """±1 and its mirror image cancel: the average score is 0 everywhere, a probability of one half."""
+def test_flipped_views_are_averaged_as_scores():
+    """±1 and its flipped image cancel: the average score is 0 everywhere, a probability of one half."""
     image = np.zeros((8, 10, 3), np.uint8)
-    plain = ScorePredictor(LeftModel(), settings(base_size=10), CPU).predict_scores(image)["fused"]
-    mirrored = ScorePredictor(LeftModel(), settings(base_size=10, flip=True), CPU).predict_scores(image)["fused"]
+    plain = SlidingWindowInferencer(LeftModel(), settings(base_size=10), CPU).predict_scores(image)["fused"]
+    flipped = SlidingWindowInferencer(LeftModel(), settings(base_size=10, flip=True), CPU).predict_scores(image)[
+        "fused"
+    ]
     assert plain[0, 0, 0].item() == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
-    torch.testing.assert_close(mirrored, torch.full((2, 8, 10), 0.5))
+    torch.testing.assert_close(flipped, torch.full((2, 8, 10), 0.5))
 
 
 def test_scales_are_averaged_and_come_back_to_the_images_size():
     image = np.full((30, 40, 3), 90, np.uint8)
     model = PixelModel(stride=4)
-    scores = ScorePredictor(model, settings(scales=(0.5, 1.0, 1.75)), CPU).predict_scores(image)["fused"]
+    scores = SlidingWindowInferencer(model, settings(scales=(0.5, 1.0, 1.75)), CPU).predict_scores(image)["fused"]
     assert [shape[-2:] for shape in model.seen] == [(15, 20), (30, 40), (52, 70)]
     torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
 
 
 def test_base_size_is_the_long_side_of_portrait_images_too():
     model = PixelModel()
-    ScorePredictor(model, settings(base_size=20), CPU).predict_scores(np.zeros((40, 30, 3), np.uint8))
+    SlidingWindowInferencer(model, settings(base_size=20), CPU).predict_scores(np.zeros((40, 30, 3), np.uint8))
     assert model.seen[0][-2:] == (20, 15)
 
 
 def test_exp_sums_exponentials_over_scales():
     image = np.full((30, 40, 3), 90, np.uint8)
     model = PixelModel()
-    scores = ScorePredictor(model, settings(scales=(0.5, 1.0), score="exp"), CPU).predict_scores(image)["fused"]
+    scores = SlidingWindowInferencer(model, settings(scales=(0.5, 1.0), score="exp"), CPU).predict_scores(image)[
+        "fused"
+    ]
     pixels = normalize_images(torch.full((1, 3, 1, 1), 90, dtype=torch.uint8))
     expected = 2 * F.conv2d(pixels, model.weight).exp()[0]
     torch.testing.assert_close(scores, expected.expand(4, 30, 40), rtol=1e-4, atol=1e-5)
 
 
 def test_labels_are_the_best_class(image):
-    predictor = ScorePredictor(PixelModel(), settings(), CPU)
+    predictor = SlidingWindowInferencer(PixelModel(), settings(), CPU)
     expected = expected_probabilities(image, predictor.model).argmax(0)
     assert (predictor.predict(image).labels["fused"] == expected).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 3)])
 def test_ovenet_predicts_all_three_maps_at_any_size(tiny_cfg, size):
-    predictor = ScorePredictor(
+    predictor = SlidingWindowInferencer(
         build_model(tiny_cfg()), settings(scales=(0.5, 1.0), flip=True, window_size=(24, 24)), CPU
     )
     scores = predictor.predict_scores(np.zeros((*size, 3), np.uint8))
@@ -124,13 +134,13 @@ def test_probability_fusion_needs_no_second_softmax(tiny_cfg, image):
     with torch.no_grad():
         raw = model(normalize_images(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])).fused[-1]
     expected = F.interpolate(raw, (30, 40), mode="bilinear", align_corners=True)[0]
-    torch.testing.assert_close(ScorePredictor(model, settings(), CPU).predict_scores(image)["fused"], expected)
+    torch.testing.assert_close(SlidingWindowInferencer(model, settings(), CPU).predict_scores(image)["fused"], expected)
 
 
 def test_the_auxiliary_map_can_be_scored(tiny_cfg, image):
     model = build_model(tiny_cfg(name="seg_hrnet_ocr", offset_branch=0))
-    final = ScorePredictor(model, settings(), CPU).predict_scores(image)["fused"]
-    auxiliary = ScorePredictor(model, settings(output_index=0), CPU).predict_scores(image)["fused"]
+    final = SlidingWindowInferencer(model, settings(), CPU).predict_scores(image)["fused"]
+    auxiliary = SlidingWindowInferencer(model, settings(output_index=0), CPU).predict_scores(image)["fused"]
     assert not torch.allclose(final, auxiliary)
 
 
@@ -173,7 +183,7 @@ class PlaceModel(torch.nn.Module):
 def test_logits_of_overlapping_windows_are_averaged(image, rule):
     """Whatever the dataset's rule says of windows."""
     chosen = settings(base_size=None, window_size=(16, 20), stride=(10, 12), rule=rule)
-    ours = ScorePredictor(PlaceModel(), chosen, CPU).predict_scores(image)["fused"]
+    ours = SlidingWindowInferencer(PlaceModel(), chosen, CPU).predict_scores(image)["fused"]
     pixels = normalize_images(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])
     total, counts = torch.zeros(3, 30, 40), torch.zeros(30, 40)
     for top in (0, 10, 14):
@@ -183,7 +193,9 @@ def test_logits_of_overlapping_windows_are_averaged(image, rule):
             counts[box] += 1
     torch.testing.assert_close(ours, (total / counts).softmax(0), atol=1e-5, rtol=0)
     probabilities = settings(base_size=None, window_size=(16, 20), rule=LONG_SIDE)
-    assert not torch.allclose(ScorePredictor(PlaceModel(), probabilities, CPU).predict_scores(image)["fused"], ours)
+    assert not torch.allclose(
+        SlidingWindowInferencer(PlaceModel(), probabilities, CPU).predict_scores(image)["fused"], ours
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +207,9 @@ def test_short_side_rule_runs_the_padded_image_whole(size, scale, seen):
     model = PixelModel()
     rule = EvaluationRule("short_side", 8)
     image = np.full((*size, 3), 90, np.uint8)
-    predictor = ScorePredictor(model, settings(base_size=24, window_size=(16, 16), scales=(scale,), rule=rule), CPU)
+    predictor = SlidingWindowInferencer(
+        model, settings(base_size=24, window_size=(16, 16), scales=(scale,), rule=rule), CPU
+    )
     scores = predictor.predict_scores(image)["fused"]
     assert model.seen == [(1, 3, *seen)]
     torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
@@ -205,7 +219,7 @@ def test_padding_is_cut_off_before_scores_come_back(image):
     """Without resizing, every pixel's scores must be its own: padding that stayed would shift and squeeze them."""
     model = PixelModel()
     rule = EvaluationRule("short_side", 32)
-    scores = ScorePredictor(model, settings(base_size=30, rule=rule), CPU).predict_scores(image)["fused"]
+    scores = SlidingWindowInferencer(model, settings(base_size=30, rule=rule), CPU).predict_scores(image)["fused"]
     assert model.seen == [(1, 3, 32, 64)]
     torch.testing.assert_close(scores, expected_probabilities(image, model), atol=1e-5, rtol=0)
 
@@ -213,17 +227,19 @@ def test_padding_is_cut_off_before_scores_come_back(image):
 def test_stretching_rule(image):
     model = PixelModel()
     rule = EvaluationRule("stretch")
-    ScorePredictor(model, settings(window_size=(20, 12), scales=(1.0, 1.5), rule=rule), CPU).predict_scores(image)
+    SlidingWindowInferencer(model, settings(window_size=(20, 12), scales=(1.0, 1.5), rule=rule), CPU).predict_scores(
+        image
+    )
     assert model.seen == [(1, 3, 20, 12), (1, 3, 30, 18)]
 
 
-def test_mirrored_views_of_left_and_right_are_exchanged(image):
-    """A model that names what is on its left: mirrored, it calls left what is right."""
-    plain = ScorePredictor(LeftModel(), settings(flip=True), CPU).predict_scores(image)["fused"]
-    aware = ScorePredictor(LeftModel(), settings(flip=True, mirrored_classes=((0, 1),)), CPU).predict_scores(image)[
+def test_flipped_views_of_left_and_right_are_exchanged(image):
+    """A model that names what is on its left: flipped, it calls left what is right."""
+    plain = SlidingWindowInferencer(LeftModel(), settings(flip=True), CPU).predict_scores(image)["fused"]
+    aware = SlidingWindowInferencer(LeftModel(), settings(flip=True, flip_pairs=((0, 1),)), CPU).predict_scores(image)[
         "fused"
     ]
-    alone = ScorePredictor(LeftModel(), settings(), CPU).predict_scores(image)["fused"]
+    alone = SlidingWindowInferencer(LeftModel(), settings(), CPU).predict_scores(image)["fused"]
     torch.testing.assert_close(plain, torch.full_like(plain, 0.5))
     torch.testing.assert_close(aware, alone)
 
@@ -240,7 +256,7 @@ class RampModel(torch.nn.Module):
 
 
 def test_offsets_and_confidence_come_at_the_size_of_the_image(image):
-    prediction = ScorePredictor(RampModel(), settings(), CPU).predict(image, seeds=True)
+    prediction = SlidingWindowInferencer(RampModel(), settings(), CPU).predict(image, seeds=True)
     assert prediction.offset.shape == (2, 30, 40)
     assert prediction.confidence.shape == (1, 30, 40)
     ramp = torch.linspace(0, 1, 40)
@@ -251,7 +267,7 @@ def test_offsets_and_confidence_come_at_the_size_of_the_image(image):
 
 def test_offsets_of_windows_are_in_units_of_the_image(image):
     """Windows of 16 x 16 on 30 x 40: the middle column's start at 16, the last one's, shifted inward, at 24."""
-    prediction = ScorePredictor(RampModel(), settings(window_size=(16, 16)), CPU).predict(image, seeds=True)
+    prediction = SlidingWindowInferencer(RampModel(), settings(window_size=(16, 16)), CPU).predict(image, seeds=True)
     ramp = torch.linspace(0, 0.5, 16)
     torch.testing.assert_close(prediction.offset[0, 3, :16], -ramp * 15 / 39)
     torch.testing.assert_close(prediction.offset[0, 3, 24:], -ramp * 15 / 39)  # the last window wins
@@ -266,7 +282,9 @@ def test_seeds_are_those_of_the_scale_nearest_to_one(image):
             confidence = torch.full_like(output.confidence, images.shape[3] / 100)
             return OVeNetOutput(output.initial, output.seed, output.fused, output.offset, confidence)
 
-    prediction = ScorePredictor(Sized(), settings(scales=(0.5, 1.25, 2.0), flip=True), CPU).predict(image, seeds=True)
+    prediction = SlidingWindowInferencer(Sized(), settings(scales=(0.5, 1.25, 2.0), flip=True), CPU).predict(
+        image, seeds=True
+    )
     torch.testing.assert_close(prediction.confidence, torch.full((1, 30, 40), 0.5))
 
 
@@ -287,7 +305,7 @@ class SlidingModel(PixelModel):
 @pytest.mark.parametrize("window", [(30, 40), (16, 20)])
 def test_other_displacements_come_in_units_of_the_image(image, window):
     """Windows or not: 2 of 39 and 1 of 29 pixels, of which the image spans 2."""
-    predictor = ScorePredictor(SlidingModel(), settings(window_size=window, scales=(0.5, 1.0), flip=True), CPU)
+    predictor = SlidingWindowInferencer(SlidingModel(), settings(window_size=window, scales=(0.5, 1.0), flip=True), CPU)
     prediction = predictor.predict(image, score_side=10)
     assert list(prediction.fields) == ["slide, stride 2"]
     (field,) = prediction.fields.values()
@@ -318,14 +336,18 @@ def test_other_displacements_come_in_units_of_the_image(image, window):
     ],
 )
 def test_necks_show_their_displacements(neck, args, titles):
-    model = folded(build_segmentor("hrnet_w18_small_v1", num_classes=3, neck=neck, neck_args=args, head="conv1x1"))
+    model = fuse_conv_bn(
+        build_segmentor("hrnet_w18_small_v1", num_classes=3, neck=neck, neck_args=args, head="conv1x1")
+    )
     photo = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
-    prediction = ScorePredictor(model, settings(base_size=96, window_size=(64, 96)), CPU).predict(photo, score_side=24)
+    prediction = SlidingWindowInferencer(model, settings(base_size=96, window_size=(64, 96)), CPU).predict(
+        photo, score_side=24
+    )
     assert list(prediction.fields) == titles
 
 
 def test_thinned_out_maps_are_every_nth_pixel(image):
-    predictor = ScorePredictor(RampModel(), settings(window_size=(16, 16)), CPU)
+    predictor = SlidingWindowInferencer(RampModel(), settings(window_size=(16, 16)), CPU)
     whole, thin = predictor.predict(image, seeds=True), predictor.predict(image, seeds=True, seed_stride=3)
     assert torch.equal(thin.offset, whole.offset[:, ::3, ::3])
     scores = predictor.predict_scores(image)["fused"]
@@ -336,16 +358,16 @@ def test_thinned_out_maps_are_every_nth_pixel(image):
 
 def test_the_height_of_the_bands_changes_nothing_but_rounding(image, monkeypatch, tmp_path):
     options = settings(window_size=(16, 16), scales=(0.5, 1.0, 1.75), flip=True)
-    whole = ScorePredictor(PixelModel(stride=4), options, CPU).predict_scores(image)["fused"]
+    whole = SlidingWindowInferencer(PixelModel(stride=4), options, CPU).predict_scores(image)["fused"]
     monkeypatch.setattr("ovenet.evaluation.inference._BAND_ELEMENTS", 1)  # one row each
     model = PixelModel(stride=4)
-    rows = ScorePredictor(model, options, CPU).predict_scores(image)["fused"]
+    rows = SlidingWindowInferencer(model, options, CPU).predict_scores(image)["fused"]
     torch.testing.assert_close(rows, whole, atol=1e-6, rtol=1e-5)
-    assert len(model.seen) == 2 * (1 * 2 + 2 * 3 + 4 * 5)  # each window once, and mirrored
+    assert len(model.seen) == 2 * (1 * 2 + 2 * 3 + 4 * 5)  # each window once, and flipped
 
 
 def test_only_what_is_asked_for_is_given(tiny_cfg):
-    predictor = ScorePredictor(build_model(tiny_cfg()), settings(), CPU)
+    predictor = SlidingWindowInferencer(build_model(tiny_cfg()), settings(), CPU)
     prediction = predictor.predict(np.zeros((20, 30, 3), np.uint8), names=("fused",))
     assert list(prediction.labels) == ["fused"]
     assert prediction.labels["fused"].dtype == torch.uint8
@@ -362,7 +384,7 @@ def test_windows_are_forgotten_when_their_rows_are_done(image, monkeypatch):
         kept.append(len(view._done))
 
     monkeypatch.setattr(ScaledView, "_run_next", watched)
-    predictor = ScorePredictor(PixelModel(), settings(window_size=(4, 20)), CPU)
+    predictor = SlidingWindowInferencer(PixelModel(), settings(window_size=(4, 20)), CPU)
     predictor.predict(image)
     assert len(kept) == 16  # 8 rows of 2 windows
     assert max(kept) <= 4
@@ -371,8 +393,8 @@ def test_windows_are_forgotten_when_their_rows_are_done(image, monkeypatch):
 def test_windows_at_a_padded_border_go_into_one_batch(image):
     """30 x 40 pixels padded to 32 x 48: the last windows hold less of the image than the others."""
     rule = EvaluationRule(resize="long_side", multiple_of=16)
-    expected = ScorePredictor(PixelModel(), settings(), CPU).predict_scores(image)["fused"]
-    padded = ScorePredictor(PixelModel(), settings(window_size=(16, 24), batch_size=3, rule=rule), CPU)
+    expected = SlidingWindowInferencer(PixelModel(), settings(), CPU).predict_scores(image)["fused"]
+    padded = SlidingWindowInferencer(PixelModel(), settings(window_size=(16, 24), batch_size=3, rule=rule), CPU)
     torch.testing.assert_close(padded.predict_scores(image)["fused"], expected)
 
 
@@ -390,9 +412,10 @@ def test_scores_that_are_nan_still_give_a_class():
     assert best_class(torch.full((1, 3, 2), torch.nan)).max() < 3
 
 
-def test_mirrored_views_in_one_batch_give_the_same(image):
+def test_flipped_views_in_one_batch_give_the_same(image):
     alone, together = (
-        ScorePredictor(PixelModel(), settings(flip=True, batch_size=n, window_size=(16, 16)), CPU) for n in (1, 6)
+        SlidingWindowInferencer(PixelModel(), settings(flip=True, batch_size=n, window_size=(16, 16)), CPU)
+        for n in (1, 6)
     )
     a, b = (p.predict_scores(image)["fused"] for p in (alone, together))
     torch.testing.assert_close(a, b)
@@ -402,7 +425,7 @@ def test_mirrored_views_in_one_batch_give_the_same(image):
 
 
 def test_lower_precision_is_for_the_network_alone(image):
-    exact, fast = (ScorePredictor(PixelModel(), settings(precision=p), CPU) for p in ("fp32", "bf16"))
+    exact, fast = (SlidingWindowInferencer(PixelModel(), settings(precision=p), CPU) for p in ("fp32", "bf16"))
     a, b = (p.predict_scores(image)["fused"] for p in (exact, fast))
     assert b.dtype == torch.float32
     assert not torch.equal(a, b)
@@ -410,7 +433,7 @@ def test_lower_precision_is_for_the_network_alone(image):
 
 
 def test_images_may_be_scaled_ahead(image):
-    predictor = ScorePredictor(PixelModel(), settings(scales=(0.5, 1.0)), CPU)
+    predictor = SlidingWindowInferencer(PixelModel(), settings(scales=(0.5, 1.0)), CPU)
     a, b = predictor.predict(image), predictor.predict(image, scaled=predictor.scaled_images(image))
     assert torch.equal(a.labels["fused"], b.labels["fused"])
 
@@ -418,7 +441,7 @@ def test_images_may_be_scaled_ahead(image):
 def test_a_box_runs_the_image_whole(image):
     """Within 80x24: the short side of 30 pixels limits, and no window is cut."""
     model = PixelModel()
-    predictor = ScorePredictor(model, settings(base_box=(80, 24), window_size=(8, 8)), torch.device("cpu"))
+    predictor = SlidingWindowInferencer(model, settings(base_box=(80, 24), window_size=(8, 8)), torch.device("cpu"))
     assert predictor.predict_scores(image)["fused"].shape[1:] == (30, 40)
     assert model.seen == [(1, 3, 24, 32)]
 
@@ -426,7 +449,9 @@ def test_a_box_runs_the_image_whole(image):
 def test_pixels_are_normalised_as_the_model_wants_them(image):
     model = PixelModel()
     own = Normalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "BGR")
-    scores = ScorePredictor(model, settings(normalization=own), torch.device("cpu")).predict_scores(image)["fused"]
+    scores = SlidingWindowInferencer(model, settings(normalization=own), torch.device("cpu")).predict_scores(image)[
+        "fused"
+    ]
     blue_first = (image[..., ::-1].astype(np.float64) / 255 - own.mean) / own.std
     logits = torch.einsum("kc,hwc->khw", model.weight[..., 0, 0].double(), torch.from_numpy(blue_first.copy()))
     torch.testing.assert_close(scores.double(), logits.softmax(0), atol=1e-5, rtol=1e-5)

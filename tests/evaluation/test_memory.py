@@ -11,13 +11,13 @@ from PIL import Image
 from tests.tools.conftest import ROOT
 
 from ovenet import build_model, builders
-from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.evaluation.memory import MemoryGuard, available_bytes
 
 
 @pytest.fixture
 def guard(tiny_cfg):
-    predictor = ScorePredictor(build_model(tiny_cfg()), InferenceSettings(None, (64, 64)), torch.device("cpu"))
+    predictor = SlidingWindowInferencer(build_model(tiny_cfg()), InferenceSettings(None, (64, 64)), torch.device("cpu"))
     return lambda gb, **options: MemoryGuard(predictor, 11, gb, **options)
 
 

@@ -8,19 +8,19 @@ import torch
 
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
+from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.evaluation.partial import PartialEvaluation
-from ovenet.evaluation.tally import Tally
 
 AB = DatasetInfo("ab", ("a", "b"), ((0, 0, 0), (255, 0, 0)), (0, 1))
 
 
 def counted(images):
-    """A tally that says which images it saw: the i-th adds 10 to the power of i."""
-    tally = Tally(AB, ("fused",), ignore_label=255, detailed=False, device=torch.device("cpu"))
+    """A evaluator that says which images it saw: the i-th adds 10 to the power of i."""
+    evaluator = SegEvaluator(AB, ("fused",), ignore_label=255, detailed=False, device=torch.device("cpu"))
     for i in images:
-        tally.counts["confusion"][0, 0, 0, 0, 0] += 10**i
-        tally.num_images += 1
-    return tally
+        evaluator.counts["confusion"][0, 0, 0, 0, 0] += 10**i
+        evaluator.num_images += 1
+    return evaluator
 
 
 def run(folder, images, *, rank=0, unsaved=(), settings=None):

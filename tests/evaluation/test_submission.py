@@ -27,14 +27,14 @@ IMAGES = [f"leftImg8bit/test/berlin/berlin_000000_00001{i}_leftImg8bit.png" for 
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
-    """Label files of drawn scenes with every class and void, predictions that are right in half, and our counts."""
+    """Label files of drawn scenes with every class and ignored, predictions that are right in half, and our counts."""
     folder, counts = tmp_path_factory.mktemp("scored"), torch.zeros((19, 19), dtype=torch.int64)
     table, rng, files = CITYSCAPES.train_id_table(255), np.random.default_rng(0), ([], [])
     for i in range(24):
         _, ids = draw_scene((128, 256), np.random.default_rng(i))
         labels = table[ids]
         guess = np.where(rng.random(labels.shape) < 0.5, labels, np.roll(labels, 9, axis=1))
-        guess = np.where(guess == 255, rng.integers(0, 19, labels.shape), guess)  # void is predicted as something
+        guess = np.where(guess == 255, rng.integers(0, 19, labels.shape), guess)  # ignored is predicted as something
         name = f"drawn_{i:06d}_000019"
         Image.fromarray(ids).save(folder / f"{name}_gtFine_labelIds.png")
         save_submission_file(torch.from_numpy(guess), folder / f"{name}_leftImg8bit.png", CITYSCAPES)
@@ -51,7 +51,9 @@ def test_the_score_is_the_one_of_the_cityscapes_scripts(scored, monkeypatch):
     theirs = official.evaluateImgLists(predictions, labels, official.args)
     ours = scores_from_counts(counts, CITYSCAPES.class_names)
     assert not ours.absent
-    assert np.isin(np.stack([np.asarray(Image.open(f)) for f in labels]), CITYSCAPES.ignored_ids).any()  # void regions
+    assert np.isin(
+        np.stack([np.asarray(Image.open(f)) for f in labels]), CITYSCAPES.ignored_ids
+    ).any()  # ignored regions
     assert 0.1 < ours.mean_iou < 0.9
     assert ours.mean_iou == pytest.approx(theirs["averageScoreClasses"], abs=1e-6)
     for name, iou in zip(CITYSCAPES.class_names, ours.iou, strict=True):

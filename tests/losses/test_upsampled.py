@@ -1,4 +1,4 @@
-"""Every engine against the plain way in float64, which torch alone computes here."""
+"""Every backend against the plain way in float64, which torch alone computes here."""
 
 import importlib
 import os
@@ -71,10 +71,10 @@ def assert_equal_to_plain(scores, labels, kind, ohem, align_corners, cross_entro
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 @pytest.mark.parametrize("ohem", OHEM)
 @pytest.mark.parametrize(("size", "out"), SIZES)
-@pytest.mark.parametrize("engine", ["plain", "blocked"])
-def test_engines_equal_the_plain_way(engine, size, out, ohem, kind):
-    cross_entropy = partial(upsampled_cross_entropy, engine=engine)
-    dtype = torch.float64 if engine == "plain" else torch.float32  # torch places its float32 samples less exactly
+@pytest.mark.parametrize("backend", ["plain", "blocked"])
+def test_engines_equal_the_plain_way(backend, size, out, ohem, kind):
+    cross_entropy = partial(upsampled_cross_entropy, backend=backend)
+    dtype = torch.float64 if backend == "plain" else torch.float32  # torch places its float32 samples less exactly
     for align_corners in (True, False):
         scores, labels = example(size, out, 5, kind, dtype)
         assert_equal_to_plain(scores, labels, kind, ohem, align_corners, cross_entropy)
@@ -125,7 +125,7 @@ def test_half_precision_is_computed_in_float32():
     targets = Targets.from_labels(labels, ignore_label=IGNORE)
     half = scores.detach().bfloat16().requires_grad_()
     total, _ = upsampled_cross_entropy(half, targets, "logits")
-    expected, _ = upsampled_cross_entropy(scores, targets, "logits", engine="plain")
+    expected, _ = upsampled_cross_entropy(scores, targets, "logits", backend="plain")
     torch.testing.assert_close(total, expected, rtol=1e-2, atol=0)
     (gradient,), (expected_gradient,) = (torch.autograd.grad(x, s) for x, s in ((total, half), (expected, scores)))
     assert gradient.dtype == torch.bfloat16
@@ -150,24 +150,24 @@ def test_gradients_repeat_to_the_bit():
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("engine", ["plain", "blocked"])
-def test_nan_and_large_logits_are_told(engine):
+@pytest.mark.parametrize("backend", ["plain", "blocked"])
+def test_nan_and_large_logits_are_told(backend):
     scores, labels = example((5, 7), (19, 26), 3, "logits")
     targets = Targets.from_labels(labels, ignore_label=IGNORE)
-    large, _ = upsampled_cross_entropy(scores.detach() * 1e4, targets, "logits", engine=engine)
+    large, _ = upsampled_cross_entropy(scores.detach() * 1e4, targets, "logits", backend=backend)
     assert torch.isfinite(large)
     broken = scores.detach().clone()
     broken[0, 1, 2, 3] = torch.nan
-    assert upsampled_cross_entropy(broken, targets, "logits", engine=engine)[0].isnan()
+    assert upsampled_cross_entropy(broken, targets, "logits", backend=backend)[0].isnan()
 
 
-def criterion_and_output(engine, term):
+def criterion_and_output(backend, term):
     def maps(channels=7):
         return tuple(torch.randn(2, channels, 6, 9).requires_grad_() for _ in range(2))
 
     torch.manual_seed(1)
     output = OVeNetOutput(maps(), maps(), maps(), torch.rand(2, 2, 6, 9) - 0.5, torch.rand(2, 1, 6, 9).requires_grad_())
-    losses = build_losses([term], engine=engine)
+    losses = build_losses([term], backend=backend)
     return SegmentationCriterion(ignore_label=IGNORE, output_weights=(0.4, 1), losses=losses), output
 
 
@@ -175,8 +175,8 @@ def criterion_and_output(engine, term):
 def test_the_whole_criterion_is_the_same_with_every_engine(term):
     labels = torch.randint(0, 7, (2, 21, 33))
     results = []
-    for engine in ("plain", "blocked"):
-        criterion, output = criterion_and_output(engine, term)
+    for backend in ("plain", "blocked"):
+        criterion, output = criterion_and_output(backend, term)
         loss = criterion(output, labels)
         inputs = (*output.initial, *output.seed, *output.fused, output.confidence)
         results.append((loss.total, loss.terms, *torch.autograd.grad(loss.total, inputs)))
@@ -185,8 +185,8 @@ def test_the_whole_criterion_is_the_same_with_every_engine(term):
 
 def test_triton_needs_cuda():
     scores, labels = example((3, 4), (10, 9), 4, "logits")
-    with pytest.raises(ValueError, match=r"LOSS.ENGINE is triton, but the scores are not on a CUDA device"):
-        upsampled_cross_entropy(scores, Targets.from_labels(labels, ignore_label=IGNORE), "logits", engine="triton")
+    with pytest.raises(ValueError, match=r"LOSS.BACKEND is triton, but the scores are not on a CUDA device"):
+        upsampled_cross_entropy(scores, Targets.from_labels(labels, ignore_label=IGNORE), "logits", backend="triton")
 
 
 @pytest.fixture
@@ -213,20 +213,20 @@ def fused_triton():
 def test_interpreted_kernels_equal_the_plain_way(
     fused_triton, monkeypatch, size, out, num_classes, ohem, align_corners, kind
 ):
-    monkeypatch.setattr("ovenet.losses.upsampled._engine", lambda *_: fused_triton.loss_and_gradient)
+    monkeypatch.setattr("ovenet.losses.upsampled._backend", lambda *_: fused_triton.loss_and_gradient)
     scores, labels = example(size, out, num_classes, kind)
     assert_equal_to_plain(scores, labels, kind, ohem, align_corners, upsampled_cross_entropy)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("engine", ["blocked", "triton"])
+@pytest.mark.parametrize("backend", ["blocked", "triton"])
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 @pytest.mark.parametrize("ohem", OHEM)
 @pytest.mark.parametrize(("size", "out"), [*SIZES, ((128, 256), (512, 1024))])
-def test_engines_equal_the_plain_way_on_cuda(engine, size, out, ohem, kind):
+def test_engines_equal_the_plain_way_on_cuda(backend, size, out, ohem, kind):
     scores, labels = example(size, out, 19, kind)
     scores, labels = scores.detach().cuda().requires_grad_(), labels.cuda()
-    cross_entropy = partial(upsampled_cross_entropy, engine=engine)
+    cross_entropy = partial(upsampled_cross_entropy, backend=backend)
     assert_equal_to_plain(scores, labels, kind, ohem, True, cross_entropy)
     first, second = (
         torch.autograd.grad(cross_entropy(scores, Targets.from_labels(labels, ignore_label=IGNORE), kind)[0], scores)[0]

@@ -6,7 +6,7 @@ import torch
 from ovenet.errors import UserError
 from ovenet.models import build_segmentor
 from ovenet.models.backbones import HRNet, StageSpec
-from ovenet.models.backbones.hrnet import ExchangeUnit, Transition
+from ovenet.models.backbones.hrnet import HRModule, Transition
 from ovenet.models.necks import ConcatNeck
 
 SPECS = [
@@ -55,7 +55,7 @@ def test_a_tail_with_equal_weights_gives_equal_features(stage):
 
 def test_exchange_sums_what_every_resolution_sends():
     """With blocks that pass non-negative maps on, 1x1 weights of one and 3x3 kernels that pick the centre."""
-    unit = ExchangeUnit(StageSpec(1, (1, 1), (1, 1)), align_corners=True).double().eval()
+    unit = HRModule(StageSpec(1, (1, 1), (1, 1)), align_corners=True).double().eval()
     for branch in unit.branches:
         torch.nn.init.zeros_(branch[0].conv2.weight)  # the block is then relu(x)
     up, down = unit.fuse_layers[0][1][0], unit.fuse_layers[1][0][0][0]
@@ -100,7 +100,7 @@ def test_a_stage_with_too_few_resolutions_is_refused():
 
 
 def test_the_tail_of_a_published_network_is_the_published_one():
-    """OVeNet's copies have one, three and two exchange units."""
+    """OVeNet's copies have one, three and two HR modules."""
     with torch.device("meta"):
         tail = build_segmentor("hrnet_w48", num_classes=19).backbone.make_tail(2)
     assert [len(tail.get_submodule(f"stage{n}")) for n in (2, 3, 4)] == [1, 3, 2]

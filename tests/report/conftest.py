@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ovenet.data.info import DatasetInfo
-from ovenet.evaluation.evaluate import evaluation_from_tally
+from ovenet.evaluation.evaluate import evaluation_from_counts
+from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.evaluation.inference import Prediction, thinning
-from ovenet.evaluation.tally import Tally
 from ovenet.evaluation.writers import evaluation_as_dict, image_record, write_json
 from ovenet.report.gallery import picture_data, picture_path, save_picture_data, write_records
 from ovenet.structures import Sample
@@ -62,18 +62,18 @@ def case(index: int, *, with_seeds: bool = True) -> tuple[Sample, Prediction]:
 def write_evaluation(folder: Path, *, num_images: int = 4, with_seeds: bool = True, info: DatasetInfo = INFO) -> Path:
     """Evaluates the cases, and writes what the report is made of."""
     names = NAMES if with_seeds else ("fused",)
-    tally = Tally(info, names, ignore_label=255, detailed=True, device=torch.device("cpu"))
+    evaluator = SegEvaluator(info, names, ignore_label=255, detailed=True, device=torch.device("cpu"))
     records = []
     for index in range(num_images):
         sample, prediction = case(index, with_seeds=with_seeds)
-        counts = tally.add(sample.labels, prediction, sample.name)
+        counts = evaluator.add(sample.labels, prediction, sample.name)
         records.append(image_record(index, sample, counts, names))
         data = picture_data(sample, prediction, info.num_classes, photo_side=80, grid_side=GRID_SIDE)
         save_picture_data(data, picture_path(folder, index))
     write_records(records, folder / "images.jsonl")
     settings = {"model_file": "best.pth", "list": "list/streets/val.lst", "scales": [1.0], "flip": False}
     content = {"date": "2026-11-21 12:00", "settings": settings, "max_offset": 0.5}
-    write_json(content | evaluation_as_dict(evaluation_from_tally(tally), info), folder / "results.json")
+    write_json(content | evaluation_as_dict(evaluation_from_counts(evaluator), info), folder / "results.json")
     return folder
 
 

@@ -183,7 +183,7 @@ def test_a_refused_resume_changes_nothing(run_tool, tiny, tmp_path):
 
 def test_validation_without_a_labelled_pixel_is_said(run_tool, tiny, tiny_data, tmp_path):
     for i in range(3):
-        Image.fromarray(np.full((48, 64), 11, np.uint8)).save(tiny_data / f"camvid/valannot/{i}.png")  # void
+        Image.fromarray(np.full((48, 64), 11, np.uint8)).save(tiny_data / f"camvid/valannot/{i}.png")  # ignored
     done = run_tool("train", *tiny(), "TRAIN.END_EPOCH", 1)
     assert done.code == 0, done.err
     assert "no labelled pixel" in done.err

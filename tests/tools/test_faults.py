@@ -91,6 +91,9 @@ def killed_and_resumed(run, tmp_path, *, kills, epochs):
     for _ in range(kills):
         process = run(cut, *end)
         wait_for(process, "iteration 1/3")
+        while not (folder(cut) / "checkpoint.pth").exists():  # on a busy machine it is written late
+            assert process.poll() is None
+            time.sleep(0.05)
         time.sleep(rng.uniform(0, 0.3))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.losses import blocked
 from ovenet.losses.targets import Targets
 from ovenet.structures import OVeNetOutput
@@ -64,7 +64,7 @@ class Fixed(torch.nn.Module):
 
 
 def test_predictions_have_the_same_bits_on_any_number_of_threads(threads):
-    predictor = ScorePredictor(Fixed(), InferenceSettings(400, (300, 400)), torch.device("cpu"))
+    predictor = SlidingWindowInferencer(Fixed(), InferenceSettings(400, (300, 400)), torch.device("cpu"))
     image = np.zeros((300, 400, 3), np.uint8)
     maps = []
     for number in (1, 2, 5):

@@ -37,7 +37,7 @@ def test_a_single_process_is_its_own_group():
     value = torch.ones(2)
     with distributed.process_group(torch.device("cpu")):
         assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
-        assert distributed.all_sum(value) is value
+        assert distributed.all_reduce_sum(value) is value
         distributed.barrier()
 
 

@@ -131,7 +131,7 @@ def counts_case(options: Options, *, from_scores: bool) -> Case:
         by_row = scores[0].permute(1, 0, 2).contiguous()
         band = max(1, 2**20 // (k * size[1]))
         bands = [range(first, min(first + band, size[0])) for first in range(0, size[0], band)]
-        with coarse_threads() as pool:  # as `ScorePredictor` finishes its bands
+        with coarse_threads() as pool:  # as `SlidingWindowInferencer` finishes its bands
             rows = list(pool.map(lambda rows: best_class(resize_rows(by_row, size, rows, align_corners=True)), bands))
         return confusion_counts(torch.cat(rows), labels, k, ignore_label=plain.IGNORE)
 

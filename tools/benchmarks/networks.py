@@ -21,8 +21,8 @@ from ovenet.data.synthetic import draw_scene
 from ovenet.data.transforms import normalize_images
 from ovenet.deployment import ConvertedNetwork
 from ovenet.engine.trainer import Phase
-from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
-from ovenet.models.folding import folded
+from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
+from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.structures import Batch, OVeNetOutput
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -104,7 +104,7 @@ def inference_case(
     overrides: tuple[str, ...] = (),
     scales: tuple[float, ...] = SCALES,
 ) -> Case:
-    """The whole test of one image, to class ids of the fused prediction, mirrored views included."""
+    """The whole test of one image, to class ids of the fused prediction, flipped views included."""
     cfg = load_config(EXPERIMENTS / config, list(overrides))
     device, size = options.device, options.size(*size)
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def inference_case(
         batch_size=cfg.TEST.BATCH_SIZE_PER_GPU,
         precision=cfg.TEST.PRECISION,
     )
-    predictor = ScorePredictor(clock, settings, device)
+    predictor = SlidingWindowInferencer(clock, settings, device)
     split: dict[str, float] = {}
 
     def ours() -> np.ndarray:
@@ -161,7 +161,7 @@ def runtime_case(options: Options, config: str, runtime: str, *, precision: str 
     size = options.size(512, 1024)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    network = ConvertedNetwork(folded(model), runtime, precision=precision)
+    network = ConvertedNetwork(fuse_conv_bn(model), runtime, precision=precision)
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
 
     def run(which: torch.nn.Module) -> Tensor:
@@ -179,7 +179,7 @@ def runtime_case(options: Options, config: str, runtime: str, *, precision: str 
 
 
 def inference_switch(options: Options, name: str, on: tuple[str, ...], off: tuple[str, ...] = ()) -> Case:
-    """Our test of one image at one scale and mirrored, with a setting and without it."""
+    """Our test of one image at one scale and flipped, with a setting and without it."""
     cases = [
         inference_case(options, SMALL, name, (512, 1024), RANDOM + overrides, scales=(1.0,)) for overrides in (off, on)
     ]

@@ -136,7 +136,7 @@ def predict(
     scales: Sequence[float],
     device: torch.device,
 ) -> np.ndarray:
-    """Several scales and mirrored views, one window at a time; scores of every class are kept at full size."""
+    """Several scales and flipped views, one window at a time; scores of every class are kept at full size."""
     size = height, width = image.shape[:2]
     total = None
     for scale in scales:

@@ -56,7 +56,7 @@ ON_CPU: dict[str, Callable[[Options], Row]] = {
     "openvino": lambda o: runtime_case(o, SMALL_OCR, "openvino"),
     "openvino bf16": lambda o: runtime_case(o, SMALL_OCR, "openvino", precision="bf16"),
     "test": lambda o: inference_case(
-        o, SMALL, "test of a 512x1024 image, 6 scales, mirrored, HRNet-W18-small-v2", (512, 1024), RANDOM
+        o, SMALL, "test of a 512x1024 image, 6 scales, flipped, HRNet-W18-small-v2", (512, 1024), RANDOM
     ),
 }
 ON_CUDA: dict[str, Callable[[Options], Row]] = {
@@ -74,19 +74,19 @@ ON_CUDA: dict[str, Callable[[Options], Row]] = {
             "OVeNet W48+OCR, ADE20K": ADE_W48_OCR,
         }.items()
     },
-    "test": lambda o: inference_case(o, W48, "test of 1024x2048, 6 scales, mirrored, W48", (1024, 2048), RANDOM + FAST),
+    "test": lambda o: inference_case(o, W48, "test of 1024x2048, 6 scales, flipped, W48", (1024, 2048), RANDOM + FAST),
     "latency": lambda o: inference_case(
-        o, W48, "one 1024x2048 image, one scale and its mirror, W48", (1024, 2048), RANDOM + FAST, scales=(1.0,)
+        o, W48, "one 1024x2048 image, one scale and its flip, W48", (1024, 2048), RANDOM + FAST, scales=(1.0,)
     ),
 }
 SWITCHES: dict[str, Callable[[Options], Row]] = {
     "fold": lambda o: inference_switch(
-        o, "TEST.FOLD_BATCHNORM True (default)", ("TEST.FOLD_BATCHNORM", "True"), ("TEST.FOLD_BATCHNORM", "False")
+        o, "TEST.FUSE_CONV_BN True (default)", ("TEST.FUSE_CONV_BN", "True"), ("TEST.FUSE_CONV_BN", "False")
     ),
-    "mirror": lambda o: inference_switch(o, "TEST.BATCH_SIZE_PER_GPU 2, mirrored", ("TEST.BATCH_SIZE_PER_GPU", "2")),
+    "flip": lambda o: inference_switch(o, "TEST.BATCH_SIZE_PER_GPU 2, flipped", ("TEST.BATCH_SIZE_PER_GPU", "2")),
     "test bf16": lambda o: inference_switch(o, "TEST.PRECISION bf16", ("TEST.PRECISION", "bf16")),
     "test compile": lambda o: inference_switch(o, "TEST.COMPILE default", ("TEST.COMPILE", "default")),
-    "engine": lambda o: step_switch(o, "LOSS.ENGINE auto (default)", (), ("LOSS.ENGINE", "plain")),
+    "backend": lambda o: step_switch(o, "LOSS.BACKEND auto (default)", (), ("LOSS.BACKEND", "plain")),
     "train bf16": lambda o: step_switch(o, "TRAIN.PRECISION bf16", ("TRAIN.PRECISION", "bf16")),
     "train compile": lambda o: step_switch(o, "TRAIN.COMPILE default", ("TRAIN.COMPILE", "default")),
     "offseg": lambda o: network_switch(
@@ -118,7 +118,7 @@ SWITCHES: dict[str, Callable[[Options], Row]] = {
             ("both", ("MODEL.NECK.UPSAMPLER", "bilinear", "MODEL.NECK.CONTEXT", "none"), "both"),
         )
     },
-    "recompute": lambda o: step_switch(
+    "checkpoint_activations": lambda o: step_switch(
         o, "TRAIN.CHECKPOINT_ACTIVATIONS True", ("TRAIN.CHECKPOINT_ACTIVATIONS", "True")
     ),
 }

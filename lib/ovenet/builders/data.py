@@ -168,7 +168,7 @@ def train_dataset(cfg: CfgNode, list_file: str | None = None) -> AugmentedDatase
         ignore_label=cfg.TRAIN.IGNORE_LABEL,
         rare_class_crops=cfg.TRAIN.RARE_CLASS_CROPS,
         stretch=dataset.info.evaluation.resize == "stretch",
-        mirrored_table=dataset.info.mirrored_table() if dataset.info.mirrored_classes else None,
+        flip_table=dataset.info.flip_table() if dataset.info.flip_pairs else None,
         pad_color=normalization(cfg).pad_color,
         scale_range=tuple(cfg.TRAIN.SCALE_RANGE) or None,
         base_box=tuple(cfg.TRAIN.BASE_BOX) or None,

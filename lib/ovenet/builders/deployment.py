@@ -28,7 +28,7 @@ from ovenet.deployment.runtimes import open_session, usual_runtime
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import best_class
 from ovenet.geometry import resize_bilinear
-from ovenet.models.folding import folded
+from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.structures import OVeNetOutput
 from ovenet.version import version
 
@@ -89,7 +89,7 @@ def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
             output_index=cfg.TEST.OUTPUT_INDEX,
             normalization=normalization if options.normalize else None,
         ).eval()
-        for model in (trained.model, folded(trained.model))
+        for model in (trained.model, fuse_conv_bn(trained.model))
     )
     size = options.size or _traced_size(trained)
 

@@ -19,9 +19,9 @@ from ovenet.deployment import ConvertedNetwork, FileNetwork, choose_runtime, is_
 from ovenet.deployment.formats import read_about
 from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.errors import UserError
-from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.models import Segmentor
-from ovenet.models.folding import folded
+from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
@@ -29,7 +29,7 @@ from ovenet.utils.logging import get_logger
 
 def build_predictor(
     model: nn.Module, cfg: CfgNode, device: torch.device, *, single_scale: bool = False
-) -> ScorePredictor:
+) -> SlidingWindowInferencer:
     """Inference as the ``TEST`` section describes it.
 
     Args:
@@ -39,7 +39,7 @@ def build_predictor(
         single_scale: leave out ``TEST.SCALE_LIST`` and ``TEST.FLIP_TEST``, as validation during training does.
     """
     settings = inference_settings(cfg, dataset_info(cfg), model.normalization, single_scale=single_scale)
-    return ScorePredictor(model, settings, device)
+    return SlidingWindowInferencer(model, settings, device)
 
 
 def inference_settings(
@@ -58,7 +58,7 @@ def inference_settings(
         batch_size=cfg.TEST.BATCH_SIZE_PER_GPU,
         precision=cfg.TEST.PRECISION,
         rule=info.evaluation,
-        mirrored_classes=info.mirrored_classes,
+        flip_pairs=info.flip_pairs,
         normalization=normalization,
         tf32=cfg.TEST.TF32,
         base_box=tuple(cfg.TEST.BASE_BOX) or None,
@@ -66,7 +66,7 @@ def inference_settings(
     )
 
 
-def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> ScorePredictor:
+def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> SlidingWindowInferencer:
     """Inference with trained weights.
 
     Raises:
@@ -80,7 +80,7 @@ def load_predictor(cfg: CfgNode, model_file: Path, device: torch.device) -> Scor
                 f"{model_file}: gives no {missing[0]} scores, which a test counts; export them too (--tensors)"
             )
         own = inference_settings(cfg, dataset_info(cfg), network.normalization)
-        return ScorePredictor(network, replace(own, window_size=settings.window_size), torch.device("cpu"))
+        return SlidingWindowInferencer(network, replace(own, window_size=settings.window_size), torch.device("cpu"))
     model = build_model(cfg)
     content = read_checkpoint(model_file)
     report = load_weights(model, weights_of(content, model_file), str(model_file), whole=True)
@@ -102,7 +102,7 @@ def inference_model(model: Segmentor, cfg: CfgNode, device: torch.device) -> nn.
         UserError: the runtime is not installed, or does not do what ``TEST`` asks for.
     """
     runtime = choose_runtime(cfg.TEST.RUNTIME, device)
-    model = folded(model) if cfg.TEST.FOLD_BATCHNORM else model
+    model = fuse_conv_bn(model) if cfg.TEST.FUSE_CONV_BN else model
     if runtime != "torch":
         return ConvertedNetwork(model, runtime, output_index=cfg.TEST.OUTPUT_INDEX, precision=cfg.TEST.PRECISION)
     model = model.to(device, memory_format=torch.channels_last).eval()

@@ -34,7 +34,7 @@ def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
         class_weights=class_weights(cfg, info),
         output_weights=cfg.LOSS.BALANCE_WEIGHTS or default_weights,
         losses=build_losses(
-            _terms(cfg), align_corners=cfg.MODEL.ALIGN_CORNERS, engine=cfg.LOSS.ENGINE, average=cfg.LOSS.AVERAGE
+            _terms(cfg), align_corners=cfg.MODEL.ALIGN_CORNERS, backend=cfg.LOSS.BACKEND, average=cfg.LOSS.AVERAGE
         ),
         initial_and_seed_weight=cfg.LOSS.KAPPA,
         confidence_weight=cfg.LOSS.LAMBDA,

@@ -46,7 +46,7 @@ def build_model(cfg: CfgNode) -> Segmentor:
         neck_args=part_settings(nodes.NECK),
         head_args=part_settings(nodes.HEAD),
         seed_args=part_settings(nodes.SEED),
-        recompute=cfg.TRAIN.CHECKPOINT_ACTIVATIONS,
+        checkpoint_activations=cfg.TRAIN.CHECKPOINT_ACTIVATIONS,
     )
     if nodes.FROZEN:
         model.freeze(nodes.FROZEN)

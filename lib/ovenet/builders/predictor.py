@@ -21,7 +21,7 @@ from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment.about import is_exported
 from ovenet.errors import UserError
-from ovenet.evaluation.inference import InferenceSettings, ScorePredictor
+from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.evaluation.result import SegResult
 from ovenet.utils.distributed import choose_device
 
@@ -29,7 +29,7 @@ NATIVE = "native"
 ImageLike = np.ndarray | Image.Image | Tensor | str | Path
 
 
-class Predictor(ScorePredictor):
+class Predictor(SlidingWindowInferencer):
     """Predicts the classes of any image, without the dataset that the model was trained on.
 
         predictor = ovenet.load("best.pth")
@@ -88,7 +88,7 @@ class Predictor(ScorePredictor):
             runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``, the fastest on the CPU that is installed;
                 None takes ``TEST.RUNTIME``, or what an exported file is made for.
             scales: None takes ``TEST.SCALE_LIST``.
-            flip: average with the mirrored image; None takes ``TEST.FLIP_TEST``.
+            flip: average with the flipped image; None takes ``TEST.FLIP_TEST``.
             long_side: side of the image at scale 1, in pixels, that is run in windows of ``TEST.IMAGE_SIZE``;
                 ``native`` is each image's own; None does as the dataset's evaluation does.
             overrides: ``KEY VALUE …`` as on a command line.

@@ -18,11 +18,11 @@ from ovenet.data.dataset import ListDataset
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.progress import track
 from ovenet.errors import UserError
-from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_tally
-from ovenet.evaluation.inference import Prediction, ScorePredictor
+from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_counts
+from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
+from ovenet.evaluation.inference import Prediction, SlidingWindowInferencer
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
 from ovenet.evaluation.pictures import picture_row, prediction_path, save_picture, save_prediction
-from ovenet.evaluation.tally import ImageCounts, Tally
 from ovenet.evaluation.writers import image_record
 from ovenet.report.gallery import picture_data, picture_path, picture_sides, save_picture_data, write_records
 from ovenet.report.page import RECORDS
@@ -43,7 +43,7 @@ class ImageWriter:
         folder: of the test.
     """
 
-    def __init__(self, cfg: CfgNode, dataset: ListDataset, predictor: ScorePredictor, folder: Path):
+    def __init__(self, cfg: CfgNode, dataset: ListDataset, predictor: SlidingWindowInferencer, folder: Path):
         self._cfg, self._dataset, self._predictor, self._folder = cfg, dataset, predictor, folder
         self.saves_predictions = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
         self.photo_side, self.grid_side = picture_sides(len(dataset)) if cfg.TEST.REPORT else (0, 0)
@@ -120,7 +120,9 @@ def run_test(
     dataset = test_dataset(cfg)
     predictor = load_predictor(cfg, model_file, device)
     names = prediction_names(cfg)
-    tally = Tally(dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device)
+    evaluator = SegEvaluator(
+        dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device
+    )
     partial = PartialEvaluation(folder / FOLDER, settings)
     writer = ImageWriter(cfg, dataset, predictor, folder)
     done = _resume(cfg, partial, writer, len(dataset))
@@ -132,22 +134,22 @@ def run_test(
         def on_image(sample: Sample, prediction: Prediction, counts: ImageCounts | None) -> None:
             index = next(place)
             writer.write(index, sample, prediction)
-            partial.add(image_record(index, sample, counts, names), tally)
+            partial.add(image_record(index, sample, counts, names), evaluator)
             if interruption.received:
                 sys.exit(interruption.exit_code)
 
         try:
-            count_samples(predictor, _tracked(cfg, loader), tally, on_image=on_image, score_side=writer.grid_side)
+            count_samples(predictor, _tracked(cfg, loader), evaluator, on_image=on_image, score_side=writer.grid_side)
         finally:
-            partial.save(tally)
+            partial.save(evaluator)
     distributed.barrier()
     if distributed.is_main():
-        tally.merge(partial.joined)
-    tally.all_sum()
+        evaluator.merge(partial.joined)
+    evaluator.all_reduce()
     if distributed.is_main():
         write_records(partial.records(), folder / RECORDS)
         partial.remove()
-    return TestRun(evaluation_from_tally(tally), writer.saves_predictions, predictor.model.max_offset)
+    return TestRun(evaluation_from_counts(evaluator), writer.saves_predictions, predictor.model.max_offset)
 
 
 def _resume(cfg: CfgNode, partial: PartialEvaluation, writer: ImageWriter, num_images: int) -> set[int]:
@@ -167,7 +169,7 @@ def _resume(cfg: CfgNode, partial: PartialEvaluation, writer: ImageWriter, num_i
         )
         partial.discard()
         done = set()
-    done = distributed.from_main(done)
+    done = distributed.broadcast(done)
     if done:
         get_logger().info("going on with an interrupted evaluation: %d of %d images are done", len(done), num_images)
     partial.begin(distributed.rank())

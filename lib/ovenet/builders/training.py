@@ -20,7 +20,7 @@ from ovenet.engine.step import StepSettings, TrainStep
 from ovenet.engine.trainer import Phase, Trainer, TrainSettings, phase_lengths
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
-from ovenet.evaluation.inference import ScorePredictor
+from ovenet.evaluation.inference import SlidingWindowInferencer
 from ovenet.evaluation.pictures import picture_row
 from ovenet.models import Segmentor
 from ovenet.models.segmentor import GROUPS, synchronized
@@ -154,7 +154,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     )
 
 
-def _draw_picture(cfg: CfgNode, predictor: ScorePredictor, test_set: ListDataset) -> torch.Tensor:
+def _draw_picture(cfg: CfgNode, predictor: SlidingWindowInferencer, test_set: ListDataset) -> torch.Tensor:
     """The picture row of the first validation image."""
     sample = test_set[0]
     output = predictor.predict_output(sample.image)

@@ -16,7 +16,7 @@ MAX_SHOWN = 100  # in each direction
 
 
 def main() -> None:
-    """Writes a contact sheet of samples after scaling, cropping, mirroring and brightness."""
+    """Writes a contact sheet of samples after scaling, cropping, flipping and brightness."""
     parser = config_parser(__doc__)
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples to show (default: 12)")
     parser.add_argument("--variants", type=int, default=2, metavar="N", help="epochs to show of each (default: 2)")

@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cfg", metavar="FILE", help="experiment file, for weights that carry no configuration")
     parser.add_argument("--long-side", metavar="PIXELS", help="long side that the network sees, or 'native'")
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="scales whose scores are averaged")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    parser.add_argument("--flip", action="store_true", help="average with the flipped image")
     parser.add_argument("--max-memory", type=float, metavar="GB", help="skip images that would need more than this")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video or a camera after so many frames")
     parser.add_argument("--frames", action="store_true", help="of videos, write what --save says of every frame too")

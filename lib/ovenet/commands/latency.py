@@ -23,10 +23,10 @@ from ovenet.deployment.quantization import quantize_onnx
 from ovenet.deployment.runtimes import open_session
 from ovenet.errors import UserError
 from ovenet.models import Segmentor
+from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.cost import count_multiply_adds, count_parameters
-from ovenet.models.folding import folded
 
-EAGER, FOLDED = "torch eager", "torch"
+EAGER, FUSED = "torch eager", "torch"
 SESSIONS = {  # runtime, precision and whether quantised
     "onnxruntime": ("onnxruntime", "fp32", False),
     "openvino": ("openvino", "fp32", False),
@@ -34,7 +34,7 @@ SESSIONS = {  # runtime, precision and whether quantised
     "onnxruntime int8": ("onnxruntime", "fp32", True),
     "openvino int8": ("openvino", "fp32", True),
 }
-WAYS = (EAGER, FOLDED, *SESSIONS)
+WAYS = (EAGER, FUSED, *SESSIONS)
 _NUM_CALIBRATION = 2  # images of noise: the speed does not depend on them
 
 
@@ -85,9 +85,9 @@ def make_ways(model: Segmentor, pixels: Tensor, names: list[str]) -> dict[str, C
     Raises:
         UserError: a package is missing, or the network cannot be converted.
     """
-    fast = folded(model)
+    fast = fuse_conv_bn(model)
     last = pixels.contiguous(memory_format=torch.channels_last)
-    channels_last = folded(model).to(memory_format=torch.channels_last)
+    channels_last = fuse_conv_bn(model).to(memory_format=torch.channels_last)
     ways: dict[str, Callable[[], object]] = {}
     tensors = TENSORS if model.max_offset is not None else ("fused",)
     with tempfile.TemporaryDirectory(prefix="ovenet-") as folder:
@@ -96,7 +96,7 @@ def make_ways(model: Segmentor, pixels: Tensor, names: list[str]) -> dict[str, C
             if name == EAGER:
                 ways[name] = lambda: model(pixels)
                 continue
-            if name == FOLDED:
+            if name == FUSED:
                 ways[name] = lambda: channels_last(last)
                 continue
             runtime, precision, is_int8 = SESSIONS[name]

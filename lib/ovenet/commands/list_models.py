@@ -62,11 +62,11 @@ def row(name: str, args: argparse.Namespace) -> str:
 
 
 def latency_ms(name: str, args: argparse.Namespace, size: tuple[int, int]) -> float:
-    """Median time of one image, as `tools/test.py` runs it, BatchNorm folded."""
-    from ovenet.models.folding import folded
+    """Median time of one image, as `tools/test.py` runs it, BatchNorm fused."""
+    from ovenet.models.conv_bn import fuse_conv_bn
 
     model: Segmentor = build_segmentor(name, num_classes=NUM_CLASSES, head=args.head, seed=args.seed)
-    model = folded(model).to(memory_format=torch.channels_last)
+    model = fuse_conv_bn(model).to(memory_format=torch.channels_last)
     images = torch.randn(1, 3, *size).to(memory_format=torch.channels_last)
     times = []
     with torch.inference_mode():

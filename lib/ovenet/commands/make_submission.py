@@ -82,7 +82,7 @@ def predict(
     if distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # nobody else's
-    folder = distributed.from_main(folder)
+    folder = distributed.broadcast(folder)
     try:
         _predict_into(folder, cfg, loader, names, path, model_file, device)
     finally:

@@ -60,10 +60,8 @@ def main() -> None:
     others = busy_cores(WATCHING_S)
     if others is not None and others > NOTICEABLE_CORES:
         print(f"other processes use {others:.1f} of {num_cores()} cores: what is measured is slower than alone")
-    for number, (batch, accumulate, recompute) in enumerate(candidates(cfg)):
-        change = (
-            f"TRAIN.BATCH_SIZE_PER_GPU {batch} TRAIN.ACCUMULATE {accumulate} TRAIN.CHECKPOINT_ACTIVATIONS {recompute}"
-        )
+    for number, (batch, accumulate, saving) in enumerate(candidates(cfg)):
+        change = f"TRAIN.BATCH_SIZE_PER_GPU {batch} TRAIN.ACCUMULATE {accumulate} TRAIN.CHECKPOINT_ACTIVATIONS {saving}"
         trial = run_trial(args.cfg, [*args.overrides, *change.split()], args.steps)
         fits = trial is not None and trial["memory_gib"] <= limit
         used = f"{trial['memory_gib']:.2f} GiB" if trial else "more than there is"
@@ -82,9 +80,9 @@ def candidates(cfg: CfgNode) -> Iterator[tuple[int, int, bool]]:
     """Batch, accumulation and recomputation with the same effective batch, the smallest change first."""
     batch, accumulate = cfg.TRAIN.BATCH_SIZE_PER_GPU, cfg.TRAIN.ACCUMULATE
     splits = [(batch // n, accumulate * n) for n in range(1, batch + 1) if batch % n == 0]
-    for recompute in (False, True) if not cfg.TRAIN.CHECKPOINT_ACTIVATIONS else (True,):
+    for saving in (False, True) if not cfg.TRAIN.CHECKPOINT_ACTIVATIONS else (True,):
         for size, times in splits:
-            yield size, times, recompute
+            yield size, times, saving
 
 
 def device_memory(cfg: CfgNode) -> float:

@@ -46,7 +46,7 @@ def main() -> None:
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         settings = builders.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
-        folder = distributed.from_main(builders.test_folder(cfg, run_dir, model_file, settings))
+        folder = distributed.broadcast(builders.test_folder(cfg, run_dir, model_file, settings))
         with run_lock(folder) if distributed.is_main() else nullcontext():
             run = builders.run_test(cfg, model_file, folder, settings, device)
             if distributed.is_main():

@@ -14,7 +14,7 @@ from ovenet.models.registry import BACKBONES, HEADS, NECKS, SEEDS
 
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "DATASET.CACHE": ("none", "disk", "ram"),
-    "LOSS.ENGINE": ("auto", "plain", "blocked", "triton"),
+    "LOSS.BACKEND": ("auto", "plain", "blocked", "triton"),
     "LOSS.AVERAGE": ("valid", "all"),
     "LOSS.CONFIDENCE_TARGET": ("same_class", "better_scores"),
     "TRAIN.OPTIMIZER": ("sgd", "adamw"),
@@ -188,7 +188,7 @@ def _check_parts(cfg: CfgNode) -> None:
             raise UserError(f"{where}.NAME is {node.NAME!r}: {error}") from None
         registry.check(node.NAME, settings, PROVIDED[part.lower()], where)
     _require(
-        not cfg.TRAIN.CHECKPOINT_ACTIVATIONS or BACKBONES.takes(cfg.MODEL.BACKBONE.NAME, "recompute"),
+        not cfg.TRAIN.CHECKPOINT_ACTIVATIONS or BACKBONES.takes(cfg.MODEL.BACKBONE.NAME, "checkpoint_activations"),
         "TRAIN.CHECKPOINT_ACTIVATIONS",
         cfg,
         f"False: the backbone {cfg.MODEL.BACKBONE.NAME} cannot compute its activations twice",

@@ -31,6 +31,9 @@ _SEED_KEYS = {
     f"{_EXTRA}LOGITS": "MODEL.SEED.FUSE_LOGITS",
 }
 
+# Keys of earlier configs of this project, which checkpoints carry.
+RENAMED_KEYS = {"LOSS.ENGINE": "LOSS.BACKEND", "TEST.FOLD_BATCHNORM": "TEST.FUSE_CONV_BN"}
+
 # What to do instead.
 INERT_KEYS: dict[str, str] = {
     "GPUS": "the number of processes decides: torchrun --nproc_per_node=N",

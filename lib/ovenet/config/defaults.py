@@ -55,7 +55,7 @@ def _loss() -> CfgNode:
     c.TERMS = []  # [{NAME, WEIGHT, …arguments}], see ovenet.list_losses(); [] is what USE_OHEM says
     c.AVERAGE = "valid"  # cross-entropy is averaged over valid pixels, or over all, ignored ones too (mmsegmentation)
     c.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
-    c.ENGINE = "auto"  # how it is computed: auto, plain, blocked or triton (CUDA); all give the same loss
+    c.BACKEND = "auto"  # how it is computed: auto, plain, blocked or triton (CUDA); all give the same loss
     c.CONTRAST = CfgNode()  # between embeddings of pixels, for heads with EMBEDDING
     c.CONTRAST.WEIGHT = 0.0  # >= 0; 0 is none
     c.CONTRAST.START = 5000  # iterations before it counts, >= 0
@@ -89,7 +89,7 @@ def _train() -> CfgNode:
     c = CfgNode()
     c.IMAGE_SIZE = [1024, 512]  # crop, [width, height]
     c.BASE_SIZE = 2048  # long side of the image at scale 1
-    c.FLIP = True  # mirror half of the samples
+    c.FLIP = True  # flip half of the samples
     c.MULTI_SCALE = True  # random scale 0.5, 0.6 … 0.5 + SCALE_FACTOR / 10
     c.SCALE_FACTOR = 16  # steps of 0.1 above 0.5, >= 0
     c.RANDOM_BRIGHTNESS = False  # shift the brightness of half of the samples
@@ -123,7 +123,7 @@ def _train() -> CfgNode:
     c.NO_DECAY_ON_NORM = False  # spare biases and the parameters of norms the weight decay
     c.FREEZE_LAYERS = ""  # parts or modules of the backbone (layer1,stage2), with commas, that rest until FREEZE_EPOCHS
     c.FREEZE_EPOCHS = -1  # first epoch in which they learn
-    c.IGNORE_LABEL = 255  # train id of pixels that do not count; outside 0 … K-1
+    c.IGNORE_LABEL = 255  # train id of ignored pixels; outside 0 … K-1
     c.BEGIN_EPOCH = 0  # number of the first epoch of a fresh run, >= 0
     c.END_EPOCH = 484  # number after the last epoch
     c.ITERATIONS = 0  # length of the training in iterations, in place of END_EPOCH; 0 is END_EPOCH
@@ -151,12 +151,12 @@ def _test() -> CfgNode:
     c.BATCH_SIZE_PER_GPU = 1  # windows and views per forward pass, >= 1
     c.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
     c.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0
-    c.FLIP_TEST = False  # average with the mirrored image
+    c.FLIP_TEST = False  # average with the flipped image
     c.SCORE = "softmax"  # softmax, or exp: sum exp(score) over scales as the public implementation did
     c.OUTPUT_INDEX = -1  # which score map is scored: -1 the final one, 0 the auxiliary one (OCR)
     c.PRECISION = "fp32"  # fp32, bf16 or fp16: of convolutions; everything after the network is float32
     c.TF32 = False  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa
-    c.FOLD_BATCHNORM = True  # fold BatchNorm into convolutions: faster, scores differ in the last digits
+    c.FUSE_CONV_BN = True  # fuse BatchNorm into convolutions: faster, scores differ in the last digits
     c.COMPILE = "none"  # torch.compile: none, default, reduce-overhead (CUDA graphs) or max-autotune; minutes per size
     c.RUNTIME = "torch"  # torch; on the CPU also onnxruntime, openvino, or auto, the fastest that is installed
     c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all

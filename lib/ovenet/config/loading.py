@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from ovenet.config import compat
 from ovenet.config.checks import check_config
-from ovenet.config.compat import INERT_KEYS, TRANSLATED, Setting, translate, warn_about_a_missing_branch
+from ovenet.config.compat import INERT_KEYS, RENAMED_KEYS, TRANSLATED, Setting, translate, warn_about_a_missing_branch
 from ovenet.config.defaults import LISTS_OF_TABLES, PARTS, VERSION, default_config
 from ovenet.config.defaults import LISTS_OF_TEXTS as OWN_LISTS_OF_TEXTS
 from ovenet.errors import UserError, nearest
@@ -87,6 +87,7 @@ def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> C
 def _assemble(sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str]) -> CfgNode:
     cfg = default_config()
     known = dict(_leaves(cfg)) | TRANSLATED
+    sources = [(source, {RENAMED_KEYS.get(k, k): v for k, v in content.items()}) for source, content in sources]
     for source, content in sources:
         for key in content:
             _require_known(key, known, source)
@@ -244,7 +245,8 @@ _WORDS_OF_YAML = {"null": None, "true": True, "false": False}
 def _parse_overrides(overrides: Sequence[str], known: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if len(overrides) % 2:
         raise UserError(f"overrides come as KEY VALUE pairs; {overrides[-1]} has no value")
-    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
+    for name, text in zip(overrides[::2], overrides[1::2], strict=True):
+        key = RENAMED_KEYS.get(name, name)
         _require_known(key, known, COMMAND_LINE)
         yield key, text if isinstance(known.get(key), str) else _literal(text)
 

@@ -47,7 +47,7 @@ class DecodedCache:
         parent: folder of all caches; the dataset gets its own in it, by its facts and the ignore label.
         sources: ``root/<dataset's name>``.
         info: the dataset.
-        ignore_label: train id of pixels that do not count.
+        ignore_label: train id of ignored pixels.
 
     Attributes:
         folder: of this dataset's entries.

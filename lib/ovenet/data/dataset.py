@@ -27,7 +27,7 @@ class ListDataset(Dataset[Sample]):
         root: ``DATASET.ROOT``; the entries of the list are relative to ``root/<dataset's name>``.
         list_path: the list file.
         info: the dataset's facts.
-        ignore_label: train id of pixels that do not count.
+        ignore_label: train id of ignored pixels.
         num_samples: use the first so many lines; 0 is all.
 
     Attributes:

@@ -21,9 +21,10 @@ MAX_CLASSES = 256
 _CATALOG_FOLDER = Path(__file__).parent / "datasets"
 _KEYS = {
     "like", "source", "archives", "classes", "class_weights", "label_ids", "ignore", "label_format", "upright",
-    "background", "mirrored_classes", "conditions", "num_images", "folders", "layouts", "unlabelled", "val_share",
+    "background", "flip_pairs", "conditions", "num_images", "folders", "layouts", "unlabelled", "val_share",
     "evaluation", "submission", "categories",
 }  # fmt: skip
+_RENAMED_KEYS = {"mirrored_classes": "flip_pairs"}  # of earlier versions
 
 
 def read_description(path: Path, name: str, **defaults: Any) -> DatasetInfo:
@@ -37,7 +38,7 @@ def read_description(path: Path, name: str, **defaults: Any) -> DatasetInfo:
     Raises:
         UserError: the file is missing, no JSON, or a value is not what its key needs; names file and key.
     """
-    content = {**defaults, **_read_json(path)}
+    content = {**defaults, **{_RENAMED_KEYS.get(key, key): value for key, value in _read_json(path).items()}}
     unknown = sorted(set(content) - _KEYS)
     if unknown:
         raise UserError(f"{path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(_KEYS))}")
@@ -104,9 +105,7 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         num_images=content.get("num_images", {}),
         class_weights=tuple(content["class_weights"]) if content.get("class_weights") else None,
         conditions=tuple(content.get("conditions", ())),
-        mirrored_classes=tuple(
-            (class_names.index(a), class_names.index(b)) for a, b in content.get("mirrored_classes", ())
-        ),
+        flip_pairs=tuple((class_names.index(a), class_names.index(b)) for a, b in content.get("flip_pairs", ())),
         evaluation=EvaluationRule(**content.get("evaluation", {})),
         submission=SubmissionRule(**content["submission"]) if content.get("submission") else None,
         label_format=content.get("label_format", "ids"),

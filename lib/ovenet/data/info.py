@@ -93,14 +93,14 @@ class DatasetInfo:
         class_names: ``K`` names, in the order of the train ids.
         palette: an ``(R, G, B)`` per class.
         label_ids: the id in the label files of each class, in the order of the train ids.
-        ignored_ids: ids in the label files that do not count.
+        ignored_ids: ids in the label files that are ignored.
         ignored_colors: likewise for label files that hold colours.
         layouts: by split, in every form in which the data is known to lie; the first one that fits is taken.
         archives: what to download and unpack, for messages.
         num_images: of the published splits.
         class_weights: ``K`` published loss weights, or None.
         conditions: names of subsets that are scored separately; a component of each image's path.
-        mirrored_classes: pairs of train ids that change places when an image is mirrored.
+        flip_pairs: pairs of train ids that change places when an image is flipped.
         evaluation: see there.
         submission: see there; None where there is no server.
         label_format: ``ids``: label files hold ids; ``colors``: they hold the palette's colours; ``either``: colour
@@ -123,7 +123,7 @@ class DatasetInfo:
     num_images: Mapping[str, int] = field(default_factory=dict)
     class_weights: tuple[float, ...] | None = None
     conditions: tuple[str, ...] = ()
-    mirrored_classes: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
     evaluation: EvaluationRule = LONG_SIDE
     submission: SubmissionRule | None = None
     label_format: Literal["ids", "colors", "either"] = "ids"
@@ -147,7 +147,7 @@ class DatasetInfo:
         """Table from label file ids to train ids.
 
         Args:
-            ignore_label: train id of the ids that do not count.
+            ignore_label: train id of the ignored ids.
 
         Returns:
             ``(256,)`` int16; `INVALID` for ids that the dataset does not know.
@@ -163,10 +163,10 @@ class DatasetInfo:
         """Table ``(K,)`` uint8 from train ids back to the ids of the label files."""
         return np.array(self.label_ids, dtype=np.uint8)
 
-    def mirrored_table(self) -> np.ndarray:
-        """Table ``(K,)`` from train ids to those of the mirrored image."""
+    def flip_table(self) -> np.ndarray:
+        """Table ``(K,)`` from train ids to those of the flipped image."""
         table = np.arange(self.num_classes)
-        for left, right in self.mirrored_classes:
+        for left, right in self.flip_pairs:
             table[[left, right]] = right, left
         return table
 
@@ -186,6 +186,8 @@ class DatasetInfo:
             TypeError: a key is missing or not known.
         """
         evaluation, submission = EvaluationRule(**content["evaluation"]), content["submission"]
+        if "mirrored_classes" in content:  # of earlier checkpoints
+            content = {"flip_pairs" if key == "mirrored_classes" else key: value for key, value in content.items()}
         rules = {"evaluation": evaluation, "submission": submission and SubmissionRule(**submission)}
         categories = tuple(Category(**category) for category in content.get("categories", ()))
         return cls(**content | rules | {"categories": categories})
@@ -199,7 +201,7 @@ class DatasetInfo:
             label_ids=self.label_ids[1:],
             ignored_ids=(*self.ignored_ids, self.label_ids[0]),
             class_weights=self.class_weights[1:] if self.class_weights else None,
-            mirrored_classes=tuple((a - 1, b - 1) for a, b in self.mirrored_classes),
+            flip_pairs=tuple((a - 1, b - 1) for a, b in self.flip_pairs),
             optional_background=False,
         )
 
@@ -218,7 +220,7 @@ class DatasetInfo:
             label_ids=tuple(first.values()),
             merged_ids=tuple(merged),
             class_weights=None,
-            mirrored_classes=(),
+            flip_pairs=(),
             submission=None,
             optional_background=False,
             categories=(),

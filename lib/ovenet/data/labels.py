@@ -20,7 +20,7 @@ class LabelDecoder:
 
     Args:
         info: the dataset.
-        ignore_label: train id of pixels that do not count.
+        ignore_label: train id of ignored pixels.
     """
 
     def __init__(self, info: DatasetInfo, ignore_label: int):

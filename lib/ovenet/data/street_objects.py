@@ -227,7 +227,7 @@ def foliage(canvas: Canvas, center: tuple[float, float], radius_px: float, color
 
 
 def clutter(canvas: Canvas, x: float, z: float) -> None:
-    """A bin, box or hydrant: things of the void class `static`."""
+    """A bin, box or hydrant: things of the ignored class `static`."""
     rng = canvas.rng
     width, height = rng.uniform(0.3, 0.7), rng.uniform(0.5, 1.2)
     contact_shadow(canvas, x, z, width, 0.3)

@@ -24,19 +24,19 @@ MAX_CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, padding, random crop, mirroring, brightness and colours, in this order.
+    """Random scale, padding, random crop, flipping, brightness and colours, in this order.
 
     Attributes:
         crop_size: ``(H, W)`` of what comes out.
         base_size: long side of the image at scale 1, in pixels.
         scale_steps: the scale is 0.5 plus 0 to `scale_steps` tenths; None keeps it at 1.
-        flip: mirror half of the samples.
+        flip: flip half of the samples.
         brightness_shift: shift half of the samples by up to this many grey levels; 0 for never.
         ignore_label: train id of padded pixels.
         rare_class_crops: share of the crops that are laid around a pixel of a class that is drawn evenly from those
             of the image, so that rare classes are seen more often; the others are laid anywhere.
         stretch: scale to the proportions of `crop_size` instead of keeping the image's.
-        mirrored_table: ``(K,)`` train ids of the mirrored image, where left and right are classes of their own.
+        flip_table: ``(K,)`` train ids of the flipped image, where left and right are classes of their own.
         pad_color: RGB of padded pixels, see `Normalization.pad_color`.
         scale_range: any scale between these two, in place of the steps; None for the steps.
         base_box: long and short side that the image fits into at scale 1, in place of `base_size`; None for that.
@@ -53,7 +53,7 @@ class TrainTransform:
     ignore_label: int
     rare_class_crops: float = 0.0
     stretch: bool = False
-    mirrored_table: np.ndarray | None = None
+    flip_table: np.ndarray | None = None
     pad_color: tuple[int, int, int] = IMAGENET.pad_color
     scale_range: tuple[float, float] | None = None
     base_box: tuple[int, int] | None = None
@@ -72,7 +72,7 @@ class TrainTransform:
         crop, labels = self._draw_mixed_crop(sample, scaled, rng)
         image = crop.of_image(sample.image, self.pad_color)
         if self.flip and rng.random() < 0.5:
-            image, labels = cv2.flip(image, 1), self._mirror_classes(cv2.flip(labels, 1))
+            image, labels = cv2.flip(image, 1), self._flip_classes(cv2.flip(labels, 1))
         if self.brightness_shift and rng.random() < 0.5:
             shift = int(rng.integers(-self.brightness_shift, self.brightness_shift + 1))
             image = cv2.add(image, (shift, shift, shift, 0))
@@ -133,11 +133,11 @@ class TrainTransform:
             return box_size(size, self.base_box, scale)
         return scaled_size(size, round(self.base_size * scale))
 
-    def _mirror_classes(self, labels: np.ndarray) -> np.ndarray:
-        if self.mirrored_table is None:
+    def _flip_classes(self, labels: np.ndarray) -> np.ndarray:
+        if self.flip_table is None:
             return labels
-        is_class = (labels >= 0) & (labels < len(self.mirrored_table)) & (labels != self.ignore_label)
-        return np.where(is_class, self.mirrored_table[np.where(is_class, labels, 0)], labels).astype(labels.dtype)
+        is_class = (labels >= 0) & (labels < len(self.flip_table)) & (labels != self.ignore_label)
+        return np.where(is_class, self.flip_table[np.where(is_class, labels, 0)], labels).astype(labels.dtype)
 
 
 def scaled_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:

@@ -85,7 +85,7 @@ def compare(
         classes: train ids ``(H, W)`` from them.
         samples: images of the network's size, each with its train ids ``(H, W)`` or None.
         class_names: ``K`` names.
-        ignore_label: of pixels that do not count.
+        ignore_label: of ignored pixels.
     """
     num_images, difference, changed, num_pixels = 0, 0.0, 0, 0
     counts = torch.zeros((2, len(class_names), len(class_names)), dtype=torch.int64)

@@ -87,7 +87,7 @@ class ConvertedNetwork(RuntimeNetwork):
     """A segmentor, converted for each size of image when it is first seen.
 
     Args:
-        model: folded, on the CPU.
+        model: fused, on the CPU.
         runtime: ``onnxruntime`` or ``openvino``.
         output_index: which score map, -1 the final one.
         precision: ``fp32``; with openvino also ``bf16``, for processors that have it.

@@ -9,7 +9,7 @@ _SAME_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class BufferGuard:
-    """Remembers buffers, BatchNorm's statistics above all, and brings them back if a step turns out bad.
+    """Takes a snapshot of buffers, BatchNorm's statistics above all, and rolls back to it if a step turns out bad.
 
     Args:
         module: whose buffers; they must stay the same tensors.
@@ -23,13 +23,13 @@ class BufferGuard:
             by_width.setdefault(dtype, []).append(buffer.detach().view(dtype))
         self._groups = [(buffers, [torch.empty_like(b) for b in buffers]) for buffers in by_width.values()]
 
-    def remember(self) -> None:
+    def snapshot(self) -> None:
         """Copies all buffers."""
         for buffers, copies in self._groups:
             torch._foreach_copy_(copies, buffers)
 
-    def restore_if(self, is_bad: Tensor) -> None:
-        """Brings the copies back where `is_bad`, a single truth value on the device, holds; never waits for it."""
+    def rollback_if(self, is_bad: Tensor) -> None:
+        """Writes the copies back where `is_bad`, a single truth value on the device, holds; never waits for it."""
         for buffers, copies in self._groups:
             bad = is_bad.to(buffers[0].dtype)
             torch._foreach_mul_(buffers, 1 - bad)

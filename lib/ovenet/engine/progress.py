@@ -43,7 +43,7 @@ class Meter:
 
         Reached by every process.
         """
-        sums = distributed.all_sum(torch.stack([value.double() for value in self._sums.values()]))
+        sums = distributed.all_reduce_sum(torch.stack([value.double() for value in self._sums.values()]))
         values = (sums / (self.num_steps * distributed.world_size())).tolist()
         means = dict(zip(self._sums, values, strict=True))
         return {**means, "images_per_second": self._num_images / (time.perf_counter() - self._started)}

@@ -114,7 +114,7 @@ class TrainStep:
         settings: see there.
 
     Attributes:
-        latency: steps that should be begun before the result of one is read, so that the device never waits.
+        latency: steps in flight: started before the result of one is read, so that the device never waits.
         parallel: the model as it is trained: compiled, and joined with those of the other processes.
     """
 
@@ -159,7 +159,7 @@ class TrainStep:
             What happened. If the loss or the gradient is not finite on some process, no process changes its model: the
             device decides that, nobody waits for it.
         """
-        self._guard.remember()
+        self._guard.snapshot()
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for index, batch in enumerate(batches):
@@ -175,7 +175,7 @@ class TrainStep:
         is_bad = flags[:2].sum() > 0
         self.optimizer.found_inf = is_bad.float()  # where GradScaler leaves it too: fused optimizers skip the step
         self.optimizer.step()
-        self._guard.restore_if(is_bad)  # the forward pass has updated BatchNorm already
+        self._guard.rollback_if(is_bad)  # the forward pass has updated BatchNorm already
         if self.ema is not None:
             self._ema_weight = (1 - self.settings.ema_decay) * ~is_bad
             self.ema.update_parameters(self.model)
@@ -201,7 +201,7 @@ class TrainStep:
         flags = torch.stack((bad_loss, ~torch.isfinite(norm), *told_here, scale > 1)).to(torch.int32)
         if self.settings.clip_grad_norm:
             clip_grads_with_norm_(self._parameters, self.settings.clip_grad_norm, norm)
-        return distributed.all_sum(flags)
+        return distributed.all_reduce_sum(flags)
 
     def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
         """Exponential moving average; stays as it is after a bad step."""

@@ -254,11 +254,11 @@ class Trainer:
         freeze = self.epoch < self.settings.freeze_epochs
         clock = WaitingClock()
         groups = clock.watch(_groups(loader, self.settings.accumulate, total - self.steps_in_epoch))
-        begun: deque[tuple[int, StepResult, Sequence[Batch]]] = deque()  # steps whose results are still to be read
+        in_flight: deque[tuple[int, StepResult, Sequence[Batch]]] = deque()  # steps whose results are still to be read
 
-        def settle(max_begun: int) -> tuple[bool, bool]:
-            """Whether to stop, and whether to save, as all processes are told."""
-            results = [self._settle(*begun.popleft(), meter) for _ in range(len(begun) - max_begun)]
+        def drain(max_in_flight: int) -> tuple[bool, bool]:
+            """Reads results of steps; whether to stop, and whether to save, as all processes are told."""
+            results = [self._count(*in_flight.popleft(), meter) for _ in range(len(in_flight) - max_in_flight)]
             return any(result.stop for result in results), any(result.save for result in results)
 
         with Progress(title, total, done=self.steps_in_epoch, enabled=distributed.is_main()) as progress:
@@ -267,22 +267,22 @@ class Trainer:
                 with distributed.activity(f"iteration {self.iteration}"):
                     stop = interruption.received is not None
                     result = self.step(batches, freeze=freeze, stop=stop, save=self._minutes_are_over())
-                begun.append((self.iteration, result, batches))
+                in_flight.append((self.iteration, result, batches))
                 self.steps_in_epoch += 1
                 self.position += 1
                 self._count_broken(batches)
                 is_last = self.steps_in_epoch == total
-                stop, save = settle(0 if is_last else self.step.latency)
+                stop, save = drain(0 if is_last else self.step.latency)
                 if (self.steps_in_epoch % self.settings.print_freq == 0 or is_last) and len(meter):
                     self._report(progress, log, meter.summary(), remaining)
                     meter = Meter()
                 progress.advance()
                 if stop:
-                    settle(0)
+                    drain(0)
                     return True
                 every = self.settings.checkpoint_every
                 if not is_last and (save or (every and self.iteration % every == 0)):
-                    settle(0)
+                    drain(0)
                     self._save_checkpoint()
         get_logger().info("%s: %s", title, clock)
         crowded = crowding(loader.num_workers)
@@ -291,7 +291,7 @@ class Trainer:
         self._is_crowded = bool(crowded)
         return False
 
-    def _settle(self, iteration: int, result: StepResult, batches: Sequence[Batch], meter: Meter) -> StepResult:
+    def _count(self, iteration: int, result: StepResult, batches: Sequence[Batch], meter: Meter) -> StepResult:
         """Counts a step."""
         if not result.is_rescaled:
             self._count_skipped(iteration, result.loss, batches)
@@ -360,7 +360,7 @@ class Trainer:
         with distributed.activity(f"the validation after epoch {self.epoch}"):
             results = self.evaluate(model, lambda: interruption.received is not None)
             asked = torch.tensor(int(interruption.received is not None), device=self.step.device)
-            if bool(distributed.all_sum(asked)):
+            if bool(distributed.all_reduce_sum(asked)):
                 return True
         mean_iou = results["fused"].mean_iou
         is_best = mean_iou > self.best[file]

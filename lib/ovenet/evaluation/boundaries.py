@@ -12,20 +12,20 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-VOID = -1  # pixels that are no class
+IGNORE = -1  # pixels that are no class
 _FAR = np.iinfo(np.int16).max
 
 
 def contour_mask(labels: np.ndarray) -> np.ndarray:
-    """Pixels with a neighbour, of eight, of another class; a void neighbour and the image's border make no contour.
+    """Pixels with a neighbour, of eight, of another class; an ignored neighbour and the image's border make no contour.
 
     Args:
-        labels: `VOID` where a pixel has no class.
+        labels: `IGNORE` where a pixel has no class.
 
     Returns:
         ``(H, W)`` bool.
     """
-    is_class = labels != VOID
+    is_class = labels != IGNORE
     kernel = np.ones((3, 3), np.uint8)
     lowest = cv2.erode(np.where(is_class, labels, np.int16(_FAR)), kernel)
     return is_class & (lowest != cv2.dilate(labels, kernel))
@@ -53,10 +53,10 @@ def boundary_widths(size: tuple[int, int], ratios: Sequence[float]) -> tuple[int
 def inner_band(labels: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     """How near each pixel is to the end of its class's mask (Cheng et al., "Boundary IoU", 2021).
 
-    A mask ends where another class, void or the outside of the image begins.
+    A mask ends where another class, an ignored pixel or the outside of the image begins.
 
     Args:
-        labels: `VOID` where a pixel has no class.
+        labels: `IGNORE` where a pixel has no class.
         widths: ascending, in pixels.
 
     Returns:
@@ -82,10 +82,10 @@ def inner_band_counts(
     """Pixels of each class in the bands of both masks, of the label's and of the prediction's.
 
     Args:
-        labels: `VOID` where a pixel does not count.
+        labels: `IGNORE` where a pixel is ignored.
         label_band: `inner_band` of them, for three widths.
         label_counts: `band_counts` of both.
-        prediction: `VOID` at the same pixels.
+        prediction: `IGNORE` at the same pixels.
         prediction_band: likewise.
         num_classes: ``K``.
 
@@ -120,7 +120,7 @@ class Contours:
     """The contour of every class of a map, and which pixels lie near it.
 
     Args:
-        labels: `VOID` where a pixel does not count.
+        labels: `IGNORE` where a pixel is ignored.
         mask: `contour_mask` of them.
         widths: what is near, in pixels.
         num_classes: ``K``.
@@ -195,14 +195,15 @@ def segment_map(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.nd
     """Connected regions of one class, pixels touching at a corner included.
 
     Args:
-        labels: `VOID` where a pixel does not count.
+        labels: `IGNORE` where a pixel is ignored.
         num_classes: ``K``.
 
     Returns:
-        ``(H, W)`` int32 numbers of the segments, 0 for void; and the class ``(S,)`` of each number, `VOID` for 0.
+        ``(H, W)`` int32 numbers of the segments, 0 for ignored pixels; and the class ``(S,)`` of each
+        number, `IGNORE` for 0.
     """
     segments = np.zeros(labels.shape, np.int32)
-    classes = [VOID]
+    classes = [IGNORE]
     for k in np.flatnonzero(np.bincount((labels + 1).ravel(), minlength=num_classes + 1)[1:]):
         mask = (labels == k).view(np.uint8)
         left, top, width, height = cv2.boundingRect(mask)

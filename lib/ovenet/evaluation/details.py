@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ovenet.evaluation.evaluator import BOUNDARY_RATIOS, DISTANCES_PX, LENGTHS_PX, SegEvaluator
 from ovenet.evaluation.metrics import mean_of_present, ratio
-from ovenet.evaluation.tally import BOUNDARY_RATIOS, DISTANCES_PX, LENGTHS_PX, Tally
 
 SEGMENT_SIZES = ("small", "medium", "large")
 NUM_RELIABILITY_BINS = 15  # as Guo et al. (2017) take
@@ -139,16 +139,16 @@ class Details:
     seeds: SeedScores | None
 
 
-def details_from_tally(tally: Tally) -> Details:
-    """What a detailed tally says, once it holds the counts of all processes."""
-    counts, names = tally.counts, tally.prediction_names
+def details_from_counts(evaluator: SegEvaluator) -> Details:
+    """What a detailed evaluator says, once it holds the counts of all processes."""
+    counts, names = evaluator.counts, evaluator.prediction_names
     present = _numpy(counts["confusion"]).sum(axis=(0, 1, 2, 4)) > 0
     return Details(
         boundaries=boundary_scores(_by_name(counts["inner_band"], names), _by_name(counts["contour"], names), present),
         edges=edge_curve(_by_name(counts["confusion"].sum(dim=0), names)),
         segments=segment_scores(_by_name(counts["segments"], names)),
-        calibration=calibration(_numpy(counts["confidence"])) if tally.has_seed else None,
-        seeds=seed_scores(_numpy(counts["seed"]), _numpy(counts["length"])) if tally.has_seed else None,
+        calibration=calibration(_numpy(counts["confidence"])) if evaluator.has_seed else None,
+        seeds=seed_scores(_numpy(counts["seed"]), _numpy(counts["length"])) if evaluator.has_seed else None,
     )
 
 
@@ -163,7 +163,7 @@ def _by_name(counts: Tensor, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 def boundary_scores(
     inner_bands: Mapping[str, np.ndarray], contours: Mapping[str, np.ndarray], present: np.ndarray
 ) -> BoundaryScores:
-    """From ``inner_band`` and ``contour`` of a tally; `present` ``(K,)`` tells the classes with labelled pixels."""
+    """From ``inner_band`` and ``contour`` of an evaluator; `present` ``(K,)``: classes with labelled pixels."""
     iou, f_score = {}, {}
     for name, table in inner_bands.items():
         both, label, predicted = np.moveaxis(table, -1, 0)
@@ -181,7 +181,7 @@ def _means(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def edge_curve(confusion: Mapping[str, np.ndarray]) -> EdgeCurve:
-    """From ``confusion`` of a tally, ``(D, K, K)`` each."""
+    """From ``confusion`` of an evaluator, ``(D, K, K)`` each."""
     mean_iou, accuracy, trimap = {}, {}, {}
     for name, tables in confusion.items():
         mean_iou[name] = np.array([_mean_iou(table) for table in tables])
@@ -197,7 +197,7 @@ def _mean_iou(table: np.ndarray) -> float:
 
 
 def segment_scores(counts: Mapping[str, np.ndarray]) -> SegmentScores:
-    """From ``segments`` of a tally, ``(sizes, K, 4)`` each."""
+    """From ``segments`` of an evaluator, ``(sizes, K, 4)`` each."""
     total = {name: table.sum(axis=1) for name, table in counts.items()}
     return SegmentScores(
         sizes=SEGMENT_SIZES,
@@ -240,7 +240,7 @@ def calibration(counts: np.ndarray) -> Calibration:
 
 
 def seed_scores(counts: np.ndarray, lengths: np.ndarray) -> SeedScores:
-    """From ``seed`` ``(D, 3, 2, 2, 2)`` and ``length`` of a tally."""
+    """From ``seed`` ``(D, 3, 2, 2, 2)`` and ``length`` of an evaluator."""
     known = counts[:, :2]  # seeds on a label
     class_by_initial = known.sum(axis=(3, 4))  # (D, seed's class, S_i right)
     right_by_distance = ratio(class_by_initial[:, 1].sum(axis=1), class_by_initial.sum(axis=(1, 2)))

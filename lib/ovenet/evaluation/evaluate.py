@@ -10,10 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
-from ovenet.evaluation.details import Details, details_from_tally
-from ovenet.evaluation.inference import Prediction, ScorePredictor
+from ovenet.evaluation.details import Details, details_from_counts
+from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
+from ovenet.evaluation.inference import Prediction, SlidingWindowInferencer
 from ovenet.evaluation.metrics import scores_from_counts
-from ovenet.evaluation.tally import ImageCounts, Tally
 from ovenet.structures import EvalResult, Sample
 
 
@@ -38,7 +38,7 @@ OnImage = Callable[[Sample, Prediction, "ImageCounts | None"], None]
 
 
 def evaluate(
-    predictor: ScorePredictor,
+    predictor: SlidingWindowInferencer,
     samples: Iterable[Sample],
     info: DatasetInfo,
     prediction_names: tuple[str, ...],
@@ -54,22 +54,24 @@ def evaluate(
         info: names of the classes, and of the conditions to score separately.
         prediction_names: what the model predicts, see `OVeNetOutput.predictions`; the same on every process, also on
             one without a sample.
-        ignore_label: label of the pixels that do not count.
+        ignore_label: label of ignored pixels.
         detailed: score edges, segments, confidence and seeds too.
 
     Returns:
         Scores by prediction name, the same on every process.
     """
-    tally = Tally(info, prediction_names, ignore_label=ignore_label, detailed=detailed, device=predictor.device)
-    count_samples(predictor, samples, tally)
-    tally.all_sum()
-    return evaluation_from_tally(tally)
+    evaluator = SegEvaluator(
+        info, prediction_names, ignore_label=ignore_label, detailed=detailed, device=predictor.device
+    )
+    count_samples(predictor, samples, evaluator)
+    evaluator.all_reduce()
+    return evaluation_from_counts(evaluator)
 
 
 def count_samples(
-    predictor: ScorePredictor,
+    predictor: SlidingWindowInferencer,
     samples: Iterable[Sample],
-    tally: Tally,
+    evaluator: SegEvaluator,
     *,
     on_image: OnImage | None = None,
     score_side: int = 0,
@@ -79,20 +81,22 @@ def count_samples(
     Args:
         predictor: see there.
         samples: those without labels are predicted but not counted.
-        tally: grows.
+        evaluator: grows.
         on_image: called with each sample, its prediction, and what was counted (None for nothing).
-        score_side: see `ScorePredictor.predict`; for `on_image`.
+        score_side: see `SlidingWindowInferencer.predict`; for `on_image`.
     """
     for sample, scaled in _prepared(predictor, samples):
-        prediction = predictor.predict(sample.image, scaled=scaled, seeds=tally.detailed, score_side=score_side)
+        prediction = predictor.predict(sample.image, scaled=scaled, seeds=evaluator.detailed, score_side=score_side)
         counts = None
         if sample.labels is not None:
-            counts = tally.add(sample.labels, prediction, sample.name)
+            counts = evaluator.add(sample.labels, prediction, sample.name)
         if on_image is not None:
             on_image(sample, prediction, counts)
 
 
-def _prepared(predictor: ScorePredictor, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[np.ndarray]]]:
+def _prepared(
+    predictor: SlidingWindowInferencer, samples: Iterable[Sample]
+) -> Iterator[tuple[Sample, list[np.ndarray]]]:
     """Samples with their image at every scale: the next one is made ready while one is predicted."""
     iterator = iter(samples)
 
@@ -107,19 +111,19 @@ def _prepared(predictor: ScorePredictor, samples: Iterable[Sample]) -> Iterator[
             yield ready
 
 
-def evaluation_from_tally(tally: Tally) -> Evaluation:
+def evaluation_from_counts(evaluator: SegEvaluator) -> Evaluation:
     """The scores that follow from the counts of all processes."""
-    by_group = tally.counts["confusion"].sum(dim=2)  # (conditions, P, K, K)
-    names, class_names = tally.prediction_names, tally.info.class_names
+    by_group = evaluator.counts["confusion"].sum(dim=2)  # (conditions, P, K, K)
+    names, class_names = evaluator.prediction_names, evaluator.info.class_names
 
     def scores(tables: Tensor) -> dict[str, EvalResult]:
         return {name: scores_from_counts(table, class_names) for name, table in zip(names, tables, strict=True)}
 
     whole = by_group.sum(dim=0)
-    conditions = zip(tally.info.conditions, by_group[1:], strict=True)
+    conditions = zip(evaluator.info.conditions, by_group[1:], strict=True)
     return Evaluation(
         overall=scores(whole),
         by_condition={condition: scores(tables) for condition, tables in conditions if tables.any()},
         confusion=dict(zip(names, whole.tolist(), strict=True)),
-        details=details_from_tally(tally) if tally.detailed else None,
+        details=details_from_counts(evaluator) if evaluator.detailed else None,
     )

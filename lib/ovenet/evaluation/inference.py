@@ -1,4 +1,4 @@
-"""The one predictor: whole images or windows, several scales, mirrored views.
+"""The one predictor: whole images or windows, several scales, flipped views.
 
 Nothing is ever held for all classes at the size of the image: the network's maps stay at their own size (stride 4), and
 the image is finished in bands of a few rows, from top to bottom. Windows are run when the first band needs them.
@@ -46,15 +46,15 @@ class InferenceSettings:
         base_size: long (or short, see `rule`) side of the image at scale 1, in pixels; None is the image's own.
         window_size: ``(H, W)``; a scaled image that fits is run whole, else in windows of this size.
         scales: scores are averaged over them.
-        flip: average with the mirrored image.
+        flip: average with the flipped image.
         score: ``softmax`` averages probabilities; ``exp`` sums the exponentials of the scores over scales, as the
             public implementation did.
         output_index: which score map, -1 the final one.
         align_corners: convention of the score upsampling.
-        batch_size: windows per forward pass, a mirrored view counting as one more.
+        batch_size: windows per forward pass, a flipped view counting as one more.
         precision: of convolutions and matrix products; everything after the network is float32.
         rule: the dataset's way of resizing and padding.
-        mirrored_classes: pairs of train ids that change places when an image is mirrored.
+        flip_pairs: pairs of train ids that change places when an image is flipped.
         normalization: of the pixels, the model's.
         base_box: long and short side, in pixels, that the image fits into at scale 1, where it is run whole, in place
             of `base_size` and `rule`; None for those.
@@ -74,7 +74,7 @@ class InferenceSettings:
     batch_size: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     rule: EvaluationRule = LONG_SIDE
-    mirrored_classes: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
     normalization: Normalization = IMAGENET
     base_box: tuple[int, int] | None = None
     tf32: bool = False
@@ -102,10 +102,10 @@ class Prediction:
         labels: train ids ``(H, W)`` by prediction name (see `OVeNetOutput.predictions`); uint8 for up to 256 classes,
             else int16.
         offset: ``(2, H, W)``, or as `seed_stride` thins it out, from pixel to seed in ``(x, y)``, normalised so that
-            the image spans ``[-1, 1]``; as the network gave it for the unmirrored view at the scale nearest to 1 and,
+            the image spans ``[-1, 1]``; as the network gave it for the unflipped view at the scale nearest to 1 and,
             where windows overlap, in the last one. None where it was not asked for, and for a baseline.
         confidence: ``(1, H, W)`` in ``[0, 1]``, of the same view; None likewise.
-        scores: ``(K, H', W')`` by prediction name, see `score_side` of `ScorePredictor.predict`.
+        scores: ``(K, H', W')`` by prediction name, see `score_side` of `SlidingWindowInferencer.predict`.
         fields: ``(2, H', W')`` by title, of other displacements in the network (see `ovenet.models.displacement`), in
             the units of `offset`; with the scores.
     """
@@ -126,7 +126,7 @@ class _FinishedBand:
     scores: dict[str, Tensor]
 
 
-class ScorePredictor:
+class SlidingWindowInferencer:
     """Predicts class scores at the image's own size.
 
     Args:
@@ -288,14 +288,14 @@ class ScaledView:
     Args:
         predictor: the model and its settings.
         image: ``(H, W, 3)`` uint8 RGB at this scale.
-        names: see `ScorePredictor.predict`.
+        names: see `SlidingWindowInferencer.predict`.
         seeds: keep offsets and confidence too.
         fields: keep other displacements too.
     """
 
     def __init__(
         self,
-        predictor: ScorePredictor,
+        predictor: SlidingWindowInferencer,
         image: np.ndarray,
         names: Sequence[str] | None,
         *,
@@ -417,7 +417,7 @@ class ScaledView:
             self._done[corner] = {name: values[index].permute(1, 0, 2).contiguous() for name, values in maps.items()}
 
     def _run_views(self, pixels: Tensor) -> dict[str, Tensor]:
-        """The network's maps ``(B, C, h, w)`` of normalised images ``(B, 3, H, W)``, mirrored views included."""
+        """The network's maps ``(B, C, h, w)`` of normalised images ``(B, 3, H, W)``, flipped views included."""
         settings, num_images = self._settings, len(pixels)
         together = settings.flip and settings.batch_size >= 2
         with recorded(self._model) if self._fields else nullcontext([]) as fields:
@@ -425,10 +425,10 @@ class ScaledView:
         maps = _chosen(output.predictions(settings.output_index), self._names)
         if settings.flip:
             if together:
-                mirrored = {name: scores[num_images:] for name, scores in maps.items()}
+                flipped = {name: scores[num_images:] for name, scores in maps.items()}
             else:
-                mirrored = self._run_model(pixels.flip(3)).predictions(settings.output_index)
-            maps = {name: (s[:num_images] + self._unmirror(mirrored[name])) / 2 for name, s in maps.items()}
+                flipped = self._run_model(pixels.flip(3)).predictions(settings.output_index)
+            maps = {name: (s[:num_images] + self._unflip(flipped[name])) / 2 for name, s in maps.items()}
         maps = {name: scores.float() for name, scores in maps.items()}
         self._kind, self._num_classes = output.score_kind, next(iter(maps.values())).shape[1]
         if self._seeds and output.has_seed:
@@ -454,12 +454,12 @@ class ScaledView:
         spans = [(w - 1) / max(1, n - 1) for w, n in zip(self._window, self._size, strict=True)]
         return offset * torch.tensor(spans[::-1], device=offset.device).view(2, 1, 1)
 
-    def _unmirror(self, scores: Tensor) -> Tensor:
-        """Scores ``(B, K, h, w)`` of mirrored images, as they are for the images themselves."""
+    def _unflip(self, scores: Tensor) -> Tensor:
+        """Scores ``(B, K, h, w)`` of flipped images, as they are for the images themselves."""
         order = list(range(scores.shape[1]))
-        for left, right in self._settings.mirrored_classes:
+        for left, right in self._settings.flip_pairs:
             order[left], order[right] = right, left
-        return scores[:, order].flip(3) if self._settings.mirrored_classes else scores.flip(3)
+        return scores[:, order].flip(3) if self._settings.flip_pairs else scores.flip(3)
 
     def _finished(self, name: str, scores: Tensor) -> Tensor:
         """``(n, K, w)`` as they are averaged; seeds as they are."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ovenet.data.files import image_size
 from ovenet.errors import UserError
-from ovenet.evaluation.inference import ScorePredictor, thinning
+from ovenet.evaluation.inference import SlidingWindowInferencer, thinning
 from ovenet.utils.environment import peak_memory_bytes
 
 _GB = 10**9
@@ -38,7 +38,9 @@ class MemoryGuard:
         UserError: a window alone needs more.
     """
 
-    def __init__(self, predictor: ScorePredictor, num_classes: int, max_gb: float | None, *, max_seed_side: int = 0):
+    def __init__(
+        self, predictor: SlidingWindowInferencer, num_classes: int, max_gb: float | None, *, max_seed_side: int = 0
+    ):
         self._predictor = predictor
         self._num_classes = num_classes
         self._max_seed_side = max_seed_side

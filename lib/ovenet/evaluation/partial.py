@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ovenet.errors import UserError
-from ovenet.evaluation.tally import Tally
+from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.utils.logging import get_logger
 
 FOLDER = "unfinished"
@@ -110,8 +110,8 @@ class PartialEvaluation:
         self._num_lines = 0
         self._saved_at = monotonic()
 
-    def add(self, record: Mapping[str, Any], tally: Tally) -> None:
-        """Notes an image that `tally` has counted, and now and then saves the counts.
+    def add(self, record: Mapping[str, Any], evaluator: SegEvaluator) -> None:
+        """Notes an image that `evaluator` has counted, and now and then saves the counts.
 
         Raises:
             OSError: the file system refuses.
@@ -124,14 +124,14 @@ class PartialEvaluation:
         with (self.folder / f"{self._name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._num_lines += 1
-        self._num_counted = tally.num_images
+        self._num_counted = evaluator.num_images
         if monotonic() - self._saved_at >= self.interval_s:
-            self.save(tally)
+            self.save(evaluator)
 
-    def save(self, tally: Tally) -> None:
+    def save(self, evaluator: SegEvaluator) -> None:
         """Writes the counts of this process, unless they cover an image that was not noted."""
-        if self._num_lines and self._num_counted == tally.num_images:
-            _save(self.folder / f"{self._name}.pth", tally.counts, self._num_lines)
+        if self._num_lines and self._num_counted == evaluator.num_images:
+            _save(self.folder / f"{self._name}.pth", evaluator.counts, self._num_lines)
         self._saved_at = monotonic()
 
     def records(self) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ import numpy as np
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details
 from ovenet.evaluation.evaluate import Evaluation
+from ovenet.evaluation.evaluator import ImageCounts
 from ovenet.evaluation.metrics import mean_of_present, ratio
-from ovenet.evaluation.tally import ImageCounts
 from ovenet.structures import EvalResult, Sample
 from ovenet.utils.writing import write_text
 

@@ -34,7 +34,7 @@ def loss_and_gradient(
     align_corners: bool,
     with_gradient: bool,
 ) -> tuple[PixelLoss, Tensor | None]:
-    """See `ovenet.losses.upsampled.Engine`.
+    """See `ovenet.losses.upsampled.Backend`.
 
     With mining, the first pass takes the threshold for the limit, which it almost always is early in training; where
     too few pixels are hard, a second pass follows.

@@ -19,7 +19,7 @@ class PixelContrast(nn.Module):
     they are others, unlike all other terms of the loss.
 
     Args:
-        ignore_label: of pixels that do not count.
+        ignore_label: of ignored pixels.
         start: iterations before the loss counts; until then it is zero, with a gradient of zero.
         max_samples: anchors of a batch.
         max_views: anchors of a class in an image; classes that have no more pixels than that in it give none.
@@ -69,7 +69,7 @@ def draw_anchors(
     Args:
         labels: ``(B, N)`` train ids.
         predicted: ``(B, N)`` train ids.
-        ignore_label: of pixels that do not count.
+        ignore_label: of ignored pixels.
         max_samples: to draw in all.
         max_views: to draw of a class in an image; only classes with more pixels than that are drawn from.
 

@@ -28,7 +28,7 @@ class SegmentationCriterion(nn.Module):
     """Weights and adds the losses of all predictions of a model.
 
     Args:
-        ignore_label: label of the pixels that do not count.
+        ignore_label: label of ignored pixels.
         class_weights: ``K`` factors, or None.
         output_weights: per score map, auxiliary first.
         losses: what `L` is made of, see `ovenet.losses.terms`; None is cross-entropy.

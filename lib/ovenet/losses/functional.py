@@ -45,7 +45,7 @@ def negative_log_likelihood(log_probs: Tensor, targets: Targets) -> Tensor:
         targets: of the same size.
 
     Returns:
-        ``(B, H, W)``; that of class 0 where a pixel does not count.
+        ``(B, H, W)``; that of class 0 where a pixel is ignored.
     """
     return -log_probs.gather(1, targets.labels.unsqueeze(1)).squeeze(1)
 

@@ -37,7 +37,7 @@ def loss_and_gradient(
     align_corners: bool,
     with_gradient: bool,
 ) -> tuple[PixelLoss, Tensor | None]:
-    """See `ovenet.losses.upsampled.Engine`; never waits for the device. Scores are float32."""
+    """See `ovenet.losses.upsampled.Backend`; never waits for the device. Scores are float32."""
     height, width = targets.labels.shape[1:]
     rows = _Axis.of(scores.shape[2], height, align_corners, scores.device)
     columns = _Axis.of(scores.shape[3], width, align_corners, scores.device)

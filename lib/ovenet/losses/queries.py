@@ -62,7 +62,7 @@ class QueryLoss(nn.Module):
             classes, masks = self._targets(labels)
             # The published code averages over all processes, which may see different numbers of masks.
             num_masks = torch.tensor(float(sum(map(len, classes))), device=labels.device)
-            num_masks = (distributed.all_sum(num_masks) / distributed.world_size()).clamp_min(1.0)
+            num_masks = (distributed.all_reduce_sum(num_masks) / distributed.world_size()).clamp_min(1.0)
             terms = {name: labels.new_zeros((), dtype=torch.float32) for name in ("class", "mask", "dice")}
             for class_logits, mask_logits in zip(queries.classes, queries.masks, strict=True):
                 class_logits, mask_logits = class_logits.float(), mask_logits.float()

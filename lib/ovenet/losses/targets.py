@@ -13,9 +13,9 @@ class Targets:
     """Classes and weights of the pixels.
 
     Attributes:
-        labels: ``(B, H, W)`` int64, 0 where the pixel does not count.
+        labels: ``(B, H, W)`` int64, 0 where the pixel is ignored.
         valid: ``(B, H, W)`` whether it counts.
-        weights: ``(B, H, W)`` weight of the pixel's class, 0 where the pixel does not count.
+        weights: ``(B, H, W)`` weight of the pixel's class, 0 where the pixel is ignored.
     """
 
     labels: Tensor
@@ -35,7 +35,7 @@ class Targets:
 
         Args:
             labels: ``(B, H, W)`` int64 train ids.
-            ignore_label: marks the pixels that do not count.
+            ignore_label: marks the ignored pixels.
             class_weights: ``(K,)``, or None for equal ones.
             dtype: of the weights; that of the scores.
         """

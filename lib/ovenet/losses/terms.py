@@ -16,12 +16,12 @@ from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.losses import functional
 from ovenet.losses.targets import OhemSettings, Targets
-from ovenet.losses.upsampled import EngineName, upsampled_cross_entropy
+from ovenet.losses.upsampled import BackendName, upsampled_cross_entropy
 from ovenet.registry import Registry
 from ovenet.structures import ScoreKind
 
 LOSSES = Registry("loss")
-PROVIDED = ("align_corners", "engine", "average")  # arguments that the criterion gives to those that have them
+PROVIDED = ("align_corners", "backend", "average")  # arguments that the criterion gives to those that have them
 
 Average = Literal["valid", "all"]
 
@@ -63,16 +63,16 @@ class CrossEntropy:
         average: ``valid`` divides by the weights of the valid pixels; ``all`` by the number of all pixels, ignored ones
             too, as mmsegmentation does.
         align_corners: convention of the upsampling to label size.
-        engine: see `upsampled_cross_entropy`.
+        backend: see `upsampled_cross_entropy`.
     """
 
-    def __init__(self, *, average: Average = "valid", align_corners: bool = True, engine: EngineName = "auto"):
-        self.average, self.align_corners, self.engine = average, align_corners, engine
+    def __init__(self, *, average: Average = "valid", align_corners: bool = True, backend: BackendName = "auto"):
+        self.average, self.align_corners, self.backend = average, align_corners, backend
 
     def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
         """See `ScoreLoss`."""
         total, weight = upsampled_cross_entropy(
-            scores, targets, kind, align_corners=self.align_corners, engine=self.engine
+            scores, targets, kind, align_corners=self.align_corners, backend=self.backend
         )
         return total, torch.full_like(weight, targets.labels.numel()) if self.average == "all" else weight
 
@@ -84,7 +84,7 @@ class OhemCrossEntropy:
     Args:
         threshold: a probability.
         min_kept: a number of pixels of the batch.
-        align_corners, engine: see `CrossEntropy`.
+        align_corners, backend: see `CrossEntropy`.
     """
 
     def __init__(
@@ -93,16 +93,16 @@ class OhemCrossEntropy:
         threshold: float = 0.9,
         min_kept: int = 100000,
         align_corners: bool = True,
-        engine: EngineName = "auto",
+        backend: BackendName = "auto",
     ):
         self.mining = OhemSettings(threshold, min_kept)
-        self.align_corners, self.engine = align_corners, engine
+        self.align_corners, self.backend = align_corners, backend
 
     def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
         """See `ScoreLoss`."""
         mining = self.mining if is_final else None
         return upsampled_cross_entropy(
-            scores, targets, kind, ohem=mining, align_corners=self.align_corners, engine=self.engine
+            scores, targets, kind, ohem=mining, align_corners=self.align_corners, backend=self.backend
         )
 
 
@@ -195,19 +195,19 @@ def build_losses(
     terms: list[dict[str, Any]] | tuple[dict[str, Any], ...],
     *,
     align_corners: bool = True,
-    engine: EngineName = "auto",
+    backend: BackendName = "auto",
     average: Average = "valid",
 ) -> tuple[WeightedLoss, ...]:
     """Terms from tables.
 
     Args:
         terms: each with a ``NAME``, perhaps a ``WEIGHT``, and arguments of the loss of that name.
-        align_corners, engine, average: for those losses that have them.
+        align_corners, backend, average: for those losses that have them.
 
     Raises:
         UserError: there is no such loss, or it has no such argument.
     """
-    provided = {"align_corners": align_corners, "engine": engine, "average": average}
+    provided = {"align_corners": align_corners, "backend": backend, "average": average}
     built = []
     for index, term in enumerate(terms):
         where = f"LOSS.TERMS[{index}]"

@@ -1,4 +1,4 @@
-"""Cross-entropy of scores that are upsampled to label size: one interface, three engines.
+"""Cross-entropy of scores that are upsampled to label size: one interface, three backends.
 
 ``plain`` is what the text books say, and the oracle of the others; ``blocked`` and ``triton`` never hold a score map at
 label size, and compute the gradient together with the loss.
@@ -20,11 +20,11 @@ from ovenet.losses import blocked, functional
 from ovenet.losses.targets import OhemSettings, PixelLoss, Targets
 from ovenet.structures import ScoreKind
 
-EngineName = Literal["auto", "plain", "blocked", "triton"]
+BackendName = Literal["auto", "plain", "blocked", "triton"]
 _SELF_TEST_TOLERANCE = 1e-4
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """Loss and gradient of one score map, without autograd."""
 
     def __call__(
@@ -59,7 +59,7 @@ def upsampled_cross_entropy(
     *,
     ohem: OhemSettings | None = None,
     align_corners: bool = True,
-    engine: EngineName = "auto",
+    backend: BackendName = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of scores at label size.
 
@@ -69,7 +69,7 @@ def upsampled_cross_entropy(
         kind: what the scores are.
         ohem: mine hard pixels; None for all pixels.
         align_corners: convention of the upsampling.
-        engine: ``auto`` is ``triton`` on CUDA where it works, else ``blocked``.
+        backend: ``auto`` is ``triton`` on CUDA where it works, else ``blocked``.
 
     Returns:
         The weighted sum over the pixels that count, and what to divide it by: the sum of their weights or, with mining,
@@ -79,10 +79,10 @@ def upsampled_cross_entropy(
         UserError: ``triton`` is asked for without a CUDA device.
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if engine == "plain":
+    if backend == "plain":
         loss = _plain_loss(scores, targets, kind, ohem, align_corners)
         return _summed(loss, targets)
-    return _Fused.apply(scores, targets, kind, ohem, align_corners, _engine(engine, scores))
+    return _Fused.apply(scores, targets, kind, ohem, align_corners, _backend(backend, scores))
 
 
 def _plain_loss(
@@ -102,7 +102,7 @@ def _summed(loss: PixelLoss, targets: Targets) -> tuple[Tensor, Tensor]:
 
 
 class _Fused(torch.autograd.Function):
-    """Brings an engine's gradient to autograd."""
+    """Brings a backend's gradient to autograd."""
 
     @staticmethod
     def forward(
@@ -112,9 +112,9 @@ class _Fused(torch.autograd.Function):
         kind: ScoreKind,
         ohem: OhemSettings | None,
         align_corners: bool,
-        engine: Engine,
+        backend: Backend,
     ) -> tuple[Tensor, Tensor]:
-        loss, gradient = engine(
+        loss, gradient = backend(
             scores, targets, kind, ohem, align_corners=align_corners, with_gradient=ctx.needs_input_grad[0]
         )
         ctx.save_for_backward(*(() if gradient is None else (gradient,)))
@@ -129,10 +129,10 @@ class _Fused(torch.autograd.Function):
         return gradient * grad_total, None, None, None, None, None
 
 
-def _engine(name: EngineName, scores: Tensor) -> Engine:
+def _backend(name: BackendName, scores: Tensor) -> Backend:
     if name == "triton" or (name == "auto" and scores.is_cuda and scores.dtype == torch.float32):
         if name == "triton" and not scores.is_cuda:
-            raise UserError("LOSS.ENGINE is triton, but the scores are not on a CUDA device; set it to auto")
+            raise UserError("LOSS.BACKEND is triton, but the scores are not on a CUDA device; set it to auto")
         if name == "triton" or _triton_works(scores.device):
             from ovenet.losses import fused_triton
 
@@ -142,7 +142,7 @@ def _engine(name: EngineName, scores: Tensor) -> Engine:
 
 @cache
 def _triton_works(device: torch.device) -> bool:
-    """Whether the kernels compile here and agree with the blocked engine; if not, says so once."""
+    """Whether the kernels compile here and agree with the blocked backend; if not, says so once."""
     try:
         from ovenet.losses import fused_triton
 
@@ -151,8 +151,8 @@ def _triton_works(device: torch.device) -> bool:
         labels = torch.randint(0, 5, (1, 21, 26), device=device, generator=generator)
         arguments = (scores, Targets.from_labels(labels, ignore_label=4), "logits", None)
         (own, own_gradient), (loss, gradient) = (
-            engine(*arguments, align_corners=True, with_gradient=True)
-            for engine in (fused_triton.loss_and_gradient, blocked.loss_and_gradient)
+            backend(*arguments, align_corners=True, with_gradient=True)
+            for backend in (fused_triton.loss_and_gradient, blocked.loss_and_gradient)
         )
         close = {"rtol": _SELF_TEST_TOLERANCE, "atol": _SELF_TEST_TOLERANCE}
         works = torch.allclose(own.nll, loss.nll, **close) and torch.allclose(own_gradient, gradient, **close)
@@ -160,5 +160,5 @@ def _triton_works(device: torch.device) -> bool:
     except Exception as error:  # a compiler that is missing or too old raises anything
         works, problem = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     if not works:
-        warnings.warn(f"the loss does without Triton ({problem}); LOSS.ENGINE blocked is used", stacklevel=2)
+        warnings.warn(f"the loss does without Triton ({problem}); LOSS.BACKEND blocked is used", stacklevel=2)
     return works

@@ -16,7 +16,7 @@ Settings = Mapping[str, Any]
 
 _MAPS = ("in_channels", "in_strides", "align_corners")
 PROVIDED: dict[str, tuple[str, ...]] = {  # arguments that nobody sets, since the model knows them
-    "backbone": ("align_corners", "recompute", "timm_name"),
+    "backbone": ("align_corners", "checkpoint_activations", "timm_name"),
     "neck": _MAPS,
     "head": (*_MAPS, "num_classes"),
     "seed": (*_MAPS, "num_classes", "backbone", "head"),
@@ -35,7 +35,7 @@ def build_segmentor(
     neck_args: Settings | None = None,
     head_args: Settings | None = None,
     seed_args: Settings | None = None,
-    recompute: bool = False,
+    checkpoint_activations: bool = False,
 ) -> Segmentor:
     """A model at its random start.
 
@@ -47,7 +47,7 @@ def build_segmentor(
         seed: ``fork``, ``shared`` or ``neck`` (see `ovenet.models.ovenet`) for an OVeNet; None for the baseline.
         align_corners: convention of all resizing of maps; True for HRNet and OVeNet, False for mmsegmentation.
         backbone_args, neck_args, head_args, seed_args: settings of the parts, by the arguments of their builders.
-        recompute: keep few activations of the backbone while training, and compute them again when needed.
+        checkpoint_activations: keep few activations of the backbone while training, and compute them again when needed.
 
     Raises:
         UserError: there is no such part, a setting is wrong, or parts do not go together.
@@ -59,9 +59,11 @@ def build_segmentor(
         given = {k: v for k, v in {**known, "align_corners": align_corners}.items() if registry.takes(name, k)}
         return registry[name](**given, **chosen)
 
-    if recompute and not BACKBONES.takes(backbone, "recompute"):
-        raise UserError(f"the backbone {backbone} cannot compute its activations twice; leave recompute away")
-    body: Backbone = build(BACKBONES, backbone, backbone_args, recompute=recompute)
+    if checkpoint_activations and not BACKBONES.takes(backbone, "checkpoint_activations"):
+        raise UserError(
+            f"the backbone {backbone} cannot compute its activations twice; leave checkpoint_activations away"
+        )
+    body: Backbone = build(BACKBONES, backbone, backbone_args, checkpoint_activations=checkpoint_activations)
     maps = {"in_channels": body.channels, "in_strides": body.strides}
     joint: Neck = build(NECKS, neck or HEADS[head].default_neck, neck_args, **maps)
     read = {"in_channels": joint.channels, "in_strides": joint.strides, "num_classes": num_classes}

@@ -441,7 +441,7 @@ def _run_context(run: Run) -> dict[str, Any]:
 
 def _facts(run: Run) -> str:
     settings = run.results["settings"]
-    views = ", mirrored views" if settings["flip"] else ""
+    views = ", flipped views" if settings["flip"] else ""
     scales = ", ".join(map(str, settings["scales"]))
     return (
         f"{run.results['dataset']}, {len(run.records)} images of {settings['list']}; weights "

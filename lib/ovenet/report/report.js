@@ -5,7 +5,7 @@
   const element = (id) => document.getElementById(id);
   if (!element("viewer")) return;
 
-  const VOID = 255;
+  const IGNORE = 255;
   const SYMBOLS = { initial: "S_i", seed: "S_s", fused: "S_f" };
   const OUTCOMES = [
     ["right in S_i and S_f", [214, 214, 214]],
@@ -74,7 +74,7 @@
 
   // ---- colours ------------------------------------------------------------------------------------------------
 
-  const classColour = (id) => (id === VOID ? [0, 0, 0] : page[element("colours").value === "safe" ? "safe_palette" : "palette"][id]);
+  const classColour = (id) => (id === IGNORE ? [0, 0, 0] : page[element("colours").value === "safe" ? "safe_palette" : "palette"][id]);
 
   function offsetAt(map, position, span = 2) {
     const [a, b, low] = map.data.slice(4 * position, 4 * position + 3);
@@ -91,7 +91,7 @@
   }
 
   function outcome(label, initial, fused) {
-    if (label === VOID) return 4;
+    if (label === IGNORE) return 4;
     if (initial === label) return fused === label ? 0 : 2;
     return fused === label ? 1 : 3;
   }
@@ -175,7 +175,7 @@
       for (const map of [state.decoded.label, ...state.decoded.runs.map((run) => run.maps.fused)]) {
         if (map) for (let i = 0; i < map.data.length; i += 4) present.add(map.data[i]);
       }
-      [...present].sort((a, b) => a - b).forEach((id) => add(classColour(id), id === VOID ? "no label" : page.classes[id]));
+      [...present].sort((a, b) => a - b).forEach((id) => add(classColour(id), id === IGNORE ? "no label" : page.classes[id]));
     }
     if (shows("errors")) OUTCOMES.forEach(([text, colour]) => add(colour, text));
     if (shows("confidence")) [0, 64, 128, 191, 255].forEach((v) => add(page.cividis[v], `confidence ${(v / 255).toFixed(2)}`));
@@ -230,7 +230,7 @@
     return node;
   }
 
-  const className = (id) => (id === undefined || id === VOID ? "none" : page.classes[id]);
+  const className = (id) => (id === undefined || id === IGNORE ? "none" : page.classes[id]);
 
   function bestText(best, stride, at) {
     const position = 4 * cell(best.classes, stride, at);
@@ -243,7 +243,7 @@
     lines.replaceChildren();
     if (!state.at) return;
     const { decoded, at } = state;
-    const label = decoded.label ? decoded.label.data[4 * nearest(decoded.label, at)] : VOID;
+    const label = decoded.label ? decoded.label.data[4 * nearest(decoded.label, at)] : IGNORE;
     const rows = [];
     decoded.runs.forEach((own, index) => {
       const prefix = decoded.runs.length > 1 ? `${page.runs[index].name}: ` : "";
@@ -252,7 +252,7 @@
         const ends = { x1: at[0] + 0.5, y1: at[1] + 0.5, x2: seed[0] + 0.5, y2: seed[1] + 0.5 };
         lines.append(svg("line", { ...ends, stroke: "#000", "stroke-width": 5 }));
         lines.append(svg("line", { ...ends, stroke: "#fff", "stroke-width": 2.5, "marker-end": "url(#head)", "data-run": index }));
-        const seedLabel = decoded.label ? decoded.label.data[4 * nearest(decoded.label, seed)] : VOID;
+        const seedLabel = decoded.label ? decoded.label.data[4 * nearest(decoded.label, seed)] : IGNORE;
         const where = page.is_labelled ? ` on ${className(seedLabel)}` : "";
         rows.push([`${prefix}seed`, `${seed.map(Math.round).join(", ")}${where}`]);
         const confidence = own.confidence.data[4 * cell(own.confidence, own.stride, at)] / 255;

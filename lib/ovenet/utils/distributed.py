@@ -142,7 +142,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_sum(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """Sum over all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(value)
@@ -158,7 +158,7 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def from_main(value: T) -> T:
+def broadcast(value: T) -> T:
     """Process 0's value, on every process."""
     if not dist.is_initialized():
         return value

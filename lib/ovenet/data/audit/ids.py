@@ -61,7 +61,7 @@ def _foreground_is_255(facts: _Facts) -> str | None:
         return None
     ignored = 255 in facts.info.ignored_ids
     if ignored and facts.info.num_classes > 2:
-        return None  # a few images of background and void
+        return None  # a few images of background and ignored pixels
     return (
         f"the only values are 0 and 255, and 255 {'is ignored by' if ignored else 'is no class of'} "
         f"{facts.info.name}: a foreground mask saved as black and white. "

@@ -16,9 +16,9 @@ from torch.nn.functional import interpolate
 
 from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
+from ovenet.models.activation_checkpointing import checkpointed
 from ovenet.models.backbones.blocks import BLOCKS, block_chain, conv_bn
 from ovenet.models.interfaces import ForkableBackbone, PublishedNames, Tail, initialize_convolutions
-from ovenet.models.recompute import recomputed
 from ovenet.models.registry import BACKBONES
 
 STEM_CHANNELS = 64
@@ -34,7 +34,7 @@ class StageSpec:
     """One stage: as many resolutions as there are entries in `num_blocks`.
 
     Attributes:
-        num_modules: exchange units in a row.
+        num_modules: HR modules in a row.
         num_blocks: residual blocks per resolution in each unit.
         num_channels: width per resolution, before the block's expansion.
         block: ``BASIC`` or ``BOTTLENECK``.
@@ -83,7 +83,7 @@ class StageSpec:
 
 
 def usual_copy(spec: StageSpec, number: int) -> StageSpec:
-    """The second copy of stage `number` in an OVeNet: with at most as many exchange units as the published copies."""
+    """The second copy of stage `number` in an OVeNet: with at most as many HR modules as the published copies."""
     return replace(spec, num_modules=min(spec.num_modules, MAX_TAIL_MODULES[number]))
 
 
@@ -96,10 +96,10 @@ class HRNet(ForkableBackbone):
 
     Args:
         stages: the four stages, `StageSpec` or the same settings by name; the first has one resolution.
-        flavour: ``mmseg`` upsamples inside the exchange units by the nominal factor first and then to the size that
+        flavour: ``mmseg`` upsamples inside the HR modules by the nominal factor first and then to the size that
             is there, as mmsegmentation does; the same where sides are multiples of 32.
         align_corners: convention of that upsampling.
-        recompute: keep the activations of no exchange unit while training, and compute them again when needed.
+        checkpoint_activations: keep the activations of no HR module while training, and compute them again when needed.
         timm_name: see `Backbone`.
 
     Raises:
@@ -122,7 +122,7 @@ class HRNet(ForkableBackbone):
         *,
         flavour: Flavour = "hrnet",
         align_corners: bool = True,
-        recompute: bool = False,
+        checkpoint_activations: bool = False,
         timm_name: str | None = None,
     ):
         super().__init__()
@@ -131,7 +131,7 @@ class HRNet(ForkableBackbone):
         self.stages = {number: StageSpec.of(stage, number) for number, stage in enumerate(stages, start=1)}
         self.flavour: Flavour = flavour
         self.align_corners = align_corners
-        self.recompute = recompute
+        self.checkpoint_activations = checkpoint_activations
         self.timm_name = timm_name
         self.channels = self.stages[NUM_STAGES].out_channels
         self.strides = STRIDES
@@ -155,11 +155,11 @@ class HRNet(ForkableBackbone):
                 x = self.relu(self.bn1(self.conv1(images)))
                 features = [self.layer1(self.relu(self.bn2(self.conv2(x))))]
             else:
-                features = _run_stage(self, number, features, recompute=self.recompute)
+                features = _run_stage(self, number, features, checkpoint_activations=self.checkpoint_activations)
         return features
 
     def make_tail(self, stage: int, stages: Sequence[Mapping[str, Any]] | None = None) -> HRNetTail:
-        """See `ForkableBackbone.make_tail`; without settings with at most as many exchange units as OVeNet's."""
+        """See `ForkableBackbone.make_tail`; without settings with at most as many HR modules as OVeNet's."""
         if not 2 <= stage <= NUM_STAGES:
             raise UserError(f"an HRNet can be forked at stage 2, 3 or 4, not at {stage}")
         numbers = range(stage, NUM_STAGES + 1)
@@ -174,7 +174,7 @@ class HRNet(ForkableBackbone):
             specs,
             flavour=self.flavour,
             align_corners=self.align_corners,
-            recompute=self.recompute,
+            checkpoint_activations=self.checkpoint_activations,
         )
 
 
@@ -184,7 +184,7 @@ class HRNetTail(Tail):
     Args:
         before: channels of the maps that come in.
         specs: settings of the stages by number.
-        flavour, align_corners, recompute: as for `HRNet`.
+        flavour, align_corners, checkpoint_activations: as for `HRNet`.
     """
 
     published = (
@@ -199,11 +199,11 @@ class HRNetTail(Tail):
         *,
         flavour: Flavour,
         align_corners: bool,
-        recompute: bool,
+        checkpoint_activations: bool,
     ):
         super().__init__()
         self.numbers = tuple(specs)
-        self.recompute = recompute
+        self.checkpoint_activations = checkpoint_activations
         self.channels = specs[NUM_STAGES].out_channels
         self.strides = STRIDES
         _add_stages(self, before, specs, flavour, align_corners)
@@ -212,7 +212,7 @@ class HRNetTail(Tail):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """See `Tail.forward`."""
         for number in self.numbers:
-            features = _run_stage(self, number, features, recompute=self.recompute)
+            features = _run_stage(self, number, features, checkpoint_activations=self.checkpoint_activations)
         return features
 
 
@@ -221,15 +221,15 @@ def _add_stages(
 ) -> None:
     for number, spec in specs.items():
         module.add_module(f"transition{number - 1}", Transition(before, spec.out_channels))
-        units = [ExchangeUnit(spec, flavour=flavour, align_corners=align_corners) for _ in range(spec.num_modules)]
+        units = [HRModule(spec, flavour=flavour, align_corners=align_corners) for _ in range(spec.num_modules)]
         module.add_module(f"stage{number}", nn.Sequential(*units))
         before = spec.out_channels
 
 
-def _run_stage(module: nn.Module, number: int, features: list[Tensor], *, recompute: bool) -> list[Tensor]:
+def _run_stage(module: nn.Module, number: int, features: list[Tensor], *, checkpoint_activations: bool) -> list[Tensor]:
     features = getattr(module, f"transition{number - 1}")(features)
     for unit in getattr(module, f"stage{number}"):
-        features = recomputed(unit, features) if recompute else unit(features)
+        features = checkpointed(unit, features) if checkpoint_activations else unit(features)
     return features
 
 
@@ -255,7 +255,7 @@ class Transition(nn.ModuleList):
         return [layer(features[min(r, self.num_before - 1)]) for r, layer in enumerate(self)]
 
 
-class ExchangeUnit(nn.Module):
+class HRModule(nn.Module):
     """Residual blocks on every resolution, then every output resolution sums what all of them send."""
 
     def __init__(self, spec: StageSpec, *, flavour: Flavour = "hrnet", align_corners: bool):
@@ -268,7 +268,7 @@ class ExchangeUnit(nn.Module):
             for width_in, channels, blocks in zip(spec.out_channels, spec.num_channels, spec.num_blocks, strict=True)
         )
         self.fuse_layers = nn.ModuleList(
-            nn.ModuleList(_exchange_layer(source, target, widths) for source in range(len(widths)))
+            nn.ModuleList(_fuse_layer(source, target, widths) for source in range(len(widths)))
             for target in range(len(widths))
         )
         self.relu = nn.ReLU(inplace=True)
@@ -292,7 +292,7 @@ class ExchangeUnit(nn.Module):
         return self.relu(total)
 
 
-def _exchange_layer(source: int, target: int, widths: Sequence[int]) -> nn.Module:
+def _fuse_layer(source: int, target: int, widths: Sequence[int]) -> nn.Module:
     if source == target:
         return nn.Identity()
     if source > target:  # coarser: upsampled after the projection
@@ -323,12 +323,16 @@ VARIANTS: dict[str, tuple[StageSpec, ...]] = {
 
 
 def _hrnet_variant(
-    variant: str, *, flavour: Flavour = "hrnet", align_corners: bool = True, recompute: bool = False
+    variant: str, *, flavour: Flavour = "hrnet", align_corners: bool = True, checkpoint_activations: bool = False
 ) -> HRNet:
     """A published HRNet; arguments as for `HRNet`."""
     timm_name = variant.removesuffix("_v1")  # what others call small is small-v1
     return HRNet(
-        VARIANTS[variant], flavour=flavour, align_corners=align_corners, recompute=recompute, timm_name=timm_name
+        VARIANTS[variant],
+        flavour=flavour,
+        align_corners=align_corners,
+        checkpoint_activations=checkpoint_activations,
+        timm_name=timm_name,
     )
 
 
@@ -342,7 +346,7 @@ def hrnet(
     *,
     flavour: Flavour = "hrnet",
     align_corners: bool = True,
-    recompute: bool = False,
+    checkpoint_activations: bool = False,
 ) -> HRNet:
     """An HRNet of any width and depth; arguments as for `HRNet`."""
-    return HRNet(stages, flavour=flavour, align_corners=align_corners, recompute=recompute)
+    return HRNet(stages, flavour=flavour, align_corners=align_corners, checkpoint_activations=checkpoint_activations)

@@ -27,7 +27,7 @@ class TimmBackbone(Backbone):
         output_stride: of the last map; the network must be able to dilate where it is not its own.
         img_size: ``(H, W)`` for networks that are made for one size of image.
         drop_path_rate: of layers skipped while training, for networks that have it; None is timm's default.
-        recompute: keep few activations while training, and compute them again when needed.
+        checkpoint_activations: keep few activations while training, and compute them again when needed.
 
     Raises:
         UserError: timm has no such network, or the network cannot do what is asked.
@@ -40,7 +40,7 @@ class TimmBackbone(Backbone):
         output_stride: Literal[8, 16, 32] = 32,
         img_size: tuple[int, int] | None = None,
         drop_path_rate: float | None = None,
-        recompute: bool = False,
+        checkpoint_activations: bool = False,
     ):
         super().__init__()
         options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
@@ -53,7 +53,7 @@ class TimmBackbone(Backbone):
         except Exception as error:  # timm raises anything for what a network does not have
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"timm cannot build {name} with {options or 'its own settings'}: {reason}") from error
-        if recompute:
+        if checkpoint_activations:
             self.body.set_grad_checkpointing(True)
         info = self.body.feature_info
         self._chosen = tuple(i for i, stride in enumerate(info.reduction()) if stride >= FINEST_STRIDE)

@@ -6,10 +6,10 @@ import torch
 
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
-from ovenet.evaluation.details import SEGMENT_SIZES, calibration, details_from_tally
-from ovenet.evaluation.evaluate import evaluation_from_tally
+from ovenet.evaluation.details import SEGMENT_SIZES, calibration, details_from_counts
+from ovenet.evaluation.evaluate import evaluation_from_counts
+from ovenet.evaluation.evaluator import CONFIDENCE_LEVELS, DISTANCES_PX, LENGTHS_PX, SegEvaluator
 from ovenet.evaluation.inference import Prediction
-from ovenet.evaluation.tally import CONFIDENCE_LEVELS, DISTANCES_PX, LENGTHS_PX, Tally
 from ovenet.evaluation.writers import details_as_dict, image_record
 from ovenet.structures import Sample
 
@@ -18,8 +18,8 @@ AB = DatasetInfo("ab", ("a", "b", "c"), ((0, 0, 0), (255, 0, 0), (0, 255, 0)), (
 CPU = torch.device("cpu")
 
 
-def make_tally(names=NAMES, *, detailed=True):
-    return Tally(AB, names, ignore_label=255, detailed=detailed, device=CPU)
+def make_evaluator(names=NAMES, *, detailed=True):
+    return SegEvaluator(AB, names, ignore_label=255, detailed=detailed, device=CPU)
 
 
 def random_case(seed, size=(23, 31)):
@@ -53,11 +53,11 @@ def slow_distance(labels):
 
 def test_counts_equal_those_of_a_loop_over_the_pixels():
     labels, prediction = random_case(0)
-    tally = make_tally()
-    tally.add(labels, prediction, "x/fog/1.png")
+    evaluator = make_evaluator()
+    evaluator.add(labels, prediction, "x/fog/1.png")
     distance = slow_distance(labels)
-    confusion = np.zeros(tally.counts["confusion"].shape, np.int64)
-    seed = np.zeros(tally.counts["seed"].shape, np.int64)
+    confusion = np.zeros(evaluator.counts["confusion"].shape, np.int64)
+    seed = np.zeros(evaluator.counts["seed"].shape, np.int64)
     level = np.zeros((2, CONFIDENCE_LEVELS), np.int64)
     lengths = np.zeros(len(LENGTHS_PX) + 1, np.int64)
     height, width = labels.shape
@@ -76,19 +76,19 @@ def test_counts_equal_those_of_a_loop_over_the_pixels():
         if target < 2:
             level[target, round(float(prediction.confidence[0, y, x]) * (CONFIDENCE_LEVELS - 1))] += 1
         lengths[sum((dx**2 + dy**2) ** 0.5 > end for end in LENGTHS_PX)] += 1
-    np.testing.assert_array_equal(tally.counts["confusion"], confusion)
-    np.testing.assert_array_equal(tally.counts["seed"], seed)
-    np.testing.assert_array_equal(tally.counts["length"], lengths)
-    np.testing.assert_array_equal(tally.counts["confidence"].sum(dim=1), level.sum(axis=1))
-    moved = np.abs(np.cumsum(tally.counts["confidence"].numpy() - level, axis=1)).max()
+    np.testing.assert_array_equal(evaluator.counts["confusion"], confusion)
+    np.testing.assert_array_equal(evaluator.counts["seed"], seed)
+    np.testing.assert_array_equal(evaluator.counts["length"], lengths)
+    np.testing.assert_array_equal(evaluator.counts["confidence"].sum(dim=1), level.sum(axis=1))
+    moved = np.abs(np.cumsum(evaluator.counts["confidence"].numpy() - level, axis=1)).max()
     assert moved <= 1  # a float32 product may round to the level next to it
 
 
-def test_the_plain_tally_counts_the_same_confusion():
+def test_the_plain_evaluator_counts_the_same_confusion():
     labels, prediction = random_case(1)
-    detailed, plain = make_tally(), make_tally(detailed=False)
-    for tally in (detailed, plain):
-        tally.add(labels, prediction, "1.png")
+    detailed, plain = make_evaluator(), make_evaluator(detailed=False)
+    for evaluator in (detailed, plain):
+        evaluator.add(labels, prediction, "1.png")
     assert set(plain.counts) == {"confusion"}
     assert torch.equal(plain.counts["confusion"].sum(dim=2), detailed.counts["confusion"].sum(dim=2))
 
@@ -100,9 +100,9 @@ def test_segments_by_size_by_hand():
     guess = labels.copy()
     guess[:12, :20] = 0  # 160 of the 400 stay right
     guess[100:120, 100:150] = 0  # 1500 of the 2500 stay right
-    tally = make_tally(("fused",))
-    tally.add(labels, Prediction({"fused": torch.from_numpy(guess)}), "1.png")
-    segments = details_from_tally(tally).segments
+    evaluator = make_evaluator(("fused",))
+    evaluator.add(labels, Prediction({"fused": torch.from_numpy(guess)}), "1.png")
+    segments = details_from_counts(evaluator).segments
     assert segments.sizes == SEGMENT_SIZES
     assert segments.num_segments.tolist() == [1, 1, 1]
     np.testing.assert_allclose(segments.recall["fused"], [160 / 400, 1500 / 2500, 1])
@@ -113,9 +113,9 @@ def test_a_perfect_prediction_has_perfect_scores():
     labels, _ = random_case(2)
     right = torch.from_numpy(np.where(labels == 255, 0, labels)).to(torch.uint8)
     prediction = Prediction(dict.fromkeys(NAMES, right), torch.zeros(2, 23, 31), torch.ones(1, 23, 31))
-    tally = make_tally()
-    tally.add(labels, prediction, "1.png")
-    details = details_from_tally(tally)
+    evaluator = make_evaluator()
+    evaluator.add(labels, prediction, "1.png")
+    details = details_from_counts(evaluator)
     for scores in (*details.boundaries.mean_iou.values(), *details.boundaries.mean_f_score.values()):
         np.testing.assert_array_equal(scores, 1.0)
     assert details.edges.trimap_iou["fused"][-1] == 1
@@ -134,9 +134,9 @@ def test_corrected_and_broken_pixels_by_hand():
     offset = torch.zeros(2, 1, 4)
     offset[0, 0, 1] = 2 / 3  # one pixel of four: from 0 to 1's class
     prediction = Prediction({n: torch.tensor(m) for n, m in maps.items()}, offset, torch.ones(1, 1, 4))
-    tally = make_tally()
-    counts = tally.add(labels, prediction, "1.png")
-    seeds = details_from_tally(tally).seeds
+    evaluator = make_evaluator()
+    counts = evaluator.add(labels, prediction, "1.png")
+    seeds = details_from_counts(evaluator).seeds
     assert seeds.right_class == 3 / 4
     assert seeds.right_class_where_wrong == 1 / 2  # of pixels 1 and 3, the seed of 3
     assert seeds.corrected == {"seed": 1 / 2, "fused": 1 / 2}
@@ -162,7 +162,7 @@ def test_calibration_by_hand():
 
 
 def test_nothing_seen_gives_no_numbers_and_no_warning():
-    details = details_from_tally(make_tally())
+    details = details_from_counts(make_evaluator())
     assert np.isnan(details.calibration.expected_error)
     assert np.isnan(details.edges.trimap_iou["fused"]).all()
     assert details_as_dict(details)["seeds"]["right_class"] is None
@@ -170,23 +170,23 @@ def test_nothing_seen_gives_no_numbers_and_no_warning():
 
 def test_tallies_add_up():
     cases = [random_case(seed) for seed in range(4)]
-    whole, parts = make_tally(), [make_tally(), make_tally()]
+    whole, parts = make_evaluator(), [make_evaluator(), make_evaluator()]
     for index, (labels, prediction) in enumerate(cases):
         whole.add(labels, prediction, f"rain/{index}.png")
         parts[index % 2].add(labels, prediction, f"rain/{index}.png")
     parts[0].merge(parts[1].counts)
     assert all(torch.equal(whole.counts[name], parts[0].counts[name]) for name in whole.counts)
-    assert set(evaluation_from_tally(whole).by_condition) == {"rain"}
+    assert set(evaluation_from_counts(whole).by_condition) == {"rain"}
 
 
 def test_the_last_digit_of_a_distance_moves_no_pixel(monkeypatch):
     """OpenCV's distances differ by rounding from call to call: 2.0000002 is 2."""
     labels, prediction = random_case(0)
-    exact = make_tally()
+    exact = make_evaluator()
     exact.add(labels, prediction, "1.png")
     distance_to = boundaries.distance_to
     for factor in (1 - 2e-7, 1 + 2e-7):
         monkeypatch.setattr(boundaries, "distance_to", lambda mask, f=factor: distance_to(mask) * np.float32(f))
-        moved = make_tally()
+        moved = make_evaluator()
         moved.add(labels, prediction, "1.png")
         assert torch.equal(moved.counts["confusion"], exact.counts["confusion"])

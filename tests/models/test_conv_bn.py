@@ -1,4 +1,4 @@
-"""Folded models against the models they come from."""
+"""Fused models against the models they come from."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovenet.builders import build_model
 from ovenet.models import Segmentor, build_segmentor
-from ovenet.models.folding import folded
+from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.heads import ConvHead
 from ovenet.models.interfaces import Backbone
 from ovenet.models.necks import IdentityNeck
@@ -32,7 +32,7 @@ def test_the_function_stays_the_same(tiny_cfg, name, offset_branch):
     images = torch.randn(2, 3, 33, 47, dtype=torch.float64)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
-        fast, plain = folded(model)(images), model(images)
+        fast, plain = fuse_conv_bn(model)(images), model(images)
     for key, scores in plain.predictions().items():
         torch.testing.assert_close(fast.predictions()[key], scores, atol=1e-8, rtol=1e-8)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -42,7 +42,7 @@ def test_the_function_stays_the_same(tiny_cfg, name, offset_branch):
 def test_no_norm_is_left(tiny_cfg, name):
     model = build_model(tiny_cfg(name=name, offset_branch=2))
     assert any(isinstance(module, _BatchNorm) for module in model.modules())
-    assert not any(isinstance(module, _BatchNorm) for module in folded(model).modules())
+    assert not any(isinstance(module, _BatchNorm) for module in fuse_conv_bn(model).modules())
 
 
 class PreActivation(Backbone):
@@ -69,7 +69,7 @@ class PreActivation(Backbone):
 def test_a_norm_before_a_convolution_is_not_taken_for_the_one_after_it():
     model = with_statistics(Segmentor(PreActivation(), IdentityNeck((6,), (1,)), ConvHead((6,), (1,), 4)))
     images = torch.randn(2, 3, 20, 30)
-    fast = folded(model)
+    fast = fuse_conv_bn(model)
     torch.testing.assert_close(fast(images).fused[-1], model(images).fused[-1], atol=1e-5, rtol=1e-5)
     assert isinstance(fast.backbone.bn1, nn.BatchNorm2d)
     assert isinstance(fast.backbone.bn2, nn.Identity)
@@ -79,8 +79,8 @@ def test_a_convolution_that_is_read_twice_leaves_the_model_as_it_is(monkeypatch)
     """Its output would change for the other reader."""
     monkeypatch.setattr(PreActivation, "use_of_the_convolution", lambda self, y: y)
     model = with_statistics(Segmentor(PreActivation(), IdentityNeck((6,), (1,)), ConvHead((6,), (1,), 4)))
-    with pytest.warns(UserWarning, match="BatchNorm is not folded"):
-        same = folded(model)
+    with pytest.warns(UserWarning, match="BatchNorm is not fused"):
+        same = fuse_conv_bn(model)
     images = torch.randn(1, 3, 20, 30)
     torch.testing.assert_close(same(images).fused[-1], model(images).fused[-1])
 
@@ -88,6 +88,6 @@ def test_a_convolution_that_is_read_twice_leaves_the_model_as_it_is(monkeypatch)
 def test_the_activation_in_a_norm_of_timm_stays():
     model = with_statistics(build_segmentor("tf_efficientnet_lite0", num_classes=4, head="conv1x1"))
     images = torch.randn(1, 3, 64, 96)
-    fast = folded(model)
+    fast = fuse_conv_bn(model)
     torch.testing.assert_close(fast(images).fused[-1], model(images).fused[-1], atol=1e-4, rtol=1e-4)
     assert sum(isinstance(m, _BatchNorm) for m in fast.modules()) == 0

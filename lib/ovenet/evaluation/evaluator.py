@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
-from ovenet.evaluation.boundaries import VOID, Contours
+from ovenet.evaluation.boundaries import IGNORE, Contours
 from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.metrics import confusion_tables
 from ovenet.geometry import lookup_labels, seed_position
@@ -53,13 +53,13 @@ class ImageCounts:
     seed: np.ndarray | None
 
 
-class Tally:
+class SegEvaluator:
     """Counts that grow image by image; its memory does not.
 
     Args:
         info: classes and conditions.
         prediction_names: the same on every process.
-        ignore_label: label of the pixels that do not count.
+        ignore_label: label of ignored pixels.
         detailed: count more than the confusion of classes.
         device: where confusion is counted.
 
@@ -118,7 +118,7 @@ class Tally:
         """
         self.num_images += 1
         predicted = [prediction.labels[n] for n in self.prediction_names]
-        true = np.where(labels == self.ignore_label, np.int16(VOID), labels.astype(np.int16, copy=False))
+        true = np.where(labels == self.ignore_label, np.int16(IGNORE), labels.astype(np.int16, copy=False))
         bands = None
         if self.detailed:
             contour = boundaries.contour_mask(true)
@@ -127,21 +127,21 @@ class Tally:
         confusion = self._count_confusion(predicted, labels, bands, name)
         if bands is None:
             return ImageCounts(confusion.cpu().numpy(), None)
-        maps = [np.where(true == VOID, np.int16(VOID), p.cpu().numpy().astype(np.int16)) for p in predicted]
+        maps = [np.where(true == IGNORE, np.int16(IGNORE), p.cpu().numpy().astype(np.int16)) for p in predicted]
         seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction) if self.has_seed else None
         self._count_boundaries_and_segments(true, contour, maps)
         return ImageCounts(confusion.cpu().numpy(), seeds.result() if seeds else None)
 
-    def all_sum(self) -> None:
+    def all_reduce(self) -> None:
         """Adds the counts of all processes, in one reduction."""
-        flat = distributed.all_sum(torch.cat([table.flatten() for table in self.counts.values()]))
+        flat = distributed.all_reduce_sum(torch.cat([table.flatten() for table in self.counts.values()]))
         parts = flat.split([table.numel() for table in self.counts.values()])
         self.counts = {
             name: part.view_as(table) for (name, table), part in zip(self.counts.items(), parts, strict=True)
         }
 
     def merge(self, counts: Mapping[str, Tensor]) -> None:
-        """Adds the counts of another tally of the same make, or none of them."""
+        """Adds the counts of another evaluator of the same make, or none of them."""
         for name, table in counts.items():
             self.counts[name] += table.to(self.counts[name].device)
 
@@ -190,8 +190,8 @@ class Tally:
         assert prediction.confidence is not None
         offset = prediction.offset.cpu()
         at_seed = lookup_labels(torch.from_numpy(true)[None], seed_position(offset[None]))[0].numpy()
-        has_class = true != VOID
-        target = np.where(at_seed == VOID, np.uint8(_UNKNOWN), at_seed == true)
+        has_class = true != IGNORE
+        target = np.where(at_seed == IGNORE, np.uint8(_UNKNOWN), at_seed == true)
         code = bands.astype(np.int32) * 3 + target
         for predicted in maps:
             code = code * 2 + (predicted == true)
@@ -220,7 +220,9 @@ def _segment_counts(segments: np.ndarray, classes: np.ndarray, is_right: np.ndar
     """``(sizes, K, 4)`` int64: right pixels, pixels, segments found, segments; see `boundaries.segment_map`."""
     by_outcome = np.bincount((segments * 2 + is_right).ravel(), minlength=2 * len(classes)).reshape(-1, 2)[1:]
     right, area = by_outcome[:, 1], by_outcome.sum(axis=1)
-    cell = np.searchsorted(SEGMENT_AREAS_PX, area, side="right") * num_classes + classes[1:]  # number 0 is void
+    cell = (
+        np.searchsorted(SEGMENT_AREAS_PX, area, side="right") * num_classes + classes[1:]
+    )  # number 0 is of ignored pixels
     columns = (right, area, 2 * right > area, np.ones_like(area))
     num_sizes = len(SEGMENT_AREAS_PX) + 1
     table = [np.bincount(cell, weights=column, minlength=num_sizes * num_classes) for column in columns]

@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolutions before it: the same function for inference, with less to do."""
+"""BatchNorm fused into the convolutions before it: the same function for inference, with less to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-3  # of the largest score
 
 
 @torch.no_grad()
-def folded(model: Segmentor) -> Segmentor:
+def fuse_conv_bn(model: Segmentor) -> Segmentor:
     """A copy for inference, whose convolutions scale and shift by themselves; scores differ by rounding alone.
 
     What follows what is seen in a run on a small random image, not guessed from names, and the copy's scores are
@@ -45,7 +45,7 @@ def folded(model: Segmentor) -> Segmentor:
     if difference <= TOLERANCE:
         return fast
     warnings.warn(
-        f"BatchNorm is not folded into convolutions: scores would change by {difference:.1g} of the largest",
+        f"BatchNorm is not fused into convolutions: scores would change by {difference:.1g} of the largest",
         stacklevel=2,
     )
     return plain
