@@ -1,7 +1,7 @@
 # Every target sets up what it needs in .venv; PYTHON chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: .venv/ready
 	$(BIN)/ovenet prepare synthetic --train 120 --val 24 --test 4
@@ -20,10 +20,17 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+.venv/docs: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	touch $@
+
 .venv/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
 clean:
-	rm -rf .venv build lib/ovenet.egg-info
+	rm -rf .venv build site lib/ovenet.egg-info

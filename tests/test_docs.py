@@ -1,4 +1,4 @@
-"""The worked examples of docs/models.md run, are short, and keep what parts promise."""
+"""The worked examples of docs/models.md and docs/extending.md run, are short, and keep what parts promise."""
 
 import re
 from pathlib import Path
@@ -14,8 +14,11 @@ from ovenet.losses.targets import Targets
 from ovenet.models.registry import BACKBONES, HEADS
 from tests.models.conformance import BackboneConformance, HeadConformance
 
-TEXT = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
-CODE = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "models.md").read_text(encoding="utf-8")
+EXPERIMENTS = DOCS.parent / "experiments"
+EXAMPLES = (DOCS / "extending.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```python\n(.*?)```", TEXT + EXAMPLES, flags=re.DOTALL)
 YAML = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
@@ -74,3 +77,38 @@ def test_every_part_is_on_the_page():
         for name in own
     }
     assert all(f"`{family}`" in TEXT for family in families), families
+
+
+def test_experiments_that_the_docs_name_exist():
+    """Every ``--cfg`` of a command, in the README too, and every file below experiments/."""
+    named = 0
+    for path in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"--cfg (?:experiments/)?(\w[\w.-]*/\w[\w.-]*)|experiments/([\w./-]+)\.yaml", text):
+            name = (name[0] or name[1]).removesuffix(".yaml")
+            if name in ("folder/cracks", "camvid/FILE"):  # which the reader writes, or chooses
+                continue
+            named += 1
+            assert (EXPERIMENTS / f"{name}.yaml").is_file(), f"{path.name}: {name}"
+    assert named > 40
+
+
+LONG_NAMES = [path for path in EXPERIMENTS.rglob("*.yaml") if "# The long name of" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", LONG_NAMES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_long_names_are_one_line_for_the_short_one(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) == 2
+    short = path.with_name(lines[1].removeprefix("_BASE_: "))
+    assert load_config(path) == load_config(short)
+    assert len(short.stem) < 25
+
+
+def test_published_long_names_stay():
+    names = {path.stem for path in LONG_NAMES if path.parent.name == "cityscapes"}
+    assert {
+        "seg_hrnet_w48_train_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484",
+        "seg_hrnet_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484_cityscapes_pretrained",
+        "seg_hrnet_ocr_w48_train_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484",
+    } <= names

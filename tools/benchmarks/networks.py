@@ -27,8 +27,8 @@ from ovenet.structures import Batch, OVeNetOutput
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-SMALL_OCR = "cityscapes/ovenet_hrnet_ocr_w18_small_v2_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml"
-SMALL = "cityscapes/ovenet_hrnet_w18_small_v2_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml"
+SMALL_OCR = "cityscapes/ovenet_w18s_ocr.yaml"
+SMALL = "cityscapes/ovenet_w18s.yaml"
 RANDOM = ("MODEL.BACKBONE.PRETRAINED", "", "MODEL.SEED.PRETRAINED", "")
 
 

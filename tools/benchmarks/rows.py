@@ -21,10 +21,10 @@ from benchmarks.networks import (
     step_switch,
 )
 
-W48 = "cityscapes/seg_hrnet_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484_cityscapes_pretrained.yaml"
-W48_OCR = "cityscapes/ovenet_hrnet_ocr_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484.yaml"
-ADE_W48 = "ade20k/ovenet_hrnet_w48_520x520_ohem_sgd_lr2e-2_wd1e-4_bs_16_epoch120.yaml"
-ADE_W48_OCR = "ade20k/ovenet_hrnet_ocr_w48_520x520_ohem_sgd_lr2e-2_wd1e-4_bs_16_epoch120.yaml"
+W48 = "cityscapes/ovenet_w48.yaml"
+W48_OCR = "cityscapes/ovenet_w48_ocr.yaml"
+ADE_W48 = "ade20k/ovenet_w48.yaml"
+ADE_W48_OCR = "ade20k/ovenet_w48_ocr.yaml"
 FAST = ("TRAIN.PRECISION", "bf16", "TRAIN.COMPILE", "default", "TEST.PRECISION", "bf16", "TEST.BATCH_SIZE_PER_GPU", "4")
 
 Row = Case | AbstractContextManager[Case]

@@ -91,7 +91,10 @@ def create_model(
         pretrained: a file of weights, or ``timm`` for timm's; None takes those that come with the backbone, if any do,
             and False takes none.
         align_corners: convention of all resizing of maps; True for HRNet and OVeNet, False for mmsegmentation.
-        backbone_args, neck_args, head_args, seed_args: settings of the parts, see `ovenet.describe`.
+        backbone_args: settings of the backbone, see `ovenet.describe`.
+        neck_args: of the neck.
+        head_args: of the head.
+        seed_args: of the seed.
 
     Raises:
         UserError: there is no such part, a setting or a file is wrong, or parts do not go together.

@@ -38,7 +38,8 @@ class ConfidenceGate(nn.Module):
         """The corrected confidence ``(B, 1, h, w)``.
 
         Args:
-            initial, seed: scores ``(B, K, h, w)``, to which no gradient flows back.
+            initial: scores ``(B, K, h, w)``, to which no gradient flows back.
+            seed: scores likewise.
             confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
             kind: what the scores are.
         """
