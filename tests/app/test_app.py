@@ -57,7 +57,7 @@ def png(pixels):
 
 def ask(server, method="POST", path="/predict", body=None, headers=OWN, host=None):
     """Status and content of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=300)
     headers = {**headers, **({"Host": host} if host else {})}
     connection.request(method, path, body, headers)
     answer = connection.getresponse()
@@ -144,6 +144,12 @@ def test_hostile_requests_are_refused(server, tmp_path, monkeypatch, path, body,
     assert str(tmp_path) not in text
     assert list(tmp_path.iterdir()) == []
     assert ask(server, body=png(scene()))[0] == 200  # the server goes on
+
+
+def test_who_sends_too_much_is_told_so(server):
+    """The whole of a large upload can be sent before the answer is read, as browsers do."""
+    for _ in range(20):
+        assert ask(server, body=bytes(20_000_000))[0] == 413
 
 
 def test_another_name_for_this_machine_is_refused(server):

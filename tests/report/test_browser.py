@@ -225,6 +225,42 @@ def test_it_fits_a_phone(page):
         page.set_window_size(size["width"], size["height"])
 
 
+def test_every_number_is_visible_on_a_phone(page):
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 400, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    )
+    try:
+        hidden = page.execute_script(
+            """return [...document.querySelectorAll("table.scores td")].filter(cell => {
+                const box = cell.getBoundingClientRect();
+                return box.width === 0 || box.right > innerWidth || box.left < 0;
+            }).length"""
+        )
+        assert hidden == 0
+        label = "return getComputedStyle(document.querySelector('table.scores td'), '::before').content"
+        assert page.execute_script(label) == '"S_i"'
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_classes_are_sorted_by_a_click(page):
+    def names():
+        return [row.text for row in page.find_elements(By.CSS_SELECTOR, "table.sortable tbody th")]
+
+    heads = page.find_elements(By.CSS_SELECTOR, "table.sortable thead th button")
+    assert [head.text for head in heads] == ["class", "S_i", "S_s", "S_f", "gain"]
+    assert names() == ["road", "sky </script>", "car"]
+    heads[0].click()
+    assert names() == ["car", "road", "sky </script>"]
+    gains = "return [...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[4].textContent)"
+    heads[4].click()
+    values = [float(text.replace("−", "-")) for text in page.execute_script(gains)]
+    assert values == sorted(values, reverse=True)
+    heads[4].send_keys(Keys.ENTER)
+    values = [float(text.replace("−", "-")) for text in page.execute_script(gains)]
+    assert values == sorted(values)
+
+
 def test_two_runs_share_the_viewer(browser, evaluation, baseline, tmp_path):
     write_report([baseline, evaluation], tmp_path / "r.html")
     page = open_page(browser, tmp_path / "r.html")

@@ -58,6 +58,32 @@ def test_the_tables_show_the_results(html, evaluation):
     assert {"fog", "rain", "sky </script>", "Boundary IoU, width 0.5 %"} <= set(rows)
 
 
+def test_the_summary_says_in_words_what_the_tables_say(html, evaluation, baseline, tmp_path):
+    results = json.loads((evaluation / "results.json").read_text())
+    ious = {name: 100 * scores["mean_iou"] for name, scores in results["results"].items()}
+    (sentence,) = re.findall(r'<p class="verdict">(.*?)</p>', html)
+    assert sentence.startswith(
+        f"The seeds help: {ious['fused']:.2f} % mIoU with them (S_f), {ious['initial']:.2f} % without (S_i), "
+        f"+{ious['fused'] - ious['initial']:.2f}. They correct"
+    )
+    seeds = results["details"]["seeds"]
+    assert f"{100 * seeds['corrected']['fused']:.2f} % of the pixels that S_i has wrong" in sentence
+    assert html.index('id="summary"') < html.index('id="images"') < html.index('id="scores"')
+    write_report([baseline, evaluation], tmp_path / "r.html")
+    first, second = re.findall(r'<p class="verdict">(.*?)</p>', (tmp_path / "r.html").read_text())
+    plain = 100 * json.loads((baseline / "results.json").read_text())["results"]["fused"]["mean_iou"]
+    assert first == f"hrnet_small: {plain:.2f} % mIoU, without seeds."
+    assert second.endswith(f" {ious['fused'] - plain:.2f} points of mIoU above hrnet_small.")
+
+
+def test_plots_follow_the_page_and_predictions_have_a_hue_each(html):
+    assert "currentColor" in html
+    assert "#010203" not in html
+    assert "#040506" not in html
+    for hue in ("#0072b2", "#e69f00", "#009e73"):
+        assert f"stroke: {hue}" in html
+
+
 def test_nothing_is_asked_for_from_elsewhere(html):
     assert all(link.startswith(("#", "data:")) for link in Tables(html).links)
     assert "@import" not in html

@@ -10,6 +10,7 @@ import json
 import re
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,10 @@ MAX_PIXELS = 40_000_000
 MAX_WAITING = 64  # requests at once; each holds a thread, and only those at work an upload
 _MAX_READING = 2
 _TIMEOUT_S = 60
+_LINGER_S = 5
 _BLOCK = 1 << 16
 _MB = 10**6
+_LENGTH = re.compile("[1-9][0-9]{0,11}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class Handler(BaseHTTPRequestHandler):
     server: AppServer
     server_version, sys_version = "ovenet", ""
     timeout = _TIMEOUT_S
+    _unread = 0  # bytes of the request's body
 
     def do_GET(self) -> None:
         """The page."""
@@ -124,6 +128,8 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self._prediction)
 
     def _answer(self, make: Callable[[str, dict[str, str]], tuple[str, bytes]]) -> None:
+        length = self.headers.get("Content-Length", "")
+        self._unread = int(length) if _LENGTH.fullmatch(length) else 0
         if not self.server.waiting.acquire(blocking=False):
             self._send_text(HTTPStatus.SERVICE_UNAVAILABLE, "too many requests at once; try again in a moment")
             return
@@ -161,16 +167,15 @@ class Handler(BaseHTTPRequestHandler):
     def _prediction(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
         if path not in ("/predict", "/film"):
             raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
-        length = self.headers.get("Content-Length", "")
-        if not re.fullmatch("[1-9][0-9]{0,11}", length):
+        if not self._unread:
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected a file")
-        if int(length) > self.server.max_bytes:
+        if self._unread > self.server.max_bytes:
             most = self.server.max_bytes / _MB
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {most:g} MB (ovenet app --max-mb)")
         model, runtime = query.get("model", ""), query.get("runtime", "")
         with self.server.reading, tempfile.TemporaryDirectory(prefix="ovenet-app-") as folder:
             file = Path(folder) / "upload"
-            self._receive(file, int(length))
+            self._receive(file)
             try:
                 answers = self.server.answers
                 if path == "/film":
@@ -180,18 +185,32 @@ class Handler(BaseHTTPRequestHandler):
                 raise UserError(str(error).replace(str(file), "the upload")) from error
         return "application/json", json.dumps(content, separators=(",", ":")).encode()
 
-    def _receive(self, file: Path, length: int) -> None:
+    def _receive(self, file: Path) -> None:
         with open(file, "wb") as target:
-            while length:
-                block = self.rfile.read(min(length, _BLOCK))
+            while self._unread:
+                block = self.rfile.read(min(self._unread, _BLOCK))
                 if not block:
                     raise ConnectionError("the upload ended early")
                 target.write(block)
-                length -= len(block)
+                self._unread -= len(block)
 
     def _send_text(self, status: HTTPStatus, text: str) -> None:
         self.close_connection = True  # what was not read of the request is not taken for the next one
         self._send(status, "text/plain; charset=utf-8", text.encode())
+        self._linger()
+
+    def _linger(self) -> None:
+        """Reads on for some seconds: closing while a browser still sends would take the answer from it."""
+        until = time.monotonic() + _LINGER_S
+        try:
+            self.connection.settimeout(_LINGER_S)
+            while self._unread and time.monotonic() < until:
+                block = self.rfile.read1(min(self._unread, _BLOCK))
+                if not block:
+                    break
+                self._unread -= len(block)
+        except OSError:
+            self.close_connection = True
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         try:

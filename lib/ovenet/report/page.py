@@ -262,6 +262,7 @@ def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:
         "title": f"OVeNet: {' and '.join(run.name for run in runs)}",
         "runs": [_run_context(run) for run in runs],
         "sections": _sections(runs),
+        "verdict": _verdict(runs),
         "headline": _rows(runs, _headline(runs)),
         "classes": _rows(runs, _class_rows(runs)),
         "conditions": _rows(runs, _condition_rows(runs)),
@@ -307,6 +308,59 @@ def _direction(share: float | None) -> str:
     return "up" if rounded > 0 else "down" if rounded < 0 else ""
 
 
+# ---- the summary -----------------------------------------------------------------------------------------------------
+
+
+def _verdict(runs: Sequence[Run]) -> list[str]:
+    """What came out, in a sentence for each run, and one for each against the first."""
+    sentences = []
+    first = runs[0].results["results"]["fused"]["mean_iou"]
+    for index, run in enumerate(runs):
+        scores, name = run.results["results"], f"{run.name}: " if len(runs) > 1 else ""
+        fused = scores["fused"]["mean_iou"]
+        ahead = _difference(fused, first) if index else None
+        than = ""
+        if ahead is not None:
+            side = "above" if ahead >= 0 else "below"
+            than = f" {100 * abs(ahead):.2f} points of mIoU {side} {runs[0].name}."
+        if not run.has_seed:
+            sentences.append(f"{name}{_percent(fused)} % mIoU, without seeds.{than}")
+            continue
+        gain = _difference(fused, scores["initial"]["mean_iou"])
+        seeds = run.results["details"]["seeds"]
+        start = {"up": "The seeds help", "down": "The seeds hurt", "": "The seeds change nothing that shows"}
+        sentences.append(
+            f"{name}{start[_direction(gain)]}: {_percent(fused)} % mIoU with them (S_f), "
+            f"{_percent(scores['initial']['mean_iou'])} % without (S_i), {_signed(gain)}. They correct "
+            f"{_percent(seeds['corrected']['fused'])} % of the pixels that S_i has wrong and break "
+            f"{_percent(seeds['broken']['fused'])} % of those that it has right.{than}"
+        )
+    return sentences
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def _cards(run: Run) -> list[dict[str, str]]:
+    """The few numbers that one looks for first."""
+    scores, details = run.results["results"], run.results["details"]
+    fused = scores["fused"]
+    cards = [{"title": "mIoU of S_f, %", "value": _percent(fused["mean_iou"]), "hue": "fused"}]
+    if run.has_seed:
+        gain = _difference(fused["mean_iou"], scores["initial"]["mean_iou"])
+        cards.append({"title": "gain: mIoU of S_f less S_i", "value": _signed(gain), "hue": _direction(gain)})
+        cards.append({"title": "mIoU of S_i, %", "value": _percent(scores["initial"]["mean_iou"]), "hue": "initial"})
+    boundary = details["boundaries"]["mean_iou"]["fused"][-1]
+    cards.append({"title": "Boundary IoU of S_f, %", "value": _percent(boundary), "hue": ""})
+    cards.append({"title": "pixels right, %", "value": _percent(fused["pixel_accuracy"]), "hue": ""})
+    ious = {name: iou for name, iou in fused["iou"].items() if iou is not None}
+    if ious:
+        weakest = min(ious, key=ious.__getitem__)
+        cards.append({"title": f"weakest class: {weakest}, IoU in %", "value": _percent(ious[weakest]), "hue": ""})
+    return cards
+
+
 # ---- tables: a row is a title, and for each run a value per prediction -----------------------------------------------
 
 Rows = list[tuple[str, list[dict[str, Any]]]]
@@ -320,14 +374,15 @@ def _rows(runs: Sequence[Run], rows: Rows) -> list[dict[str, Any]]:
             own = [{"value": values.get(name), "is_gain": False} for name in run.predictions]
             if run.has_seed:
                 pair = values.get("initial"), values.get("fused")
-                own.append({"value": None if None in pair else pair[1] - pair[0], "is_gain": True})
+                own.append({"value": _difference(pair[1], pair[0]), "is_gain": True})
             cells.append(own)
         table.append({"title": title, "runs": cells})
     return table
 
 
-def _columns(run: Run) -> list[str]:
-    return [SYMBOLS[name] for name in run.predictions] + (["gain"] if run.has_seed else [])
+def _columns(run: Run) -> list[dict[str, str]]:
+    columns = [{"title": SYMBOLS[name], "hue": name} for name in run.predictions]
+    return columns + ([{"title": "gain", "hue": ""}] if run.has_seed else [])
 
 
 def _headline(runs: Sequence[Run]) -> Rows:
@@ -403,13 +458,13 @@ def _seed_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _sections(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    sections = [("scores", "Scores"), ("edges", "Near edges")]
+    sections = [("summary", "Summary"), ("images", "Images"), ("scores", "Scores"), ("edges", "Near edges")]
     if any(run.has_seed for run in runs):
         sections.append(("seeds", "Seeds and confidence"))
     sections.append(("confusion", "Confusion"))
     if any(run.log for run in runs):
         sections.append(("training", "Training"))
-    return [*sections, ("images", "Images")]
+    return sections
 
 
 def _run_context(run: Run) -> dict[str, Any]:
@@ -423,6 +478,7 @@ def _run_context(run: Run) -> dict[str, Any]:
         "name": run.name,
         "columns": _columns(run),
         "facts": _facts(run),
+        "cards": _cards(run),
         "has_seed": run.has_seed,
         "confusion_share": plots.confusion_plot(counts, names, normalised=True),
         "confusion_pixels": plots.confusion_plot(counts, names, normalised=False),

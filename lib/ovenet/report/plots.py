@@ -1,6 +1,7 @@
 """The report's plots, by matplotlib, as SVG text.
 
-Runs differ by colour and predictions by line style, so that neither is told by colour alone.
+S_i, S_s and S_f have a hue and a line style each, so that neither is told by colour alone. Several runs differ by their
+markers; plots without predictions have a colour for each run. Text and axes take the page's colour.
 """
 
 from __future__ import annotations
@@ -18,12 +19,23 @@ from ovenet.evaluation.curves import COLORS, plain_text
 from ovenet.evaluation.writers import SYMBOLS
 
 _STYLES = {"initial": ":", "seed": "--", "fused": "-"}
+_HUES = {"initial": "#0072b2", "seed": "#e69f00", "fused": "#009e73"}
+_MARKERS = (".", "x", "^", "s", "d", "+")
+_INK, _LINE = "#010203", "#040506"  # stand for the page's colours, see `to_svg`
 _MAX_CLASSES_NAMED = 40
 _STYLE = {
     "font.size": 9,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#dddddd",
+    "grid.color": _LINE,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -35,11 +47,11 @@ Run = Mapping[str, Any]
 
 
 def to_svg(figure: Figure) -> str:
-    """An ``<svg>`` element that scales to the width of the page."""
+    """An ``<svg>`` element that scales to the width of the page, and follows its light or dark colours."""
     text = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = text.getvalue()
+    svg = text.getvalue().replace(_INK, "currentColor").replace(_LINE, "var(--line)")
     return svg[svg.index("<svg") :]
 
 
@@ -62,6 +74,12 @@ def _line(axes: Axes, x: Sequence[Any], y: Sequence[float | None], *, run: int, 
     axes.plot(x, values, style, marker=".", color=COLORS[run % len(COLORS)], label=label)
 
 
+def _prediction_line(axes: Axes, y: Sequence[float | None], runs: Sequence[Run], run: int, name: str, x: Any) -> None:
+    values = [float("nan") if value is None else value for value in y]
+    label, marker = _label(runs, run, SYMBOLS[name]), _MARKERS[run % len(_MARKERS)]
+    axes.plot(x, values, _STYLES[name], marker=marker, color=_HUES[name], label=label)
+
+
 def _label(runs: Sequence[Run], run: int, text: str) -> str:
     return plain_text(f"{runs[run]['name']}: {text}") if len(runs) > 1 else text
 
@@ -78,8 +96,7 @@ def edge_plot(runs: Sequence[Run], key: str, title: str) -> str:
     for index, run in enumerate(runs):
         edges = run["details"]["edges"]
         for name, values in edges[key].items():
-            ticks = range(len(values))
-            _line(axes, ticks, values, run=index, label=_label(runs, index, SYMBOLS[name]), style=_STYLES[name])
+            _prediction_line(axes, values, runs, index, name, range(len(values)))
     axes.set_xticks(*_band_ticks(edges["distances_px"], cumulative=key == "trimap_iou"))
     return _finish(figure, axes)
 
@@ -97,7 +114,7 @@ def boundary_plot(runs: Sequence[Run], key: str, title: str) -> str:
         scores = run["details"]["boundaries"]
         widths = [100 * ratio for ratio in scores["ratios"]]
         for name, values in scores[key].items():
-            _line(axes, widths, values, run=index, label=_label(runs, index, SYMBOLS[name]), style=_STYLES[name])
+            _prediction_line(axes, values, runs, index, name, widths)
     return _finish(figure, axes)
 
 

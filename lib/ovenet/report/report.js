@@ -3,6 +3,28 @@
 (() => {
   const page = JSON.parse(document.getElementById("page-data").textContent);
   const element = (id) => document.getElementById(id);
+
+  // Tables that sort: a click on a column's head, again for the other direction.
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
+    const body = table.tBodies[0];
+    const text = (row, column) => row.cells[column].textContent.trim();
+    const number = (value) => (value === "–" ? -Infinity : Number(value.replace("−", "-")));
+    heads.forEach((head, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = head.textContent || "name";
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const descending = head.getAttribute("aria-sort") ? head.getAttribute("aria-sort") === "ascending" : column > 0;
+        heads.forEach((other) => other.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", descending ? "descending" : "ascending");
+        const order = (a, b) => (column ? number(text(a, column)) - number(text(b, column)) : text(a, 0).localeCompare(text(b, 0)));
+        body.append(...[...body.rows].sort((a, b) => (descending ? order(b, a) : order(a, b))));
+      });
+    });
+  }
+
   if (!element("viewer")) return;
 
   const IGNORE = 255;
