@@ -26,6 +26,21 @@ def test_the_log_file_keeps_the_losses_with_or_without_a_bar(tmp_path, capsys, m
     assert ("loss 1.5000 lr 0.01000 ETA" in shown) == is_terminal
 
 
+def test_a_slow_run_says_that_it_goes_on(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    configure_logging(file=tmp_path / "train.log")
+    with Progress("epoch 1/2", 10, enabled=True) as progress:
+        for step in range(1, 6):
+            now += 25.0
+            progress.advance(later_steps=10)
+            if step == 4:
+                progress.report(4, {"loss": 1.0, "images_per_second": 1.0}, 0.01, later_steps=10)
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert len(lines) == 2  # after 75 s of silence, and the report; 25 s after it is no silence
+    assert "epoch 1/2, iteration 3/10: 25.0 s each, ETA 0:07:05" in lines[0]
+
+
 def test_means_are_over_the_iterations():
     meter = Meter()
     for value in (1.0, 3.0):

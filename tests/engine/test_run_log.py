@@ -50,3 +50,24 @@ def test_weights_and_biases_that_is_not_installed_is_named(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="wandb is not installed: pip install wandb"):
         write(tmp_path, [1], wandb_project="ovenet-test")
+
+
+def test_mlflow_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):
+    """A run that goes on, too, in one and the same run of MLflow."""
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    write(tmp_path, [1, 2], mlflow_experiment="ovenet-test", config="TRAIN: {LR: 0.5}")
+    write(tmp_path, [3], mlflow_experiment="ovenet-test", config="TRAIN: {LR: 0.5}")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("ovenet-test")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == tmp_path.name
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+
+
+def test_mlflow_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(ValueError, match="mlflow is not installed: pip install mlflow"):
+        write(tmp_path, [1], mlflow_experiment="ovenet-test")

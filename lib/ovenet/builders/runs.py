@@ -24,7 +24,7 @@ SETTINGS = "evaluation_settings"  # in the results: all that the counts depend o
 
 PLACES = (  # settings that say where files lie on the machine that trained, which nobody else needs
     "DATASET.ROOT", "DATASET.CACHE_DIR", "OUTPUT_DIR", "LOG_DIR", "TEST.MODEL_FILE", "MODEL.BACKBONE.PRETRAINED",
-    "MODEL.SEED.PRETRAINED", "LOSS.CLASS_WEIGHTS", "WANDB",
+    "MODEL.SEED.PRETRAINED", "LOSS.CLASS_WEIGHTS", "WANDB", "MLFLOW",
 )  # fmt: skip
 _SEEN_IN_TRAINING = re.compile(
     r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL)|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"

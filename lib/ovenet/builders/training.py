@@ -142,6 +142,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
             checkpoint_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
             num_checkpoints=cfg.TRAIN.KEEP_CHECKPOINTS,
             wandb_project=cfg.WANDB,
+            mlflow_experiment=cfg.MLFLOW,
             metadata={
                 "config": cfg.dump(),
                 "dataset": info.name,

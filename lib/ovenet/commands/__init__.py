@@ -21,6 +21,7 @@ COMMANDS = {  # module, and what it does
     "report": ("report", "write one HTML page about evaluations, side by side"),
     "compare": ("compare", "compare runs by their logs"),
     "sweep": ("sweep", "run an experiment with many settings and seeds"),
+    "config": ("print_config", "show the settings of an experiment, and where each comes from"),
     "plan": ("plan", "say beforehand what a training costs"),
     "prepare": ("prepare_data", "bring a dataset into place and write its list files"),
     "audit": ("audit_data", "check the data of an experiment"),

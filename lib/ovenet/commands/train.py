@@ -61,7 +61,9 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
         )
         best = trainer.fit(interruption)
         if (run_dir / BEST).exists():
-            get_logger().info("done: best mIoU %.4f; weights in %s and %s", best, run_dir / BEST, run_dir / FINAL)
+            get_logger().info(
+                "done: best mIoU %.2f %%; weights in %s and %s", 100 * best, run_dir / BEST, run_dir / FINAL
+            )
         else:
             get_logger().info("done: weights in %s; no mIoU, since no validation pixel is labelled", run_dir / FINAL)
 

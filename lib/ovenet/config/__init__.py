@@ -8,6 +8,7 @@ from ovenet.config.loading import (
     load_config,
     load_config_text,
     read_yaml,
+    setting_sources,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "load_config",
     "load_config_text",
     "read_yaml",
+    "setting_sources",
 ]

@@ -173,6 +173,7 @@ def default_config() -> CfgNode:
     c.VERSION = VERSION  # of this schema; checkpoints carry it
     c.OUTPUT_DIR = "output"  # runs go to OUTPUT_DIR/<dataset>/<name of the config file>
     c.LOG_DIR = ""  # TensorBoard files go to LOG_DIR/<dataset>/<config>; "" puts them into the run's folder
+    c.MLFLOW = ""  # experiment of MLflow that gets the numbers too (pip install mlflow); "" is none
     c.WANDB = ""  # project of Weights & Biases that gets the numbers too (pip install wandb); "" is none
     c.DEVICE = "auto"  # auto (CUDA where present), cpu or cuda
     c.WORKERS = 4  # data loading processes per training process, >= 0

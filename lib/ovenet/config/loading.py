@@ -49,6 +49,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     return _assemble(list(_file_sources(find_experiment(path), ())), overrides)
 
 
+def setting_sources(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Where the settings of `load_config` come from: a file or the command line, by key; defaults are left out.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    known = dict(_leaves(default_config())) | TRANSLATED
+    sources = _all_sources(list(_file_sources(find_experiment(path), ())), overrides, known)
+    return {key: source for key, (_, source) in _merge(sources, known).items() if source}
+
+
 def find_experiment(path: str | Path) -> Path:
     """The file of that path or, where there is none, the experiment of that name that comes along.
 
@@ -87,21 +98,29 @@ def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> C
 def _assemble(sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str]) -> CfgNode:
     cfg = default_config()
     known = dict(_leaves(cfg)) | TRANSLATED
-    sources = [(source, {RENAMED_KEYS.get(k, k): v for k, v in content.items()}) for source, content in sources]
-    for source, content in sources:
-        for key in content:
-            _require_known(key, known, source)
-    sources = [*sources, (COMMAND_LINE, dict(_parse_overrides(overrides, known)))]
-    for key, value in _merge(sources, known).items():
+    sources = _all_sources(sources, overrides, known)
+    for key, (value, _) in _merge(sources, known).items():
         _assign(cfg, key, value)
+    cfg.VERSION = VERSION
     check_config(cfg)
     _warn_about_inert_keys([key for _, content in sources for key in content])
     cfg.freeze()
     return cfg
 
 
-def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> dict[str, Any]:
-    """All settings in the present schema, by key."""
+def _all_sources(
+    sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str], known: dict[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Files and overrides, under the present names of the keys."""
+    sources = [(source, {RENAMED_KEYS.get(k, k): v for k, v in content.items()}) for source, content in sources]
+    for source, content in sources:
+        for key in content:
+            _require_known(key, known, source)
+    return [*sources, (COMMAND_LINE, dict(_parse_overrides(overrides, known)))]
+
+
+def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> dict[str, Setting]:
+    """All settings in the present schema, by key; without a source where they are a part's default name."""
     merged: dict[str, Setting] = {f"{part}.NAME": (known[f"{part}.NAME"], "") for part in PART_SECTIONS}
     published: dict[str, Setting] = {}
     for source, content in sources:
@@ -118,8 +137,7 @@ def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> 
             published = {key: setting for key, setting in published.items() if not key.startswith("MODEL.EXTRA.STAGE")}
         _update(merged, own)
     warn_about_a_missing_branch(published, merged)
-    settings = {key: value for key, (value, _) in merged.items()}
-    return settings | {"VERSION": VERSION}
+    return merged
 
 
 def _update(merged: dict[str, Setting], new: Mapping[str, Setting]) -> None:

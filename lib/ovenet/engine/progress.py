@@ -16,6 +16,7 @@ from ovenet.structures import LossTerms
 from ovenet.utils import distributed
 from ovenet.utils.logging import FILE_ONLY, get_logger
 
+SILENCE_S = 60.0  # after which a line tells that a run goes on
 T = TypeVar("T")
 
 
@@ -123,7 +124,8 @@ class Progress:
         self.enabled = enabled
         self._started = time.perf_counter()
         self._has_bar = enabled and sys.stderr.isatty()
-        self._done_before = done
+        self._done, self._done_before = done, done
+        self._told = self._started
         self._bar = tqdm(
             total=num_steps, initial=done, desc=title, disable=not self._has_bar, dynamic_ncols=True, leave=False
         )
@@ -134,9 +136,26 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def advance(self) -> None:
-        """Counts one iteration."""
+    def advance(self, later_steps: int = 0) -> None:
+        """Counts one iteration; says so where nothing was said for a minute, as in slow runs.
+
+        Args:
+            later_steps: iterations of the epochs to come.
+        """
+        self._done += 1
         self._bar.update()
+        if self.enabled and time.perf_counter() - self._told > SILENCE_S:
+            seconds, eta = self._pace(self._done, later_steps)
+            get_logger().info(
+                "%s, iteration %d/%d: %.1f s each, ETA %s", self.title, self._done, self.num_steps, seconds, eta,
+                extra={FILE_ONLY: self._has_bar},
+            )  # fmt: skip
+            self._told = time.perf_counter()
+
+    def _pace(self, step: int, later_steps: int) -> tuple[float, timedelta]:
+        """Seconds per step, and the time to the end of the run."""
+        seconds = (time.perf_counter() - self._started) / (step - self._done_before)
+        return seconds, timedelta(seconds=round(seconds * (self.num_steps - step + later_steps)))
 
     def report(self, step: int, summary: Mapping[str, float], lr: float, later_steps: int) -> None:
         """Shows the loss, the learning rate and the time to the end of the run.
@@ -149,8 +168,8 @@ class Progress:
         """
         if not self.enabled:
             return
-        seconds_per_step = (time.perf_counter() - self._started) / (step - self._done_before)
-        eta = timedelta(seconds=round(seconds_per_step * (self.num_steps - step + later_steps)))
+        _, eta = self._pace(step, later_steps)
+        self._told = time.perf_counter()
         if self._has_bar:
             self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.5f} ETA {eta}")
         terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in summary.items() if name.startswith("loss_"))

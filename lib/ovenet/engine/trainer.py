@@ -72,6 +72,7 @@ class TrainSettings:
     checkpoint_minutes: float = 0.0
     num_checkpoints: int = 2
     wandb_project: str = ""
+    mlflow_experiment: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ class Trainer:
             settings.log_dir,
             iteration=self.iteration,
             wandb_project=settings.wandb_project,
+            mlflow_experiment=settings.mlflow_experiment,
             config=settings.metadata["config"],
         )
         with log, Interruption() if interruption is None else nullcontext(interruption) as interruption:
@@ -276,7 +278,7 @@ class Trainer:
                 if (self.steps_in_epoch % self.settings.print_freq == 0 or is_last) and len(meter):
                     self._report(progress, log, meter.summary(), remaining)
                     meter = Meter()
-                progress.advance()
+                progress.advance(remaining)
                 if stop:
                     drain(0)
                     return True
@@ -371,8 +373,9 @@ class Trainer:
         if not results["fused"].num_pixels:
             get_logger().warning("epoch %d: no labelled pixel in the validation list, so no score", self.epoch)
             return False
-        scores = ", ".join(f"{name}{suffix} {result.mean_iou:.4f}" for name, result in results.items())
-        get_logger().info("epoch %d: mIoU %s (best fused%s %.4f)", self.epoch, scores, suffix, self.best[file])
+        scores = ", ".join(f"{name}{suffix} {100 * result.mean_iou:.2f} %" for name, result in results.items())
+        best = 100 * self.best[file]
+        get_logger().info("epoch %d: mIoU %s (best fused%s %.2f %%)", self.epoch, scores, suffix, best)
         values = {f"mean_iou_{name}{suffix}": result.mean_iou for name, result in results.items()}
         log.scalars("val", values, iteration=self.iteration, epoch=self.epoch - 1)
         if is_best:
@@ -447,11 +450,11 @@ class Trainer:
                 f"{path}: cannot be resumed with this config ({reason}); set TRAIN.RESUME False and another OUTPUT_DIR"
             ) from error
         get_logger().info(
-            "resumed from %s: epoch %d, iteration %d, best mIoU %.4f",
+            "resumed from %s: epoch %d, iteration %d, %s",
             path,
             self.epoch + 1,
             self.iteration,
-            self.best_mean_iou,
+            "no mIoU yet" if self.best_mean_iou < 0 else f"best mIoU {100 * self.best_mean_iou:.2f} %",
         )
         if state["world_size"] != distributed.world_size():
             get_logger().warning(

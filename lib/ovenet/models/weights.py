@@ -64,13 +64,15 @@ class LoadReport:
             "unexpected": self.unexpected,
             "not in this kind of file": self.untouched,
         }
-        counts = {kind: Counter(map(_block, entries)) for kind, entries in names.items()}
         lines = [
             f"{self.source}: {len(self.loaded)} tensors loaded ({self.matched_share:.1%}), "
             f"{len(self.missing)} missing, {len(self.mismatched)} of another shape, "
             f"{len(self.unexpected)} unexpected, {self.unused} known and unused"
         ]
+        counts = {kind: Counter(map(_block, entries)) for kind, entries in names.items()}
         for block in sorted(set().union(*counts.values())):
+            if all(kind == "loaded" or not table[block] for kind, table in counts.items()):
+                continue  # whole
             parts = [f"{table[block]} {kind}" for kind, table in counts.items() if table[block]]
             lines.append(f"  {block:<28} {', '.join(parts)}")
         lines += [f"  {entry}" for entry in self.mismatched]
