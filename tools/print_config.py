@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints the settings of an experiment, and where each comes from: python tools/print_config.py --cfg FILE [KEY VALUE ...]."""
+"""Prints the settings of an experiment, and where each comes from: python tools/print_config.py --cfg FILE [...]."""
 
 import sys
 from pathlib import Path

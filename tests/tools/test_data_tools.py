@@ -1,11 +1,17 @@
 """tools/audit_data.py, tools/browse_data.py, and what training does with data before its first step."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tests.conftest import tiny_settings
+
+from ovenet.config import load_config
 
 
 @pytest.fixture
@@ -134,3 +140,27 @@ def test_annotations_become_a_dataset(run_tool, tmp_path):
     known = run_tool("prepare_data", "cityscapes", "--root", tmp_path, "--from", "coco", "--source", source)
     assert "a known dataset" in known.err
     assert "goes with --from" in run_tool("prepare_data", "mine", "--background", "x").err
+
+
+def test_a_folder_becomes_an_experiment_in_one_step(tmp_path):
+    for kind, mode, colors in (("images", "RGB", [(9, 9, 9)]), ("labels", "L", [0, 1])):
+        (tmp_path / "data/leaves" / kind).mkdir(parents=True)
+        for index in range(10):
+            Image.new(mode, (64, 48), colors[index % len(colors)]).save(tmp_path / f"data/leaves/{kind}/{index}.png")
+    command = (sys.executable, Path("tools/prepare_data.py").resolve(), "leaves")
+    first = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "id 0: 50.00 % of the pixels, a class" in first.stdout
+    assert "ovenet audit --cfg leaves.yaml" in first.stdout
+    described = (tmp_path / "data/leaves/dataset.json").read_text()
+    (tmp_path / "data/leaves/dataset.json").write_text(described.replace("class 1", "blight"))
+    again = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "blight" in (tmp_path / "data/leaves/dataset.json").read_text()  # what was edited stays
+    assert load_config(tmp_path / "leaves.yaml").DATASET.NUM_CLASSES == 2
+
+
+def test_a_name_that_is_nothing_is_one_line(run_tool, tmp_path):
+    done = run_tool("prepare_data", "leafs", "--root", tmp_path)
+    assert done.code == 2
+    assert re.search(r"error: .*leafs: no such folder; expected one of acdc", done.err)

@@ -9,7 +9,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ovenet.data.annotations import FORMS, import_annotations
-from ovenet.data.catalog import CATALOG
+from ovenet.data.catalog import CATALOG, DESCRIPTION
+from ovenet.data.draft import read_draft, write_draft, write_experiment
 from ovenet.data.info import SPLITS
 from ovenet.data.prepare import prepare_dataset
 from ovenet.data.synthetic import write_dataset
@@ -48,11 +49,44 @@ def main() -> None:
         source = None
     elif args.background:
         raise UserError("--background goes with --from")
+    if args.dataset not in CATALOG and not (args.root / args.dataset / DESCRIPTION).exists():
+        draft_own(args.dataset, args.root, source)
+        source = None
     preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)
     for name, num_lines in preparation.num_lines.items():
         print(f"{preparation.folder / f'{name}.lst'}: {num_lines} lines")
     for remark in preparation.remarks:
         print(f"note: {remark}", file=sys.stderr)
+
+
+def draft_own(name: str, root: Path, source: Path | None) -> None:
+    """Drafts ``dataset.json`` and an experiment from the masks of a user's folder, and says what to edit."""
+    folder = root / name
+    if source is not None:
+        raise UserError(f"{source}: has no {DESCRIPTION}; put the data into {folder}, where one can be drafted")
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder; expected one of {', '.join(CATALOG)}, or a folder of your own with images/ and "
+            "labels/ (docs/data.md)"
+        )
+    draft = read_draft(folder)
+    write_draft(draft, folder)
+    print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
+    for value, share in draft.shares.items():
+        text = value if isinstance(value, int) else ", ".join(map(str, value))
+        role = "ignored" if value in (255, (255, 255, 255)) else "a class"
+        print(f"  {'id' if isinstance(value, int) else 'colour'} {text}: {100 * share:.2f} % of the pixels, {role}")
+    experiments = Path("experiments/folder")
+    experiment = (experiments if experiments.is_dir() else Path()) / f"{name}.yaml"
+    if experiment.exists():
+        print(f"{experiment}: is there already, and stays as it is")
+    else:
+        write_experiment(draft, name, experiment)
+        print(f"{experiment}: a small OVeNet, crops and sizes chosen for {draft.size[0]}x{draft.size[1]} pixels")
+    print(
+        f"now edit the names in {folder / DESCRIPTION}, remove what is no class, and look: "
+        f"ovenet audit --cfg {experiment}"
+    )
 
 
 def draw_scenes(args: argparse.Namespace) -> None:

@@ -31,9 +31,9 @@ LISTS_OF_TEXTS = (*OWN_LISTS_OF_TEXTS, *compat.LISTS_OF_TEXTS)
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Reads an experiment file.
 
-    Values come, later ones winning, from the schema's defaults, the files that ``_BASE_`` names (one path or a list,
-    relative to the file), the file itself, and the overrides. Where one of them names another part of the model, the
-    arguments that an earlier one set for the part before it are dropped.
+    Values come, later ones winning, from the schema's defaults, the files that ``_BASE_`` names (one or a list: paths
+    relative to the file, or experiments that come along), the file itself, and the overrides. Where one of them names
+    another part of the model, the arguments that an earlier one set for the part before it are dropped.
 
     Args:
         path: a YAML file; published ones of HRNet and OVeNet are translated, see `ovenet.config.compat`. Or the name of
@@ -183,7 +183,10 @@ def _file_sources(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[str,
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: {_BASE_KEY} is {bases!r}; expected a file, or a list of files")
     for base in bases:
-        yield from _file_sources(path.parent / base, (*children, path.resolve()))
+        beside = path.parent / base
+        # a name of an experiment that comes along, from wherever the file lies
+        found = beside if beside.exists() else find_experiment(base)
+        yield from _file_sources(found if found.exists() else beside, (*children, path.resolve()))
     yield str(path), dict(flatten(content))
 
 

@@ -65,6 +65,13 @@ def own_description(path: Path, name: str) -> DatasetInfo:
     )
 
 
+def blank_description(name: str) -> DatasetInfo:
+    """A folder whose classes are not known yet: two of them, for the sake of its layouts."""
+    return _build(
+        {"classes": [{"name": "0"}, {"name": "1"}], "layouts": _OWN_LAYOUTS, "archives": "images and labels"}, name
+    )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
