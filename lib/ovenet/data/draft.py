@@ -69,8 +69,8 @@ def read_draft(folder: Path) -> Draft:
         counts.update(_values(open_image(folder / label, "label"), folder / label))
         if len(counts) > MAX_CLASSES:
             raise UserError(
-                f"{folder / label}: with it there are more than {MAX_CLASSES} ids or colours; save masks as PNG, and scale "
-                "them without smoothing"
+                f"{folder / label}: with it there are more than {MAX_CLASSES} ids or colours; save masks as PNG, "
+                "and scale them without smoothing"
             )
     kinds = {type(value) for value in counts}
     if len(kinds) > 1:
