@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Brings a dataset into place and writes its list files: python tools/prepare_data.py DATASET [--source DIR]."""
+"""Checks a dataset and writes its list files: python tools/prepare_data.py DATASET [--source DIR]."""
 
 import sys
 from pathlib import Path

@@ -50,7 +50,7 @@ class Registry:
         return argument in _arguments(self[name])
 
     def check(self, name: str, settings: Mapping[str, Any], provided: Sequence[str], where: str) -> dict[str, Any]:
-        """Brings settings to the types that the part's signature asks for.
+        """Converts settings to the types in the part's signature.
 
         Args:
             name: of the part.

@@ -1,4 +1,4 @@
-"""Bringing datasets into place, and the synthetic scenes."""
+"""Preparing datasets, and the synthetic scenes."""
 
 import numpy as np
 import pytest

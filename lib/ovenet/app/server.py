@@ -74,7 +74,7 @@ class AppServer(ThreadingHTTPServer):
     """Answers requests one after the other.
 
     Args:
-        answers: see there.
+        answers: makes the page and the predictions.
         port: 0 takes a free one.
         max_mb: largest upload, in 10^6 bytes.
 

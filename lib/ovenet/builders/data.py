@@ -59,7 +59,7 @@ def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListData
     Args:
         cfg: the configuration.
         list_file: ``DATASET.TRAIN_SET`` or ``DATASET.TEST_SET``.
-        num_samples: use the first so many lines; 0 is all.
+        num_samples: use only the first N lines; 0 is all.
 
     Raises:
         UserError: the list is missing, empty or malformed, or the dataset's folder is not as published.
@@ -88,7 +88,7 @@ def audit(
     Args:
         cfg: the configuration.
         dataset: the list.
-        num_pairs: check so many, evenly spread; 0 is all.
+        num_pairs: how many to check, evenly spread; 0 is all.
         decode_images: read the images' pixels too.
         show_progress: a bar, on a terminal.
     """
@@ -283,7 +283,7 @@ def _usable_workers(wanted: int) -> int:
     """As many as there are cores to run them; says once where that is less than wanted."""
     usable = num_cores()
     if wanted > usable:
-        get_logger().warning("WORKERS is %d, but there are %d cores: so many are used", wanted, usable)
+        get_logger().warning("WORKERS is %d, but there are only %d cores; using %d workers", wanted, usable, usable)
     return usable
 
 

@@ -67,9 +67,9 @@ def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
     """Writes an exported file, if it predicts what the trained model does.
 
     Args:
-        trained: see there.
+        trained: the network and its metadata.
         path: ``*.onnx``, ``*.pt2`` or ``*.xml``.
-        options: see there.
+        options: format, size and limits of the export.
 
     Raises:
         UserError: a package is missing, the network cannot be written so, or predicts something else; no file is left.

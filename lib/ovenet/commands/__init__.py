@@ -23,7 +23,7 @@ COMMANDS = {  # module, and what it does
     "sweep": ("sweep", "run an experiment with many settings and seeds"),
     "config": ("print_config", "show the settings of an experiment, and where each comes from"),
     "plan": ("plan", "say beforehand what a training costs"),
-    "prepare": ("prepare_data", "bring a dataset into place and write its list files"),
+    "prepare": ("prepare_data", "check a dataset and write its list files"),
     "audit": ("audit_data", "check the data of an experiment"),
     "browse": ("browse_data", "show training crops as the network sees them"),
     "models": ("list_models", "list parts of models with their size and cost"),

@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="scales whose scores are averaged")
     parser.add_argument("--flip", action="store_true", help="average with the flipped image")
     parser.add_argument("--max-memory", type=float, metavar="GB", help="skip images that would need more than this")
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video or a camera after so many frames")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video or a camera after N frames")
     parser.add_argument("--frames", action="store_true", help="of videos, write what --save says of every frame too")
     parser.add_argument("--page", action="store_true", help=f"write {PAGE}: click a pixel of an image to see its seed")
     parser.add_argument("--strict", action="store_true", help="stop at the first input that cannot be read")

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps that are timed (default: 8)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="that will train (default: 1)")
     parser.add_argument(
-        "--nodes", type=int, default=1, metavar="N", help="hosts with so many processes each (default: 1)"
+        "--nodes", type=int, default=1, metavar="N", help="number of hosts with these processes each (default: 1)"
     )
     parser.add_argument(
         "--link", type=float, default=10.0, metavar="GBIT", help="between hosts, a second (default: 10)"

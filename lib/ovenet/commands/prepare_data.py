@@ -1,4 +1,4 @@
-"""Brings a dataset into place and writes its list files."""
+"""Checks a dataset and writes its list files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published YAML files and configs of version 1, translated to the present schema once, at the door.
+"""Published YAML files and configs of version 1, translated to the present schema once, when they are read.
 
 They describe the model by ``MODEL.NAME`` and ``MODEL.EXTRA`` of an HRNet. A key that did nothing, or does nothing here,
 is inert: accepted, and named in a warning.

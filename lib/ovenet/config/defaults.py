@@ -48,7 +48,7 @@ def _loss() -> CfgNode:
     c = CfgNode()
     c.USE_OHEM = False  # mine hard pixels in the final map
     c.OHEMTHRES = 0.9  # pixels below this probability of their class are hard, in (0, 1]
-    c.OHEMKEEP = 100000  # at least about so many pixels per batch and process are kept, >= 1
+    c.OHEMKEEP = 100000  # minimum number of pixels kept per batch and process (approximate), >= 1
     c.CLASS_BALANCE = True  # weight the classes: as CLASS_WEIGHTS says or, without, as published for the dataset
     c.CLASS_WEIGHTS = ""  # audit.json of tools/audit_data.py, whose suggested weights are used; "" for none
     c.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
@@ -120,7 +120,7 @@ def _train() -> CfgNode:
     c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit
     c.EMA = 0.0  # decay of averaged weights, in [0, 1); they are validated and saved too; 0 is none
     c.PARAM_GROUPS = "parts"  # parts, or official: as OffSeg's optimizer groups them, see docs/training.md
-    c.NO_DECAY_ON_NORM = False  # spare biases and the parameters of norms the weight decay
+    c.NO_DECAY_ON_NORM = False  # no weight decay for biases and normalisation layers
     c.FREEZE_LAYERS = ""  # parts or modules of the backbone (layer1,stage2), with commas, that rest until FREEZE_EPOCHS
     c.FREEZE_EPOCHS = -1  # first epoch in which they learn
     c.IGNORE_LABEL = 255  # train id of ignored pixels; outside 0 … K-1
@@ -130,9 +130,9 @@ def _train() -> CfgNode:
     c.RESUME = False  # go on from the run's checkpoint.pth, if it exists
     c.BATCH_SIZE_PER_GPU = 2  # crops per process and iteration, >= 1; BatchNorm needs 2 in all
     c.SHUFFLE = True  # new order every epoch
-    c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
+    c.NUM_SAMPLES = 0  # use only the first N lines of the list; 0 is all
     c.EVAL_INTERVAL = 1  # epochs between validations, >= 1; the last epoch is always validated
-    c.MAX_SKIPPED = 10  # so many iterations in a row without a finite loss and gradient end the run, >= 1
+    c.MAX_SKIPPED = 10  # end the run after N iterations in a row without a finite loss and gradient, >= 1
     c.CHECKPOINT_EVERY = 0  # iterations between checkpoints inside an epoch, >= 0; 0 is none
     c.CHECKPOINT_MINUTES = 0.0  # minutes between checkpoints inside an epoch, >= 0; 0 is none
     c.KEEP_CHECKPOINTS = 2  # newest checkpoints that are kept, >= 1
@@ -159,7 +159,7 @@ def _test() -> CfgNode:
     c.FUSE_CONV_BN = True  # fuse BatchNorm into convolutions: faster, scores differ in the last digits
     c.COMPILE = "none"  # torch.compile: none, default, reduce-overhead (CUDA graphs) or max-autotune; minutes per size
     c.RUNTIME = "torch"  # torch; on the CPU also onnxruntime, openvino, or auto, the fastest that is installed
-    c.NUM_SAMPLES = 0  # use the first so many lines of the list; 0 is all
+    c.NUM_SAMPLES = 0  # use only the first N lines of the list; 0 is all
     c.SAVE_PREDICTIONS = False  # write id and colour PNGs
     c.DETAILS = True  # score edges, segment sizes, confidence and seeds too; IoU and its like alone are faster
     c.REPORT = False  # write report.html, with a gallery of the images (needs DETAILS)

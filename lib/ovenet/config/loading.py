@@ -315,7 +315,7 @@ def _is_argument(key: str) -> bool:
 
 
 def _coerce(key: str, value: Any, known: dict[str, Any], source: str) -> Any:
-    """Brings a value to the default's type where nothing is lost, else refuses it."""
+    """Converts a value to the default's type where that loses nothing, else refuses it."""
     if key not in known:  # an argument of a part, which is checked against the part's signature
         return value
     default = known[key]

@@ -50,7 +50,7 @@ class Annotated:
         image: the file.
         name: relative to the dataset, without suffix.
         size: ``(H, W)`` that its shapes are drawn on.
-        shapes: see there.
+        shapes: drawn in this order.
     """
 
     image: Path

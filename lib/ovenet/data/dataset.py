@@ -28,7 +28,7 @@ class ListDataset(Dataset[Sample]):
         list_path: the list file.
         info: the dataset's facts.
         ignore_label: train id of ignored pixels.
-        num_samples: use the first so many lines; 0 is all.
+        num_samples: use only the first N lines; 0 is all.
 
     Attributes:
         cache: where decoded files are looked for first; None at the beginning.

@@ -101,8 +101,8 @@ class DatasetInfo:
         class_weights: ``K`` published loss weights, or None.
         conditions: names of subsets that are scored separately; a component of each image's path.
         flip_pairs: pairs of train ids that change places when an image is flipped.
-        evaluation: see there.
-        submission: see there; None where there is no server.
+        evaluation: how images are resized for a test.
+        submission: what the server expects; None where there is no server.
         label_format: ``ids``: label files hold ids; ``colors``: they hold the palette's colours; ``either``: colour
             images are read as colours, the others as ids.
         upright: turn photographs as their EXIF tag says before pairing them with labels.

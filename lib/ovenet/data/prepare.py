@@ -1,4 +1,4 @@
-"""Brings a dataset's folder and its list files into place. Running it twice changes nothing."""
+"""Checks a dataset's folder and writes its list files. Running it twice changes nothing."""
 
 from __future__ import annotations
 

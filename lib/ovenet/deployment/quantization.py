@@ -14,7 +14,7 @@ from ovenet.deployment.formats import INPUT, require
 
 
 def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
-    """Brings the convolutions of an ONNX file to 8 bits, in place.
+    """Quantises the convolutions of an ONNX file to 8 bits, in place.
 
     Convolutions that nothing but resizing, sampling and arithmetic follows, those of scores and offsets, stay in
     float32, and so does the sampling.

@@ -26,7 +26,7 @@ class Interruption:
         at_once: end the process at the first request, while there is nothing to save yet.
 
     Attributes:
-        at_once: see there; may be changed at any time.
+        at_once: as the argument; may be changed at any time.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:

@@ -93,7 +93,7 @@ def build_schedule(
 
 
 def go_to(schedule: torch.optim.lr_scheduler.LambdaLR, iteration: int) -> None:
-    """Sets the learning rates to what they are after so many iterations of the schedule."""
+    """Sets the learning rates to their values after `iteration` iterations of the schedule."""
     schedule.last_epoch = iteration
     rates = [base * factor(iteration) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):

@@ -40,7 +40,7 @@ class StepSettings:
         clip_grad_norm: longest gradient over all parameters; 0 for no limit.
         ema_decay: of the averaged weights; 0 for none.
         frozen: names of the parameters that do not learn during the first epochs.
-        compile_mode: of `torch.compile`, see there; None computes eagerly.
+        compile_mode: `mode` of `torch.compile`; None runs eagerly.
         normalization: of the pixels, the model's.
         compression: of the gradients that processes send each other: ``none``; ``bf16``, half the bytes, 8 bits of
             mantissa; ``powersgd``, products of two thin matrices (Vogels et al., 2019), whose remainders each process
@@ -111,7 +111,7 @@ class TrainStep:
         optimizer: of the model's parameters, see `build_optimizer`: a fused one, which can skip a step on the device.
         schedule: stepped once per call.
         device: of this process.
-        settings: see there.
+        settings: of every step.
 
     Attributes:
         latency: steps in flight: started before the result of one is read, so that the device never waits.

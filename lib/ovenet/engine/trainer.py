@@ -49,7 +49,7 @@ class TrainSettings:
         begin_epoch: number of the first epoch of a fresh run.
         eval_interval: epochs between validations.
         print_freq: iterations between log lines.
-        max_skipped: so many skipped iterations in a row end the run.
+        max_skipped: the run ends after this many skipped iterations in a row.
         metadata: saved with every file of weights: the config, class names and so on.
         accumulate: micro-batches per iteration.
         freeze_epochs: the frozen parameters (see `StepSettings`) rest until this epoch.
@@ -117,7 +117,7 @@ class Trainer:
         evaluate: scores a model on the validation split; reached by every process. Its second argument says whether
             this process was asked to stop: then what is left may be skipped, and the scores are not used.
         draw_picture: a picture ``(3, H, W)`` uint8 for TensorBoard; called on process 0 after every epoch.
-        settings: see there.
+        settings: of the run.
     """
 
     def __init__(

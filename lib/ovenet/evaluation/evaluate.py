@@ -49,7 +49,7 @@ def evaluate(
     """Predicts and scores this process's samples, and sums the counts of all processes.
 
     Args:
-        predictor: see there.
+        predictor: predicts the images.
         samples: this process's share, see `ovenet.data.samplers.evaluation_shard`.
         info: names of the classes, and of the conditions to score separately.
         prediction_names: what the model predicts, see `OVeNetOutput.predictions`; the same on every process, also on
@@ -79,7 +79,7 @@ def count_samples(
     """Predicts and counts samples one by one; none of the predictions is kept.
 
     Args:
-        predictor: see there.
+        predictor: predicts the images.
         samples: those without labels are predicted but not counted.
         evaluator: grows.
         on_image: called with each sample, its prediction, and what was counted (None for nothing).

@@ -131,7 +131,7 @@ class SlidingWindowInferencer:
 
     Args:
         model: a segmentor; put into evaluation mode at each call.
-        settings: see there.
+        settings: how images are run through it.
         device: where the model lies.
     """
 
@@ -158,7 +158,7 @@ class SlidingWindowInferencer:
             scaled: what `scaled_images` gives for it, if that is at hand.
             names: the predictions of the model to give; None for all.
             seeds: give offset and confidence too.
-            seed_stride: give them for every so manieth row and column alone.
+            seed_stride: give them for every n-th row and column only.
             score_side: give the scores too, thinned out until no side has more pixels (see `thinning`); 0 gives none.
         """
         score_stride = thinning(image.shape[:2], score_side) if score_side else 0

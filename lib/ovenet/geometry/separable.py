@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _MIN_ENLARGEMENT = 2  # products pay where blocks read few input pixels; below it, two are read for each output pixel
-_CHUNK_COLUMNS = 32  # at least so many of the narrower side: smaller products cost more than the zeros they spare
+_CHUNK_COLUMNS = 32  # minimum block width: below this the overhead of a matrix product outweighs the zeros it skips
 
 
 def resize_rows(
@@ -56,7 +56,7 @@ def resize_rows(
 def add_resized_rows_gradient(
     gradient: Tensor, total: Tensor, height: int, rows: range, *, align_corners: bool
 ) -> None:
-    """Brings the gradient of `resize_rows` back to the map.
+    """The gradient of `resize_rows` with respect to the map.
 
     Args:
         gradient: ``(len(rows), C, W)`` of some rows of the resized map.
@@ -174,7 +174,7 @@ def _resize_columns(values: Tensor, out_width: int, align_corners: bool) -> Tens
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """No lower precision for the products: ten bits of a position would be seen."""
+    """Full float32 products: TF32 has a 10-bit mantissa, which would shift positions visibly."""
     if device.type != "cuda":  # several threads may be here at once
         with torch.autocast(device.type, enabled=False):
             yield

@@ -57,7 +57,7 @@ def warp(values: Tensor, displacement: Tensor, convention: WarpConvention, *, nu
         values: ``(B, C, h, w)``.
         displacement: ``(B, 2 G, H, W)``: ``(x, y)`` of each group of channels in turn.
         convention: what its numbers mean.
-        num_groups: ``G``; the channels are split into so many neighbouring groups, each with a field of its own.
+        num_groups: ``G``; the number of groups that the channels are split into, each with a field of its own.
 
     Returns:
         ``(B, C, H, W)``. A displacement of zero is the identity where both have one size.

@@ -64,7 +64,7 @@ def draw_anchors(
 ) -> tuple[Tensor, Tensor]:
     """Draws pixels, as many of each class in each image.
 
-    Half of them are pixels that are predicted wrong, as far as there are so many of these and of the others.
+    Half of them are pixels that are predicted wrong, as far as there are enough of both.
 
     Args:
         labels: ``(B, N)`` train ids.

@@ -39,7 +39,7 @@ class SegmentationCriterion(nn.Module):
         offset_weight: of `functional.offset_loss`; 0 is none, the paper.
         fusion_warmup: iterations over which the loss of ``S_f`` takes the place of that of ``S_i``; 0 is the paper.
         align_corners: convention of the upsampling to label size.
-        contrast: of the embeddings, see there; None for none.
+        contrast: loss of the pixel embeddings; None for none.
         contrast_weight: its factor.
         queries: loss of masks and their classes; None for a head that has none.
     """

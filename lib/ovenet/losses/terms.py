@@ -46,7 +46,7 @@ class WeightedLoss:
 
     Attributes:
         name: for logs.
-        loss: see there.
+        loss: gives a sum and what to divide it by.
         weight: factor.
     """
 

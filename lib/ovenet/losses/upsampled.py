@@ -1,7 +1,7 @@
 """Cross-entropy of scores that are upsampled to label size: one interface, three backends.
 
-``plain`` is what the text books say, and the oracle of the others; ``blocked`` and ``triton`` never hold a score map at
-label size, and compute the gradient together with the loss.
+``plain`` follows the formula literally and is the reference for the others; ``blocked`` and ``triton`` never hold a
+score map at label size, and compute the gradient together with the loss.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _summed(loss: PixelLoss, targets: Targets) -> tuple[Tensor, Tensor]:
 
 
 class _Fused(torch.autograd.Function):
-    """Brings a backend's gradient to autograd."""
+    """Hands a backend's gradient to autograd."""
 
     @staticmethod
     def forward(

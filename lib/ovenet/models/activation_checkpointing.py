@@ -29,7 +29,7 @@ def checkpointed(module: nn.Module, features: list[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _resting_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm counts the batch into copies of its statistics: the batch has been counted once already."""
+    """While recomputing, BatchNorm updates copies of its running statistics: the batch has been counted already."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     originals = [dict(norm._buffers) for norm in norms]
     for norm in norms:

@@ -44,7 +44,7 @@ class Part(nn.Module):
     Attributes:
         published: what the part's parameters are called elsewhere.
         undecayed: regular expressions of names of parameters, embeddings mostly, that ``TRAIN.NO_DECAY_ON_NORM``
-            spares the weight decay as well.
+            excludes from weight decay as well.
     """
 
     published: tuple[PublishedNames, ...] = ()

@@ -39,7 +39,7 @@ class Seed(Part):
         initial_confidence: what training begins with.
         num_seeds: seeds per pixel, whose scores are averaged with weights that are predicted too; the paper has one.
         confidence_sees_scores: correct the confidence by what pixel and seed predict, see `ConfidenceGate`.
-        upsampling: offsets are predicted, and scores fused, at so many times the resolution of the scores.
+        upsampling: factor on the resolution of the scores at which offsets are predicted and scores fused.
 
     Attributes:
         fork_stage: the stage of the backbone from which on the seed has its own; 0 for none.

@@ -40,7 +40,7 @@ def config_parser(description: str, *, required: bool = True) -> argparse.Argume
 
 
 def require_free(path: Path, *, overwrite: bool) -> None:
-    """Refuses to replace a file unasked.
+    """Refuses to overwrite a file without --overwrite.
 
     Raises:
         UserError: there is something of that name, and it is not to be replaced.

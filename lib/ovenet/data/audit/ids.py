@@ -13,7 +13,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import has_cityscapes_ids, last_known_id
 
 _MAX_TRAIN_ID = 18  # of Cityscapes; a list of its label id files holds higher ones (vegetation, sky, car)
-_MIN_TRAIN_IDS = 8  # so many different small ids are needed to tell
+_MIN_TRAIN_IDS = 8  # fewer different small ids are no evidence
 _MAX_SHOWN = 8
 
 

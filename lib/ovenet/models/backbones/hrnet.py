@@ -234,7 +234,7 @@ def _run_stage(module: nn.Module, number: int, features: list[Tensor], *, checkp
 
 
 class Transition(nn.ModuleList):
-    """Brings the outputs of one stage to the widths of the next and adds its new, coarser resolution."""
+    """Converts the outputs of one stage to the widths of the next and adds its new, coarser resolution."""
 
     def __init__(self, before: Sequence[int], after: Sequence[int]):
         layers: list[nn.Module] = []

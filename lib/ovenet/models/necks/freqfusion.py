@@ -68,7 +68,7 @@ class OffsetSampler(nn.Module):
 
 
 class FreqFusion(nn.Module):
-    """Brings a coarse map to the size of a fine one, and sharpens that one.
+    """Upsamples a coarse map to the size of a fine one, and sharpens the fine one.
 
     Args:
         fine_channels: ``C_h``.
