@@ -131,10 +131,34 @@ def test_the_colour_wheel_has_a_fixed_scale():
     assert colorize_offset(offset * 100, 0.5).shape == (3, 2, 3)
 
 
+def tile(row, index, size=(6, 8)):
+    """A tile below its caption, without the gaps beside it."""
+    left = index * (size[1] + 4)
+    return row[:, 18 : 18 + size[0], left : left + size[1]]
+
+
 def test_a_picture_row_has_a_tile_for_everything():
     sample = Sample(np.zeros((6, 8, 3), np.uint8), np.zeros((6, 8), np.int16), "a.png")
     scores = (torch.randn(1, 19, 2, 2),)
     output = OVeNetOutput(scores, scores, scores, torch.zeros(1, 2, 2, 2), torch.ones(1, 1, 2, 2))
-    assert picture_row(sample, output, SYNTHETIC, max_offset=0.5, align_corners=True).shape == (3, 6, 7 * 8)
+    row = picture_row(sample, output, SYNTHETIC, max_offset=0.5, align_corners=True)
+    assert row.shape == (3, 18 + 6, 8 * 12 - 4)
+    assert (row[:, 18:, 8:12] == 255).all()  # a gap
+    assert (row[:, :18] < 128).any()  # captions
+    assert (tile(row, 7) == 255).all()  # confidence 1
     baseline = OVeNetOutput(scores, (), scores)
-    assert picture_row(sample, baseline, SYNTHETIC, max_offset=0.5, align_corners=True).shape == (3, 6, 3 * 8)
+    assert picture_row(sample, baseline, SYNTHETIC, max_offset=0.5, align_corners=True).shape == (3, 24, 4 * 12 - 4)
+    unlabelled = Sample(sample.image, None, "a.png")
+    assert picture_row(unlabelled, baseline, SYNTHETIC, max_offset=0.5, align_corners=True).shape == (3, 24, 2 * 12 - 4)
+
+
+def test_the_error_map_tells_what_the_seeds_did():
+    """Label, S_i and S_f of five columns: right, corrected, broken, wrong in both, no label."""
+    labels = torch.tensor([[1, 1, 1, 1, 255]])
+    initial, fused = torch.tensor([[1, 0, 1, 0, 1]]), torch.tensor([[1, 1, 0, 2, 1]])
+    one_hot = [torch.nn.functional.one_hot(m, 19).permute(2, 0, 1)[None].float() for m in (initial, fused)]
+    sample = Sample(np.zeros((1, 5, 3), np.uint8), labels.numpy().astype(np.int16), "a.png")
+    output = OVeNetOutput((one_hot[0],), (one_hot[1],), (one_hot[1],), torch.zeros(1, 2, 1, 5), torch.ones(1, 1, 1, 5))
+    row = picture_row(sample, output, SYNTHETIC, max_offset=0.5, align_corners=True)
+    errors = tile(row, 5, (1, 5))[:, 0].T.tolist()
+    assert errors == [[214, 214, 214], [0, 114, 178], [213, 94, 0], [240, 228, 66], [0, 0, 0]]

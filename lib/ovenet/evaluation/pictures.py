@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
 from ovenet.data.info import DatasetInfo
 from ovenet.data.sheets import colorize
 from ovenet.data.transforms import scaled_size
+from ovenet.evaluation.writers import SYMBOLS
 from ovenet.geometry import resize_bilinear
 from ovenet.structures import OVeNetOutput, Sample
 from ovenet.utils.writing import write_file
 
 _MAX_TILE_PX = 512
+_GAP_PX, _CAPTION_PX = 4, 18
+# right before and after the seeds, corrected, broken, wrong in both, no label: as the report has them
+_OUTCOMES = np.array([(214, 214, 214), (0, 114, 178), (213, 94, 0), (240, 228, 66), (0, 0, 0)], np.uint8)
 
 
 def save_prediction(labels: Tensor, name: str, folder: Path, info: DatasetInfo) -> None:
@@ -67,7 +71,10 @@ def colorize_offset(offset: Tensor, max_offset: float) -> Tensor:
 def picture_row(
     sample: Sample, output: OVeNetOutput, info: DatasetInfo, *, max_offset: float | None, align_corners: bool
 ) -> Tensor:
-    """Image, label, every prediction, offsets and confidence, side by side.
+    """Image, label, every prediction, errors, offsets and confidence, side by side under captions.
+
+    The errors are those of S_f: grey where it is right, blue where the seeds corrected S_i, orange where they broke it,
+    yellow where both are wrong, black where there is no label.
 
     Args:
         sample: the image and, where there is one, its label.
@@ -77,20 +84,47 @@ def picture_row(
         align_corners: convention of the score upsampling.
 
     Returns:
-        ``(3, h, n * w)`` uint8, each tile at most 512 pixels on its long side.
+        ``(3, H, W)`` uint8, each of the tiles at most 512 pixels on its long side.
     """
     size = scaled_size(sample.image.shape[:2], min(max(sample.image.shape[:2]), _MAX_TILE_PX))
-    tiles = [torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))]
-    if sample.labels is not None:
-        tiles.append(colorize_labels(torch.from_numpy(sample.labels), info))
-    for scores in output.predictions().values():
+    tiles = {"image": torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))}
+    predicted = {}
+    for name, scores in output.predictions().items():
         scores = resize_bilinear(scores, size, align_corners=align_corners)
-        tiles.append(colorize_labels(scores[0].argmax(dim=0), info))
+        predicted[name] = scores[0].argmax(dim=0).cpu()
+    if sample.labels is not None:
+        labels = torch.from_numpy(sample.labels)
+        tiles["label"] = colorize_labels(labels, info)
+        labels = F.interpolate(labels[None, None].float(), size, mode="nearest")[0, 0].long()
+    tiles |= {SYMBOLS[name]: colorize_labels(classes, info) for name, classes in predicted.items()}
+    if sample.labels is not None:
+        tiles["errors"] = _errors(labels, predicted, info.num_classes)
     if output.has_seed:
-        tiles.append(colorize_offset(output.offset[0], max_offset))
+        tiles["offsets"] = colorize_offset(output.offset[0], max_offset)
         grey = output.confidence[0].mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
-        tiles.append(grey.expand(3, -1, -1))
-    return torch.cat([F.interpolate(t[None], size, mode="nearest")[0] for t in tiles], dim=2)
+        tiles["confidence"] = grey.expand(3, -1, -1)
+    return _side_by_side({title: F.interpolate(t[None], size, mode="nearest")[0] for title, t in tiles.items()})
+
+
+def _errors(labels: Tensor, predicted: dict[str, Tensor], num_classes: int) -> Tensor:
+    """``(3, h, w)`` uint8: what S_f has wrong and, where there are seeds, what they did about it."""
+    after = predicted["fused"] == labels
+    before = predicted.get("initial", predicted["fused"]) == labels
+    outcome = torch.where(after, (~before).long(), 3 - before.long())
+    outcome[(labels < 0) | (labels >= num_classes)] = 4
+    return torch.from_numpy(_OUTCOMES[outcome.numpy()]).permute(2, 0, 1)
+
+
+def _side_by_side(tiles: dict[str, Tensor]) -> Tensor:
+    """Tiles ``(3, h, w)`` of one size with gaps, each under its title."""
+    height, width = next(iter(tiles.values())).shape[1:]
+    canvas = Image.new("RGB", (len(tiles) * (width + _GAP_PX) - _GAP_PX, height + _CAPTION_PX), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for index, (title, tile) in enumerate(tiles.items()):
+        left = index * (width + _GAP_PX)
+        pen.text((left + 2, 1), title, fill="black", font=font)
+        canvas.paste(Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy()), (left, _CAPTION_PX))
+    return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1)
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
