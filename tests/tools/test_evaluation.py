@@ -12,7 +12,7 @@ from tests.conftest import tiny_settings
 from tests.tools.conftest import ROOT
 
 from ovenet import build_model, builders, load_config
-from ovenet.engine.run_lock import run_lock
+from ovenet.utils.run_lock import run_lock
 
 
 @pytest.fixture

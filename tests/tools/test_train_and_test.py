@@ -96,7 +96,7 @@ def test_from_training_to_scores_and_pictures(run_tool, experiment):
     ids = np.asarray(Image.open(folder / "predictions/ids/val/1.png"))
     assert ids.shape == (48, 64)
     assert ids.max() < 11
-    assert Image.open(folder / "pictures/val/0.png").size == (7 * 64, 48)
+    assert Image.open(folder / "pictures/val/0.png").size == (8 * 64 + 7 * 4, 18 + 48)  # tiles, gaps, captions
 
     # the JSON's scores follow from the saved predictions
     right = total = 0

@@ -16,12 +16,12 @@ from ovenet.builders.runs import SETTINGS
 from ovenet.builders.testing import TestRun
 from ovenet.builders.trained import MODELS, find_weights
 from ovenet.deployment import RUNTIMES
-from ovenet.engine.run_lock import run_lock
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, RESULTS, write_report
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.logging import configure_logging
+from ovenet.utils.run_lock import run_lock
 from ovenet.utils.writing import write_text
 
 

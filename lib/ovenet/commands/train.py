@@ -11,7 +11,6 @@ from yacs.config import CfgNode
 from ovenet import builders, load_config
 from ovenet.config import changed_settings
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.run_lock import run_lock
 from ovenet.engine.store import CHECKPOINT, CheckpointStore
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
@@ -19,6 +18,7 @@ from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.environment import describe_environment
 from ovenet.utils.logging import configure_logging, get_logger
+from ovenet.utils.run_lock import run_lock
 from ovenet.utils.writing import write_text
 
 

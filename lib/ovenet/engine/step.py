@@ -17,7 +17,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
 from ovenet.data.transforms import IMAGENET, normalize_images
-from ovenet.engine.guard import BufferGuard
 from ovenet.engine.optim import go_to, restore_optimizer
 from ovenet.errors import UserError
 from ovenet.losses import SegmentationCriterion
@@ -29,6 +28,7 @@ Compression = Literal["none", "bf16", "powersgd"]
 _POWERSGD_RANK = 2
 _POWERSGD_START = 1000  # steps before it are not compressed, as torch advises
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SAME_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,35 @@ class StepResult:
         """Whether it was skipped only because float16 gradients overflowed; the next ones are scaled down."""
         bad_loss, bad_gradient, *_, is_scaled = self._read
         return bad_gradient and not bad_loss and is_scaled
+
+
+class BufferGuard:
+    """Takes a snapshot of buffers, BatchNorm's statistics above all, and rolls back to it if a step turns out bad.
+
+    Args:
+        module: whose buffers; they must stay the same tensors.
+    """
+
+    def __init__(self, module: nn.Module):
+        # As whole numbers of the same bits: times 0 they are 0 even where the statistics are not finite.
+        by_width: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in module.buffers():
+            dtype = _SAME_WIDTH[buffer.element_size()]
+            by_width.setdefault(dtype, []).append(buffer.detach().view(dtype))
+        self._groups = [(buffers, [torch.empty_like(b) for b in buffers]) for buffers in by_width.values()]
+
+    def snapshot(self) -> None:
+        """Copies all buffers."""
+        for buffers, copies in self._groups:
+            torch._foreach_copy_(copies, buffers)
+
+    def rollback_if(self, is_bad: Tensor) -> None:
+        """Writes the copies back where `is_bad`, a single truth value on the device, holds; never waits for it."""
+        for buffers, copies in self._groups:
+            bad = is_bad.to(buffers[0].dtype)
+            torch._foreach_mul_(buffers, 1 - bad)
+            torch._foreach_mul_(copies, bad)
+            torch._foreach_add_(buffers, copies)
 
 
 class TrainStep:

@@ -18,7 +18,6 @@ import torch
 from ovenet import builders
 from ovenet.config import load_config
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.run_lock import run_lock
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
@@ -27,6 +26,7 @@ from ovenet.sweep.results import result_path, write_result
 from ovenet.utils.cli import command_environment, ovenet_command
 from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger
+from ovenet.utils.run_lock import run_lock
 
 CONSOLE = "console.log"
 _CHECKPOINT_MINUTES = 5
