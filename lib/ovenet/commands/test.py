@@ -82,4 +82,4 @@ def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, se
     if run.saved:
         print(f"predictions: {folder / 'predictions' / 'ids'}")
         print(f"in colour:   {folder / 'predictions' / 'color'}")
-        print(f"pictures:    {folder / 'pictures'} (image, label, predictions, offsets, confidence)")
+        print(f"pictures:    {folder / 'pictures'} (image, label, predictions, errors, offsets, confidence)")
