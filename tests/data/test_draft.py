@@ -68,6 +68,11 @@ def test_the_experiment_loads_from_anywhere(folder, tmp_path):
     assert (list(cfg.TRAIN.IMAGE_SIZE), cfg.TRAIN.BASE_SIZE) == ([32, 32], 60)
 
 
+def test_a_name_that_looks_like_a_number_stays_a_name(folder, tmp_path):
+    write_experiment(read_draft(folder([ids(0, 1)] * 10)), "2024", tmp_path / "a.yaml")
+    assert load_config(tmp_path / "a.yaml").DATASET.DATASET == "2024"
+
+
 @pytest.mark.parametrize(
     ("masks", "suffix", "message"),
     [

@@ -232,6 +232,16 @@ def test_extra_epochs_follow_on_another_list(run_tool, experiment, tiny_data):
     assert [point["epoch"] for point in points if point["kind"] == "val"][-1] == 2
 
 
+def test_a_cost_that_cannot_be_counted_ends_nothing(run_tool, experiment, monkeypatch):
+    def fail(cfg):
+        raise NotImplementedError("needs real numbers")
+
+    monkeypatch.setattr("ovenet.builders.describe_network", fail)
+    trained = run_tool("train", "--cfg", experiment[0], "TRAIN.END_EPOCH", 1)
+    assert trained.code == 0, trained.err
+    assert "cannot be counted: needs real numbers" in trained.err
+
+
 def is_learned(name):
     """No statistic of BatchNorm."""
     return not name.endswith(("running_mean", "running_var", "num_batches_tracked"))

@@ -107,10 +107,10 @@ def write_experiment(draft: Draft, name: str, path: Path) -> None:
         f"""# Drafted from the images of {name}: {draft.size[0]}x{draft.size[1]} pixels, {len(draft.classes)} classes.
 _BASE_: folder/ovenet_hrnet_w18_small_v2
 DATASET:
-  DATASET: {name}
+  DATASET: {json.dumps(name)}
   NUM_CLASSES: {len(draft.classes)}
-  TRAIN_SET: list/{name}/train.lst
-  TEST_SET: list/{name}/val.lst
+  TRAIN_SET: {json.dumps(f"list/{name}/train.lst")}
+  TEST_SET: {json.dumps(f"list/{name}/val.lst")}
 TRAIN:
   IMAGE_SIZE: {crop}  # width and height of the crops
   BASE_SIZE: {long_side}  # long side of an image at scale 1
