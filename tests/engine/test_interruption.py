@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 
 import pytest
@@ -87,6 +88,44 @@ def test_before_there_is_anything_to_save_the_process_ends_at_once(number):
     with Interruption(at_once=True) as interruption, pytest.raises(SystemExit) as end:
         os.kill(os.getpid(), number)
     assert end.value.code == interruption.exit_code
+
+
+class EndsWithARequest:
+    """What a finaliser raises, Python swallows and prints: a handler may run inside one at any time."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+
+@in_a_child
+def test_a_request_inside_a_finaliser_ends_the_process_all_the_same():
+    swallowed = []
+    sys.unraisablehook = swallowed.append
+
+    def end_and_wait():
+        EndsWithARequest()
+        time.sleep(TIMEOUT_S / 2)
+
+    with Interruption(at_once=True) as interruption, pytest.raises(SystemExit) as end:
+        end_and_wait()
+    assert end.value.code == interruption.exit_code
+    assert not swallowed
+
+
+@in_a_child
+def test_what_else_a_finaliser_raises_is_still_reported():
+    class Broken:
+        def __del__(self):
+            raise ValueError
+
+    swallowed = []
+    sys.unraisablehook = swallowed.append
+    with Interruption(at_once=True):
+        Broken()
+    assert [type(fault.exc_value) for fault in swallowed] == [ValueError]
+    assert sys.unraisablehook == swallowed.append
 
 
 @in_a_child

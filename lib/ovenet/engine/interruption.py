@@ -6,6 +6,7 @@ import atexit
 import multiprocessing
 import signal
 import sys
+import threading
 from functools import cache
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ from ovenet.utils.logging import get_logger
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again; schedulers can be told to requeue on it
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")  # Windows lacks two of them
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+_AGAIN_S = 0.05
 
 
 class Interruption:
@@ -33,8 +35,10 @@ class Interruption:
         self.received: signal.Signals | None = None
         self.at_once = at_once
         self._previous: dict[signal.Signals, Any] = {}
+        self._previous_hook = sys.unraisablehook
 
     def __enter__(self) -> Interruption:
+        self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         for number in _SIGNALS:
             if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._note)
@@ -43,6 +47,7 @@ class Interruption:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._previous_hook
 
     @property
     def exit_code(self) -> int:
@@ -54,11 +59,28 @@ class Interruption:
             raise KeyboardInterrupt
         is_first, self.received = self.received is None, signal.Signals(number)
         if self.at_once:
-            get_logger().warning("%s: nothing is to be saved yet", self.received.name)
+            if is_first:
+                get_logger().warning("%s: nothing is to be saved yet", self.received.name)
             sys.exit(self.exit_code)
         if is_first:  # schedulers repeat themselves, and a launcher passes on what the group has received already
             again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
             get_logger().warning("%s: saving after this step%s", self.received.name, again)
+
+    def _unraisable(self, fault: Any) -> None:
+        """Python goes on after an exception in a finaliser or weakref callback: the request is sent again after it."""
+        if self.received is None or not isinstance(fault.exc_value, SystemExit):
+            return self._previous_hook(fault)
+        again = threading.Timer(_AGAIN_S, self._send_again)
+        again.daemon = True
+        again.start()
+
+    def _send_again(self) -> None:
+        if signal.getsignal(self.received) != self._note:
+            return
+        if hasattr(signal, "pthread_kill"):  # wakes a main thread that sleeps; not on Windows
+            signal.pthread_kill(threading.main_thread().ident, self.received)
+        else:
+            signal.raise_signal(self.received)
 
 
 @cache
