@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.builders.data import list_dataset
-from ovenet.builders.predictor import Predictor
-from ovenet.builders.trained import find_weights, read_trained
 from ovenet.data.sheets import colorize
 from ovenet.evaluation.pictures import colorize_offset
+from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.predictor import Predictor
 
 TILE, BAR, GAP = (240, 180), 20, 6
 COLORS = {  # as the report has them

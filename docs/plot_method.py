@@ -19,9 +19,9 @@ from matplotlib.patches import Rectangle
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.builders.data import list_dataset
-from ovenet.builders.predictor import Predictor
-from ovenet.builders.trained import find_weights, read_trained
 from ovenet.data.sheets import colorize
+from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.predictor import Predictor
 
 WINDOW = (72, 108)  # height and width of the part that is shown enlarged
 NUM_ARROWS = 22

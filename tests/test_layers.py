@@ -20,6 +20,7 @@ ALLOWED = {
     "data": {"errors", "structures", "utils"},
     "engine": {"data", "errors", "losses", "models", "geometry", "structures", "utils"},
     "app": {"errors"},
+    "dataset_tools": {"data", "errors", "utils"},
     "report": {"data", "errors", "evaluation", "structures", "utils"},
     "deployment": {"errors", "evaluation", "geometry", "models", "structures", "utils"},
     "evaluation": {"data", "errors", "models", "geometry", "structures", "utils"},
@@ -46,11 +47,19 @@ def test_imports_point_down(part):
 
 def test_every_part_is_listed():
     parts = {path.stem for path in LIB.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert parts == set(ALLOWED) | {"__init__", "__main__", "builders", "commands", "sweep"}
+    assert parts == set(ALLOWED) | {"__init__", "__main__", "builders", "commands", "sweep", "trained"}
+
+
+def test_nothing_below_reads_what_is_beside_the_core():
+    beside = {"app", "commands", "dataset_tools", "report", "sweep"}
+    for part in set(ALLOWED) - beside:
+        assert not ALLOWED[part] & (beside | {"builders", "trained"})
+    for path in (LIB / "builders").glob("*.py"):
+        assert not imported_parts(path) & {"app", "commands", "sweep", "trained"}, path
 
 
 @pytest.mark.parametrize(
-    "part", ["models", "losses", "data", "engine", "evaluation", "report", "geometry", "deployment"]
+    "part", ["models", "losses", "data", "dataset_tools", "engine", "evaluation", "report", "geometry", "deployment"]
 )
 def test_settings_stop_at_the_builders(part):
     for path in (LIB / part).rglob("*.py"):

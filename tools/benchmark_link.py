@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from benchmarks.hosts import ROOT, Hosts
 from ovenet import build_model, load_config
-from ovenet.data.synthetic import write_dataset
-from ovenet.engine.scaling import Workload, step_time
+from ovenet.commands.plan import Workload, step_time
+from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
 from ovenet.utils.cli import run_main
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ovenet.builders import build_criterion, build_model, load_checkpoint
     from ovenet.builders.models import create_model
-    from ovenet.builders.predictor import Predictor, load
     from ovenet.config import load_config
     from ovenet.errors import UserError
     from ovenet.losses import list_losses
     from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
     from ovenet.models.factory import describe
     from ovenet.structures import OVeNetOutput
+    from ovenet.trained.predictor import Predictor, load
 
 _MODULES = {  # where each public name is, so that `ovenet --help` does not wait for torch
     "OVeNetOutput": "structures",
-    "Predictor": "builders.predictor",
+    "Predictor": "trained.predictor",
     "UserError": "errors",
     "build_criterion": "builders",
     "build_model": "builders",
@@ -29,7 +29,7 @@ _MODULES = {  # where each public name is, so that `ovenet --help` does not wait
     "list_losses": "losses",
     "list_necks": "models",
     "list_seeds": "models",
-    "load": "builders.predictor",
+    "load": "trained.predictor",
     "load_checkpoint": "builders",
     "load_config": "config",
 }

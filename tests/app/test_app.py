@@ -25,7 +25,7 @@ from PIL import Image
 from ovenet.app import server as app_server
 from ovenet.app.server import AppServer
 from ovenet.commands.app import App
-from ovenet.data.synthetic import draw_scene
+from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.errors import UserError
 from ovenet.evaluation.outputs import FrameWriter
 

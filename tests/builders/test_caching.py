@@ -7,15 +7,14 @@ from subprocess import PIPE
 
 import pytest
 
-from ovenet.builders import caching
-from ovenet.builders.caching import attach_cache
-from ovenet.builders.data import list_dataset
+from ovenet.builders import data
+from ovenet.builders.data import attach_cache, list_dataset
 
 
 def barriers_of(cfg, monkeypatch):
     """How often a process waits for the others while it attaches its cache."""
     reached = []
-    monkeypatch.setattr(caching.distributed, "barrier", lambda: reached.append(1))
+    monkeypatch.setattr(data.distributed, "barrier", lambda: reached.append(1))
     dataset = list_dataset(cfg, cfg.DATASET.TRAIN_SET)
     reached.clear()
     attach_cache(cfg, dataset)
@@ -41,7 +40,7 @@ def test_a_cache_in_memory_stays_until_its_last_run_ends(tmp_path):
     """In processes of their own, as two runs on the same data are."""
     folder = tmp_path / "camvid-0123"
     script = (
-        "import sys; from pathlib import Path; from ovenet.builders.caching import _remove_if_unused, _use\n"
+        "import sys; from pathlib import Path; from ovenet.builders.data import _remove_if_unused, _use\n"
         f"folder = Path({str(folder)!r}); users = _use(folder); folder.mkdir(exist_ok=True)\n"
         "print('there', flush=True)\n"
         "sys.stdin.readline(); _remove_if_unused(folder, users)"

@@ -7,7 +7,7 @@ from PIL import Image
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
 from ovenet.data.prepare import prepare_dataset
-from ovenet.data.synthetic import draw_scene, write_dataset
+from ovenet.dataset_tools.synthetic import draw_scene, write_dataset
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from ovenet.data.photometric import distort
 from ovenet.data.samplers import TrainSampler, evaluation_shard
 from ovenet.data.transforms import (
     IMAGENET,
     TrainTransform,
     box_size,
     collate,
+    distort,
     normalize_images,
     resize_image,
     resize_labels,

@@ -11,13 +11,13 @@ from PIL import Image
 
 import ovenet
 from ovenet import UserError
-from ovenet.builders.deployment import ExportOptions, export
-from ovenet.builders.trained import find_weights, read_trained
-from ovenet.data.synthetic import draw_scene
+from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork, FileNetwork, Limits, choose_runtime
 from ovenet.deployment.about import KEY, LABELS, TENSORS
 from ovenet.deployment.parity import EXACT, Parity
 from ovenet.deployment.runtimes import open_session
+from ovenet.trained.export import ExportOptions, export
+from ovenet.trained.model import find_weights, read_trained
 
 MODEL = "scenes-lite0"
 SIZE = (96, 128)
@@ -188,7 +188,7 @@ def test_eight_bits(trained, exported, suffix, runtime):
 
 def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
     """The gate sees what was written, not what was meant: the fused network is spoilt on its way."""
-    from ovenet.builders import deployment
+    from ovenet.trained import export as module
 
     def spoilt(model):
         fast = real(model)
@@ -196,8 +196,8 @@ def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
             fast.head.layers[-1].bias[3] += 20.0
         return fast
 
-    real = deployment.fuse_conv_bn
-    monkeypatch.setattr(deployment, "fuse_conv_bn", spoilt)
+    real = module.fuse_conv_bn
+    monkeypatch.setattr(module, "fuse_conv_bn", spoilt)
     for name in ("spoilt.onnx", "spoilt.xml"):
         with pytest.raises(UserError, match="of the pixels change their class, at most"):
             export(trained, exported / name, options(exported))

@@ -18,7 +18,7 @@ from tests.engine.test_trainer import make_trainer
 
 from ovenet.config import load_config
 from ovenet.engine import step as step_module
-from ovenet.engine.progress import Meter
+from ovenet.engine.run_log import Meter
 from ovenet.losses import QueryLoss
 from ovenet.structures import Batch, QueryOutput
 from ovenet.utils import distributed

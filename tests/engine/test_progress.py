@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from ovenet.engine.progress import Meter, Progress, WaitingClock, track
+from ovenet.engine.run_log import Meter, Progress, WaitingClock, track
 from ovenet.structures import LossTerms
 from ovenet.utils.logging import configure_logging
 

@@ -5,8 +5,7 @@ import os
 import pytest
 import torch
 
-from ovenet.engine.checkpoint import read_checkpoint, save_atomically
-from ovenet.engine.store import CheckpointStore
+from ovenet.engine.checkpoint import CheckpointStore, read_checkpoint, save_atomically
 
 
 def state(number):

@@ -11,7 +11,7 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as offic
 from PIL import Image
 
 from ovenet.data.catalog import CATALOG
-from ovenet.data.synthetic import draw_scene
+from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import (
     read_zip,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ovenet.data.synthetic import write_dataset
+from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.utils.cli import run_main
 
 ROOT = Path(__file__).parents[2]

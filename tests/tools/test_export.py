@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovenet.builders.trained import MODELS
+from ovenet.trained.model import MODELS
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.conftest import tiny_settings
 from ovenet.builders import build_model
 from ovenet.config import load_config
 from ovenet.data.prepare import prepare_dataset
-from ovenet.data.synthetic import write_dataset
+from ovenet.dataset_tools.synthetic import write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ovenet.data.prepare import prepare_dataset
-from ovenet.data.synthetic import write_dataset
+from ovenet.dataset_tools.synthetic import write_dataset
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHORT = (

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.plain import IGNORE
-from ovenet.data.synthetic import draw_scene
+from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.structures import OVeNetOutput
 
 

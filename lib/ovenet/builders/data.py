@@ -1,14 +1,16 @@
-"""Lists, samples and batches, from a configuration."""
+"""Lists, samples, batches and the cache of decoded images, from a configuration."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import shutil
 import sys
 import time
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import cv2
 import torch
@@ -16,15 +18,13 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from ovenet.builders.caching import attach_cache
-from ovenet.builders.models import normalization
-from ovenet.data.audit import ListReport, audit_list, format_finding, missing_files, spread
-from ovenet.data.catalog import find_dataset
+from ovenet.builders.models import dataset_info, normalization
+from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import AugmentedDataset, ListDataset
-from ovenet.data.info import DatasetInfo
 from ovenet.data.prepare import Preparation, list_path, prepare_dataset
 from ovenet.data.samplers import TrainSampler, evaluation_shard
 from ovenet.data.transforms import TrainTransform, collate
+from ovenet.dataset_tools.audit import ListReport, audit_list, format_finding, missing_files, spread
 from ovenet.engine.interruption import end_helpers_at_exit, ignore_requests
 from ovenet.errors import UserError
 from ovenet.structures import Batch, Sample
@@ -33,24 +33,8 @@ from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger
 
 TestLoader = DataLoader[Sample]
-_SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")
 _BATCHES_AHEAD = 2  # of each loading process, torch's own number
-
-
-def dataset_info(cfg: CfgNode) -> DatasetInfo:
-    """The catalog's entry.
-
-    Raises:
-        UserError: there is none, or the config has another number of classes.
-    """
-    name, folder = cfg.DATASET.DATASET, Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
-    info = find_dataset(name, folder, num_classes=cfg.DATASET.NUM_CLASSES)
-    if info.num_classes != cfg.DATASET.NUM_CLASSES:
-        raise UserError(
-            f"DATASET.NUM_CLASSES is {cfg.DATASET.NUM_CLASSES}, but {info.name} has {info.num_classes} classes; "
-            f"set it to {info.num_classes}"
-        )
-    return info
 
 
 def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListDataset:
@@ -83,7 +67,7 @@ def _log_preparation(preparation: Preparation) -> None:
 def audit(
     cfg: CfgNode, dataset: ListDataset, *, num_pairs: int = 0, decode_images: bool = False, show_progress: bool = False
 ) -> ListReport:
-    """Checks a list's files, see `ovenet.data.audit`.
+    """Checks a list's files, see `ovenet.dataset_tools.audit`.
 
     Args:
         cfg: the configuration.
@@ -222,7 +206,7 @@ def _require_shared_memory(cfg: CfgNode) -> None:
     free = _shared_memory_bytes()
     if free is not None and free < needed:
         raise UserError(
-            f"{_SHARED_MEMORY}: {free / 1e6:.2f} MB are free, and {processes} process(es) with {cfg.WORKERS} loading "
+            f"{SHARED_MEMORY}: {free / 1e6:.2f} MB are free, and {processes} process(es) with {cfg.WORKERS} loading "
             f"processes each need {needed / 1e6:.1f} MB for their batches; set WORKERS 0, or give the container "
             "more (--shm-size)"
         )
@@ -231,7 +215,7 @@ def _require_shared_memory(cfg: CfgNode) -> None:
 def _shared_memory_bytes() -> int | None:
     """What is free; None where there is no such folder."""
     try:
-        return shutil.disk_usage(_SHARED_MEMORY).free
+        return shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
         return None
 
@@ -290,3 +274,70 @@ def _usable_workers(wanted: int) -> int:
 def _start_worker(_: int) -> None:
     ignore_requests()
     cv2.setNumThreads(0)  # the workers share the machine's cores already
+
+
+def attach_cache(cfg: CfgNode, dataset: ListDataset) -> None:
+    """Gives a list the cache that ``DATASET.CACHE`` asks for; the processes of a machine build it together.
+
+    Raises:
+        UserError: there is not enough space, or no shared memory.
+        OSError: an entry cannot be written.
+    """
+    if cfg.DATASET.CACHE == "none":
+        return
+    cache = DecodedCache(_parent(cfg), dataset.folder, dataset.info, cfg.TRAIN.IGNORE_LABEL)
+    if cfg.DATASET.CACHE == "ram" and distributed.local_rank() == 0:
+        atexit.register(_remove_if_unused, cache.folder, _use(cache.folder))
+    with distributed.activity("building the cache"):
+        _build(cfg, dataset, cache)
+        distributed.barrier()
+    dataset.cache = cache
+
+
+def _use(folder: Path) -> TextIO:
+    """Says, until the process ends, that a run uses a folder; several runs may."""
+    import fcntl  # not on Windows, which has no shared memory of this kind either
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = (folder.parent / f".{folder.name}.users").open("a", encoding="utf-8")
+    fcntl.flock(file, fcntl.LOCK_SH)  # waits for one that is just removing the folder
+    return file
+
+
+def _remove_if_unused(folder: Path, users: TextIO) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # another run still reads it, and removes it at its end
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parent(cfg: CfgNode) -> Path:
+    if cfg.DATASET.CACHE == "disk":
+        return Path(cfg.DATASET.CACHE_DIR or Path(cfg.DATASET.ROOT) / "cache")
+    if not SHARED_MEMORY.is_dir():
+        raise UserError(f"DATASET.CACHE is ram, but this system has no {SHARED_MEMORY}; set it to disk")
+    return SHARED_MEMORY / f"ovenet-{os.getuid()}"
+
+
+def _build(cfg: CfgNode, dataset: ListDataset, cache: DecodedCache) -> None:
+    num_threads, started = max(1, cfg.WORKERS), time.perf_counter()
+    plan = cache.plan(dataset.pairs, num_threads=num_threads)
+    if plan.missing:
+        cache.require_space(plan.num_bytes, f"DATASET.CACHE {cfg.DATASET.CACHE}")
+    distributed.barrier()  # all have looked before the first one writes; other machines may lack other entries
+    if not plan.missing:
+        get_logger().info("%s: all %d pairs of %s are there", cache.folder, len(dataset), dataset.list_path)
+        return
+    get_logger().info(
+        "%s: decoding %d of %d pairs, %.1f GB", cache.folder, len(plan.missing), len(dataset), plan.num_bytes / 1e9
+    )
+    share = plan.missing[distributed.local_rank() :: distributed.local_world_size()]
+    show = distributed.is_main() and sys.stderr.isatty()
+    with tqdm(total=len(share), desc="cache", unit="pair", disable=not show, dynamic_ncols=True) as bar:
+        problems = cache.build(dataset.pairs, dataset.read_files, share, num_threads=num_threads, on_pair=bar.update)
+    for problem in problems:
+        get_logger().warning("not in the cache: %s", problem)
+    get_logger().info("%s: built in %.0f s", cache.folder, time.perf_counter() - started)

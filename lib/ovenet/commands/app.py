@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ovenet.app.server import MAX_PIXELS, Answers, AppServer
-from ovenet.builders.predictor import Predictor, load
-from ovenet.builders.trained import MODELS, find_weights
 from ovenet.data.files import read_image
 from ovenet.data.inputs import FrameReader, Input
 from ovenet.deployment import RUNTIMES, is_exported
@@ -20,6 +18,8 @@ from ovenet.evaluation.outputs import FrameWriter, draw_overlay
 from ovenet.report.gallery import picture_data, picture_sides
 from ovenet.report.page import AppSettings, GalleryPage
 from ovenet.structures import Sample
+from ovenet.trained.model import MODELS, find_weights
+from ovenet.trained.predictor import Predictor, load
 
 MAX_FRAMES = 300
 MAX_VIDEO_SIDE = 1920

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovenet import builders, load_config
-from ovenet.data.audit import (
+from ovenet.data.dataset import ListDataset
+from ovenet.data.sheets import contact_sheet
+from ovenet.dataset_tools.audit import (
     Finding,
     audit_as_dict,
     format_audit,
@@ -13,8 +15,6 @@ from ovenet.data.audit import (
     shared_images,
     spread,
 )
-from ovenet.data.dataset import ListDataset
-from ovenet.data.sheets import contact_sheet
 from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
 from ovenet.evaluation.writers import write_json

@@ -6,13 +6,13 @@ import argparse
 import re
 from pathlib import Path
 
-from ovenet.builders.deployment import ExportOptions, export
-from ovenet.builders.trained import find_weights, read_trained
 from ovenet.deployment import FORMATS, Limits
 from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
 from ovenet.deployment.formats import OPSET
 from ovenet.deployment.parity import EXACT, QUANTIZED
 from ovenet.errors import UserError
+from ovenet.trained.export import ExportOptions, export
+from ovenet.trained.model import find_weights, read_trained
 from ovenet.utils.cli import require_free
 
 DYNAMIC = "dynamic"

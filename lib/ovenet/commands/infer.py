@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovenet.builders.predictor import Predictor, load
 from ovenet.data.files import read_image
 from ovenet.data.inputs import FrameReader, Input, find_inputs
 from ovenet.deployment import RUNTIMES
@@ -23,6 +22,7 @@ from ovenet.evaluation.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWrit
 from ovenet.report.gallery import VOID_ID, picture_data, picture_sides
 from ovenet.report.page import GalleryPage
 from ovenet.structures import Sample
+from ovenet.trained.predictor import Predictor, load
 
 DEFAULT_MODEL = "camvid-lite0"
 EXIT_SKIPPED = 1

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ovenet.builders.models import build_model
-from ovenet.builders.trained import find_weights, read_trained
 from ovenet.commands.export import parse_size
 from ovenet.config import load_config
 from ovenet.deployment import ExportableNetwork
@@ -25,6 +24,7 @@ from ovenet.errors import UserError
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.cost import count_multiply_adds, count_parameters
+from ovenet.trained.model import find_weights, read_trained
 
 EAGER, FUSED = "torch eager", "torch"
 SESSIONS = {  # runtime, precision and whether quantised

@@ -12,12 +12,13 @@ from yacs.config import CfgNode
 
 from ovenet import builders, load_config
 from ovenet.data.dataset import ListDataset
-from ovenet.engine.progress import track
+from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import read_zip, save_submission_file, submission_names, validate_zip, write_zip
 from ovenet.evaluation.writers import format_table
 from ovenet.structures import EvalResult
+from ovenet.trained import run_folder
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.logging import configure_logging
@@ -40,9 +41,9 @@ def main() -> None:
         require_complete(dataset, dry_run=args.dry_run)
         path = args.validate
         if path is None:
-            model_file = builders.find_model_file(cfg, builders.run_directory(cfg, args.cfg))
-            folder = builders.run_directory(cfg, args.cfg) / "submission"
-            path = args.output or folder / f"{dataset.list_path.stem}_{builders.inference_name(cfg, model_file)}.zip"
+            model_file = run_folder.find_model_file(cfg, run_folder.run_directory(cfg, args.cfg))
+            folder = run_folder.run_directory(cfg, args.cfg) / "submission"
+            path = args.output or folder / f"{dataset.list_path.stem}_{run_folder.inference_name(cfg, model_file)}.zip"
             predict(cfg, loader, names, path, model_file, device)
         if distributed.is_main():
             validate_zip(path, image_sizes(dataset, names), dataset.info)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovenet.builders.sharing import portable
-from ovenet.builders.trained import find_weights
 from ovenet.engine.checkpoint import SAFETENSORS, read_checkpoint, weights_of, write_safetensors
 from ovenet.errors import UserError
+from ovenet.trained.model import find_weights
+from ovenet.trained.sharing import portable
 from ovenet.utils.cli import require_free
 
 

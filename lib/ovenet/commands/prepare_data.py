@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovenet.data.annotations import FORMS, import_annotations
 from ovenet.data.catalog import CATALOG, DESCRIPTION
-from ovenet.data.draft import read_draft, write_draft, write_experiment
 from ovenet.data.info import SPLITS
 from ovenet.data.prepare import prepare_dataset
-from ovenet.data.synthetic import write_dataset
+from ovenet.dataset_tools.annotations import FORMS, import_annotations
+from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
+from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
 
 

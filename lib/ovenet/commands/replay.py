@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ovenet import build_criterion, build_model
 from ovenet.config import load_config_text
 from ovenet.data.transforms import normalize_images
-from ovenet.engine.repro import read_repro
+from ovenet.engine.checkpoint import read_repro
 from ovenet.structures import Batch
 
 

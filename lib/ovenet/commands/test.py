@@ -12,12 +12,13 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
-from ovenet.builders.runs import SETTINGS
-from ovenet.builders.testing import TestRun
-from ovenet.builders.trained import MODELS, find_weights
+from ovenet.builders.runs import TestRun
 from ovenet.deployment import RUNTIMES
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, RESULTS, write_report
+from ovenet.trained import run_folder
+from ovenet.trained.model import MODELS, find_weights
+from ovenet.trained.run_folder import SETTINGS
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.logging import configure_logging
@@ -35,18 +36,18 @@ def main() -> None:
     configure_logging(is_main=distributed.is_launch_main())
     if args.cfg:
         cfg = load_config(args.cfg, args.overrides)
-        run_dir = builders.run_directory(cfg, args.cfg)
-        model_file = builders.find_model_file(cfg, run_dir)
+        run_dir = run_folder.run_directory(cfg, args.cfg)
+        model_file = run_folder.find_model_file(cfg, run_dir)
     elif args.overrides:
-        cfg, model_file = builders.open_run(find_weights(args.overrides[0]), args.overrides[1:])
+        cfg, model_file = run_folder.open_run(find_weights(args.overrides[0]), args.overrides[1:])
         comes_along = model_file.parent == MODELS
         run_dir = Path(cfg.OUTPUT_DIR) / model_file.stem if comes_along else model_file.parent
     else:
         parser.error("name an experiment file (--cfg FILE), a run's folder, or a file of weights")
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
-        settings = builders.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
-        folder = distributed.broadcast(builders.test_folder(cfg, run_dir, model_file, settings))
+        settings = run_folder.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
+        folder = distributed.broadcast(run_folder.test_folder(cfg, run_dir, model_file, settings))
         with run_lock(folder) if distributed.is_main() else nullcontext():
             run = builders.run_test(cfg, model_file, folder, settings, device)
             if distributed.is_main():

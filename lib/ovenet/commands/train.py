@@ -10,10 +10,11 @@ from yacs.config import CfgNode
 
 from ovenet import builders, load_config
 from ovenet.config import changed_settings
+from ovenet.engine.checkpoint import CHECKPOINT, CheckpointStore
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.store import CHECKPOINT, CheckpointStore
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
+from ovenet.trained import run_folder
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.environment import describe_environment
@@ -34,11 +35,11 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
     """Trains until the end or a request to stop."""
     cfg = load_config(config_file, overrides)
     device = distributed.choose_device(cfg.DEVICE)
-    run_dir = builders.run_directory(cfg, config_file)
+    run_dir = run_folder.run_directory(cfg, config_file)
     lock = run_lock(run_dir) if distributed.is_launch_main() else nullcontext()
     with lock, distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         require_own_folder(cfg, run_dir)
-        trainer = builders.build_trainer(cfg, run_dir, builders.log_directory(cfg, config_file), device)
+        trainer = builders.build_trainer(cfg, run_dir, run_folder.log_directory(cfg, config_file), device)
         if cfg.TRAIN.RESUME and trainer.store.exists():
             changes = changed_settings(trainer.resume(), cfg)
             if changes:

@@ -1,4 +1,4 @@
-"""Files of weights and of training state: read safely, written whole or not at all."""
+"""Checkpoints: files of weights and of training state, those of a run, and of a batch that broke a step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,11 +16,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovenet.errors import UserError
+from ovenet.models.weights import names_here
+from ovenet.structures import Batch
+from ovenet.utils import distributed
+from ovenet.utils.logging import get_logger
 from ovenet.utils.writing import write_bytes
 
+CHECKPOINT = "checkpoint.pth"  # the newest of a run
 SAFETENSORS = ".safetensors"
 _METADATA_KEY = "ovenet"
 _WEIGHTS_KEYS = ("model", "state_dict")
@@ -246,3 +252,184 @@ def _reason(error: BaseException) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class CheckpointStore:
+    """``checkpoint.pth``, and the ones before it as ``checkpoint.1.pth``, ``checkpoint.2.pth`` and so on.
+
+    Args:
+        run_dir: where they lie.
+        num_kept: how many in all, >= 1.
+    """
+
+    def __init__(self, run_dir: Path, num_kept: int):
+        self.run_dir = run_dir
+        self.num_kept = num_kept
+        self._written: tuple[int, int, int] | None = None  # what the newest one was when it was written here
+
+    def exists(self) -> bool:
+        """Whether there is any."""
+        return any(path.exists() for path in self._paths())
+
+    def save(self, state: Mapping[str, Any], *, replaces_newest: bool = False) -> None:
+        """Writes a new newest one. A kill at any moment leaves a whole ``checkpoint.pth``.
+
+        Args:
+            state: what it holds.
+            replaces_newest: the older ones stay as they are.
+
+        Raises:
+            OSError: the file system refuses; the older ones are untouched.
+        """
+        shift = None if replaces_newest else self._shift
+        save_atomically(state, self._paths()[0], before_replacing=shift)
+        self._written = _identity(self._paths()[0])
+
+    def load(self) -> tuple[dict[str, Any], Path]:
+        """The newest one that is whole, and its path; damaged ones are named in a warning.
+
+        Raises:
+            UserError: all are damaged, or there is none.
+        """
+        errors = []
+        for path in self._paths():
+            if not path.exists():
+                continue
+            try:
+                state = read_checkpoint(path)
+            except UserError as error:
+                errors.append(str(error))
+                continue
+            if errors:
+                get_logger().warning("%s; going on from %s instead", "; ".join(errors), path)
+            return state, path
+        raise UserError(
+            "; ".join(errors) + "; no older one is whole: remove them to start anew"
+            if errors
+            else f"{self.run_dir}: there is no checkpoint"
+        )
+
+    def _paths(self) -> list[Path]:
+        """The newest first."""
+        older = [self.run_dir / f"checkpoint.{age}.pth" for age in range(1, self.num_kept)]
+        return [self.run_dir / CHECKPOINT, *older]
+
+    def _shift(self) -> None:
+        """Gives every file the name of the next older one; the newest keeps its own too until it is replaced.
+
+        A newest one that is damaged is not kept: the older ones, which are all that the run has, stay where they are.
+        """
+        paths = self._paths()
+        if paths[0].exists() and _identity(paths[0]) != self._written and not is_whole(paths[0]):
+            get_logger().warning("%s is damaged and is replaced; the one before it is kept", paths[0])
+            return
+        for newer, older in reversed(list(pairwise(paths[1:]))):
+            if newer.exists():
+                os.replace(newer, older)
+        if len(paths) > 1 and paths[0].exists():
+            _link(paths[0], paths[1])
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def with_present_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """A checkpoint whose parameters have the names of the model at hand; version 1 called some of them otherwise.
+
+    Args:
+        state: from `CheckpointStore.load`.
+        model: that goes on from it.
+
+    Raises:
+        UserError: version 1 kept no names, and which parameters a group has cannot be told.
+    """
+    names = names_here(state["model"], model)
+    state = {**state, "model": {names[old]: tensor for old, tensor in state["model"].items()}}
+    if state.get("ema"):
+        state["ema"] = {_renamed_in_ema(name, names): value for name, value in state["ema"].items()}
+    if "parameter_names" not in state:
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        in_order = [name for name in names.values() if name in trained]
+        groups = state["optimizer"]["param_groups"]
+        if len(groups) > 1 or len(groups[0]["params"]) != len(in_order):
+            raise UserError("it is of version 1, which does not say which momenta belong to which parameters")
+        state["parameter_names"] = in_order
+    return state
+
+
+def require_fields(state: Mapping[str, Any], *, best_files: Collection[str]) -> None:
+    """Refuses a checkpoint whose fields are not what `Trainer` saves, before any of them is used.
+
+    Args:
+        state: from `CheckpointStore.load`.
+        best_files: those that it must hold a score of.
+
+    Raises:
+        TypeError: names the field.
+    """
+    for name in ("epoch", "iteration", "samples_done", "world_size", "num_skipped", "num_broken_samples"):
+        if type(state[name]) is not int or state[name] < 0:
+            raise TypeError(f"{name} is {state[name]!r}; expected a whole number")
+    if not isinstance(state["config"], str):
+        raise TypeError(f"config is a {type(state['config']).__name__}; expected a text")
+    best = state["best"]
+    if not isinstance(best, Mapping) or not set(best_files) <= best.keys():
+        raise TypeError(f"best is {best!r}; expected a score for {' and '.join(best_files)}")
+    if not all(isinstance(value, float | int) for value in best.values()):
+        raise TypeError(f"best is {best!r}; expected numbers")
+    optimizer = state["optimizer"]
+    if not isinstance(optimizer, Mapping) or not optimizer.get("param_groups"):
+        raise TypeError("optimizer holds no groups of parameters")
+    states = state["random_states"]
+    if not isinstance(states, list) or not all(
+        isinstance(s, Mapping) and isinstance(s.get("cpu"), Tensor) for s in states
+    ):
+        raise TypeError("random_states holds no states of random number generators")
+    if not isinstance(state.get("progress", 0.0), float | int):
+        raise TypeError(f"progress is {state['progress']!r}; expected a number")
+
+
+def _renamed_in_ema(name: str, names: Mapping[str, str | None]) -> str:
+    """torch keeps averaged weights below ``module``, beside a counter."""
+    return f"module.{names[name.removeprefix('module.')]}" if name.startswith("module.") else name
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or the file under the new name alone where the file system knows no links."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(source, temporary)
+        os.replace(temporary, target)
+        temporary.unlink(missing_ok=True)  # replacing one name of a file by another of its names leaves both
+    except OSError:
+        os.replace(source, target)
+
+
+def save_repro(
+    run_dir: Path, iteration: int, model: nn.Module, batches: Sequence[Batch], metadata: Mapping[str, Any]
+) -> Path:
+    """Writes ``repro_<iteration>_rank<n>.pth``: this process's micro-batches, the weights and the config."""
+    path = run_dir / f"repro_{iteration:07d}_rank{distributed.rank()}.pth"
+    content = {
+        **metadata,
+        "model": model.state_dict(),
+        "iteration": iteration,
+        "batches": [{"images": b.images, "labels": b.labels, "names": list(b.names)} for b in batches],
+    }
+    save_atomically(content, path)
+    return path
+
+
+def read_repro(path: Path) -> tuple[dict[str, Any], list[Batch]]:
+    """What `save_repro` wrote.
+
+    Raises:
+        UserError: the file is damaged, or something else.
+    """
+    content = read_checkpoint(path)
+    if "batches" not in content:
+        raise UserError(f"{path}: holds no batches; expected a repro_*.pth that training has saved")
+    return content, [Batch(b["images"], b["labels"], tuple(b["names"])) for b in content["batches"]]

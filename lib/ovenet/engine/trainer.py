@@ -17,13 +17,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ovenet.data.samplers import TrainSampler
-from ovenet.engine.checkpoint import save_atomically, weights_of
+from ovenet.engine.checkpoint import (
+    CHECKPOINT,
+    CheckpointStore,
+    require_fields,
+    save_atomically,
+    save_repro,
+    weights_of,
+    with_present_names,
+)
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.progress import Meter, Progress, WaitingClock
-from ovenet.engine.repro import save_repro
-from ovenet.engine.run_log import RunLog
+from ovenet.engine.run_log import Meter, Progress, RunLog, WaitingClock
 from ovenet.engine.step import StepResult, TrainStep
-from ovenet.engine.store import CHECKPOINT, CheckpointStore, require_fields, with_present_names
 from ovenet.errors import UserError
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed

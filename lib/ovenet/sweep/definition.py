@@ -12,9 +12,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ovenet.builders.runs import run_directory
 from ovenet.config import default_config, flat_settings, flatten, load_config, read_yaml
 from ovenet.errors import UserError, nearest
+from ovenet.trained.run_folder import run_directory
 
 WEIGHTS = ("best", "final")
 _KEYS = {"CFG", "SEEDS", "RUNS", "TEST", "WEIGHTS", "REFERENCE"}

@@ -23,6 +23,7 @@ from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
 from ovenet.sweep.results import result_path, write_result
+from ovenet.trained import run_folder
 from ovenet.utils.cli import command_environment, ovenet_command
 from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger
@@ -132,9 +133,9 @@ class _Execution:
         test = [str(model_file), "OUTPUT_DIR", cfg.OUTPUT_DIR, "DATASET.ROOT", cfg.DATASET.ROOT, "TEST.RESUME", "True"]
         test += ["WORKERS", str(cfg.WORKERS), "DEVICE", cfg.DEVICE, *sweep.test]
         self._call(run_dir, "test", *test)
-        test_cfg, model_file = builders.open_run(model_file, test[1:])
-        settings = builders.evaluation_settings(test_cfg, model_file, builders.test_dataset(test_cfg).list_path)
-        tested = builders.test_folder(test_cfg, run_dir, model_file, settings)
+        test_cfg, model_file = run_folder.open_run(model_file, test[1:])
+        settings = run_folder.evaluation_settings(test_cfg, model_file, builders.test_dataset(test_cfg).list_path)
+        tested = run_folder.test_folder(test_cfg, run_dir, model_file, settings)
         with torch.device("meta"):
             parameters = sum(p.numel() for p in builders.build_model(cfg).parameters())
         path = result_path(self._folder, run)

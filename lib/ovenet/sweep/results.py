@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ovenet.builders.runs import RESULTS
 from ovenet.errors import UserError
 from ovenet.evaluation.writers import write_json
 from ovenet.report.page import RECORDS
 from ovenet.sweep.definition import Run, Sweep
+from ovenet.trained.run_folder import RESULTS
 from ovenet.utils.environment import describe_environment
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ovenet.data.audit.ids import findings_about_ids
-from ovenet.data.audit.pairs import audit_pair
-from ovenet.data.audit.reports import Finding, ListReport, PairReport
 from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import JPEG, LabelDecoder
+from ovenet.dataset_tools.audit.ids import findings_about_ids
+from ovenet.dataset_tools.audit.pairs import audit_pair
+from ovenet.dataset_tools.audit.reports import Finding, ListReport, PairReport
 
 _ASKED_AT_ONCE = 16
 _MAX_NAMES = 12

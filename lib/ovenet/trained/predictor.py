@@ -13,9 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ovenet.builders.inference import exported_model, inference_model
-from ovenet.builders.sharing import download, save_folder, weights_of_folder
-from ovenet.builders.trained import find_weights, read_trained
+from ovenet.builders.runs import exported_model, inference_model
 from ovenet.config.checks import LARGEST_SCALE
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
@@ -23,6 +21,8 @@ from ovenet.deployment.about import is_exported
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.evaluation.result import SegResult
+from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.sharing import download, save_folder, weights_of_folder
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
@@ -134,7 +134,7 @@ class Predictor(SlidingWindowInferencer):
         return cls.from_checkpoint(weights_of_folder(folder), **options)
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False, card: str = "") -> None:
-        """Writes a folder for the Hugging Face hub, see `ovenet.builders.sharing.save_folder`.
+        """Writes a folder for the Hugging Face hub, see `ovenet.trained.sharing.save_folder`.
 
         Raises:
             UserError: the folder has files in it, or the model came from an exported file.

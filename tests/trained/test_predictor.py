@@ -9,10 +9,11 @@ from PIL import Image
 
 import ovenet
 from ovenet import Predictor, UserError, build_model, builders
-from ovenet.builders.predictor import as_image
-from ovenet.builders.trained import MODELS
 from ovenet.commands import pack
+from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
+from ovenet.trained.model import MODELS
+from ovenet.trained.predictor import as_image
 from ovenet.utils.environment import tf32
 
 
@@ -107,7 +108,7 @@ def test_weights_of_another_class_count_are_refused(checkpoint):
 
 def test_infos_survive_the_checkpoint():
     for name in ("ade20k", "acdc", "lip"):
-        info = builders.data.find_dataset(name, None)
+        info = find_dataset(name, None)
         back = DatasetInfo.from_dict(info.as_dict())
         assert back.evaluation == info.evaluation
         assert back.submission == info.submission

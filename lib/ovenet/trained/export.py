@@ -15,8 +15,6 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet.builders.data import list_dataset
-from ovenet.builders.runs import without_places
-from ovenet.builders.trained import TrainedModel
 from ovenet.data.files import read_image
 from ovenet.data.inputs import find_inputs
 from ovenet.data.transforms import normalize_images, resize_image, resize_labels
@@ -30,6 +28,8 @@ from ovenet.evaluation.inference import best_class
 from ovenet.geometry import resize_bilinear
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.structures import OVeNetOutput
+from ovenet.trained.model import TrainedModel
+from ovenet.trained.run_folder import without_places
 from ovenet.version import version
 
 _MULTIPLE = 32  # of sizes that may change

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ovenet.config import load_config
-from ovenet.data.draft import read_draft, write_draft, write_experiment
 from ovenet.data.prepare import prepare_dataset
+from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
 from ovenet.errors import UserError
 
 SIZE = (40, 60)  # height and width

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ovenet.data.audit.reports import Finding, PairReport
 from ovenet.data.files import open_image, require_file
 from ovenet.data.info import INVALID, DatasetInfo
 from ovenet.data.labels import LabelDecoder, label_ids
+from ovenet.dataset_tools.audit.reports import Finding, PairReport
 from ovenet.errors import UserError
 
 _EXIF_ORIENTATION = 0x0112

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ovenet.engine.scaling import Workload, step_time
+from ovenet.commands.plan import Workload, step_time
 
 SMALL = Workload(compute_s=0.3, input_s=0.1, gradient_bytes=10e6, num_messages=0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovenet.data.annotations import import_annotations
+from ovenet.dataset_tools.annotations import import_annotations
 from ovenet.errors import UserError
 
 

@@ -1,8 +1,8 @@
 """Checks a dataset for what makes training wrong, and names the classic mistakes with their fix."""
 
-from ovenet.data.audit.lists import audit_list, missing_files, shared_images, spread, suggested_weights
-from ovenet.data.audit.reports import Finding, ListReport
-from ovenet.data.audit.tables import audit_as_dict, format_audit, format_finding, read_suggested_weights
+from ovenet.dataset_tools.audit.lists import audit_list, missing_files, shared_images, spread, suggested_weights
+from ovenet.dataset_tools.audit.reports import Finding, ListReport
+from ovenet.dataset_tools.audit.tables import audit_as_dict, format_audit, format_finding, read_suggested_weights
 
 __all__ = [
     "Finding",

@@ -10,10 +10,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
-from ovenet.builders.inference import inference_settings
 from ovenet.builders.models import build_model
-from ovenet.builders.runs import weights_of_run
-from ovenet.builders.sharing import WEIGHTS, weights_of_folder
+from ovenet.builders.runs import inference_settings
 from ovenet.config import load_config, load_config_text
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
@@ -23,6 +21,8 @@ from ovenet.evaluation.inference import InferenceSettings
 from ovenet.models import Segmentor
 from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
+from ovenet.trained.run_folder import weights_of_run
+from ovenet.trained.sharing import WEIGHTS, weights_of_folder
 from ovenet.utils.bundled import bundled_folder
 
 MODELS = bundled_folder("pretrained_models")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovenet.data.audit import (
+from ovenet.data.catalog import CATALOG
+from ovenet.data.info import DatasetInfo
+from ovenet.dataset_tools.audit import (
     audit_as_dict,
     audit_list,
     format_audit,
@@ -18,8 +20,6 @@ from ovenet.data.audit import (
     spread,
     suggested_weights,
 )
-from ovenet.data.catalog import CATALOG
-from ovenet.data.info import DatasetInfo
 
 FIVE = DatasetInfo("five", tuple("abcde"), tuple((i, i, i) for i in range(5)), tuple(range(5)))
 RNG = np.random.default_rng(0)

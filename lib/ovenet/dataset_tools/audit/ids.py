@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ovenet.data.audit.reports import Finding, PairReport
 from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import has_cityscapes_ids, last_known_id
+from ovenet.dataset_tools.audit.reports import Finding, PairReport
 
 _MAX_TRAIN_ID = 18  # of Cityscapes; a list of its label id files holds higher ones (vegetation, sky, car)
 _MIN_TRAIN_IDS = 8  # fewer different small ids are no evidence

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ovenet.builders.runs import without_places
 from ovenet.config import load_config_text
 from ovenet.engine.checkpoint import read_checkpoint, weights_of, write_safetensors
 from ovenet.errors import UserError
+from ovenet.trained.run_folder import without_places
 from ovenet.utils.writing import write_text
 from ovenet.version import version
 
@@ -33,7 +33,7 @@ def portable(path: Path) -> dict[str, Any]:
 
 
 def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "") -> None:
-    """Writes a folder that `load_folder` and `ovenet.load` take; ``hf upload NAME FOLDER`` publishes it.
+    """Writes a folder that `ovenet.load` takes; ``hf upload NAME FOLDER`` publishes it.
 
     Args:
         source: weights that training wrote.

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ovenet.data.audit.lists import suggested_weights
-from ovenet.data.audit.reports import Finding, ListReport
 from ovenet.data.description import is_number
 from ovenet.data.info import DatasetInfo
+from ovenet.dataset_tools.audit.lists import suggested_weights
+from ovenet.dataset_tools.audit.reports import Finding, ListReport
 from ovenet.errors import UserError
 
 _MAX_SIZES = 3

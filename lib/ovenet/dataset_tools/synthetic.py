@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ovenet.data import street_objects as objects
-from ovenet.data.drawing import FARTHEST_M, Canvas, noise_field, random_color
+from ovenet.dataset_tools import street_objects as objects
+from ovenet.dataset_tools.drawing import FARTHEST_M, Canvas, noise_field, random_color
 
 ROAD, SIDEWALK, BUILDING, WALL, FENCE, TERRAIN, SKY = 7, 8, 11, 12, 13, 22, 23
 EGO_VEHICLE = 1

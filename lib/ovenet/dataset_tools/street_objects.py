@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ovenet.data.drawing import Canvas, random_color
+from ovenet.dataset_tools.drawing import Canvas, random_color
 
 POLE, TRAFFIC_LIGHT, TRAFFIC_SIGN, VEGETATION = 17, 19, 20, 21
 PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 24, 25, 26, 27, 28, 31, 32, 33

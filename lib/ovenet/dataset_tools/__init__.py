@@ -1,0 +1,1 @@
+"""Beside the core: datasets drawn, drafted from folders, converted from annotations, and audited."""

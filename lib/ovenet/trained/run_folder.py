@@ -1,0 +1,136 @@
+"""Where the files of a run are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from ovenet.config import default_config, flat_settings, load_config_text
+from ovenet.deployment import is_exported
+from ovenet.deployment.formats import read_about
+from ovenet.engine.checkpoint import read_checkpoint, require_file
+from ovenet.engine.trainer import BEST, FINAL
+from ovenet.errors import UserError
+
+RESULTS = "results.json"
+SETTINGS = "evaluation_settings"  # in the results: all that the counts depend on
+
+PLACES = (  # settings that say where files lie on the machine that trained, which nobody else needs
+    "DATASET.ROOT", "DATASET.CACHE_DIR", "OUTPUT_DIR", "LOG_DIR", "TEST.MODEL_FILE", "MODEL.BACKBONE.PRETRAINED",
+    "MODEL.SEED.PRETRAINED", "LOSS.CLASS_WEIGHTS", "WANDB", "MLFLOW",
+)  # fmt: skip
+_COUNTS_DEPEND_ON = re.compile(
+    r"TRAIN\.IGNORE_LABEL|DATASET\.(ROOT|DATASET|NUM_CLASSES)|MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN)"
+    r"|TEST\.(?!RESUME|REPORT|SAVE_PREDICTIONS|MODEL_FILE|BATCH_SIZE_PER_GPU)"
+)
+
+
+def run_directory(cfg: CfgNode, config_file: str | Path) -> Path:
+    """``OUTPUT_DIR/<dataset>/<name of the config file>``."""
+    return Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / Path(config_file).stem
+
+
+def log_directory(cfg: CfgNode, config_file: str | Path) -> Path:
+    """Where TensorBoard files go."""
+    if cfg.LOG_DIR:
+        return Path(cfg.LOG_DIR) / cfg.DATASET.DATASET / Path(config_file).stem
+    return run_directory(cfg, config_file) / "tensorboard"
+
+
+def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
+    """``TEST.MODEL_FILE``, or the run's best or final weights.
+
+    Raises:
+        UserError: none is named and the run has none.
+    """
+    if cfg.TEST.MODEL_FILE:
+        return Path(cfg.TEST.MODEL_FILE)
+    return weights_of_run(run_dir, "TEST.MODEL_FILE is not set, and ")
+
+
+def open_run(path: Path, overrides: Sequence[str]) -> tuple[CfgNode, Path]:
+    """The settings that weights carry, and the weights.
+
+    Args:
+        path: a file of weights, or the folder of a run.
+        overrides: ``KEY VALUE …`` that win over what they carry.
+
+    Raises:
+        UserError: there are none, or they carry no settings.
+    """
+    model_file = weights_of_run(path) if path.is_dir() else path
+    if is_exported(model_file):
+        return load_config_text(read_about(model_file).config, str(model_file), overrides), model_file
+    text = read_checkpoint(model_file).get("config")
+    if not isinstance(text, str):
+        raise UserError(f"{model_file}: holds weights but no settings; name its experiment file: --cfg FILE")
+    return load_config_text(text, str(model_file), overrides), model_file
+
+
+def weights_of_run(run_dir: Path, why: str = "") -> Path:
+    """The best weights of a run, or its final ones.
+
+    Raises:
+        UserError: it has neither; the message begins with `why`.
+    """
+    for name in (BEST, FINAL):
+        if (run_dir / name).exists():
+            return run_dir / name
+    raise UserError(f"{why}{run_dir} has neither {BEST} nor {FINAL}; train first")
+
+
+def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping[str, Any]) -> Path:
+    """Where a test goes: ``<run>/test/<list>_<inference name>``, with a number where that holds another evaluation.
+
+    Args:
+        cfg: the configuration.
+        run_dir: folder of the run.
+        model_file: the weights.
+        settings: from `evaluation_settings`, which the folder's results were made with.
+    """
+    parent, name = run_dir / "test", f"{Path(cfg.DATASET.TEST_SET).stem}_{inference_name(cfg, model_file)}"
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}_{number}")
+        try:
+            content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return folder
+        except ValueError:
+            continue  # damaged, or somebody else's: it stays
+        if isinstance(content, dict) and content.get(SETTINGS) == json.loads(json.dumps(settings)):
+            return folder
+    raise AssertionError
+
+
+def inference_name(cfg: CfgNode, model_file: Path) -> str:
+    """``<weights>_<scales>[_flip]``, which tells tests of one list apart."""
+    scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
+    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}"
+
+
+def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict[str, Any]:
+    """All that an evaluation's counts depend on, by name: settings, weights and list.
+
+    Raises:
+        UserError: there is no such file of weights.
+        OSError: the weights or the list cannot be read.
+    """
+    settings = {key: value for key, value in flat_settings(cfg).items() if _COUNTS_DEPEND_ON.match(key)}
+    require_file(model_file)
+    for name, path in (("weights", model_file), ("list", list_path)):
+        settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return settings
+
+
+def without_places(cfg: CfgNode) -> str:
+    """A configuration as YAML, without the paths of this machine."""
+    usual = flat_settings(default_config())
+    overrides = [text for key in PLACES for text in (key, str(usual[key]))]
+    return load_config_text(cfg.dump(), "the configuration", overrides).dump()
