@@ -1,12 +1,13 @@
 """Curves of several runs: read, grouped by seed, summed up."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from ovenet.evaluation.curves import format_curves, group_curves, plot_curves, read_curve
+from ovenet.evaluation.curves import format_curves, group_curves, plot_curves, read_curve, short_names
 
 
 @pytest.fixture
@@ -48,6 +49,21 @@ def test_the_plot_shows_every_curve_in_its_colour(runs):
     assert lines[:2] == [(first, [0.2, 0.5, 0.4]), (first, [0.2, 0.4, 0.6])]
     assert lines[2] == (first, pytest.approx([0.2, 0.45, 0.5]))  # their mean
     assert lines[3] == (second, [0.1])
+
+
+def test_mean_iou_is_in_percent(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"kind": "val", "iteration": 1, "mean_iou_fused": 0.67344}')
+    curve = read_curve(tmp_path, "val/mean_iou_fused")
+    text = format_curves({"a": [curve]}, "val/mean_iou_fused")
+    assert text.splitlines()[0] == "val/mean_iou_fused, %"
+    assert text.splitlines()[2].split() == ["a", "1", "1", "67.34", "67.34"]
+
+
+def test_names_of_runs_are_what_tells_them_apart():
+    runs = [Path("out/OVeNet-seed0-1f/camvid/lite0"), Path("out/baseline-seed0-2e/camvid/lite0")]
+    assert short_names(runs) == ["OVeNet-seed0-1f", "baseline-seed0-2e"]
+    assert short_names(runs[:1]) == [str(runs[0])]
+    assert short_names([Path("a/b"), Path("a/b")]) == ["a/b", "a/b"]
 
 
 def test_what_is_not_there_is_named(tmp_path, runs):

@@ -90,19 +90,21 @@ def remarks(records: Sequence[Mapping[str, Any]]) -> list[str]:
 def plot_growth(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One panel for each axis."""
     axes = list(dict.fromkeys(point["axis"] for point in points))
-    figure, panels = plt.subplots(1, len(axes), figsize=(3.4 * len(axes), 3.2), layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(1, len(axes), figsize=(3.4 * len(axes), 3.6), layout="constrained", squeeze=False)
+    labels = {}
     for axis, panel in zip(axes, panels[0], strict=True):
         here = [point for point in points if point["axis"] == axis]
         for side, label, color in (("plain_s", "plain", "#888888"), ("ours_s", "ours", "#0b62a4")):
             pairs = [(p["value"], 1000 * p[side]) for p in here if p[side] is not None]
             if pairs:
-                panel.plot(*zip(*pairs, strict=True), marker="o", label=label, color=color)
+                (labels[label],) = panel.plot(*zip(*pairs, strict=True), marker="o", color=color)
         is_step = axis == "processes"
-        panel.set(xlabel=axis, ylabel=f"ms per {'training step' if is_step else 'loss, forward and backward'}")
-        panel.set_ylim(0, 1.25 * max(1000 * s for p in here for s in (p["plain_s"], p["ours_s"]) if s is not None))
+        panel.set(title=f"{'training step' if is_step else 'loss, forward and backward'}, ms", xlabel=axis)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_ylim(0, 1.05 * max(1000 * s for p in here for s in (p["plain_s"], p["ours_s"]) if s is not None))
         panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, integer=True))
         panel.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-        panel.legend()
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=len(labels))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

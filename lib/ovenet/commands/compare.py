@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ovenet.errors import UserError
-from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve
+from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve, short_names
 from ovenet.utils.cli import require_free
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -27,7 +28,10 @@ def main() -> None:
         if args.output.suffix.lower() not in SUFFIXES:
             raise UserError(f"--output {args.output}: expected a name that ends in {', '.join(SUFFIXES)}")
         require_free(args.output, overwrite=args.overwrite)
-    curves: Sequence[Curve] = [read_curve(run, args.metric) for run in args.runs]
+    curves: Sequence[Curve] = [
+        replace(read_curve(run, args.metric), name=name)
+        for run, name in zip(args.runs, short_names(args.runs), strict=True)
+    ]
     groups = group_curves(curves) if args.seeds else {curve.name: [curve] for curve in curves}
     print(format_curves(groups, args.metric, lowest=args.lowest))
     if args.output:

@@ -45,7 +45,7 @@ def read_curve(run: Path, metric: str) -> Curve:
 
     Args:
         run: folder of the run.
-        metric: ``<kind>/<name>``, as in TensorBoard.
+        metric: ``<kind>/<name>``, as in TensorBoard; mIoU comes in percent, as in the log.
 
     Raises:
         UserError: there is no log, or nothing of that name in it; names what there is.
@@ -62,7 +62,23 @@ def read_curve(run: Path, metric: str) -> Curve:
     if not points:
         raise UserError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
     iterations, values = zip(*points, strict=True)
-    return Curve(str(run), np.array(iterations), np.array(values, dtype=np.float64), _settings(run / "config.yaml"))
+    scale = 100.0 if is_percent(metric) else 1.0
+    values = scale * np.array(values, dtype=np.float64)
+    return Curve(str(run), np.array(iterations), values, _settings(run / "config.yaml"))
+
+
+def is_percent(metric: str) -> bool:
+    """Whether a quantity is a share that people read in percent."""
+    return "mean_iou" in metric
+
+
+def short_names(runs: Sequence[Path]) -> list[str]:
+    """The parts of each path that not all of them have."""
+    parts = [Path(run).parts for run in runs]
+    shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    return [
+        "/".join(part for part in path if part not in shared) or str(run) for path, run in zip(parts, runs, strict=True)
+    ]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -111,24 +127,32 @@ def format_curves(groups: Mapping[str, Sequence[Curve]], metric: str, *, lowest:
     """Last and best value of each group: the mean over its runs and, for several, their sample standard deviation."""
     best = np.min if lowest else np.max
     width = max(len("run"), *(len(name) for name in groups))
-    lines = [f"{metric}", f"{'run':<{width}}  runs  iterations          last                best"]
+    lines = [_title(metric), f"{'run':<{width}}  runs  iterations          last                best"]
     for name, curves in groups.items():
         last = [curve.values[-1] for curve in curves]
         tops = [best(curve.values) for curve in curves]
         iterations = max(curve.iterations[-1] for curve in curves)
-        lines.append(f"{name:<{width}}{len(curves):6d}{iterations:12d}{_spread(last):>20}{_spread(tops):>20}")
+        lines.append(
+            f"{name:<{width}}{len(curves):6d}{iterations:12d}{_spread(last, metric):>20}{_spread(tops, metric):>20}"
+        )
     return "\n".join(lines)
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{np.mean(values):.4f}"
-    return f"{mean} ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else mean
+def _title(metric: str) -> str:
+    return f"{metric}, %" if is_percent(metric) else metric
+
+
+def _spread(values: Sequence[float], metric: str) -> str:
+    digits = 2 if is_percent(metric) else 4
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
 
 
 def plot_curves(groups: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
     """All curves in one plot; of a group with several runs the mean, and each run thinly."""
     figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="iteration", ylabel=plain_text(metric))
+    axes = figure.add_subplot(title=plain_text(_title(metric)), xlabel="iteration")
+    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd")
     for index, (name, curves) in enumerate(groups.items()):
         color = COLORS[index % len(COLORS)]
