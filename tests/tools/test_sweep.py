@@ -54,6 +54,11 @@ def test_it_runs_what_is_missing_and_says_what_came_out(run_tool, sweep, tmp_pat
     assert again.code == 0
     assert again.out == done.out
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pth")}
+    renamed = sweep[0].with_name("renamed.yaml")
+    renamed.write_text(sweep[0].read_text().replace("with a seed", "OVeNet"))
+    listed = run_tool("sweep", renamed, *sweep[1:], "--list")
+    assert "missing" not in listed.out
+    assert "| OVeNet | 1 |" in listed.out
 
 
 def check_counts(path):

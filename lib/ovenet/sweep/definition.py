@@ -17,6 +17,7 @@ from ovenet.errors import UserError, nearest
 from ovenet.trained.run_folder import run_directory
 
 WEIGHTS = ("best", "final")
+KEY_LENGTH = 8  # of a key, in names of files
 _KEYS = {"CFG", "SEEDS", "RUNS", "TEST", "WEIGHTS", "REFERENCE"}
 _RUN_KEYS = {"CFG", "SEEDS", "GRID"}
 # Settings that say where and how fast a run is made, not what comes out.
@@ -55,7 +56,7 @@ class Run:
     @property
     def file_name(self) -> str:
         """Of what belongs to this run: its name, seed and key."""
-        return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', self.name).strip('_')}-seed{self.seed}-{self.key[:8]}"
+        return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', self.name).strip('_')}-seed{self.seed}-{self.key[:KEY_LENGTH]}"
 
     def folder(self, output_dir: Path, sweep: str) -> Path:
         """``OUTPUT_DIR`` of this run."""

@@ -7,7 +7,7 @@ import json
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ovenet.errors import UserError
 from ovenet.evaluation.writers import write_json
 from ovenet.report.page import RECORDS
-from ovenet.sweep.definition import Run, Sweep
+from ovenet.sweep.definition import KEY_LENGTH, Run, Sweep
 from ovenet.trained.run_folder import RESULTS
 from ovenet.utils.environment import describe_environment
 
@@ -53,8 +53,10 @@ class RunResult:
 
 
 def result_path(folder: Path, run: Run) -> Path:
-    """The JSON file of a run."""
-    return folder / f"{run.file_name}.json"
+    """The JSON file of a run, which another sweep may have written under another name."""
+    path = folder / f"{run.file_name}.json"
+    known = sorted(folder.glob(f"*-seed{run.seed}-{run.key[:KEY_LENGTH]}.json"))
+    return known[0] if known and not path.exists() else path
 
 
 def write_result(path: Path, run: Run, sweep: Sweep, test_folder: Path, *, parameters: int, speed: float) -> None:
@@ -150,7 +152,8 @@ def read_result(path: Path) -> RunResult:
 
 def read_results(folder: Path, runs: Sequence[Run]) -> list[RunResult]:
     """Results of those runs that are finished, in the runs' order."""
-    return [read_result(path) for path in (result_path(folder, run) for run in runs) if path.is_file()]
+    paths = [(run, result_path(folder, run)) for run in runs]
+    return [replace(read_result(path), name=run.name) for run, path in paths if path.is_file()]
 
 
 def _packed(table: np.ndarray) -> str:
