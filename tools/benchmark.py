@@ -81,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
 
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
-    """Other work on the machine, as loading processes and neighbours are."""
+    """Background load, like loading processes and other users' jobs."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield

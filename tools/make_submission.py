@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Predicts the test split as its server takes it: python tools/make_submission.py --cfg FILE [KEY VALUE ...]."""
+"""Predicts the test split in the format of its server: python tools/make_submission.py --cfg FILE [KEY VALUE ...]."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says beforehand what a training costs: python tools/plan.py --cfg FILE [KEY VALUE ...]."""
+"""Estimates time and memory of a training: python tools/plan.py --cfg FILE [KEY VALUE ...]."""
 
 import sys
 from pathlib import Path

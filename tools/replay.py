@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Repeats a step that had no finite loss or gradient: python tools/replay.py RUN/repro_*.pth."""
+"""Replays a training step whose loss or gradient was not finite: python tools/replay.py RUN/repro_*.pth."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One HTML page about evaluations, side by side: python tools/report.py RUN [RUN ...] [--output FILE]."""
+"""One HTML page that compares evaluations: python tools/report.py RUN [RUN ...] [--output FILE]."""
 
 import sys
 from pathlib import Path

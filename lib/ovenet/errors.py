@@ -1,4 +1,4 @@
-"""What a user can mend, apart from what is a fault of this program."""
+"""Errors that the user can fix, in contrast to faults of this program."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str], *, num: int = 1) -> str:
-    """The known names most like a misspelled one, with commas; "" if nothing is known."""
+    """The known names closest to a misspelled one, separated by commas; "" if there are none."""
     return ", ".join(difflib.get_close_matches(name, list(known), n=num, cutoff=0.0))

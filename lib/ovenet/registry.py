@@ -90,7 +90,7 @@ def _initializers(cls: type) -> list[Callable[..., None]]:
 
 
 def _arguments(builder: Builder) -> dict[str, inspect.Parameter]:
-    """What a builder can be given. ``**options`` of a class are the keyword arguments of its base class."""
+    """Arguments of a builder. ``**options`` of a class are the keyword arguments of its base class."""
     own = dict(inspect.signature(builder).parameters)
     if not inspect.isclass(builder):
         return own
@@ -118,7 +118,7 @@ def _converted(value: Any, hint: Any, shown: str) -> Any:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """The value as the type says, where nothing is lost.
+    """The value converted to the type, if nothing is lost.
 
     Raises:
         TypeError: it does not fit.

@@ -16,7 +16,7 @@ ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # the last: shar
 
 @dataclass(frozen=True)
 class Normalization:
-    """How a network wants its pixels; the default is ImageNet's, which most published weights were trained with.
+    """Normalisation of a network's input; the default is ImageNet's, which most published weights were trained with.
 
     Attributes:
         mean: per channel, as a share of 255.
@@ -70,7 +70,7 @@ class Batch:
     problems: tuple[str, ...] = ()
 
     def pin_memory(self) -> Batch:
-        """The same in page-locked memory; torch's loader looks for this method, and pins nothing without it."""
+        """A copy in page-locked memory; torch's loader calls this method."""
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
@@ -114,7 +114,7 @@ class OVeNetOutput:
 
     @property
     def has_seed(self) -> bool:
-        """Whether the model predicts seeds, that is, is no baseline."""
+        """Whether the model has a seed."""
         return self.offset is not None
 
     def predictions(self, index: int = -1) -> dict[str, Tensor]:

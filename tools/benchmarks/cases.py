@@ -1,4 +1,4 @@
-"""Parts of training and testing, the plain way and ours, on the same inputs."""
+"""Parts of training and testing, both ways on the same inputs."""
 
 from __future__ import annotations
 

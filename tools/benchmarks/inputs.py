@@ -1,4 +1,4 @@
-"""What is measured on: random scores and labels, drawn scenes."""
+"""Inputs of the benchmarks: random scores and labels, drawn scenes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ovenet.structures import OVeNetOutput
 class Options:
     """Attributes:
     device: where models and losses run.
-    quick: sizes that say nothing, to see whether all works.
+    quick: tiny sizes, to test the tool itself.
     """
 
     device: torch.device

@@ -1,4 +1,4 @@
-"""Measuring two ways of doing the same work, and what the machine could do at best."""
+"""Measures two implementations of the same work, and the machine's limits."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Result:
 
     @property
     def limit_s(self) -> float:
-        """What the machine could do at best, by its arithmetic or its memory."""
+        """The machine's limit, by arithmetic or memory bandwidth."""
         device = self.case.device
         return max(self.case.flops / matrix_rate(device), self.case.num_bytes / copy_rate(device))
 

@@ -23,7 +23,7 @@ _MIB = 2**20
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on."""
+    """The machine and the versions."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

@@ -1,4 +1,4 @@
-"""The plain way: what public training code does, written down once more with torch, OpenCV and numpy alone."""
+"""The plain way: what public training code does, written anew with torch, OpenCV and numpy alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows the tables have."""
+"""The rows of the tables."""
 
 from __future__ import annotations
 

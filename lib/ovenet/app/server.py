@@ -1,4 +1,4 @@
-"""The page's server: it listens on this machine alone, asks nothing of the network and keeps no upload.
+"""The page's server: it listens on localhost only, makes no network requests and keeps no upload.
 
 Requests that another page could make a browser send are refused: by the name of the host that they ask for, and by a
 header that no foreign page may set.
@@ -37,7 +37,7 @@ _LENGTH = re.compile("[1-9][0-9]{0,11}")
 
 @dataclass(frozen=True)
 class Answers:
-    """What the server says, made elsewhere.
+    """Callbacks that make the server's answers.
 
     Attributes:
         page: HTML for a model's name, "" for the first.
@@ -51,7 +51,7 @@ class Answers:
 
 
 class RefusedError(Exception):
-    """A request that is not answered.
+    """A refused request.
 
     Args:
         status: of HTTP.
@@ -95,7 +95,7 @@ class AppServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Of the page."""
+        """URL of the page."""
         return f"http://{HOST}:{self.server_address[1]}"
 
     def server_close(self) -> None:
@@ -108,7 +108,7 @@ class AppServer(ThreadingHTTPServer):
         traceback.print_exception(error)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no event."""
+        """A browser that disconnected is not logged."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send_text(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         except (TimeoutError, ConnectionError):
             self.close_connection = True
-        except Exception as error:  # its text may name files of this machine
+        except Exception as error:  # its text may contain local paths
             self.server.log_fault(error)
             self._send_text(HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the program; its terminal says more")
         finally:
@@ -195,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._unread -= len(block)
 
     def _send_text(self, status: HTTPStatus, text: str) -> None:
-        self.close_connection = True  # what was not read of the request is not taken for the next one
+        self.close_connection = True  # unread bytes must not be taken for the next request
         self._send(status, "text/plain; charset=utf-8", text.encode())
         self._linger()
 

@@ -131,7 +131,7 @@ def check_data(cfg: CfgNode, dataset: ListDataset) -> None:
                 f"{dataset.folder / finding.paths[0]}: {finding.kind}: {finding.message} "
                 f"({len(finding.paths)} of {report.num_pairs} pairs looked at; tools/audit_data.py shows all)"
             )
-        if finding.kind != "absent class":  # a few pairs need not show every class
+        if finding.kind != "absent class":  # a few pairs do not show every class
             get_logger().warning("%s", format_finding(finding, report.name))
 
 
@@ -273,7 +273,7 @@ def _usable_workers(wanted: int) -> int:
 
 def _start_worker(_: int) -> None:
     ignore_requests()
-    cv2.setNumThreads(0)  # the workers share the machine's cores already
+    cv2.setNumThreads(0)  # the worker processes already share the machine's cores
 
 
 def attach_cache(cfg: CfgNode, dataset: ListDataset) -> None:
@@ -295,7 +295,7 @@ def attach_cache(cfg: CfgNode, dataset: ListDataset) -> None:
 
 
 def _use(folder: Path) -> TextIO:
-    """Says, until the process ends, that a run uses a folder; several runs may."""
+    """Marks a folder as used by this run until the process ends; several runs may share it."""
     import fcntl  # not on Windows, which has no shared memory of this kind either
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +327,7 @@ def _build(cfg: CfgNode, dataset: ListDataset, cache: DecodedCache) -> None:
     plan = cache.plan(dataset.pairs, num_threads=num_threads)
     if plan.missing:
         cache.require_space(plan.num_bytes, f"DATASET.CACHE {cfg.DATASET.CACHE}")
-    distributed.barrier()  # all have looked before the first one writes; other machines may lack other entries
+    distributed.barrier()  # every process has checked before the first writes; other machines may lack other entries
     if not plan.missing:
         get_logger().info("%s: all %d pairs of %s are there", cache.folder, len(dataset), dataset.list_path)
         return

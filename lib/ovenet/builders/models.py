@@ -193,7 +193,7 @@ def _initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[L
 
 
 def normalization(cfg: CfgNode) -> Normalization:
-    """How the backbone that the config describes wants its pixels."""
+    """Pixel normalisation of the backbone that the config describes."""
     return _normalization(CfgNode({"MODEL": cfg.MODEL, "TRAIN": cfg.TRAIN, "DATASET": cfg.DATASET}).dump())
 
 
@@ -236,7 +236,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
 
 
 def _spared_by_parts(model: nn.Module) -> set[str]:
-    """Names of the parameters that their parts want spared the weight decay."""
+    """Names of the parameters that their parts exclude from weight decay."""
     return {
         f"{place}.{name}"
         for place, part in model.named_modules()

@@ -321,7 +321,7 @@ def exported_model(
 
 
 class ImageWriter:
-    """Writes what is wanted of each image, right after it was counted.
+    """Writes the requested files of each image right after it was evaluated.
 
     Args:
         cfg: ``TEST`` says what is wanted.
@@ -445,7 +445,7 @@ def _resume(cfg: CfgNode, partial: PartialEvaluation, writer: ImageWriter, num_i
         raise UserError(
             f"{partial.folder}: an interrupted evaluation; TEST.RESUME True goes on with it, or delete that folder"
         )
-    distributed.barrier()  # all have looked before process 0 changes anything
+    distributed.barrier()  # every process has read it before process 0 changes anything
     if cfg.TEST.RESUME and distributed.is_main() and not partial.exists():
         get_logger().info("%s: no interrupted evaluation to go on with; all images are evaluated", partial.folder)
     done: set[int] = partial.join() if distributed.is_main() else set()

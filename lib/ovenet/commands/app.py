@@ -1,4 +1,4 @@
-"""Opens a page on this machine where photographs and short videos can be dropped."""
+"""Opens a local page where photographs and short videos can be dropped."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def about_both(train: ListDataset, test: ListDataset) -> list[Finding]:
-    """What the two lists together show."""
+    """Findings about both lists together."""
     shared = shared_images(train.pairs, test.pairs)
     if not shared:
         return []

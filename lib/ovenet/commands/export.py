@@ -1,4 +1,4 @@
-"""Writes a trained model as a file for other programs, if it predicts there what it predicts here."""
+"""Exports a trained model for other runtimes, after checking that it predicts the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DYNAMIC = "dynamic"
 
 
 def main() -> None:
-    """Reads the weights, writes the file, compares and says what came out."""
+    """Reads the weights, writes and compares the file, and prints the result."""
     args = build_parser().parse_intermixed_args()
     source = find_weights(args.weights)
     suffix = next(suffix for suffix, name in SUFFIXES.items() if name == args.format)

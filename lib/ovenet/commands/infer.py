@@ -28,7 +28,7 @@ DEFAULT_MODEL = "camvid-lite0"
 EXIT_SKIPPED = 1
 PAGE = "page.html"
 NUM_PAGE_IMAGES = 100  # for which the pictures of a page are sized
-MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are thinned out
+MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are subsampled
 
 
 def main() -> None:
@@ -128,7 +128,7 @@ def free_folder(folder: Path) -> Path:
 
 
 def require_inputs_stay(inputs: list[Input], writer: ResultWriter) -> None:
-    """Refuses to write over what is to be predicted, through links too.
+    """Refuses results that would overwrite an input, also through links.
 
     Raises:
         UserError: a result has the place of an input.
@@ -147,7 +147,7 @@ def video_path(writer: ResultWriter, one: Input) -> Path:
 
 
 def page_for(predictor: Predictor) -> GalleryPage:
-    """A page that nothing has been added to.
+    """An empty page.
 
     Raises:
         UserError: the model has more classes than its pictures can hold.

@@ -1,4 +1,4 @@
-"""Predicts the test split as its server takes it."""
+"""Predicts the test split in the format of its server."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def predict(
     folder: Path | None = None
     if distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # nobody else's
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # this run's own
     folder = distributed.broadcast(folder)
     try:
         _predict_into(folder, cfg, loader, names, path, model_file, device)

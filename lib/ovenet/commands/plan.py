@@ -1,4 +1,4 @@
-"""Says beforehand what a training costs."""
+"""Estimates memory, time and throughput of a training before it starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ovenet.utils.environment import busy_cores, num_cores, peak_memory_bytes
 GIB = 2**30
 WATCHING_S = 0.5
 NOTICEABLE_CORES = 0.25  # of other processes
-NOTICEABLE_SHARE = 0.8  # of the measured time that the model's own is below
+NOTICEABLE_SHARE = 0.8  # of the measured time; warn if the estimate without other processes is below
 KILLED = 9  # the signal by which Linux ends a process when memory runs out
 NUM_WARM_UP = 2  # steps that are not timed
 BACKWARD_SHARE = 2 / 3  # of the computation of a step
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def candidates(cfg: CfgNode) -> Iterator[tuple[int, int, bool]]:
-    """Batch, accumulation and recomputation with the same effective batch, the smallest change first."""
+    """Batch, accumulation and activation checkpointing with the same effective batch, the smallest change first."""
     batch, accumulate = cfg.TRAIN.BATCH_SIZE_PER_GPU, cfg.TRAIN.ACCUMULATE
     splits = [(batch // n, accumulate * n) for n in range(1, batch + 1) if batch % n == 0]
     for saving in (False, True) if not cfg.TRAIN.CHECKPOINT_ACTIVATIONS else (True,):
@@ -88,7 +88,7 @@ def candidates(cfg: CfgNode) -> Iterator[tuple[int, int, bool]]:
 
 
 def device_memory(cfg: CfgNode) -> float:
-    """GiB of the device, or of the machine."""
+    """Memory of the device, or of the machine, in GiB."""
     device = choose_device(cfg.DEVICE)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / GIB
@@ -145,7 +145,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
 
 
 def gradient_bytes(model: torch.nn.Module, cfg: CfgNode) -> int:
-    """That a process sends for each step; those of powersgd depend on the layers' shapes and are taken for a tenth."""
+    """Bytes that a process sends for each step; powersgd's depend on the layers' shapes: estimated as a tenth."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return int(trained * {"none": 4, "bf16": 2, "powersgd": 0.4}[cfg.TRAIN.GRADIENT_COMPRESSION])
 
@@ -182,7 +182,7 @@ def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
 
 
 def report_hosts(cfg: CfgNode, trial: Trial, hosts: int, link_gbit: float, processes: int) -> None:
-    """Prints what a model says of several hosts, and what limits first; see docs/scaling.md."""
+    """Prints the estimated step on several hosts and its bottleneck; see docs/scaling.md."""
     is_data_bound = trial["waiting_share"] > WaitingClock.BOUND
     input_s = trial["step_s"] / max(1e-9, 1 - trial["waiting_share"]) if is_data_bound else 0.0
     workload = Workload(trial["step_s"], input_s, trial["gradient_bytes"], int(trial["num_messages"]))
@@ -202,7 +202,7 @@ def report_hosts(cfg: CfgNode, trial: Trial, hosts: int, link_gbit: float, proce
 
 @dataclass(frozen=True)
 class Workload:
-    """What one process does in a step.
+    """The work of one process in a step.
 
     Attributes:
         compute_s: seconds of a step alone, input not counted.
@@ -242,7 +242,7 @@ class StepTime:
 
     @property
     def limit(self) -> str:
-        """What would have to be faster first."""
+        """The bottleneck."""
         if self.input_s >= self.total_s:
             return "the input"
         extra = {"the link": self.exposed_s, "BatchNorm's messages": self.messages_s, "the computation": self.compute_s}

@@ -1,4 +1,4 @@
-"""Repeats a step that had no finite loss or gradient."""
+"""Replays a training step whose loss or gradient was not finite."""
 
 from __future__ import annotations
 

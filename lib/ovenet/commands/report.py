@@ -1,4 +1,4 @@
-"""Writes one HTML page about evaluations, side by side."""
+"""Writes one HTML page that compares evaluations."""
 
 from __future__ import annotations
 

@@ -70,17 +70,17 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
 
 
 def log_cost(cfg: CfgNode) -> None:
-    """Says what the network costs, if that can be counted without computing."""
+    """Logs the cost of the network, if it can be counted on the meta device."""
     try:
         cost = builders.describe_network(cfg)
-    except Exception as error:  # a part of the user's that needs real numbers; no reason to end the run
+    except Exception as error:  # a user's part that does not run on the meta device must not end the run
         get_logger().warning("the network's multiply-adds cannot be counted: %s", " ".join(str(error).split())[:200])
         return
     get_logger().info("%s: %s", cfg.MODEL.BACKBONE.NAME, cost)
 
 
 def require_own_folder(cfg: CfgNode, run_dir: Path) -> None:
-    """Refuses to write over another run, and begins the log.
+    """Refuses to overwrite another run, and starts the log.
 
     Raises:
         UserError: the folder holds a run and TRAIN.RESUME is False, or what a run left but no checkpoint of it.

@@ -67,7 +67,7 @@ _AT_LEAST: dict[str, float] = {
     "TEST.BATCH_SIZE_PER_GPU": 1,
     "TEST.NUM_SAMPLES": 0,
 }
-_INTEGERS = 2**31 - 1  # what C libraries take, and any count that makes sense
+_INTEGERS = 2**31 - 1  # limit of C libraries, and above any sensible count
 _SIDE = 2**16  # of an image in pixels
 _AT_MOST: dict[str, float] = {
     "WORKERS": 2**16,
@@ -173,7 +173,7 @@ def check_config(cfg: CfgNode) -> None:
 
 
 def _check_parts(cfg: CfgNode) -> None:
-    """Every part exists and has the arguments that are set for it."""
+    """Checks that every part exists and has the arguments that are set."""
     for part, registry in _REGISTRIES.items():
         node, where = cfg.MODEL[part], f"MODEL.{part}"
         settings = part_settings(node)

@@ -64,7 +64,7 @@ def _stage_defaults(number: int, suffix: str) -> dict[str, Any]:
     spec = usual_copy(spec, number) if suffix else spec
     values = (spec.num_modules, list(spec.num_blocks), list(spec.num_channels), spec.block)
     section = f"{_EXTRA}STAGE{number}{suffix}."
-    branches = {"NUM_BRANCHES": number, "NUM_RANCHES": number, "FUSE_METHOD": "SUM"}  # they misspell it for stage 1
+    branches = {"NUM_BRANCHES": number, "NUM_RANCHES": number, "FUSE_METHOD": "SUM"}  # misspelled there for stage 1
     return {section + key: value for key, value in (*zip(_STAGE_FIELDS, values, strict=True), *branches.items())}
 
 

@@ -21,7 +21,7 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
 class ListDataset(Dataset[Sample]):
-    """Images and labels as they lie on disk, by index.
+    """Decoded images and labels of a list, by index.
 
     Args:
         root: ``DATASET.ROOT``; the entries of the list are relative to ``root/<dataset's name>``.

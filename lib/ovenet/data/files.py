@@ -75,7 +75,7 @@ def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image
 
 
 def require_file(path: Path, role: str) -> None:
-    """Refuses what is no file at the first look; reading a pipe would wait for ever.
+    """Refuses what is not a regular file; reading a pipe would wait for ever.
 
     Args:
         path: of the file.

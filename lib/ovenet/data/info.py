@@ -1,4 +1,4 @@
-"""What is known about a dataset, as dataclasses."""
+"""Dataset facts, as dataclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to predict: images, folders, globs, videos, cameras and a pipe, from what stands on a command line."""
+"""Inputs of a prediction, from command line arguments: images, folders, globs, videos, cameras and a pipe."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class FrameReader:
         return self._source.frames()
 
     def close(self) -> None:
-        """Lets go of the file or the camera."""
+        """Releases the file or the camera."""
         self._source.close()
 
 
@@ -207,7 +207,7 @@ class _CaptureSource:
 
 
 class _PipeSource:
-    """A stream that nobody can seek in, by FFmpeg."""
+    """A stream without seeking, read by FFmpeg."""
 
     num_frames = 0
 
@@ -230,7 +230,7 @@ class _PipeSource:
                 yield next(frames).to_ndarray(format="rgb24")
             except StopIteration:
                 return
-            except av.error.FFmpegError:  # a frame is broken, and what follows it depends on it
+            except av.error.FFmpegError:  # a broken frame, on which the following ones depend
                 yield None
                 return
 

@@ -1,4 +1,4 @@
-"""Which process sees which sample."""
+"""Samplers: which process gets which sample."""
 
 from __future__ import annotations
 

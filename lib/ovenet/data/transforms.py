@@ -208,7 +208,7 @@ def normalize_images(images: Tensor, normalization: Normalization = IMAGENET) ->
 
 @cache
 def _mean_and_std(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    """In grey levels, per channel; made once, since a copy to the device waits for it."""
+    """In grey levels, per channel; cached, since every copy to the device synchronises."""
     values = (normalization.mean, normalization.std)
     mean, std = (torch.tensor(v, device=device).mul(255).view(3, 1, 1) for v in values)
     return mean, std

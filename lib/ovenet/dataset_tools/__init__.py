@@ -1,1 +1,1 @@
-"""Beside the core: datasets drawn, drafted from folders, converted from annotations, and audited."""
+"""Tools for datasets: drawn scenes, drafts from folders, conversion of annotations, audits."""

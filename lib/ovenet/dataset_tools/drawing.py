@@ -1,4 +1,4 @@
-"""A canvas that paints colour, label and depth together, seen by a camera over a flat street.
+"""A canvas that paints colour, label and depth together, through a camera above a flat street.
 
 World coordinates in metres: ``X`` to the right of the camera, ``Y`` above the ground, ``Z`` ahead. Points in the image
 are ``(x, y)`` in pixels.

@@ -1,4 +1,4 @@
-"""What stands and moves on a synthetic street. Labels are Cityscapes ids.
+"""Objects of a synthetic street. Labels are Cityscapes ids.
 
 Every function draws one object on a `Canvas` at ``(x, z)`` metres, far objects first.
 """

@@ -43,7 +43,7 @@ def write_dataset(folder: Path, counts: dict[str, int], *, size: tuple[int, int]
 
 def _write_scene(scene: tuple[Path, str, int, tuple[int, int], int]) -> Path:
     folder, split, number, size, seed = scene
-    cv2.setNumThreads(0)  # the processes share the cores already
+    cv2.setNumThreads(0)  # the processes already share the cores
     stem = f"{CITY}_{number:06d}_{seed:06d}"
     image_path = folder / "leftImg8bit" / split / CITY / f"{stem}_leftImg8bit.png"
     label_path = folder / "gtFine" / split / CITY / f"{stem}_gtFine_labelIds.png"
@@ -245,7 +245,7 @@ def _draw_barrier(canvas: Canvas, x: float, near: float, far: float) -> None:
 
 
 def _place_objects(street: _Street) -> list[tuple[float, Callable[[Canvas, float], None]]]:
-    """What stands where, as ``(depth, drawing)``."""
+    """The objects of the street, as ``(depth, drawing)``."""
     rng = street.rng
     items: list[tuple[float, Callable[[Canvas, float], None]]] = []
 

@@ -1,4 +1,4 @@
-"""What an exported file says about itself."""
+"""Metadata of exported files."""
 
 from __future__ import annotations
 

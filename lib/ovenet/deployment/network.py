@@ -1,4 +1,4 @@
-"""A segmentor as a function of one tensor, which other programs can hold."""
+"""A segmentor as a function of one tensor, for export."""
 
 from __future__ import annotations
 

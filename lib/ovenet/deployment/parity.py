@@ -1,4 +1,4 @@
-"""Whether an exported network predicts what the trained one does."""
+"""Parity: compares an exported network with the trained one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUANTIZED = Limits(changed=0.05, mean_iou=0.005)
 
 @dataclass(frozen=True)
 class Parity:
-    """How a network differs from the one it was made from.
+    """Differences between an exported network and the trained one.
 
     Attributes:
         num_images: that were compared.
@@ -48,7 +48,7 @@ class Parity:
     mean_iou: tuple[float, float] | None
 
     def problem(self, limits: Limits) -> str:
-        """What is beyond the limits; "" for nothing."""
+        """Names the limit that is exceeded; "" if none is."""
         if self.changed > limits.changed:
             return (
                 f"{100 * self.changed:.3f} % of the pixels change their class, at most {100 * limits.changed:g} % may"

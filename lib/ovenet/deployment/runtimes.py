@@ -1,4 +1,4 @@
-"""Networks that other programs run, with the face of a segmentor: normalised pixels in, `OVeNetOutput` out."""
+"""Networks run by other runtimes, with the interface of a segmentor: normalised pixels in, `OVeNetOutput` out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def choose_runtime(name: str, device: torch.device) -> Runtime:
 
 
 class RuntimeNetwork(nn.Module):
-    """A network whose tensors come from elsewhere. Batches are run image by image.
+    """A network that is run by another runtime. Batches are run image by image.
 
     Attributes:
         normalization: of the pixels that `forward` takes.
@@ -220,7 +220,7 @@ def _openvino_session(path: Path, precision: str) -> Run:
     try:
         compiled = openvino.Core().compile_model(openvino.Core().read_model(path), "CPU", hints)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())  # where in its source comes first, why last
+        reason = " ".join(str(error).split())  # the first line is a source location; the reason is the last
         raise UserError(f"{path.name}: OpenVINO cannot run it: …{reason[-200:]}") from error
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:

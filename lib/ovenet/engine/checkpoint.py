@@ -110,7 +110,7 @@ def write_safetensors(path: Path, weights: Mapping[str, Tensor], about: Mapping[
 
 
 def require_file(path: Path) -> None:
-    """Refuses what is no file of weights at the first look.
+    """Refuses a path that is missing or a directory.
 
     Raises:
         UserError: it is missing, or a directory.
@@ -182,7 +182,7 @@ def save_atomically(
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        if "DataLoader worker" in str(error):  # its death is announced by a signal, wherever the program is
+        if "DataLoader worker" in str(error):  # a dead worker raises from a signal handler, at any point of the program
             raise
         raise OSError(f"cannot save {path}: {_reason(error)}; the file before it is untouched") from error
 

@@ -62,7 +62,7 @@ class Interruption:
             if is_first:
                 get_logger().warning("%s: nothing is to be saved yet", self.received.name)
             sys.exit(self.exit_code)
-        if is_first:  # schedulers repeat themselves, and a launcher passes on what the group has received already
+        if is_first:  # schedulers and launchers send it more than once
             again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
             get_logger().warning("%s: saving after this step%s", self.received.name, again)
 
@@ -85,18 +85,18 @@ class Interruption:
 
 @cache
 def end_helpers_at_exit() -> None:
-    """Python ends helping processes by a SIGTERM and waits for them; those that ignore it have to be killed first."""
+    """Python ends worker processes by SIGTERM and waits for them; those that ignore it must be killed first."""
     atexit.register(_kill_helpers)
 
 
 def _kill_helpers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a fault
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as a crash
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
 
 
 def ignore_requests() -> None:
-    """For helping processes: a request to the whole group is for the main one, which ends them when it has saved."""
+    """For worker processes: a signal to the whole group is for the main process, which ends them after saving."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -81,9 +81,9 @@ def track(items: Iterable[T], title: str, num_items: int, *, print_freq: int, en
 
 
 class WaitingClock:
-    """Tells the time spent waiting for items from the time spent on them."""
+    """Measures how much of the time is spent waiting for items."""
 
-    BOUND = 0.2  # share of waiting from which more or faster loading processes pay
+    BOUND = 0.2  # share of waiting above which more loading processes pay off
 
     def __init__(self) -> None:
         self.waited_s = 0.0
@@ -147,7 +147,7 @@ class Progress:
         self._bar.close()
 
     def advance(self, later_steps: int = 0) -> None:
-        """Counts one iteration; says so where nothing was said for a minute, as in slow runs.
+        """Counts one iteration; writes a line if none was written for a minute.
 
         Args:
             later_steps: iterations of the epochs to come.

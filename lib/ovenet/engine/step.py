@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward of its micro-batches, and the decision whether it counts."""
+"""One optimizer step: forward and backward passes of its micro-batches, and whether the step is applied or skipped."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ class TrainStep:
         is_bad = flags[:2].sum() > 0
         self.optimizer.found_inf = is_bad.float()  # where GradScaler leaves it too: fused optimizers skip the step
         self.optimizer.step()
-        self._guard.rollback_if(is_bad)  # the forward pass has updated BatchNorm already
+        self._guard.rollback_if(is_bad)  # the forward pass has already updated BatchNorm's statistics
         if self.ema is not None:
             self._ema_weight = (1 - self.settings.ema_decay) * ~is_bad
             self.ema.update_parameters(self.model)
@@ -221,7 +221,7 @@ class TrainStep:
         return self.criterion(output, labels, iteration=self.schedule.last_epoch)
 
     def _agree(self, losses: Sequence[LossTerms], *told: bool) -> Tensor:
-        """The flags of `StepResult`, one sum over all processes."""
+        """The flags of `StepResult`, summed over all processes."""
         scale = self.scaler.scale(torch.ones((), device=self.device))
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
@@ -272,7 +272,7 @@ class TrainStep:
         if self.ema is not None:
             if state.get("ema"):
                 self.ema.load_state_dict(state["ema"])
-            else:  # averaging begins with the weights at hand
+            else:  # averaging starts from the current weights
                 self.ema.module.load_state_dict(self.model.state_dict())
 
 
@@ -285,7 +285,7 @@ def _wrapped(model: nn.Module, device: torch.device, settings: StepSettings) -> 
     parallel = DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,  # gradients are averaged where they lie
+        gradient_as_bucket_view=True,  # gradients are averaged in place
     )
     if settings.compression == "bf16":
         parallel.register_comm_hook(None, bf16_compress_hook)

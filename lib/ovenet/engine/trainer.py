@@ -46,7 +46,7 @@ DrawPicture = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What the loop itself needs to know.
+    """Settings of the training loop.
 
     Attributes:
         run_dir: where checkpoints go.
@@ -242,7 +242,7 @@ class Trainer:
     def _draw(self, log: RunLog) -> None:
         try:
             log.picture("val/picture", self.draw_picture(), iteration=self.iteration)
-        except Exception as error:  # no reason to end the run, whatever it is
+        except Exception as error:  # a picture that cannot be drawn must not end the run
             get_logger().warning("no picture of epoch %d: %s", self.epoch, " ".join(str(error).split())[:200])
 
     def _train_epoch(self, log: RunLog, interruption: Interruption) -> bool:
@@ -428,7 +428,7 @@ class Trainer:
         distributed.barrier()
 
     def resume(self) -> str:
-        """Goes on where the newest whole checkpoint ends, with the present settings where they differ.
+        """Resumes from the newest intact checkpoint; settings that differ take their present values.
 
         Returns:
             The configuration that the checkpoint was saved with, as YAML.
@@ -498,7 +498,7 @@ def _groups(loader: DataLoader[Batch], size: int, num_groups: int) -> Iterator[l
 
 
 def _random_state() -> dict[str, Tensor]:
-    """The generators that draw during training: dropout's, on the CPU and on this process's card."""
+    """States of the random generators used in training (dropout): the CPU's and this process's GPU's."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -507,7 +507,7 @@ def _random_state() -> dict[str, Tensor]:
 
 def _set_random_state(states: Sequence[Mapping[str, Tensor]]) -> None:
     if len(states) != distributed.world_size():
-        return  # streams of another number of processes
+        return  # saved by another number of processes
     own = states[distributed.rank()]
     torch.set_rng_state(own["cpu"])
     if "cuda" in own and torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Where labels and predictions change from class to class.
+"""Contours and bands along class borders of labels and predictions.
 
 Labels are ``(H, W)`` int16 train ids. Neighbourhoods are squares: "within d pixels" means that neither the row nor the
 column differs by more than d, as in the published code of Boundary IoU.
@@ -51,7 +51,7 @@ def boundary_widths(size: tuple[int, int], ratios: Sequence[float]) -> tuple[int
 
 
 def inner_band(labels: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """How near each pixel is to the end of its class's mask (Cheng et al., "Boundary IoU", 2021).
+    """Band of distance of each pixel to the border of its class's mask (Cheng et al., "Boundary IoU", 2021).
 
     A mask ends where another class, an ignored pixel or the outside of the image begins.
 

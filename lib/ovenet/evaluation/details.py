@@ -1,4 +1,4 @@
-"""From the counts of a split to what they say: near edges, by size, about the confidence, about the seeds.
+"""Detailed scores from the counts of a split: near edges, by size, of the confidence, of the seeds.
 
 Shapes: ``K`` classes, ``D`` distances, ``W`` boundary widths, ``N`` bins. All shares are in ``[0, 1]``, NaN where there
 was nothing to be counted. Dictionaries are by prediction name.
@@ -22,7 +22,7 @@ _NUM_RISK_POINTS = 101
 
 @dataclass(frozen=True)
 class BoundaryScores:
-    """How well boundaries are met.
+    """Boundary scores.
 
     Attributes:
         ratios: ``W`` widths as shares of the image's diagonal.
@@ -80,7 +80,7 @@ class SegmentScores:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the confidence says against whether the seed has the pixel's class.
+    """Calibration of the confidence: whether the seed has the pixel's class.
 
     Attributes:
         expected_error: expected calibration error over bins of equal width.
@@ -103,7 +103,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SeedScores:
-    """What the seeds contribute.
+    """What the seeds change.
 
     Attributes:
         right_class: share of seeds that lie on the pixel's class.
@@ -130,7 +130,7 @@ class SeedScores:
 
 @dataclass(frozen=True)
 class Details:
-    """All that goes beyond the scores of whole images; the last two are None for a baseline."""
+    """Scores beyond mIoU; the last two are None for a baseline."""
 
     boundaries: BoundaryScores
     edges: EdgeCurve
@@ -140,7 +140,7 @@ class Details:
 
 
 def details_from_counts(evaluator: SegEvaluator) -> Details:
-    """What a detailed evaluator says, once it holds the counts of all processes."""
+    """The detailed scores of an evaluator that holds the counts of all processes."""
     counts, names = evaluator.counts, evaluator.prediction_names
     present = _numpy(counts["confusion"]).sum(axis=(0, 1, 2, 4)) > 0
     return Details(

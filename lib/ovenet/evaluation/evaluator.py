@@ -1,7 +1,7 @@
 """The integer counts of a split, from which all scores follow.
 
 Shapes: ``P`` predictions, ``K`` classes, ``D`` bands of distance to the nearest label edge. Whole numbers add up to the
-same sum in any order, so that the scores do not depend on how the images were dealt out.
+same sum in any order, so that the scores do not depend on how images are distributed over processes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _DISTANCE_BAND = np.searchsorted(np.square(np.array(DISTANCES_PX) - 1), _SQUARES
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What one image added.
+    """Counts of one image.
 
     Attributes:
         confusion: ``(P, K, K)`` int64.
@@ -141,7 +141,7 @@ class SegEvaluator:
         }
 
     def merge(self, counts: Mapping[str, Tensor]) -> None:
-        """Adds the counts of another evaluator of the same make, or none of them."""
+        """Adds the counts of another evaluator with the same settings, all or none."""
         for name, table in counts.items():
             self.counts[name] += table.to(self.counts[name].device)
 

@@ -32,7 +32,7 @@ from ovenet.utils.environment import tf32
 _BAND_ELEMENTS = 2**19  # scores of one prediction in a band: 2 MB, which stay in the processor's cache
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _T = TypeVar("_T")
-_GROUPED_BANDS = 32  # finished between two looks at the windows
+_GROUPED_BANDS = 32  # bands finished before windows are checked again
 _VECTOR = "vector: "  # begins the names of maps that are no scores
 _SEED = f"{_VECTOR}seed"  # offset (x, y) and confidence
 _FIELD = f"{_VECTOR}field: "  # other displacements (x, y), by title
@@ -96,7 +96,7 @@ class InferenceSettings:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known about every pixel of an image, at the image's own size.
+    """Prediction for every pixel of an image, at the image's own size.
 
     Attributes:
         labels: train ids ``(H, W)`` by prediction name (see `OVeNetOutput.predictions`); uint8 for up to 256 classes,
@@ -119,7 +119,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _FinishedBand:
-    """What is kept of a band: classes ``(n, W)``, and thinned-out seed vectors and scores ``(C, n', W')``."""
+    """Results of a band: classes ``(n, W)``, and subsampled seed vectors and scores ``(C, n', W')``."""
 
     labels: dict[str, Tensor]
     vectors: Tensor | None

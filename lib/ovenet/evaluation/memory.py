@@ -1,4 +1,4 @@
-"""How much memory an image will take, so that one that is too large is named instead of ending the program."""
+"""Estimates the memory of an image, so that one that is too large is an error message instead of a crash."""
 
 from __future__ import annotations
 

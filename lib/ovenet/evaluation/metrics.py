@@ -16,7 +16,7 @@ _EXACT_FLOAT = 2**24  # float32 counts to here
 
 
 def confusion_counts(prediction: Tensor, labels: Tensor, num_classes: int, *, ignore_label: int) -> Tensor:
-    """How often each class was predicted as each.
+    """Confusion matrix.
 
     Args:
         prediction: train ids, integers of any shape.

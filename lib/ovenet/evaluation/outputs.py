@@ -1,4 +1,4 @@
-"""What is written of each image or frame that is predicted without a label."""
+"""Result files of images and frames that are predicted without labels."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class FrameWriter:
             self._container = av.open(str(self._unfinished), "w", options={"movflags": "faststart"})
             self._stream = self._container.add_stream("libx264", self.rate, options={"crf": "20"})
             self._stream.height, self._stream.width = size
-            self._stream.pix_fmt = "yuv420p"  # what all browsers know
+            self._stream.pix_fmt = "yuv420p"  # a pixel format that all browsers play
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

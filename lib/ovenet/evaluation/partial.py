@@ -1,4 +1,4 @@
-"""What an interrupted evaluation has counted, so that the next one can go on.
+"""Saved counts of an interrupted evaluation, from which the next one resumes.
 
 Each process keeps a file of counts and a file with a line per counted image. The counts are only as good as the lines
 that they say they cover; later lines are dropped and their images are evaluated again.
@@ -144,7 +144,7 @@ class PartialEvaluation:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard(self) -> None:
-        """Forgets what `join` found."""
+        """Discards what `join` found."""
         self.remove()
         self.joined = {}
 
@@ -152,7 +152,7 @@ class PartialEvaluation:
         return [path for path in self.folder.glob("*.pth") if _PART.fullmatch(path.name)]
 
     def _whole_parts(self) -> Iterator[tuple[dict[str, Tensor], list[dict[str, Any]]]]:
-        """What can be read; damaged parts are set aside, and their images are evaluated again."""
+        """Reads the intact parts; images of damaged parts are evaluated again."""
         for path in self._paths():
             try:
                 counts, records = self._read(path)

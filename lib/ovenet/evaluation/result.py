@@ -1,4 +1,4 @@
-"""What is known about one image, in the forms that people ask for."""
+"""The result of one image: mask, overlay, polygons, and files of them."""
 
 from __future__ import annotations
 

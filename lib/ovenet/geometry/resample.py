@@ -53,7 +53,7 @@ def sample_bilinear(
 
 
 def refine_offset(offset: Tensor, num_steps: int) -> Tensor:
-    """Lets each seed be led on by its own offset, `num_steps` times: ``o ← o + o(seed)`` (paper, iterative refinement).
+    """Extends each offset by the one at its seed, `num_steps` times: ``o ← o + o(seed)`` (paper, iterative refinement).
 
     Args:
         offset: ``(B, 2, h, w)`` normalised ``(x, y)``.

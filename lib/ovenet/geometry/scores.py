@@ -1,4 +1,4 @@
-"""What scores of any kind say about the probability of a class."""
+"""Class probabilities from scores of any kind."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from ovenet.geometry.resample import sample_bilinear
 
 @dataclass(frozen=True)
 class WarpConvention:
-    """What the numbers of a displacement mean.
+    """Units and sampling convention of a displacement field.
 
     Attributes:
         units: ``normalised``; ``pixels``, which are `pixel_size` pixels of the field each; or ``sizes``, of which the

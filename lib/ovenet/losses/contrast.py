@@ -94,7 +94,7 @@ def draw_anchors(
 
 
 def _mixed(right: Tensor, wrong: Tensor, number: int) -> Tensor:
-    """So many of both, half of them wrong if possible."""
+    """How many right and wrong pixels to draw, half of them wrong if possible."""
     num_wrong = min(max(number // 2, number - len(right)), len(wrong))
     wrong = wrong[torch.randperm(len(wrong), device=wrong.device)[:num_wrong]]
     right = right[torch.randperm(len(right), device=right.device)[: number - num_wrong]]
@@ -102,7 +102,7 @@ def _mixed(right: Tensor, wrong: Tensor, number: int) -> Tensor:
 
 
 def contrast(anchors: Tensor, classes: Tensor) -> Tensor:
-    """The mean over anchors of how little likely each other anchor of its class is beside those of other classes.
+    """InfoNCE, averaged over the anchors: each other anchor of the class against all anchors of other classes.
 
     Args:
         anchors: ``(A, D)``, of length 1; each class has two at least.

@@ -38,7 +38,7 @@ def log_probabilities(scores: Tensor, kind: ScoreKind) -> Tensor:
 
 
 def negative_log_likelihood(log_probs: Tensor, targets: Targets) -> Tensor:
-    """How unlikely each pixel's own class is.
+    """Negative log likelihood of each pixel's own class.
 
     Args:
         log_probs: ``(B, K, H, W)``.
@@ -79,7 +79,7 @@ def ohem_cross_entropy(nll: Tensor, targets: Targets, limit: Tensor | float) -> 
 
 
 def ohem_limit(nll: Tensor, targets: Targets, *, threshold: float, min_kept: int) -> Tensor:
-    """Below which probability a pixel is hard: online hard example mining as HRNet does it.
+    """The probability below which a pixel is hard: online hard example mining as in HRNet.
 
     That is ``max(threshold, p)``, with ``p`` the `min_kept`-th smallest probability of a pixel's own class, counted
     from 0 (the largest one if there are fewer). Found by selection, without waiting for the device.
@@ -98,7 +98,7 @@ def ohem_limit(nll: Tensor, targets: Targets, *, threshold: float, min_kept: int
 
 
 def confidence_target(labels: Tensor, offset: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """What the confidence should be: 1 where the seed pixel has the pixel's own label.
+    """Target of the confidence: 1 where the seed pixel has the pixel's own label.
 
     Args:
         labels: ``(B, H, W)``.
@@ -142,7 +142,7 @@ def binary_cross_entropy(confidence: Tensor, target: Tensor, valid: Tensor) -> t
 
 
 def offset_loss(offset: Tensor, labels: Tensor, *, num_classes: int, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """How little of the neighbourhood of the seeds is of their pixels' classes; the gradient points towards more.
+    """Share of the seeds' neighbourhood outside the pixels' own classes; its gradient draws seeds towards the class.
 
     The labels are brought to the size of the offsets as shares of the classes, blurred so that an offset feels a border
     that lies some pixels away.

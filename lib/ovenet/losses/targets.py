@@ -1,4 +1,4 @@
-"""What the labels say about every pixel, computed once for all score maps of a batch, and what a map's scores cost."""
+"""Targets per pixel, computed once for all score maps of a batch, and the loss per pixel of one map."""
 
 from __future__ import annotations
 

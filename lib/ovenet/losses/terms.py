@@ -27,7 +27,7 @@ Average = Literal["valid", "all"]
 
 
 class ScoreLoss(Protocol):
-    """What one score map costs."""
+    """Loss of one score map."""
 
     def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
         """The loss as a sum and what to divide it by, both scalars; a sum of 0 with a gradient where nothing counts.

@@ -37,7 +37,7 @@ class Backend(Protocol):
         align_corners: bool,
         with_gradient: bool,
     ) -> tuple[PixelLoss, Tensor | None]:
-        """What the upsampled scores cost.
+        """Loss of the upsampled scores.
 
         Args:
             scores: ``(B, K, h, w)`` float32 or float64.

@@ -1,4 +1,4 @@
-"""Controls: parts that have what a seed has, but for the seed itself, so that an experiment can tell what helped.
+"""Controls: parts with everything that a seed has except the seed itself, so that an experiment can tell what helped.
 
 `AddedNeck` has the parameters of a seed with a neck of its own, and adds their features to the head's instead of
 fetching scores. `ControlSeed` has the parameters and the losses of an OVeNet, and takes the second scores from

@@ -21,7 +21,7 @@ TOLERANCE = 1e-3  # of the largest score
 
 @torch.no_grad()
 def fuse_conv_bn(model: Segmentor) -> Segmentor:
-    """A copy for inference, whose convolutions scale and shift by themselves; scores differ by rounding alone.
+    """A copy for inference with BatchNorm fused into its convolutions; scores differ by rounding alone.
 
     What follows what is seen in a run on a small random image, not guessed from names, and the copy's scores are
     compared with the model's. Where they differ, since the network uses a convolution's output beside its BatchNorm

@@ -1,4 +1,4 @@
-"""Displacements inside a network, where they can be looked at."""
+"""Records displacement fields inside a network, for pictures and tests."""
 
 from __future__ import annotations
 

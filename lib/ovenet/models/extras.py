@@ -1,4 +1,4 @@
-"""Libraries that only some parts need."""
+"""Optional libraries."""
 
 from __future__ import annotations
 

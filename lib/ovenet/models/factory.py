@@ -79,7 +79,7 @@ def list_backbones(pattern: str = "*", *, timm: bool = True) -> list[str]:
 
     Args:
         pattern: with ``*`` and ``?``.
-        timm: those of timm too, which take no part in it by another name.
+        timm: timm's too, except those that are registered here under another name.
     """
     own = [name for name in BACKBONES.names() if fnmatchcase(name, pattern)]
     if not timm:

@@ -1,4 +1,4 @@
-"""What the parts of a network promise each other: backbone → neck → head, and what a seed needs of them.
+"""Interfaces of the parts of a network: backbone → neck → head, and what a seed needs of them.
 
 Shapes: ``B`` batch, ``K`` classes, ``H W`` image size; feature maps ``(B, C, h, w)`` come in lists, fine to coarse.
 """
@@ -20,7 +20,7 @@ IMAGENET = Normalization()
 
 @dataclass(frozen=True)
 class PublishedNames:
-    """How somebody else calls the parameters of a part.
+    """The names that another publisher gives to the parameters of a part.
 
     Attributes:
         publisher: whose names they are.
@@ -39,7 +39,7 @@ class PublishedNames:
 
 
 class Part(nn.Module):
-    """A part initialises itself when it is built; nothing that it is given to does so again.
+    """A part initialises itself when it is built; whoever receives it must not initialise it again.
 
     Attributes:
         published: what the part's parameters are called elsewhere.
@@ -84,7 +84,7 @@ class Backbone(Part):
 
 
 class Tail(Part):
-    """The last stages of a backbone once more; attributes as for `Backbone`."""
+    """A second copy of a backbone's last stages; attributes as for `Backbone`."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]

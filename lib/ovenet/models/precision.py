@@ -1,4 +1,4 @@
-"""Where mixed precision would lose too much."""
+"""Turns autocast off where mixed precision would lose too much."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Computes in the precision of the tensors at hand. Devices without autocast, such as meta, do so anyway."""
+    """Computes in the precision of the given tensors. Devices without autocast, such as meta, always do."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

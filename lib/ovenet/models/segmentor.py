@@ -18,7 +18,7 @@ GROUPS = ("backbone", "neck", "head", "seed")  # the parts, by the names of a mo
 
 
 class Segmentor(nn.Module):
-    """Backbone, neck and head; `ovenet.models.ovenet.OVeNet` adds a seed. What it is given is used as it is.
+    """Backbone, neck and head, used as given; `ovenet.models.ovenet.OVeNet` adds a seed.
 
     Args:
         backbone: image to maps.
@@ -134,7 +134,7 @@ class Segmentor(nn.Module):
 
 def synchronized(model: Segmentor) -> Segmentor:
     """The same model, whose BatchNorm counts the batches of all processes (CUDA only)."""
-    from timm.layers import convert_sync_batchnorm  # torch's drops the activations that timm's norms have in them
+    from timm.layers import convert_sync_batchnorm  # torch's drops the activations inside timm's norms
 
     return convert_sync_batchnorm(model)
 

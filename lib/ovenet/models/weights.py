@@ -26,7 +26,7 @@ OWN_NAMES = "ovenet"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a file gave to a model. All names are the model's, but those of `unexpected`, which are the file's.
+    """What was loaded from a file. All names are the model's, except those of `unexpected`, which are the file's.
 
     Attributes:
         source: the file, for messages.

@@ -1,4 +1,4 @@
-"""What the report's gallery shows of an image, small enough that hundreds fit into one file.
+"""Data of the report's gallery, small enough that hundreds of images fit into one file.
 
 Maps of classes are shown at the size of the photograph; offsets, confidence and scores lie on a coarser grid. All are
 WebP images without loss, whose channels hold numbers:

@@ -1,4 +1,4 @@
-"""Puts the report together: what evaluations left on disk becomes one HTML file without any link to elsewhere."""
+"""Builds the report: one self-contained HTML file from the files of evaluations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RESULTS = "results.json"
 RECORDS = "images.jsonl"
 REPORT = "report.html"
 MAX_BYTES = 60_000_000  # of the whole file
-_BYTES_AROUND = 200  # what the page needs around the pictures of an image
+_BYTES_AROUND = 200  # overhead of an image beside its pictures
 _WHEEL_RADIUS = 48
 _MAX_CONFUSIONS = 30
 _LOSSES = {"loss": "all", "loss_initial": "S_i", "loss_seed": "S_s", "loss_fused": "S_f"}
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def has_seed(self) -> bool:
-        """Whether it is no baseline."""
+        """Whether the model has a seed."""
         return "seed" in self.predictions
 
 
@@ -239,7 +239,7 @@ class GalleryPage:
 
 
 def _render(runs: Sequence[Run], command: str) -> tuple[str, str]:
-    """The page, and what its gallery shows."""
+    """The page, and a sentence about its gallery."""
     context = _context(runs, command)
     template = _environment().get_template("report.html.j2")
 
@@ -255,7 +255,7 @@ def _render(runs: Sequence[Run], command: str) -> tuple[str, str]:
 
 
 def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:
-    """All that the page says beside its pictures."""
+    """Variables of the page's template, without pictures."""
     return {
         "script": _script(),
         "script_hash": _script_hash(),
@@ -312,7 +312,7 @@ def _direction(share: float | None) -> str:
 
 
 def _verdict(runs: Sequence[Run]) -> list[str]:
-    """What came out, in a sentence for each run, and one for each against the first."""
+    """Verdict: a sentence for each run, and one comparing each with the first."""
     sentences = []
     first = runs[0].results["results"]["fused"]["mean_iou"]
     for index, run in enumerate(runs):
@@ -343,7 +343,7 @@ def _difference(value: float | None, other: float | None) -> float | None:
 
 
 def _cards(run: Run) -> list[dict[str, str]]:
-    """The few numbers that one looks for first."""
+    """The headline numbers."""
     scores, details = run.results["results"], run.results["details"]
     fused = scores["fused"]
     cards = [{"title": "mIoU of S_f, %", "value": _percent(fused["mean_iou"]), "hue": "fused"}]
@@ -603,7 +603,7 @@ def _page_data(runs: Sequence[Run], images: list[dict[str, Any]]) -> dict[str, A
 
 
 def _colours(names: Sequence[str], palette: Sequence[Sequence[int]], longest: float) -> dict[str, Any]:
-    """What classes, offsets up to the longest, and confidence are drawn with."""
+    """Colours of classes, offsets (up to the longest) and confidence."""
     axis = torch.linspace(-longest, longest, 2 * _WHEEL_RADIUS + 1)
     wheel = colorize_offset(torch.stack(torch.meshgrid(axis, axis, indexing="xy")), longest)
     cividis = (matplotlib.colormaps["cividis"](np.arange(256))[:, :3] * 255).round().astype(int)

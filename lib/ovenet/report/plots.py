@@ -119,7 +119,7 @@ def boundary_plot(runs: Sequence[Run], key: str, title: str) -> str:
 
 
 def seed_plot(runs: Sequence[Run]) -> str:
-    """What the seeds do by distance to the nearest edge."""
+    """Effect of the seeds by distance to the nearest edge."""
     figure, axes = _axes("Seeds by distance to the nearest label edge", "distance, pixels", "share")
     styles = {
         "right_class_by_distance": ("seed has the pixel's class", "-"),
@@ -135,7 +135,7 @@ def seed_plot(runs: Sequence[Run]) -> str:
 
 
 def length_plot(runs: Sequence[Run]) -> str:
-    """How long the offsets are."""
+    """Histogram of offset lengths."""
     figure, axes = _axes("Length of the offsets", "pixels", "share of the pixels")
     width = 0.8 / len(runs)
     for index, run in enumerate(runs):

@@ -1,1 +1,1 @@
-"""Many runs of one experiment: which are missing, running them, and what they say together."""
+"""Sweeps: many runs of one experiment, executed and summarised."""

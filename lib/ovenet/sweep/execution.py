@@ -1,4 +1,4 @@
-"""Running what is missing, several runs at a time."""
+"""Runs the missing runs of a sweep, several at a time."""
 
 from __future__ import annotations
 

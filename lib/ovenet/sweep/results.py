@@ -1,4 +1,4 @@
-"""What is kept of a finished run: one JSON file, whose counts by image all comparisons are made from."""
+"""Results of finished runs: one JSON file each, with the counts by image that comparisons need."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Prediction:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the runs."""
+        """Seeds of the runs."""
         return tuple(run.seed for run in self.runs)
 
     def of(self, seeds: Sequence[int]) -> Prediction:
@@ -48,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one prediction is than another, over the seeds that both have.
+    """Paired difference of two predictions, over the seeds that both have.
 
     Attributes:
         seeds: of both.
@@ -64,7 +64,7 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return float(self.by_seed.mean())
 
 

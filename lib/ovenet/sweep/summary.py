@@ -16,7 +16,7 @@ from ovenet.sweep.statistics import Difference, Prediction, compare, spread
 
 
 class Summary:
-    """What the finished runs of a sweep say together.
+    """Summary of the finished runs of a sweep.
 
     Args:
         sweep: which runs there are to be.

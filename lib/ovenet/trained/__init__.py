@@ -1,1 +1,1 @@
-"""What is done with a trained model: read it from its file or run, predict, share, export."""
+"""Trained models: read from a file or run, predict, share, export."""

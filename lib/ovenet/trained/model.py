@@ -30,7 +30,7 @@ MODELS = bundled_folder("pretrained_models")
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """All that a file of weights says, put together.
+    """A model with its configuration and classes, from a file of weights.
 
     Attributes:
         path: of the file.
@@ -77,7 +77,7 @@ def read_trained(path: str | Path, *, config: str | Path | None = None, override
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file of weights that a folder holds, that has this path, or that comes along under this name.
+    """The file of weights in a folder, at a path, or of a bundled model's name.
 
     A folder is that of a run, or one that `Predictor.save_pretrained` wrote.
 
@@ -112,7 +112,7 @@ def _carried_normalization(content: dict[str, Any], model: Segmentor, path: str 
 
 
 def _carried_info(content: dict[str, Any], cfg: CfgNode, path: str | Path) -> DatasetInfo:
-    """The classes that a checkpoint carries, or the catalog's for files of before they were carried."""
+    """The classes that a checkpoint carries, or the catalog's for files written before checkpoints carried them."""
     if "dataset_info" in content:
         try:
             return DatasetInfo.from_dict(content["dataset_info"])

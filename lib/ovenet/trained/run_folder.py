@@ -103,7 +103,7 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
         except FileNotFoundError:
             return folder
         except ValueError:
-            continue  # damaged, or somebody else's: it stays
+            continue  # damaged, or not ours: leave it
         if isinstance(content, dict) and content.get(SETTINGS) == json.loads(json.dumps(settings)):
             return folder
     raise AssertionError

@@ -1,4 +1,4 @@
-"""What every tool's command line has in common."""
+"""Command line parsing and error handling shared by all commands."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run_main(main: Callable[[], None]) -> None:
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
-        if isinstance(error, PeersLostError):  # an orderly end would wait for them, or be aborted by gloo
+        if isinstance(error, PeersLostError):  # a normal exit would wait for them, or be aborted by gloo
             sys.stderr.flush()
             os._exit(EXIT_USER_ERROR)
         sys.exit(EXIT_USER_ERROR)

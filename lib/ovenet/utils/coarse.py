@@ -1,4 +1,4 @@
-"""Work in parallel, split coarsely: a few large pieces, one thread inside each.
+"""Coarse parallelism: a few large pieces of work, one thread each.
 
 Split finely, as torch does by itself, many small operations are hundreds of parallel regions, and each waits for its
 slowest thread. As soon as another process is busy, that is one which is not scheduled.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
-MAX_THREADS = 8  # more only wait for the memory
+MAX_THREADS = 8  # more are limited by memory bandwidth
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ovenet.errors import UserError
 
 T = TypeVar("T")
 
-# How gloo and NCCL say that a peer is gone or late.
+# Phrases by which gloo and NCCL report that a peer is gone or late.
 _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|heartbeat|remote process", re.IGNORECASE)
 _activity = "the beginning"
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -25,7 +25,7 @@ _WAY_OUT = "torchrun sets these variables; unset them to run one process"
 
 
 class PeersLostError(UserError):
-    """Another process ended or is late; this one should end without waiting for anything."""
+    """Another process ended or is late; this one should exit without waiting for anything."""
 
 
 def is_launched() -> bool:
@@ -104,11 +104,11 @@ def _join(device: torch.device, timeout_s: float) -> None:
 
 @contextmanager
 def activity(name: str) -> Iterator[None]:
-    """Names what this process does, for the message of a collective that fails."""
+    """Names the current activity for the message of a failing collective."""
     global _activity
     before, _activity = _activity, name
     yield
-    _activity = before  # left as it is by an error, which is when it is read
+    _activity = before  # not reset after an error: the message needs it
 
 
 def rank() -> int:

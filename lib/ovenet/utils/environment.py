@@ -1,4 +1,4 @@
-"""On what, and with what, a run was made."""
+"""The environment of a run: hardware, versions, code."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow"
 
 
 def num_cores() -> int:
-    """That this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peak_memory_bytes() -> int:
-    """Memory that this process has had at most; 0 on Windows, which has no such module."""
+    """Peak memory of this process in bytes; 0 on Windows, which lacks the module."""
     try:
         import resource
     except ImportError:
@@ -34,7 +34,7 @@ def peak_memory_bytes() -> int:
 
 
 def busy_cores(seconds: float) -> float | None:
-    """How many of the machine's cores are at work, watched for a while; None where the system does not say.
+    """Number of busy cores of the machine, measured over some seconds; None where the system does not tell.
 
     Args:
         seconds: to watch for; the system counts in hundredths.
@@ -48,7 +48,7 @@ def busy_cores(seconds: float) -> float | None:
 
 
 def _busy_seconds() -> float | None:
-    """What all cores together have worked since the start, by Linux."""
+    """Busy time of all cores since boot, from Linux."""
     try:
         with open("/proc/stat", encoding="ascii") as file:
             user, nice, system = (int(n) for n in file.readline().split()[1:4])
@@ -58,7 +58,7 @@ def _busy_seconds() -> float | None:
 
 
 def crowding(num_workers: int) -> str:
-    """What to say where more wants to run than there are cores; "" where all is well or nobody knows.
+    """A warning if more threads want to run than there are cores; "" otherwise or if unknown.
 
     Args:
         num_workers: loading processes of this one.
@@ -103,7 +103,7 @@ def describe_environment(repository: Path) -> dict[str, Any]:
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """`allow_tf32` for a while; what was set before is set again."""
+    """Context manager for `allow_tf32`; restores the previous setting."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     allow_tf32(allowed)
     try:

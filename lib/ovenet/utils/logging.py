@@ -22,7 +22,7 @@ def configure_logging(*, is_main: bool = True, file: Path | None = None) -> None
         is_main: whether this is the first process of the run.
         file: where the first process also writes its lines.
     """
-    logging.raiseExceptions = False  # a log that cannot be written, such as on a full disk, is no reason to shout
+    logging.raiseExceptions = False  # do not print a traceback for a log that cannot be written, as on a full disk
     logger = get_logger()
     logger.setLevel(logging.INFO if is_main else logging.WARNING)
     logger.propagate = False

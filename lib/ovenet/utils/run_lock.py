@@ -17,7 +17,7 @@ _LOCK, _OWNER = ".lock", ".lock_owner"
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
-    """Holds a run's folder; the system lets go of it when the process ends, however it ends.
+    """Locks a run's folder; the system releases the lock when the process ends, however it ends.
 
     Raises:
         UserError: another process holds it.

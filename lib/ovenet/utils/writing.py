@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written under another name, and gives it its own when it is whole.
+    """Writes a file under a temporary name, and renames it when it is complete.
 
     Args:
         path: of the file; its folder is created.
@@ -17,7 +17,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: it cannot be written; names it. What was there before is untouched, and nothing else is left.
     """
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished{path.suffix}")  # of no other thread or machine
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished{path.suffix}")  # unique to this thread and machine
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(unfinished)

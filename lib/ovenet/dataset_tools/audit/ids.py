@@ -1,4 +1,4 @@
-"""What the ids of all label files together say: the classic mistakes, each with its fix.
+"""Classic mistakes in label ids, recognised from the ids of all label files together, each with its fix.
 
 A mistake is a function from the facts to a message, or None where it was not made.
 """

@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a user should know.
+    """One problem or remark.
 
     Attributes:
         kind: what, in a word or two; the same for the same mistake.

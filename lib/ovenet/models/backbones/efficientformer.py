@@ -77,7 +77,7 @@ class RelativeBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, whose heads hear each other before and after the softmax.
+    """Self-attention over all pixels, whose heads are mixed before and after the softmax ("talking heads").
 
     Args:
         channels: of the map.
@@ -114,7 +114,7 @@ class Attention(nn.Module):
 
 
 class LocalGlobalQuery(nn.Module):
-    """A query for every second row and column: the pixel itself and what a depthwise convolution sees of it."""
+    """A query for every second row and column: the pixel plus a depthwise convolution of its neighbourhood."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()

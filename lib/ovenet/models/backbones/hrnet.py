@@ -256,7 +256,7 @@ class Transition(nn.ModuleList):
 
 
 class HRModule(nn.Module):
-    """Residual blocks on every resolution, then every output resolution sums what all of them send."""
+    """Residual blocks on every resolution; then every output resolution is the sum of all of them, resized."""
 
     def __init__(self, spec: StageSpec, *, flavour: Flavour = "hrnet", align_corners: bool):
         super().__init__()
@@ -274,7 +274,7 @@ class HRModule(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps in, maps of the same shapes out."""
+        """Takes and returns one map per resolution; shapes stay."""
         features = [branch(x) for branch, x in zip(self.branches, features, strict=True)]
         return [self._fuse(target, features) for target in range(len(features))]
 
@@ -326,7 +326,7 @@ def _hrnet_variant(
     variant: str, *, flavour: Flavour = "hrnet", align_corners: bool = True, checkpoint_activations: bool = False
 ) -> HRNet:
     """A published HRNet; arguments as for `HRNet`."""
-    timm_name = variant.removesuffix("_v1")  # what others call small is small-v1
+    timm_name = variant.removesuffix("_v1")  # other repositories call small-v1 "small"
     return HRNet(
         VARIANTS[variant],
         flavour=flavour,

@@ -51,7 +51,7 @@ class ResNet(ForkableBackbone):
             ),
             unused=(r"fc\.(weight|bias)",),
         ),
-        PublishedNames("torchvision", (_LAYERS,), unused=(r"(conv1|bn1|fc)\..*",)),  # its stem is another one
+        PublishedNames("torchvision", (_LAYERS,), unused=(r"(conv1|bn1|fc)\..*",)),  # its stem differs
     )
 
     def __init__(

@@ -108,10 +108,10 @@ def timm_weights(name: str) -> Mapping[str, Tensor]:
     """
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
-    hub.setLevel(logging.ERROR)  # it tells of every one of its tries
+    hub.setLevel(logging.ERROR)  # it logs every attempt
     try:
         return timm.create_model(name, pretrained=True).state_dict()
-    except Exception as error:  # whatever the connection or the hub says
+    except Exception as error:  # any error of the connection or the hub
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"timm's weights of {name} cannot be had ({type(error).__name__}: {reason}); download them where there is "

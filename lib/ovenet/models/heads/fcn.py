@@ -1,4 +1,4 @@
-"""The heads with the least in them: HRNet's two convolutions, and a single one."""
+"""The simplest heads: HRNet's two convolutions, and a single one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FCNHead(Head):
 
     published = (
         PublishedNames("hrnet", ((r"last_layer\.", "layers."),)),
-        PublishedNames("ovenet", ((r"head\.layers\.", "layers."),)),  # also where it is a part of another head
+        PublishedNames("ovenet", ((r"head\.layers\.", "layers."),)),  # also when another head contains it
     )
 
     def __init__(
@@ -96,7 +96,7 @@ class ConvHead(Head):
 
 
 def projection(in_channels: int, out_channels: int, final_kernel: int = 1) -> nn.Sequential:
-    """The two-convolution predictor that every head of the published HRNet models ends in or begins with."""
+    """The two convolutions that begin or end every head of the published HRNet models."""
     return nn.Sequential(
         nn.Conv2d(in_channels, in_channels, 1),
         nn.BatchNorm2d(in_channels),

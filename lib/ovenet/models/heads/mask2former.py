@@ -27,7 +27,7 @@ NUM_ATTENTION_HEADS = 8
 
 
 def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
-    """How much of each pixel the masks of a class hold.
+    """Scores of each class per pixel: the masks of all queries, weighted by their class probabilities.
 
     Args:
         classes: logits ``(B, Q, K + 1)``, the last of "nothing".
@@ -179,7 +179,7 @@ class Mask2FormerHead(Head):
 
 
 class MaskPredictor(nn.Module):
-    """Masks from queries, and where the next layer of transformers' decoder may not look.
+    """Masks from queries, and the attention mask for the next layer of transformers' decoder.
 
     Args:
         channels: ``C``.

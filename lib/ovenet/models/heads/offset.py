@@ -64,7 +64,7 @@ class OffsetHead(Part):
         reset_predictor(self.layers[-1], OFFSET_WEIGHT_STD)
         with torch.no_grad():
             self.layers[-1].bias[2 * num_seeds] = math.log(initial_confidence / (1 - initial_confidence))
-            if num_seeds > 1:  # seeds that begin at one place would stay together
+            if num_seeds > 1:  # seeds that start at the same place would never separate
                 angles = 2 * math.pi / num_seeds * torch.arange(num_seeds)
                 self.layers[-1].bias[: 2 * num_seeds] = _SPREAD * torch.stack((angles.cos(), angles.sin()), 1).flatten()
 

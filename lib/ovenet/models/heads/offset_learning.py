@@ -28,7 +28,7 @@ BLOCK_SCORES = 2**22  # numbers per block of a table of pixels by classes
 
 
 class Offsets(Part):
-    """Moves vectors of classes, or of queries, and pixels towards each other.
+    """Moves class (or query) vectors and pixel vectors towards each other.
 
     Args:
         channels: ``C``.
@@ -52,7 +52,7 @@ class Offsets(Part):
             nn.init.trunc_normal_(projection.weight, std=INITIAL_STD)
 
     def forward(self, classes: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves both; neither waits for the other to have moved.
+        """Moves both, each by the other's original positions.
 
         Args:
             classes: ``(B, K, C)``.
@@ -131,9 +131,9 @@ class OffsetLearning(Part):
 
 
 def _mean_pixels(tables: Sequence[Tensor], blocks: Sequence[Tensor]) -> Tensor:
-    """What the pixels of each class look like ``(B, K, C)``: their mean by a softmax over all of them.
+    """The mean pixel feature of each class ``(B, K, C)``, weighted by a softmax over all pixels.
 
-    A block's mean counts by its share of the sum that the softmax divides by.
+    A block's mean is weighted by its share of the softmax denominator.
     """
     means = torch.stack([t.softmax(dim=1).transpose(1, 2) @ b for t, b in zip(tables, blocks, strict=True)])
     shares = torch.stack([table.logsumexp(dim=1) for table in tables]).softmax(dim=0)

@@ -1,4 +1,4 @@
-"""What gives the coarsest map of a pyramid sight of the whole image.
+"""Context modules: they give the coarsest map of a pyramid a view of the whole image.
 
 Each takes all maps of a backbone, fine to coarse, and gives one ``(B, D, h, w)`` of the coarsest one's size.
 """
@@ -39,7 +39,7 @@ class Projection(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Every channel looks for others like it (Fu et al., "Dual Attention Network", 2019); at its start the identity."""
+    """Channel attention (Fu et al., "Dual Attention Network", 2019); the identity at initialisation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ def _normed_conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequent
 
 
 class _SelfAttention(nn.Module):
-    """What pixels look for, and what they are and give; at its start the identity."""
+    """Queries, keys and values of the pixels, and the weight of the result; the identity at initialisation."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -191,7 +191,7 @@ class _SelfAttention(nn.Module):
 
 
 class PositionAttention(_SelfAttention):
-    """Every pixel attends to all (Fu et al., 2019)."""
+    """Every pixel attends to all pixels (Fu et al., 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map to map of the same shape."""
@@ -209,7 +209,7 @@ class CrissCrossAttention(_SelfAttention):
         height, width = x.shape[-2:]
         by_column = _at_least_float32(torch.einsum("bcyx,bcvx->byxv", query, key))
         by_row = _at_least_float32(torch.einsum("bcyx,bcyu->byxu", query, key))
-        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None]  # counted in its row already
+        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None]  # already counted in its row
         weights = torch.cat((by_column.masked_fill(itself, -math.inf), by_row), dim=3).softmax(dim=3).to(value.dtype)
         column, row = weights.split((height, width), dim=3)
         attended = torch.einsum("byxv,bcvx->bcyx", column, value) + torch.einsum("byxu,bcyu->bcyx", row, value)
@@ -217,7 +217,7 @@ class CrissCrossAttention(_SelfAttention):
 
 
 class CrissCrossContext(nn.Module):
-    """CCAM: criss-cross attention twice, so that every pixel sees all.
+    """CCAM: criss-cross attention twice, so that every pixel sees the whole image.
 
     Args:
         in_channels: per map of the backbone; the last one is read.

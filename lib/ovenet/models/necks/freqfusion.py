@@ -38,7 +38,7 @@ def similarity(x: Tensor) -> Tensor:
 
 
 class OffsetSampler(nn.Module):
-    """Predicts from where the upsampled coarse map is fetched.
+    """Predicts the positions that the upsampled coarse map is sampled at.
 
     Args:
         channels: ``C``, a multiple of 8.
