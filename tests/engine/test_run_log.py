@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 
 from ovenet.engine.run_log import RunLog
 
@@ -35,6 +36,32 @@ def test_what_a_cut_run_wrote_beyond_its_checkpoint_is_dropped(tmp_path):
         file.write('{"kind": "train", "itera')
     write(tmp_path, [3, 4])
     assert [line["iteration"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_tensorboard_files_are_the_same_with_and_without_the_package(tmp_path, monkeypatch):
+    """torch's writer where TensorBoard is installed, tensorboardX's elsewhere."""
+    pytest.importorskip("tensorboard")
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    write(tmp_path / "torch", [1, 2])
+    for name in [name for name in sys.modules if name.startswith(("tensorboard.", "torch.utils.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    write(tmp_path / "tensorboardX", [1, 2])
+    points = [read_events(tmp_path / writer / "tb") for writer in ("torch", "tensorboardX")]
+    assert points[0] == points[1] == {("train/loss", 1), ("train/loss", 2), ("train/odd", 1), ("train/odd", 2), ("a", 2)}
+
+
+def read_events(folder):
+    """Tags and steps in TensorBoard files: records of length, its checksum, an Event, its checksum."""
+    points = set()
+    for path in folder.glob("events*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            points |= {(value.tag, event.step) for value in event.summary.value}
+            at += 16 + length
+    return points
 
 
 def test_weights_and_biases_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -222,7 +221,7 @@ class RunLog:
         mlflow_experiment: str = "",
         config: str = "",
     ):
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
         self._wandb: Any = None
         self._mlflow: Any = None
         if distributed.is_main():
@@ -232,7 +231,7 @@ class RunLog:
                 self._mlflow = _start_mlflow(run_dir, mlflow_experiment, config)
             self._path = run_dir / JSON_LOG
             _cut(self._path, iteration)
-            self._writer = SummaryWriter(str(tensorboard_dir), purge_step=iteration + 1)
+            self._writer = _summary_writer()(str(tensorboard_dir), purge_step=iteration + 1)
 
     def __enter__(self) -> RunLog:
         return self
@@ -277,6 +276,15 @@ class RunLog:
         """Writes ``(3, H, W)`` uint8 to TensorBoard."""
         if self._writer is not None:
             self._writer.add_image(name, picture.numpy(), iteration)
+
+
+def _summary_writer() -> Any:
+    """torch's writer where TensorBoard is installed, else that of tensorboardX; both write the same files."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except (ImportError, AttributeError):  # the latter for versions of TensorBoard that torch does not know
+        from tensorboardX import SummaryWriter
+    return SummaryWriter
 
 
 def _start_wandb(run_dir: Path, project: str, config: str) -> Any:
