@@ -7,24 +7,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.builders.data import list_dataset
 from ovenet.data.sheets import colorize
-from ovenet.evaluation.pictures import colorize_offset
+from ovenet.evaluation.pictures import OUTCOMES, colorize_offset, error_map
 from ovenet.trained.model import find_weights, read_trained
 from ovenet.trained.predictor import Predictor
 
 TILE, BAR, GAP = (240, 180), 20, 6
-COLORS = {  # as the report has them
-    "right in S_i and S_f": (214, 214, 214),
-    "corrected by the seeds": (0, 114, 178),
-    "broken by the seeds": (213, 94, 0),
-    "wrong in both": (240, 228, 66),
-    "no label": (0, 0, 0),
-}
 
 
 def main() -> None:
@@ -63,7 +57,8 @@ def draw(rows: list, predictor: Predictor) -> Image.Image:
         tiles = [colorize(maps[name], predictor.info) for name in ("initial", "seed", "fused")]
         tiles.append(colorize_offset(prediction.offset, predictor.max_offset).permute(1, 2, 0).numpy())
         tiles.append(np.repeat((255 * prediction.confidence[0].numpy()).astype(np.uint8)[..., None], 3, axis=2))
-        tiles.append(changes(maps, sample.labels, len(predictor.info.class_names)))
+        errors = error_map(torch.from_numpy(sample.labels), prediction.labels, predictor.info.num_classes)
+        tiles.append(errors.permute(1, 2, 0).numpy())
         for column, tile in enumerate(tiles):
             left = column * (TILE[0] + GAP)
             pen.text((left, top + BAR), titles[column], fill="black", font=font)
@@ -71,22 +66,11 @@ def draw(rows: list, predictor: Predictor) -> Image.Image:
                 Image.fromarray(cv2.resize(tile, TILE, interpolation=cv2.INTER_NEAREST)), (left, top + 2 * BAR)
             )
     left = 0
-    for name, color in COLORS.items():
+    for name, color in OUTCOMES.items():
         pen.rectangle((left, canvas.height - 16, left + 12, canvas.height - 4), fill=color, outline="black")
         pen.text((left + 18, canvas.height - 18), name, fill="black", font=font)
         left += 40 + int(font.getlength(name))
     return canvas
-
-
-def changes(maps: dict[str, np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """``(H, W, 3)`` uint8 in `COLORS`."""
-    before, after = (maps[name] == labels for name in ("initial", "fused"))
-    kinds = [before & after, after & ~before, before & ~after, ~before & ~after]
-    picture = np.zeros((*labels.shape, 3), np.uint8)
-    for kind, color in zip(kinds, COLORS.values(), strict=False):
-        picture[kind] = color
-    picture[(labels < 0) | (labels >= num_classes)] = COLORS["no label"]
-    return picture
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_counts_are_right(data):
     assert report.class_images.tolist() == [1, 1, 1, 0, 1]
     assert report.num_pixels == 640
     assert report.sizes == (((16, 20), 2),)
-    assert not report.has_errors
+    assert not any(finding.is_error for finding in report.findings)
     assert data.notes() == {"absent class": "no labelled pixel of d: not learned from this list, and not scored on it"}
 
 

@@ -17,7 +17,6 @@ SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}
 TENSORS = ("initial", "seed", "fused", "offset", "confidence")  # that a network with a seed can give
 LABELS = "labels"
 
-Kind = Literal["scores", "labels"]
 Precision = Literal["float32", "int8"]
 
 

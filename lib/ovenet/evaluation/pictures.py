@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,13 @@ from ovenet.utils.writing import write_file
 
 _MAX_TILE_PX = 512
 _GAP_PX, _CAPTION_PX = 4, 18
-# right before and after the seeds, corrected, broken, wrong in both, no label: as the report has them
-_OUTCOMES = np.array([(214, 214, 214), (0, 114, 178), (213, 94, 0), (240, 228, 66), (0, 0, 0)], np.uint8)
+OUTCOMES = {  # of a pixel, and the colours of error maps, here and in the report
+    "right in S_i and S_f": (214, 214, 214),
+    "corrected by the seeds": (0, 114, 178),
+    "broken by the seeds": (213, 94, 0),
+    "wrong in both": (240, 228, 66),
+    "no label": (0, 0, 0),
+}
 
 
 def save_prediction(labels: Tensor, name: str, folder: Path, info: DatasetInfo) -> None:
@@ -98,7 +104,7 @@ def picture_row(
         labels = F.interpolate(labels[None, None].float(), size, mode="nearest")[0, 0].long()
     tiles |= {SYMBOLS[name]: colorize_labels(classes, info) for name, classes in predicted.items()}
     if sample.labels is not None:
-        tiles["errors"] = _errors(labels, predicted, info.num_classes)
+        tiles["errors"] = error_map(labels, predicted, info.num_classes)
     if output.has_seed:
         tiles["offsets"] = colorize_offset(output.offset[0], max_offset)
         grey = output.confidence[0].mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
@@ -106,13 +112,22 @@ def picture_row(
     return _side_by_side({title: F.interpolate(t[None], size, mode="nearest")[0] for title, t in tiles.items()})
 
 
-def _errors(labels: Tensor, predicted: dict[str, Tensor], num_classes: int) -> Tensor:
-    """``(3, h, w)`` uint8: what S_f has wrong and, where there are seeds, what they did about it."""
+def error_map(labels: Tensor, predicted: Mapping[str, Tensor], num_classes: int) -> Tensor:
+    """The errors of S_f and, where there are seeds, what they changed, in the colours of `OUTCOMES`.
+
+    Args:
+        labels: ``(H, W)`` train ids; what is no class has no label.
+        predicted: ``(H, W)`` train ids by prediction name.
+        num_classes: ``K``.
+
+    Returns:
+        ``(3, H, W)`` uint8.
+    """
     after = predicted["fused"] == labels
     before = predicted.get("initial", predicted["fused"]) == labels
     outcome = torch.where(after, (~before).long(), 3 - before.long())
     outcome[(labels < 0) | (labels >= num_classes)] = 4
-    return torch.from_numpy(_OUTCOMES[outcome.numpy()]).permute(2, 0, 1)
+    return torch.tensor(list(OUTCOMES.values()), dtype=torch.uint8)[outcome].permute(2, 0, 1)
 
 
 def _side_by_side(tiles: dict[str, Tensor]) -> Tensor:

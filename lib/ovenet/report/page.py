@@ -18,7 +18,7 @@ import torch
 
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
-from ovenet.evaluation.pictures import colorize_offset
+from ovenet.evaluation.pictures import OUTCOMES, colorize_offset
 from ovenet.evaluation.writers import SYMBOLS
 from ovenet.report import plots
 from ovenet.report.gallery import MAX_IMAGES, choose_images, encode_webp, picture_path, read_records
@@ -597,6 +597,7 @@ def _page_data(runs: Sequence[Run], images: list[dict[str, Any]]) -> dict[str, A
     return {
         **_colours(classes["names"], classes["palette"], longest),
         "is_labelled": True,
+        "outcomes": list(OUTCOMES.items()),
         "runs": shown,
         "images": images,
     }

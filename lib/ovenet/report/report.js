@@ -29,13 +29,7 @@
 
   const IGNORE = 255;
   const SYMBOLS = { initial: "S_i", seed: "S_s", fused: "S_f" };
-  const OUTCOMES = [
-    ["right in S_i and S_f", [214, 214, 214]],
-    ["corrected by the seeds", [0, 114, 178]],
-    ["broken by the seeds", [213, 94, 0]],
-    ["wrong in both", [240, 228, 66]],
-    ["no label", [0, 0, 0]],
-  ];
+  const OUTCOMES = page.outcomes;
   const state = { shown: [], image: null, at: null, decoded: null };
 
   // ---- layers -------------------------------------------------------------------------------------------------

@@ -73,8 +73,3 @@ class ListReport:
     id_pixels: Mapping[int, int]
     num_pixels: int
     findings: tuple[Finding, ...]
-
-    @property
-    def has_errors(self) -> bool:
-        """Whether training on the list would be wrong."""
-        return any(finding.is_error for finding in self.findings)
