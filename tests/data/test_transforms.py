@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from ovenet.data.samplers import TrainSampler, evaluation_shard
+from ovenet.data.samplers import TrainSampler, evaluation_shard, spread
 from ovenet.data.transforms import (
     IMAGENET,
     TrainTransform,
@@ -328,3 +328,8 @@ def test_each_change_of_colour_by_hand():
     np.testing.assert_allclose(grey, [[[150, 125, 200], [250, 130, 125]]], atol=2)
     red_to_yellow = distort(np.array([[[200, 0, 0]]], np.uint8), Draws([0, 0, 0, 0, 1], [], hue=15))  # 15 · 2 degrees
     np.testing.assert_allclose(red_to_yellow, [[[200, 100, 0]]], atol=2)
+
+
+@pytest.mark.parametrize(("items", "chosen", "expected"), [(10, 3, [0, 4, 9]), (2, 5, [0, 1]), (5, 1, [0]), (4, 0, [])])
+def test_pairs_are_spread_evenly(items, chosen, expected):
+    assert spread(items, chosen) == expected

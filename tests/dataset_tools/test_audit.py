@@ -17,7 +17,6 @@ from ovenet.dataset_tools.audit import (
     missing_files,
     read_suggested_weights,
     shared_images,
-    spread,
     suggested_weights,
 )
 
@@ -360,11 +359,6 @@ def test_weights_of_other_classes_are_refused(data, tmp_path):
         read_suggested_weights(path, FIVE)
     with pytest.raises(ValueError, match="cannot be read"):
         read_suggested_weights(tmp_path / "none.json", FIVE)
-
-
-@pytest.mark.parametrize(("items", "chosen", "expected"), [(10, 3, [0, 4, 9]), (2, 5, [0, 1]), (5, 1, [0]), (4, 0, [])])
-def test_pairs_are_spread_evenly(items, chosen, expected):
-    assert spread(items, chosen) == expected
 
 
 def test_images_too_large_to_be_read_are_named(data, monkeypatch):

@@ -205,6 +205,25 @@ def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
     assert not list(exported.glob(".ovenet-*"))
 
 
+def test_images_are_spread_over_the_list(trained, tmp_path, monkeypatch):
+    """The first ones are often neighbours in a film, and know little of the ranges of values."""
+    from ovenet.trained import export as module
+
+    calibrated, compared = [], []
+
+    def compare(plain, written, classes, samples, *rest, **options):
+        compared.extend(int(image.mean()) for image, _ in samples)
+        return Parity(num_images=3, difference=0.0, changed=0.0, mean_iou=None)
+
+    (tmp_path / "images").mkdir()
+    for index in range(9):
+        Image.new("RGB", (32, 32), (10 * index,) * 3).save(tmp_path / f"images/{index}.png")
+    monkeypatch.setattr(module, "compare", compare)
+    monkeypatch.setattr(module, "quantize_onnx", lambda _, images: calibrated.extend(int(i.mean()) for i in images))
+    export(trained, tmp_path / "a.onnx", options(tmp_path, size=(32, 32), int8=True, num_calibration=3))
+    assert calibrated == compared == [0, 40, 80]
+
+
 def test_the_limits():
     parity = Parity(num_images=4, difference=0.1, changed=0.02, mean_iou=(0.700, 0.694))
     assert "2.000 % of the pixels" in parity.problem(Limits(changed=0.01, mean_iou=1.0))

@@ -22,9 +22,9 @@ from ovenet.builders.models import dataset_info, normalization
 from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import AugmentedDataset, ListDataset
 from ovenet.data.prepare import Preparation, list_path, prepare_dataset
-from ovenet.data.samplers import TrainSampler, evaluation_shard
+from ovenet.data.samplers import TrainSampler, evaluation_shard, spread
 from ovenet.data.transforms import TrainTransform, collate
-from ovenet.dataset_tools.audit import ListReport, audit_list, format_finding, missing_files, spread
+from ovenet.dataset_tools.audit import ListReport, audit_list, format_finding, missing_files
 from ovenet.engine.interruption import end_helpers_at_exit, ignore_requests
 from ovenet.errors import UserError
 from ovenet.structures import Batch, Sample

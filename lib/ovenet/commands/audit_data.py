@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ovenet import builders, load_config
 from ovenet.data.dataset import ListDataset
+from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
 from ovenet.dataset_tools.audit import (
     Finding,
@@ -13,7 +14,6 @@ from ovenet.dataset_tools.audit import (
     format_audit,
     format_finding,
     shared_images,
-    spread,
 )
 from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovenet import builders, load_config
+from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
-from ovenet.dataset_tools.audit import spread
 from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
 from ovenet.utils.cli import config_parser, require_free

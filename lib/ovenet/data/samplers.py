@@ -46,3 +46,8 @@ class TrainSampler(Sampler[tuple[int, int]]):
 def evaluation_shard(num_samples: int, *, rank: int, world_size: int) -> range:
     """Indices that this process evaluates: every sample on exactly one process, none twice."""
     return range(rank, num_samples, world_size)
+
+
+def spread(num_items: int, num_chosen: int) -> list[int]:
+    """Up to `num_chosen` indices, evenly spread over ``range(num_items)``."""
+    return sorted({round(i) for i in np.linspace(0, num_items - 1, min(num_items, num_chosen))})

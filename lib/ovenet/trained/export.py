@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from yacs.config import CfgNode
 from ovenet.builders.data import list_dataset
 from ovenet.data.files import read_image
 from ovenet.data.inputs import find_inputs
+from ovenet.data.samplers import spread
 from ovenet.data.transforms import normalize_images, resize_image, resize_labels
 from ovenet.deployment import ExportableNetwork, ExportedFile, Limits, Parity, compare, write_network
 from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
@@ -32,6 +32,7 @@ from ovenet.trained.model import TrainedModel
 from ovenet.trained.run_folder import without_places
 from ovenet.version import version
 
+ReadSample = Callable[[int], tuple[np.ndarray, np.ndarray | None]]  # image and labels, by index
 _MULTIPLE = 32  # of sizes that may change
 _EXAMPLE_SIDE = 64  # of an image for which a network of changing size is traced: too small hides what depends on it
 
@@ -179,22 +180,23 @@ def _about(
 def _samples(
     trained: TrainedModel, options: ExportOptions, list_file: str, number: int
 ) -> Iterator[tuple[np.ndarray, Tensor | None]]:
-    """Images of the network's size, with labels where there are any."""
-    if options.images:
-        found = [one for one in find_inputs(options.images) if one.kind == "image"]
-        if not found:
-            raise UserError("--images: there is no image among them")
-        upright = trained.info.upright
-        samples = ((read_image(one.source, upright=upright), None) for one in found)
-    else:
-        samples = _listed(trained.cfg, list_file)
-    for image, labels in islice(samples, number):
+    """Images of the network's size, evenly spread over a list, with labels where there are any."""
+    read, num_images = _images_of(trained, options) if options.images else _listed(trained.cfg, list_file)
+    for index in spread(num_images, number):
+        image, labels = read(index)
         size = options.size or _nearest_multiple(trained, image)
         resized = None if labels is None else torch.from_numpy(resize_labels(labels, size))
         yield resize_image(image, size), resized
 
 
-def _listed(cfg: CfgNode, list_file: str) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+def _images_of(trained: TrainedModel, options: ExportOptions) -> tuple[ReadSample, int]:
+    found = [one for one in find_inputs(options.images) if one.kind == "image"]
+    if not found:
+        raise UserError("--images: there is no image among them")
+    return lambda index: (read_image(found[index].source, upright=trained.info.upright), None), len(found)
+
+
+def _listed(cfg: CfgNode, list_file: str) -> tuple[ReadSample, int]:
     try:
         dataset = list_dataset(cfg, list_file)
     except UserError as error:
@@ -202,8 +204,12 @@ def _listed(cfg: CfgNode, list_file: str) -> Iterator[tuple[np.ndarray, np.ndarr
             f"the exported network is compared with the trained one on images of {list_file}, but {error}; set "
             "DATASET.ROOT (--set DATASET.ROOT data/), or name images: --images FOLDER"
         ) from error
-    samples = (dataset[index] for index in range(len(dataset)))
-    return ((sample.image, sample.labels) for sample in samples)
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        sample = dataset[index]
+        return sample.image, sample.labels
+
+    return read, len(dataset)
 
 
 def _nearest_multiple(trained: TrainedModel, image: np.ndarray) -> tuple[int, int]:

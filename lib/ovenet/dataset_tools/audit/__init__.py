@@ -1,6 +1,6 @@
 """Checks a dataset for what makes training wrong, and names the classic mistakes with their fix."""
 
-from ovenet.dataset_tools.audit.lists import audit_list, missing_files, shared_images, spread, suggested_weights
+from ovenet.dataset_tools.audit.lists import audit_list, missing_files, shared_images, suggested_weights
 from ovenet.dataset_tools.audit.reports import Finding, ListReport
 from ovenet.dataset_tools.audit.tables import audit_as_dict, format_audit, format_finding, read_suggested_weights
 
@@ -14,6 +14,5 @@ __all__ = [
     "missing_files",
     "read_suggested_weights",
     "shared_images",
-    "spread",
     "suggested_weights",
 ]

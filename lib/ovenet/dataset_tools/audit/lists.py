@@ -181,8 +181,3 @@ def suggested_weights(class_pixels: np.ndarray) -> np.ndarray:
         raw = 1 / np.log(1.02 + class_pixels[present] / class_pixels.sum())
         weights[present] = raw / raw.mean()
     return weights
-
-
-def spread(num_items: int, num_chosen: int) -> list[int]:
-    """Up to `num_chosen` indices, evenly spread over ``range(num_items)``."""
-    return sorted({round(i) for i in np.linspace(0, num_items - 1, min(num_items, num_chosen))})
