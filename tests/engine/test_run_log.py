@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from tensorboardX.proto.event_pb2 import Event
 
 from ovenet.engine.run_log import RunLog
 
@@ -38,32 +37,6 @@ def test_what_a_cut_run_wrote_beyond_its_checkpoint_is_dropped(tmp_path):
     assert [line["iteration"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_tensorboard_files_are_the_same_with_and_without_the_package(tmp_path, monkeypatch):
-    """torch's writer where TensorBoard is installed, tensorboardX's elsewhere."""
-    pytest.importorskip("tensorboard")
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    write(tmp_path / "torch", [1, 2])
-    for name in [name for name in sys.modules if name.startswith(("tensorboard.", "torch.utils.tensorboard"))]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    write(tmp_path / "tensorboardX", [1, 2])
-    points = [read_events(tmp_path / writer / "tb") for writer in ("torch", "tensorboardX")]
-    assert points[0] == points[1] == {("a", 2), *((f"train/{name}", i) for name in ("loss", "odd") for i in (1, 2))}
-
-
-def read_events(folder):
-    """Tags and steps in TensorBoard files: records of length, its checksum, an Event, its checksum."""
-    points = set()
-    for path in folder.glob("events*"):
-        data, at = path.read_bytes(), 0
-        while at < len(data):
-            length = int.from_bytes(data[at : at + 8], "little")
-            event = Event.FromString(data[at + 12 : at + 12 + length])
-            points |= {(value.tag, event.step) for value in event.summary.value}
-            at += 16 + length
-    return points
-
-
 def test_weights_and_biases_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -84,6 +57,8 @@ def test_mlflow_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     write(tmp_path, [1, 2], mlflow_experiment="ovenet-test", config="TRAIN: {LR: 0.5}")
     write(tmp_path, [3], mlflow_experiment="ovenet-test", config="TRAIN: {LR: 0.5}")
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -92,6 +67,9 @@ def test_mlflow_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):
     assert run.info.run_name == tmp_path.name
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (config,) = tmp_path.rglob("config.yaml")
+    assert config.read_text() == "TRAIN: {LR: 0.5}"
 
 
 def test_mlflow_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
+from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -221,7 +222,7 @@ class RunLog:
         mlflow_experiment: str = "",
         config: str = "",
     ):
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
         self._wandb: Any = None
         self._mlflow: Any = None
         if distributed.is_main():
@@ -231,7 +232,7 @@ class RunLog:
                 self._mlflow = _start_mlflow(run_dir, mlflow_experiment, config)
             self._path = run_dir / JSON_LOG
             _cut(self._path, iteration)
-            self._writer = _summary_writer()(str(tensorboard_dir), purge_step=iteration + 1)
+            self._writer = SummaryWriter(str(tensorboard_dir), purge_step=iteration + 1)
 
     def __enter__(self) -> RunLog:
         return self
@@ -278,15 +279,6 @@ class RunLog:
             self._writer.add_image(name, picture.numpy(), iteration)
 
 
-def _summary_writer() -> Any:
-    """torch's writer where TensorBoard is installed, else that of tensorboardX; both write the same files."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except (ImportError, AttributeError):  # the latter for versions of TensorBoard that torch does not know
-        from tensorboardX import SummaryWriter
-    return SummaryWriter
-
-
 def _start_wandb(run_dir: Path, project: str, config: str) -> Any:
     """A run that goes on when the training does: its id is that of the folder."""
     try:
@@ -302,7 +294,7 @@ def _start_wandb(run_dir: Path, project: str, config: str) -> Any:
 def _start_mlflow(run_dir: Path, experiment: str, config: str) -> Any:
     """A run that goes on when the training does: the folder remembers its id.
 
-    Without MLFLOW_TRACKING_URI in the environment the numbers go to a database in the run's folder.
+    Without MLFLOW_TRACKING_URI in the environment everything goes to the run's folder: the numbers to a database.
     """
     try:
         import mlflow
@@ -312,6 +304,8 @@ def _start_mlflow(run_dir: Path, experiment: str, config: str) -> Any:
         ) from error
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri(f"sqlite:///{(run_dir / 'mlflow.db').resolve()}")
+        if mlflow.get_experiment_by_name(experiment) is None:  # by default files would go to the working directory
+            mlflow.create_experiment(experiment, artifact_location=(run_dir / "mlflow").resolve().as_uri())
     mlflow.set_experiment(experiment)
     remembered = run_dir / "mlflow_run_id"
     run_id = remembered.read_text(encoding="utf-8").strip() if remembered.exists() else None
