@@ -74,7 +74,7 @@ def draft_own(name: str, root: Path, source: Path | None) -> None:
     print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
     for value, share in draft.shares.items():
         text = value if isinstance(value, int) else ", ".join(map(str, value))
-        role = "ignored" if value in (255, (255, 255, 255)) else "a class"
+        role = "ignored" if draft.is_ignored(value) else "a class"
         print(f"  {'id' if isinstance(value, int) else 'colour'} {text}: {100 * share:.2f} % of the pixels, {role}")
     experiments = Path("experiments/folder")
     experiment = (experiments if experiments.is_dir() else Path()) / f"{name}.yaml"

@@ -17,7 +17,7 @@ from ovenet.errors import UserError
 from ovenet.utils.writing import write_text
 
 MAX_MASKS = 200  # that are read
-_IGNORED = 255  # by habit, the id and the shade of pixels without a label
+_IGNORED = (255, (255, 255, 255))  # the usual id and colour of pixels without a label
 _MAX_SIDE, _MAX_CROP = 2048, 512
 Value = int | tuple[int, int, int]
 
@@ -39,7 +39,7 @@ class Draft:
     @property
     def classes(self) -> list[dict]:
         """As ``dataset.json`` has them: by id, or by share where masks are colours."""
-        values = [value for value in self.shares if value not in (_IGNORED, (_IGNORED,) * 3)]
+        values = [value for value in self.shares if value not in _IGNORED]
         if all(isinstance(value, int) for value in values):
             return [
                 {"name": f"class {value}", "id": value, "color": list(voc_color(index))}
@@ -49,8 +49,12 @@ class Draft:
 
     @property
     def ignore(self) -> list:
-        """Ids and colours that are probably no class."""
-        return [_as_json(value) for value in self.shares if value in (_IGNORED, (_IGNORED,) * 3)]
+        """Ids and colours that are probably no class, as ``dataset.json`` has them."""
+        return [_as_json(value) for value in self.shares if value in _IGNORED]
+
+    def is_ignored(self, value: Value) -> bool:
+        """Whether an id or a colour is probably no class."""
+        return value in _IGNORED
 
 
 def read_draft(folder: Path) -> Draft:
