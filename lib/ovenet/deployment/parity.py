@@ -72,7 +72,7 @@ class Parity:
 def compare(
     trained: Tensors,
     exported: Tensors,
-    classes: Callable[[dict[str, Tensor]], Tensor],
+    classes: Callable[[dict[str, Tensor], tuple[int, int]], Tensor],
     samples: Iterable[tuple[np.ndarray, Tensor | None]],
     class_names: tuple[str, ...],
     *,
@@ -82,7 +82,7 @@ def compare(
 
     Args:
         trained, exported: tensors of an image.
-        classes: train ids ``(H, W)`` from them.
+        classes: train ids ``(H, W)`` from them, for an image of that size.
         samples: images of the network's size, each with its train ids ``(H, W)`` or None.
         class_names: ``K`` names.
         ignore_label: of ignored pixels.
@@ -92,7 +92,7 @@ def compare(
     for image, labels in samples:
         ours, theirs = trained(image), exported(image)
         difference = max(difference, *(_difference(ours[name], theirs[name]) for name in theirs))
-        own, other = classes(ours), classes(theirs)
+        own, other = (classes(maps, image.shape[:2]) for maps in (ours, theirs))
         changed += int((own != other).sum())
         num_pixels += own.numel()
         num_images += 1

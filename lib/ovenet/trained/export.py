@@ -26,6 +26,7 @@ from ovenet.deployment.runtimes import open_session, usual_runtime
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import best_class
 from ovenet.geometry import resize_bilinear
+from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.structures import OVeNetOutput
 from ovenet.trained.model import TrainedModel
@@ -81,57 +82,73 @@ def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
     if options.int8 and (options.size is None or path.suffix == ".pt2"):
         raise UserError("int8 needs --format onnx or openvino, and a fixed size: --size HxW")
     tensors = _checked_tensors(options.tensors, has_seed=trained.model.max_offset is not None)
-    cfg, normalization = trained.cfg, trained.normalization
-    plain, fast = (
-        ExportableNetwork(
-            model,
-            tensors,
-            align_corners=cfg.MODEL.ALIGN_CORNERS,
-            output_index=cfg.TEST.OUTPUT_INDEX,
-            normalization=normalization if options.normalize else None,
-        ).eval()
-        for model in (trained.model, fuse_conv_bn(trained.model))
-    )
     size = options.size or _traced_size(trained)
-
-    def pixels(image: np.ndarray) -> Tensor:
-        images = torch.from_numpy(image.transpose(2, 0, 1).copy()).unsqueeze(0)
-        return images.float() if options.normalize else normalize_images(images, normalization)
+    with torch.no_grad():
+        probe = trained.model(torch.zeros(1, 3, *size))
+    about = _about(trained, options, tensors, probe, stride=round(size[1] / probe.fused[-1].shape[3]))
+    fast = _network(trained, options, tensors, fuse_conv_bn(trained.model))
+    example = _pixels(trained, options, np.zeros((*size, 3), np.uint8))
 
     def quantize(onnx_file: Path) -> None:
         if options.int8:
-            images = _samples(trained, options, cfg.DATASET.TRAIN_SET, options.num_calibration)
-            quantize_onnx(onnx_file, (pixels(image).numpy() for image, _ in images))
+            images = _samples(trained, options, trained.cfg.DATASET.TRAIN_SET, options.num_calibration)
+            quantize_onnx(onnx_file, (_pixels(trained, options, image).numpy() for image, _ in images))
 
-    def classes(maps: dict[str, Tensor]) -> Tensor:
-        if tensors == (LABELS,):
-            return maps[LABELS][0]
-        scores = maps["fused"]
-        at = options.size or tuple(stride * n for n in scores.shape[-2:])
-        return best_class(resize_bilinear(scores, at, align_corners=cfg.MODEL.ALIGN_CORNERS)[0].permute(1, 0, 2))
-
-    with torch.no_grad():
-        probe = trained.model(torch.zeros(1, 3, *size))
-    stride = round(size[1] / probe.fused[-1].shape[3])
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ovenet-", dir=path.parent) as folder:
         unfinished = Path(folder) / path.name
-        example = pixels(np.zeros((*size, 3), np.uint8))
-        about = _about(trained, options, tensors, probe, stride)
         write_network(fast, example, unfinished, about, opset=options.opset, prepare=quantize)
-        run = open_session(unfinished, usual_runtime(unfinished))
-        parity = compare(
-            lambda image: dict(zip(tensors, plain(pixels(image)), strict=True)),
-            lambda image: dict(zip(tensors, map(torch.from_numpy, run(pixels(image).numpy())), strict=True)),
-            classes,
-            _samples(trained, options, cfg.DATASET.TEST_SET, options.num_images),
-            trained.info.class_names,
-            ignore_label=cfg.TRAIN.IGNORE_LABEL,
-        )
+        parity = _parity(trained, options, tensors, unfinished)
         if problem := parity.problem(options.limits):
             raise UserError(f"{path} is not written: {problem} ({parity}); --max-changed and --max-loss allow more")
         move_into_place(unfinished, path)
     return parity
+
+
+def _network(
+    trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], model: Segmentor
+) -> ExportableNetwork:
+    cfg = trained.cfg
+    return ExportableNetwork(
+        model,
+        tensors,
+        align_corners=cfg.MODEL.ALIGN_CORNERS,
+        output_index=cfg.TEST.OUTPUT_INDEX,
+        normalization=trained.normalization if options.normalize else None,
+    ).eval()
+
+
+def _pixels(trained: TrainedModel, options: ExportOptions, image: np.ndarray) -> Tensor:
+    """The network's input ``(1, 3, H, W)`` of an image ``(H, W, 3)`` uint8."""
+    images = torch.from_numpy(image.transpose(2, 0, 1).copy()).unsqueeze(0)
+    return images.float() if options.normalize else normalize_images(images, trained.normalization)
+
+
+def _parity(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], path: Path) -> Parity:
+    """A written file compared with the trained model on images of the test list."""
+    plain, run = _network(trained, options, tensors, trained.model), open_session(path, usual_runtime(path))
+    align_corners = trained.cfg.MODEL.ALIGN_CORNERS
+
+    def by_torch(image: np.ndarray) -> dict[str, Tensor]:
+        return dict(zip(tensors, plain(_pixels(trained, options, image)), strict=True))
+
+    def by_file(image: np.ndarray) -> dict[str, Tensor]:
+        outputs = run(_pixels(trained, options, image).numpy())
+        return dict(zip(tensors, map(torch.from_numpy, outputs), strict=True))
+
+    def classes(maps: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
+        if tensors == (LABELS,):
+            return maps[LABELS][0]
+        return best_class(resize_bilinear(maps["fused"], size, align_corners=align_corners)[0].permute(1, 0, 2))
+
+    return compare(
+        by_torch,
+        by_file,
+        classes,
+        _samples(trained, options, trained.cfg.DATASET.TEST_SET, options.num_images),
+        trained.info.class_names,
+        ignore_label=trained.cfg.TRAIN.IGNORE_LABEL,
+    )
 
 
 def _checked_tensors(tensors: tuple[str, ...], *, has_seed: bool) -> tuple[str, ...]:
@@ -154,7 +171,7 @@ def _traced_size(trained: TrainedModel) -> tuple[int, int]:
 
 
 def _about(
-    trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], probe: OVeNetOutput, stride: int
+    trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], probe: OVeNetOutput, *, stride: int
 ) -> ExportedFile:
     info = trained.info
     return ExportedFile(
