@@ -52,6 +52,18 @@ def test_a_grid_is_a_run_for_each_value(sweep_file):
     ]
 
 
+def test_grids_may_share_a_run(sweep_file):
+    """The same point of two curves is one run."""
+    grids = {
+        "lr": {"TRAIN.WD": 0.5, "GRID": {"TRAIN.LR": [0.01, 0.02]}},
+        "decay": {"TRAIN.LR": 0.02, "GRID": {"TRAIN.WD": [0.5, 0.6]}},
+    }
+    runs = keys(read_sweep(sweep_file({"CFG": "tiny.yaml", "RUNS": grids})))
+    assert [name for name, _ in runs] == ["lr=0.01", "lr=0.02", "decay=0.5", "decay=0.6"]
+    assert runs["lr=0.02", 0] == runs["decay=0.5", 0]
+    assert len(set(runs.values())) == 3
+
+
 def test_tables_may_be_nested_as_in_experiments(sweep_file):
     nested = {"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN": {"LR": 0.5}}}, "TEST": {"TEST": {"FLIP_TEST": True}}}
     flat = {"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN.LR": 0.5}}, "TEST": {"TEST.FLIP_TEST": True}}

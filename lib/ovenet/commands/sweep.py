@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ovenet.errors import UserError
 from ovenet.evaluation.writers import write_json
-from ovenet.sweep.definition import read_sweep
+from ovenet.sweep.definition import Run, read_sweep
 from ovenet.sweep.execution import default_jobs, run_missing
 from ovenet.sweep.results import read_results, result_path
 from ovenet.sweep.summary import Summary
@@ -32,7 +32,10 @@ def main() -> None:
         raise UserError(f"--jobs is {args.jobs}; expected at least 1")
     sweep = read_sweep(args.sweep, args.overrides)
     folder = args.results or sweep.output_dir / "sweeps" / sweep.name / "results"
-    missing = [run for run in sweep.runs if not result_path(folder, run).is_file()]
+    runs: dict[str, Run] = {}
+    for run in sweep.runs:
+        runs.setdefault(run.key, run)  # grids may share one
+    missing = [run for run in runs.values() if not result_path(folder, run).is_file()]
     failures: list[str] = []
     if args.list:
         for run in missing:

@@ -118,8 +118,8 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             f"{path}: REFERENCE is {reference!r}; there is no such run, did you mean {nearest(reference, names)}?"
         )
     twice = {run.key: run for run in runs}
-    for run in runs:
-        if twice[run.key].name != run.name:
+    for run in runs:  # grids may share a run: the default is a point of each
+        if twice[run.key].name != run.name and not (run.group and twice[run.key].group):
             raise UserError(f"{path}: the runs {run.name!r} and {twice[run.key].name!r} have the same settings")
     output_dir = Path(load_config(runs[0].config_file, runs[0].overrides).OUTPUT_DIR)
     return Sweep(path.stem, tuple(runs), reference, tuple(test), weights, output_dir)
