@@ -134,4 +134,6 @@ def test_bad_files_are_named(sweep_file, content, message):
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("sweeps/*.yaml")), ids=lambda p: p.stem)
 def test_the_sweeps_of_the_project_resolve(path):
     sweep = read_sweep(path)
-    assert len({run.key for run in sweep.runs}) == len(sweep.runs)
+    assert len(keys(sweep)) == len(sweep.runs)
+    plain = [run for run in sweep.runs if not run.group]
+    assert len({run.key for run in plain}) == len(plain)
