@@ -19,7 +19,7 @@ from ovenet.errors import UserError
 from ovenet.evaluation.inference import thinning
 from ovenet.evaluation.memory import MemoryGuard
 from ovenet.evaluation.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
-from ovenet.report.gallery import VOID_ID, picture_data, picture_sides
+from ovenet.report.gallery import IGNORE_ID, picture_data, picture_sides
 from ovenet.report.page import GalleryPage
 from ovenet.structures import Sample
 from ovenet.trained.predictor import Predictor, load
@@ -153,8 +153,8 @@ def page_for(predictor: Predictor) -> GalleryPage:
         UserError: the model has more classes than its pictures can hold.
     """
     info = predictor.info
-    if len(info.class_names) > VOID_ID:
-        raise UserError(f"--page: {len(info.class_names)} classes; its pictures hold at most {VOID_ID}")
+    if len(info.class_names) > IGNORE_ID:
+        raise UserError(f"--page: {len(info.class_names)} classes; its pictures hold at most {IGNORE_ID}")
     facts = f"{predictor.path.name}, {len(info.class_names)} classes of {info.name}"
     return GalleryPage(predictor.path.stem, facts, info.class_names, info.palette, predictor.max_offset)
 

@@ -64,7 +64,7 @@ class SegEvaluator:
         device: where confusion is counted.
 
     Attributes:
-        num_images: images that were begun to be counted.
+        num_images: images whose counting has started.
         counts: int64 by name. ``confusion`` is ``(1 + conditions, P, D, K, K)`` with the images of no condition first;
             all others are of the whole split, see `_empty_details`.
     """

@@ -3,7 +3,7 @@
 Maps of classes are shown at the size of the photograph; offsets, confidence and scores lie on a coarser grid. All are
 WebP images without loss, whose channels hold numbers:
 
-    label, initial, seed, fused     train id, `VOID_ID` for none
+    label, initial, seed, fused     train id, `IGNORE_ID` for none
     offset, fields                  x and y as 12-bit numbers: upper 8 bits of x, of y, then the lower 4 of both
     confidence                      0 to 255
     classes and shares              the three best classes of a prediction, and their shares of the score, 0 to 255
@@ -30,7 +30,7 @@ from ovenet.evaluation.inference import Prediction, thinning
 from ovenet.structures import Sample
 from ovenet.utils.writing import write_text
 
-VOID_ID = 255
+IGNORE_ID = 255
 OFFSET_SPAN = 2.0  # offsets are within ±2: the image spans 2
 NUM_BEST = 3
 MAX_IMAGES = 500
@@ -68,7 +68,7 @@ def picture_data(
     }
     if sample.labels is not None:
         is_class = (sample.labels >= 0) & (sample.labels < num_classes)
-        data["maps"]["label"] = _class_map(np.where(is_class, sample.labels, VOID_ID), size)
+        data["maps"]["label"] = _class_map(np.where(is_class, sample.labels, IGNORE_ID), size)
     if prediction.offset is not None:
         data["offset"] = _offset_map(prediction.offset[:, ::stride, ::stride])
         confidence = prediction.confidence[0, ::stride, ::stride].mul(255).round().to(torch.uint8)
