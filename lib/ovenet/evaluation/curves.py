@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from ovenet.errors import UserError
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, which the colour-blind can tell apart; those of S_i, S_s and S_f in all plots.
+PREDICTION_COLORS = {"initial": "#0072B2", "seed": "#E69F00", "fused": "#009E73"}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 

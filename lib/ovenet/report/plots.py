@@ -15,11 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ovenet.evaluation.curves import COLORS, plain_text
+from ovenet.evaluation.curves import COLORS, PREDICTION_COLORS, plain_text
 from ovenet.evaluation.writers import SYMBOLS
 
 _STYLES = {"initial": ":", "seed": "--", "fused": "-"}
-_HUES = {"initial": "#0072b2", "seed": "#e69f00", "fused": "#009e73"}
 _MARKERS = (".", "x", "^", "s", "d", "+")
 _INK, _LINE = "#010203", "#040506"  # stand for the page's colours, see `to_svg`
 _MAX_CLASSES_NAMED = 40
@@ -77,7 +76,7 @@ def _line(axes: Axes, x: Sequence[Any], y: Sequence[float | None], *, run: int, 
 def _prediction_line(axes: Axes, y: Sequence[float | None], runs: Sequence[Run], run: int, name: str, x: Any) -> None:
     values = [float("nan") if value is None else value for value in y]
     label, marker = _label(runs, run, SYMBOLS[name]), _MARKERS[run % len(_MARKERS)]
-    axes.plot(x, values, _STYLES[name], marker=marker, color=_HUES[name], label=label)
+    axes.plot(x, values, _STYLES[name], marker=marker, color=PREDICTION_COLORS[name], label=label)
 
 
 def _label(runs: Sequence[Run], run: int, text: str) -> str:

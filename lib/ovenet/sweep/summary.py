@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from ovenet.evaluation.curves import COLORS, plain_text
+from ovenet.evaluation.curves import PREDICTION_COLORS, plain_text
 from ovenet.evaluation.writers import SYMBOLS
 from ovenet.sweep.definition import Sweep
 from ovenet.sweep.results import RunResult
 from ovenet.sweep.statistics import Difference, Prediction, compare, spread
+
+_REFERENCE = "#555555"
 
 
 class Summary:
@@ -92,7 +96,7 @@ class Summary:
         }
 
     def figure(self) -> Figure:
-        """Mean IoU of every run: a grid of values as a curve, everything else by name."""
+        """Mean IoU of every run: grids of values as curves, everything else by name; the reference is a dashed line."""
         groups = {run.name: (run.group, run.at) for run in self.sweep.runs}
         grids: dict[str, list[str]] = {}
         for name in self.variants:
@@ -110,6 +114,13 @@ class Summary:
             else:
                 self._plot_grid(ax, title, [(groups[name][1], name) for name in grids[title]])
         axes[0].set_ylabel("mIoU in %")
+        if reference := self.variants.get(self.sweep.reference):
+            mean_iou = 100 * Prediction(reference, "fused").scores("mean_iou").mean()
+            for ax in axes:
+                ax.axhline(mean_iou, color=_REFERENCE, linestyle="--")
+        lines = {SYMBOLS[kind]: Line2D([], [], color=color) for kind, color in PREDICTION_COLORS.items()}
+        lines[plain_text(self.sweep.reference)] = Line2D([], [], color=_REFERENCE, linestyle="--")
+        figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), fontsize="small")
         return figure
 
     def _plot_names(self, ax: Any, names: Sequence[str]) -> None:
@@ -118,19 +129,17 @@ class Summary:
             for index, kind in enumerate(runs[0].scores):
                 values = 100 * Prediction(runs, kind).scores("mean_iou")
                 x = place + 0.2 * (index - (len(runs[0].scores) - 1) / 2)
-                color, label = COLORS[index if len(runs[0].scores) > 1 else 2], SYMBOLS[kind]
+                color = PREDICTION_COLORS[kind]
                 ax.plot(np.full(len(values), x), values, ".", color=color, alpha=0.6)
-                ax.plot([x - 0.07, x + 0.07], [values.mean()] * 2, color=color, linewidth=2, label=label)
-        ax.set_xticks(range(len(names)), map(plain_text, names), rotation=30, ha="right")
-        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-        ax.figure.legend(handles.values(), handles, loc="outside upper right", ncols=3, fontsize="small")
+                ax.plot([x - 0.07, x + 0.07], [values.mean()] * 2, color=color, linewidth=2)
+        ax.set_xticks(range(len(names)), [plain_text(fill(name, 16)) for name in names], rotation=30, ha="right")
 
     def _plot_grid(self, ax: Any, title: str, members: Sequence[tuple[float | None, str]]) -> None:
         places = sorted((at, name) for at, name in members if at is not None)
         kinds = list(self.variants[places[0][1]][0].scores)
-        for index, kind in enumerate(kinds):
+        for kind in kinds:
             means = [100 * Prediction(self.variants[name], kind).scores("mean_iou") for _, name in places]
-            color = COLORS[index if len(kinds) > 1 else 2]
+            color = PREDICTION_COLORS[kind]
             ax.plot([at for at, _ in places], [m.mean() for m in means], "-", color=color, linewidth=2)
             for (at, _), values in zip(places, means, strict=True):
                 ax.plot(np.full(len(values), at), values, ".", color=color, alpha=0.6)
