@@ -56,8 +56,12 @@ def test_it_runs_what_is_missing_and_says_what_came_out(run_tool, sweep, tmp_pat
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.pth")}
     renamed = sweep[0].with_name("renamed.yaml")
     renamed.write_text(sweep[0].read_text().replace("with a seed", "OVeNet"))
-    listed = run_tool("sweep", renamed, *sweep[1:], "--list")
+    plot = tmp_path / "plots/sweep.svg"
+    listed = run_tool("sweep", renamed, *sweep[1:], "--list", "--output", plot)
     assert "missing" not in listed.out
+    assert "S_f" in plot.read_text()
+    refused = run_tool("sweep", renamed, *sweep[1:], "--list", "--output", plot)
+    assert (refused.code, "add --overwrite" in refused.err) == (2, True)
     assert "| OVeNet | 1 |" in listed.out
 
 

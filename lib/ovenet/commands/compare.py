@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ovenet.errors import UserError
 from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve, short_names
-from ovenet.utils.cli import require_free
-
-SUFFIXES = (".png", ".svg", ".pdf")
+from ovenet.utils.cli import require_plot_file
 
 
 def main() -> None:
@@ -25,9 +22,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace that file")
     args = parser.parse_args()
     if args.output:
-        if args.output.suffix.lower() not in SUFFIXES:
-            raise UserError(f"--output {args.output}: expected a name that ends in {', '.join(SUFFIXES)}")
-        require_free(args.output, overwrite=args.overwrite)
+        require_plot_file(args.output, overwrite=args.overwrite)
     curves: Sequence[Curve] = [
         replace(read_curve(run, args.metric), name=name)
         for run, name in zip(args.runs, short_names(args.runs), strict=True)

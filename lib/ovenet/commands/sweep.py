@@ -15,6 +15,7 @@ from ovenet.sweep.definition import Run, read_sweep
 from ovenet.sweep.execution import default_jobs, run_missing
 from ovenet.sweep.results import read_results, result_path
 from ovenet.sweep.summary import Summary
+from ovenet.utils.cli import require_plot_file
 from ovenet.utils.logging import configure_logging
 
 
@@ -26,10 +27,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the results (default: OUTPUT_DIR/sweeps/NAME/results)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, else for each core)")
     parser.add_argument("--list", action="store_true", help="say which runs are missing, and run none")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the plot here too: PNG, SVG or PDF")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file")
     args = parser.parse_intermixed_args()
     configure_logging(is_main=True)
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; expected at least 1")
+    if args.output:
+        require_plot_file(args.output, overwrite=args.overwrite)
     sweep = read_sweep(args.sweep, args.overrides)
     folder = args.results or sweep.output_dir / "sweeps" / sweep.name / "results"
     runs: dict[str, Run] = {}
@@ -50,5 +55,8 @@ def main() -> None:
         write_json(summary.as_dict(), folder / "summary.json")
         summary.figure().savefig(folder / "summary.png", dpi=110)
         print(f"table, JSON and plot: {folder}/summary.*")
+    if summary.variants and args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        summary.figure().savefig(args.output, dpi=110)
     if failures:
         raise UserError(f"{len(failures)} of {len(missing)} runs failed; first {failures[0]}")

@@ -23,6 +23,7 @@ from ovenet.version import version
 OUT_OF_MEMORY = "out of memory"  # begins the message
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _MAX_MESSAGE = 1000
 _DEBUG_VARIABLE = "OVENET_DEBUG"
 _NO_COMPILER = re.compile("InvalidCxxCompiler|No working C\\+\\+ compiler")
@@ -49,6 +50,17 @@ def require_free(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: a folder; name a file with --output")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists; name another file with --output, or add --overwrite")
+
+
+def require_plot_file(path: Path, *, overwrite: bool) -> None:
+    """Refuses a name that no plot can be written to.
+
+    Raises:
+        UserError: its suffix is of no format that plots have, or `require_free` refuses it.
+    """
+    if path.suffix.lower() not in PLOT_SUFFIXES:
+        raise UserError(f"--output {path}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
+    require_free(path, overwrite=overwrite)
 
 
 def ovenet_command(name: str) -> list[str]:
