@@ -93,8 +93,11 @@ def test_before_there_is_anything_to_save_the_process_ends_at_once(number):
 class EndsWithARequest:
     """What a finaliser raises, Python swallows and prints: a handler may run inside one at any time."""
 
+    def __init__(self, number):
+        self.number = number
+
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), self.number)
         for _ in range(1000):
             pass
 
@@ -105,12 +108,28 @@ def test_a_request_inside_a_finaliser_ends_the_process_all_the_same():
     sys.unraisablehook = swallowed.append
 
     def end_and_wait():
-        EndsWithARequest()
+        EndsWithARequest(signal.SIGTERM)
         time.sleep(TIMEOUT_S / 2)
 
     with Interruption(at_once=True) as interruption, pytest.raises(SystemExit) as end:
         end_and_wait()
     assert end.value.code == interruption.exit_code
+    assert not swallowed
+
+
+@in_a_child
+def test_a_second_ctrl_c_inside_a_finaliser_ends_at_once_too():
+    swallowed = []
+    sys.unraisablehook = swallowed.append
+
+    def end_and_wait():
+        EndsWithARequest(signal.SIGINT)
+        time.sleep(TIMEOUT_S / 2)
+
+    with Interruption():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            end_and_wait()
     assert not swallowed
 
 

@@ -64,6 +64,8 @@ def test_names_of_runs_are_what_tells_them_apart():
     assert short_names(runs) == ["OVeNet-seed0-1f", "baseline-seed0-2e"]
     assert short_names(runs[:1]) == [str(runs[0])]
     assert short_names([Path("a/b"), Path("a/b")]) == ["a/b", "a/b"]
+    crossed = [Path("s/1/2"), Path("1/s/2"), Path("s")]
+    assert short_names(crossed) == [str(run) for run in crossed]  # without s the first two would be one
 
 
 def test_what_is_not_there_is_named(tmp_path, runs):

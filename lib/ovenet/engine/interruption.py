@@ -68,7 +68,7 @@ class Interruption:
 
     def _unraisable(self, fault: Any) -> None:
         """Python goes on after an exception in a finaliser or weakref callback: the request is sent again after it."""
-        if self.received is None or not isinstance(fault.exc_value, SystemExit):
+        if self.received is None or not isinstance(fault.exc_value, (SystemExit, KeyboardInterrupt)):
             return self._previous_hook(fault)
         again = threading.Timer(_AGAIN_S, self._send_again)
         again.daemon = True

@@ -74,12 +74,11 @@ def is_percent(metric: str) -> bool:
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
-    """The parts of each path that not all of them have."""
+    """The parts of each path that not all of them have; the whole paths where those do not tell them apart."""
     parts = [Path(run).parts for run in runs]
     shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
-    return [
-        "/".join(part for part in path if part not in shared) or str(run) for path, run in zip(parts, runs, strict=True)
-    ]
+    names = ["/".join(part for part in path if part not in shared) for path in parts]
+    return names if all(names) and len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

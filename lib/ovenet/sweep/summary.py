@@ -16,8 +16,6 @@ from ovenet.sweep.definition import Sweep
 from ovenet.sweep.results import RunResult
 from ovenet.sweep.statistics import Difference, Prediction, compare, spread
 
-_REFERENCE = "#555555"
-
 
 class Summary:
     """Summary of the finished runs of a sweep.
@@ -33,7 +31,9 @@ class Summary:
         for result in results:
             runs[result.name].append(result)
         self.variants = {name: tuple(sorted(r, key=lambda run: run.seed)) for name, r in runs.items() if r}
-        self.num_missing = len(sweep.runs) - len(results)
+        finished = {(result.name, result.seed) for result in results}
+        self.num_runs = len({run.key for run in sweep.runs})  # grids may share some
+        self.num_missing = len({run.key for run in sweep.runs if (run.name, run.seed) not in finished})
         reference = self.variants.get(sweep.reference)
         self.reference = Prediction(reference) if reference else None
 
@@ -66,7 +66,7 @@ class Summary:
             )
         lines += ["", *self._classes()]
         if self.num_missing:
-            lines += ["", f"{self.num_missing} of {len(self.sweep.runs)} runs are missing"]
+            lines += ["", f"{self.num_missing} of {self.num_runs} runs are missing"]
         return "\n".join(lines)
 
     def _classes(self) -> list[str]:
@@ -114,12 +114,11 @@ class Summary:
             else:
                 self._plot_grid(ax, title, [(groups[name][1], name) for name in grids[title]])
         axes[0].set_ylabel("mIoU in %")
-        if reference := self.variants.get(self.sweep.reference):
-            mean_iou = 100 * Prediction(reference, "fused").scores("mean_iou").mean()
-            for ax in axes:
-                ax.axhline(mean_iou, color=_REFERENCE, linestyle="--")
         lines = {SYMBOLS[kind]: Line2D([], [], color=color) for kind, color in PREDICTION_COLORS.items()}
-        lines[plain_text(self.sweep.reference)] = Line2D([], [], color=_REFERENCE, linestyle="--")
+        if self.reference is not None:
+            for ax in axes:
+                line = ax.axhline(100 * self.reference.scores("mean_iou").mean(), color="#555555", linestyle="--")
+            lines[plain_text(self.sweep.reference)] = line
         figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines), fontsize="small")
         return figure
 
