@@ -106,6 +106,9 @@ def test_what_cannot_be_read_is_named_and_skipped(run, run_tool, tiny_data, tmp_
     strict = run_tool("infer", folder / "best.pth", tiny_data / "camvid/val", "--output", tmp_path / "s", "--strict")
     assert strict.code == 2
     assert not (tmp_path / "s/ids").exists()
+    alone = run_tool("infer", folder / "best.pth", bad, "--output", tmp_path / "a")
+    assert alone.code == 2
+    assert f"{bad}: the image cannot be read" in alone.err
 
 
 def test_results_are_not_overwritten_unasked(run, run_tool, tiny_data, tmp_path):
@@ -221,8 +224,8 @@ def test_a_video_from_a_pipe(run, tmp_path):
     assert cv2.VideoCapture(str(tmp_path / "o/video/pipe.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 5
     command[-1] = tmp_path / "bad"
     done = subprocess.run(map(str, command), cwd=ROOT, input=b"no video", capture_output=True, timeout=120)
-    assert done.returncode == 1
-    assert b"skipped: the pipe: holds no video that can be read" in done.stderr
+    assert done.returncode == 2
+    assert b"error: the pipe: holds no video that can be read" in done.stderr
 
 
 def test_a_page_of_the_images(run, run_tool, tiny_data, tmp_path):
@@ -264,8 +267,8 @@ def test_shares_of_the_classes(run, run_tool, tiny_data, tmp_path):
 
 def test_a_camera_that_is_not_there(run, run_tool, tmp_path):
     done = run_tool("infer", run[1] / "best.pth", "camera:97", "--output", tmp_path / "o")
-    assert done.code == 1
-    assert "skipped: camera 97: cannot be opened" in done.err
+    assert done.code == 2
+    assert "camera 97: cannot be opened" in done.err
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -291,7 +294,7 @@ def test_inputs_are_never_written_over(run, run_tool, tmp_path, link):
 def test_a_pipe_is_no_image(run, run_tool, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     done = run_tool("infer", run[1] / "best.pth", tmp_path / "pipe.png", "--output", tmp_path / "out")
-    assert done.code == 1
+    assert done.code == 2
     assert "pipe.png: the image is a pipe, a socket or a device; expected a file" in done.err
 
 

@@ -69,7 +69,7 @@ def main() -> None:
                 else:
                     num_skipped += predict_video(predictor, writer, one, args, seeds=seeds and args.frames)
             except UserError as error:
-                if args.strict:
+                if args.strict or len(inputs) == 1:  # there is nothing to go on with
                     raise
                 num_skipped += 1
                 tqdm.write(f"skipped: {error}", file=sys.stderr)
