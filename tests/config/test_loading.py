@@ -90,6 +90,11 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
         ({"TRAIN": {"END_EPOCH": 0}}, [], r"TRAIN\.END_EPOCH is 0; expected more than TRAIN\.BEGIN_EPOCH"),
         ({"TRAIN": {"ITERATIONS": 9, "EXTRA_EPOCH": 2}}, [], r"EXTRA_EPOCH is 2; expected 0 with TRAIN\.ITERATIONS"),
         ({"LOSS": {"AVERAGE": "all", "USE_OHEM": True}}, [], r"LOSS\.AVERAGE is 'all'; expected 'valid' with LOSS"),
+        (
+            {"LOSS": {"OFFSET_TARGET": "right_pixel"}},
+            [],
+            r"LOSS\.OFFSET_TARGET is 'right_pixel'; .* without LOSS\.OFFSET",
+        ),
         ({"TRAIN": {"LR": 0}}, [], r"TRAIN\.LR is 0\.0; expected more than 0"),
         ({"MODEL": {"EXTRA": {"STAGE3": {"NUM_BLOCKS": [4]}}}}, [], r"STAGE3\.NUM_BLOCKS is \[4\]; expected 3 whole"),
         ({"MODEL": {"EXTRA": {"STAGE2": {"NUM_BRANCHES": 3}}}}, [], r"STAGE2\.NUM_BRANCHES is 3; expected 2"),

@@ -1,6 +1,7 @@
 """How the terms are weighted and added."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,3 +112,13 @@ def test_the_loss_of_the_offsets_is_a_term_of_its_own():
     without = SegmentationCriterion(ignore_label=255)(mixed, other)
     assert loss.terms["offset"] > 0
     assert loss.total.item() == pytest.approx(without.total.item() + 3 * loss.terms["offset"].item(), abs=1e-5)
+
+
+def test_the_loss_of_the_offsets_may_ask_for_right_pixels():
+    """Without an offset the seed of a wrong pixel is as many cells off as the next right pixel of its class is away."""
+    output = constant_output(0.25, 0.5, 0.5, 0.5)
+    scores = output.initial[-1].detach().clone()
+    scores[:, 0, :, 1] = 2.0  # right in the second column of four
+    criterion = SegmentationCriterion(ignore_label=255, offset_weight=3.0, offset_target="right_pixel")
+    loss = criterion(replace(output, initial=(scores,)), LABELS)
+    assert loss.terms["offset"].item() == pytest.approx((1 + 1 + 2) / 3)

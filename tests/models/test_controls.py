@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from ovenet.errors import UserError
 from ovenet.models import build_segmentor
 
 TINY = {"num_classes": 4, "neck_args": {"projection": 8}}
@@ -78,3 +79,42 @@ def test_added_features_cost_what_the_seed_costs(images):
     plain.load_state_dict({k.replace("neck.main.", "neck."): v for k, v in state.items()})
     torch.testing.assert_close(plain.eval()(images).fused[-1], added(images).fused[-1])
     assert (before - added(images).fused[-1]).abs().max() > 1e-3
+
+
+def test_a_correction_costs_what_the_seed_costs():
+    """The last convolution has K classes and the confidence in place of two offsets and the confidence."""
+    corrected, ovenet = build("corrected"), build("neck")
+    width = ovenet.seed.head.layers[-1].in_channels
+    assert parameters(corrected) - parameters(ovenet) == (TINY["num_classes"] - 2) * (width + 1)
+    assert corrected.max_offset == 0.5
+
+
+def test_corrected_scores(images):
+    """The second scores are the first ones plus what a convolution reads off the seed's own neck."""
+    model = build("corrected").eval()
+    last = model.seed.head.layers[-1]
+    with torch.no_grad():
+        nn.init.zeros_(last.weight)
+        last.bias.copy_(torch.tensor([0.5, -1.0, 2.0, 0.0, 0.0]))
+        output = model(images)
+    assert output.has_seed
+    assert not output.offset.any()
+    initial, corrected = output.initial[-1], output.seed[-1]
+    expected = torch.tensor([0.5, -1.0, 2.0, 0.0]).view(1, 4, 1, 1).expand_as(initial)
+    torch.testing.assert_close(corrected - initial, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.confidence, torch.full_like(output.confidence, 0.5))
+    torch.testing.assert_close(output.fused[-1], (initial + corrected) / 2)
+
+
+def test_a_correction_learns_beside_a_network_at_rest(images):
+    model = build("corrected")
+    model.freeze(["backbone", "neck", "head"])
+    output = model.train()(images)
+    (output.seed[-1].square().mean() + output.confidence.mean()).backward()
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None} == {"seed"}
+    assert model.seed.head.layers[-1].weight.grad.abs().sum(dim=(1, 2, 3)).all()
+
+
+def test_a_correction_has_no_seeds_to_count():
+    with pytest.raises(UserError, match="the seed corrected has no such argument"):
+        build("corrected", num_seeds=2)

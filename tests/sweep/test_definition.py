@@ -64,6 +64,30 @@ def test_grids_may_share_a_run(sweep_file):
     assert len(set(runs.values())) == 3
 
 
+def test_a_seed_may_have_settings_of_its_own(sweep_file):
+    """Such as the weights that it begins with; a run's own settings win, and so does the command line."""
+    runs = {"plain": {}, "other": {"TRAIN.LR": 0.5}, "third": {"SEEDS": [3]}}
+    content = {**BASE, "RUNS": runs, "BY_SEED": {1: {"TRAIN": {"LR": 0.25, "WD": 0.125}}}}
+    rates = {
+        (run.name, run.seed): (run.settings.get("TRAIN.LR"), run.settings.get("TRAIN.WD"))
+        for run in read_sweep(sweep_file(content)).runs
+    }
+    usual = rates["plain", 0]
+    assert rates == {
+        ("plain", 0): usual,
+        ("plain", 1): (0.25, 0.125),
+        ("other", 0): (0.5, usual[1]),
+        ("other", 1): (0.5, 0.125),
+        ("third", 3): usual,
+    }
+    written = {**BASE, "RUNS": {"x": {"TRAIN.LR": 0.25, "TRAIN.WD": 0.125, "SEEDS": [1]}}}
+    assert keys(read_sweep(sweep_file(content)))["plain", 1] == keys(read_sweep(sweep_file(written)))["x", 1]
+    content["RUNS"] = {"plain": {}}
+    assert [run.settings["TRAIN.LR"] for run in read_sweep(sweep_file(content), ["TRAIN.LR", "0.75"]).runs] == [
+        0.75
+    ] * 2
+
+
 def test_tables_may_be_nested_as_in_experiments(sweep_file):
     nested = {"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN": {"LR": 0.5}}}, "TEST": {"TEST": {"FLIP_TEST": True}}}
     flat = {"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN.LR": 0.5}}, "TEST": {"TEST.FLIP_TEST": True}}
@@ -123,6 +147,9 @@ def test_a_later_setting_of_the_schema_leaves_old_keys(sweep_file, monkeypatch):
             {"CFG": "tiny.yaml", "RUNS": {"a": {}, "b": {"WORKERS": 0}}},
             "have the same settings",
         ),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "BY_SEED": [1]}, r"BY_SEED is \[1\]; expected a table"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "BY_SEED": {1: {}}}, "BY_SEED has the seed 1, which no run has"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "BY_SEED": {0: {"TRAIN.LT": 1}}}, "unknown key TRAIN.LT"),
         ({"CFG": "missing.yaml", "RUNS": {"a": {}}}, "missing.yaml: cannot read"),
     ],
 )

@@ -271,6 +271,7 @@ def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
         confidence_weight=cfg.LOSS.LAMBDA,
         confidence_target=cfg.LOSS.CONFIDENCE_TARGET,
         offset_weight=cfg.LOSS.OFFSET,
+        offset_target=cfg.LOSS.OFFSET_TARGET,
         fusion_warmup=cfg.LOSS.FUSION_WARMUP,
         align_corners=cfg.MODEL.ALIGN_CORNERS,
         contrast=_contrast(cfg),

@@ -17,6 +17,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "LOSS.BACKEND": ("auto", "plain", "blocked", "triton"),
     "LOSS.AVERAGE": ("valid", "all"),
     "LOSS.CONFIDENCE_TARGET": ("same_class", "better_scores"),
+    "LOSS.OFFSET_TARGET": ("same_class", "right_pixel"),
     "TRAIN.OPTIMIZER": ("sgd", "adamw"),
     "TRAIN.PARAM_GROUPS": ("parts", "official"),
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
@@ -152,6 +153,12 @@ def check_config(cfg: CfgNode) -> None:
         "LOSS.AVERAGE",
         cfg,
         "'valid' with LOSS.USE_OHEM: it averages over the hard pixels",
+    )
+    _require(
+        cfg.LOSS.OFFSET_TARGET == "same_class" or cfg.LOSS.OFFSET > 0,
+        "LOSS.OFFSET_TARGET",
+        cfg,
+        "'same_class' without LOSS.OFFSET, the weight of that loss, which is 0",
     )
     _require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
     _require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")

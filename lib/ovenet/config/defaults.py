@@ -63,7 +63,8 @@ def _loss() -> CfgNode:
     c.CONTRAST.MAX_VIEWS = 100  # of them of a class in an image, >= 2; classes with no more pixels are left out
     c.LAMBDA = 1.0  # λ, weight of the confidence loss, >= 0
     c.CONFIDENCE_TARGET = "same_class"  # what it learns: same_class (the paper) or better_scores, see docs/models.md
-    c.OFFSET = 0.0  # weight of the loss that draws seeds to pixels of the same class, >= 0; 0 is the paper
+    c.OFFSET = 0.0  # weight of a loss that draws seeds somewhere, >= 0; 0 is the paper
+    c.OFFSET_TARGET = "same_class"  # same_class, or right_pixel: from wrong pixels to right ones, see docs/models.md
     c.FUSION_WARMUP = 0  # iterations over which the loss of the fused scores takes over from the initial ones', >= 0
     return c
 

@@ -22,6 +22,7 @@ from ovenet.losses.terms import CrossEntropy, WeightedLoss
 from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
 
 ConfidenceTarget = Literal["same_class", "better_scores"]
+OffsetTarget = Literal["same_class", "right_pixel"]
 
 
 class SegmentationCriterion(nn.Module):
@@ -36,7 +37,9 @@ class SegmentationCriterion(nn.Module):
         confidence_weight: λ.
         confidence_target: what the confidence learns: that the seed has the pixel's class (``same_class``, the paper),
             or that the class is likelier at the seed than at the pixel (``better_scores``).
-        offset_weight: of `functional.offset_loss`; 0 is none, the paper.
+        offset_weight: of a loss of the offsets themselves; 0 is none, the paper.
+        offset_target: where it draws seeds to: into the pixel's class (``same_class``, `functional.offset_loss`), or
+            those of wrong pixels to a right one of their class (``right_pixel``, `functional.right_pixel_loss`).
         fusion_warmup: iterations over which the loss of ``S_f`` takes the place of that of ``S_i``; 0 is the paper.
         align_corners: convention of the upsampling to label size.
         contrast: loss of the pixel embeddings; None for none.
@@ -55,6 +58,7 @@ class SegmentationCriterion(nn.Module):
         confidence_weight: float = 1.0,
         confidence_target: ConfidenceTarget = "same_class",
         offset_weight: float = 0.0,
+        offset_target: OffsetTarget = "same_class",
         fusion_warmup: int = 0,
         align_corners: bool = True,
         contrast: PixelContrast | None = None,
@@ -72,6 +76,7 @@ class SegmentationCriterion(nn.Module):
         self.confidence_weight = confidence_weight
         self.confidence_target: ConfidenceTarget = confidence_target
         self.offset_weight, self.fusion_warmup = offset_weight, fusion_warmup
+        self.offset_target: OffsetTarget = offset_target
         self.align_corners = align_corners
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -157,6 +162,11 @@ class SegmentationCriterion(nn.Module):
         return functional.mean(*functional.confidence_loss(confidence, labels, offset, ignore_label=self.ignore_label))
 
     def _offset(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
+        if self.offset_target == "right_pixel":
+            parts = functional.right_pixel_loss(
+                output.offset, output.initial[-1], labels, ignore_label=self.ignore_label
+            )
+            return functional.mean(*parts)
         num_classes = output.fused[-1].shape[1]
         return functional.mean(
             *functional.offset_loss(output.offset, labels, num_classes=num_classes, ignore_label=self.ignore_label)

@@ -6,6 +6,8 @@ Shapes: scores ``(B, K, H, W)`` at label size, labels ``(B, H, W)`` int64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,9 @@ from ovenet.losses.targets import Targets
 from ovenet.structures import ScoreKind
 
 _BLUR = 5  # pixels of the offsets' map
+SEARCH_RADIUS = 8  # likewise; how far a right pixel may lie from a wrong one
 _SMALLEST_SHARE = 1e-3
+_UNLABELLED, _WRONG = -(2**20), -(2**20) - 1  # below all labels and marks
 SMALLEST_LIKELIHOOD = 1e-12  # bounds the confidence loss of a pixel at 27.6
 
 
@@ -164,9 +168,65 @@ def offset_loss(offset: Tensor, labels: Tensor, *, num_classes: int, ignore_labe
         mass = F.avg_pool2d(mass, _BLUR, stride=1, padding=_BLUR // 2)
     shares = sample_bilinear(mass, seed_position(offset))
     total = shares.sum(dim=1)
-    own = F.interpolate(labels.unsqueeze(1).float(), size, mode="nearest-exact").squeeze(1).long()
+    own = _resized_labels(labels, size)
     counts = (own != ignore_label) & (total > 0)
     share = shares.gather(1, own.masked_fill(own == ignore_label, 0).unsqueeze(1)).squeeze(1)
     share = share / torch.where(counts, total, torch.ones_like(total))
     losses = -share.clamp_min(_SMALLEST_SHARE).log()
     return (losses * counts).sum(), counts.sum().to(losses.dtype)
+
+
+def right_pixel_loss(offset: Tensor, scores: Tensor, labels: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:
+    """Distance from the seeds of wrong pixels to the nearest pixel of their class that is predicted rightly.
+
+    Args:
+        offset: ``(B, 2, h, w)``, normalised ``(x, y)``.
+        scores: ``(B, K, h, w)`` of the pixels themselves; receive no gradient.
+        labels: ``(B, H, W)``, brought to the size of the offsets.
+        ignore_label: marks pixels without a label.
+
+    Returns:
+        The sum of the distances ``|x| + |y|`` in pixels of the offsets' map, over the wrong pixels that have such a
+        pixel nearby (see `nearest_right_pixel`), and their number.
+    """
+    height, width = offset.shape[-2:]
+    labels = _resized_labels(labels, (height, width))
+    right = (scores.argmax(dim=1) == labels) & (labels != ignore_label)
+    target, found = nearest_right_pixel(labels, right, ignore_label=ignore_label)
+    counts = found & ~right
+    pixel = offset.new_tensor([max(width - 1, 1), max(height - 1, 1)]).view(2, 1, 1) / 2
+    distance = (offset * pixel - target).abs().sum(dim=1)
+    return (distance * counts).sum(), counts.sum().to(distance.dtype)
+
+
+def nearest_right_pixel(labels: Tensor, right: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:
+    """The way to the nearest pixel of the same class that is predicted rightly, no further than `SEARCH_RADIUS`.
+
+    Args:
+        labels: ``(B, h, w)``.
+        right: ``(B, h, w)`` whether the pixel is predicted rightly.
+        ignore_label: marks pixels without a label, which have no such pixel.
+
+    Returns:
+        ``(x, y)`` in pixels as integers, ``(B, 2, h, w)``, 0 for right pixels; and ``(B, h, w)``, whether there is one.
+    """
+    reach = range(-SEARCH_RADIUS, SEARCH_RADIUS + 1)
+    steps = sorted((x * x + y * y, x, y) for x in reach for y in reach)
+    wanted = labels.masked_fill(labels == ignore_label, _UNLABELLED)
+    offered = F.pad(labels.masked_fill(~right, _WRONG), (SEARCH_RADIUS,) * 4, value=_WRONG)
+    height, width = labels.shape[-2:]
+    target = torch.zeros_like(labels).unsqueeze(1).repeat(1, 2, 1, 1)
+    found = torch.zeros_like(right)
+    for squared, x, y in steps:
+        if squared > SEARCH_RADIUS**2:
+            break
+        there = offered[:, SEARCH_RADIUS + y :, SEARCH_RADIUS + x :][:, :height, :width]
+        new = (there == wanted) & ~found
+        target[:, 0].masked_fill_(new, x)
+        target[:, 1].masked_fill_(new, y)
+        found |= new
+    return target, found
+
+
+def _resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(labels.unsqueeze(1).float(), tuple(size), mode="nearest-exact").squeeze(1).long()

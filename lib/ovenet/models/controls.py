@@ -2,24 +2,31 @@
 
 `AddedNeck` has the parameters of a seed with a neck of its own, and adds their features to the head's instead of
 fetching scores. `ControlSeed` has the parameters and the losses of an OVeNet, and takes the second scores from
-elsewhere.
+elsewhere. `CorrectedSeed` adds predicted scores to the pixel's own, which is what a finished network could be given
+instead of a seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovenet.errors import UserError
+from ovenet.geometry import resize_bilinear
 from ovenet.models.fusion import SeedFusion
-from ovenet.models.heads.offset import OffsetPrediction
+from ovenet.models.heads.fcn import reset_predictor
+from ovenet.models.heads.offset import OFFSET_WEIGHT_STD, OffsetPrediction
 from ovenet.models.interfaces import Neck, SegOutput, initialize_convolutions
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.ovenet import NeckSeed
 from ovenet.models.registry import NECKS, SEEDS
+from ovenet.models.segmentor import cropped
+from ovenet.structures import OVeNetOutput
 
 Source = Literal["own", "random", "mean3", "mean7"]
 _EVALUATION_SEED = 0
@@ -106,3 +113,56 @@ class _MeanFusion(SeedFusion):
     def fetch(self, scores: Tensor, position: Tensor) -> Tensor:
         """See `SeedFusion.fetch`."""
         return F.avg_pool2d(scores, self.window, stride=1, padding=self.window // 2, count_include_pad=False)
+
+
+@SEEDS.register("corrected")
+class CorrectedSeed(NeckSeed):
+    """The seed `neck`, whose second scores are the pixel's own plus a correction that is read off the same features.
+
+    The last convolution gives the correction and the confidence, instead of offsets and the confidence.
+
+    Args:
+        in_channels, in_strides, projection: see `NeckSeed`.
+        num_classes: ``K``.
+        max_offset: has no effect; what reports call the limit.
+        align_corners: see `Seed`.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        *,
+        num_classes: int,
+        projection: int | None = 64,
+        max_offset: float = 0.5,
+        align_corners: bool = True,
+    ):
+        super().__init__(
+            in_channels,
+            in_strides,
+            num_classes=num_classes,
+            projection=projection,
+            max_offset=max_offset,
+            align_corners=align_corners,
+        )
+        self.head.layers[-1] = nn.Conv2d(self.head.layers[-1].in_channels, num_classes + 1, 1)
+        reset_predictor(self.head.layers[-1], OFFSET_WEIGHT_STD)
+
+    def forward(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
+        """See `Seed.forward`.
+
+        Raises:
+            UserError: the head does not predict logits, to which alone a correction can be added.
+        """
+        if decoded.score_kind != "logits":
+            raise UserError(f"the seed corrected adds to logits; the head predicts {decoded.score_kind}")
+        initial = [scores.to(torch.promote_types(scores.dtype, torch.float32)) for scores in decoded.scores]
+        raw = cropped(self.head.layers(features), images, self.stride).to(initial[-1].dtype)
+        raw = resize_bilinear(raw, initial[-1].shape[-2:], align_corners=self.align_corners)
+        correction, confidence = raw[:, :-1], raw[:, -1:].sigmoid()
+        second = [scores + correction for scores in initial]
+        fused = [torch.lerp(own, other, confidence) for own, other in zip(initial, second, strict=True)]
+        offset = torch.zeros_like(raw[:, :2])
+        output = OVeNetOutput(tuple(initial), tuple(second), tuple(fused), offset, confidence, decoded.score_kind)
+        return replace(output, embedding=decoded.embedding, queries=decoded.queries)

@@ -18,7 +18,7 @@ from ovenet.trained.run_folder import run_directory
 
 WEIGHTS = ("best", "final")
 KEY_LENGTH = 8  # of a key, in names of files
-_KEYS = {"CFG", "SEEDS", "RUNS", "TEST", "WEIGHTS", "REFERENCE"}
+_KEYS = {"CFG", "SEEDS", "BY_SEED", "RUNS", "TEST", "WEIGHTS", "REFERENCE"}
 _RUN_KEYS = {"CFG", "SEEDS", "GRID"}
 # Settings that say where and how fast a run is made, not what comes out.
 _NOT_OF_THE_RESULT = re.compile(
@@ -90,7 +90,8 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Args:
         path: YAML with ``CFG`` (an experiment, relative to the file), ``SEEDS`` and ``RUNS``, a table of overrides by
             variant, each perhaps with a ``CFG``, ``SEEDS`` or a ``GRID`` (one key with the values that it takes) of its
-            own; perhaps with ``TEST`` (overrides of the test), ``WEIGHTS`` and ``REFERENCE``.
+            own; perhaps with ``BY_SEED`` (overrides by seed, for all variants), ``TEST`` (overrides of the test),
+            ``WEIGHTS`` and ``REFERENCE``.
         overrides: ``KEY VALUE …`` for all trainings.
 
     Raises:
@@ -110,6 +111,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         for name, variant in variants.items()
         for run in _runs_of(path, content, str(name), variant, overrides, [*test, "WEIGHTS", weights])
     ]
+    _require_seeds(content.get("BY_SEED", {}), {run.seed for run in runs}, str(path))
     runs.sort(key=lambda run: run.seed)  # a sweep that is cut short has all variants of the first seeds
     names = list(dict.fromkeys(run.name for run in runs))
     reference = str(content.get("REFERENCE", names[0]))
@@ -156,10 +158,14 @@ def _runs_of(
     config_file = path.parent / cfg
     own = _as_overrides({key: value for key, value in variant.items() if key not in _RUN_KEYS}, where)
     runs = []
+    by_seed = content.get("BY_SEED", {})
+    if not isinstance(by_seed, dict):
+        raise UserError(f"{path}: BY_SEED is {by_seed!r}; expected a table: {{SEED: {{KEY: VALUE, …}}}}")
     for label, at, extra in _grid(chosen.get("GRID"), name, where):
-        settings = [*own, *extra, *overrides]
-        resolved = _settings_of_the_result(load_config(config_file, settings))
         for seed in dict.fromkeys(seeds):
+            of_seed = _as_overrides(by_seed.get(seed, {}), f"{path}: BY_SEED.{seed}")
+            settings = [*of_seed, *own, *extra, *overrides]
+            resolved = _settings_of_the_result(load_config(config_file, settings))
             identity = json.dumps([resolved, seed, list(test)], sort_keys=True)
             key = hashlib.sha256(identity.encode()).hexdigest()
             group = name if extra else ""
@@ -197,6 +203,12 @@ def _as_overrides(table: Any, where: str) -> list[str]:
     if not isinstance(table, dict):
         raise UserError(f"{where} is {table!r}; expected a table: {{KEY: VALUE, …}}")
     return [text for key, value in flatten(table) for text in (key, str(value))]
+
+
+def _require_seeds(by_seed: Mapping[Any, Any], seeds: set[int], where: str) -> None:
+    for seed in by_seed:
+        if seed not in seeds:
+            raise UserError(f"{where}: BY_SEED has the seed {seed}, which no run has; the runs have {sorted(seeds)}")
 
 
 def _require_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
