@@ -221,7 +221,16 @@ def test_every_key_is_read():
         assert is_read, key
 
 
-@pytest.mark.parametrize("text", ["backbone,head.layers", "['backbone','head.layers']", "('backbone', 'head.layers')"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "backbone,head.layers",
+        "backbone, head.layers",
+        "[backbone, head.layers]",
+        "['backbone','head.layers']",
+        "('backbone', 'head.layers')",
+    ],
+)
 def test_lists_of_texts(write_config, text):
     path = write_config({"MODEL": {"FROZEN": ["neck"]}})
     assert load_config(path).MODEL.FROZEN == ["neck"]

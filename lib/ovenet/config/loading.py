@@ -272,6 +272,11 @@ def _parse_overrides(overrides: Sequence[str], known: dict[str, Any]) -> Iterato
         yield key, text if isinstance(known.get(key), str) else _literal(text)
 
 
+def _texts(value: str) -> list[str]:
+    """``a, b``, ``[a, b]`` as YAML has it, and ``a,b``."""
+    return [text.strip() for text in value.strip().removeprefix("[").removesuffix("]").split(",")]
+
+
 def _literal(text: str) -> Any:
     if text in _WORDS_OF_YAML:
         return _WORDS_OF_YAML[text]
@@ -325,7 +330,7 @@ def _coerce(key: str, value: Any, known: dict[str, Any], source: str) -> Any:
     if expected is str and value is None:
         return ""
     if expected is list:
-        items = value.split(",") if isinstance(value, str) and key in LISTS_OF_TEXTS else value
+        items = _texts(value) if isinstance(value, str) and key in LISTS_OF_TEXTS else value
         items = list(items) if isinstance(items, (list, tuple)) else [items]
         if not all(_is_item(item, key) for item in items):
             raise _wrong_type(key, value, expected, source)
