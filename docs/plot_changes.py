@@ -17,6 +17,7 @@ from ovenet.data.sheets import colorize
 from ovenet.evaluation.pictures import OUTCOMES, colorize_offset, error_map
 from ovenet.trained.model import find_weights, read_trained
 from ovenet.trained.predictor import Predictor
+from ovenet.utils.cli import run_main
 
 TILE, BAR, GAP = (240, 180), 20, 6
 
@@ -74,4 +75,4 @@ def draw(rows: list, predictor: Predictor) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
