@@ -1,6 +1,8 @@
 """Devices, random streams, and the messages of the command line."""
 
+import os
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 
 from ovenet.errors import UserError
 from ovenet.utils import distributed
-from ovenet.utils.cli import run_main
+from ovenet.utils.cli import command_environment, run_main
 from ovenet.utils.seeding import sample_rng, seed_everything
 
 
@@ -123,3 +125,22 @@ def test_no_value_error_is_raised_for_users():
     root = Path(__file__).parents[2]
     for path in [*(root / "lib").rglob("*.py"), *(root / "tools").rglob("*.py")]:
         assert "raise ValueError" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("lines", [1, 20000])
+def test_a_reader_that_has_enough_is_no_error(lines):
+    """As in ``ovenet config … | head -1``; one line stays in the buffer until the end, many do not."""
+    code = f"from ovenet.utils.cli import run_main; run_main(lambda: print(*['a line'] * {lines}, sep=chr(10)))"
+    reader, writer = os.pipe()
+    os.close(reader)  # before a line is written, so that none can be
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=pipe, stderr=subprocess.PIPE, env=command_environment()
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_pipe_of_another_kind_that_breaks_is_one(capsys):
+    with pytest.raises(SystemExit) as end:
+        run_main(fail(BrokenPipeError(32, "Broken pipe")))
+    assert (end.value.code, capsys.readouterr().err) == (2, "error: [Errno 32] Broken pipe\n")

@@ -7,6 +7,7 @@ import io
 import os
 import platform
 import re
+import select
 import shlex
 import sys
 import traceback
@@ -23,6 +24,7 @@ from ovenet.version import version
 OUT_OF_MEMORY = "out of memory"  # begins the message
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
+EXIT_NO_READER = 141  # what shells report of a program that SIGPIPE ended
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _MAX_MESSAGE = 1000
 _DEBUG_VARIABLE = "OVENET_DEBUG"
@@ -88,7 +90,11 @@ def run_main(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
     try:
         main()
+        sys.stdout.flush()
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the end of Python still writes
+            sys.exit(EXIT_NO_READER)
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
@@ -109,6 +115,18 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(130)
     except Exception as error:
         _report_fault(error)
+
+
+def _has_no_reader() -> bool:
+    """Whether nobody reads what is printed, as after ``| head``."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)  # errors are told in any case
+    except OSError:  # it is no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _report_fault(error: Exception) -> NoReturn:
