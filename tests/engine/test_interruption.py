@@ -102,17 +102,18 @@ class EndsWithARequest:
             pass
 
 
+def end_and_wait(number):
+    EndsWithARequest(number)
+    time.sleep(TIMEOUT_S / 2)
+
+
 @in_a_child
 def test_a_request_inside_a_finaliser_ends_the_process_all_the_same():
     swallowed = []
     sys.unraisablehook = swallowed.append
 
-    def end_and_wait():
-        EndsWithARequest(signal.SIGTERM)
-        time.sleep(TIMEOUT_S / 2)
-
     with Interruption(at_once=True) as interruption, pytest.raises(SystemExit) as end:
-        end_and_wait()
+        end_and_wait(signal.SIGTERM)
     assert end.value.code == interruption.exit_code
     assert not swallowed
 
@@ -122,14 +123,10 @@ def test_a_second_ctrl_c_inside_a_finaliser_ends_at_once_too():
     swallowed = []
     sys.unraisablehook = swallowed.append
 
-    def end_and_wait():
-        EndsWithARequest(signal.SIGINT)
-        time.sleep(TIMEOUT_S / 2)
-
     with Interruption():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            end_and_wait()
+            end_and_wait(signal.SIGINT)
     assert not swallowed
 
 

@@ -83,9 +83,8 @@ def test_a_seed_may_have_settings_of_its_own(sweep_file):
     written = {**BASE, "RUNS": {"x": {"TRAIN.LR": 0.25, "TRAIN.WD": 0.125, "SEEDS": [1]}}}
     assert keys(read_sweep(sweep_file(content)))["plain", 1] == keys(read_sweep(sweep_file(written)))["x", 1]
     content["RUNS"] = {"plain": {}}
-    assert [run.settings["TRAIN.LR"] for run in read_sweep(sweep_file(content), ["TRAIN.LR", "0.75"]).runs] == [
-        0.75
-    ] * 2
+    typed = read_sweep(sweep_file(content), ["TRAIN.LR", "0.75"]).runs
+    assert [run.settings["TRAIN.LR"] for run in typed] == [0.75, 0.75]
 
 
 def test_tables_may_be_nested_as_in_experiments(sweep_file):

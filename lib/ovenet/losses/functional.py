@@ -211,15 +211,13 @@ def nearest_right_pixel(labels: Tensor, right: Tensor, *, ignore_label: int) -> 
         ``(x, y)`` in pixels as integers, ``(B, 2, h, w)``, 0 for right pixels; and ``(B, h, w)``, whether there is one.
     """
     reach = range(-SEARCH_RADIUS, SEARCH_RADIUS + 1)
-    steps = sorted((x * x + y * y, x, y) for x in reach for y in reach)
+    steps = [(x * x + y * y, x, y) for x in reach for y in reach if x * x + y * y <= SEARCH_RADIUS**2]
     wanted = labels.masked_fill(labels == ignore_label, _UNLABELLED)
     offered = F.pad(labels.masked_fill(~right, _WRONG), (SEARCH_RADIUS,) * 4, value=_WRONG)
     height, width = labels.shape[-2:]
     target = torch.zeros_like(labels).unsqueeze(1).repeat(1, 2, 1, 1)
     found = torch.zeros_like(right)
-    for squared, x, y in steps:
-        if squared > SEARCH_RADIUS**2:
-            break
+    for _, x, y in sorted(steps):
         there = offered[:, SEARCH_RADIUS + y :, SEARCH_RADIUS + x :][:, :height, :width]
         new = (there == wanted) & ~found
         target[:, 0].masked_fill_(new, x)

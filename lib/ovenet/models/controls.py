@@ -9,7 +9,6 @@ instead of a seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -164,5 +163,13 @@ class CorrectedSeed(NeckSeed):
         second = [scores + correction for scores in initial]
         fused = [torch.lerp(own, other, confidence) for own, other in zip(initial, second, strict=True)]
         offset = torch.zeros_like(raw[:, :2])
-        output = OVeNetOutput(tuple(initial), tuple(second), tuple(fused), offset, confidence, decoded.score_kind)
-        return replace(output, embedding=decoded.embedding, queries=decoded.queries)
+        return OVeNetOutput(
+            tuple(initial),
+            tuple(second),
+            tuple(fused),
+            offset,
+            confidence,
+            decoded.score_kind,
+            embedding=decoded.embedding,
+            queries=decoded.queries,
+        )

@@ -102,6 +102,9 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     variants = content.get("RUNS")
     if not isinstance(variants, dict) or not variants:
         raise UserError(f"{path}: RUNS is {variants!r}; expected a table of runs: NAME: {{KEY: VALUE, …}}")
+    by_seed = content.get("BY_SEED", {})
+    if not isinstance(by_seed, dict):
+        raise UserError(f"{path}: BY_SEED is {by_seed!r}; expected a table: {{SEED: {{KEY: VALUE, …}}}}")
     weights = content.get("WEIGHTS", WEIGHTS[0])
     if weights not in WEIGHTS:
         raise UserError(f"{path}: WEIGHTS is {weights!r}; expected {' or '.join(WEIGHTS)}")
@@ -111,7 +114,9 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         for name, variant in variants.items()
         for run in _runs_of(path, content, str(name), variant, overrides, [*test, "WEIGHTS", weights])
     ]
-    _require_seeds(content.get("BY_SEED", {}), {run.seed for run in runs}, str(path))
+    for seed in by_seed:
+        if all(run.seed != seed for run in runs):
+            raise UserError(f"{path}: BY_SEED has the seed {seed}, which no run has")
     runs.sort(key=lambda run: run.seed)  # a sweep that is cut short has all variants of the first seeds
     names = list(dict.fromkeys(run.name for run in runs))
     reference = str(content.get("REFERENCE", names[0]))
@@ -157,19 +162,17 @@ def _runs_of(
         raise UserError(f"{where}: SEEDS is {seeds!r}; expected a list of whole numbers of at least 0")
     config_file = path.parent / cfg
     own = _as_overrides({key: value for key, value in variant.items() if key not in _RUN_KEYS}, where)
-    runs = []
-    by_seed = content.get("BY_SEED", {})
-    if not isinstance(by_seed, dict):
-        raise UserError(f"{path}: BY_SEED is {by_seed!r}; expected a table: {{SEED: {{KEY: VALUE, …}}}}")
+    runs, resolved = [], {}
     for label, at, extra in _grid(chosen.get("GRID"), name, where):
         for seed in dict.fromkeys(seeds):
-            of_seed = _as_overrides(by_seed.get(seed, {}), f"{path}: BY_SEED.{seed}")
-            settings = [*of_seed, *own, *extra, *overrides]
-            resolved = _settings_of_the_result(load_config(config_file, settings))
-            identity = json.dumps([resolved, seed, list(test)], sort_keys=True)
+            of_seed = _as_overrides(content.get("BY_SEED", {}).get(seed, {}), f"{path}: BY_SEED.{seed}")
+            settings = (*of_seed, *own, *extra, *overrides)
+            if settings not in resolved:  # seeds have the same ones, mostly
+                resolved[settings] = _settings_of_the_result(load_config(config_file, settings))
+            identity = json.dumps([resolved[settings], seed, list(test)], sort_keys=True)
             key = hashlib.sha256(identity.encode()).hexdigest()
             group = name if extra else ""
-            runs.append(Run(label, seed, config_file, tuple(settings), resolved, key, group, at))
+            runs.append(Run(label, seed, config_file, settings, resolved[settings], key, group, at))
     return runs
 
 
@@ -203,12 +206,6 @@ def _as_overrides(table: Any, where: str) -> list[str]:
     if not isinstance(table, dict):
         raise UserError(f"{where} is {table!r}; expected a table: {{KEY: VALUE, …}}")
     return [text for key, value in flatten(table) for text in (key, str(value))]
-
-
-def _require_seeds(by_seed: Mapping[Any, Any], seeds: set[int], where: str) -> None:
-    for seed in by_seed:
-        if seed not in seeds:
-            raise UserError(f"{where}: BY_SEED has the seed {seed}, which no run has; the runs have {sorted(seeds)}")
 
 
 def _require_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:
