@@ -95,6 +95,23 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
             [],
             r"LOSS\.OFFSET_TARGET is 'right_pixel'; .* without LOSS\.OFFSET",
         ),
+        ({"LOSS": {"OFFSET": 0.3}}, [], r"LOSS\.OFFSET is 0\.3; expected 0 with MODEL\.SEED\.NAME none, which"),
+        (
+            {"LOSS": {"OFFSET": 0.3}},
+            ["MODEL.SEED.NAME", "corrected"],
+            r"LOSS\.OFFSET is 0\.3; expected 0 with MODEL\.SEED\.NAME corrected, which predicts no offsets",
+        ),
+        (
+            {"LOSS": {"OFFSET": 0.3}},
+            ["MODEL.SEED.NAME", "control", "MODEL.SEED.SOURCE", "own"],
+            r"LOSS\.OFFSET is 0\.3; expected 0 with MODEL\.SEED\.NAME control, which predicts no offsets",
+        ),
+        ({"LOSS": {"FUSION_WARMUP": 9}}, [], r"LOSS\.FUSION_WARMUP is 9; expected 0 without a seed"),
+        (
+            {"LOSS": {"CONFIDENCE_TARGET": "better_scores"}},
+            [],
+            r"LOSS\.CONFIDENCE_TARGET is 'better_scores'; expected 'same_class' without a seed",
+        ),
         ({"TRAIN": {"LR": 0}}, [], r"TRAIN\.LR is 0\.0; expected more than 0"),
         ({"MODEL": {"EXTRA": {"STAGE3": {"NUM_BLOCKS": [4]}}}}, [], r"STAGE3\.NUM_BLOCKS is \[4\]; expected 3 whole"),
         ({"MODEL": {"EXTRA": {"STAGE2": {"NUM_BRANCHES": 3}}}}, [], r"STAGE2\.NUM_BRANCHES is 3; expected 2"),

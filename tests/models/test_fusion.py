@@ -49,7 +49,7 @@ def test_the_seeds_of_bfloat16_are_those_of_float32():
     hidden = {}
     head.layers[-2].register_forward_hook(lambda module, inputs, output: hidden.update(it=output))
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        offset, confidence, _ = head(features)
+        offset, confidence, *_ = head(features)
     weight, bias = head.layers[-1].weight.double(), head.layers[-1].bias.double()
     raw = torch.nn.functional.conv2d(hidden["it"].double(), weight, bias)  # from the same hidden features
     pixels = (offset.double() - 0.5 * torch.tanh(raw[:, :2])).abs() * 511 / 2

@@ -12,7 +12,7 @@ from ovenet.models import SeedFusion, build_segmentor
 from ovenet.models.fusion import ConfidenceGate
 from ovenet.models.heads import OffsetHead
 
-ALL = {"initial_confidence": 0.1, "num_seeds": 3, "confidence_sees_scores": True, "upsampling": 2}
+ALL = {"initial_confidence": 0.1, "num_seeds": 3, "confidence_sees_scores": True, "upsampling": 2, "correction": True}
 
 
 def build(seed="neck", head="fcn", **options):
@@ -78,11 +78,42 @@ def test_the_heaviest_seed_is_chosen_pixel_by_pixel():
 
 
 def test_several_seeds_do_not_begin_at_one_place():
-    offset, _, weights = OffsetHead(8, num_seeds=4).eval()(torch.zeros(1, 8, 3, 5))
-    places = offset[0, :, 0, 0].view(4, 2)
+    prediction = OffsetHead(8, num_seeds=4).eval()(torch.zeros(1, 8, 3, 5))
+    places = prediction.offset[0, :, 0, 0].view(4, 2)
     distances = torch.cdist(places, places) + torch.eye(4)
     assert distances.min() > 0.01
-    np.testing.assert_allclose(weights.detach(), 0.25)
+    np.testing.assert_allclose(prediction.weights.detach(), 0.25)
+
+
+def test_a_correction_by_hand():
+    """What is fetched from the seed, 8 for the left pixel, and the correction of the pixel itself."""
+    scores = torch.tensor([[[[0.0, 8.0]]]])
+    offset = torch.zeros(1, 2, 1, 2)
+    offset[0, 0, 0, 0] = 2.0
+    correction = torch.tensor([[[[-3.0, 1.0]]]])
+    output = SeedFusion()([scores], offset, torch.full((1, 1, 1, 2), 0.5), correction=correction)
+    np.testing.assert_allclose(output.initial[0][0, 0, 0], [0.0, 8.0])
+    np.testing.assert_allclose(output.seed[0][0, 0, 0], [5.0, 9.0])
+    np.testing.assert_allclose(output.fused[0][0, 0, 0], [2.5, 8.5])
+
+
+def test_a_correction_beside_several_seeds():
+    """The channels of the last convolution: offsets, confidence, weights, correction."""
+    head = OffsetHead(8, num_seeds=2, num_corrected=3).eval()
+    with torch.no_grad():
+        head.layers[-1].weight.zero_()
+        head.layers[-1].bias.copy_(torch.arange(10.0))
+        prediction = head(torch.zeros(1, 8, 1, 1))
+    np.testing.assert_allclose(prediction.offset.flatten(), 0.5 * np.tanh([0, 1, 2, 3]), rtol=1e-5)
+    np.testing.assert_allclose(prediction.confidence.item(), 1 / (1 + math.exp(-4)), rtol=1e-5)
+    np.testing.assert_allclose(prediction.weights.flatten(), [1 / (1 + math.e), math.e / (1 + math.e)], rtol=1e-5)
+    np.testing.assert_allclose(prediction.correction.flatten(), [7, 8, 9])
+
+
+def test_a_correction_needs_logits(images):
+    model = build(correction=True, fuse_logits=False)
+    with pytest.raises(UserError, match=r"correction .*logits.* probabilities"):
+        model(images)
 
 
 def test_an_untrained_gate_changes_nothing():

@@ -200,6 +200,15 @@ def _check_parts(cfg: CfgNode) -> None:
         cfg,
         f"False: the backbone {cfg.MODEL.BACKBONE.NAME} cannot compute its activations twice",
     )
+    seed = cfg.MODEL.SEED.NAME
+    _require(
+        not cfg.LOSS.OFFSET or (seed != NO_SEED and SEEDS[seed].has_offsets),
+        "LOSS.OFFSET",
+        cfg,
+        f"0 with MODEL.SEED.NAME {seed}, which predicts no offsets",
+    )
+    for key, default in (("LOSS.FUSION_WARMUP", 0), ("LOSS.CONFIDENCE_TARGET", "same_class")):
+        _require(seed != NO_SEED or _get(cfg, key) == default, key, cfg, f"{default!r} without a seed")
     _require(
         not cfg.MODEL.SEED.PRETRAINED or cfg.MODEL.SEED.NAME == "fork",
         "MODEL.SEED.PRETRAINED",

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.models.fusion import SeedFusion
 from ovenet.models.heads.fcn import reset_predictor
@@ -25,7 +24,6 @@ from ovenet.models.necks import ConcatNeck
 from ovenet.models.ovenet import NeckSeed
 from ovenet.models.registry import NECKS, SEEDS
 from ovenet.models.segmentor import cropped
-from ovenet.structures import OVeNetOutput
 
 Source = Literal["own", "random", "mean3", "mean7"]
 _EVALUATION_SEED = 0
@@ -75,6 +73,8 @@ class ControlSeed(NeckSeed):
             pixel's neighbourhood of that size.
         options: see `NeckSeed`.
     """
+
+    has_offsets = False
 
     def __init__(
         self,
@@ -127,6 +127,8 @@ class CorrectedSeed(NeckSeed):
         align_corners: see `Seed`.
     """
 
+    has_offsets = False
+
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -148,28 +150,10 @@ class CorrectedSeed(NeckSeed):
         self.head.layers[-1] = nn.Conv2d(self.head.layers[-1].in_channels, num_classes + 1, 1)
         reset_predictor(self.head.layers[-1], OFFSET_WEIGHT_STD)
 
-    def forward(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
-        """See `Seed.forward`.
-
-        Raises:
-            UserError: the head does not predict logits, to which alone a correction can be added.
-        """
-        if decoded.score_kind != "logits":
-            raise UserError(f"the seed corrected adds to logits; the head predicts {decoded.score_kind}")
-        initial = [scores.to(torch.promote_types(scores.dtype, torch.float32)) for scores in decoded.scores]
-        raw = cropped(self.head.layers(features), images, self.stride).to(initial[-1].dtype)
-        raw = resize_bilinear(raw, initial[-1].shape[-2:], align_corners=self.align_corners)
-        correction, confidence = raw[:, :-1], raw[:, -1:].sigmoid()
-        second = [scores + correction for scores in initial]
-        fused = [torch.lerp(own, other, confidence) for own, other in zip(initial, second, strict=True)]
+    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
+        """See `Seed.predict`."""
+        raw = cropped(self.head.layers(features), images, self.stride)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        raw = resize_bilinear(raw, decoded.scores[-1].shape[-2:], align_corners=self.align_corners)
         offset = torch.zeros_like(raw[:, :2])
-        return OVeNetOutput(
-            tuple(initial),
-            tuple(second),
-            tuple(fused),
-            offset,
-            confidence,
-            decoded.score_kind,
-            embedding=decoded.embedding,
-            queries=decoded.queries,
-        )
+        return OffsetPrediction(offset, raw[:, -1:].sigmoid(), correction=raw[:, :-1])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ovenet.errors import UserError
 from ovenet.geometry import probabilities, refine_offset, sample_bilinear, seed_position
 from ovenet.models.interfaces import initialize_convolutions
 from ovenet.structures import OVeNetOutput, ScoreKind
@@ -70,6 +71,7 @@ class SeedFusion(nn.Module):
         offset: Tensor,
         confidence: Tensor,
         weights: Tensor | None = None,
+        correction: Tensor | None = None,
         *,
         kind: ScoreKind = "logits",
     ) -> OVeNetOutput:
@@ -80,10 +82,14 @@ class SeedFusion(nn.Module):
             offset: ``(B, 2 N, h, w)`` normalised ``(x, y)``, float32 or float64, ``N`` seeds per pixel.
             confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
             weights: ``(B, N, h, w)`` of the seeds; None for a single seed.
+            correction: ``(B, K, h, w)``, added to the scores at the seeds; None for none.
             kind: what the scores are.
 
         Returns:
             The prediction; of several seeds its `offset` is that of the heaviest.
+
+        Raises:
+            UserError: there is a correction, and what is fused are not logits.
         """
         offsets = [refine_offset(one, self.num_refinements) for one in offset.split(2, dim=1)]
         positions = [seed_position(one) for one in offsets]
@@ -91,6 +97,10 @@ class SeedFusion(nn.Module):
         if not self.fuse_logits:
             initial, kind = [probabilities(s, kind) for s in initial], "probabilities"
         seed = [self._fetch_all(s, positions, weights) for s in initial]
+        if correction is not None:
+            if kind != "logits":
+                raise UserError(f"a correction goes with logits; the seed fuses {kind}")
+            seed = [s + correction for s in seed]
         if self.gate is not None:
             confidence = self.gate(initial[-1], seed[-1], confidence, kind)
         fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(initial, seed, strict=True)]

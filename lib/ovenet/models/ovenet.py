@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -40,15 +40,18 @@ class Seed(Part):
         num_seeds: seeds per pixel, whose scores are averaged with weights that are predicted too; the paper has one.
         confidence_sees_scores: correct the confidence by what pixel and seed predict, see `ConfidenceGate`.
         upsampling: factor on the resolution of the scores at which offsets are predicted and scores fused.
+        correction: predict a correction of the scores beside the offsets, added to what is fetched from the seed.
 
     Attributes:
         fork_stage: the stage of the backbone from which on the seed has its own; 0 for none.
+        has_offsets: whether the second scores come from where predicted offsets say; not those of controls.
 
     Raises:
         UserError: a setting is out of its range.
     """
 
     fork_stage: int = 0
+    has_offsets: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Seed(Part):
         num_seeds: int = 1,
         confidence_sees_scores: bool = False,
         upsampling: int = 1,
+        correction: bool = False,
     ):
         super().__init__()
         for name, value, fits, expected in (
@@ -84,6 +88,7 @@ class Seed(Part):
             max_offset=max_offset,
             initial_confidence=initial_confidence,
             num_seeds=num_seeds,
+            num_corrected=num_classes if correction else 0,
         )
         gate = ConfidenceGate(num_classes) if confidence_sees_scores else None
         self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits, gate=gate)

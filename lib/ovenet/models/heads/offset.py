@@ -26,11 +26,13 @@ class OffsetPrediction(NamedTuple):
         offset: ``(B, 2 N, h, w)``, for each seed ``(x, y)`` in normalised units, within ±max_offset.
         confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
         weights: ``(B, N, h, w)`` of the seeds, of sum 1; there are none for a single seed.
+        correction: ``(B, K, h, w)``, added to the scores at the seed; None where scores are not corrected.
     """
 
     offset: Tensor
     confidence: Tensor
     weights: Tensor | None = None
+    correction: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> OffsetPrediction:
         """The same with a function applied to each map."""
@@ -45,6 +47,7 @@ class OffsetHead(Part):
         max_offset: τ, the longest offset per axis in normalised units (the image spans 2).
         initial_confidence: what training begins with.
         num_seeds: ``N``, seeds per pixel.
+        num_corrected: ``K``, the classes whose scores are corrected; 0 for none.
     """
 
     published = (
@@ -53,13 +56,20 @@ class OffsetHead(Part):
     )
 
     def __init__(
-        self, in_channels: int, *, max_offset: float = 0.5, initial_confidence: float = 0.5, num_seeds: int = 1
+        self,
+        in_channels: int,
+        *,
+        max_offset: float = 0.5,
+        initial_confidence: float = 0.5,
+        num_seeds: int = 1,
+        num_corrected: int = 0,
     ):
         super().__init__()
         self.max_offset = max_offset
         self.num_seeds = num_seeds
+        self.num_corrected = num_corrected
         num_weights = num_seeds if num_seeds > 1 else 0
-        self.layers = projection(in_channels, 2 * num_seeds + 1 + num_weights)
+        self.layers = projection(in_channels, 2 * num_seeds + 1 + num_weights + num_corrected)
         initialize_convolutions(self)
         reset_predictor(self.layers[-1], OFFSET_WEIGHT_STD)
         with torch.no_grad():
@@ -81,9 +91,13 @@ class OffsetHead(Part):
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         with without_autocast(features.device):
             raw = torch.nn.functional.conv2d(hidden.to(dtype), last.weight.to(dtype), last.bias.to(dtype))
-        n = self.num_seeds
-        offset, confidence = self.max_offset * torch.tanh(raw[:, : 2 * n]), torch.sigmoid(raw[:, 2 * n : 2 * n + 1])
-        return OffsetPrediction(offset, confidence, raw[:, 2 * n + 1 :].softmax(dim=1) if n > 1 else None)
+        n, rest = self.num_seeds, raw[:, 2 * self.num_seeds + 1 :]
+        return OffsetPrediction(
+            self.max_offset * torch.tanh(raw[:, : 2 * n]),
+            torch.sigmoid(raw[:, 2 * n : 2 * n + 1]),
+            rest[:, :n].softmax(dim=1) if n > 1 else None,
+            rest[:, -self.num_corrected :] if self.num_corrected else None,
+        )
 
 
 class FinerFeatures(Part):
