@@ -1,14 +1,11 @@
 """Differences and intervals against slow, plain ones."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from ovenet.errors import UserError
 from ovenet.sweep.results import RunResult
 from ovenet.sweep.statistics import Prediction, compare, spread
-from ovenet.sweep.summary import _boundary_iou
 
 NUM_IMAGES, CLASSES = 40, ("a", "b", "c")
 
@@ -38,13 +35,6 @@ def run(name: str, seed: int, quality: float, images: int = NUM_IMAGES) -> RunRe
 
 def iou(table):
     return [table[k, k] / (table[k].sum() + table[:, k].sum() - table[k, k]) for k in range(3)]
-
-
-def test_boundaries_are_in_the_table_where_they_were_scored():
-    scored = [replace(run("a", seed, 0.8), boundary_iou={"fused": 0.25 + 0.5 * seed}) for seed in (0, 1)]
-    assert _boundary_iou(scored[:1]) == "25.00"
-    assert _boundary_iou(scored) == "50.00 ± 35.36"
-    assert _boundary_iou([run("b", 0, 0.8)]) == ""
 
 
 def test_differences_are_paired_by_seed():

@@ -57,11 +57,18 @@ def test_it_runs_what_is_missing_and_says_what_came_out(run_tool, sweep, tmp_pat
     renamed = sweep[0].with_name("renamed.yaml")
     renamed.write_text(sweep[0].read_text().replace("with a seed", "OVeNet"))
     plot = tmp_path / "plots/sweep.svg"
-    listed = run_tool("sweep", renamed, *sweep[1:], "--list", "--output", plot)
+    listed = run_tool("sweep", renamed, *sweep[1:], "--list", "--details", "--reference", "OVeNet", "--output", plot)
     assert "missing" not in listed.out
+    assert "| mIoU less OVeNet's |" in listed.out
+    assert listed.out.count("\n| OVeNet, S_f |") == 2  # by seed, and edges
     assert "S_f" in plot.read_text()
     refused = run_tool("sweep", renamed, *sweep[1:], "--list", "--output", plot)
     assert (refused.code, "add --overwrite" in refused.err) == (2, True)
+    unknown = run_tool("sweep", renamed, *sweep[1:], "--list", "--reference", "ovenet")
+    assert (unknown.code, unknown.err) == (
+        2,
+        "error: --reference is 'ovenet'; there is no such run, did you mean OVeNet?\n",
+    )
     assert "| OVeNet | 1 |" in listed.out
 
 

@@ -7,11 +7,13 @@ the seeds; differences are paired by seed, with their 95 % interval over resampl
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
-from ovenet.errors import UserError
+from ovenet.errors import UserError, nearest
 from ovenet.evaluation.writers import write_json
 from ovenet.sweep.definition import Run, read_sweep
+from ovenet.sweep.details import details_markdown
 from ovenet.sweep.execution import default_jobs, run_missing
 from ovenet.sweep.results import read_results, result_path
 from ovenet.sweep.summary import Summary
@@ -27,6 +29,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the results (default: OUTPUT_DIR/sweeps/NAME/results)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, else for each core)")
     parser.add_argument("--list", action="store_true", help="say which runs are missing, and run none")
+    parser.add_argument("--details", action="store_true", help="scores by seed, gains by class, edges and seeds too")
+    parser.add_argument("--reference", metavar="NAME", help="what the others are compared with, instead of REFERENCE")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the plot here too: PNG, SVG or PDF")
     parser.add_argument("--overwrite", action="store_true", help="replace that file")
     args = parser.parse_intermixed_args()
@@ -36,6 +40,12 @@ def main() -> None:
     if args.output:
         require_plot_file(args.output, overwrite=args.overwrite)
     sweep = read_sweep(args.sweep, args.overrides)
+    if args.reference:
+        names = [run.name for run in sweep.runs]
+        if args.reference not in names:
+            near = nearest(args.reference, names)
+            raise UserError(f"--reference is {args.reference!r}; there is no such run, did you mean {near}?")
+        sweep = replace(sweep, reference=args.reference)
     folder = args.results or sweep.output_dir / "sweeps" / sweep.name / "results"
     runs: dict[str, Run] = {}
     for run in sweep.runs:
@@ -50,6 +60,8 @@ def main() -> None:
         failures = run_missing(sweep, missing, folder, jobs=jobs)
     summary = Summary(sweep, read_results(folder, sweep.runs))
     print(summary.markdown())
+    if args.details and summary.variants:
+        print(f"\n{details_markdown(summary)}")
     if summary.variants and not args.list:
         (folder / "summary.md").write_text(summary.markdown() + "\n", encoding="utf-8")
         write_json(summary.as_dict(), folder / "summary.json")

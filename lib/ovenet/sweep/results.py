@@ -7,7 +7,7 @@ import json
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,9 @@ class RunResult:
         labelled: ``(N, K)`` labelled pixels by image and class.
         right, predicted: ``(N, K)`` by prediction name.
         scores: of the whole list, by prediction name, as in ``results.json``.
-        boundary_iou: Boundary IoU, mean of the classes, at the widest border, by prediction name; empty where the test
-            had no details.
         parameters: of the model.
         images_per_second: of the training, median.
+        details: as in ``results.json``; None where the test had none.
     """
 
     name: str
@@ -49,7 +48,7 @@ class RunResult:
     scores: Mapping[str, Mapping[str, Any]]
     parameters: int
     images_per_second: float
-    boundary_iou: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] | None = None
 
 
 def result_path(folder: Path, run: Run) -> Path:
@@ -116,12 +115,6 @@ def write_result(path: Path, run: Run, sweep: Sweep, test_folder: Path, *, param
     write_json(content, path)
 
 
-def _boundary_iou(details: Mapping[str, Any] | None) -> dict[str, float]:
-    if not details:
-        return {}
-    return {name: values[-1] for name, values in details["boundaries"]["mean_iou"].items()}
-
-
 def read_result(path: Path) -> RunResult:
     """Reads the JSON file of a run.
 
@@ -144,7 +137,7 @@ def read_result(path: Path) -> RunResult:
             scores=content["scores"],
             parameters=content["parameters"],
             images_per_second=content["images_per_second"],
-            boundary_iou=_boundary_iou(content["details"]),
+            details=content["details"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise UserError(f"{path}: not the result of a run of a sweep ({error!r}); delete it to run it again") from error

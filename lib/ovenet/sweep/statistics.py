@@ -54,7 +54,7 @@ class Difference:
         seeds: of both.
         by_seed: difference of mean IoU of each.
         interval: of the mean over these seeds, by resampling the images; the same images for both, and for all seeds.
-        class_iou: ``(K,)`` difference of IoU, mean over the seeds.
+        class_iou: ``(seeds, K)`` difference of IoU.
     """
 
     seeds: tuple[int, ...]
@@ -94,7 +94,7 @@ def compare(one: Prediction, other: Prediction, *, num_resamples: int = NUM_RESA
         seeds,
         one.scores("mean_iou") - other.scores("mean_iou"),
         (float(low), float(high)),
-        (one.class_iou() - other.class_iou()).mean(axis=0),
+        one.class_iou() - other.class_iou(),
     )
 
 

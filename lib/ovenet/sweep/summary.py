@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from textwrap import fill
 from typing import Any
 
@@ -37,16 +38,23 @@ class Summary:
         reference = self.variants.get(sweep.reference)
         self.reference = Prediction(reference) if reference else None
 
-    def difference(self, name: str) -> Difference | None:
-        """A variant's S_f against the reference's; None for the reference, and without a seed of both."""
-        if self.reference is None or name == self.sweep.reference:
-            return None
-        return compare(Prediction(self.variants[name]), self.reference)
+    @cached_property
+    def differences(self) -> dict[str, Difference | None]:
+        """S_f of each variant against the reference's; None for the reference, and without a seed that both have."""
+        return {
+            name: None
+            if self.reference is None or name == self.sweep.reference
+            else compare(Prediction(runs), self.reference)
+            for name, runs in self.variants.items()
+        }
 
-    def gain(self, name: str) -> Difference | None:
-        """S_f against S_i of the same networks; None where there is no seed."""
-        runs = self.variants[name]
-        return compare(Prediction(runs), Prediction(runs, "initial")) if "initial" in runs[0].scores else None
+    @cached_property
+    def gains(self) -> dict[str, Difference | None]:
+        """S_f of each variant against S_i of the same networks; None where there is none."""
+        return {
+            name: compare(Prediction(runs), Prediction(runs, "initial")) if "initial" in runs[0].scores else None
+            for name, runs in self.variants.items()
+        }
 
     def markdown(self) -> str:
         """The table of means and differences, and the table of classes."""
@@ -60,9 +68,9 @@ class Summary:
         for name, runs in self.variants.items():
             fused = Prediction(runs)
             lines.append(
-                f"| {name} | {len(runs)} | {runs[0].parameters:,} | {_mean(fused.scores('mean_iou'))} "
-                f"| {_mean(fused.scores('pixel_accuracy'))} | {_boundary_iou(runs)} "
-                f"| {_signed(self.difference(name))} | {_signed(self.gain(name))} |"
+                f"| {name} | {len(runs)} | {runs[0].parameters:,} | {mean_and_spread(fused.scores('mean_iou'))} "
+                f"| {mean_and_spread(fused.scores('pixel_accuracy'))} | {_boundary_iou(runs)} "
+                f"| {_signed(self.differences[name])} | {_signed(self.gains[name])} |"
             )
         lines += ["", *self._classes()]
         if self.num_missing:
@@ -74,7 +82,7 @@ class Summary:
         lines = [f"| IoU | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
         columns = [Prediction(runs).class_iou().mean(axis=0) for runs in self.variants.values()]
         for k, title in enumerate(next(iter(self.variants.values()))[0].class_names):
-            lines.append(f"| {title} | {' | '.join(_percent(column[k]) for column in columns)} |")
+            lines.append(f"| {title} | {' | '.join(percent(column[k]) for column in columns)} |")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,8 +96,8 @@ class Summary:
                     "seeds": [run.seed for run in runs],
                     "parameters": runs[0].parameters,
                     "mean_iou": {kind: Prediction(runs, kind).scores("mean_iou").tolist() for kind in runs[0].scores},
-                    "less_reference": _as_dict(self.difference(name)),
-                    "fused_less_initial": _as_dict(self.gain(name)),
+                    "less_reference": _as_dict(self.differences[name]),
+                    "fused_less_initial": _as_dict(self.gains[name]),
                 }
                 for name, runs in self.variants.items()
             },
@@ -156,22 +164,32 @@ def _as_dict(difference: Difference | None) -> dict[str, Any] | None:
     }
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share in percent, and a dash for NaN."""
     return "–" if np.isnan(value) else f"{100 * value:.2f}"
 
 
-def _mean(values: np.ndarray) -> str:
-    return f"{100 * values.mean():.2f}{'' if len(values) == 1 else f' ± {100 * spread(values):.2f}'}"
+def mean_and_spread(values: np.ndarray, *, sign: str = "") -> str:
+    """Mean ± standard deviation in percent, or the value if it is one alone.
+
+    Args:
+        values: ``(runs,)``, as shares.
+        sign: ``+`` shows the sign of gains too.
+    """
+    if np.isnan(values).any():
+        return "–"
+    deviation = "" if len(values) == 1 else f" ± {100 * spread(values):.2f}"
+    return f"{100 * values.mean():{sign}.2f}{deviation}"
 
 
 def _boundary_iou(runs: Sequence[RunResult]) -> str:
-    values = [run.boundary_iou.get("fused") for run in runs]
-    return "" if None in values else _mean(np.array(values, dtype=np.float64))
+    if not all(run.details for run in runs):
+        return ""
+    return mean_and_spread(np.array([run.details["boundaries"]["mean_iou"]["fused"][-1] for run in runs]))
 
 
 def _signed(difference: Difference | None) -> str:
     if difference is None:
         return ""
-    deviation = "" if len(difference.by_seed) == 1 else f" ± {100 * spread(difference.by_seed):.2f}"
     low, high = (100 * bound for bound in difference.interval)
-    return f"{100 * difference.mean:+.2f}{deviation} [{low:+.2f}, {high:+.2f}]"
+    return f"{mean_and_spread(difference.by_seed, sign='+')} [{low:+.2f}, {high:+.2f}]"
