@@ -108,6 +108,17 @@ def test_offsets_beyond_the_last_bound_count():
     assert rows(table)[2][-2:] == ["12.5", "50.0"]
 
 
+def test_shares_of_no_pixels_are_left_open():
+    """A test without a wrong pixel, and one without a labelled pixel that has a seed."""
+    same = dict.fromkeys(("initial", "seed", "fused"), (100, 100))
+    runs = [result("OVeNet", seed, same, edge=0.4, lengths=(0, 0, 0, 0, 0)) for seed in (0, 1)]
+    for run in runs:
+        run.details["seeds"]["right_class_where_wrong"] = None
+    runs[1].details["seeds"]["corrected"]["fused"] = None
+    table = rows(details_markdown(summary_of(runs, "OVeNet")).split("\n\n")[-1])
+    assert table[2] == ["OVeNet", "90.0 to 91.0", "–", "15.0", "1.0", "–", "–"]
+
+
 def test_tables_that_would_be_empty_are_left_away():
     """One variant without a seed, tested without details."""
     tables = details_markdown(summary_of([result("baseline", 3, {"fused": (80, 40)})]))

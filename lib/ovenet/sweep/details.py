@@ -79,7 +79,7 @@ def _edge_scores(details: Any, kind: str) -> tuple[list[float], ...]:
 
 
 def _seeds(summary: Summary) -> list[str]:
-    columns: dict[str, Callable[[Any], float]] = {
+    columns: dict[str, Callable[[Any], float | None]] = {
         "seeds on their pixel's class": lambda s: s["right_class"],
         "where S_i is wrong": lambda s: s["right_class_where_wrong"],
         "wrong pixels that S_f corrects": lambda s: s["corrected"]["fused"],
@@ -95,13 +95,17 @@ def _seeds(summary: Summary) -> list[str]:
     return lines
 
 
-def _share_up_to(seeds: Any, length: int) -> float:
+def _share_up_to(seeds: Any, length: int) -> float | None:
     pixels = seeds["length_pixels"]
-    return sum(pixels[: seeds["lengths_px"].index(length) + 1]) / sum(pixels)
+    return sum(pixels[: seeds["lengths_px"].index(length) + 1]) / sum(pixels) if any(pixels) else None
 
 
-def _range(values: Sequence[float]) -> str:
-    low, high = (f"{100 * value:.1f}" for value in (min(values), max(values)))
+def _range(shares: Sequence[float | None]) -> str:
+    """From the least to the most, of those that are shares of something."""
+    known = [share for share in shares if share is not None]
+    if not known:
+        return "–"
+    low, high = (f"{100 * share:.1f}" for share in (min(known), max(known)))
     return low if low == high else f"{low} to {high}"
 
 
