@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def in_a_child(test):
     """Runs a test in a fresh interpreter, with a pytest of its own.
 
-    Not in a fork: once a test before has started a native library's threads, a signal may end forked processes.
+    Not in a fork: forks of a test worker that had run other files were seen to crash at their first signal.
     """
 
     @functools.wraps(test)

@@ -128,6 +128,9 @@ def test_tables_that_would_be_empty_are_left_away():
 def test_boundaries_are_in_the_table_where_they_were_scored(summary):
     main = summary.markdown().partition("\n\n")[0]
     assert [row[5] for row in rows(main)[2:]] == ["32.00 ± 0.00", "42.00 ± 0.00"]
+    borderless = result("baseline", 0, {"fused": (80, 40)}, edge=0.3)
+    borderless.details["boundaries"]["mean_iou"]["fused"][-1] = None
+    assert rows(summary_of([borderless]).markdown().partition("\n\n")[0])[2][5] == "–"
     unscored = summary_of([result("baseline", 0, {"fused": (80, 40)})]).markdown()
     assert rows(unscored.partition("\n\n")[0])[2][5] == ""
 

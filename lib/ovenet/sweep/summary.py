@@ -185,7 +185,8 @@ def mean_and_spread(values: np.ndarray, *, sign: str = "") -> str:
 def _boundary_iou(runs: Sequence[RunResult]) -> str:
     if not all(run.details for run in runs):
         return ""
-    return mean_and_spread(np.array([run.details["boundaries"]["mean_iou"]["fused"][-1] for run in runs]))
+    values = [run.details["boundaries"]["mean_iou"]["fused"][-1] for run in runs]  # None where no class has a border
+    return mean_and_spread(np.array(values, dtype=np.float64))
 
 
 def _signed(difference: Difference | None) -> str:
