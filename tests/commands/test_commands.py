@@ -1,6 +1,7 @@
 """``ovenet COMMAND …``: what there is, what tools/ have in common with it, and what the package holds."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -34,6 +35,16 @@ def test_an_unknown_command_is_one_line():
     done = run("-m", "ovenet", "trian")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: there is no command 'trian'; did you mean train? (ovenet --help)\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes there do not break")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_that_nobody_reads_to_its_end_shows_no_traceback(option):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head -1` does when it has read its line
+    done = subprocess.run([sys.executable, "-m", "ovenet", option], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -9,6 +9,7 @@ import sys
 from importlib import import_module
 
 from ovenet.errors import UserError, nearest
+from ovenet.utils.streams import end_unread
 from ovenet.version import version
 
 COMMANDS = {  # module, and what it does
@@ -37,13 +38,20 @@ def main() -> None:
     """Runs the command that ``sys.argv`` names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name == "--version":
-        print(f"ovenet {version()}")
+        _show(f"ovenet {version()}")
     elif name in ("--help", "-h"):
-        print(_help())
+        _show(_help())
     else:
         from ovenet.utils.cli import run_main  # waits for torch
 
         run_main(lambda: _run(name))
+
+
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        end_unread()
 
 
 def _run(name: str) -> None:

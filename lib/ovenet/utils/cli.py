@@ -19,12 +19,12 @@ import torch
 
 from ovenet.errors import UserError
 from ovenet.utils.distributed import PeersLostError
+from ovenet.utils.streams import end_unread
 from ovenet.version import version
 
 OUT_OF_MEMORY = "out of memory"  # begins the message
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
-EXIT_NO_READER = 141  # what shells report of a program that SIGPIPE ended
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _MAX_MESSAGE = 1000
 _DEBUG_VARIABLE = "OVENET_DEBUG"
@@ -93,8 +93,7 @@ def run_main(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except (UserError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the end of Python still writes
-            sys.exit(EXIT_NO_READER)
+            end_unread()
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
