@@ -5,7 +5,7 @@ import pytest
 
 from ovenet.errors import UserError
 from ovenet.sweep.results import RunResult
-from ovenet.sweep.statistics import Prediction, compare, spread
+from ovenet.sweep.statistics import Difference, Prediction, compare, spread, student_quantile
 
 NUM_IMAGES, CLASSES = 40, ("a", "b", "c")
 
@@ -68,6 +68,19 @@ def test_the_interval_is_that_of_resampled_images():
     np.testing.assert_allclose((low, high), expected, atol=0.1 * (expected[1] - expected[0]))
     mean = compare(one, other, num_resamples=10).mean
     assert low < mean < high
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (4, 2.7764), (10, 2.2281), (120, 1.9799)])
+def test_quantiles_of_student_are_those_of_printed_tables(freedom, expected):
+    assert student_quantile(freedom) == pytest.approx(expected, abs=6e-5)
+
+
+def test_the_interval_over_seeds():
+    """Three differences of mean 2 and deviation 1: 2 ± 4.3027 / √3, in points."""
+    difference = Difference((0, 1, 2), np.array([0.01, 0.03, 0.02]), (0, 0), np.zeros((3, 2)))
+    assert difference.interval_over_seeds == pytest.approx((-0.004841, 0.044841), abs=1e-5)
+    alone = Difference((0,), np.array([0.01]), (0, 0), np.zeros((1, 2)))
+    assert np.isnan(alone.interval_over_seeds).all()
 
 
 def test_a_prediction_is_as_good_as_itself():

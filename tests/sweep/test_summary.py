@@ -80,7 +80,7 @@ def rows(table):
 
 
 def test_scores_by_seed_gains_edges_and_seeds(summary):
-    by_seed, gains, edges, seeds = map(rows, details_markdown(summary).split("\n\n"))
+    by_seed, differences, gains, edges, seeds = map(rows, details_markdown(summary).split("\n\n"))
     assert by_seed == [
         ["mIoU", "seed 0", "seed 1", "seed 2"],
         ["---", "--:", "--:", "--:"],
@@ -88,6 +88,11 @@ def test_scores_by_seed_gains_edges_and_seeds(summary):
         ["OVeNet, S_i", "60.00", "60.00", "60.00"],
         ["OVeNet, S_s", "57.00", "57.00", "57.00"],
         ["OVeNet, S_f", "61.50", "62.50", "63.50"],
+    ]
+    assert differences[0] == ["mIoU", "mean", "95 % over seeds", "95 % over images", "seed 0", "seed 1", "seed 2"]
+    assert differences[2:] == [  # 1.5, 2.5, 3.5: 2.5 ± 4.303 / √3, and 1.5 twice; the one image is drawn every time
+        ["OVeNet, S_f less S_i", "+2.50", "[+0.02, +4.98]", "[+2.50, +2.50]", "+1.50", "+2.50", "+3.50"],
+        ["OVeNet less baseline", "+1.50", "[+1.50, +1.50]", "[+1.50, +1.50]", "+1.50", "+1.50", ""],
     ]
     assert gains[0] == ["IoU", "OVeNet, S_f less S_i", "OVeNet less baseline"]
     assert gains[2:] == [

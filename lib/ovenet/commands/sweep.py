@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the results (default: OUTPUT_DIR/sweeps/NAME/results)")
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, else for each core)")
     parser.add_argument("--list", action="store_true", help="say which runs are missing, and run none")
-    parser.add_argument("--details", action="store_true", help="scores by seed, gains by class, edges and seeds too")
+    parser.add_argument("--details", action="store_true", help="scores and gains by seed and class, edges, seeds too")
     parser.add_argument("--reference", metavar="NAME", help="what the others are compared with, instead of REFERENCE")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the plot here too: PNG, SVG or PDF")
     parser.add_argument("--overwrite", action="store_true", help="replace that file")

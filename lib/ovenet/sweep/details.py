@@ -1,4 +1,4 @@
-"""What the runs of a sweep tell beyond their means: scores by seed, gains by class, edges and seeds. In percent."""
+"""What the runs of a sweep tell beyond their means: scores and gains by seed and class, edges, seeds. In percent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ovenet.evaluation.writers import SYMBOLS
 from ovenet.sweep.statistics import Difference, Prediction
-from ovenet.sweep.summary import Summary, mean_and_spread, percent
+from ovenet.sweep.summary import Summary, interval_text, mean_and_spread, percent
 
 _DISTANCES = (1, 4, 16)  # pixels from a label's edge
 _LENGTHS = (1, 8)  # pixels from a pixel to its seed
@@ -17,7 +17,7 @@ _LENGTHS = (1, 8)  # pixels from a pixel to its seed
 
 def details_markdown(summary: Summary) -> str:
     """Tables of a summary's variants; those of edges and seeds have the runs whose tests had details."""
-    tables = (_by_seed(summary), _gains(summary), _edges(summary), _seeds(summary))
+    tables = (_by_seed(summary), _by_seed_gains(summary), _class_gains(summary), _edges(summary), _seeds(summary))
     return "\n\n".join("\n".join(table) for table in tables if len(table) > 2)
 
 
@@ -29,8 +29,12 @@ def _predictions(summary: Summary) -> Iterator[tuple[str, Prediction]]:
             yield (f"{name}, {SYMBOLS[kind]}" if len(kinds) > 1 else name), Prediction(runs, kind)
 
 
+def _all_seeds(summary: Summary) -> list[int]:
+    return sorted({run.seed for runs in summary.variants.values() for run in runs})
+
+
 def _by_seed(summary: Summary) -> list[str]:
-    seeds = sorted({run.seed for runs in summary.variants.values() for run in runs})
+    seeds = _all_seeds(summary)
     lines = _header(["mIoU", *(f"seed {seed}" for seed in seeds)])
     for title, prediction in _predictions(summary):
         values = dict(zip(prediction.seeds, prediction.scores("mean_iou"), strict=True))
@@ -39,14 +43,31 @@ def _by_seed(summary: Summary) -> list[str]:
     return lines
 
 
-def _gains(summary: Summary) -> list[str]:
-    columns: dict[str, Difference] = {}
+def _gains(summary: Summary) -> dict[str, Difference]:
+    """Everything that is compared, under its title."""
+    gains: dict[str, Difference] = {}
     for name in summary.variants:
         gain, difference = summary.gains[name], summary.differences[name]
         if gain is not None:
-            columns[f"{name}, S_f less S_i"] = gain
+            gains[f"{name}, S_f less S_i"] = gain
         if difference is not None:
-            columns[f"{name} less {summary.sweep.reference}"] = difference
+            gains[f"{name} less {summary.sweep.reference}"] = difference
+    return gains
+
+
+def _by_seed_gains(summary: Summary) -> list[str]:
+    seeds = _all_seeds(summary)
+    lines = _header(["mIoU", "mean", "95 % over seeds", "95 % over images", *(f"seed {seed}" for seed in seeds)])
+    for title, gain in _gains(summary).items():
+        values = dict(zip(gain.seeds, gain.by_seed, strict=True))
+        intervals = interval_text(gain.interval_over_seeds), interval_text(gain.interval)
+        cells = [f"{100 * values[seed]:+.2f}" if seed in values else "" for seed in seeds]
+        lines.append(_row([title, f"{100 * gain.mean:+.2f}", *intervals, *cells]))
+    return lines
+
+
+def _class_gains(summary: Summary) -> list[str]:
+    columns = _gains(summary)
     lines = _header(["IoU", *columns])
     if columns:
         for k, title in enumerate(next(iter(summary.variants.values()))[0].class_names):

@@ -14,6 +14,7 @@ from ovenet.sweep.results import RunResult
 NUM_RESAMPLES = 10_000
 _LEVEL = 0.95
 _BLOCK = 1000
+_STEPS = 100_000  # of the integral over Student's distribution
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,28 @@ class Difference:
         """Mean over the seeds."""
         return float(self.by_seed.mean())
 
+    @property
+    def interval_over_seeds(self) -> tuple[float, float]:
+        """Student's 95 % interval of the mean of all seeds that there could be; NaN for one seed."""
+        number = len(self.by_seed)
+        margin = student_quantile(number - 1) * spread(self.by_seed) / number**0.5 if number > 1 else float("nan")
+        return self.mean - margin, self.mean + margin
+
 
 def spread(values: np.ndarray) -> float:
     """Sample standard deviation; NaN of one value."""
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
+def student_quantile(freedom: int) -> float:
+    """How many standard errors to both sides of a mean hold 95 % of Student's distribution.
+
+    With ``t = sqrt(freedom) tan(angle)`` its density is that of ``cos(angle) ** (freedom - 1)``.
+    """
+    step = np.pi / 2 / _STEPS
+    ends = step * np.arange(1, _STEPS + 1)
+    share = np.cumsum(np.cos(ends - step / 2) ** (freedom - 1))
+    return float(freedom**0.5 * np.tan(np.interp(_LEVEL, share / share[-1], ends)))
 
 
 def compare(one: Prediction, other: Prediction, *, num_resamples: int = NUM_RESAMPLES) -> Difference | None:

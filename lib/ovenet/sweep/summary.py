@@ -160,6 +160,7 @@ def _as_dict(difference: Difference | None) -> dict[str, Any] | None:
         "seeds": list(difference.seeds),
         "mean": difference.mean,
         "by_seed": difference.by_seed.tolist(),
+        "interval_over_seeds": None if len(difference.seeds) == 1 else list(difference.interval_over_seeds),
         "interval_over_images": list(difference.interval),
     }
 
@@ -182,6 +183,11 @@ def mean_and_spread(values: np.ndarray, *, sign: str = "") -> str:
     return f"{100 * values.mean():{sign}.2f}{deviation}"
 
 
+def interval_text(interval: tuple[float, float]) -> str:
+    """Bounds of a gain in percent, and a dash for NaN."""
+    return "–" if np.isnan(interval).any() else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
+
+
 def _boundary_iou(runs: Sequence[RunResult]) -> str:
     if not all(run.details for run in runs):
         return ""
@@ -192,5 +198,4 @@ def _boundary_iou(runs: Sequence[RunResult]) -> str:
 def _signed(difference: Difference | None) -> str:
     if difference is None:
         return ""
-    low, high = (100 * bound for bound in difference.interval)
-    return f"{mean_and_spread(difference.by_seed, sign='+')} [{low:+.2f}, {high:+.2f}]"
+    return f"{mean_and_spread(difference.by_seed, sign='+')} {interval_text(difference.interval)}"
