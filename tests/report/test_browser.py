@@ -9,7 +9,8 @@ import time
 import pytest
 
 from ovenet.report.gallery import picture_data
-from ovenet.report.page import GalleryPage, write_report
+from ovenet.report.page import write_report
+from ovenet.report.viewer import GalleryPage
 from tests.report.conftest import CONFIDENCE, FIELD, HEIGHT, INFO, OFFSET, WIDTH, case
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,7 +10,7 @@ import pytest
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.report import page
-from ovenet.report.page import distinct_names, find_evaluation, write_report
+from ovenet.report.page import write_report
 from tests.report.conftest import write_evaluation
 
 
@@ -108,19 +108,6 @@ def test_runs_stand_side_by_side(evaluation, baseline, tmp_path):
     rows = [row for row in Tables((tmp_path / "r.html").read_text()).rows if row]
     assert ["", "hrnet_small", "ovenet_small"] in rows
     assert next(len(row) for row in rows if row[0] == "mIoU") == 1 + 1 + 4
-
-
-def test_a_run_stands_for_its_newest_test(evaluation):
-    assert find_evaluation(evaluation.parents[1]) == evaluation
-    with pytest.raises(ValueError, match=r"run tools/test\.py first"):
-        find_evaluation(evaluation.parent)
-
-
-def test_names_tell_runs_apart(tmp_path):
-    names = distinct_names([tmp_path / "a/test/x", tmp_path / "b/test/x"])
-    assert names == ["a", "b"]
-    assert distinct_names([tmp_path / "a/test/x", tmp_path / "a/test/y"]) == ["a/x", "a/y"]
-    assert distinct_names([tmp_path / "a/test/x", tmp_path / "a/test/x"]) == ["a/x (1)", "a/x (2)"]
 
 
 def test_other_classes_cannot_be_compared(evaluation, other_classes, tmp_path):

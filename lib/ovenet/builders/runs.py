@@ -53,7 +53,7 @@ from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.segmentor import GROUPS, synchronized
 from ovenet.models.weights import load_weights
 from ovenet.report.gallery import picture_data, picture_path, picture_sides, save_picture_data, write_records
-from ovenet.report.page import RECORDS
+from ovenet.report.runs import RECORDS
 from ovenet.structures import EvalResult, Normalization, Sample
 from ovenet.utils import distributed
 from ovenet.utils.environment import allow_tf32

@@ -16,7 +16,7 @@ from ovenet.engine.checkpoint import SAFETENSORS
 from ovenet.errors import UserError
 from ovenet.evaluation.outputs import FrameWriter, draw_overlay
 from ovenet.report.gallery import picture_data, picture_sides
-from ovenet.report.page import AppSettings, GalleryPage
+from ovenet.report.viewer import AppSettings, GalleryPage
 from ovenet.structures import Sample
 from ovenet.trained.model import MODELS, find_weights
 from ovenet.trained.predictor import Predictor, load

@@ -20,7 +20,7 @@ from ovenet.evaluation.inference import thinning
 from ovenet.evaluation.memory import MemoryGuard
 from ovenet.evaluation.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
 from ovenet.report.gallery import IGNORE_ID, picture_data, picture_sides
-from ovenet.report.page import GalleryPage
+from ovenet.report.viewer import GalleryPage
 from ovenet.structures import Sample
 from ovenet.trained.predictor import Predictor, load
 

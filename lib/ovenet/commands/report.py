@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from ovenet.errors import UserError
-from ovenet.report.page import REPORT, find_evaluation, write_report
+from ovenet.report.page import REPORT, write_report
+from ovenet.report.runs import find_evaluation
 
 
 def main() -> None:

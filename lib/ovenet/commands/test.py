@@ -15,7 +15,8 @@ from ovenet import builders, load_config
 from ovenet.builders.runs import TestRun
 from ovenet.deployment import RUNTIMES
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
-from ovenet.report.page import REPORT, RESULTS, write_report
+from ovenet.report.page import REPORT, write_report
+from ovenet.report.runs import RESULTS
 from ovenet.trained import run_folder
 from ovenet.trained.model import MODELS, find_weights
 from ovenet.trained.run_folder import SETTINGS

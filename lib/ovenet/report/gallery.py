@@ -34,6 +34,7 @@ IGNORE_ID = 255
 OFFSET_SPAN = 2.0  # offsets are within ±2: the image spans 2
 NUM_BEST = 3
 MAX_IMAGES = 500
+MAX_BYTES = 60_000_000  # of a page
 _PHOTO_QUALITY = 75
 _OFFSET_STEPS = 4095
 

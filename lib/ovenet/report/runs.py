@@ -1,0 +1,86 @@
+"""Evaluations, as their folders have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ovenet.errors import UserError
+from ovenet.evaluation.curves import read_log
+from ovenet.report.gallery import read_records
+
+RESULTS = "results.json"
+RECORDS = "images.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation, as its folder has it.
+
+    Attributes:
+        folder: where `RESULTS` lies.
+        name: that tells it from the others in the report.
+        results: the content of `RESULTS`.
+        records: the lines of `RECORDS`.
+        log: the lines of the training run's ``log.jsonl``, if it is there.
+    """
+
+    folder: Path
+    name: str
+    results: dict[str, Any]
+    records: list[dict[str, Any]]
+    log: list[dict[str, Any]]
+
+    @property
+    def predictions(self) -> list[str]:
+        """Names of the predictions."""
+        return list(self.results["results"])
+
+    @property
+    def has_seed(self) -> bool:
+        """Whether the model has a seed."""
+        return "seed" in self.predictions
+
+
+def find_evaluation(folder: Path) -> Path:
+    """The evaluation that a folder stands for: itself, or the newest below ``test/`` of a training run.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (folder / RESULTS).is_file():
+        return folder
+    found = sorted(folder.glob(f"test/*/{RESULTS}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"{folder}: there is no {RESULTS} in it or in test/*/; run tools/test.py first")
+    return found[-1].parent
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Reads one evaluation.
+
+    Raises:
+        UserError: a file cannot be read, or was written without ``TEST.DETAILS``.
+    """
+    try:
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / RESULTS}: not a JSON file ({error}); run tools/test.py again") from error
+    if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
+        raise UserError(f"{folder / RESULTS}: not the results of a test; run tools/test.py again")
+    if "details" not in results or not (folder / RECORDS).is_file():
+        raise UserError(f"{folder}: was evaluated without TEST.DETAILS True; run tools/test.py again")
+    log = folder.parents[1] / "log.jsonl"
+    return Run(folder, name, results, read_records(folder / RECORDS), read_log(log) if log.is_file() else [])
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """A short name for each folder: the training run's, and the test's where that is not enough."""
+    names = [folder.parents[1].name or folder.name for folder in map(Path.absolute, folders)]
+    full = [f"{name}/{folder.name}" for name, folder in zip(names, folders, strict=True)]
+    if len(set(names)) < len(names):
+        names = full
+    return [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]

@@ -1,0 +1,166 @@
+"""The report's numbers: its verdict, and tables. A table's row has a title, and for each run a value per prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ovenet.evaluation.writers import SYMBOLS
+from ovenet.report.runs import Run
+
+_Rows = dict[str, list[dict[str, Any]]]  # by title: for each run the values by prediction
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, and a dash for None."""
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def signed(share: float | None) -> str:
+    """A gain in points, and a dash for None."""
+    return "–" if share is None else f"{100 * share:+.2f}".replace("-", "−")
+
+
+def direction(share: float | None) -> str:
+    """CSS class of a gain, as far as it shows in two decimals."""
+    rounded = 0.0 if share is None else round(100 * share, 2)
+    return "up" if rounded > 0 else "down" if rounded < 0 else ""
+
+
+def verdict(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each run, and one comparing each with the first."""
+    sentences = []
+    first = runs[0].results["results"]["fused"]["mean_iou"]
+    for index, run in enumerate(runs):
+        scores, name = run.results["results"], f"{run.name}: " if len(runs) > 1 else ""
+        fused = scores["fused"]["mean_iou"]
+        ahead = _difference(fused, first) if index else None
+        than = ""
+        if ahead is not None:
+            side = "above" if ahead >= 0 else "below"
+            than = f" {100 * abs(ahead):.2f} points of mIoU {side} {runs[0].name}."
+        if not run.has_seed:
+            sentences.append(f"{name}{percent(fused)} % mIoU, without seeds.{than}")
+            continue
+        gain = _difference(fused, scores["initial"]["mean_iou"])
+        seeds = run.results["details"]["seeds"]
+        start = {"up": "The seeds help", "down": "The seeds hurt", "": "The seeds change nothing that shows"}
+        sentences.append(
+            f"{name}{start[direction(gain)]}: {percent(fused)} % mIoU with them (S_f), "
+            f"{percent(scores['initial']['mean_iou'])} % without (S_i), {signed(gain)}. They correct "
+            f"{percent(seeds['corrected']['fused'])} % of the pixels that S_i has wrong and break "
+            f"{percent(seeds['broken']['fused'])} % of those that it has right.{than}"
+        )
+    return sentences
+
+
+def _difference(value: float | None, other: float | None) -> float | None:
+    return None if value is None or other is None else value - other
+
+
+def cards(run: Run) -> list[dict[str, str]]:
+    """The headline numbers."""
+    scores, details = run.results["results"], run.results["details"]
+    fused = scores["fused"]
+    shown = [{"title": "mIoU of S_f, %", "value": percent(fused["mean_iou"]), "hue": "fused"}]
+    if run.has_seed:
+        gain = _difference(fused["mean_iou"], scores["initial"]["mean_iou"])
+        shown.append({"title": "gain: mIoU of S_f less S_i", "value": signed(gain), "hue": direction(gain)})
+        shown.append({"title": "mIoU of S_i, %", "value": percent(scores["initial"]["mean_iou"]), "hue": "initial"})
+    boundary = details["boundaries"]["mean_iou"]["fused"][-1]
+    shown.append({"title": "Boundary IoU of S_f, %", "value": percent(boundary), "hue": ""})
+    shown.append({"title": "pixels right, %", "value": percent(fused["pixel_accuracy"]), "hue": ""})
+    ious = {name: iou for name, iou in fused["iou"].items() if iou is not None}
+    if ious:
+        weakest = min(ious, key=ious.__getitem__)
+        shown.append({"title": f"weakest class: {weakest}, IoU in %", "value": percent(ious[weakest]), "hue": ""})
+    return shown
+
+
+def columns(run: Run) -> list[dict[str, str]]:
+    """Titles of a run's values in these tables."""
+    titles = [{"title": SYMBOLS[name], "hue": name} for name in run.predictions]
+    return titles + ([{"title": "gain", "hue": ""}] if run.has_seed else [])
+
+
+def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The scores of all classes together."""
+    titles = {
+        "mean_iou": "mIoU",
+        "frequency_weighted_iou": "frequency-weighted IoU",
+        "pixel_accuracy": "pixel accuracy",
+        "mean_accuracy": "mean accuracy",
+        "mean_dice": "mean Dice",
+    }
+    return _table(runs, {title: _scores(runs, lambda scores, key=key: scores[key]) for key, title in titles.items()})
+
+
+def classes(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """IoU of each class."""
+    names = runs[0].results["classes"]["names"]
+    return _table(runs, {name: _scores(runs, lambda scores, name=name: scores["iou"][name]) for name in names})
+
+
+def conditions(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """mIoU of each condition; no rows for datasets without any."""
+    by_run = [run.results.get("conditions", {}) for run in runs]
+    names = dict.fromkeys(name for scores in by_run for name in scores)
+    return _table(
+        runs,
+        {
+            condition: [{name: s["mean_iou"] for name, s in scores.get(condition, {}).items()} for scores in by_run]
+            for condition in names
+        },
+    )
+
+
+def edges(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Scores of boundaries, of the pixels near edges and of segments by size."""
+    details = [run.results["details"] for run in runs]
+    rows: _Rows = {}
+    for key, title in (("mean_iou", "Boundary IoU"), ("mean_f_score", "boundary F-score")):
+        for index, width in enumerate(details[0]["boundaries"]["ratios"]):
+            values = [{name: v[index] for name, v in d["boundaries"][key].items()} for d in details]
+            rows[f"{title}, width {100 * width:g} %"] = values
+    for index, distance in enumerate(details[0]["edges"]["distances_px"][:-1]):
+        values = [{name: v[index] for name, v in d["edges"]["trimap_iou"].items()} for d in details]
+        rows[f"mIoU of the pixels up to {distance} px"] = values
+    for index, size in enumerate(details[0]["segments"]["sizes"]):
+        count = details[0]["segments"]["num_segments"][index]
+        for key, title in (("mean_recall", "mean class recall"), ("found", "more than half right")):
+            values = [{name: v[index] for name, v in d["segments"][key].items()} for d in details]
+            rows[f"{size} segments ({count:,}): {title}"] = values
+    return _table(runs, rows)
+
+
+def seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What seeds and confidences did, of the runs that have them."""
+    details = [run.results["details"] for run in runs if run.has_seed]
+    rows = {
+        "seeds on their pixel's class": [d["seeds"]["right_class"] for d in details],
+        "the same, where S_i is wrong": [d["seeds"]["right_class_where_wrong"] for d in details],
+    }
+    for name in ("seed", "fused"):
+        wrong, right = (f"of the pixels that S_i has {how}, {SYMBOLS[name]}" for how in ("wrong", "right"))
+        rows[f"{wrong} corrects"] = [d["seeds"]["corrected"][name] for d in details]
+        rows[f"{right} breaks"] = [d["seeds"]["broken"][name] for d in details]
+    rows["expected calibration error of the confidence"] = [d["calibration"]["expected_error"] for d in details]
+    rows["area under risk over coverage"] = [d["calibration"]["area_under_risk"] for d in details]
+    return [{"title": title, "shares": values} for title, values in rows.items()]
+
+
+def _scores(runs: Sequence[Run], read: Callable[[Any], float | None]) -> list[dict[str, float | None]]:
+    return [{name: read(scores) for name, scores in run.results["results"].items()} for run in runs]
+
+
+def _table(runs: Sequence[Run], rows: _Rows) -> list[dict[str, Any]]:
+    table = []
+    for title, by_run in rows.items():
+        cells = []
+        for run, values in zip(runs, by_run, strict=True):
+            own = [{"value": values.get(name), "is_gain": False} for name in run.predictions]
+            if run.has_seed:
+                own.append({"value": _difference(values.get("fused"), values.get("initial")), "is_gain": True})
+            cells.append(own)
+        table.append({"title": title, "runs": cells})
+    return table
