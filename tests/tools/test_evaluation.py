@@ -70,7 +70,7 @@ def test_an_interrupted_evaluation_goes_on(trained, run_tool, monkeypatch):
     assert "TRAIN.IGNORE_LABEL 255, now it is 254" in other.err
 
     seen = []
-    monkeypatch.setattr(builders.runs.ImageWriter, "write", lambda self, index, *rest: seen.append(index))
+    monkeypatch.setattr(builders.testing.ImageWriter, "write", lambda self, index, *rest: seen.append(index))
     resumed = run_tool("test", "--cfg", config, "TEST.RESUME", True)
     assert resumed.code == 0, resumed.err
     assert "3 of 6 images are done" in resumed.err

@@ -16,7 +16,7 @@ from benchmarks import plain
 from benchmarks.inputs import Options, random_labels
 from benchmarks.measure import Case
 from ovenet import build_model, builders, load_config
-from ovenet.builders.runs import inference_model
+from ovenet.builders.inference import inference_model
 from ovenet.data.transforms import normalize_images
 from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork

@@ -10,6 +10,7 @@ from ovenet.builders.data import (
     test_dataset,
     train_dataset,
 )
+from ovenet.builders.inference import build_predictor, load_predictor
 from ovenet.builders.models import (
     build_criterion,
     build_model,
@@ -21,14 +22,8 @@ from ovenet.builders.models import (
     load_checkpoint,
     prediction_names,
 )
-from ovenet.builders.runs import (
-    build_phases,
-    build_predictor,
-    build_train_step,
-    build_trainer,
-    load_predictor,
-    run_test,
-)
+from ovenet.builders.testing import run_test
+from ovenet.builders.training import build_phases, build_train_step, build_trainer
 
 __all__ = [
     "TestLoader",

@@ -12,7 +12,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
-from ovenet.builders.runs import TestRun
+from ovenet.builders.testing import TestRun
 from ovenet.deployment import RUNTIMES
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, write_report

@@ -10,8 +10,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info
+from ovenet.builders.inference import inference_settings
 from ovenet.builders.models import build_model
-from ovenet.builders.runs import inference_settings
 from ovenet.config import load_config, load_config_text
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo

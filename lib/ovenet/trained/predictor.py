@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ovenet.builders.runs import exported_model, inference_model
+from ovenet.builders.inference import exported_model, inference_model
 from ovenet.config.checks import LARGEST_SCALE
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo

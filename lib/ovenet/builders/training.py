@@ -1,0 +1,174 @@
+"""Training, from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+from yacs.config import CfgNode
+
+from ovenet.builders.data import build_test_loader, build_train_loader, check_data
+from ovenet.builders.inference import build_predictor
+from ovenet.builders.models import (
+    build_criterion,
+    build_model,
+    build_optimizer,
+    dataset_info,
+    initialize_model,
+    prediction_names,
+)
+from ovenet.data.dataset import ListDataset
+from ovenet.engine.optim import build_schedule
+from ovenet.engine.step import StepSettings, TrainStep
+from ovenet.engine.trainer import Phase, Trainer, TrainSettings, phase_lengths
+from ovenet.errors import UserError
+from ovenet.evaluation.evaluate import evaluate
+from ovenet.evaluation.inference import SlidingWindowInferencer
+from ovenet.evaluation.pictures import picture_row
+from ovenet.models import Segmentor
+from ovenet.models.segmentor import GROUPS, synchronized
+from ovenet.structures import EvalResult
+from ovenet.utils import distributed
+from ovenet.utils.environment import allow_tf32
+from ovenet.utils.seeding import seed_everything
+
+
+def build_phases(cfg: CfgNode) -> list[Phase]:
+    """The training of ``TRAIN.ITERATIONS``, or up to ``TRAIN.END_EPOCH`` and the extra epochs after it, if any."""
+    loader, sampler = build_train_loader(cfg)
+    if len(loader) < cfg.TRAIN.ACCUMULATE:
+        raise UserError(
+            f"TRAIN.ACCUMULATE is {cfg.TRAIN.ACCUMULATE}, but an epoch of {cfg.DATASET.TRAIN_SET} has {len(loader)} "
+            "batches; set it to at most that"
+        )
+    if cfg.TRAIN.ITERATIONS:
+        return [Phase(loader, sampler, cfg.TRAIN.END_EPOCH, cfg.TRAIN.ITERATIONS)]
+    phases = [Phase(loader, sampler, cfg.TRAIN.END_EPOCH)]
+    if cfg.TRAIN.EXTRA_EPOCH:
+        extra = build_train_loader(cfg, cfg.DATASET.EXTRA_TRAIN_SET)
+        phases.append(Phase(*extra, cfg.TRAIN.END_EPOCH + cfg.TRAIN.EXTRA_EPOCH))
+    return phases
+
+
+def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phases: Sequence[Phase]) -> TrainStep:
+    """What an iteration does.
+
+    Args:
+        model: on `device`, with the weights that training starts from.
+        cfg: the configuration.
+        device: of this process.
+        phases: from `build_phases`; the schedule has their length.
+    """
+    lengths = [length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, cfg.TRAIN.ACCUMULATE)]
+    optimizer = build_optimizer(model, cfg)
+    settings = StepSettings(
+        precision=cfg.TRAIN.PRECISION,
+        clip_grad_norm=cfg.TRAIN.CLIP_GRAD_NORM,
+        ema_decay=cfg.TRAIN.EMA,
+        frozen=_frozen(model, cfg),
+        compile_mode=None if cfg.TRAIN.COMPILE == "none" else cfg.TRAIN.COMPILE,
+        normalization=model.normalization,
+        compression=cfg.TRAIN.GRADIENT_COMPRESSION,
+    )
+    schedule = build_schedule(
+        optimizer,
+        lengths[0],
+        warmup=cfg.TRAIN.WARMUP,
+        num_extra=sum(lengths[1:]),
+        extra=cfg.TRAIN.EXTRA_LR / cfg.TRAIN.LR,
+        lr_min=cfg.TRAIN.LR_MIN,
+        power=cfg.TRAIN.LR_POWER,
+    )
+    return TrainStep(model, build_criterion(cfg).to(device), optimizer, schedule, device, settings)
+
+
+def _frozen(model: Segmentor, cfg: CfgNode) -> frozenset[str]:
+    """Parameters that ``TRAIN.FREEZE_LAYERS`` names.
+
+    Raises:
+        UserError: an entry names no part of the model and no module of its backbone.
+    """
+    frozen: set[str] = set()
+    for entry in filter(None, (entry.strip() for entry in cfg.TRAIN.FREEZE_LAYERS.split(","))):
+        inside = f"backbone.{entry}"
+        try:
+            place = entry if entry.split(".")[0] in GROUPS else inside
+            frozen |= {f"{place}.{name}" for name, _ in model.part(place).named_parameters()}
+        except UserError as error:
+            raise UserError(f"TRAIN.FREEZE_LAYERS: {entry!r}: {error}") from None
+    return frozenset(frozen)
+
+
+def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
+    """Builds every part and joins them."""
+    torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
+    torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
+    torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
+    allow_tf32(cfg.TRAIN.TF32)
+    seed_everything(cfg.SEED)
+    info = dataset_info(cfg)
+    phases = build_phases(cfg)
+    test_loader, test_set = build_test_loader(cfg)
+    if not test_set.has_labels:
+        raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
+    if distributed.is_main():
+        for dataset in (*(phase.loader.dataset.dataset for phase in phases), test_set):
+            check_data(cfg, dataset)
+    model = build_model(cfg).to(device, memory_format=torch.channels_last)
+    initialize_model(model, cfg)
+    if distributed.world_size() > 1 and device.type == "cuda":
+        model = synchronized(model)
+    seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
+    predictor = build_predictor(model, cfg, device, single_scale=True)
+    names = prediction_names(cfg)
+
+    def score(model: torch.nn.Module, stop: Callable[[], bool]) -> dict[str, EvalResult]:
+        scorer = build_predictor(model, cfg, device, single_scale=True)
+        samples = takewhile(lambda _: not stop(), test_loader)
+        return evaluate(scorer, samples, info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
+
+    return Trainer(
+        build_train_step(model, cfg, device, phases),
+        phases,
+        evaluate=score,
+        draw_picture=lambda: _draw_picture(cfg, predictor, test_set),
+        settings=TrainSettings(
+            run_dir=run_dir,
+            log_dir=log_dir,
+            begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
+            eval_interval=cfg.TRAIN.EVAL_INTERVAL,
+            print_freq=cfg.PRINT_FREQ,
+            max_skipped=cfg.TRAIN.MAX_SKIPPED,
+            accumulate=cfg.TRAIN.ACCUMULATE,
+            freeze_epochs=cfg.TRAIN.FREEZE_EPOCHS,
+            checkpoint_every=cfg.TRAIN.CHECKPOINT_EVERY,
+            checkpoint_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
+            num_checkpoints=cfg.TRAIN.KEEP_CHECKPOINTS,
+            wandb_project=cfg.WANDB,
+            mlflow_experiment=cfg.MLFLOW,
+            metadata={
+                "config": cfg.dump(),
+                "dataset": info.name,
+                "class_names": list(info.class_names),
+                "palette": [list(c) for c in info.palette],
+                "dataset_info": info.as_dict(),
+                "normalization": asdict(model.normalization),
+            },
+        ),
+    )
+
+
+def _draw_picture(cfg: CfgNode, predictor: SlidingWindowInferencer, test_set: ListDataset) -> torch.Tensor:
+    """The picture row of the first validation image."""
+    sample = test_set[0]
+    output = predictor.predict_output(sample.image)
+    return picture_row(
+        sample,
+        output,
+        test_set.info,
+        max_offset=predictor.model.max_offset,
+        align_corners=cfg.MODEL.ALIGN_CORNERS,
+    )
