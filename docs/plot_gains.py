@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Draws what the seed gains on CamVid, from the JSON files of the sweeps: python docs/plot_gains.py --out FILE.png."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+
+from ovenet.errors import UserError
+from ovenet.sweep.definition import read_sweep
+from ovenet.sweep.results import read_results
+from ovenet.sweep.statistics import Difference, Prediction, compare
+from ovenet.sweep.summary import interval_text
+from ovenet.utils.cli import require_plot_file, run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+CORRECTED, BOTH, TRAINED = "corrected scores, no seed", "seed and correction", "baseline, trained on"
+FINISHED = [  # of a network at rest, S_i is the baseline
+    ("seed", "seed", "initial", "a seed, less the network alone"),
+    (CORRECTED, CORRECTED, "initial", "a correction of the scores, less the network alone"),
+    (BOTH, BOTH, "initial", "seed and correction, less the network alone"),
+    (BOTH, CORRECTED, "fused", "seed and correction, less the correction"),
+]
+GROUPS = {  # title: sweep; what is compared with what, and with which prediction of it
+    "Trained together, test split": (
+        "comparison",
+        [
+            ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
+            ("OVeNet", "baseline", "fused", "OVeNet, less the baseline"),
+            (
+                "OVeNet",
+                "seed is the pixel itself",
+                "fused",
+                "OVeNet, less the same whose seeds are the pixels themselves",
+            ),
+            ("OVeNet", "features added, no seed", "fused", "OVeNet, less a control of the same size"),
+        ],
+    ),
+    "Added to finished networks, test split": ("frozen_full", FINISHED),
+    "Added to finished networks, validation split": ("frozen_remedies", FINISHED),
+    "Finished networks trained on, test split": (
+        "frozen_full",
+        [
+            (TRAINED, "seed", "initial", "the network trained on, less itself before"),
+            ("OVeNet, trained on", TRAINED, "fused", "the same as an OVeNet, less the network trained on"),
+        ],
+    ),
+}
+MIN_SEEDS = 3  # of an interval
+
+
+def main() -> None:
+    """Reads the results and writes the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
+    args = parser.parse_args()
+    require_plot_file(args.out, overwrite=args.overwrite)
+    groups = {title: read_gains(name, rows) for title, (name, rows) in GROUPS.items()}
+    draw(groups).savefig(args.out, dpi=110)
+
+
+def read_gains(name: str, rows: list[tuple[str, str, str, str]]) -> dict[str, Difference]:
+    """The differences of a sweep, under their titles.
+
+    Raises:
+        UserError: a variant has no result.
+    """
+    sweep = read_sweep(ROOT / "experiments/camvid/sweeps" / f"{name}.yaml")
+    results = read_results(ROOT / "docs/sweeps" / f"camvid_{name}", sweep.runs)
+
+    def prediction(variant: str, kind: str) -> Prediction:
+        return Prediction(tuple(sorted((r for r in results if r.name == variant), key=lambda r: r.seed)), kind)
+
+    gains = {}
+    for variant, other, kind, title in rows:
+        gain = compare(prediction(variant, "fused"), prediction(other, kind))
+        if gain is None:
+            raise UserError(f"{name}: there is no seed that {variant!r} and {other!r} both have")
+        gains[title] = gain
+    return gains
+
+
+def draw(groups: dict[str, dict[str, Difference]]) -> Figure:
+    """A row for each difference: its seeds as dots, their mean, and as a line its 95 % interval over seeds."""
+    num_rows = sum(len(gains) + 1.4 for gains in groups.values())
+    figure = Figure(figsize=(11, 0.31 * num_rows + 0.8), layout="constrained")
+    ax = figure.subplots()
+    place, places, titles = 0.0, [], []
+    for group, gains in groups.items():
+        places.append(place)
+        titles.append(group)
+        place += 1
+        for title, gain in gains.items():
+            ax.plot(100 * gain.by_seed, [place] * len(gain.seeds), ".", color="black", markersize=5, alpha=0.6)
+            color, text = "#777777", f"{100 * gain.mean:+.2f}"
+            if len(gain.seeds) >= MIN_SEEDS:
+                bounds = gain.interval_over_seeds
+                color = "#0072B2" if bounds[0] > 0 else color
+                ax.plot([100 * bound for bound in bounds], [place, place], color=color, linewidth=2)
+                text += f" {interval_text(bounds)}"
+            ax.plot(100 * gain.mean, place, "D", color=color, markersize=7)
+            text = f"{text}, {len(gain.seeds)} seeds".replace("-", "−")
+            ax.text(1.01, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+            places.append(place)
+            titles.append(title)
+            place += 1
+        place += 0.4
+    ax.axvline(0, color="black", linewidth=1)
+    ax.set_yticks(places, titles)
+    for label in ax.get_yticklabels():
+        label.set_weight("bold" if label.get_text() in groups else "normal")
+    ax.set_ylim(place - 0.4, -0.6)
+    ax.grid(axis="x", color="#dddddd")
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("points of mIoU; dots: seeds; diamonds and lines: their mean and its 95 % interval, blue above 0")
+    return figure
+
+
+if __name__ == "__main__":
+    run_main(main)
