@@ -30,12 +30,7 @@ GROUPS = {  # title: sweep; what is compared with what, and with which predictio
         [
             ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
             ("OVeNet", "baseline", "fused", "OVeNet, less the baseline"),
-            (
-                "OVeNet",
-                "seed is the pixel itself",
-                "fused",
-                "OVeNet, less the same whose seeds are the pixels themselves",
-            ),
+            ("OVeNet", "seed is the pixel itself", "fused", "OVeNet, less the same with pixels as their own seeds"),
             ("OVeNet", "features added, no seed", "fused", "OVeNet, less a control of the same size"),
         ],
     ),
