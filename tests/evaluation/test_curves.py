@@ -1,6 +1,7 @@
 """Curves of several runs: read, grouped by seed, summed up."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,23 @@ def test_runs_that_differ_by_the_seed_are_one_line(runs):
     assert rows[1][1:] == ["1", "10", "0.1000", "0.1000"]
     lowest = format_curves(groups, "val/iou", lowest=True).splitlines()[2].split()
     assert lowest[-3] == "0.2000"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            ("OVeNet-seed2-f9a31b98", "OVeNet-seed3-bfbfc4cf", "baseline-seed2-a6ddedf3"),
+            ["OVeNet", "baseline-seed2-a6ddedf3"],
+        ),
+        (("runs/small_0", "runs/small_1", "runs/large"), ["runs/small", "runs/large"]),
+        (("seed0", "seed1", "other"), ["seed0", "other"]),  # nothing but the seed is shared
+        (("net-seed0", "net-seed1", "net"), ["net-seed0", "net"]),  # two groups of one name
+    ],
+)
+def test_a_group_is_called_by_what_its_runs_share(runs, names, expected):
+    renamed = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    assert list(group_curves(renamed)) == expected
 
 
 def test_the_plot_shows_every_curve_in_its_colour(runs):

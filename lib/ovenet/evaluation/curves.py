@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +118,23 @@ def _settings(path: Path) -> str:
 
 
 def group_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """Runs whose settings differ by the seed alone, under the first one's name."""
+    """Runs whose settings differ by the seed alone, under what their names share, else the first one's name."""
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
         groups.setdefault(curve.settings or curve.name, []).append(curve)
-    return {members[0].name: members for members in groups.values()}
+    names = [_shared_name([curve.name for curve in members]) for members in groups.values()]
+    if len(set(names)) < len(names):
+        names = [members[0].name for members in groups.values()]
+    return dict(zip(names, groups.values(), strict=True))
+
+
+def _shared_name(names: Sequence[str]) -> str:
+    """``OVeNet`` of ``OVeNet-seed2-f9a31b98`` and ``OVeNet-seed3-bfbfc4cf``; the first where nothing is shared."""
+    if len(names) == 1:
+        return names[0]
+    positions = zip(*names, strict=False)
+    shared = "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, positions))
+    return re.sub(r"[-_/ ]*(seed)?[-_/ ]*$", "", shared) or names[0]
 
 
 def format_curves(groups: Mapping[str, Sequence[Curve]], metric: str, *, lowest: bool = False) -> str:
