@@ -22,7 +22,7 @@ from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_fro
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
 from ovenet.evaluation.inference import Prediction, SlidingWindowInferencer
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
-from ovenet.evaluation.pictures import picture_row, prediction_path, save_picture, save_prediction
+from ovenet.evaluation.pictures import predicted_row, prediction_path, save_picture, save_prediction
 from ovenet.evaluation.writers import image_record
 from ovenet.report.gallery import picture_data, picture_path, picture_sides, save_picture_data, write_records
 from ovenet.report.runs import RECORDS
@@ -44,7 +44,7 @@ class ImageWriter:
     """
 
     def __init__(self, cfg: CfgNode, dataset: ListDataset, predictor: SlidingWindowInferencer, folder: Path):
-        self._cfg, self._dataset, self._predictor, self._folder = cfg, dataset, predictor, folder
+        self._dataset, self._predictor, self._folder = dataset, predictor, folder
         self.saves_predictions = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
         self.photo_side, self.grid_side = picture_sides(len(dataset)) if cfg.TEST.REPORT else (0, 0)
         self._num_rows_left = NUM_PICTURE_ROWS if distributed.is_main() else 0
@@ -59,7 +59,8 @@ class ImageWriter:
             save_prediction(prediction.labels["fused"], sample.name, self._folder / "predictions", self._dataset.info)
             if self._num_rows_left:
                 self._num_rows_left -= 1
-                self._write_row(sample)
+                row = predicted_row(self._predictor, sample, self._dataset.info)
+                save_picture(row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
         if self.grid_side:
             sides = {"photo_side": self.photo_side, "grid_side": self.grid_side}
             data = picture_data(sample, prediction, self._dataset.info.num_classes, **sides)
@@ -72,16 +73,6 @@ class ImageWriter:
         return (saved or not self.saves_predictions) and (
             not self.grid_side or picture_path(self._folder, index).is_file()
         )
-
-    def _write_row(self, sample: Sample) -> None:
-        row = picture_row(
-            sample,
-            self._predictor.predict_output(sample.image),
-            self._dataset.info,
-            max_offset=self._predictor.model.max_offset,
-            align_corners=self._cfg.MODEL.ALIGN_CORNERS,
-        )
-        save_picture(row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,12 @@ from ovenet.builders.models import (
     initialize_model,
     prediction_names,
 )
-from ovenet.data.dataset import ListDataset
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.step import StepSettings, TrainStep
 from ovenet.engine.trainer import Phase, Trainer, TrainSettings, phase_lengths
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
-from ovenet.evaluation.inference import SlidingWindowInferencer
-from ovenet.evaluation.pictures import picture_row
+from ovenet.evaluation.pictures import predicted_row
 from ovenet.models import Segmentor
 from ovenet.models.segmentor import GROUPS, synchronized
 from ovenet.structures import EvalResult
@@ -134,7 +132,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         build_train_step(model, cfg, device, phases),
         phases,
         evaluate=score,
-        draw_picture=lambda: _draw_picture(cfg, predictor, test_set),
+        draw_picture=lambda: predicted_row(predictor, test_set[0], test_set.info),
         settings=TrainSettings(
             run_dir=run_dir,
             log_dir=log_dir,
@@ -158,17 +156,4 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
                 "normalization": asdict(model.normalization),
             },
         ),
-    )
-
-
-def _draw_picture(cfg: CfgNode, predictor: SlidingWindowInferencer, test_set: ListDataset) -> torch.Tensor:
-    """The picture row of the first validation image."""
-    sample = test_set[0]
-    output = predictor.predict_output(sample.image)
-    return picture_row(
-        sample,
-        output,
-        test_set.info,
-        max_offset=predictor.model.max_offset,
-        align_corners=cfg.MODEL.ALIGN_CORNERS,
     )

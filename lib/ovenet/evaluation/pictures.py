@@ -15,6 +15,7 @@ from torchvision.utils import flow_to_image
 from ovenet.data.info import DatasetInfo
 from ovenet.data.sheets import colorize
 from ovenet.data.transforms import scaled_size
+from ovenet.evaluation.inference import SlidingWindowInferencer
 from ovenet.evaluation.writers import SYMBOLS
 from ovenet.geometry import resize_bilinear
 from ovenet.structures import OVeNetOutput, Sample
@@ -110,6 +111,17 @@ def picture_row(
         grey = output.confidence[0].mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
         tiles["confidence"] = grey.expand(3, -1, -1)
     return _side_by_side({title: F.interpolate(t[None], size, mode="nearest")[0] for title, t in tiles.items()})
+
+
+def predicted_row(predictor: SlidingWindowInferencer, sample: Sample, info: DatasetInfo) -> Tensor:
+    """`picture_row` of what a network predicts for an image at one scale."""
+    return picture_row(
+        sample,
+        predictor.predict_output(sample.image),
+        info,
+        max_offset=predictor.model.max_offset,
+        align_corners=predictor.settings.align_corners,
+    )
 
 
 def error_map(labels: Tensor, predicted: Mapping[str, Tensor], num_classes: int) -> Tensor:
