@@ -17,7 +17,7 @@ from ovenet.data.sheets import colorize
 from ovenet.evaluation.pictures import OUTCOMES, colorize_offset, error_map
 from ovenet.trained.model import find_weights, read_trained
 from ovenet.trained.predictor import Predictor
-from ovenet.utils.cli import run_main
+from ovenet.utils.cli import require_plot_file, run_main
 
 TILE, BAR, GAP = (240, 180), 20, 6
 
@@ -28,7 +28,9 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("--root", default="data/", help="DATASET.ROOT")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
+    require_plot_file(args.out, overwrite=args.overwrite)
     path = find_weights(args.weights)
     cfg = read_trained(path, overrides=["DATASET.ROOT", args.root]).cfg
     dataset = list_dataset(cfg, "list/camvid/test.lst")

@@ -22,6 +22,7 @@ from ovenet.builders.data import list_dataset
 from ovenet.data.sheets import colorize
 from ovenet.trained.model import find_weights, read_trained
 from ovenet.trained.predictor import Predictor
+from ovenet.utils.cli import require_plot_file, run_main
 
 WINDOW = (72, 108)  # height and width of the part that is shown enlarged
 NUM_ARROWS = 22
@@ -35,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", default="data/", help="DATASET.ROOT, with the demo's scenes")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
+    require_plot_file(args.out, overwrite=args.overwrite)
     path = find_weights("scenes-lite0")
     dataset = list_dataset(read_trained(path, overrides=["DATASET.ROOT", args.root]).cfg, "list/synthetic/val.lst")
     predictor = Predictor.from_checkpoint(path)
@@ -120,4 +123,4 @@ def spread_out(mask: np.ndarray) -> list[tuple[int, int]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
