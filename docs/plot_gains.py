@@ -17,7 +17,7 @@ from ovenet.sweep.summary import interval_text
 from ovenet.utils.cli import require_plot_file, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
-CORRECTED, BOTH, TRAINED = "corrected scores, no seed", "seed and correction", "baseline, trained on"
+CORRECTED, BOTH = "corrected scores, no seed", "seed and correction"
 FINISHED = [  # of a network at rest, S_i is the baseline
     ("seed", "seed", "initial", "a seed, less the network alone"),
     (CORRECTED, CORRECTED, "initial", "a correction of the scores, less the network alone"),
@@ -25,7 +25,16 @@ FINISHED = [  # of a network at rest, S_i is the baseline
     (BOTH, CORRECTED, "fused", "seed and correction, less the correction"),
 ]
 GROUPS = {  # title: sweep; what is compared with what, and with which prediction of it
-    "Trained together, test split": (
+    "Trained on for as long again, test split": (
+        "trained_on",
+        [
+            ("OVeNet", "baseline", "fused", "OVeNet, less the baseline trained on"),
+            ("OVeNet", CORRECTED, "fused", "OVeNet, less a control of the same size"),
+            (CORRECTED, "baseline", "fused", "that control, less the baseline trained on"),
+            ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
+        ],
+    ),
+    "Trained together, 24 epochs, test split": (
         "comparison",
         [
             ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
@@ -36,13 +45,6 @@ GROUPS = {  # title: sweep; what is compared with what, and with which predictio
     ),
     "Added to finished networks, test split": ("frozen_full", FINISHED),
     "Added to finished networks, validation split": ("frozen_remedies", FINISHED),
-    "Finished networks trained on, test split": (
-        "frozen_full",
-        [
-            (TRAINED, "seed", "initial", "the network trained on, less itself before"),
-            ("OVeNet, trained on", TRAINED, "fused", "the same as an OVeNet, less the network trained on"),
-        ],
-    ),
 }
 MIN_SEEDS = 3  # of an interval
 
