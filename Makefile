@@ -1,34 +1,35 @@
-# Every target sets up what it needs in .venv; PYTHON chooses the interpreter.
+# Every target sets up what it needs in .venv, or in the folder VENV; PYTHON chooses the interpreter.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 .PHONY: demo test test-slow lint docs clean
 
-demo: .venv/ready
+demo: $(VENV)/ready
 	$(BIN)/ovenet prepare synthetic --train 120 --val 24 --test 4
 	$(BIN)/ovenet audit --cfg experiments/synthetic/demo.yaml --pictures 0
 	$(BIN)/ovenet sweep experiments/synthetic/sweeps/demo.yaml WORKERS 0 LOSS.CLASS_WEIGHTS output/synthetic/audit/audit.json
 	$(BIN)/ovenet test $$(ls -td output/sweeps/demo/OVeNet-*/synthetic/demo | head -1) TEST.REPORT True TEST.SAVE_PREDICTIONS True
 	$(BIN)/ovenet infer camvid-lite0 data/synthetic/leftImg8bit/test/drawnville --flip
 
-test: .venv/ready
+test: $(VENV)/ready
 	$(BIN)/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
-test-slow: .venv/ready
+test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
 
-lint: .venv/ready
+lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-docs: .venv/docs
+docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-.venv/docs: .venv/ready
+$(VENV)/docs: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	touch $@
 
-.venv/ready: requirements.txt pyproject.toml
-	$(PYTHON) -m venv .venv
+$(VENV)/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
