@@ -43,10 +43,19 @@ GROUPS = {  # title: sweep; what is compared with what, and with which predictio
             ("OVeNet", "features added, no seed", "fused", "OVeNet, less a control of the same size"),
         ],
     ),
+    "The same behind the OCR head, test split": (
+        "comparison_ocr",
+        [
+            ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
+            ("OVeNet", "baseline", "fused", "OVeNet, less the baseline"),
+            ("OVeNet", "features added, no seed", "fused", "OVeNet, less a control of the same size"),
+        ],
+    ),
     "Added to finished networks, test split": ("frozen_full", FINISHED),
     "Added to finished networks, validation split": ("frozen_remedies", FINISHED),
 }
 MIN_SEEDS = 3  # of an interval
+_MARGIN = 0.3  # points of mIoU
 
 
 def main() -> None:
@@ -82,10 +91,15 @@ def read_gains(name: str, rows: list[tuple[str, str, str, str]]) -> dict[str, Di
 
 
 def draw(groups: dict[str, dict[str, Difference]]) -> Figure:
-    """A row for each difference: its seeds as dots, their mean, and as a line its 95 % interval over seeds."""
+    """A row for each difference: its seeds as dots, their mean, and as a line its 95 % interval over seeds.
+
+    The axis shows all seeds; where an interval goes on beyond it, an arrow says so.
+    """
     num_rows = sum(len(gains) + 1.4 for gains in groups.values())
     figure = Figure(figsize=(11, 0.31 * num_rows + 0.8), layout="constrained")
     ax = figure.subplots()
+    seeds = [100 * seed for gains in groups.values() for gain in gains.values() for seed in gain.by_seed]
+    ends = min(seeds) - _MARGIN, max(seeds) + _MARGIN
     place, places, titles = 0.0, [], []
     for group, gains in groups.items():
         places.append(place)
@@ -98,10 +112,13 @@ def draw(groups: dict[str, dict[str, Difference]]) -> Figure:
                 bounds = gain.interval_over_seeds
                 color = "#0072B2" if bounds[0] > 0 else color
                 ax.plot([100 * bound for bound in bounds], [place, place], color=color, linewidth=2)
+                for bound, end, arrow in zip(bounds, ends, "<>", strict=True):
+                    if not ends[0] <= 100 * bound <= ends[1]:
+                        ax.plot(end, place, arrow, color=color, markersize=7, clip_on=False)
                 text += f" {interval_text(bounds)}"
             ax.plot(100 * gain.mean, place, "D", color=color, markersize=7)
             text = f"{text}, {len(gain.seeds)} seeds".replace("-", "−")
-            ax.text(1.01, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
+            ax.text(1.02, place, text, transform=ax.get_yaxis_transform(), va="center", fontsize="small")
             places.append(place)
             titles.append(title)
             place += 1
@@ -110,12 +127,13 @@ def draw(groups: dict[str, dict[str, Difference]]) -> Figure:
     ax.set_yticks(places, titles)
     for label in ax.get_yticklabels():
         label.set_weight("bold" if label.get_text() in groups else "normal")
+    ax.set_xlim(ends)
     ax.set_ylim(place - 0.4, -0.6)
     ax.grid(axis="x", color="#dddddd")
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("points of mIoU; dots: seeds; diamonds and lines: their mean and its 95 % interval, blue above 0")
+    ax.set_xlabel("points of mIoU; dots: seeds; diamonds and lines: mean and 95 % interval, blue above 0")
     return figure
 
 
