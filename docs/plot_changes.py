@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws where seeds help and hurt: python docs/plot_changes.py WEIGHTS --root data/ --out docs/camvid_changes.png."""
+"""Draws where seeds help or hurt: python docs/plot_changes.py WEIGHTS --root data/ --output docs/camvid_changes.png."""
 
 import argparse
 import sys
@@ -27,10 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights")
     parser.add_argument("--root", default="data/", help="DATASET.ROOT")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
-    require_plot_file(args.out, overwrite=args.overwrite)
+    require_plot_file(args.output, overwrite=args.overwrite)
     path = find_weights(args.weights)
     cfg = read_trained(path, overrides=["DATASET.ROOT", args.root]).cfg
     dataset = list_dataset(cfg, "list/camvid/test.lst")
@@ -43,7 +43,7 @@ def main() -> None:
         gains.append(int((fused & ~initial).sum()) - int((initial & ~fused).sum()))
     rows = [(f"most corrected: {dataset.pairs[i][0]}", i) for i in [int(np.argmax(gains))]]
     rows += [(f"most broken: {dataset.pairs[i][0]}", i) for i in [int(np.argmin(gains))]]
-    draw([(title, gains[i], dataset[i]) for title, i in rows], predictor).save(args.out, optimize=True)
+    draw([(title, gains[i], dataset[i]) for title, i in rows], predictor).save(args.output, optimize=True)
 
 
 def draw(rows: list, predictor: Predictor) -> Image.Image:

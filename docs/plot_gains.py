@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws what the seed gains on CamVid, from the JSON files of the sweeps: python docs/plot_gains.py --out FILE.png."""
+"""Draws what the seed gains on CamVid, from the sweeps' JSON files: python docs/plot_gains.py --output FILE.png."""
 
 import argparse
 import sys
@@ -24,6 +24,11 @@ FINISHED = [  # of a network at rest, S_i is the baseline
     (BOTH, BOTH, "initial", "seed and correction, less the network alone"),
     (BOTH, CORRECTED, "fused", "seed and correction, less the correction"),
 ]
+TOGETHER = [
+    ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
+    ("OVeNet", "baseline", "fused", "OVeNet, less the baseline"),
+    ("OVeNet", "features added, no seed", "fused", "OVeNet, less a control of the same size"),
+]
 GROUPS = {  # title: sweep; what is compared with what, and with which prediction of it
     "Trained on for as long again, test split": (
         "trained_on",
@@ -37,36 +42,27 @@ GROUPS = {  # title: sweep; what is compared with what, and with which predictio
     "Trained together, 24 epochs, test split": (
         "comparison",
         [
-            ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
-            ("OVeNet", "baseline", "fused", "OVeNet, less the baseline"),
+            *TOGETHER,
             ("OVeNet", "seed is the pixel itself", "fused", "OVeNet, less the same with pixels as their own seeds"),
-            ("OVeNet", "features added, no seed", "fused", "OVeNet, less a control of the same size"),
         ],
     ),
-    "The same behind the OCR head, test split": (
-        "comparison_ocr",
-        [
-            ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
-            ("OVeNet", "baseline", "fused", "OVeNet, less the baseline"),
-            ("OVeNet", "features added, no seed", "fused", "OVeNet, less a control of the same size"),
-        ],
-    ),
+    "The same behind the OCR head, test split": ("comparison_ocr", TOGETHER),
     "Added to finished networks, test split": ("frozen_full", FINISHED),
     "Added to finished networks, validation split": ("frozen_remedies", FINISHED),
 }
 MIN_SEEDS = 3  # of an interval
-_MARGIN = 0.3  # points of mIoU
+MARGIN = 0.3  # points of mIoU beside the outermost seeds
 
 
 def main() -> None:
     """Reads the results and writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
-    require_plot_file(args.out, overwrite=args.overwrite)
+    require_plot_file(args.output, overwrite=args.overwrite)
     groups = {title: read_gains(name, rows) for title, (name, rows) in GROUPS.items()}
-    draw(groups).savefig(args.out, dpi=110)
+    draw(groups).savefig(args.output, dpi=110)
 
 
 def read_gains(name: str, rows: list[tuple[str, str, str, str]]) -> dict[str, Difference]:
@@ -99,7 +95,7 @@ def draw(groups: dict[str, dict[str, Difference]]) -> Figure:
     figure = Figure(figsize=(11, 0.31 * num_rows + 0.8), layout="constrained")
     ax = figure.subplots()
     seeds = [100 * seed for gains in groups.values() for gain in gains.values() for seed in gain.by_seed]
-    ends = min(seeds) - _MARGIN, max(seeds) + _MARGIN
+    ends = min(seeds) - MARGIN, max(seeds) + MARGIN
     place, places, titles = 0.0, [], []
     for group, gains in groups.items():
         places.append(place)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the method on a drawn scene: python docs/plot_method.py --root data/ --out docs/method.png.
+"""Draws the method on a drawn scene: python docs/plot_method.py --root data/ --output docs/method.png.
 
 The scenes are those of the demo (``ovenet prepare synthetic --train 120 --val 24 --test 4``), the weights come along.
 """
@@ -35,16 +35,16 @@ def main() -> None:
     """Finds the window in which seeds correct most, and draws it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", default="data/", help="DATASET.ROOT, with the demo's scenes")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
-    require_plot_file(args.out, overwrite=args.overwrite)
+    require_plot_file(args.output, overwrite=args.overwrite)
     path = find_weights("scenes-lite0")
     dataset = list_dataset(read_trained(path, overrides=["DATASET.ROOT", args.root]).cfg, "list/synthetic/val.lst")
     predictor = Predictor.from_checkpoint(path)
     best = max((gain(predictor, dataset[index], index) for index in range(len(dataset))), key=lambda found: found[0])
     _, index, top, left = best
-    draw(predictor, dataset[index], top, left).savefig(args.out, dpi=130)
+    draw(predictor, dataset[index], top, left).savefig(args.output, dpi=130)
 
 
 def gain(predictor: Predictor, sample, index: int) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ def test_a_picture_is_not_replaced_unasked(tmp_path, command):
     script, *arguments = command
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"mine")
-    line = [sys.executable, str(DOCS / script), *arguments, "--out", str(picture)]
+    line = [sys.executable, str(DOCS / script), *arguments, "--output", str(picture)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr

@@ -88,7 +88,7 @@ def test_pictures_replace_nothing_unasked(run_tool, experiment, tmp_path):
         arguments = experiment[0] if tool == "browse_data" else (tmp_path,)
         result = run_tool(tool, *arguments, "--output", mine)
         assert (result.code, mine.read_bytes()) == (2, b"mine")
-        assert "mine.png exists; name another file, or add --overwrite" in result.err
+        assert "mine.png exists; name another file with --output, or add --overwrite" in result.err
     assert run_tool("browse_data", *experiment[0], "--output", mine, "--overwrite").code == 0
     assert mine.read_bytes() != b"mine"
 

@@ -51,7 +51,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"{path}: a folder; name a file with --output")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists; name another file, or add --overwrite")
+        raise UserError(f"{path} exists; name another file with --output, or add --overwrite")
 
 
 def require_plot_file(path: Path, *, overwrite: bool) -> None:
