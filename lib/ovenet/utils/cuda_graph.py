@@ -76,14 +76,14 @@ class CudaGraph:
     def _give_memory_back(self) -> None:
         """What torch does at the end of a capture, if that failed: it would never free memory of the pool again."""
         _pools.pop(self._index, None)  # graphs that were captured before keep theirs
+        with suppress(RuntimeError):
+            self._graph.reset()  # the newest torch does it all here
         for end in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # since torch 2.8; before
             if hasattr(torch._C, end):
                 with suppress(RuntimeError):  # had been ended
                     getattr(torch._C, end)(self._index, self._pool)
                     torch._C._cuda_releasePool(self._index, self._pool)
                 break
-        with suppress(RuntimeError):
-            self._graph.reset()
 
     def replay(self) -> None:
         """See `Graph.replay`; on the current stream."""
