@@ -1,4 +1,4 @@
-"""A CUDA graph without CUDA: operations are recorded below autograd, and each replay repeats them on the same memory."""
+"""A CUDA graph without CUDA: operations are recorded below autograd; a replay repeats them on the same memory."""
 
 from __future__ import annotations
 

@@ -68,6 +68,7 @@ def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phase
         ema_decay=cfg.TRAIN.EMA,
         frozen=_frozen(model, cfg),
         compile_mode=None if cfg.TRAIN.COMPILE == "none" else cfg.TRAIN.COMPILE,
+        cuda_graph=cfg.TRAIN.CUDA_GRAPH == "auto" and device.type == "cuda",
         normalization=model.normalization,
         compression=cfg.TRAIN.GRADIENT_COMPRESSION,
     )

@@ -203,7 +203,7 @@ class GraphedFunction(Generic[T]):
 
     def _capture(self, arguments: Sequence[Tensor]) -> _Captured[T] | None:
         """The arguments' own copies, which every replay reads, and the graph; None if it cannot be captured."""
-        inputs = [torch.empty_like(x, device=self.device) for x in arguments]
+        inputs = [torch.empty_like(x, device=self.device).copy_(x, non_blocking=True) for x in arguments]
         graph = self._new_graph(self.device)
         result, cause = None, ""
         try:
