@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.conftest import tiny_settings
 
 from ovenet.config import default_config, load_config
 from ovenet.config.compat import INERT_KEYS, TRANSLATED
@@ -313,7 +314,7 @@ def test_experiments_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch
         load_config("camvid/no_such")
 
 
-def test_off_may_be_written_without_quotes(tiny_cfg, write_config):
+def test_off_may_be_written_without_quotes(write_config):
     settings = tiny_settings()
     settings["TRAIN"]["CUDA_GRAPH"] = False  # what YAML makes of off
     assert load_config(write_config(settings)).TRAIN.CUDA_GRAPH == "off"
