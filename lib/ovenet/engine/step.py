@@ -20,9 +20,11 @@ from ovenet.engine.averaging import MovingAverage
 from ovenet.engine.optim import go_to, restore_optimizer
 from ovenet.errors import UserError
 from ovenet.losses import SegmentationCriterion
+from ovenet.models.block_compilation import compile_blocks, compiler_problem
 from ovenet.structures import Batch, LossTerms, Normalization
 from ovenet.utils import distributed
 from ovenet.utils.cuda_graph import CudaGraph, Graph, GraphedFunction, aside
+from ovenet.utils.logging import get_logger
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Compression = Literal["none", "bf16", "powersgd"]
@@ -44,7 +46,8 @@ class StepSettings:
         clip_grad_norm: longest gradient over all parameters; 0 for no limit.
         ema_decay: of the averaged weights; 0 for none.
         frozen: names of the parameters that do not learn during the first epochs.
-        compile_mode: `mode` of `torch.compile`; None runs eagerly.
+        compile_mode: `mode` of `torch.compile` for the whole network, or ``blocks`` for those that it repeats; None
+            runs eagerly.
         normalization: of the pixels, the model's.
         cuda_graph: launch a step's passes as one CUDA graph after some eager steps.
         compression: of the gradients that processes send each other: ``none``; ``bf16``, half the bytes, 8 bits of
@@ -315,7 +318,9 @@ class TrainStep:
 
 def _wrapped(model: nn.Module, device: torch.device, settings: StepSettings) -> nn.Module:
     """The model for training: compiled if asked, its gradients averaged over the processes."""
-    if settings.compile_mode is not None:
+    if settings.compile_mode == "blocks":
+        _compile_blocks(model, device)
+    elif settings.compile_mode is not None:
         model = torch.compile(model, mode=settings.compile_mode, dynamic=False)
     if distributed.world_size() == 1:
         return model
@@ -335,6 +340,15 @@ def _wrapped(model: nn.Module, device: torch.device, settings: StepSettings) -> 
     return parallel
 
 
+def _compile_blocks(model: nn.Module, device: torch.device) -> None:
+    """As far as that goes; says so where it does not."""
+    problem = compiler_problem(device)
+    if not problem and not compile_blocks(model):
+        problem = "the network has no two alike, or their BatchNorm counts the batches of all processes"
+    if problem:
+        get_logger().warning("TRAIN.COMPILE is blocks, but they run as with none: %s", problem)
+
+
 def _why_eager(criterion: SegmentationCriterion, settings: StepSettings, device: torch.device) -> str:
     """Why a step cannot be one graph, as far as that is known before it is tried; "" if nothing is known."""
     if criterion.queries is not None:
@@ -347,7 +361,7 @@ def _why_eager(criterion: SegmentationCriterion, settings: StepSettings, device:
         return ""
     if settings.compression != "none":
         return f"TRAIN.GRADIENT_COMPRESSION {settings.compression} is not known to be safe in a graph"
-    if settings.compile_mode is not None:
+    if settings.compile_mode not in (None, "blocks"):
         return f"TRAIN.COMPILE {settings.compile_mode} on several processes is not known to be safe in a graph"
     if device.type == "cuda" and torch.cuda.nccl.version() < _OLDEST_NCCL:
         return f"NCCL is {'.'.join(map(str, torch.cuda.nccl.version()))}, which cannot be captured"
