@@ -151,6 +151,14 @@ def test_evaluation_mode_is_another_graph(tiny_cfg):
     assert_same(eager, graphed)
 
 
+def test_changes_of_the_pixels_are_inputs_too(tiny_cfg):
+    eager, graphed = pair_of_steps(tiny_cfg, "TRAIN.ACCUMULATE", 2)
+    batches = [replace(batch_of(i), changes=torch.tensor([[i % 2, 5.0 * i], [1.0, -3.0]])) for i in range(12)]
+    run_both(eager, graphed, [batches[i : i + 2] for i in range(0, 12, 2)])
+    assert graphed._graphed.num_graphs == 1
+    assert_same(eager, graphed)
+
+
 def test_a_loss_that_changes_with_the_iteration_is_captured_when_it_has_settled(tiny_cfg):
     eager, graphed = pair_of_steps(tiny_cfg, "LOSS.FUSION_WARMUP", 4)
     run_both(eager, graphed, [[batch_of(i)] for i in range(4 + NUM_WARMUP)])

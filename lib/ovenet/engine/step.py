@@ -15,7 +15,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ovenet.data.transforms import IMAGENET, normalize_images
+from ovenet.data.augmentation import prepared
+from ovenet.data.transforms import IMAGENET
 from ovenet.engine.averaging import MovingAverage
 from ovenet.engine.optim import go_to, restore_optimizer
 from ovenet.errors import UserError
@@ -231,7 +232,7 @@ class TrainStep:
         from the device's own random generator, whose count goes on by as much as in an eager step (torch tells it at
         each replay), so that an interrupted run that warms up anew gets the bits of one that replays.
         """
-        tensors = [tensor for batch in batches for tensor in (batch.images, batch.labels)]
+        tensors = [tensor for batch in batches for tensor in batch.tensors]
         if not self.settings.cuda_graph or self.schedule.last_epoch < self.criterion.settles_at:
             return self._graphed.eagerly(*tensors)[0]
         losses, gradients = self._graphed(*tensors, key=self.parallel.training)
@@ -246,23 +247,24 @@ class TrainStep:
         """Forward and backward passes of the micro-batches.
 
         Args:
-            tensors: images and labels of the first, of the second and so on, on the device.
+            tensors: of the first (see `Batch.tensors`), of the second and so on, on the device.
 
         Returns:
             Their losses, and the gradients by parameter.
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
-        for start in range(0, len(tensors), 2):
-            is_last = start == len(tensors) - 2
+        batches = Batch.from_tensors(tensors)
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
             with nullcontext() if is_last or distributed.world_size() == 1 else self.parallel.no_sync():
-                loss = self._forward(*tensors[start : start + 2])
-                self.scaler.scale(loss.total / (len(tensors) // 2)).backward()
+                loss = self._forward(batch)
+                self.scaler.scale(loss.total / len(batches)).backward()
             losses.append(LossTerms(loss.total.detach(), loss.terms))
         return losses, [parameter.grad for parameter in self._parameters]
 
-    def _forward(self, images: Tensor, labels: Tensor) -> LossTerms:
-        images = normalize_images(images, self.settings.normalization)
+    def _forward(self, batch: Batch) -> LossTerms:
+        images, labels = prepared(batch, self.settings.normalization)
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
             output = _with_batch_norm(self.parallel, images)
