@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from ovenet.models.cost import count_multiply_adds, count_operations, count_parameters
+from ovenet.models import build_segmentor
+from ovenet.models.cost import count_multiply_adds, count_operations, count_parameters, count_passes
 
 
 def test_convolutions_are_counted():
@@ -45,3 +46,13 @@ def test_operations_that_launch_something_are_counted():
 def test_writing_to_many_tensors_at_once_is_one_operation():
     counters = [torch.zeros((), dtype=torch.int64, device="meta") for _ in range(3)]
     assert count_operations(lambda: torch._foreach_add_(counters, 1)) == {"aten._foreach_add_": 1}
+
+
+def test_both_passes_of_a_network_are_counted():
+    with torch.device("meta"):
+        model = build_segmentor("hrnet_w18_small_v1", num_classes=5, head="ocr", seed="fork").train()
+    cost = count_passes(model, 2, 64, 96)
+    assert cost.flops == 2 * 3 * 2 * count_multiply_adds(model, 64, 96)  # images, passes, FLOPs
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
+    assert cost.num_operations > 4 * convolutions  # each with its BatchNorm, forward and backward
+    assert cost.num_operations == count_passes(model, 3, 64, 96).num_operations

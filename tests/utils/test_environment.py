@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ovenet.utils import environment
-from ovenet.utils.environment import busy_cores, crowding, num_cores
+from ovenet.utils.environment import busy_cores, crowding, num_cores, peak_flops
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux says it there")
@@ -27,3 +27,18 @@ def test_a_crowd_is_told(monkeypatch):
     assert "4 loading process(es)" in crowding(4)
     monkeypatch.setattr(environment.os, "getloadavg", lambda: (float(num_cores()), 0, 0))
     assert crowding(4) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_peak_of_a_card(name, tflops):
+    assert peak_flops(name) == (None if tflops is None else tflops * 1e12)

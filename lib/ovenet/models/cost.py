@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +36,45 @@ def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, height, width, device=device))
     return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class PassesCost:
+    """What a forward and a backward pass of a network cost; the loss is not counted.
+
+    Attributes:
+        flops: of both, a multiply-add counted twice and the backward pass as two forward passes.
+        num_operations: sent to the device, see `count_operations`.
+    """
+
+    flops: int
+    num_operations: int
+
+
+def count_passes(model: nn.Module, batch_size: int, height: int, width: int) -> PassesCost:
+    """The cost of a network's passes over one batch, in which frozen parts count too.
+
+    Args:
+        model: on the meta device, where nothing is computed; in training mode. What it predicts is an `OVeNetOutput`.
+        batch_size: images.
+        height: of the images in pixels.
+        width: of the images in pixels.
+    """
+    flops = 0
+    model.zero_grad()  # else gradients would be added up
+
+    def run() -> None:
+        nonlocal flops
+        with FlopCounterMode(display=False) as counter:
+            output = model(torch.empty(batch_size, 3, height, width, device="meta"))
+        flops = 3 * counter.get_total_flops()
+        maps = [x for x in (*output.initial, *output.seed, *output.fused, output.confidence) if x is not None]
+        if output.queries is not None:
+            maps += [*output.queries.classes, *output.queries.masks]
+        learned = list({id(x): x for x in maps if x.requires_grad}.values())
+        torch.autograd.backward(learned, [torch.empty_like(x) for x in learned])
+
+    return PassesCost(num_operations=count_operations(run).total(), flops=flops)
 
 
 def count_operations(run: Callable[[], object]) -> Counter[str]:
