@@ -173,14 +173,18 @@ def test_a_step_never_waits_for_the_device(tiny_cfg, name):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("graph", ["auto", "off"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_on_cuda_never_waits(tiny_cfg, precision):
-    cfg = tiny_cfg("TRAIN.EMA", 0.9, "TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, "TRAIN.PRECISION", precision)
+def test_a_step_on_cuda_never_waits(tiny_cfg, precision, graph):
+    extra = ("TRAIN.PRECISION", precision, "TRAIN.CUDA_GRAPH", graph)
+    cfg = tiny_cfg("TRAIN.EMA", 0.9, "TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, *extra)
     device = torch.device("cuda")
     step = build_train_step(build_model(cfg).to(device), cfg, device, [Phase(range(25), None, 2)])
     step.model.train()
     batches = [Batch(b.images.pin_memory(), b.labels.pin_memory(), b.names) for b in map(batch_of, range(3))]
-    assert step(batches[:1]).loss is not None  # tables are made, kernels compiled
+    for _ in range(4 if graph == "auto" else 1):
+        assert step(batches[:1]).loss is not None  # tables are made, kernels compiled, graphs captured
+    assert step._graphed.num_graphs == (graph == "auto")
     torch.cuda.set_sync_debug_mode("error")
     try:
         results = [step([batch]) for batch in batches[1:]]
