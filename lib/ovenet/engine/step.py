@@ -178,7 +178,10 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.latency = 1 if device.type == "cuda" else 0
         self.ema = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
-        self.parallel = _wrapped(model, device, settings)
+        cause = _why_eager(criterion, settings, device) if settings.cuda_graph else ""
+        self._has_graphs = settings.cuda_graph and not cause
+        with aside(device) if self._has_graphs else nullcontext():
+            self.parallel = _wrapped(model, device, settings)
         self._guard = BufferGuard(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._frozen = [p for name, p in model.named_parameters() if name in settings.frozen]
@@ -191,7 +194,7 @@ class TrainStep:
             agreed=self._on_all,
             new_graph=new_graph,
         )
-        if settings.cuda_graph and (cause := _why_eager(criterion, settings, device)):
+        if cause:
             self._graphed.give_up(cause)
 
     def __call__(
@@ -233,7 +236,9 @@ class TrainStep:
         each replay), so that an interrupted run that warms up anew gets the bits of one that replays.
         """
         tensors = [tensor for batch in batches for tensor in batch.tensors]
-        if not self.settings.cuda_graph or self.schedule.last_epoch < self.criterion.settles_at:
+        if not self._has_graphs:
+            return self._passes(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))[0]
+        if self.schedule.last_epoch < self.criterion.settles_at:
             return self._graphed.eagerly(*tensors)[0]
         losses, gradients = self._graphed(*tensors, key=self.parallel.training)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -326,12 +331,11 @@ def _wrapped(model: nn.Module, device: torch.device, settings: StepSettings) -> 
         model = torch.compile(model, mode=settings.compile_mode, dynamic=False)
     if distributed.world_size() == 1:
         return model
-    with aside(device):
-        parallel = DistributedDataParallel(
-            model,
-            device_ids=[device.index] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,  # gradients are averaged in place
-        )
+    parallel = DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,  # gradients are averaged in place
+    )
     if settings.cuda_graph:
         parallel._set_ddp_runtime_logging_sample_rate(_NEVER)  # reads a clock, which a capture does not allow
     if settings.compression == "bf16":
