@@ -80,10 +80,14 @@ def _check(scores: Tensor, targets: Targets, kind: ScoreKind, *, is_mined: bool,
     """Compares the kernels with the blocked loss.
 
     Raises:
-        RuntimeError: they differ.
+        RuntimeError: they differ, or are not for this GPU.
     """
     from ovenet.losses import fused_triton
 
+    if scores.is_cuda:
+        major, minor = torch.cuda.get_device_capability(scores.device)
+        if problem := fused_triton.unsupported(10 * major + minor):
+            raise RuntimeError(problem)
     nll, log_total = fused_triton.pixel_losses(scores, targets, kind, align_corners=align_corners)
     ones = nll.new_ones(len(nll))
     mining = ((-nll).exp(), ones * torch.inf) if is_mined else None  # all pixels count: no limit lies between the two

@@ -24,6 +24,18 @@ from ovenet.structures import ScoreKind
 
 _TILE = 512  # classes times columns of a program: 4 for each of 128 threads, whose registers suffice
 SMALLEST = torch.finfo(torch.float32).tiny
+_OLDEST_CAPABILITY = 80
+_BLACKWELL = 100  # its first release of Triton is 3.3; with an older one the compiler ends the process
+
+
+def unsupported(capability: int) -> str:
+    """Why the kernels are not for GPUs of a compute capability, 90 for 9.0; "" if they are."""
+    name = f"GPUs of compute capability {capability / 10}"
+    if capability < _OLDEST_CAPABILITY:
+        return f"they are not made for {name}, below {_OLDEST_CAPABILITY / 10}"
+    if capability >= _BLACKWELL and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        return f"Triton {triton.__version__} does not know {name}, Triton 3.3 does"
+    return ""
 
 
 @dataclass(frozen=True)
