@@ -29,7 +29,7 @@ LOG=$OUT/log.txt
 [ -e "$PARTS" ] || [ -z "$(ls -A "$OUT")" ] || { echo "error: $OUT has other files in it; name another folder" >&2; exit 2; }
 PYTHON=${PYTHON:-python}
 DATA=${DATA:-data}
-HALF_SECONDS=${HALF_SECONDS:-232}
+HALF_SECONDS=${HALF_SECONDS:-228}
 SLOWER=${TINY:+4} # times as long a CPU may take
 WORK=$(mktemp -d) # runs, weights and drawn scenes; they can be made again
 trap 'rm -rf "$WORK"' EXIT
@@ -46,13 +46,15 @@ note() {
 # left: seconds until the half is over
 left() { echo $((END - SECONDS)); }
 
+# least SECONDS: so many, or what is left
+least() { echo $(($1 * ${SLOWER:-1} < END - SECONDS ? $1 * ${SLOWER:-1} : END - SECONDS)); }
+
 # part NAME SECONDS COMMAND...; the last line that it prints is its key figure
 part() {
     local name=$1 limit=$2 started=$SECONDS code=0 size
     shift 2
     if grep -q "^$name"$'\t0\t' "$PARTS"; then echo "$name: done already"; return; fi
-    limit=$((limit * ${SLOWER:-1}))
-    [ "$limit" -le "$(left)" ] || limit=$(left)
+    limit=$(least "$limit")
     if [ "$limit" -lt 5 ]; then
         echo "$name: skipped, the time is over"
         grep -q "^$name"$'\t' "$PARTS" || note "$name" - 0 "skipped, the time was over"
@@ -75,7 +77,7 @@ if [ -n "$TINY" ]; then
     RESUME=("${TRAINING[@]}" TRAIN.END_EPOCH 3 TRAIN.EVAL_INTERVAL 3)
     SWEEP=(--seeds 1 --no-baseline)
     LONG=("${TRAINING[@]}" TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1)
-    MEMORY=(--only TF32 --steps 1 "${LONG[@]}" TRAIN.NUM_SAMPLES 8)
+    MEMORY=(--steps 1 "${LONG[@]}" TRAIN.NUM_SAMPLES 8)
     TESTING=(TEST.NUM_SAMPLES 2 WORKERS 0)
     SCENES=(--train 8 --val 2 --test 2 --size 128 64)
 else
@@ -86,7 +88,7 @@ else
     RESUME=(--again TRAIN.PRECISION bf16 TRAIN.BATCH_SIZE_PER_GPU 4 TRAIN.NUM_SAMPLES 64 TRAIN.END_EPOCH 3
         TRAIN.EVAL_INTERVAL 3 TEST.NUM_SAMPLES 20)
     SWEEP=(--seeds 3)
-    LONG=(WORKERS 1)
+    LONG=(WORKERS 1 TRAIN.EVAL_INTERVAL 14)
     MEMORY=(--steps 6 MODEL.BACKBONE.NAME hrnet_w48 MODEL.HEAD.NAME ocr TRAIN.IMAGE_SIZE 1024,512 TRAIN.BASE_SIZE 1024
         WORKERS 8 TRAIN.BATCH_SIZE_PER_GPU 4 TRAIN.NUM_SAMPLES 48 TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1 TEST.NUM_SAMPLES 4)
     TESTING=(WORKERS 8)
@@ -121,10 +123,11 @@ second() {
     local given=(DATASET.ROOT "$DATA" DEVICE "$DEVICE")
     part resume 75 "$PYTHON" tools/gpu/resume.py --cfg "$cfg" --work "$WORK/resume" "${RESUME[@]}" "${given[@]}"
     part accuracy 40 "$PYTHON" tools/gpu/accuracy.py "$model" "${given[@]}" DATASET.TEST_SET "$list" "${TESTING[@]}"
-    part memory 70 "$PYTHON" tools/gpu/memory.py --cfg "$cfg" --work "$WORK/memory" "${MEMORY[@]}" \
-        "${given[@]}"
-    part sweep "$(left)" "$PYTHON" tools/gpu/sweep.py --cfg "$cfg" --list "$list" "${SWEEP[@]}" --work "$WORK/sweep" \
-        --seconds "$(($(left) - 25))" --pack "$OUT/sweep.tar.gz" "${given[@]}" "${LONG[@]}"
+    local memory=("$PYTHON" tools/gpu/memory.py --cfg "$cfg" --work "$WORK/memory")
+    part memory 60 "${memory[@]}" --only bf16 "${MEMORY[@]}" "${given[@]}"
+    part sweep 130 "$PYTHON" tools/gpu/sweep.py --cfg "$cfg" --list "$list" "${SWEEP[@]}" --work "$WORK/sweep" \
+        --seconds "$(($(least 130) - 25))" --pack "$OUT/sweep.tar.gz" "${given[@]}" "${LONG[@]}"
+    [ -n "$TINY" ] || part memory_tf32 "$(left)" "${memory[@]}" --only TF32 "${MEMORY[@]}" "${given[@]}"
 }
 
 for half in ${HALVES:-first second}; do

@@ -67,7 +67,7 @@ def test_the_dry_run_runs_every_part(tmp_path):
     same, total = second["resume"][1].removeprefix("resumed: ").split(" tensors")[0].split(" of ")
     assert same == total
     assert [name in second["accuracy"][1] for name in ("float32", "TF32", "bf16")] == [True] * 3
-    assert second["memory"][1].startswith("TF32: plan ")
+    assert second["memory"][1].startswith("bf16: plan ")
     assert second["sweep"][1].startswith("1 of 1 runs, OVeNet mIoU")
     with tarfile.open(folders["second"] / "sweep.tar.gz") as archive:
         assert "results/summary.json" in archive.getnames()
