@@ -16,26 +16,27 @@ import torch
 from torch import Tensor
 
 from ovenet.data.transforms import normalize_images
-from ovenet.structures import Batch, Normalization, Sample
+from ovenet.structures import Normalization, Sample
 
 NUM_HUES = 180  # OpenCV's
 _HUES_PER_SECTOR = NUM_HUES // 6
 _OPENCV_ONE = 2**12  # OpenCV's fixed-point numbers in colour conversions
 
 
-def prepared(batch: Batch, normalization: Normalization) -> tuple[Tensor, Tensor]:
-    """What the network gets and what it should say.
+def prepared(images: Tensor, labels: Tensor, changes: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
+    """What the network gets and what it should say, of `Batch.tensors` on the device.
 
     Args:
-        batch: on the device.
+        images: ``(B, 3, H, W)`` uint8 RGB.
+        labels: ``(B, H, W)`` integers.
+        changes: ``(B, N)``, see `augmented`; with ``N`` of 0 there are none.
         normalization: the backbone's.
 
     Returns:
         Images ``(B, 3, H, W)`` float32 and labels ``(B, H, W)``, augmented.
     """
-    images, labels = batch.images, batch.labels
-    if batch.changes is not None:
-        images, labels = augmented(images, labels, batch.changes)
+    if changes.shape[1]:
+        images, labels = augmented(images, labels, changes)
     return normalize_images(images, normalization), labels
 
 
@@ -84,7 +85,8 @@ def _distorted(
 def _recolor(levels: Tensor, saturation: Tensor, hue: Tensor) -> None:
     """Changes saturation and hue of ``(3, B, H, W)``; samples that keep both stay as they are.
 
-    OpenCV rounds hues to 2 degrees and saturations to 1/255, which can be seen; so does this.
+    OpenCV rounds hues to 2 degrees and saturations to 1/255, which can be seen; so does this. On the way back it rounds
+    to the nearest grey level, as OpenCV's formula does; OpenCV's vector instructions cut off there.
     """
     hues, saturations, values = _to_hsv(levels)
     sectors = hues.add_(hue).remainder_(NUM_HUES).div_(_HUES_PER_SECTOR)  # 0 to 6
