@@ -5,10 +5,12 @@ Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # the last: shares whose sum is not 1
@@ -44,12 +46,14 @@ class Sample:
         labels: ``(H, W)`` int16 train ids, the ignore id included; None where the list names no label.
         name: the image's path relative to its dataset's folder.
         problem: why another sample was to be here but could not be read; "" for nothing.
+        changes: ``(N,)`` float32, what is still to be done to it, see `ovenet.data.augmentation`; None is nothing.
     """
 
     image: np.ndarray
     labels: np.ndarray | None
     name: str
     problem: str = ""
+    changes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -57,21 +61,40 @@ class Batch:
     """Samples of one size, stacked.
 
     Attributes:
-        images: ``(B, 3, H, W)`` uint8 RGB, channels last in memory; normalised on the device, see
-            `ovenet.data.transforms.normalize_images`.
+        images: ``(B, 3, H, W)`` uint8 RGB, channels last in memory; augmented and normalised on the device, see
+            `ovenet.data.augmentation.prepared`.
         labels: ``(B, H, W)`` int16 train ids.
         names: the image paths, ``B`` of them.
         problems: why samples that were to be here could not be read.
+        changes: ``(B, N)`` float32, what is still to be done to each sample; none by default (``N`` of 0).
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    changes: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.changes is None:
+            object.__setattr__(self, "changes", torch.empty(len(self.images), 0, device=self.images.device))
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels and changes."""
+        return self.images, self.labels, self.changes
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; torch's loader calls this method."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; from page-locked memory the copy goes on while the host does."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        images, labels, changes = map(change, self.tensors)
+        return replace(self, images=images, labels=labels, changes=changes)
 
 
 @dataclass(frozen=True)

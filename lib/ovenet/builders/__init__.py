@@ -23,7 +23,7 @@ from ovenet.builders.models import (
     prediction_names,
 )
 from ovenet.builders.testing import run_test
-from ovenet.builders.training import build_phases, build_train_step, build_trainer
+from ovenet.builders.training import build_phases, build_train_step, build_trainer, set_up_cuda
 
 __all__ = [
     "TestLoader",
@@ -47,6 +47,7 @@ __all__ = [
     "load_predictor",
     "prediction_names",
     "run_test",
+    "set_up_cuda",
     "test_dataset",
     "train_dataset",
 ]

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
-from ovenet.data.transforms import IMAGENET, normalize_images
+from ovenet.data.augmentation import prepared
+from ovenet.data.transforms import IMAGENET
 from ovenet.engine.optim import go_to, restore_optimizer
 from ovenet.errors import UserError
 from ovenet.losses import SegmentationCriterion
@@ -213,8 +214,7 @@ class TrainStep:
         return StepResult(losses, flags)
 
     def _forward(self, batch: Batch) -> LossTerms:
-        labels = batch.labels.to(self.device, non_blocking=True)
-        images = normalize_images(batch.images.to(self.device, non_blocking=True), self.settings.normalization)
+        images, labels = prepared(*batch.to(self.device).tensors, self.settings.normalization)
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
             output = _with_batch_norm(self.parallel, images)
