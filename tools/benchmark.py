@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -39,9 +40,8 @@ def main() -> None:
     args = parse_arguments()
     options = Options(choose_device(args.device), quick=args.quick)
     if args.serve:
-        serve(
-            {way.title: way for way in card_ways()}, Bench(options, args.runs), lambda: output.machine(options.device)
-        )
+        bench = Bench(options, args.runs, args.output)
+        serve({way.title: way for way in card_ways()}, bench, lambda: output.machine(options.device))
         return
     if args.card or (options.device.type == "cuda" and not (args.check or args.switches or args.memory)):
         measure_card(args)
@@ -110,7 +110,9 @@ def measure_card(args: argparse.Namespace) -> None:
         write_text(path, json.dumps(content, indent=1))
 
     command = [sys.executable, __file__, "--serve", "--device", args.device, "--runs", str(args.runs)]
-    left = measure_all(chosen, [*command, *(["--quick"] if args.quick else [])], args.seconds, note)
+    command += ["--quick"] if args.quick else []
+    with tempfile.TemporaryDirectory() as results:
+        left = measure_all(chosen, [*command, "--output", results], args.seconds, note)
     print(output.card_table(content["rows"]))
     print(*(f"{name}: {value}" for name, value in content["machine"].items()), f"results: {path}", sep="\n")
     print(*(f"not reached: {way.title}" for way in left), sep="\n")

@@ -14,10 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.card_rows import BATCH, FLAGSHIP, set_up, small
+from benchmarks.card_rows import BATCH, FLAGSHIP, small
 from benchmarks.inputs import Options
 from benchmarks.networks import Steps
 from benchmarks.trace import as_text, summarize
+from ovenet import builders
 from ovenet.utils.cli import run_main
 from ovenet.utils.distributed import choose_device
 from ovenet.utils.writing import write_text
@@ -36,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     options = Options(choose_device(args.device), quick=args.quick)
     steps = Steps.of(options, args.cfg, (*small(options), *args.overrides), BATCH)
-    set_up(tf32=steps.cfg.TRAIN.TF32)
+    builders.set_up_cuda(steps.cfg)
     step, batches = steps.ours(), steps.batches
     for _ in range(args.warm_up):
         _ = step(batches).loss

@@ -4,7 +4,8 @@
 #     bash tools/on_gpu.sh OUT [first|second] [--tiny]
 #
 # first: tests that are marked gpu, speed of losses, training steps and inference, where a step's time goes.
-# second: resuming to the same bits, what TF32 and bf16 change in mIoU, memory as planned, a sweep on CamVid.
+# second: resuming to the same bits, what TF32 and bf16 change in mIoU, memory as planned, a sweep on CamVid, how fast
+# crops are loaded.
 # CamVid lies under data/camvid or $DATA/camvid; without it drawn scenes take its place. Each part has a time limit,
 # goes its way whatever the others do, and leaves what it found in OUT at once: at most 8 files, summary.txt and log.txt
 # among them. Called again with the same OUT, it does what is not done: parts that failed, and what was not reached.
@@ -78,6 +79,7 @@ if [ -n "$TINY" ]; then
     SWEEP=(--seeds 1 --no-baseline)
     LONG=("${TRAINING[@]}" TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1)
     MEMORY=(--steps 1 "${LONG[@]}" TRAIN.NUM_SAMPLES 8)
+    FEEDING=(--quick --runs 2 --rows "crops by loading processes 1")
     TESTING=(TEST.NUM_SAMPLES 2 WORKERS 0)
     SCENES=(--train 8 --val 2 --test 2 --size 128 64)
 else
@@ -90,7 +92,8 @@ else
     SWEEP=(--seeds 3)
     LONG=(WORKERS 1 TRAIN.EVAL_INTERVAL 14)
     MEMORY=(--steps 6 MODEL.BACKBONE.NAME hrnet_w48 MODEL.HEAD.NAME ocr TRAIN.IMAGE_SIZE 1024,512 TRAIN.BASE_SIZE 1024
-        WORKERS 8 TRAIN.BATCH_SIZE_PER_GPU 4 TRAIN.NUM_SAMPLES 48 TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1 TEST.NUM_SAMPLES 4)
+        WORKERS 8 TRAIN.BATCH_SIZE_PER_GPU 4 TRAIN.NUM_SAMPLES 96 TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1 TEST.NUM_SAMPLES 4)
+    FEEDING=(--runs 3 --rows "crops by loading processes 16")
     TESTING=(WORKERS 8)
     SCENES=(--train 64 --val 24 --test 4)
 fi
@@ -127,6 +130,8 @@ second() {
     part memory 60 "${memory[@]}" --only bf16 "${MEMORY[@]}" "${given[@]}"
     part sweep 130 "$PYTHON" tools/gpu/sweep.py --cfg "$cfg" --list "$list" "${SWEEP[@]}" --work "$WORK/sweep" \
         --seconds "$(($(least 130) - 25))" --pack "$OUT/sweep.tar.gz" "${given[@]}" "${LONG[@]}"
+    part feeding 60 bash -c '"$@" > "$0" 2>&1; code=$?; cat "$0"; grep images/s "$0"; exit $code' "$WORK/feeding.log" \
+        "$PYTHON" tools/benchmark.py --device cpu --no-memory --no-growth --output "$OUT" "${FEEDING[@]}"
     [ -n "$TINY" ] || part memory_tf32 "$(left)" "${memory[@]}" --only TF32 "${MEMORY[@]}" "${given[@]}"
 }
 

@@ -60,8 +60,8 @@ def test_what_the_time_does_not_suffice_for_is_told():
 
 
 @pytest.fixture
-def bench():
-    return Bench(Options(torch.device("cpu"), quick=True), runs=2)
+def bench(tmp_path):
+    return Bench(Options(torch.device("cpu"), quick=True), runs=2, results=tmp_path)
 
 
 def work(result, **settings):

@@ -11,7 +11,7 @@ import pytest
 from tests.tools.conftest import ROOT
 
 FIRST = ["environment", "tests", "profile", "speed"]
-SECOND = ["resume", "accuracy", "memory", "sweep"]
+SECOND = ["resume", "accuracy", "memory", "sweep", "feeding"]
 MAX_FILES = 8
 
 
@@ -69,6 +69,7 @@ def test_the_dry_run_runs_every_part(tmp_path):
     assert [name in second["accuracy"][1] for name in ("float32", "TF32", "bf16")] == [True] * 3
     assert second["memory"][1].startswith("bf16: plan ")
     assert second["sweep"][1].startswith("1 of 1 runs, OVeNet mIoU")
+    assert second["feeding"][1].endswith(" ours")
     with tarfile.open(folders["second"] / "sweep.tar.gz") as archive:
         assert "results/summary.json" in archive.getnames()
     again = run(folders["first"], "first", "--tiny", PYTHON="/bin/false")
@@ -82,7 +83,7 @@ def test_a_part_that_fails_ends_no_other(tmp_path):
     done = run(out, "--tiny", PYTHON=python)
     assert done.returncode == 1
     assert parts(out) == dict.fromkeys(FIRST + SECOND, ("3", "the last line"))
-    assert "8 part(s) failed or not done" in (out / "summary.txt").read_text()
+    assert "9 part(s) failed or not done" in (out / "summary.txt").read_text()
     assert len(list(out.iterdir())) <= MAX_FILES
 
 

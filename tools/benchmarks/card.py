@@ -6,7 +6,8 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.inputs import Options
 from benchmarks.measure import copy_rate, limit_s, matrix_rate, seconds_of
+from ovenet.utils.environment import release_unused
 
 PLAIN = "plain"  # begins the name of the way that the others are compared with, which stands first
 MEASURE_S = 6.0  # of a way, warm-up not counted; slow ways have fewer runs for it
@@ -84,6 +86,10 @@ class Way:
     def title(self) -> str:
         return f"{self.work}: {self.name}"
 
+    @property
+    def is_plain(self) -> bool:
+        return self.name.startswith(PLAIN)
+
 
 @dataclass
 class Bench:
@@ -92,12 +98,12 @@ class Bench:
     Attributes:
         options: device and size.
         runs: of each way at most.
-        results: of the plain way, by work, on the CPU.
+        results: folder of the plain ways' results, which the other processes read.
     """
 
     options: Options
     runs: int
-    results: dict[str, Any] = field(default_factory=dict)
+    results: Path
 
     def record(self, way: Way) -> Record:
         """What was measured, or why it failed."""
@@ -129,6 +135,9 @@ class Bench:
         for _ in range(warm_up):
             seconds_of(run, device)
         record["start_s"] = time.perf_counter() - started
+        if device.type == "cuda":
+            record["start_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
+            release_unused(device)  # what choosing algorithms took
         seconds: list[float] = []
         while len(seconds) < self.runs and (len(seconds) < _MIN_RUNS or sum(seconds) * repeats < MEASURE_S):
             seconds.append(seconds_of(run, device) / repeats)
@@ -145,18 +154,17 @@ class Bench:
         if device.type == "cuda":
             record["allocated_bytes"] = torch.cuda.max_memory_allocated(device)
             record["reserved_bytes"] = torch.cuda.max_memory_reserved(device)
-        if way.name.startswith(PLAIN):
-            self.results.setdefault(way.work, result)
-        elif way.work in self.results:
-            work.same(self.results[way.work], result)
+        path = self.results / f"{way.work}.pt"
+        if way.is_plain and not path.exists():
+            torch.save(result, path)
+        elif path.exists():
+            work.same(torch.load(path, weights_only=False), result)
 
     def _clean_up(self) -> None:
         """Frees what a way held, graphs and compiled code too, and lets the peaks of memory begin anew."""
         torch._dynamo.reset()
         gc.collect()
-        if self.options.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.options.device)
+        release_unused(self.options.device)
 
 
 def bf16_peak(device: torch.device) -> float | None:

@@ -98,7 +98,7 @@ def loss_way(options: Options, name: str, side: str, *, ohem: bool) -> Work:
 
 def plain_step(options: Options, config: str, precision: str) -> Work:
     """The public code's way to train: eager, channels first, cuDNN's algorithms timed."""
-    set_up(tf32=precision == "TF32", is_plain=True)
+    set_up_plain(tf32=precision == "TF32")
     steps = Steps.of(options, config, small(options), BATCH)
     _, once = steps.plain()
     return _step_work(steps, options, config, once, once, precision)
@@ -107,7 +107,7 @@ def plain_step(options: Options, config: str, precision: str) -> Work:
 def our_step(options: Options, config: str, precision: str, overrides: Sequence[str]) -> Work:
     """Training as `ovenet train` does it; results are read one step behind."""
     steps = Steps.of(options, config, (*small(options), *overrides), BATCH)
-    set_up(tf32=steps.cfg.TRAIN.TF32)
+    builders.set_up_cuda(steps.cfg)
     step, batches = steps.ours(), steps.batches
 
     waiting: list[StepResult] = []
@@ -139,7 +139,8 @@ def image_way(
     """An image of 1024x2048 from bytes to class ids; `settings` of ``TEST``, or None for the plain way."""
     given = (*small(options), "TEST.SCALE_LIST", str(list(scales)), "TEST.FLIP_TEST", str(flip))
     cfg, size = load_config(EXPERIMENTS / config, [*given, *(settings or ())]), options.size(1024, 2048)
-    set_up(tf32=True, is_plain=settings is None, is_timed=settings is None)
+    if settings is None:
+        set_up_plain(tf32=True)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     image = draw_scene(size, np.random.default_rng(0))[0]
@@ -166,8 +167,11 @@ def forward_way(options: Options, config: str, precision: str | None, *, in_grap
     settings = None if precision is None else TESTING[precision]
     cfg, size = load_config(EXPERIMENTS / config, [*small(options), *(settings or ())]), options.size(1024, 2048)
     is_half = cfg.TEST.PRECISION == "bf16"
-    is_plain = precision is None
-    set_up(tf32=is_plain or cfg.TEST.TF32, is_plain=is_plain, is_timed=is_plain)
+    if precision is None:
+        set_up_plain(tf32=True)
+    else:
+        torch.backends.cudnn.benchmark = False  # as a test has it
+        allow_tf32(cfg.TEST.TF32)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     network = model.to(options.device) if precision is None else inference_model(model, cfg, options.device)
@@ -225,12 +229,11 @@ def _image_work(
     return Work(run, first, agreement, flops=flops, num_images=1, precision=precision, is_model=True)
 
 
-def set_up(*, tf32: bool, is_plain: bool = False, is_timed: bool = True) -> None:
-    """TF32, for convolutions alone the plain way, as torch has it; and whether cuDNN times its algorithms."""
-    torch.backends.cudnn.benchmark = is_timed
-    allow_tf32(tf32)
-    if is_plain:
-        torch.backends.cuda.matmul.allow_tf32 = False
+def set_up_plain(*, tf32: bool) -> None:
+    """What public code sets: cuDNN times its algorithms, and torch alone allows TF32 for convolutions only."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @lru_cache(maxsize=16)

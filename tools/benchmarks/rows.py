@@ -8,6 +8,7 @@ from functools import partial
 
 from benchmarks.cases import counts_case, loss_case, sample_case
 from benchmarks.decoders import OFFSEG_T, SRM_CRM, carafe_case, classifier_switch, network_switch, offset_learning_case
+from benchmarks.feeding import FEEDING
 from benchmarks.inputs import Options
 from benchmarks.measure import Case
 from benchmarks.networks import (
@@ -40,6 +41,7 @@ ON_CPU: dict[str, Callable[[Options], Row]] = {
     **LOSSES,
     "sample": lambda o: sample_case(o, cached=False),
     "sample cached": lambda o: sample_case(o, cached=True),
+    **FEEDING,
     "counts": lambda o: counts_case(o, from_scores=False),
     "counts from scores": lambda o: counts_case(o, from_scores=True),
     "step": lambda o: step_case(o, SMALL, "training step, OVeNet on HRNet-W18-small-v2, 512x1024, batch 2", RANDOM),

@@ -1,4 +1,7 @@
-"""Ways are measured in a process of their own: one that hangs, or that the card's error takes along, ends no other."""
+"""Ways are measured in other processes: one that hangs, or that the card's error takes along, ends no other.
+
+The plain ways have a process of their own, as ours set what holds for a whole process, the bound on workspaces.
+"""
 
 from __future__ import annotations
 
@@ -81,14 +84,16 @@ def measure_all(
         Those that were not reached.
     """
     end = time.monotonic() + seconds
-    worker: Worker | None = None
+    workers: dict[bool, Worker] = {}
     try:
         for number, way in enumerate(ways):
             left = end - time.monotonic()
             if left < _MIN_S:
                 return list(ways[number:])
             print(f"{way.title} …", file=sys.stderr, flush=True)
-            worker = worker or Worker(command)
+            if way.is_plain not in workers:
+                workers[way.is_plain] = Worker(command)
+            worker = workers[way.is_plain]
             record: Record = {"work": way.work, "way": way.name}
             try:
                 record = worker.ask(way.title, min(left, WAY_LIMIT_S))
@@ -101,10 +106,9 @@ def measure_all(
                 record["failed"], is_over = f"its process ended with code {worker.exit_code()}", True
             note(record)
             if is_over:
-                worker.kill()
-                worker = None
+                workers.pop(way.is_plain).kill()
     finally:
-        if worker is not None:
+        for worker in workers.values():
             worker.kill()
     return []
 

@@ -47,7 +47,9 @@ def main() -> None:
         done = subprocess.run([*command, "OUTPUT_DIR", str(args.work / name)], stdout=subprocess.PIPE, text=True)
         failed |= trial is None or done.returncode != 0
         took = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
-        planned = "out of memory" if trial is None else f"{trial['memory_gib']:.2f} GiB"
+        planned = "out of memory"
+        if trial is not None:
+            planned = f"{trial['memory_gib']:.2f} GiB ({trial['reserved_gib']:.2f} reserved)"
         parts = ", ".join(f"{value / GIB:.2f} {what}" for what, value in took.items())
         figures.append(f"{name}: plan {planned}, training {parts or f'failed with code {done.returncode}'}")
         print(figures[-1], flush=True)
