@@ -66,23 +66,14 @@ class Batch:
         labels: ``(B, H, W)`` int16 train ids.
         names: the image paths, ``B`` of them.
         problems: why samples that were to be here could not be read.
-        changes: ``(B, N)`` float32, what is still to be done to each sample; none by default (``N`` of 0).
+        changes: ``(B, N)`` float32, what is still to be done to each sample; None is nothing.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()
-    changes: Tensor = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.changes is None:
-            object.__setattr__(self, "changes", torch.empty(len(self.images), 0, device=self.images.device))
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and changes."""
-        return self.images, self.labels, self.changes
+    changes: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; torch's loader calls this method."""
@@ -93,8 +84,8 @@ class Batch:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        images, labels, changes = map(change, self.tensors)
-        return replace(self, images=images, labels=labels, changes=changes)
+        changes = None if self.changes is None else change(self.changes)
+        return replace(self, images=change(self.images), labels=change(self.labels), changes=changes)
 
 
 @dataclass(frozen=True)

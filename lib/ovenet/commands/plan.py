@@ -223,14 +223,13 @@ def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
 def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
     """Prints time, speed, the verdict and the time of the whole schedule, without its validations."""
     per_step = trial["step_s"] / max(1e-9, 1 - trial["waiting_share"])
-    bound = "data-bound: raise WORKERS" if trial["waiting_share"] > WaitingClock.BOUND else "compute-bound"
     eta = timedelta(seconds=round(per_step * trial["steps"] / processes))
     if trial["alone_s"] < NOTICEABLE_SHARE * trial["step_s"]:
         print(
             f"{trial['alone_s']:.3f} s a step is what the model costs: without other processes, or with fewer threads"
         )
     print(f"{trial['step_s']:.3f} s a step, {batch * processes / per_step:.1f} images/s on {processes} process(es)")
-    print(f"{trial['waiting_share']:.0%} of the time waiting for data: {bound}")
+    print(f"{trial['waiting_share']:.0%} of the time waiting for data: {WaitingClock.verdict(trial['waiting_share'])}")
     print(f"ETA of all {trial['steps'] / processes:.0f} steps, validation not counted: {eta}")
 
 

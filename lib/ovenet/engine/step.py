@@ -214,7 +214,7 @@ class TrainStep:
         return StepResult(losses, flags)
 
     def _forward(self, batch: Batch) -> LossTerms:
-        images, labels = prepared(*batch.to(self.device).tensors, self.settings.normalization)
+        images, labels = prepared(batch.to(self.device), self.settings.normalization)
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
             output = _with_batch_norm(self.parallel, images)
