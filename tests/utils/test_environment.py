@@ -17,6 +17,7 @@ from ovenet.utils.environment import (
     crowding,
     device_memory_used,
     num_cores,
+    peak_flops,
     release_unused,
 )
 
@@ -85,3 +86,18 @@ print(first, torch.cuda.max_memory_allocated())
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
     first, then = map(int, done.stdout.split())
     assert first <= then + 300 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_peak_of_a_card(name, tflops):
+    assert peak_flops(name) == (None if tflops is None else tflops * 1e12)
