@@ -5,12 +5,11 @@ Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # the last: shares whose sum is not 1
@@ -66,35 +65,35 @@ class Batch:
         labels: ``(B, H, W)`` int16 train ids.
         names: the image paths, ``B`` of them.
         problems: why samples that were to be here could not be read.
-        changes: ``(B, N)`` float32, what is still to be done to each sample; none by default (``N`` of 0).
+        changes: ``(B, N)`` float32, what is still to be done to each sample; None is nothing.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()
-    changes: Tensor = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        if self.changes is None:
-            object.__setattr__(self, "changes", torch.empty(len(self.images), 0, device=self.images.device))
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and changes."""
-        return self.images, self.labels, self.changes
+    changes: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; torch's loader calls this method."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
-    def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from page-locked memory the copy goes on while the host does."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Images, labels, and changes if there are any."""
+        return [self.images, self.labels, *(() if self.changes is None else (self.changes,))]
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> list[Batch]:
+        """Nameless batches from their `tensors` in a row; images, of four dimensions, begin the next one."""
+        starts = [index for index, tensor in enumerate(tensors) if tensor.ndim == 4]
+        ends = [*starts[1:], len(tensors)]
+        parts = [tensors[start:end] for start, end in zip(starts, ends, strict=True)]
+        return [cls(part[0], part[1], (), changes=part[2] if len(part) > 2 else None) for part in parts]
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        images, labels, changes = map(change, self.tensors)
-        return replace(self, images=images, labels=labels, changes=changes)
+        changes = None if self.changes is None else change(self.changes)
+        return replace(self, images=change(self.images), labels=change(self.labels), changes=changes)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """What plan says of loading processes and of cards that are not there."""
 
+import re
+
 import pytest
 
+from ovenet import builders
 from ovenet.commands import plan
 from ovenet.config import default_config
 
@@ -39,6 +42,17 @@ def test_a_table_of_an_assumed_step(tiny_cfg):
     batch = cfg.TRAIN.BATCH_SIZE_PER_GPU * cfg.TRAIN.ACCUMULATE
     assert float(plain[3].replace(",", "")) == pytest.approx(64 * batch / float(plain[0]), rel=0.02)
     assert float(apart[2]) == 0 < float(plain[2])
+
+
+def test_the_share_of_a_card_is_told(tiny_cfg):
+    """989 TFLOP/s at most: a step that needs that many in 1 s and takes 4 s uses a quarter."""
+    cfg = tiny_cfg()
+    tflop = float(re.search(r"([\d.]+) TFLOP;", plan.use_of_card(cfg, 1.0, "?"))[1])
+    flops = builders.count_step(cfg).flops
+    assert flops / 1e12 == pytest.approx(tflop, abs=0.005)
+    line = plan.use_of_card(cfg, 4 * flops / 989e12, "NVIDIA H100 80GB HBM3")
+    assert line.endswith("on NVIDIA H100 80GB HBM3: 25.0% of the bfloat16 peak")
+    assert plan.use_of_card(cfg, 1.0, "a card").endswith("on a card: the peak is not known")
 
 
 def test_nonsense_is_refused(monkeypatch, write_config):

@@ -46,6 +46,10 @@ def random_samples(count, size=(13, 21), **options):
     return samples
 
 
+def tensors_of(batch):
+    return batch.images, batch.labels, batch.changes
+
+
 def test_flips_and_shifts_are_exact():
     samples = random_samples(40, photometric=False)
     batch = collate(samples)
@@ -127,7 +131,7 @@ def test_what_the_network_gets(order, channels_last):
     if not channels_last:
         batch = Batch(batch.images.contiguous(), batch.labels, batch.names, changes=batch.changes)
     before = batch.images.clone()
-    images, labels = prepared(*batch.tensors, normalization)
+    images, labels = prepared(batch, normalization)
     for number, sample in enumerate(random_samples(6, photometric=False)):
         image, label = by_opencv(sample.image, sample.labels, sample.changes)
         image = (image if order == "RGB" else image[..., ::-1]) / 255
@@ -140,7 +144,7 @@ def test_what_the_network_gets(order, channels_last):
 def test_batches_without_changes_are_only_normalised():
     images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
     labels = torch.zeros(2, 5, 7, dtype=torch.int16)
-    out, same = prepared(*Batch(images, labels, ("a", "b")).tensors, IMAGENET)
+    out, same = prepared(Batch(images, labels, ("a", "b")), IMAGENET)
     assert torch.equal(out, normalize_images(images))
     assert same is labels
 
@@ -175,11 +179,11 @@ def test_the_device_waits_for_nothing_and_nothing_is_copied(photometric):
     batch = collate(random_samples(2, photometric=photometric))
     try:
         with FakeTensorMode() as mode:
-            images, labels, changes = map(mode.from_tensor, batch.tensors)
-            fake = Batch(images, labels, batch.names, changes=changes).to(torch.device("cuda:0"))
-            prepared(*fake.tensors, IMAGENET)  # makes the constants
+            images, labels, changes = (mode.from_tensor(x).to("cuda:0") for x in tensors_of(batch))
+            fake = Batch(images, labels, batch.names, changes=changes)
+            prepared(fake, IMAGENET)  # makes the constants
             with Seen() as seen:
-                images, labels = prepared(*fake.tensors, IMAGENET)
+                images, labels = prepared(fake, IMAGENET)
         assert images.device == labels.device == torch.device("cuda:0")
         assert images.shape == batch.images.shape
         assert all(devices <= {"cuda:0"} for _, devices in seen.calls)
@@ -194,15 +198,15 @@ def test_the_device_waits_for_nothing_and_nothing_is_copied(photometric):
 def test_a_card_makes_of_a_batch_what_the_cpu_does(photometric):
     """Also from a CUDA graph, whose inputs are replaced."""
     first, second = (collate(random_samples(16, photometric=photometric)[half::2]) for half in (0, 1))
-    device = torch.device("cuda:0")
-    static = first.to(device)
-    prepared(*static.tensors, IMAGENET)
+    images, labels, changes = (x.cuda() for x in tensors_of(first))
+    static = Batch(images, labels, first.names, changes=changes)
+    prepared(static, IMAGENET)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        images, labels = prepared(*static.tensors, IMAGENET)
-    for old, new in zip(static.tensors, second.tensors, strict=True):
+        images, labels = prepared(static, IMAGENET)
+    for old, new in zip(tensors_of(static), tensors_of(second), strict=True):
         old.copy_(new)
     graph.replay()
-    expected_images, expected_labels = prepared(*second.tensors, IMAGENET)
+    expected_images, expected_labels = prepared(second, IMAGENET)
     torch.testing.assert_close(images.cpu(), expected_images, rtol=0, atol=1.01 / 255 / 0.224 if photometric else 1e-5)
     assert torch.equal(labels.cpu(), expected_labels)

@@ -86,6 +86,9 @@ def main() -> None:
         print(f"{change}: {used} of {limit:.2f} GiB{'' if fits else ', does not fit'}")
         if fits:
             report(cfg, trial, args.processes, batch * accumulate)
+            device = choose_device(cfg.DEVICE)
+            if device.type == "cuda":
+                print(use_of_card(cfg, trial["step_s"], torch.cuda.get_device_name(device)))
             report_feeding(cfg, trial, args.processes, batch * accumulate)
             if args.nodes > 1 or (args.processes > 1 and trial["num_layers"]):
                 report_hosts(cfg, trial, args.nodes, args.link, args.processes)
@@ -223,15 +226,32 @@ def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
 def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
     """Prints time, speed, the verdict and the time of the whole schedule, without its validations."""
     per_step = trial["step_s"] / max(1e-9, 1 - trial["waiting_share"])
-    bound = "data-bound: raise WORKERS" if trial["waiting_share"] > WaitingClock.BOUND else "compute-bound"
     eta = timedelta(seconds=round(per_step * trial["steps"] / processes))
     if trial["alone_s"] < NOTICEABLE_SHARE * trial["step_s"]:
         print(
             f"{trial['alone_s']:.3f} s a step is what the model costs: without other processes, or with fewer threads"
         )
     print(f"{trial['step_s']:.3f} s a step, {batch * processes / per_step:.1f} images/s on {processes} process(es)")
-    print(f"{trial['waiting_share']:.0%} of the time waiting for data: {bound}")
+    print(f"{trial['waiting_share']:.0%} of the time waiting for data: {WaitingClock.verdict(trial['waiting_share'])}")
     print(f"ETA of all {trial['steps'] / processes:.0f} steps, validation not counted: {eta}")
+
+
+def use_of_card(cfg: CfgNode, step_s: float, device_name: str) -> str:
+    """What a step is made of, and its share of what a card can do, in a line.
+
+    Args:
+        cfg: of the training.
+        step_s: seconds of a step.
+        device_name: of the card.
+    """
+    cost = builders.count_step(cfg)
+    peak = builders.peak_images_per_second(cfg, cost, device_name)
+    batch = cfg.TRAIN.BATCH_SIZE_PER_GPU * cfg.TRAIN.ACCUMULATE
+    share = f"{batch / step_s / peak:.1%} of the bfloat16 peak" if peak else "the peak is not known"
+    return (
+        f"a step's passes are {cost.num_operations} operations of the network, {cost.flops / 1e12:.2f} TFLOP; on "
+        f"{device_name}: {share}"
+    )
 
 
 def report_feeding(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:

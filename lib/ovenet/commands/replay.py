@@ -45,7 +45,7 @@ def replay(model: nn.Module, criterion: nn.Module, batch: Batch) -> None:
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     model.train()
     model.zero_grad()
-    images, labels = prepared(*batch.tensors, model.normalization)
+    images, labels = prepared(batch, model.normalization)
     loss = criterion(model(images), labels)
     for handle in handles:
         handle.remove()

@@ -16,27 +16,26 @@ import torch
 from torch import Tensor
 
 from ovenet.data.transforms import normalize_images
-from ovenet.structures import Normalization, Sample
+from ovenet.structures import Batch, Normalization, Sample
 
 NUM_HUES = 180  # OpenCV's
 _HUES_PER_SECTOR = NUM_HUES // 6
 _OPENCV_ONE = 2**12  # OpenCV's fixed-point numbers in colour conversions
 
 
-def prepared(images: Tensor, labels: Tensor, changes: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
-    """What the network gets and what it should say, of `Batch.tensors` on the device.
+def prepared(batch: Batch, normalization: Normalization) -> tuple[Tensor, Tensor]:
+    """What the network gets and what it should say.
 
     Args:
-        images: ``(B, 3, H, W)`` uint8 RGB.
-        labels: ``(B, H, W)`` integers.
-        changes: ``(B, N)``, see `augmented`; with ``N`` of 0 there are none.
+        batch: on the device.
         normalization: the backbone's.
 
     Returns:
         Images ``(B, 3, H, W)`` float32 and labels ``(B, H, W)``, augmented.
     """
-    if changes.shape[1]:
-        images, labels = augmented(images, labels, changes)
+    images, labels = batch.images, batch.labels
+    if batch.changes is not None:
+        images, labels = augmented(images, labels, batch.changes)
     return normalize_images(images, normalization), labels
 
 

@@ -62,7 +62,9 @@ class TrainSettings:
         checkpoint_every: iterations between checkpoints inside an epoch; 0 for none.
         checkpoint_minutes: minutes between them; 0 for none.
         num_checkpoints: how many are kept.
-        wandb_project: see `RunLog`.
+        wandb_project, mlflow_experiment: see `RunLog`.
+        peak_images_per_second: what all cards could train if they did nothing but the network's arithmetic at their
+            dense bfloat16 peak; None if not known.
     """
 
     run_dir: Path
@@ -79,6 +81,7 @@ class TrainSettings:
     num_checkpoints: int = 2
     wandb_project: str = ""
     mlflow_experiment: str = ""
+    peak_images_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -317,6 +320,8 @@ class Trainer:
 
     def _report(self, progress: Progress, log: RunLog, summary: Mapping[str, float], remaining: int) -> None:
         lr = self.step.optimizer.param_groups[0]["lr"]
+        if self.settings.peak_images_per_second:
+            summary = {**summary, "mfu": summary["images_per_second"] / self.settings.peak_images_per_second}
         progress.report(self.steps_in_epoch, summary, lr, remaining)
         values = {**summary, "lr": lr, "skipped": self.num_skipped}
         log.scalars("train", values, iteration=self.iteration, epoch=self.epoch)

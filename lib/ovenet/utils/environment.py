@@ -20,6 +20,28 @@ _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow"
 _WORKSPACE_VARIABLE = "CUDNN_CONV_WSCAP_DBG"  # MiB; of cuDNN, and in torch's list of CUDA environment variables
 
 
+# TFLOP/s of products of dense bfloat16 matrices, as NVIDIA states them; the first name that fits counts.
+_PEAK_TFLOPS = (
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
+    ("H100", 989.0),
+    ("H200", 989.0),
+    ("A100", 312.0),
+    ("L40S", 362.0),
+    ("RTX 4090", 165.0),
+    ("B200", 2250.0),
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Floating-point operations a second in dense bfloat16 products that a card can do at most; None if not known.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` says it.
+    """
+    return next((1e12 * peak for name, peak in _PEAK_TFLOPS if name in device_name), None)
+
+
 def num_cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
