@@ -16,28 +16,13 @@ from torch import Tensor
 
 from benchmarks.inputs import Options
 from benchmarks.measure import copy_rate, limit_s, matrix_rate, seconds_of
-from ovenet.utils.environment import release_unused
+from ovenet.utils.environment import peak_flops, release_unused
 
 PLAIN = "plain"  # begins the name of the way that the others are compared with, which stands first
 MEASURE_S = 6.0  # of a way, warm-up not counted; slow ways have fewer runs for it
 _MIN_RUNS = 3
 _WARM_UP_RUNS = 3
 _MAX_CAUSE = 300  # letters
-_BF16_PEAKS = {  # dense products, FLOP/s, as the makers' data sheets have them; the first name that fits
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989.4e12,
-    "H200": 989.4e12,
-    "GH200": 989.4e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-}
 Record = dict[str, Any]
 
 
@@ -169,12 +154,7 @@ class Bench:
 
 def bf16_peak(device: torch.device) -> float | None:
     """Dense bf16 products a second, in FLOP/s; None for a card that is not listed, and a CPU."""
-    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-
-
-def peak_of(name: str) -> float | None:
-    """The same by the card's name."""
-    return next((peak for part, peak in _BF16_PEAKS.items() if part in name), None)
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def cause(error: BaseException) -> str:

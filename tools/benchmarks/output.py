@@ -133,7 +133,9 @@ def card_figure(records: Sequence[Mapping[str, Any]], rows: Sequence[str], num_l
     parts = [f"{len(good)} measured, {len(records) - len(good)} failed, {num_left} not reached"]
     for work in dict.fromkeys(record["work"] for record in good):
         best = min((r for r in good if r["work"] == work), key=lambda record: record["median_s"])
-        parts.append(f"{work}: {best['way']} {1000 * best['median_s']:.3g} ms")
+        public = PUBLISHED.get(work)
+        beside = f", {public[0].seconds / best['median_s']:.2f} times the public code" if public else ""
+        parts.append(f"{work}: {best['way']} {1000 * best['median_s']:.3g} ms{beside}")
     return "; ".join(parts)
 
 
