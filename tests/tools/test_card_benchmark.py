@@ -98,9 +98,8 @@ def test_the_table_has_the_public_code_beside_and_causes():
     plain = {**step, "way": "plain, TF32", "median_s": 0.3, "seconds": [0.3, 0.3]}
     ours = {**step, "way": "bf16", "median_s": 0.1, "seconds": [0.1, 0.1], "share_of_peak": 0.25}
     ours |= {"allocated_bytes": 8 * 2**30, "reserved_bytes": 9 * 2**30}
-    lines = output.card_table(
-        [plain, ours, {"work": card_rows.STEP, "way": "fp16", "failed": "no | room"}]
-    ).splitlines()
+    records = [plain, ours, {"work": card_rows.STEP, "way": "fp16", "failed": "no | room"}]
+    lines = output.card_table(records).splitlines()
     assert lines[3] == (
         f"| {card_rows.STEP} | bf16 | 100 (100 to 100) | 40.0 | 3.00 | 2.20 | 8.0 | 9.0 | 25% | 20 | 9 |"
     )
