@@ -82,6 +82,11 @@ class SegmentationCriterion(nn.Module):
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
+    @property
+    def settles_at(self) -> int:
+        """The iteration from which on the loss no longer depends on it."""
+        return max(self.fusion_warmup, 0 if self.contrast is None else self.contrast.start)
+
     def forward(self, output: OVeNetOutput, labels: Tensor, *, iteration: int | None = None) -> LossTerms:
         """Loss of one batch.
 
