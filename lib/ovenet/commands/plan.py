@@ -7,7 +7,7 @@ import math
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import count, islice
 from pathlib import Path
@@ -166,7 +166,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         "decoded_s": decoded_s,
         "cached_s": cached_s,
         "gradient_bytes": float(gradient_bytes(model, cfg)),
-        "num_layers": float(num_batch_norms(model) if is_synchronized else 0),
+        "num_layers": float(accumulate * num_batch_norms(model) if is_synchronized else 0),
         "steps": float(sum(length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, accumulate))),
     }
 
@@ -188,17 +188,22 @@ def sample_seconds(dataset: AugmentedDataset, ignore_label: int) -> tuple[float,
         with TemporaryDirectory() as folder:
             cache = DecodedCache(Path(folder), files.folder, files.info, ignore_label)
             cache.build(files.pairs, files.read_files, indices, num_threads=1)
-            seconds = []
-            for files.cache in (None, cache):
-                started = time.perf_counter()
-                for index in indices:
-                    dataset[0, index]
-                seconds.append((time.perf_counter() - started) / len(indices))
+            files.cache = None
+            decoded_s = _seconds_each(dataset, indices)
+            files.cache = cache
+            return decoded_s, _seconds_each(dataset, indices)
+    except OSError as error:
+        raise UserError(f"decoded samples find no room ({error}); set TMPDIR to a folder on a larger disk") from error
     finally:
         files.cache = own
         cv2.setNumThreads(num_threads)
-    decoded_s, cached_s = seconds
-    return decoded_s, cached_s
+
+
+def _seconds_each(dataset: AugmentedDataset, indices: Sequence[int]) -> float:
+    started = time.perf_counter()
+    for index in indices:
+        dataset[0, index]
+    return (time.perf_counter() - started) / len(indices)
 
 
 def gradient_bytes(model: torch.nn.Module, cfg: CfgNode) -> int:
@@ -208,8 +213,9 @@ def gradient_bytes(model: torch.nn.Module, cfg: CfgNode) -> int:
 
 
 def num_batch_norms(model: torch.nn.Module) -> int:
-    """Layers whose statistics are synchronised on GPUs."""
-    return sum(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    """Layers whose statistics are synchronised on GPUs; those of frozen parts rest."""
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return sum(isinstance(module, kind) and module.training for module in model.modules())
 
 
 def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
@@ -317,7 +323,7 @@ def assumed_table(cfg: CfgNode, step_s: float, hosts: int, link_gbit: float, pro
         "| with | a step, s | gradients not hidden, s | messages, s | images/s | of the ideal | limit |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
-    start = Workload(step_s, 0.0, gradients, num_batch_norms(model))
+    start = Workload(step_s, 0.0, gradients, cfg.TRAIN.ACCUMULATE * num_batch_norms(model))
     for name, workload in remedies(start).items():
         times = step_time(workload, hosts=hosts, per_host=processes, link_gbit=link_gbit)
         images = batch * hosts * processes * workload.compute_s / step_s / times.total_s

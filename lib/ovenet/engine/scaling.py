@@ -25,7 +25,8 @@ class Workload:
         compute_s: seconds of a step alone, input not counted.
         input_s: seconds that the input of a step takes, which goes on beside it.
         gradient_bytes: that a process sends for each step before anything is divided among processes.
-        num_layers: of synchronised BatchNorm, each with an all-gather forward and an all-reduce backward.
+        num_layers: of synchronised BatchNorm, each with an all-gather forward and an all-reduce backward; counted for
+            each micro-batch.
     """
 
     compute_s: float
