@@ -29,6 +29,7 @@ from ovenet.builders.training import (
     build_trainer,
     count_step,
     peak_images_per_second,
+    set_up_cuda,
 )
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "peak_images_per_second",
     "prediction_names",
     "run_test",
+    "set_up_cuda",
     "test_dataset",
     "train_dataset",
 ]

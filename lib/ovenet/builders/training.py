@@ -31,7 +31,7 @@ from ovenet.models.cost import PassesCost, count_passes
 from ovenet.models.segmentor import GROUPS, synchronized
 from ovenet.structures import EvalResult
 from ovenet.utils import distributed
-from ovenet.utils.environment import allow_tf32, peak_flops
+from ovenet.utils.environment import allow_tf32, bound_workspaces, peak_flops
 from ovenet.utils.logging import get_logger
 from ovenet.utils.seeding import seed_everything
 
@@ -148,12 +148,18 @@ def _frozen(model: Segmentor, cfg: CfgNode) -> frozenset[str]:
     return frozenset(frozen)
 
 
-def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
-    """Builds every part and joins them."""
+def set_up_cuda(cfg: CfgNode) -> None:
+    """Sets how this process trains on CUDA; before its first convolution."""
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
+    bound_workspaces(cfg.CUDNN.WORKSPACE_MIB)
     allow_tf32(cfg.TRAIN.TF32)
+
+
+def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
+    """Builds every part and joins them."""
+    set_up_cuda(cfg)
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
     phases = build_phases(cfg)
@@ -165,7 +171,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
             check_data(cfg, dataset)
     model = build_model(cfg).to(device, memory_format=torch.channels_last)
     initialize_model(model, cfg)
-    if distributed.world_size() > 1 and device.type == "cuda":
+    if distributed.world_size() > 1 and device.type == "cuda" and cfg.TRAIN.SYNC_BN:
         model = synchronized(model)
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
     predictor = build_predictor(model, cfg, device, single_scale=True)

@@ -18,6 +18,7 @@ def _cudnn() -> CfgNode:
     c.BENCHMARK = True  # let cuDNN time its algorithms for each input size
     c.DETERMINISTIC = False  # only algorithms that repeat to the bit
     c.ENABLED = True  # use cuDNN at all
+    c.WORKSPACE_MIB = 1024  # memory that a convolution may take beside its result, >= 0; 0 is all that is free
     return c
 
 
@@ -117,6 +118,7 @@ def _train() -> CfgNode:
     c.CUDA_GRAPH = "auto"  # auto launches a step's passes at once where that can be (CUDA, crops of one size), or off
     c.COMPILE = "none"  # torch.compile: none, blocks (seconds), default, reduce-overhead or max-autotune (minutes)
     c.ACCUMULATE = 1  # batches whose gradients are averaged in one iteration, >= 1
+    c.SYNC_BN = True  # CUDA: BatchNorm counts the batches of all processes, two messages for each layer and step
     c.GRADIENT_COMPRESSION = "none"  # of what processes send each other: none, bf16 (half the bytes) or powersgd
     c.CHECKPOINT_ACTIVATIONS = False  # less memory for about a third more time: activations are computed twice
     c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit

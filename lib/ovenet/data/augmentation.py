@@ -84,7 +84,8 @@ def _distorted(
 def _recolor(levels: Tensor, saturation: Tensor, hue: Tensor) -> None:
     """Changes saturation and hue of ``(3, B, H, W)``; samples that keep both stay as they are.
 
-    OpenCV rounds hues to 2 degrees and saturations to 1/255, which can be seen; so does this.
+    OpenCV rounds hues to 2 degrees and saturations to 1/255, which can be seen; so does this. On the way back it rounds
+    to the nearest grey level, as OpenCV's formula does; OpenCV's vector instructions cut off there.
     """
     hues, saturations, values = _to_hsv(levels)
     sectors = hues.add_(hue).remainder_(NUM_HUES).div_(_HUES_PER_SECTOR)  # 0 to 6

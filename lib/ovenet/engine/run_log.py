@@ -113,9 +113,15 @@ class WaitingClock:
                 self.waited_s += time.perf_counter() - asked
             yield item
 
+    @classmethod
+    def verdict(cls, waiting_share: float) -> str:
+        """What limits the speed, and what to do."""
+        return "data-bound: raise WORKERS, or set DATASET.CACHE" if waiting_share > cls.BOUND else "compute-bound"
+
     def __str__(self) -> str:
-        verdict = "data-bound: raise WORKERS" if self.waiting_share > self.BOUND else "compute-bound"
-        return f"{self.total_s:.1f} s, {self.waiting_share:.0%} of it waiting for data, {verdict}"
+        return (
+            f"{self.total_s:.1f} s, {self.waiting_share:.0%} of it waiting for data, {self.verdict(self.waiting_share)}"
+        )
 
 
 class Progress:
