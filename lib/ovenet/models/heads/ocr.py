@@ -15,6 +15,7 @@ from ovenet.errors import UserError
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, FCNHead, reset_predictor
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
+from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import HEADS
 
 
@@ -198,7 +199,7 @@ class OCRHead(Head):
         )
         self.pixels = nn.Sequential(
             nn.Conv2d(in_channels[-1], mid_channels, 3, padding=1, bias=not is_mmseg),
-            nn.BatchNorm2d(mid_channels),
+            BatchNorm2d(mid_channels),
             nn.ReLU(inplace=True),
         )
         self.attention = RegionAttention(mid_channels, key_channels)
