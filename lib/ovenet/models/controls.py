@@ -96,12 +96,15 @@ class ControlSeed(NeckSeed):
         prediction = super().predict(features, decoded, images)
         offset = torch.zeros_like(prediction.offset)
         if self.source == "random":
-            drawn = torch.rand(offset.shape, generator=self._generator(), dtype=offset.dtype).to(offset.device)
-            offset = (2 * drawn - 1) * self.head.max_offset
+            offset = (2 * self._drawn_like(offset) - 1) * self.head.max_offset
         return prediction._replace(offset=offset)
 
-    def _generator(self) -> torch.Generator | None:
-        return None if self.training else torch.Generator().manual_seed(_EVALUATION_SEED)
+    def _drawn_like(self, x: Tensor) -> Tensor:
+        """Uniform in ``[0, 1)``; for a test the same on every device."""
+        if self.training:
+            return torch.rand_like(x)
+        generator = torch.Generator().manual_seed(_EVALUATION_SEED)
+        return torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
 class _MeanFusion(SeedFusion):

@@ -57,7 +57,7 @@ class RegionAttention(nn.Module):
         query = self.query(features).flatten(2)  # (B, C', N)
         regions = regions.unsqueeze(-1)  # (B, C, K, 1)
         key, value = self.key(regions).flatten(2), self.value(regions).flatten(2)  # (B, C', K)
-        weights = torch.einsum("bcn,bck->bnk", query, key).mul(self.scale).softmax(dim=2)
+        weights = torch.einsum("bcn,bck->bnk", query, key * self.scale).softmax(dim=2)  # keys are few
         context = torch.einsum("bnk,bck->bcn", weights.to(value.dtype), value)
         return self.up(context.unflatten(2, features.shape[-2:]))
 
