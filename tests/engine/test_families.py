@@ -182,3 +182,37 @@ def test_a_resumed_run_on_cuda_gets_the_same_bits(tiny_cfg, monkeypatch):
     assert whole._graphed.num_graphs == first._graphed.num_graphs == second._graphed.num_graphs == 1
     ours, theirs = second.model.state_dict(), whole.model.state_dict()
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_blocks_go_with_graphs(tiny_cfg, precision):
+    cfg = family_config(tiny_cfg, "hrnet_fcn", "TRAIN.COMPILE", "blocks", "TRAIN.PRECISION", precision)
+    device = torch.device("cuda", torch.cuda.current_device())
+    launched, _ = losses_of(cfg, device, num_steps=6, graphs=False)
+    captured, step = losses_of(cfg, device, num_steps=6, graphs=True, num_warmup=3)
+    assert step._graphed.num_graphs == 1
+    assert captured == pytest.approx(launched, rel=TOLERANCE[precision])
+
+
+def _ask(module, inputs, output):
+    assert output.fused[-1].sum().item() < 1e9
+
+
+@pytest.mark.gpu
+def test_a_step_that_cannot_be_captured_on_cuda_is_not_lost(tiny_cfg, monkeypatch):
+    """A loss that asks for a value: the same training as without graphs, and random numbers go on."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    cfg = family_config(tiny_cfg, "hrnet_ocr_fork")
+    device = torch.device("cuda", torch.cuda.current_device())
+    outcomes = []
+    for graphs in (False, True):
+        step = family_step(cfg, device, graphs=graphs, dropout=True)
+        step.model.register_forward_hook(_ask)
+        torch.cuda.manual_seed(1)
+        losses = [step([batch_of(number)]).loss.total.item() for number in range(5)]
+        outcomes.append((losses, torch.cuda.get_rng_state()))
+        assert step._graphed.num_graphs == 0
+    assert outcomes[0][0] == outcomes[1][0]
+    assert torch.equal(outcomes[0][1], outcomes[1][1])

@@ -180,7 +180,8 @@ class TrainStep:
         self.ema = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
         cause = _why_eager(criterion, settings, device) if settings.cuda_graph else ""
         self._has_graphs = settings.cuda_graph and not cause
-        with aside(device) if self._has_graphs else nullcontext():
+        is_ddp_captured = self._has_graphs and distributed.world_size() > 1
+        with aside(device) if is_ddp_captured else nullcontext():  # adds up gradients where it was made
             self.parallel = _wrapped(model, device, settings)
         self._guard = BufferGuard(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
