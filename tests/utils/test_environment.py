@@ -101,3 +101,15 @@ print(first, torch.cuda.max_memory_allocated())
 )
 def test_the_peak_of_a_card(name, tflops):
     assert peak_flops(name) == (None if tflops is None else tflops * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "is_said"), [("bf16", (7, 5), True), ("bf16", (8, 0), False), ("fp16", (7, 5), False)]
+)
+def test_a_precision_without_units_is_told(monkeypatch, caplog, precision, capability, is_said):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    environment.warn_of_emulation("TRAIN.PRECISION", precision, torch.device("cuda", 0))
+    environment.warn_of_emulation("TRAIN.PRECISION", precision, torch.device("cpu"))
+    text = "TRAIN.PRECISION is bf16, for which Tesla T4 (compute capability 7.5, below 8.0) has no units"
+    assert [text in record.getMessage() for record in caplog.records] == [True] * is_said

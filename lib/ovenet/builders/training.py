@@ -31,7 +31,7 @@ from ovenet.models.cost import PassesCost, count_passes
 from ovenet.models.segmentor import GROUPS, synchronized
 from ovenet.structures import EvalResult
 from ovenet.utils import distributed
-from ovenet.utils.environment import allow_tf32, bound_workspaces, peak_flops
+from ovenet.utils.environment import allow_tf32, bound_workspaces, peak_flops, warn_of_emulation
 from ovenet.utils.logging import get_logger
 from ovenet.utils.seeding import seed_everything
 
@@ -107,6 +107,7 @@ def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phase
         device: of this process.
         phases: from `build_phases`; the schedule has their length.
     """
+    warn_of_emulation("TRAIN.PRECISION", cfg.TRAIN.PRECISION, device)
     lengths = [length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, cfg.TRAIN.ACCUMULATE)]
     optimizer = build_optimizer(model, cfg)
     settings = StepSettings(

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from ovenet.utils.logging import get_logger
+
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow", "yacs", "tensorboardX", "tqdm")
 
 _WORKSPACE_VARIABLE = "CUDNN_CONV_WSCAP_DBG"  # MiB; of cuDNN, and in torch's list of CUDA environment variables
-
 
 # TFLOP/s of products of dense bfloat16 matrices, as NVIDIA states them; the first name that fits counts.
 _PEAK_TFLOPS = (
@@ -153,6 +154,27 @@ def bound_workspaces(mib: int) -> None:
     """
     if mib:
         os.environ.setdefault(_WORKSPACE_VARIABLE, str(mib))
+
+
+def warn_of_emulation(key: str, precision: str, device: torch.device) -> None:
+    """Says so where a card has no units for a precision.
+
+    Args:
+        key: the setting's, for the message.
+        precision: fp32, bf16 or fp16.
+        device: where it is computed.
+    """
+    if precision != "bf16" or device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        get_logger().warning(
+            "%s is bf16, for which %s (compute capability %d.%d, below 8.0) has no units: it is emulated, slower than "
+            "fp32; set fp16",
+            key,
+            torch.cuda.get_device_name(device),
+            *capability,
+        )
 
 
 def release_unused(device: torch.device) -> None:
