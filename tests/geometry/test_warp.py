@@ -89,3 +89,12 @@ def test_gradients_are_those_of_differences():
     values = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     flow = torch.empty(1, 2, 3, 4, dtype=torch.float64).uniform_(0.1, 0.4).requires_grad_()
     assert torch.autograd.gradcheck(lambda v, f: warp(v, f, SRM), (values, flow))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("convention", [OVENET, SRM, FLOW_ALIGNMENT, FREQ_FUSION], ids=lambda c: c.units)
+def test_a_traced_warp_takes_other_sizes(convention):
+    """Files with a size that may change are made by tracing."""
+    small, large = torch.randn(1, 2, 5, 7), torch.randn(1, 2, 8, 6)
+    traced = torch.jit.trace(lambda x: warp(x, x, convention), small)
+    torch.testing.assert_close(traced(large), warp(large, large, convention))

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from ovenet.models import build_segmentor
+from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.cost import count_multiply_adds
 from ovenet.models.stacked import MIN_CHANNELS_APART, StackedConv2d, StackedMaps
 
 WIDTHS = (3, 5, MIN_CHANNELS_APART, MIN_CHANNELS_APART + 8)
+STAGES = [{"NUM_MODULES": 1, "NUM_BLOCKS": [1] * n, "NUM_CHANNELS": [8, 8, 8, 256][:n]} for n in range(1, 5)]
 SIZES = ((17, 25), (9, 13), (5, 7), (3, 4))
 
 
@@ -82,9 +84,8 @@ def test_in_16_bits_the_stack_is_convolved():
 @pytest.mark.parametrize("seed", [None, "fork", "neck"])
 def test_a_network_gives_what_it_gives_with_stacks(seed):
     torch.manual_seed(0)
-    stages = [{"NUM_MODULES": 1, "NUM_BLOCKS": [1] * n, "NUM_CHANNELS": [8, 8, 8, 256][:n]} for n in range(1, 5)]
     args = {"projection": None} if seed == "neck" else {}
-    model = build_segmentor("hrnet", num_classes=5, seed=seed, backbone_args={"stages": stages}, seed_args=args)
+    model = build_segmentor("hrnet", num_classes=5, seed=seed, backbone_args={"stages": STAGES}, seed_args=args)
     model = model.double().train()
     necks = [model.neck] if seed is None else [model.neck, model.seed.neck]
     images = torch.randn(2, 3, 65, 97, dtype=torch.float64)
@@ -100,3 +101,17 @@ def test_a_network_gives_what_it_gives_with_stacks(seed):
     largest = max(float(g.abs().max()) for g in results[1].values())
     for name, value in results[1].items():
         assert (results[0][name] - value).abs().max() <= 1e-10 * largest, name
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_batchnorm_is_fused_into_it_and_a_trace_takes_other_sizes():
+    torch.manual_seed(0)
+    model = build_segmentor("hrnet", num_classes=5, backbone_args={"stages": STAGES}).eval()
+    small, large = torch.randn(1, 3, 64, 96), torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        fast = fuse_conv_bn(model)
+        assert isinstance(fast.head.layers[1], nn.Identity)
+        fast.requires_grad_(False)  # a function's trace takes constants alone
+        traced = torch.jit.trace(lambda x: fast(x).fused[-1], small)
+        for images in (small, large):
+            torch.testing.assert_close(traced(images), model(images).fused[-1], atol=1e-5, rtol=1e-4)

@@ -81,9 +81,8 @@ def normalised_displacement(displacement: Tensor, convention: WarpConvention) ->
     if convention.units == "normalised":
         return displacement
     scales = _scales(convention, displacement.shape[-2:])
-    # Of two steps, linspace gives both ends as they are; a tensor of two numbers would be copied from the host.
-    on_device = torch.linspace(*scales, 2, dtype=displacement.dtype, device=displacement.device)
-    return displacement * on_device.view(2, 1, 1)
+    # By axis: a tensor of the two numbers would be copied from the host.
+    return torch.cat([x * scale for x, scale in zip(displacement.split(1, dim=1), scales, strict=True)], dim=1)
 
 
 def _scales(convention: WarpConvention, size: tuple[int, int]) -> list[float]:
