@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,16 @@ from ovenet.report.gallery import picture_data, picture_path, picture_sides, sav
 from ovenet.report.runs import RECORDS
 from ovenet.structures import Sample
 from ovenet.utils import distributed
+from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger
 
 NUM_PICTURE_ROWS = 4
+_MAX_THREADS = 4  # encode PNGs
+_FILES_PER_THREAD = 2  # that may wait, with their images
 
 
 class ImageWriter:
-    """Writes the requested files of each image right after it was evaluated.
+    """Writes the requested files of each image in threads, behind the evaluation.
 
     Args:
         cfg: ``TEST`` says what is wanted.
@@ -48,23 +53,45 @@ class ImageWriter:
         self.saves_predictions = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
         self.photo_side, self.grid_side = picture_sides(len(dataset)) if cfg.TEST.REPORT else (0, 0)
         self._num_rows_left = NUM_PICTURE_ROWS if distributed.is_main() else 0
+        num_threads = min(_MAX_THREADS, num_cores())
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="files")
+        self._max_waiting = _FILES_PER_THREAD * num_threads
+        self._waiting: deque[Future[None]] = deque()
 
     def write(self, index: int, sample: Sample, prediction: Prediction) -> None:
-        """Writes one image's files.
+        """Sees to one image's files; waits where too many are not written yet.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: the file system refused one of those before.
         """
+        info = self._dataset.info
         if self.saves_predictions:
-            save_prediction(prediction.labels["fused"], sample.name, self._folder / "predictions", self._dataset.info)
+            self._behind(save_prediction, prediction.labels["fused"], sample.name, self._folder / "predictions", info)
             if self._num_rows_left:
                 self._num_rows_left -= 1
-                row = predicted_row(self._predictor, sample, self._dataset.info)
-                save_picture(row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
+                row = predicted_row(self._predictor, sample, info)
+                self._behind(save_picture, row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
         if self.grid_side:
-            sides = {"photo_side": self.photo_side, "grid_side": self.grid_side}
-            data = picture_data(sample, prediction, self._dataset.info.num_classes, **sides)
-            save_picture_data(data, picture_path(self._folder, index))
+            self._behind(self._write_picture_data, index, sample, prediction)
+
+    def wait(self) -> None:
+        """Returns when all files are written.
+
+        Raises:
+            OSError: the file system refused one.
+        """
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _behind(self, function: Callable[..., None], *arguments: Any) -> None:
+        if len(self._waiting) >= self._max_waiting:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(function, *arguments))
+
+    def _write_picture_data(self, index: int, sample: Sample, prediction: Prediction) -> None:
+        sides = {"photo_side": self.photo_side, "grid_side": self.grid_side}
+        data = picture_data(sample, prediction, self._dataset.info.num_classes, **sides)
+        save_picture_data(data, picture_path(self._folder, index))
 
     def has_written(self, index: int) -> bool:
         """Whether the files of an image are there, but for the picture rows, which show a few only."""
@@ -114,8 +141,8 @@ def run_test(
     evaluator = SegEvaluator(
         dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device
     )
-    partial = PartialEvaluation(folder / FOLDER, settings)
     writer = ImageWriter(cfg, dataset, predictor, folder)
+    partial = PartialEvaluation(folder / FOLDER, settings, before_save=writer.wait)
     done = _resume(cfg, partial, writer, len(dataset))
     loader, places = shard_loader(cfg, dataset, done)
     place = iter(places)
@@ -132,6 +159,7 @@ def run_test(
         try:
             count_samples(predictor, _tracked(cfg, loader), evaluator, on_image=on_image, score_side=writer.grid_side)
         finally:
+            writer.wait()
             partial.save(evaluator)
     distributed.barrier()
     if distributed.is_main():

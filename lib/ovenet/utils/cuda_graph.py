@@ -1,0 +1,223 @@
+"""Functions of fixed-size tensors as CUDA graphs: captured once, then launched as a whole.
+
+A graph repeats the kernels of its capture on the same memory. What the function reads of Python, a factor say, is
+frozen in it; what it keeps from one call to the next must not be made during the capture.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ovenet.utils.logging import get_logger
+
+T = TypeVar("T")
+_NUM_WARMUP = 3  # kernels are compiled and chosen, tables made, workspaces taken
+_MAX_GRAPHS = 4
+_streams: dict[int, torch.cuda.Stream] = {}
+_pools: dict[int, Any] = {}
+
+
+class Graph(Protocol):
+    """What is captured once and replayed."""
+
+    def capture(self, function: Callable[[], T]) -> T:
+        """Records what the function launches, without doing it; its result has values after `replay` alone.
+
+        Raises:
+            Exception: it cannot be captured; nothing was done and nothing is left of the attempt.
+        """
+
+    def replay(self) -> None:
+        """Does what was recorded, on the same memory."""
+
+
+class CudaGraph:
+    """A `Graph` on a card. All of a process share their memory: a result is read before another graph is replayed.
+
+    Args:
+        device: with its index.
+    """
+
+    def __init__(self, device: torch.device):
+        self._index = _index(device)
+        self._graph = torch.cuda.CUDAGraph()
+        self._pool = _pools.setdefault(self._index, torch.cuda.graph_pool_handle())
+
+    def capture(self, function: Callable[[], T]) -> T:
+        """See `Graph.capture`.
+
+        Other threads, those that pin memory for the loader or watch over NCCL, go on with calls that a capture
+        forbids, so only those of this thread count.
+        """
+        outer = torch.cuda.current_stream(self._index)
+        generator = torch.cuda.default_generators[self._index]
+        before = generator.clone_state()
+        try:
+            with torch.cuda.graph(
+                self._graph,
+                pool=self._pool,
+                stream=_stream(self._index),
+                capture_error_mode="thread_local",
+            ):
+                return function()
+        except Exception:
+            torch.cuda.set_stream(outer)  # torch stays on the other one if it cannot end the capture
+            generator.graphsafe_set_state(before)  # the old state counts on for a graph that will never be
+            self._give_memory_back()
+            raise
+
+    def _give_memory_back(self) -> None:
+        """What torch does at the end of a capture, if that failed: it would never free memory of the pool again."""
+        _pools.pop(self._index, None)  # graphs that were captured before keep theirs
+        for end in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # since torch 2.8; before
+            if hasattr(torch._C, end):
+                with suppress(RuntimeError):  # had been ended
+                    getattr(torch._C, end)(self._index, self._pool)
+                    torch._C._cuda_releasePool(self._index, self._pool)
+                break
+        with suppress(RuntimeError):
+            self._graph.reset()
+
+    def replay(self) -> None:
+        """See `Graph.replay`; on the current stream."""
+        self._graph.replay()
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """Work on the stream on which graphs are captured, after what was launched before and before what comes after.
+
+    autograd adds up a gradient on the stream on which it first did, so what is to be captured runs here from the start.
+    Nothing changes on other devices.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    inner, outer = _stream(_index(device)), torch.cuda.current_stream(device)
+    inner.wait_stream(outer)
+    with torch.cuda.stream(inner):
+        yield
+    outer.wait_stream(inner)
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _stream(index: int) -> torch.cuda.Stream:
+    if index not in _streams:
+        _streams[index] = torch.cuda.Stream(index)
+    return _streams[index]
+
+
+@dataclass(frozen=True)
+class _Captured(Generic[T]):
+    inputs: list[Tensor]
+    graph: Graph
+    result: T
+
+
+class GraphedFunction(Generic[T]):
+    """A function that runs eagerly at first, then as one graph for each size of its arguments.
+
+    Args:
+        function: of tensors on `device`; gives tensors in any structure. It must not wait for the device.
+        device: where it runs.
+        name: of what it does, for the log: ``the step``.
+        switch: setting that ends the attempts: ``TRAIN.CUDA_GRAPH off``.
+        num_warmup: eager calls of a size before its capture.
+        max_graphs: sizes beyond them stay eager.
+        agreed: whether a capture that went well here did so on all processes; called after each attempt.
+        new_graph: makes an empty `Graph`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., T],
+        device: torch.device,
+        *,
+        name: str,
+        switch: str,
+        num_warmup: int = _NUM_WARMUP,
+        max_graphs: int = _MAX_GRAPHS,
+        agreed: Callable[[bool], bool] = bool,
+        new_graph: Callable[[torch.device], Graph] = CudaGraph,
+    ):
+        self.function, self.device = function, device
+        self.name, self.switch = name, switch
+        self.num_warmup, self.max_graphs = num_warmup, max_graphs
+        self._agreed, self._new_graph = agreed, new_graph
+        self._num_calls: dict[Hashable, int] = {}
+        self._captured: dict[Hashable, _Captured[T]] = {}
+        self._is_given_up = False
+
+    @property
+    def num_graphs(self) -> int:
+        """Captured so far."""
+        return len(self._captured)
+
+    def __call__(self, *arguments: Tensor, key: Hashable = None) -> T:
+        """The function's result, which the next call overwrites.
+
+        Args:
+            arguments: on any device; copied without waiting if they lie in page-locked memory.
+            key: what else the kernels depend on, such as the mode of a model.
+        """
+        signature = (key, *((x.shape, x.dtype, x.stride()) for x in arguments))
+        if signature not in self._captured:
+            calls = self._num_calls[signature] = self._num_calls.get(signature, 0) + 1
+            if self._is_given_up or calls <= self.num_warmup or self.num_graphs >= self.max_graphs:
+                return self.eagerly(*arguments)
+            captured = self._capture(arguments)
+            if captured is None:
+                return self.eagerly(*arguments)
+            self._captured[signature] = captured
+        captured = self._captured[signature]
+        for own, given in zip(captured.inputs, arguments, strict=True):
+            own.copy_(given, non_blocking=True)
+        captured.graph.replay()
+        return captured.result
+
+    def eagerly(self, *arguments: Tensor) -> T:
+        """The function's result, without a graph."""
+        with aside(self.device):
+            return self.function(*(x.to(self.device, non_blocking=True) for x in arguments))
+
+    def give_up(self, cause: str) -> None:
+        """Ends all attempts and forgets the graphs; said once."""
+        if not self._is_given_up:
+            get_logger().warning("%s runs eagerly: %s; %s silences this", self.name, cause, self.switch)
+        self._is_given_up = True
+        self._captured.clear()
+
+    def _capture(self, arguments: Sequence[Tensor]) -> _Captured[T] | None:
+        """The arguments' own copies, which every replay reads, and the graph; None if it cannot be captured."""
+        inputs = [torch.empty_like(x, device=self.device) for x in arguments]
+        graph = self._new_graph(self.device)
+        result, cause = None, ""
+        try:
+            result = graph.capture(lambda: self.function(*inputs))
+        except Exception as error:  # whatever CUDA, a library or the function say
+            cause = _first_cause(error)
+        if self._agreed(not cause):
+            return _Captured(inputs, graph, result)
+        result = None
+        gc.collect()  # the error holds what was made for the graph, in circles
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.give_up(cause or "another process could not capture it")
+        return None
+
+
+def _first_cause(error: BaseException) -> str:
+    """In one line; a capture that is broken fails once more when it is ended."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
