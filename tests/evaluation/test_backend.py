@@ -103,9 +103,10 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         name = function.__name__.split(".")[0]
-        tensors = [x for x in (*args, result) if isinstance(x, torch.Tensor)]
-        if (name not in self.VIEWS and not (tensors and result is tensors[0])) or name.endswith("_"):
-            self.found.append((name, {x.device.type for x in tensors}))
+        given = [x for x in args if isinstance(x, torch.Tensor)]
+        is_same = bool(given) and result is given[0] and not name.endswith("_")  # a conversion to what it is
+        if name not in self.VIEWS and not is_same:
+            self.found.append((name, {x.device.type for x in (*given, result) if isinstance(x, torch.Tensor)}))
         return result
 
 

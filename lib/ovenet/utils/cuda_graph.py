@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -57,33 +57,37 @@ class CudaGraph:
         forbids, so only those of this thread count.
         """
         outer = torch.cuda.current_stream(self._index)
-        generator = torch.cuda.default_generators[self._index]
-        before = generator.clone_state()
         try:
-            with torch.cuda.graph(
-                self._graph,
-                pool=self._pool,
-                stream=_stream(self._index),
-                capture_error_mode="thread_local",
-            ):
+            with self._capturing(self._graph, self._pool):
                 return function()
         except Exception:
             torch.cuda.set_stream(outer)  # torch stays on the other one if it cannot end the capture
-            generator.graphsafe_set_state(before)  # the old state counts on for a graph that will never be
             self._give_memory_back()
+            self._free_generator()
+            torch.cuda.set_stream(outer)
             raise
+
+    def _capturing(self, graph: torch.cuda.CUDAGraph, pool: Any) -> AbstractContextManager[None]:
+        return torch.cuda.graph(graph, pool=pool, stream=_stream(self._index), capture_error_mode="thread_local")
 
     def _give_memory_back(self) -> None:
         """What torch does at the end of a capture, if that failed: it would never free memory of the pool again."""
         _pools.pop(self._index, None)  # graphs that were captured before keep theirs
+        with suppress(RuntimeError):
+            self._graph.reset()  # the newest torch does it all here
         for end in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # since torch 2.8; before
             if hasattr(torch._C, end):
                 with suppress(RuntimeError):  # had been ended
                     getattr(torch._C, end)(self._index, self._pool)
                     torch._C._cuda_releasePool(self._index, self._pool)
                 break
-        with suppress(RuntimeError):
-            self._graph.reset()
+
+    def _free_generator(self) -> None:
+        """Until the end of a capture the random generator refuses eager work, and older torch leaves it so if that
+        end fails; the end of any other capture frees it. Its state, which other graphs share, stays as it is.
+        """
+        with suppress(RuntimeError), self._capturing(torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()):
+            torch.zeros(1, device=torch.device("cuda", self._index))
 
     def replay(self) -> None:
         """See `Graph.replay`; on the current stream."""
@@ -199,7 +203,7 @@ class GraphedFunction(Generic[T]):
 
     def _capture(self, arguments: Sequence[Tensor]) -> _Captured[T] | None:
         """The arguments' own copies, which every replay reads, and the graph; None if it cannot be captured."""
-        inputs = [torch.empty_like(x, device=self.device) for x in arguments]
+        inputs = [torch.empty_like(x, device=self.device).copy_(x, non_blocking=True) for x in arguments]
         graph = self._new_graph(self.device)
         result, cause = None, ""
         try:
