@@ -18,8 +18,10 @@ from ovenet.deployment import ConvertedNetwork, FileNetwork, choose_runtime, is_
 from ovenet.deployment.formats import read_about
 from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.errors import UserError
+from ovenet.evaluation.forward import AUTOCAST
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.models import Segmentor
+from ovenet.models.cast_weights import cast_weights
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
@@ -125,6 +127,8 @@ def inference_model(model: Segmentor, cfg: CfgNode, device: torch.device) -> nn.
     if runtime != "torch":
         return ConvertedNetwork(model, runtime, output_index=cfg.TEST.OUTPUT_INDEX, precision=cfg.TEST.PRECISION)
     model = model.to(device, memory_format=torch.channels_last).eval()
+    if device.type == "cuda" and cfg.TEST.PRECISION in AUTOCAST:
+        cast_weights(model, AUTOCAST[cfg.TEST.PRECISION])
     if device.type == "cuda" and cfg.TEST.CUDA_GRAPH == "auto" and cfg.TEST.COMPILE in _OWN_GRAPHS:
         get_logger().info("TEST.CUDA_GRAPH: off, as TEST.COMPILE %s makes graphs of its own", cfg.TEST.COMPILE)
     return model if cfg.TEST.COMPILE == "none" else torch.compile(model, mode=cfg.TEST.COMPILE)

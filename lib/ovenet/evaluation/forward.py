@@ -21,7 +21,7 @@ FIELD = f"{VECTOR}field: "  # other displacements (x, y), by title
 SWITCH = "TEST.CUDA_GRAPH off"
 MAX_GRAPHS = 16  # sizes beyond them run eagerly
 _NUM_EAGER = 2  # runs of a size before it is captured: images of ever-changing sizes never are
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Forward:
@@ -56,7 +56,7 @@ class Forward:
         self.model, self.device = model, device
         self.flip, self.flip_pairs, self.output_index = flip, tuple(flip_pairs), output_index
         self.kind: ScoreKind = "logits"
-        self._dtype, self._tf32 = _AUTOCAST.get(precision), allow_tf32
+        self._dtype, self._tf32 = AUTOCAST.get(precision), allow_tf32
         self._new_graph = new_graph
         self._has_fields = any(isinstance(module, Displacement) for module in model.modules())
         self._graphed: dict[tuple[object, ...], GraphedFunction[dict[str, Tensor]]] = {}
