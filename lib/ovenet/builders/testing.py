@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +28,10 @@ from ovenet.report.gallery import picture_data, picture_path, picture_sides, sav
 from ovenet.report.runs import RECORDS
 from ovenet.structures import Sample
 from ovenet.utils import distributed
-from ovenet.utils.environment import num_cores
+from ovenet.utils.behind import Behind
 from ovenet.utils.logging import get_logger
 
 NUM_PICTURE_ROWS = 4
-_MAX_THREADS = 4  # encode PNGs
-_FILES_PER_THREAD = 2  # that may wait, with their images
 
 
 class ImageWriter:
@@ -53,10 +49,7 @@ class ImageWriter:
         self.saves_predictions = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
         self.photo_side, self.grid_side = picture_sides(len(dataset)) if cfg.TEST.REPORT else (0, 0)
         self._num_rows_left = NUM_PICTURE_ROWS if distributed.is_main() else 0
-        num_threads = min(_MAX_THREADS, num_cores())
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="files")
-        self._max_waiting = _FILES_PER_THREAD * num_threads
-        self._waiting: deque[Future[None]] = deque()
+        self._behind = Behind()
 
     def write(self, index: int, sample: Sample, prediction: Prediction) -> None:
         """Sees to one image's files; waits where too many are not written yet.
@@ -66,13 +59,14 @@ class ImageWriter:
         """
         info = self._dataset.info
         if self.saves_predictions:
-            self._behind(save_prediction, prediction.labels["fused"], sample.name, self._folder / "predictions", info)
+            folder = self._folder / "predictions"
+            self._behind.call(save_prediction, prediction.labels["fused"], sample.name, folder, info)
             if self._num_rows_left:
                 self._num_rows_left -= 1
                 row = predicted_row(self._predictor, sample, info)
-                self._behind(save_picture, row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
+                self._behind.call(save_picture, row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
         if self.grid_side:
-            self._behind(self._write_picture_data, index, sample, prediction)
+            self._behind.call(self._write_picture_data, index, sample, prediction)
 
     def wait(self) -> None:
         """Returns when all files are written.
@@ -80,13 +74,7 @@ class ImageWriter:
         Raises:
             OSError: the file system refused one.
         """
-        while self._waiting:
-            self._waiting.popleft().result()
-
-    def _behind(self, function: Callable[..., None], *arguments: Any) -> None:
-        if len(self._waiting) >= self._max_waiting:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(function, *arguments))
+        self._behind.wait()
 
     def _write_picture_data(self, index: int, sample: Sample, prediction: Prediction) -> None:
         sides = {"photo_side": self.photo_side, "grid_side": self.grid_side}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
 from ovenet.evaluation.inference import Prediction, SlidingWindowInferencer
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.structures import EvalResult, Sample
+from ovenet.utils.behind import finish_behind
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,9 @@ def count_samples(
 
         return finish
 
-    waiting: deque[Callable[[], None]] = deque()
-    for sample, scaled in _prepared(predictor, samples):
-        waiting.append(begin(sample, scaled))
-        if len(waiting) > predictor.backend.images_ahead:
-            waiting.popleft()()
-    for finish in waiting:
-        finish()
+    begun = (begin(sample, scaled) for sample, scaled in _prepared(predictor, samples))
+    for _ in finish_behind(begun, predictor.backend.images_ahead):
+        pass
 
 
 def _prepared(predictor: SlidingWindowInferencer, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[Tensor]]]:
