@@ -78,9 +78,18 @@ def test_images_of_ever_changing_sizes_are_never_captured():
     assert graphed.forward.num_graphs == MAX_GRAPHS
 
 
-def test_a_network_that_waits_runs_eagerly_and_says_so_once(caplog):
-    logging.getLogger("ovenet").propagate = True
+@pytest.fixture
+def logged():
+    """Messages of the package, whatever other tests did to its logger."""
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("ovenet").addHandler(handler)
+    yield messages
+    logging.getLogger("ovenet").removeHandler(handler)
 
+
+def test_a_network_that_waits_runs_eagerly_and_says_so_once(logged):
     class Waiting(StridedModel):
         def forward(self, images):
             return super().forward(images + 0 * images.nonzero().sum())
@@ -89,7 +98,7 @@ def test_a_network_that_waits_runs_eagerly_and_says_so_once(caplog):
     eager, graphed = predictor(model, None), predictor(model, RecordedGraph)
     for image in images(4):
         assert torch.equal(eager.predict(image).labels["fused"], graphed.predict(image).labels["fused"])
-    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    (warning,) = logged
     assert warning.startswith("the network runs eagerly: RuntimeError")
     assert "TEST.CUDA_GRAPH off" in warning
 
