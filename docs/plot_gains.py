@@ -27,16 +27,23 @@ FINISHED = [  # of a network at rest, S_i is the baseline
 TOGETHER = [
     ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
     ("OVeNet", "baseline", "fused", "OVeNet, less the baseline"),
-    ("OVeNet", "features added, no seed", "fused", "OVeNet, less a control of the same size"),
+    ("OVeNet", "features added, no seed", "fused", "OVeNet, less added features of the same size"),
 ]
 GROUPS = {  # title: sweep; what is compared with what, and with which prediction of it
     "Trained on for as long again, test split": (
         "trained_on",
         [
             ("OVeNet", "baseline", "fused", "OVeNet, less the baseline trained on"),
-            ("OVeNet", CORRECTED, "fused", "OVeNet, less a control of the same size"),
-            (CORRECTED, "baseline", "fused", "that control, less the baseline trained on"),
+            ("OVeNet", CORRECTED, "fused", "OVeNet, less corrected scores of the same size"),
+            (CORRECTED, "baseline", "fused", "corrected scores, less the baseline trained on"),
             ("OVeNet", "OVeNet", "initial", "OVeNet, S_f less S_i"),
+        ],
+    ),
+    "Trained together, 48 epochs, test split": (
+        "comparison_long",
+        [
+            *TOGETHER,
+            ("OVeNet", CORRECTED, "fused", "OVeNet, less corrected scores of the same size"),
         ],
     ),
     "Trained together, 24 epochs, test split": (

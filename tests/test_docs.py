@@ -12,6 +12,8 @@ from ovenet.losses import LOSSES, build_losses
 from ovenet.losses.functional import mean
 from ovenet.losses.targets import Targets
 from ovenet.models.registry import BACKBONES, HEADS
+from ovenet.sweep.definition import read_sweep
+from ovenet.sweep.results import result_path
 from tests.models.conformance import BackboneConformance, HeadConformance
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -91,6 +93,14 @@ def test_experiments_that_the_docs_name_exist():
             named += 1
             assert (EXPERIMENTS / f"{name}.yaml").is_file(), f"{path.name}: {name}"
     assert named > 40
+
+
+@pytest.mark.parametrize("folder", sorted((DOCS / "sweeps").iterdir()), ids=lambda folder: folder.name)
+def test_every_result_is_a_run_of_its_sweep_file(folder):
+    """A file that the settings of no run lead to is in no table, and ``tools/sweep.py`` would train its run again."""
+    sweep = read_sweep(EXPERIMENTS / f"camvid/sweeps/{folder.name.removeprefix('camvid_')}.yaml")
+    found = {result_path(folder, run) for run in sweep.runs}
+    assert sorted(folder.iterdir()) == sorted(path for path in found if path.is_file())
 
 
 LONG_NAMES = [path for path in EXPERIMENTS.rglob("*.yaml") if "# The long name of" in path.read_text()]

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,14 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from benchmarks import output, rows
+from benchmarks.card import Bench, Record
+from benchmarks.card_rows import card_ways
 from benchmarks.growth import growth
 from benchmarks.inputs import Options
 from benchmarks.measure import Case, compare, peak_bytes
+from benchmarks.workers import measure_all, serve
+from ovenet.engine.interruption import EXIT_REQUEUE
 from ovenet.errors import UserError
 from ovenet.utils.cli import run_main
 from ovenet.utils.distributed import choose_device
+from ovenet.utils.writing import write_text
 
 RESULTS, SWITCH_RESULTS, PLOT = "benchmark.json", "benchmark_switches.json", "benchmark_growth.png"
+CARD_RESULTS = "benchmark_card.json"
 NUM_FAILED = 1
 
 
@@ -31,14 +39,20 @@ def main() -> None:
     """Measures the rows asked for, prints the table, writes the files."""
     args = parse_arguments()
     options = Options(choose_device(args.device), quick=args.quick)
-    table = rows.SWITCHES if args.switches else rows.ON_CUDA if options.device.type == "cuda" else rows.ON_CPU
+    if args.serve:
+        bench = Bench(options, args.runs, args.output)
+        serve({way.title: way for way in card_ways()}, bench, lambda: output.machine(options.device))
+        return
+    if args.card or (options.device.type == "cuda" and not (args.check or args.switches or args.memory)):
+        measure_card(args)
+        return
+    table = rows.SWITCHES if args.switches else rows.LOSSES if options.device.type == "cuda" else rows.ON_CPU
     unknown = [name for name in args.rows if name not in table]
     if unknown:
         raise UserError(f"--rows {unknown[0]!r}: there is no such row on {args.device}; there are {', '.join(table)}")
     if args.busy < 0:
         raise UserError(f"--busy {args.busy}: expected a number of processes")
-    if args.runs < 2:
-        raise UserError(f"--runs {args.runs}: at least 2 are needed for a median and its spread")
+    require_runs(args.runs)
     if args.memory:
         with opened(table[args.rows[0]](options)) as case:
             print(peak_bytes(case.ours if args.memory == "ours" else case.plain, options.device))
@@ -62,6 +76,50 @@ def main() -> None:
     write(args, options, records)
 
 
+def require_runs(number: int) -> None:
+    """Refuses less than two."""
+    if number < 2:
+        raise UserError(f"--runs {number}: at least 2 are needed for a median and its spread")
+
+
+def measure_card(args: argparse.Namespace) -> None:
+    """Measures the ways of the card's rows, and writes the file after each; see `benchmarks.card`."""
+    ways = card_ways()
+    unknown = [name for name in args.rows if name not in {way.work for way in ways}]
+    if unknown:
+        names = ", ".join(dict.fromkeys(way.work for way in ways))
+        raise UserError(f"--rows {unknown[0]!r}: there is no such row for a card; there are {names}")
+    if args.busy:
+        raise UserError("--busy is for the rows of the CPU; leave it out")
+    require_runs(args.runs)
+    path = args.output / CARD_RESULTS
+    content = {"date": "", "command": [], "machine": {}, "rows": []}
+    if args.go_on and path.exists():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    content |= {"date": time.strftime("%Y-%m-%d"), "command": ["python", *sys.argv]}
+    has_failed = {(row["work"], row["way"]): "failed" in row for row in content["rows"]}
+    chosen = [way for way in ways if not args.rows or way.work in args.rows]
+    chosen = [way for way in chosen if has_failed.get((way.work, way.name), True)]
+    chosen.sort(key=lambda way: (way.work, way.name) in has_failed)  # what failed before comes last
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    def note(record: Record) -> None:
+        content["machine"] = record.pop("machine", content["machine"])
+        same = [row for row in content["rows"] if (row["work"], row["way"]) == (record["work"], record["way"])]
+        content["rows"] = [row for row in content["rows"] if row not in same] + [record]
+        write_text(path, json.dumps(content, indent=1))
+
+    command = [sys.executable, __file__, "--serve", "--device", args.device, "--runs", str(args.runs)]
+    command += ["--quick"] if args.quick else []
+    with tempfile.TemporaryDirectory() as results:
+        left = measure_all(chosen, [*command, "--output", results], args.seconds, note)
+    print(output.card_table(content["rows"]))
+    print(*(f"{name}: {value}" for name, value in content["machine"].items()), f"results: {path}", sep="\n")
+    print(*(f"not reached: {way.title}" for way in left), sep="\n")
+    print(output.card_figure(content["rows"], args.rows, len(left)))
+    sys.exit(EXIT_REQUEUE if left else NUM_FAILED if any("failed" in row for row in content["rows"]) else 0)
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -75,6 +133,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--no-growth", action="store_true", help="leave out the plot of how cost grows")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, whose numbers say nothing: does it run?")
+    parser.add_argument("--card", action="store_true", help="the rows for a card, whatever the device")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, metavar="N", help="of a card's rows: begin none later (default: all)"
+    )
+    parser.add_argument(
+        "--go-on", action="store_true", help="keep what the file has of a card's rows, measure the rest"
+    )
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)  # a process that measures them
     parser.add_argument("--memory", choices=("plain", "ours"), help=argparse.SUPPRESS)  # a process for one number
     return parser.parse_args()
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from benchmarks.hosts import ROOT, Hosts
 from ovenet import build_model, load_config
-from ovenet.commands.plan import Workload, step_time
 from ovenet.dataset_tools.synthetic import write_dataset
+from ovenet.engine.scaling import Workload, step_time
 from ovenet.errors import UserError
 from ovenet.utils.cli import run_main
 
@@ -50,7 +50,7 @@ def main() -> None:
             for compression in args.compressions:
                 measured = measure(folder, args.steps, rate, compression)
                 sent = size * (2 if compression == "bf16" else 4)
-                model = step_time(Workload(alone, 0.0, sent, 0), hosts=2, link_gbit=rate / 1000)
+                model = step_time(Workload(alone, 0.0, sent, 0), hosts=2, per_host=1, link_gbit=rate / 1000)
                 print(
                     f"| {rate:g} Mbit/s | {compression}, {sent / 1e6:.1f} MB | {measured:.2f} | {model.total_s:.2f} "
                     f"| {model.link_s:.2f} |",

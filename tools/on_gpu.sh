@@ -1,129 +1,146 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in at most 25 minutes on one card, with nothing to download:
+# Everything that needs a GPU, in two halves of four minutes on one card, each of use alone, with nothing to download:
 #
-#     bash tools/on_gpu.sh OUT [--tiny]
+#     bash tools/on_gpu.sh OUT [first|second] [--tiny]
 #
-# OUT gets a log of each part, JSON, scores and summary.txt. Each part has a time limit, and goes its way whatever the
-# others do. With CamVid under data/camvid (or in $DATA/camvid) the training runs are on it, else on drawn scenes.
+# first: tests that are marked gpu, speed of losses, training steps and inference, where a step's time goes.
+# second: resuming to the same bits, what TF32 and bf16 change in mIoU, memory as planned, a sweep on CamVid, how fast
+# crops are loaded.
+# CamVid lies under data/camvid or $DATA/camvid; without it drawn scenes take its place. Each part has a time limit,
+# goes its way whatever the others do, and leaves what it found in OUT at once: at most 8 files, summary.txt and log.txt
+# among them. Called again with the same OUT, it does what is not done: parts that failed, and what was not reached.
 # --tiny does the same on the CPU with tiny sizes, whose numbers say nothing: does it run?
 set -u
 cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { echo "usage: bash tools/on_gpu.sh OUT [--tiny]" >&2; exit 2; }
-mkdir -p "$1" || exit 2
-OUT=$(cd "$1" && pwd)
-[ -z "$(ls -A "$OUT")" ] || { echo "error: $OUT has files in it already; name another folder" >&2; exit 2; }
-TINY=${2:-}
+usage() { echo "usage: bash tools/on_gpu.sh OUT [first|second] [--tiny]" >&2; exit 2; }
+OUT='' HALVES='' TINY=''
+for word; do
+    case $word in
+        first | second) HALVES="$HALVES $word" ;;
+        --tiny) TINY=1 ;;
+        -*) usage ;;
+        *) [ -z "$OUT" ] && OUT=$word || usage ;;
+    esac
+done
+[ -n "$OUT" ] || usage
+mkdir -p "$OUT" || exit 2
+OUT=$(cd "$OUT" && pwd)
+PARTS=$OUT/parts.tsv # name, exit code, seconds, key figure
+LOG=$OUT/log.txt
+[ -e "$PARTS" ] || [ -z "$(ls -A "$OUT")" ] || { echo "error: $OUT has other files in it; name another folder" >&2; exit 2; }
 PYTHON=${PYTHON:-python}
 DATA=${DATA:-data}
-failed=0
+HALF_SECONDS=${HALF_SECONDS:-228}
+SLOWER=${TINY:+4} # times as long a CPU may take
+WORK=$(mktemp -d) # runs, weights and drawn scenes; they can be made again
+trap 'rm -rf "$WORK"' EXIT
+touch "$PARTS" "$LOG"
 
-# part NAME SECONDS COMMAND...
-part() {
-    local name=$1 limit=$2 started=$SECONDS code=0
-    shift 2
-    timeout -k 20 "$limit" "$@" > "$OUT/$name.log" 2>&1 || code=$?
-    [ "$code" = 0 ] || failed=$((failed + 1))
-    echo "$name: exit code $code, $((SECONDS - started)) s of at most $limit s" | tee -a "$OUT/summary.txt"
+# note NAME CODE SECONDS FIGURE: takes the place of what an earlier call noted
+note() {
+    { grep -v "^$1"$'\t' "$PARTS"; printf '%s\t%s\t%s\t%s\n' "$@"; } > "$PARTS.new"
+    mv "$PARTS.new" "$PARTS"
+    awk -F'\t' 'BEGIN { printf "%-12s %5s %8s  %s\n", "part", "exit", "seconds", "key figure" }
+        { printf "%-12s %5s %8s  %s\n", $1, $2, $3, $4 }' "$PARTS" > "$OUT/summary.txt"
 }
 
-if [ "$TINY" = --tiny ]; then
+# left: seconds until the half is over
+left() { echo $((END - SECONDS)); }
+
+# least SECONDS: so many, or what is left
+least() { echo $(($1 * ${SLOWER:-1} < END - SECONDS ? $1 * ${SLOWER:-1} : END - SECONDS)); }
+
+# part NAME SECONDS COMMAND...; the last line that it prints is its key figure
+part() {
+    local name=$1 limit=$2 started=$SECONDS code=0 size
+    shift 2
+    if grep -q "^$name"$'\t0\t' "$PARTS"; then echo "$name: done already"; return; fi
+    limit=$(least "$limit")
+    if [ "$limit" -lt 5 ]; then
+        echo "$name: skipped, the time is over"
+        grep -q "^$name"$'\t' "$PARTS" || note "$name" - 0 "skipped, the time was over"
+        return
+    fi
+    echo "=== $name: $*" >> "$LOG"
+    size=$(wc -c < "$LOG")
+    timeout -k 10 "$limit" "$@" >> "$LOG" 2>&1 || code=$?
+    note "$name" "$code" $((SECONDS - started)) "$(tail -c +$((size + 1)) "$LOG" | grep . | tail -n 1 | cut -c -600 | tr '\t' ' ')"
+    grep "^$name"$'\t' "$PARTS"
+}
+
+if [ -n "$TINY" ]; then
     DEVICE=cpu
-    TESTS=(--collect-only -q)
-    BENCHMARK=(--quick --runs 2 --rows counts "loss cityscapes" --no-growth)
-    # a network of a few layers, crops of 64 pixels, one epoch
-    SMALL=(MODEL.BACKBONE.NAME hrnet_w18_small_v1 TRAIN.NUM_SAMPLES 4 TRAIN.BATCH_SIZE_PER_GPU 2 TRAIN.IMAGE_SIZE 64,64
-        TRAIN.END_EPOCH 3 TRAIN.EVAL_INTERVAL 3 TEST.NUM_SAMPLES 2 TRAIN.BASE_SIZE 96 TEST.BASE_SIZE 96 WORKERS 0)
-    RUN=("${SMALL[@]}")
-    SCENES=(--train 4 --val 2 --test 2 --size 128 64)
+    TESTS=(--jobs 1 --collect-only)
+    BENCHMARK=(--quick --runs 2 --rows "loss cityscapes" "loss cityscapes ohem")
+    PROFILE=(--quick --steps 1 --warm-up 1)
+    TRAINING=(MODEL.BACKBONE.NAME hrnet_w18_small_v1 TRAIN.IMAGE_SIZE 64,64 TRAIN.BASE_SIZE 96 TEST.BASE_SIZE 96 WORKERS 0
+        TRAIN.BATCH_SIZE_PER_GPU 2 TRAIN.NUM_SAMPLES 4 TEST.NUM_SAMPLES 2)
+    RESUME=("${TRAINING[@]}" TRAIN.END_EPOCH 3 TRAIN.EVAL_INTERVAL 3)
+    SWEEP=(--seeds 1 --no-baseline)
+    LONG=("${TRAINING[@]}" TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1)
+    MEMORY=(--steps 1 "${LONG[@]}" TRAIN.NUM_SAMPLES 8)
+    FEEDING=(--quick --runs 2 --rows "crops by loading processes 1")
+    TESTING=(TEST.NUM_SAMPLES 2 WORKERS 0)
+    SCENES=(--train 8 --val 2 --test 2 --size 128 64)
 else
     DEVICE=cuda
-    TESTS=()
-    BENCHMARK=(--runs 5)
-    SMALL=(TRAIN.NUM_SAMPLES 64 TRAIN.END_EPOCH 3 TRAIN.EVAL_INTERVAL 3 TEST.NUM_SAMPLES 20)
-    RUN=(TRAIN.PRECISION bf16 TRAIN.END_EPOCH 40 TRAIN.EVAL_INTERVAL 10 WORKERS 8)
-    SCENES=(--train 200 --val 40 --test 10)
+    TESTS=(--jobs 12)
+    BENCHMARK=(--runs 7)
+    PROFILE=(TRAIN.PRECISION bf16)
+    RESUME=(--again TRAIN.PRECISION bf16 TRAIN.BATCH_SIZE_PER_GPU 4 TRAIN.NUM_SAMPLES 64 TRAIN.END_EPOCH 3
+        TRAIN.EVAL_INTERVAL 3 TEST.NUM_SAMPLES 20)
+    SWEEP=(--seeds 3)
+    LONG=(WORKERS 1 TRAIN.EVAL_INTERVAL 14)
+    MEMORY=(--steps 6 MODEL.BACKBONE.NAME hrnet_w48 MODEL.HEAD.NAME ocr TRAIN.IMAGE_SIZE 1024,512 TRAIN.BASE_SIZE 1024
+        WORKERS 8 TRAIN.BATCH_SIZE_PER_GPU 4 TRAIN.NUM_SAMPLES 96 TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1 TEST.NUM_SAMPLES 4)
+    FEEDING=(--runs 3 --rows "crops by loading processes 16")
+    TESTING=(WORKERS 8)
+    SCENES=(--train 64 --val 24 --test 4)
 fi
 
-if [ -d "$DATA/camvid" ]; then
-    LIST=list/camvid/test.lst
-    BASE=$PWD/experiments/_base_/camvid.yaml
-    SIZES="TRAIN: {IMAGE_SIZE: [360, 360], BASE_SIZE: 480}
-TEST: {BASE_SIZE: 480}"
-else
-    LIST=list/synthetic/val.lst  # labels of its test split are kept back
-    BASE=$PWD/experiments/_base_/synthetic.yaml
-    SIZES=
-    DATA=$OUT/data
-    part data 300 "$PYTHON" tools/prepare_data.py synthetic --root "$DATA" "${SCENES[@]}"
-fi
-cat > "$OUT/baseline.yaml" << YAML
-_BASE_: $BASE
-MODEL:
-  BACKBONE: {NAME: hrnet_w48}
-$SIZES
-YAML
-cat > "$OUT/ovenet.yaml" << 'YAML'
-_BASE_: baseline.yaml
-MODEL:
-  SEED: {NAME: fork}
-YAML
-cat > "$OUT/sweep.yaml" << YAML
-CFG: baseline.yaml
-TEST: {DATASET.TEST_SET: $LIST}
-RUNS:
-  HRNet-W48: {}
-  OVeNet-HRNet-W48: {CFG: ovenet.yaml}
-YAML
-COMMON=(DATASET.ROOT "$DATA" DEVICE "$DEVICE")
-
-part environment 60 "$PYTHON" -c "
+first() {
+    part environment 20 "$PYTHON" -c "
 import json, sys
 sys.path.insert(0, 'lib')
 from pathlib import Path
 from ovenet.utils.environment import describe_environment
-print(json.dumps(describe_environment(Path('.')), indent=1))"
-command -v nvidia-smi > /dev/null && part card 30 nvidia-smi
+found = describe_environment(Path('.'))
+print(json.dumps(found, indent=1))
+print(f\"torch {found['packages']['torch']} on {found['devices'] or 'the CPU'}, commit {found['git']['commit']}\")"
+    command -v nvidia-smi > /dev/null && part card 15 nvidia-smi
+    part tests 80 "$PYTHON" tools/gpu/tests.py "${TESTS[@]}" --seconds 70
+    part profile 25 "$PYTHON" tools/benchmark_profile.py --device "$DEVICE" --output "$OUT/profile.json" "${PROFILE[@]}"
+    part speed "$(left)" "$PYTHON" tools/benchmark.py --device "$DEVICE" --card --go-on "${BENCHMARK[@]}" \
+        --seconds "$(($(left) - 14))" --output "$OUT"
+}
 
-# the Triton kernels against the plain loss, a training, the device's steps: all tests that are marked so
-part tests 240 "$PYTHON" -m pytest -m gpu -p no:cacheprovider "${TESTS[@]}"
+second() {
+    local cfg list model
+    if [ -d "$DATA/camvid" ]; then
+        cfg=experiments/camvid/ovenet_hrnet_w18_small_v2.yaml list=list/camvid/test.lst model=camvid-lite0
+    else # labels of the scenes' test split are kept back
+        cfg=experiments/synthetic/ovenet_hrnet_w18_small_v2.yaml list=list/synthetic/val.lst model=scenes-lite0
+        DATA=$WORK/data
+        timeout 120 "$PYTHON" tools/prepare_data.py synthetic --root "$DATA" "${SCENES[@]}" >> "$LOG" 2>&1
+    fi
+    local given=(DATASET.ROOT "$DATA" DEVICE "$DEVICE")
+    part resume 75 "$PYTHON" tools/gpu/resume.py --cfg "$cfg" --work "$WORK/resume" "${RESUME[@]}" "${given[@]}"
+    part accuracy 40 "$PYTHON" tools/gpu/accuracy.py "$model" "${given[@]}" DATASET.TEST_SET "$list" "${TESTING[@]}"
+    local memory=("$PYTHON" tools/gpu/memory.py --cfg "$cfg" --work "$WORK/memory")
+    part memory 60 "${memory[@]}" --only bf16 "${MEMORY[@]}" "${given[@]}"
+    part sweep 130 "$PYTHON" tools/gpu/sweep.py --cfg "$cfg" --list "$list" "${SWEEP[@]}" --work "$WORK/sweep" \
+        --seconds "$(($(least 130) - 25))" --pack "$OUT/sweep.tar.gz" "${given[@]}" "${LONG[@]}"
+    part feeding 60 bash -c '"$@" > "$0" 2>&1; code=$?; cat "$0"; grep images/s "$0"; exit $code' "$WORK/feeding.log" \
+        "$PYTHON" tools/benchmark.py --device cpu --no-memory --no-growth --output "$OUT" "${FEEDING[@]}"
+    [ -n "$TINY" ] || part memory_tf32 "$(left)" "${memory[@]}" --only TF32 "${MEMORY[@]}" "${given[@]}"
+}
 
-# resume: cut off in the middle and gone on with, the same bits as a whole run
-SAME=("${SMALL[@]}" "${COMMON[@]}" CUDNN.DETERMINISTIC True CUDNN.BENCHMARK False TRAIN.TF32 False WORKERS 0)
-part resume_whole 120 "$PYTHON" tools/train.py --cfg "$OUT/ovenet.yaml" "${SAME[@]}" OUTPUT_DIR "$OUT/whole"
-part resume_cut 180 "$PYTHON" - "$OUT" "${SAME[@]}" << 'PY'
-import signal, subprocess, sys, time
-from pathlib import Path
-
-out, settings = Path(sys.argv[1]), sys.argv[2:]
-command = [sys.executable, "tools/train.py", "--cfg", str(out / "ovenet.yaml"), *settings, "OUTPUT_DIR", str(out / "cut")]
-process = subprocess.Popen(command + ["TRAIN.CHECKPOINT_EVERY", "1"])
-while not list((out / "cut").rglob("checkpoint.pth")) and process.poll() is None:
-    time.sleep(0.05)
-process.send_signal(signal.SIGTERM)
-assert process.wait() == 75, "it ended before it could be cut off"
-subprocess.run([*command, "TRAIN.RESUME", "True"], check=True)
-PY
-part resume_bits 60 "$PYTHON" - "$OUT" << 'PY'
-import sys
-from pathlib import Path
-
-import torch
-
-files = [next((Path(sys.argv[1]) / name).rglob("final_state.pth")) for name in ("whole", "cut")]
-whole, cut = (torch.load(path, weights_only=True, map_location="cpu")["model"] for path in files)
-other = [name for name in whole if not torch.equal(whole[name], cut[name])]
-print(f"{len(whole) - len(other)} of {len(whole)} tensors have the same bits; others: {other[:5]}")
-sys.exit(bool(other))
-PY
-
-part benchmark 540 "$PYTHON" tools/benchmark.py --device "$DEVICE" "${BENCHMARK[@]}" --output "$OUT/benchmark"
-
-# OVeNet-HRNet-W48 against its baseline, from scratch, one after the other
-part runs 480 "$PYTHON" tools/sweep.py "$OUT/sweep.yaml" --results "$OUT/results" --jobs 1 \
-    "${COMMON[@]}" "${RUN[@]}" OUTPUT_DIR "$OUT/output"
-
-# weights and drawn scenes are large and can be made again; scores and logs stay
-find "$OUT" \( -name '*.pth' -o -name 'events.out.*' \) -delete
-[ "$DATA" != "$OUT/data" ] || rm -rf "$OUT/data"
-echo "$failed part(s) failed; results in $OUT" | tee -a "$OUT/summary.txt"
+for half in ${HALVES:-first second}; do
+    END=$((SECONDS + HALF_SECONDS * ${SLOWER:-1}))
+    "$half"
+done
+if [ "$(wc -c < "$LOG")" -gt 8000000 ]; then tail -c 8000000 "$LOG" > "$LOG.new" && mv "$LOG.new" "$LOG"; fi
+failed=$(awk -F'\t' '$2 != "0"' "$PARTS" | wc -l)
+cat "$OUT/summary.txt"
+echo "$failed part(s) failed or not done; results in $OUT" | tee -a "$OUT/summary.txt"
 [ "$failed" = 0 ]

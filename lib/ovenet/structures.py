@@ -5,6 +5,7 @@ Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -44,12 +45,14 @@ class Sample:
         labels: ``(H, W)`` int16 train ids, the ignore id included; None where the list names no label.
         name: the image's path relative to its dataset's folder.
         problem: why another sample was to be here but could not be read; "" for nothing.
+        changes: ``(N,)`` float32, what is still to be done to it, see `ovenet.data.augmentation`; None is nothing.
     """
 
     image: np.ndarray
     labels: np.ndarray | None
     name: str
     problem: str = ""
+    changes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,40 @@ class Batch:
     """Samples of one size, stacked.
 
     Attributes:
-        images: ``(B, 3, H, W)`` uint8 RGB, channels last in memory; normalised on the device, see
-            `ovenet.data.transforms.normalize_images`.
+        images: ``(B, 3, H, W)`` uint8 RGB, channels last in memory; augmented and normalised on the device, see
+            `ovenet.data.augmentation.prepared`.
         labels: ``(B, H, W)`` int16 train ids.
         names: the image paths, ``B`` of them.
         problems: why samples that were to be here could not be read.
+        changes: ``(B, N)`` float32, what is still to be done to each sample; None is nothing.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    changes: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; torch's loader calls this method."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        return self._mapped(lambda tensor: tensor.pin_memory())
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Images, labels, and changes if there are any."""
+        return [self.images, self.labels, *(() if self.changes is None else (self.changes,))]
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor]) -> list[Batch]:
+        """Nameless batches from their `tensors` in a row; images, of four dimensions, begin the next one."""
+        starts = [index for index, tensor in enumerate(tensors) if tensor.ndim == 4]
+        ends = [*starts[1:], len(tensors)]
+        parts = [tensors[start:end] for start, end in zip(starts, ends, strict=True)]
+        return [cls(part[0], part[1], (), changes=part[2] if len(part) > 2 else None) for part in parts]
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        changes = None if self.changes is None else change(self.changes)
+        return replace(self, images=change(self.images), labels=change(self.labels), changes=changes)
 
 
 @dataclass(frozen=True)

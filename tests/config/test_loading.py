@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.conftest import tiny_settings
 
 from ovenet.config import default_config, load_config
 from ovenet.config.compat import INERT_KEYS, TRANSLATED
@@ -311,3 +312,13 @@ def test_experiments_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch
         assert load_config(name).SEED == 77  # what is there goes before what comes along
     with pytest.raises(UserError, match="camvid/no_such"):
         load_config("camvid/no_such")
+
+
+def test_off_may_be_written_without_quotes(write_config):
+    settings = tiny_settings()
+    settings["TRAIN"]["CUDA_GRAPH"] = False  # what YAML makes of off
+    assert load_config(write_config(settings)).TRAIN.CUDA_GRAPH == "off"
+    assert load_config(write_config(tiny_settings()), ["TRAIN.CUDA_GRAPH", "off"]).TRAIN.CUDA_GRAPH == "off"
+    settings["TRAIN"]["CUDA_GRAPH"] = True
+    with pytest.raises(UserError, match=r"TRAIN\.CUDA_GRAPH is 'on'; expected one of auto, off"):
+        load_config(write_config(settings))

@@ -259,3 +259,48 @@ def test_processes_that_do_not_meet_say_why_on_one_line(environment, parts):
     assert "Traceback" not in done.stderr
     for part in parts:
         assert part in line
+
+
+class _RefusedOnOne:
+    """A capture that fails on process 1, and would go well on process 0."""
+
+    def __init__(self, device):
+        pass
+
+    def capture(self, function):
+        if dist.get_rank() == 1:
+            raise RuntimeError("out of memory")
+        return [], []
+
+    def replay(self):
+        raise AssertionError("process 1 has no graph")
+
+
+def _steps_with_a_refused_capture(rank, port, config, run_dir, results):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    step = make_trainer(load_config(config), run_dir).step
+    step._has_graphs = True
+    step._graphed.num_warmup, step._graphed._new_graph = 2, _RefusedOnOne
+    step.model.train()
+    losses = []
+    for number in range(5):
+        generator = torch.Generator().manual_seed(10 * number + rank)
+        images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 11, (2, 32, 32), generator=generator)
+        losses.append(step([Batch(images, labels, ("a", "b"))]).loss.total.item())
+    total = sum(p.detach().double().abs().sum() for p in step.model.parameters())
+    torch.save({"losses": losses, "total": total, "graphs": step._graphed.num_graphs}, f"{results}/{rank}.pth")
+    dist.barrier()
+
+
+def test_a_capture_that_fails_on_one_process_is_used_by_none(tmp_path, tiny_cfg):
+    config = tmp_path / "config.yaml"
+    config.write_text(tiny_cfg("TRAIN.LR", 0.05).dump())
+    mp.spawn(_steps_with_a_refused_capture, (free_port(), config, tmp_path / "run", tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    assert first["graphs"] == second["graphs"] == 0
+    assert first["total"] == second["total"]
+    assert all(map(math.isfinite, first["losses"] + second["losses"]))
+    assert len(first["losses"]) == 5

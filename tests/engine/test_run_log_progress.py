@@ -73,3 +73,14 @@ def test_waiting_is_told_from_working():
     assert 0.35 < clock.waiting_share < 0.6
     assert "data-bound: raise WORKERS" in str(clock)
     assert "compute-bound" in str(WaitingClock())
+
+
+def test_the_share_of_the_peak_is_told_where_it_is_known(tmp_path):
+    configure_logging(file=tmp_path / "train.log")
+    summary = {"loss": 1.5, "images_per_second": 2.0}
+    with Progress("epoch 1/1", 2, enabled=True) as progress:
+        progress.report(1, summary, 0.01, later_steps=0)
+        progress.report(2, {**summary, "mfu": 0.4567}, 0.01, later_steps=0)
+    plain, told = (tmp_path / "train.log").read_text().splitlines()
+    assert "2.0 images/s, ETA" in plain
+    assert "2.0 images/s, 45.7% of the peak, ETA" in told

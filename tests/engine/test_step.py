@@ -1,6 +1,8 @@
 """A step: precision, accumulation, clipping, averaged weights, and what must not happen."""
 
 import copy
+import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from ovenet.builders import build_criterion, build_model, build_optimizer, build
 from ovenet.config import load_config
 from ovenet.data.transforms import normalize_images
 from ovenet.engine.trainer import Phase
+from ovenet.models.block_compilation import compile_blocks
 from ovenet.structures import Batch
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -170,14 +173,18 @@ def test_a_step_never_waits_for_the_device(tiny_cfg, name):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("graph", ["auto", "off"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_step_on_cuda_never_waits(tiny_cfg, precision):
-    cfg = tiny_cfg("TRAIN.EMA", 0.9, "TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, "TRAIN.PRECISION", precision)
+def test_a_step_on_cuda_never_waits(tiny_cfg, precision, graph):
+    extra = ("TRAIN.PRECISION", precision, "TRAIN.CUDA_GRAPH", graph)
+    cfg = tiny_cfg("TRAIN.EMA", 0.9, "TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, *extra)
     device = torch.device("cuda")
     step = build_train_step(build_model(cfg).to(device), cfg, device, [Phase(range(25), None, 2)])
     step.model.train()
     batches = [Batch(b.images.pin_memory(), b.labels.pin_memory(), b.names) for b in map(batch_of, range(3))]
-    assert step(batches[:1]).loss is not None  # tables are made, kernels compiled
+    for _ in range(4 if graph == "auto" else 1):
+        assert step(batches[:1]).loss is not None  # tables are made, kernels compiled, graphs captured
+    assert step._graphed.num_graphs == (graph == "auto")
     torch.cuda.set_sync_debug_mode("error")
     try:
         results = [step([batch]) for batch in batches[1:]]
@@ -295,3 +302,51 @@ def test_recomputing_needs_less_memory():
         return total
 
     assert saved_bytes(True) < 0.5 * saved_bytes(False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_compiled_blocks_train_as_eager_ones(tiny_cfg, monkeypatch, checkpointed):
+    """Without the compiler itself, which takes minutes for shapes that nobody trains."""
+    monkeypatch.setattr("ovenet.engine.step.compile_blocks", partial(compile_blocks, backend="aot_eager"))
+    monkeypatch.setattr("ovenet.engine.step.compiler_problem", lambda device: "")
+    extra = ("TRAIN.EMA", 0.5, "TRAIN.LR", 0.01, "TRAIN.CHECKPOINT_ACTIVATIONS", checkpointed)
+    eager, compiled = make_step(tiny_cfg, *extra), make_step(tiny_cfg, *extra, "TRAIN.COMPILE", "blocks")
+    for step in (eager, compiled):
+        step.model.train()
+    for seed in range(3):
+        expected, loss = (step([batch_of(seed)]).loss.total for step in (eager, compiled))
+        torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-4)
+    theirs = eager.ema.state_dict()
+    for name, value in compiled.ema.state_dict().items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-2, atol=1e-3)
+
+
+def test_compiling_blocks_where_there_are_none_is_told(tiny_cfg, caplog, monkeypatch):
+    logging.getLogger("ovenet").propagate = True
+    monkeypatch.setattr("ovenet.engine.step.compile_blocks", lambda model: 0)
+    monkeypatch.setattr("ovenet.engine.step.compiler_problem", lambda device: "")
+    make_step(tiny_cfg, "TRAIN.COMPILE", "blocks")
+    assert "TRAIN.COMPILE is blocks, but they run as with none: the network has no two alike" in caplog.text
+
+
+def test_the_average_is_updated_without_a_look_at_the_device(tiny_cfg):
+    step = make_step(tiny_cfg, "TRAIN.EMA", 0.9)
+    step([batch_of(0)])
+    is_bad = torch.tensor(False)
+
+    class Names(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.found = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.found.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Names() as names:
+        step.ema.update(is_bad)
+    assert "_foreach_add_" in names.found
+    assert not names.found & {"_to_copy", "_local_scalar_dense", "is_nonzero", "copy_"}
+    assert step.ema.n_averaged.device.type == "cpu"
+    assert step.ema.n_averaged == 2

@@ -422,3 +422,11 @@ def test_momenta_follow_their_parameters_into_other_groups(cfg, tiny_cfg, tmp_pa
     for name, parameter in other.model.named_parameters():
         before = first.step.optimizer.state[first.model.get_parameter(name)]["momentum_buffer"]
         assert torch.equal(other.step.optimizer.state[parameter]["momentum_buffer"], before), name
+
+
+def test_the_share_of_the_peak_is_logged_where_it_is_known(cfg, tmp_path):
+    make_trainer(cfg, tmp_path / "run", end_epoch=1, peak_images_per_second=50.0).fit()
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["kind"] == "train"]
+    assert train
+    assert all(line["mfu"] == pytest.approx(line["images_per_second"] / 50) for line in train)

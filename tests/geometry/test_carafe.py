@@ -34,12 +34,6 @@ def test_all_weight_on_the_middle_is_the_nearest_pixel():
     assert torch.equal(reassemble(features, weights, scale=2), F.interpolate(features, scale_factor=2))
 
 
-def test_gradients():
-    features = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    weights = torch.randn(1, 9, 6, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda f, w: reassemble(f, w, scale=2), (features, weights))
-
-
 def test_it_holds_no_copy_of_the_features_for_each_tap():
     """Results of all taps are as large as 25 maps; what is kept for the gradient are views of the padded map."""
     features = torch.randn(1, 64, 16, 16, requires_grad=True)
@@ -53,3 +47,13 @@ def test_it_holds_no_copy_of_the_features_for_each_tap():
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         out = reassemble(features, weights, scale=2)
     assert sum(storages.values()) < 2 * out.numel() * out.element_size()
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("padding_mode", ["constant", "replicate"])
+def test_gradients_are_those_of_differences(scale, padding_mode):
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 9, 4 * scale, 5 * scale, dtype=torch.float64, requires_grad=True)
+    for inputs in ((features, weights), (features.detach(), weights), (features, weights.detach())):
+        assert torch.autograd.gradcheck(lambda f, w: reassemble(f, w, scale=scale, padding_mode=padding_mode), inputs)

@@ -48,9 +48,3 @@ def test_every_row_runs(run_tool, tmp_path):
     done = run_tool("benchmark", "--quick", "--runs", 2, "--no-memory", "--output", tmp_path, "--device", "cpu")
     assert done.code == 0, done.err
     assert (tmp_path / "benchmark_growth.png").stat().st_size > 10_000
-
-
-@pytest.mark.gpu
-def test_every_row_runs_on_cuda(run_tool, tmp_path):
-    done = run_tool("benchmark", "--quick", "--runs", 2, "--output", tmp_path, "--device", "cuda")
-    assert done.code == 0, done.err

@@ -1,5 +1,6 @@
 """tools/plan.py: real steps measured in processes of their own."""
 
+import json
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def test_what_a_training_costs_is_told(run_process, config):
     assert done.returncode == 0, done.stderr
     about_others = ("other processes use", "is what the model costs")
     lines = [line for line in done.stdout.splitlines() if not any(text in line for text in about_others)]
-    network, first, speed, waiting, eta = lines
+    network, first, speed, waiting, eta, feeding, *_ = lines
     parameters = sum(p.numel() for p in build_model(load_config(config)).parameters())
     assert re.fullmatch(rf"{parameters / 1e6:.2f} million parameters, [\d.]+ GMAC for a crop of \d+x\d+", network)
     used, limit = map(float, re.search(r"([\d.]+) of ([\d.]+) GiB|$", first.replace(" GiB of", " of")).groups())
@@ -32,7 +33,27 @@ def test_what_a_training_costs_is_told(run_process, config):
     assert "s a step" in speed
     assert "on 2 process(es)" in speed
     assert "waiting for data" in waiting
+    decoded, cached = map(int, re.search(r"need (\d+) loading process.*disk or ram (\d+), at", feeding).groups())
+    assert decoded >= cached >= 1
+    assert f"for each of 2 processes, of this machine's {num_cores()} core(s)" in feeding
     assert eta.startswith("ETA of all 30 steps")  # 3 an epoch, 20 epochs, two processes
+
+
+@pytest.mark.gpu
+def test_the_memory_of_a_card_is_that_of_a_training(run_process, config, tmp_path):
+    """Of a network large enough that the allocator's rounding does not count."""
+    settings = ("MODEL.BACKBONE.NAME", "hrnet_w18_small_v2", "TRAIN.IMAGE_SIZE", "512,512", "TRAIN.BASE_SIZE", 512)
+    settings += ("TRAIN.END_EPOCH", 8, "TRAIN.EVAL_INTERVAL", 8, "OUTPUT_DIR", tmp_path / "output", "DEVICE", "cuda")
+    planned = run_process(sys.executable, "tools/plan.py", "--cfg", config, "--steps", 4, "--trial", *settings)
+    assert planned.returncode == 0, planned.stderr
+    trial = json.loads(planned.stdout.splitlines()[-1])
+    trained = run_process(sys.executable, "tools/train.py", "--cfg", config, *settings)
+    assert trained.returncode == 0, trained.stderr
+    used = re.findall(r"([\d.]+) GiB of the card used at most, ([\d.]+) reserved", trained.stdout + trained.stderr)
+    assert trial["memory_gib"] == pytest.approx(float(used[-1][0]), rel=0.1)
+    assert trial["reserved_gib"] < trial["memory_gib"] + 2  # what choosing algorithms took was given back
+    first = float(used[0][0])  # with the choice of algorithms in it
+    assert first <= float(used[-1][0]) + load_config(config).CUDNN.WORKSPACE_MIB / 1024 + 0.1
 
 
 @pytest.mark.slow

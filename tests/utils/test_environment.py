@@ -1,15 +1,25 @@
 """What else runs on the machine."""
 
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ovenet.utils import environment
-from ovenet.utils.environment import busy_cores, crowding, num_cores
+from ovenet.utils.environment import (
+    bound_workspaces,
+    busy_cores,
+    crowding,
+    device_memory_used,
+    num_cores,
+    peak_flops,
+    release_unused,
+)
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux says it there")
@@ -27,3 +37,67 @@ def test_a_crowd_is_told(monkeypatch):
     assert "4 loading process(es)" in crowding(4)
     monkeypatch.setattr(environment.os, "getloadavg", lambda: (float(num_cores()), 0, 0))
     assert crowding(4) == ""
+
+
+def test_workspaces_are_bounded_unless_they_are_already(monkeypatch):
+    monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG", raising=False)
+    bound_workspaces(0)
+    assert "CUDNN_CONV_WSCAP_DBG" not in os.environ
+    bound_workspaces(512)
+    assert os.environ["CUDNN_CONV_WSCAP_DBG"] == "512"
+    bound_workspaces(64)
+    assert os.environ["CUDNN_CONV_WSCAP_DBG"] == "512"
+    monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG")
+
+
+def test_a_cpu_has_no_memory_of_a_card():
+    release_unused(torch.device("cpu"))
+    assert device_memory_used(torch.device("cpu")) == ""
+
+
+@pytest.mark.gpu
+def test_memory_that_is_not_used_is_given_back():
+    device = torch.device("cuda:0")
+    torch.empty(2**30, dtype=torch.uint8, device=device)
+    release_unused(device)
+    assert torch.cuda.max_memory_reserved(device) < 2**30
+    kept = torch.empty(2**30, dtype=torch.uint8, device=device)
+    used, reserved = (float(n) for n in re.findall(r"[\d.]+(?= GiB)|[\d.]+(?= reserved)", device_memory_used(device)))
+    assert 1.0 <= used <= reserved
+    assert kept.is_cuda
+
+
+@pytest.mark.gpu
+def test_choosing_algorithms_keeps_to_the_bound():
+    """In a process of its own, before whose first convolution the bound is set."""
+    text = """
+import torch
+from ovenet.utils.environment import bound_workspaces
+bound_workspaces(256)
+torch.backends.cudnn.benchmark = True
+layer = torch.nn.Conv2d(720, 512, 3, padding=1).cuda().to(memory_format=torch.channels_last)
+images = torch.rand(4, 720, 128, 256, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
+layer(images).sum().backward()
+first = torch.cuda.max_memory_allocated()
+torch.cuda.reset_peak_memory_stats()
+layer(images).sum().backward()
+print(first, torch.cuda.max_memory_allocated())
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    first, then = map(int, done.stdout.split())
+    assert first <= then + 300 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_the_peak_of_a_card(name, tflops):
+    assert peak_flops(name) == (None if tflops is None else tflops * 1e12)

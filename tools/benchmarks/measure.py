@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ovenet.errors import UserError
+from ovenet.utils.environment import tf32
 
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
@@ -68,7 +69,7 @@ class Result:
     def limit_s(self) -> float:
         """The machine's limit, by arithmetic or memory bandwidth."""
         device = self.case.device
-        return max(self.case.flops / matrix_rate(device), self.case.num_bytes / copy_rate(device))
+        return limit_s(self.case.flops, self.case.num_bytes, device)
 
 
 def compare(case: Case, runs: int) -> Result:
@@ -78,7 +79,7 @@ def compare(case: Case, runs: int) -> Result:
     for number in range(runs):
         sides = [(case.plain, plain_s), (case.ours, ours_s)]
         for run, seconds in sides if number % 2 else reversed(sides):
-            seconds.append(_seconds(run, case.device))
+            seconds.append(seconds_of(run, case.device))
         splits.append(dict(case.split))
     return Result(case, plain_s, ours_s, splits)
 
@@ -98,12 +99,18 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> float:
     return float(_status("VmHWM") - before)
 
 
+def limit_s(flops: float, num_bytes: float, device: torch.device, precision: str = "fp32") -> float:
+    """Seconds that the machine needs at least, by arithmetic or memory bandwidth."""
+    return max(flops / matrix_rate(device, precision), num_bytes / copy_rate(device))
+
+
 @cache
-def matrix_rate(device: torch.device) -> float:
-    """Floating-point operations a second of a large float32 product."""
+def matrix_rate(device: torch.device, precision: str = "fp32") -> float:
+    """Floating-point operations a second of a large product in fp32, tf32 or bf16."""
     side = _MATRIX_SIDE[device.type]
-    a = torch.randn(side, side, device=device)
-    return 2 * side**3 / min(_seconds(lambda: a @ a, device) for _ in range(5))
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    with tf32(precision == "tf32"):
+        return 2 * side**3 / min(seconds_of(lambda: a @ a, device) for _ in range(5))
 
 
 @cache
@@ -111,10 +118,11 @@ def copy_rate(device: torch.device) -> float:
     """Bytes a second, those read and those written, of a large copy."""
     source = torch.ones(_COPY_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * 4 * source.numel() / min(_seconds(lambda: target.copy_(source), device) for _ in range(5))
+    return 2 * 4 * source.numel() / min(seconds_of(lambda: target.copy_(source), device) for _ in range(5))
 
 
-def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(run: Callable[[], Any], device: torch.device) -> float:
+    """Wall time of a call, until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

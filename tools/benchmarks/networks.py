@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from yacs.config import CfgNode
 
 from benchmarks import plain
 from benchmarks.inputs import Options, random_labels
@@ -20,6 +22,7 @@ from ovenet.builders.inference import inference_model
 from ovenet.data.transforms import normalize_images
 from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork
+from ovenet.engine.step import TrainStep
 from ovenet.engine.trainer import Phase
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.models.conv_bn import fuse_conv_bn
@@ -32,47 +35,77 @@ SMALL = "cityscapes/ovenet_w18s.yaml"
 RANDOM = ("MODEL.BACKBONE.PRETRAINED", "", "MODEL.SEED.PRETRAINED", "")
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What training steps of an experiment need: its configuration, and one batch of random crops and labels."""
+
+    cfg: CfgNode
+    device: torch.device
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, options: Options, config: str, overrides: tuple[str, ...], batch: int) -> Steps:
+        cfg = load_config(EXPERIMENTS / config, list(overrides))
+        width, height = cfg.TRAIN.IMAGE_SIZE
+        size = options.size(height, width)
+        images = torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        labels = random_labels(batch, cfg.DATASET.NUM_CLASSES, size, torch.device("cpu")).to(torch.int16)
+        if options.device.type == "cuda":
+            images, labels = images.pin_memory(), labels.pin_memory()
+        return cls(cfg, options.device, images, labels)
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The batch, as loading gives it."""
+        return [Batch(self.images, self.labels, tuple(str(n) for n in range(len(self.images))))]
+
+    def ours(self) -> TrainStep:
+        """Our step, of a model with its first weights."""
+        torch.manual_seed(0)
+        model = build_model(self.cfg).to(self.device, memory_format=torch.channels_last).train()
+        return builders.build_train_step(model, self.cfg, self.device, [Phase(range(10**6), None, 1)])
+
+    def plain(self) -> tuple[torch.nn.Module, Callable[[], float]]:
+        """The same model, and a step of it the plain way."""
+        torch.manual_seed(0)
+        model = build_model(self.cfg).to(self.device).train()
+        optimizer = torch.optim.SGD(
+            model.parameters(), self.cfg.TRAIN.LR, momentum=0.9, weight_decay=self.cfg.TRAIN.WD, foreach=False,
+            fused=False,
+        )  # fmt: skip
+        criterion = builders.build_criterion(self.cfg).to(self.device)
+        mining = getattr(criterion.losses[0].loss, "mining", None)
+        ohem = None if mining is None else (mining.threshold, mining.min_kept)
+        loss = partial(plain.loss, weights=criterion.output_weights, class_weights=criterion.class_weights, ohem=ohem)
+        step = plain.train_step(model, optimizer, loss)
+        pixels = normalize_images(self.images).contiguous()  # loading did that; it is no part of a step
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        return model, lambda: step(pixels.to(self.device), self.labels.to(self.device).long())
+
+
+def same_loss(a: float, b: float) -> None:
+    """Of two ways, at the first step."""
+    assert abs(a - b) <= 0.05 * abs(a), (a, b)
+
+
 def step_case(options: Options, config: str, name: str, overrides: tuple[str, ...] = (), *, batch: int = 2) -> Case:
     """A whole training step on random crops, from bytes to changed weights."""
-    cfg = load_config(EXPERIMENTS / config, list(overrides))
-    width, height = cfg.TRAIN.IMAGE_SIZE
-    height, width = options.size(height, width)
-    num_classes, device = cfg.DATASET.NUM_CLASSES, options.device
-    images = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    labels = random_labels(batch, num_classes, (height, width), torch.device("cpu")).to(torch.int16)
-    if device.type == "cuda":
-        images, labels = images.pin_memory(), labels.pin_memory()
-    torch.manual_seed(0)
-    model = build_model(cfg).to(device, memory_format=torch.channels_last).train()
-    step = builders.build_train_step(model, cfg, device, [Phase(range(10**6), None, 1)])
-    batches = [Batch(images, labels, tuple("ab" * batch)[:batch])]
-
-    torch.manual_seed(0)
-    plain_model = build_model(cfg).to(device).train()
-    optimizer = torch.optim.SGD(
-        plain_model.parameters(), cfg.TRAIN.LR, momentum=0.9, weight_decay=cfg.TRAIN.WD, foreach=False, fused=False
-    )
-    criterion = step.criterion
-    mining = getattr(criterion.losses[0].loss, "mining", None)
-    ohem = None if mining is None else (mining.threshold, mining.min_kept)
-    loss = partial(plain.loss, weights=criterion.output_weights, class_weights=criterion.class_weights, ohem=ohem)
-    plain_step = plain.train_step(plain_model, optimizer, loss)
-    pixels = normalize_images(images).contiguous()  # loading did that; it is no part of this row
-
-    def same(a: float, b: float) -> None:
-        assert abs(a - b) <= 0.05 * abs(a), (a, b)
-
+    steps = Steps.of(options, config, overrides, batch)
+    step, batches = steps.ours(), steps.batches
+    plain_model, plain_step = steps.plain()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain_model(pixels[:1].to(device))
+        plain_model(normalize_images(steps.images[:1]).to(steps.device))
     return Case(
         name,
-        plain=lambda: plain_step(pixels.to(device), labels.to(device).long()),
+        plain=plain_step,
         ours=lambda: step(batches).loss.total.item(),
-        same=same,
+        same=same_loss,
         flops=3.0 * counter.get_total_flops() * batch,
         num_images=batch,
         min_ratio=0.0,
-        device=device,
+        device=steps.device,
     )
 
 

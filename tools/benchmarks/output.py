@@ -14,12 +14,15 @@ import matplotlib as mpl
 import numpy as np
 import torch
 
+from benchmarks.card import PLAIN, bf16_peak
+from benchmarks.card_rows import PUBLISHED, PUBLISHED_SOURCE
 from benchmarks.measure import Result, copy_rate, matrix_rate
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 _MIB = 2**20
+_GIB = 2**30
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -34,6 +37,19 @@ def machine(device: torch.device) -> dict[str, Any]:
         "numpy": np.__version__,
         "float32 products, GFLOP/s": round(matrix_rate(device) / 1e9),
         "copying, GB/s": round(copy_rate(device) / 1e9, 1),
+        **(_card(device) if device.type == "cuda" else {}),
+    }
+
+
+def _card(device: torch.device) -> dict[str, Any]:
+    peak = bf16_peak(device)
+    return {
+        "CUDA": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+        "memory, GiB": round(torch.cuda.get_device_properties(device).total_memory / _GIB, 1),
+        "TF32 products, TFLOP/s": round(matrix_rate(device, "tf32") / 1e12),
+        "bf16 products, TFLOP/s": round(matrix_rate(device, "bf16") / 1e12),
+        "bf16 peak, TFLOP/s": "not known for this card" if peak is None else peak / 1e12,
     }
 
 
@@ -85,6 +101,61 @@ def remarks(records: Sequence[Mapping[str, Any]]) -> list[str]:
             share = split["around them"] / split["forward passes"]
             lines.append(f"{record['name']}: {parts}: {share:.1%} on top")
     return lines
+
+
+def card_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: the ways of each row with the public code's, what failed and why."""
+    lines = [
+        "| work | way | ms | images/s | times plain | times public | GiB in use | GiB reserved | of the bf16 peak "
+        "| at best, ms | ready after, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for work in dict.fromkeys(record["work"] for record in records):
+        ways = [record for record in records if record["work"] == work]
+        plain = next((r["median_s"] for r in ways if r["way"].startswith(PLAIN) and "median_s" in r), None)
+        public = PUBLISHED.get(work, ())
+        lines += [_card_line(work, record, plain, public[0].seconds if public else None) for record in ways]
+        for item in public:
+            memory = f"{item.memory_gib:g}" if item.memory_gib else ""
+            rate = f"{item.num_images / item.seconds:.1f}"
+            lines.append(
+                f"| {work} | public code*, {item.way} | {1000 * item.seconds:.0f} | {rate} | | | {memory} | | | | |"
+            )
+    if any(record["work"] in PUBLISHED for record in records):
+        lines += ["", f"\\* {PUBLISHED_SOURCE}"]
+    return "\n".join(lines)
+
+
+def card_figure(records: Sequence[Mapping[str, Any]], rows: Sequence[str], num_left: int) -> str:
+    """In a line: how much was measured, and the fastest way of each row."""
+    records = [record for record in records if not rows or record["work"] in rows]
+    good = [record for record in records if "failed" not in record]
+    parts = [f"{len(good)} measured, {len(records) - len(good)} failed, {num_left} not reached"]
+    for work in dict.fromkeys(record["work"] for record in good):
+        best = min((r for r in good if r["work"] == work), key=lambda record: record["median_s"])
+        public = PUBLISHED.get(work)
+        beside = f", {public[0].seconds / best['median_s']:.2f} times the public code" if public else ""
+        parts.append(f"{work}: {best['way']} {1000 * best['median_s']:.3g} ms{beside}")
+    return "; ".join(parts)
+
+
+def _card_line(work: str, record: Mapping[str, Any], plain: float | None, public: float | None) -> str:
+    cells = [work, record["way"]]
+    if "median_s" in record:
+        middle, rate = record["median_s"], record["images"] and record["images"] / record["median_s"]
+        cells += [
+            _spread(record["seconds"]),
+            f"{rate:.1f}" if rate else "",
+            f"{plain / middle:.2f}" if plain else "",
+            f"{public / middle:.2f}" if public else "",
+            *(f"{record[name] / _GIB:.1f}" if name in record else "" for name in ("allocated_bytes", "reserved_bytes")),
+            f"{record['share_of_peak']:.0%}" if "share_of_peak" in record else "",
+            f"{1000 * record['limit_s']:.2g}" if record["limit_s"] < 0.1 else f"{1000 * record['limit_s']:.0f}",
+            f"{record['start_s']:.0f}",
+        ]
+    if "failed" in record:
+        cells += [f"failed: {record['failed']}".replace("|", "/")]
+    return f"| {' | '.join(cells)} |"
 
 
 def plot_growth(points: Sequence[Mapping[str, Any]], path: Path) -> None:

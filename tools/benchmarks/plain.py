@@ -135,8 +135,9 @@ def predict(
     window: tuple[int, int],
     scales: Sequence[float],
     device: torch.device,
+    flip: bool = True,
 ) -> np.ndarray:
-    """Several scales and flipped views, one window at a time; scores of every class are kept at full size."""
+    """Several scales, flipped views if asked for, one window at a time; all scores are kept at full size."""
     size = height, width = image.shape[:2]
     total = None
     for scale in scales:
@@ -145,13 +146,13 @@ def predict(
         scaled = cv2.resize(image, scaled_size[::-1], interpolation=cv2.INTER_LINEAR)
         pixels = (scaled.astype(np.float32) / 255.0 - _MEAN) / _STD
         whole = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
-        scores = _windows(model, whole, window, device)
+        scores = _windows(model, whole, window, device, flip=flip)
         scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
         total = scores if total is None else total + scores
     return np.asarray(np.argmax(total.numpy()[0], axis=0), dtype=np.uint8)
 
 
-def _windows(model: nn.Module, whole: Tensor, window: tuple[int, int], device: torch.device) -> Tensor:
+def _windows(model: nn.Module, whole: Tensor, window: tuple[int, int], device: torch.device, *, flip: bool) -> Tensor:
     height, width = whole.shape[-2:]
     h, w = min(height, window[0]), min(width, window[1])
     total, counts = None, torch.zeros(1, 1, height, width)
@@ -160,7 +161,8 @@ def _windows(model: nn.Module, whole: Tensor, window: tuple[int, int], device: t
             box = np.s_[:, :, top : top + h, left : left + w]
             part = whole[box].to(device)
             scores = model(part).fused[-1]
-            scores = (scores + model(part.flip(3)).fused[-1].flip(3)) / 2
+            if flip:
+                scores = (scores + model(part.flip(3)).fused[-1].flip(3)) / 2
             scores = F.interpolate(scores, size=(h, w), mode="bilinear", align_corners=True).softmax(dim=1).cpu()
             total = torch.zeros(1, scores.shape[1], height, width) if total is None else total
             total[box] += scores

@@ -1,4 +1,4 @@
-"""The rows of the tables."""
+"""The rows of the tables, but those for a card: see `benchmarks.card_rows`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 
 from benchmarks.cases import counts_case, loss_case, sample_case
 from benchmarks.decoders import OFFSEG_T, SRM_CRM, carafe_case, classifier_switch, network_switch, offset_learning_case
+from benchmarks.feeding import FEEDING
 from benchmarks.inputs import Options
 from benchmarks.measure import Case
 from benchmarks.networks import (
@@ -20,12 +21,6 @@ from benchmarks.networks import (
     step_case,
     step_switch,
 )
-
-W48 = "cityscapes/ovenet_w48.yaml"
-W48_OCR = "cityscapes/ovenet_w48_ocr.yaml"
-ADE_W48 = "ade20k/ovenet_w48.yaml"
-ADE_W48_OCR = "ade20k/ovenet_w48_ocr.yaml"
-FAST = ("TRAIN.PRECISION", "bf16", "TRAIN.COMPILE", "default", "TEST.PRECISION", "bf16", "TEST.BATCH_SIZE_PER_GPU", "4")
 
 Row = Case | AbstractContextManager[Case]
 CITY, ADE = (19, (512, 1024)), (150, (520, 520))
@@ -46,6 +41,7 @@ ON_CPU: dict[str, Callable[[Options], Row]] = {
     **LOSSES,
     "sample": lambda o: sample_case(o, cached=False),
     "sample cached": lambda o: sample_case(o, cached=True),
+    **FEEDING,
     "counts": lambda o: counts_case(o, from_scores=False),
     "counts from scores": lambda o: counts_case(o, from_scores=True),
     "step": lambda o: step_case(o, SMALL, "training step, OVeNet on HRNet-W18-small-v2, 512x1024, batch 2", RANDOM),
@@ -57,26 +53,6 @@ ON_CPU: dict[str, Callable[[Options], Row]] = {
     "openvino bf16": lambda o: runtime_case(o, SMALL_OCR, "openvino", precision="bf16"),
     "test": lambda o: inference_case(
         o, SMALL, "test of a 512x1024 image, 6 scales, flipped, HRNet-W18-small-v2", (512, 1024), RANDOM
-    ),
-}
-ON_CUDA: dict[str, Callable[[Options], Row]] = {
-    **LOSSES,
-    **{
-        f"step {name}": partial(
-            lambda o, config, name: step_case(o, config, f"training step, {name}, batch 4", RANDOM + FAST, batch=4),
-            config=config,
-            name=name,
-        )
-        for name, config in {
-            "OVeNet W48, Cityscapes": W48,
-            "OVeNet W48+OCR, Cityscapes": W48_OCR,
-            "OVeNet W48, ADE20K": ADE_W48,
-            "OVeNet W48+OCR, ADE20K": ADE_W48_OCR,
-        }.items()
-    },
-    "test": lambda o: inference_case(o, W48, "test of 1024x2048, 6 scales, flipped, W48", (1024, 2048), RANDOM + FAST),
-    "latency": lambda o: inference_case(
-        o, W48, "one 1024x2048 image, one scale and its flip, W48", (1024, 2048), RANDOM + FAST, scales=(1.0,)
     ),
 }
 SWITCHES: dict[str, Callable[[Options], Row]] = {

@@ -23,7 +23,14 @@ from ovenet.builders.models import (
     prediction_names,
 )
 from ovenet.builders.testing import run_test
-from ovenet.builders.training import build_phases, build_train_step, build_trainer
+from ovenet.builders.training import (
+    build_phases,
+    build_train_step,
+    build_trainer,
+    count_step,
+    peak_images_per_second,
+    set_up_cuda,
+)
 
 __all__ = [
     "TestLoader",
@@ -39,14 +46,17 @@ __all__ = [
     "build_trainer",
     "check_data",
     "class_weights",
+    "count_step",
     "dataset_info",
     "describe_network",
     "initialize_model",
     "list_dataset",
     "load_checkpoint",
     "load_predictor",
+    "peak_images_per_second",
     "prediction_names",
     "run_test",
+    "set_up_cuda",
     "test_dataset",
     "train_dataset",
 ]

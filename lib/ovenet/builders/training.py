@@ -27,10 +27,12 @@ from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.pictures import predicted_row
 from ovenet.models import Segmentor
+from ovenet.models.cost import PassesCost, count_passes
 from ovenet.models.segmentor import GROUPS, synchronized
 from ovenet.structures import EvalResult
 from ovenet.utils import distributed
-from ovenet.utils.environment import allow_tf32
+from ovenet.utils.environment import allow_tf32, bound_workspaces, peak_flops
+from ovenet.utils.logging import get_logger
 from ovenet.utils.seeding import seed_everything
 
 
@@ -51,6 +53,51 @@ def build_phases(cfg: CfgNode) -> list[Phase]:
     return phases
 
 
+def count_step(cfg: CfgNode) -> PassesCost:
+    """What the network's passes of one training step cost a process, counted on the meta device in seconds."""
+    width, height = cfg.TRAIN.IMAGE_SIZE
+    with torch.device("meta"):
+        model = build_model(cfg).train()
+    cost = count_passes(model, cfg.TRAIN.BATCH_SIZE_PER_GPU, height, width)
+    return PassesCost(
+        flops=cfg.TRAIN.ACCUMULATE * cost.flops, num_operations=cfg.TRAIN.ACCUMULATE * cost.num_operations
+    )
+
+
+def peak_images_per_second(cfg: CfgNode, cost: PassesCost, device_name: str) -> float | None:
+    """What the processes' cards could train at their dense bfloat16 peak; None for a card whose peak is not known.
+
+    Args:
+        cfg: the configuration.
+        cost: of a step, from `count_step`.
+        device_name: of the cards.
+    """
+    peak = peak_flops(device_name)
+    if peak is None:
+        return None
+    per_step = cfg.TRAIN.ACCUMULATE * cfg.TRAIN.BATCH_SIZE_PER_GPU
+    return distributed.world_size() * per_step * peak / cost.flops
+
+
+def _told_peak(cfg: CfgNode, device: torch.device) -> float | None:
+    """`peak_images_per_second` of this run's cards, having said what a step is; None without a card."""
+    if device.type != "cuda":
+        return None
+    try:
+        cost = count_step(cfg)
+    except Exception as error:  # some operation that the meta device lacks: no reason to end the run
+        get_logger().warning("what a step costs is not known: %s", " ".join(str(error).split())[:200])
+        return None
+    launch = "launched one by one" if cfg.TRAIN.CUDA_GRAPH == "off" else "as one CUDA graph where that can be"
+    get_logger().info(
+        "a step's passes are %d operations of the network, %.2f TFLOP, %s",
+        cost.num_operations,
+        cost.flops / 1e12,
+        launch,
+    )
+    return peak_images_per_second(cfg, cost, torch.cuda.get_device_name(device))
+
+
 def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phases: Sequence[Phase]) -> TrainStep:
     """What an iteration does.
 
@@ -68,6 +115,7 @@ def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phase
         ema_decay=cfg.TRAIN.EMA,
         frozen=_frozen(model, cfg),
         compile_mode=None if cfg.TRAIN.COMPILE == "none" else cfg.TRAIN.COMPILE,
+        cuda_graph=cfg.TRAIN.CUDA_GRAPH == "auto" and device.type == "cuda",
         normalization=model.normalization,
         compression=cfg.TRAIN.GRADIENT_COMPRESSION,
     )
@@ -100,12 +148,18 @@ def _frozen(model: Segmentor, cfg: CfgNode) -> frozenset[str]:
     return frozenset(frozen)
 
 
-def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
-    """Builds every part and joins them."""
+def set_up_cuda(cfg: CfgNode) -> None:
+    """Sets how this process trains on CUDA; before its first convolution."""
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
+    bound_workspaces(cfg.CUDNN.WORKSPACE_MIB)
     allow_tf32(cfg.TRAIN.TF32)
+
+
+def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
+    """Builds every part and joins them."""
+    set_up_cuda(cfg)
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
     phases = build_phases(cfg)
@@ -117,7 +171,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
             check_data(cfg, dataset)
     model = build_model(cfg).to(device, memory_format=torch.channels_last)
     initialize_model(model, cfg)
-    if distributed.world_size() > 1 and device.type == "cuda":
+    if distributed.world_size() > 1 and device.type == "cuda" and cfg.TRAIN.SYNC_BN:
         model = synchronized(model)
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
     predictor = build_predictor(model, cfg, device, single_scale=True)
@@ -147,6 +201,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
             num_checkpoints=cfg.TRAIN.KEEP_CHECKPOINTS,
             wandb_project=cfg.WANDB,
             mlflow_experiment=cfg.MLFLOW,
+            peak_images_per_second=_told_peak(cfg, device),
             metadata={
                 "config": cfg.dump(),
                 "dataset": info.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovenet import builders, load_config
+from ovenet.data.augmentation import applied
 from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
 from ovenet.errors import UserError
@@ -16,7 +17,7 @@ MAX_SHOWN = 100  # in each direction
 
 
 def main() -> None:
-    """Writes a contact sheet of samples after scaling, cropping, flipping and brightness."""
+    """Writes a contact sheet of samples after scaling, cropping, flipping and changes of brightness and colours."""
     parser = config_parser(__doc__)
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples to show (default: 12)")
     parser.add_argument("--variants", type=int, default=2, metavar="N", help="epochs to show of each (default: 2)")
@@ -33,7 +34,7 @@ def main() -> None:
     dataset = builders.train_dataset(cfg)
     first = cfg.TRAIN.BEGIN_EPOCH
     keys = [(first + i, index) for index in spread(len(dataset), args.samples) for i in range(args.variants)]
-    sheet = contact_sheet([dataset[key] for key in keys], dataset.dataset.info)
+    sheet = contact_sheet([applied(dataset[key]) for key in keys], dataset.dataset.info)
     path = args.output or Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / "browse" / f"{Path(args.cfg).stem}.png"
     save_png(sheet, path)
     print(f"{len(keys)} crops of {cfg.TRAIN.IMAGE_SIZE[0]}x{cfg.TRAIN.IMAGE_SIZE[1]} pixels: {path}")

@@ -7,31 +7,37 @@ import math
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import cv2
 import torch
 from yacs.config import CfgNode
 
 from ovenet import build_model, builders, load_config
+from ovenet.data.cache import DecodedCache
+from ovenet.data.dataset import AugmentedDataset
+from ovenet.data.samplers import spread
 from ovenet.engine.run_log import WaitingClock
-from ovenet.engine.trainer import phase_lengths
+from ovenet.engine.scaling import Workload, remedies, step_time
+from ovenet.engine.trainer import Phase, phase_lengths
 from ovenet.errors import UserError
+from ovenet.structures import Batch
 from ovenet.utils.cli import OUT_OF_MEMORY, command_environment, config_parser, ovenet_command
 from ovenet.utils.distributed import choose_device
-from ovenet.utils.environment import busy_cores, num_cores, peak_memory_bytes
+from ovenet.utils.environment import busy_cores, num_cores, peak_memory_bytes, release_unused
 
 GIB = 2**30
 WATCHING_S = 0.5
 NOTICEABLE_CORES = 0.25  # of other processes
 NOTICEABLE_SHARE = 0.8  # of the measured time; warn if the estimate without other processes is below
 KILLED = 9  # the signal by which Linux ends a process when memory runs out
-NUM_WARM_UP = 2  # steps that are not timed
-BACKWARD_SHARE = 2 / 3  # of the computation of a step
-MESSAGE_S = 5e-5  # a small message between hosts, such as BatchNorm's statistics of a layer
+NUM_WARM_UP = {"cpu": 2, "cuda": 6}  # steps that are not timed: algorithms are chosen, graphs captured
+NUM_SAMPLES = 8  # of which the time to load is measured
+_BYTES = {"none": 4, "bf16": 2, "powersgd": 0.4}  # of a parameter's gradient
 Trial = dict[str, float]
 
 
@@ -46,6 +52,9 @@ def main() -> None:
     parser.add_argument(
         "--link", type=float, default=10.0, metavar="GBIT", help="between hosts, a second (default: 10)"
     )
+    parser.add_argument(
+        "--assume", type=float, metavar="SECONDS", help="a step on one card takes so long: print the model of --nodes"
+    )
     parser.add_argument("--memory", type=float, metavar="GIB", help="that a process may use (default: the device's)")
     parser.add_argument("--trial", action="store_true", help="measure, and print JSON")
     args = parser.parse_args()
@@ -54,6 +63,11 @@ def main() -> None:
         raise UserError("--steps, --processes and --nodes are at least 1")
     if not 0 < args.link < math.inf:
         raise UserError(f"--link is {args.link}; expected gigabits a second, above 0")
+    if args.assume is not None and not 0 < args.assume < math.inf:
+        raise UserError(f"--assume is {args.assume}; expected seconds, above 0")
+    if args.assume is not None:
+        print(assumed_table(cfg, args.assume, args.nodes, args.link, args.processes))
+        return
     if args.trial:
         print(json.dumps(measure(cfg, args.steps)))
         return
@@ -65,12 +79,18 @@ def main() -> None:
     for number, (batch, accumulate, saving) in enumerate(candidates(cfg)):
         change = f"TRAIN.BATCH_SIZE_PER_GPU {batch} TRAIN.ACCUMULATE {accumulate} TRAIN.CHECKPOINT_ACTIVATIONS {saving}"
         trial = run_trial(args.cfg, [*args.overrides, *change.split()], args.steps)
-        fits = trial is not None and trial["memory_gib"] <= limit
+        fits = trial is not None and trial["reserved_gib"] <= limit
         used = f"{trial['memory_gib']:.2f} GiB" if trial else "more than there is"
+        if trial and trial["reserved_gib"] > trial["memory_gib"]:
+            used += f" ({trial['reserved_gib']:.2f} reserved)"
         print(f"{change}: {used} of {limit:.2f} GiB{'' if fits else ', does not fit'}")
         if fits:
             report(cfg, trial, args.processes, batch * accumulate)
-            if args.nodes > 1:
+            device = choose_device(cfg.DEVICE)
+            if device.type == "cuda":
+                print(use_of_card(cfg, trial["step_s"], torch.cuda.get_device_name(device)))
+            report_feeding(cfg, trial, args.processes, batch * accumulate)
+            if args.nodes > 1 or (args.processes > 1 and trial["num_layers"]):
                 report_hosts(cfg, trial, args.nodes, args.link, args.processes)
             if number:
                 print(f"smallest change that fits, with the same effective batch: {change}")
@@ -115,45 +135,87 @@ def run_trial(config: str, overrides: list[str], steps: int) -> Trial | None:
 def measure(cfg: CfgNode, steps: int) -> Trial:
     """Peak memory, seconds per step, and the share of waiting for data."""
     device = choose_device(cfg.DEVICE)
+    builders.set_up_cuda(cfg)
     model = build_model(cfg).to(device, memory_format=torch.channels_last)
     phases = builders.build_phases(cfg)
     step = builders.build_train_step(model, cfg, device, phases)
     model.train()
     loader, accumulate = phases[0].loader, cfg.TRAIN.ACCUMULATE
-    batches = iter(loader)
+    decoded_s, cached_s = sample_seconds(loader.dataset, cfg.TRAIN.IGNORE_LABEL)
+    batches = (batch for epoch in count() for batch in _epoch(phases[0], epoch))
     groups = iter(lambda: list(islice(batches, accumulate)), [])
-    for group in islice(groups, NUM_WARM_UP):
-        step(group)
+    for group in islice(groups, NUM_WARM_UP[device.type]):
+        _ = step(group).loss
+    release_unused(device)
     clock, seconds, cpu_seconds = WaitingClock(), [], []
     for group in clock.watch(islice(groups, steps)):
         started, cpu_started = time.perf_counter(), time.process_time()
         _ = step(group).loss  # waits for the device
         seconds.append(time.perf_counter() - started)
         cpu_seconds.append(time.process_time() - cpu_started)
-    if not seconds:
-        raise UserError(f"the training list gives {len(loader) // accumulate} steps an epoch; --steps needs more")
-    peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else peak_memory_bytes()
+    used = reserved = peak_memory_bytes()
+    if device.type == "cuda":
+        used, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    is_synchronized = device.type == "cuda" and cfg.TRAIN.SYNC_BN
     return {
-        "memory_gib": peak / GIB,
+        "memory_gib": used / GIB,
+        "reserved_gib": reserved / GIB,
         "step_s": statistics.median(seconds),
         "alone_s": alone_seconds(statistics.median(seconds), statistics.median(cpu_seconds), device),
         "waiting_share": clock.waiting_share,
+        "decoded_s": decoded_s,
+        "cached_s": cached_s,
         "gradient_bytes": float(gradient_bytes(model, cfg)),
-        "num_messages": float(num_messages(model, device)),
+        "num_layers": float(accumulate * num_batch_norms(model) if is_synchronized else 0),
         "steps": float(sum(length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, accumulate))),
     }
+
+
+def _epoch(phase: Phase, epoch: int) -> Iterator[Batch]:
+    phase.sampler.epoch = epoch
+    return iter(phase.loader)
+
+
+def sample_seconds(dataset: AugmentedDataset, ignore_label: int) -> tuple[float, float]:
+    """Seconds of a training crop in one loading process, of decoded files and of decoded images from a cache.
+
+    The files were read before, so that a disk may make both slower. The cache is one of a few samples, made for this.
+    """
+    files, indices = dataset.dataset, spread(len(dataset), NUM_SAMPLES)
+    own, num_threads = files.cache, cv2.getNumThreads()
+    cv2.setNumThreads(0)  # as in a loading process
+    try:
+        with TemporaryDirectory() as folder:
+            cache = DecodedCache(Path(folder), files.folder, files.info, ignore_label)
+            cache.build(files.pairs, files.read_files, indices, num_threads=1)
+            files.cache = None
+            decoded_s = _seconds_each(dataset, indices)
+            files.cache = cache
+            return decoded_s, _seconds_each(dataset, indices)
+    except OSError as error:
+        raise UserError(f"decoded samples find no room ({error}); set TMPDIR to a folder on a larger disk") from error
+    finally:
+        files.cache = own
+        cv2.setNumThreads(num_threads)
+
+
+def _seconds_each(dataset: AugmentedDataset, indices: Sequence[int]) -> float:
+    started = time.perf_counter()
+    for index in indices:
+        dataset[0, index]
+    return (time.perf_counter() - started) / len(indices)
 
 
 def gradient_bytes(model: torch.nn.Module, cfg: CfgNode) -> int:
     """Bytes that a process sends for each step; powersgd's depend on the layers' shapes: estimated as a tenth."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return int(trained * {"none": 4, "bf16": 2, "powersgd": 0.4}[cfg.TRAIN.GRADIENT_COMPRESSION])
+    return int(trained * _BYTES[cfg.TRAIN.GRADIENT_COMPRESSION])
 
 
-def num_messages(model: torch.nn.Module, device: torch.device) -> int:
-    """Of BatchNorm, which is synchronised on GPUs: one forward and one backward for each layer."""
-    layers = sum(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return 2 * layers if device.type == "cuda" else 0
+def num_batch_norms(model: torch.nn.Module) -> int:
+    """Layers whose statistics are synchronised on GPUs; those of frozen parts rest."""
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return sum(isinstance(module, kind) and module.training for module in model.modules())
 
 
 def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
@@ -170,103 +232,103 @@ def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
 def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
     """Prints time, speed, the verdict and the time of the whole schedule, without its validations."""
     per_step = trial["step_s"] / max(1e-9, 1 - trial["waiting_share"])
-    bound = "data-bound: raise WORKERS" if trial["waiting_share"] > WaitingClock.BOUND else "compute-bound"
     eta = timedelta(seconds=round(per_step * trial["steps"] / processes))
     if trial["alone_s"] < NOTICEABLE_SHARE * trial["step_s"]:
         print(
             f"{trial['alone_s']:.3f} s a step is what the model costs: without other processes, or with fewer threads"
         )
     print(f"{trial['step_s']:.3f} s a step, {batch * processes / per_step:.1f} images/s on {processes} process(es)")
-    print(f"{trial['waiting_share']:.0%} of the time waiting for data: {bound}")
+    print(f"{trial['waiting_share']:.0%} of the time waiting for data: {WaitingClock.verdict(trial['waiting_share'])}")
     print(f"ETA of all {trial['steps'] / processes:.0f} steps, validation not counted: {eta}")
 
 
+def use_of_card(cfg: CfgNode, step_s: float, device_name: str) -> str:
+    """What a step is made of, and its share of what a card can do, in a line.
+
+    Args:
+        cfg: of the training.
+        step_s: seconds of a step.
+        device_name: of the card.
+    """
+    cost = builders.count_step(cfg)
+    peak = builders.peak_images_per_second(cfg, cost, device_name)
+    batch = cfg.TRAIN.BATCH_SIZE_PER_GPU * cfg.TRAIN.ACCUMULATE
+    share = f"{batch / step_s / peak:.1%} of the bfloat16 peak" if peak else "the peak is not known"
+    return (
+        f"a step's passes are {cost.num_operations} operations of the network, {cost.flops / 1e12:.2f} TFLOP; on "
+        f"{device_name}: {share}"
+    )
+
+
+def report_feeding(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
+    """Prints how many loading processes the measured speed needs, of decoded files and of the cache."""
+    rate, cores = batch / trial["step_s"], num_cores()
+    decoding, cached = (num_workers(rate, trial[name]) for name in ("decoded_s", "cached_s"))
+    few = " for this process" if processes == 1 else f" for each of {processes} processes"
+    print(
+        f"{rate:.1f} images/s need {decoding} loading process(es) (WORKERS {decoding}){few}, of this machine's {cores} "
+        f"core(s), at {1e3 * trial['decoded_s']:.1f} ms a crop; with DATASET.CACHE disk or ram {cached}, at "
+        f"{1e3 * trial['cached_s']:.1f} ms"
+    )
+    if cfg.DATASET.CACHE == "none" and cached < decoding > min(cfg.WORKERS, cores // processes):
+        print(f"the data will not keep up with WORKERS {cfg.WORKERS}: set DATASET.CACHE disk or ram")
+
+
+def num_workers(rate: float, sample_s: float) -> int:
+    """Loading processes that deliver as many samples a second, at least one.
+
+    Args:
+        rate: samples a second.
+        sample_s: seconds of one in one process.
+    """
+    return max(1, math.ceil(rate * sample_s))
+
+
 def report_hosts(cfg: CfgNode, trial: Trial, hosts: int, link_gbit: float, processes: int) -> None:
-    """Prints the estimated step on several hosts and its bottleneck; see docs/scaling.md."""
+    """Prints the estimated step on several processes and hosts, and its bottleneck; see docs/scaling.md."""
     is_data_bound = trial["waiting_share"] > WaitingClock.BOUND
     input_s = trial["step_s"] / max(1e-9, 1 - trial["waiting_share"]) if is_data_bound else 0.0
-    workload = Workload(trial["step_s"], input_s, trial["gradient_bytes"], int(trial["num_messages"]))
-    times = step_time(workload, hosts=hosts, link_gbit=link_gbit)
-    one = step_time(workload, hosts=1, link_gbit=link_gbit)
+    workload = Workload(trial["step_s"], input_s, trial["gradient_bytes"], trial["num_layers"])
+    times = step_time(workload, hosts=hosts, per_host=processes, link_gbit=link_gbit)
     num_steps = trial["steps"] / (hosts * processes)
-    share = one.total_s / times.total_s
     print(
-        f"a model of {hosts} hosts with {processes} process(es) each over {link_gbit:g} Gbit/s: "
-        f"{times.total_s:.3f} s a step, {share:.0%} of the speed of {hosts} times one host; the gradients, "
-        f"{trial['gradient_bytes'] / 1e6:.1f} MB, take {times.link_s:.3f} s on the link, {times.exposed_s:.3f} s of "
-        f"them not hidden; the limit is {times.limit}"
+        f"a model of {hosts} host(s) with {processes} process(es) each over {link_gbit:g} Gbit/s: "
+        f"{times.total_s:.3f} s a step, {times.efficiency:.0%} of the speed of as many that wait for nobody; the "
+        f"gradients, {trial['gradient_bytes'] / 1e6:.1f} MB, take {times.link_s:.3f} s on the link, "
+        f"{times.exposed_s:.3f} s of them not hidden; BatchNorm's messages take {times.messages_s:.3f} s; the limit is "
+        f"{times.limit}"
     )
     eta, compression = timedelta(seconds=round(times.total_s * num_steps)), cfg.TRAIN.GRADIENT_COMPRESSION
     print(f"ETA of all {num_steps:.0f} steps there: {eta} (TRAIN.GRADIENT_COMPRESSION {compression})")
 
 
-@dataclass(frozen=True)
-class Workload:
-    """The work of one process in a step.
-
-    Attributes:
-        compute_s: seconds of a step alone, input not counted.
-        input_s: seconds that the input of a step takes, which goes on beside it.
-        gradient_bytes: that a process sends for each step before anything is divided among processes.
-        num_messages: small messages of synchronised BatchNorm, one after the other.
-    """
-
-    compute_s: float
-    input_s: float
-    gradient_bytes: float
-    num_messages: int
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Where the time of a step goes, in seconds.
-
-    Attributes:
-        compute_s: of the workload.
-        link_s: that gradients take on the link.
-        exposed_s: of these, what the backward pass does not hide.
-        messages_s: of synchronised BatchNorm.
-        input_s: of the workload.
-    """
-
-    compute_s: float
-    link_s: float
-    exposed_s: float
-    messages_s: float
-    input_s: float
-
-    @property
-    def total_s(self) -> float:
-        """Of a step."""
-        return max(self.compute_s + self.exposed_s + self.messages_s, self.input_s)
-
-    @property
-    def limit(self) -> str:
-        """The bottleneck."""
-        if self.input_s >= self.total_s:
-            return "the input"
-        extra = {"the link": self.exposed_s, "BatchNorm's messages": self.messages_s, "the computation": self.compute_s}
-        return max(extra, key=lambda name: extra[name])
-
-
-def step_time(workload: Workload, *, hosts: int, link_gbit: float) -> StepTime:
-    """Models a step on several hosts, to be looked at before they are rented; docs/scaling.md checks the model.
-
-    Computation and input are measured on one process; gradients are averaged in a ring, each host's link carrying
-    ``2 (n - 1) / n`` times their bytes each way for `n` hosts, while the backward pass still runs.
+def assumed_table(cfg: CfgNode, step_s: float, hosts: int, link_gbit: float, processes: int) -> str:
+    """A table in Markdown of what the model makes of a step that takes some time on one card, and of what helps.
 
     Args:
-        workload: of one process.
+        cfg: of the network; its compression and SYNC_BN are rows.
+        step_s: assumed for the computation of a step.
         hosts: number of them.
-        link_gbit: gigabits a second between two hosts, each way.
+        link_gbit: between hosts, a second.
+        processes: of each host, with a card of their own.
     """
-    sent = 2 * (hosts - 1) / hosts * workload.gradient_bytes
-    link_s = 8 * sent / (link_gbit * 1e9)
-    hidden_s = min(BACKWARD_SHARE * workload.compute_s, link_s * (1 - _last_bucket(workload)))
-    messages_s = workload.num_messages * MESSAGE_S if hosts > 1 else 0.0
-    return StepTime(workload.compute_s, link_s, link_s - hidden_s, messages_s, workload.input_s)
-
-
-def _last_bucket(workload: Workload) -> float:
-    """Share of the gradients that is ready only when the backward pass is over: DDP's last bucket of 25 MiB."""
-    return min(1.0, 25 * 2**20 / max(workload.gradient_bytes, 1.0))
+    with torch.device("meta"):
+        model = build_model(cfg)
+    gradients = sum(p.numel() for p in model.parameters() if p.requires_grad) * _BYTES["none"]
+    batch = cfg.TRAIN.BATCH_SIZE_PER_GPU * cfg.TRAIN.ACCUMULATE
+    rows = [
+        f"{hosts * processes} card(s) on {hosts} host(s), {link_gbit:g} Gbit/s, {step_s:g} s a step of batch {batch}, "
+        f"{num_batch_norms(model)} BatchNorms, {gradients / 1e6:.0f} MB of gradients; a model, nothing of it measured",
+        "",
+        "| with | a step, s | gradients not hidden, s | messages, s | images/s | of the ideal | limit |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    start = Workload(step_s, 0.0, gradients, cfg.TRAIN.ACCUMULATE * num_batch_norms(model))
+    for name, workload in remedies(start).items():
+        times = step_time(workload, hosts=hosts, per_host=processes, link_gbit=link_gbit)
+        images = batch * hosts * processes * workload.compute_s / step_s / times.total_s
+        rows.append(
+            f"| {name} | {times.total_s:.3f} | {times.exposed_s:.3f} | {times.messages_s:.3f} | {images:,.0f} | "
+            f"{times.efficiency:.0%} | {times.limit} |"
+        )
+    return "\n".join(rows)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ovenet import build_criterion, build_model
 from ovenet.config import load_config_text
-from ovenet.data.transforms import normalize_images
+from ovenet.data.augmentation import prepared
 from ovenet.engine.checkpoint import read_repro
 from ovenet.structures import Batch
 
@@ -45,12 +45,13 @@ def replay(model: nn.Module, criterion: nn.Module, batch: Batch) -> None:
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     model.train()
     model.zero_grad()
-    loss = criterion(model(normalize_images(batch.images, model.normalization)), batch.labels)
+    images, labels = prepared(batch, model.normalization)
+    loss = criterion(model(images), labels)
     for handle in handles:
         handle.remove()
     terms = ", ".join(f"{name} {value:.4f}" for name, value in loss.terms.items())
     print(f"{', '.join(batch.names)}: loss {loss.total:.4f} ({terms})")
-    print(f"  labels: {sorted(batch.labels.unique().tolist())}")
+    print(f"  labels: {sorted(labels.unique().tolist())}")
     print(f"  first output that is not finite: {bad_modules[0] if bad_modules else 'none'}")
     loss.total.backward()
     bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]

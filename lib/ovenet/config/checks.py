@@ -21,7 +21,8 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "TRAIN.OPTIMIZER": ("sgd", "adamw"),
     "TRAIN.PARAM_GROUPS": ("parts", "official"),
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
-    "TRAIN.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
+    "TRAIN.CUDA_GRAPH": ("auto", "off"),
+    "TRAIN.COMPILE": ("none", "blocks", "default", "reduce-overhead", "max-autotune"),
     "TRAIN.GRADIENT_COMPRESSION": ("none", "bf16", "powersgd"),
     "TEST.SCORE": ("softmax", "exp"),
     "TEST.PRECISION": ("fp32", "bf16", "fp16"),
@@ -32,6 +33,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
 }
 _AT_LEAST: dict[str, float] = {
     "WORKERS": 0,
+    "CUDNN.WORKSPACE_MIB": 0,
     "PRINT_FREQ": 1,
     "SEED": 0,
     "LOSS.OHEMKEEP": 1,

@@ -18,6 +18,7 @@ def _cudnn() -> CfgNode:
     c.BENCHMARK = True  # let cuDNN time its algorithms for each input size
     c.DETERMINISTIC = False  # only algorithms that repeat to the bit
     c.ENABLED = True  # use cuDNN at all
+    c.WORKSPACE_MIB = 1024  # memory that a convolution may take beside its result, >= 0; 0 is all that is free
     return c
 
 
@@ -114,8 +115,10 @@ def _train() -> CfgNode:
     c.WARMUP = 0  # iterations in which the learning rate rises linearly from 0 to what the schedule says, >= 0
     c.PRECISION = "fp32"  # fp32, bf16 or fp16: of convolutions; losses and seed sampling are always float32
     c.TF32 = True  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa; losses do not
-    c.COMPILE = "none"  # torch.compile: none, default, reduce-overhead (CUDA graphs) or max-autotune; minutes to begin
+    c.CUDA_GRAPH = "auto"  # auto launches a step's passes at once where that can be (CUDA, crops of one size), or off
+    c.COMPILE = "none"  # torch.compile: none, blocks (seconds), default, reduce-overhead or max-autotune (minutes)
     c.ACCUMULATE = 1  # batches whose gradients are averaged in one iteration, >= 1
+    c.SYNC_BN = True  # CUDA: BatchNorm counts the batches of all processes, two messages for each layer and step
     c.GRADIENT_COMPRESSION = "none"  # of what processes send each other: none, bf16 (half the bytes) or powersgd
     c.CHECKPOINT_ACTIVATIONS = False  # less memory for about a third more time: activations are computed twice
     c.CLIP_GRAD_NORM = 0.0  # longest gradient over all parameters, >= 0; 0 is no limit

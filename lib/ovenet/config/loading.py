@@ -329,6 +329,8 @@ def _coerce(key: str, value: Any, known: dict[str, Any], source: str) -> Any:
         value = _literal(value)  # "(0,1,2,3)" and "1e-2" are strings to YAML
     if expected is str and value is None:
         return ""
+    if default == "auto" and isinstance(value, bool):
+        return "on" if value else "off"  # which YAML takes for truth values
     if expected is list:
         items = _texts(value) if isinstance(value, str) and key in LISTS_OF_TEXTS else value
         items = list(items) if isinstance(items, (list, tuple)) else [items]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import av
 import cv2
 import numpy as np
 
 from ovenet.data.files import is_utf8
+from ovenet.data.video import pyav
 from ovenet.errors import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -212,11 +212,13 @@ class _PipeSource:
     num_frames = 0
 
     def __init__(self, one: Input):
+        av = pyav(str(one))
+        self._error = av.error.FFmpegError
         self._file = os.fdopen(os.dup(int(one.source)), "rb")
         try:
             self._container = av.open(self._file)
             self._stream = self._container.streams.video[0]
-        except (av.error.FFmpegError, IndexError) as error:
+        except (self._error, IndexError) as error:
             self._file.close()
             raise UserError(
                 f"{one}: holds no video that can be read; send a stream, such as ffmpeg -i IN -f matroska - | …"
@@ -230,7 +232,7 @@ class _PipeSource:
                 yield next(frames).to_ndarray(format="rgb24")
             except StopIteration:
                 return
-            except av.error.FFmpegError:  # a broken frame, on which the following ones depend
+            except self._error:  # a broken frame, on which the following ones depend
                 yield None
                 return
 

@@ -1,4 +1,4 @@
-"""Joint transforms of images and labels, and what happens to pixels on their way into the network.
+"""Joint transforms of images and labels up to the crop, draws for what is changed about it, and normalisation.
 
 Sizes are ``(H, W)`` in pixels.
 """
@@ -20,14 +20,14 @@ from ovenet.structures import Batch, Normalization, Sample
 MAX_BRIGHTNESS = 32.0  # grey levels
 CONTRAST = SATURATION = (0.5, 1.5)
 MAX_HUE = 18  # of OpenCV's 180
-NUM_HUES = 180
+_FRACTION = 2**15  # draws have so many steps in 1: products with grey levels are exact in float32
 IMAGENET = Normalization()
 MAX_CROP_TRIES = 10
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, padding, random crop, flipping, brightness and colours, in this order.
+    """Random scale, padding and random crop; draws flip, brightness and colours, which the device makes of the crop.
 
     Attributes:
         crop_size: ``(H, W)`` of what comes out.
@@ -45,7 +45,7 @@ class TrainTransform:
         base_box: long and short side that the image fits into at scale 1, in place of `base_size`; None for that.
         cat_max_ratio: crops in which one class has a larger share of the labelled pixels are drawn anew, up to
             `MAX_CROP_TRIES` times.
-        photometric: change the colours at random, see `ovenet.data.transforms`.
+        photometric: change the colours at random, see `ovenet.data.augmentation`.
     """
 
     crop_size: tuple[int, int]
@@ -69,19 +69,23 @@ class TrainTransform:
         Args:
             sample: with labels.
             rng: the only source of randomness.
+
+        Returns:
+            The crop, and its changes that are still to be made; its labels have the classes of a flipped image already.
         """
         assert sample.labels is not None
         scaled = self._scaled_size(sample.image.shape[:2], self._draw_scale(rng))
         crop, labels = self._draw_mixed_crop(sample, scaled, rng)
         image = crop.of_image(sample.image, self.pad_color)
+        changes = [0.0, 0.0]
         if self.flip and rng.random() < 0.5:
-            image, labels = cv2.flip(image, 1), self._flip_classes(cv2.flip(labels, 1))
+            changes[0], labels = 1.0, self._flip_classes(labels)
         if self.brightness_shift and rng.random() < 0.5:
-            shift = int(rng.integers(-self.brightness_shift, self.brightness_shift + 1))
-            image = cv2.add(image, (shift, shift, shift, 0))
+            changes[1] = float(rng.integers(-self.brightness_shift, self.brightness_shift + 1))
         if self.photometric:
-            image = distort(image, rng)
-        return Sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), sample.name)
+            changes += _draw_colors(rng)
+        image, labels = np.ascontiguousarray(image), np.ascontiguousarray(labels)
+        return Sample(image, labels, sample.name, changes=np.array(changes, np.float32))
 
     def _draw_scale(self, rng: np.random.Generator) -> float:
         if self.scale_range is not None:
@@ -143,6 +147,21 @@ class TrainTransform:
         return np.where(is_class, self.flip_table[np.where(is_class, labels, 0)], labels).astype(labels.dtype)
 
 
+def _draw_colors(rng: np.random.Generator) -> list[float]:
+    """The changes of photometric distortion, each change for half of the samples; contrast first or last."""
+    brightness = _draw(rng, -MAX_BRIGHTNESS, MAX_BRIGHTNESS) if rng.random() < 0.5 else 0.0
+    contrast_first = rng.random() < 0.5
+    contrast = _draw(rng, *CONTRAST) if rng.random() < 0.5 else 1.0
+    saturation = _draw(rng, *SATURATION) if rng.random() < 0.5 else 1.0
+    hue = float(rng.integers(-MAX_HUE, MAX_HUE)) if rng.random() < 0.5 else 0.0
+    first, last = (contrast, 1.0) if contrast_first else (1.0, contrast)
+    return [brightness, first, saturation, hue, last]
+
+
+def _draw(rng: np.random.Generator, low: float, high: float) -> float:
+    return round(rng.uniform(low, high) * _FRACTION) / _FRACTION
+
+
 def scaled_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
     """The size with the given long side and the same proportions, at least one pixel.
 
@@ -187,65 +206,33 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Stacks samples of one size; nothing is converted here, the device does that faster."""
     images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.stack([s.labels for s in samples]))
-    return Batch(images, labels, tuple(s.name for s in samples), tuple(s.problem for s in samples if s.problem))
+    drawn = [s.changes for s in samples if s.changes is not None]
+    changes = torch.from_numpy(np.stack(drawn)) if drawn else None
+    problems = tuple(s.problem for s in samples if s.problem)
+    return Batch(images, labels, tuple(s.name for s in samples), problems, changes)
 
 
 def normalize_images(images: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
     """Pixels as the network expects them.
 
     Args:
-        images: ``(B, 3, H, W)`` uint8 RGB.
+        images: ``(B, 3, H, W)`` RGB, grey levels from 0 to 255, uint8 or float32; fastest with channels last.
         normalization: the backbone's.
 
     Returns:
-        ``(B, 3, H, W)`` float32 in the network's order of channels, mean and deviation taken out, on the same device.
+        ``(B, 3, H, W)`` float32 in the network's order of channels, mean and deviation taken out, on the same device;
+        channels last.
     """
-    mean, scale = _mean_and_std(normalization, images.device)
     if normalization.channel_order == "BGR":
         images = images.flip(1)
-    return (images.float() - mean) / scale
+    pixels = images.permute(0, 2, 3, 1)
+    mean, std = (values.repeat(pixels.shape[2]) for values in _mean_and_std(normalization, images.device))
+    rows = (pixels.flatten(2).float() - mean).div_(std)  # rows of W · 3 numbers, not three at a time
+    return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 
 @cache
 def _mean_and_std(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
     """In grey levels, per channel; cached, since every copy to the device synchronises."""
-    values = (normalization.mean, normalization.std)
-    mean, std = (torch.tensor(v, device=device).mul(255).view(3, 1, 1) for v in values)
+    mean, std = (torch.tensor(v, device=device).mul(255) for v in (normalization.mean, normalization.std))
     return mean, std
-
-
-def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Changes brightness, contrast, saturation and hue, each of half of the images; contrast first or last.
-
-    As SSD (Liu et al., 2016) and mmsegmentation do it.
-
-    Args:
-        image: ``(H, W, 3)`` uint8 RGB; stays as it is.
-        rng: the only source of randomness.
-    """
-    if rng.random() < 0.5:
-        image = _linear(image, 1.0, rng.uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS))
-    contrast_first = rng.random() < 0.5
-    factor = rng.uniform(*CONTRAST) if rng.random() < 0.5 else None
-    if contrast_first and factor is not None:
-        image = _linear(image, factor, 0.0)
-    saturation = rng.uniform(*SATURATION) if rng.random() < 0.5 else 1.0
-    hue = int(rng.integers(-MAX_HUE, MAX_HUE)) if rng.random() < 0.5 else 0
-    if saturation != 1.0 or hue:
-        image = _recolored(image, saturation, hue)
-    if not contrast_first and factor is not None:
-        image = _linear(image, factor, 0.0)
-    return image
-
-
-def _linear(image: np.ndarray, factor: float, shift: float) -> np.ndarray:
-    """``factor · image + shift``, rounded down and kept within 0 to 255."""
-    levels = np.clip(np.arange(256) * factor + shift, 0, 255).astype(np.uint8)
-    return cv2.LUT(image, levels)
-
-
-def _recolored(image: np.ndarray, saturation: float, hue: int) -> np.ndarray:
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    levels = np.arange(256)
-    table = np.stack(((levels + hue) % NUM_HUES, np.clip(levels * saturation, 0, 255), levels), axis=1).astype(np.uint8)
-    return cv2.cvtColor(cv2.LUT(hsv, table[None]), cv2.COLOR_HSV2RGB)

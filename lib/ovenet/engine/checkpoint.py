@@ -417,7 +417,9 @@ def save_repro(
         **metadata,
         "model": model.state_dict(),
         "iteration": iteration,
-        "batches": [{"images": b.images, "labels": b.labels, "names": list(b.names)} for b in batches],
+        "batches": [
+            {"images": b.images, "labels": b.labels, "changes": b.changes, "names": list(b.names)} for b in batches
+        ],
     }
     save_atomically(content, path)
     return path
@@ -432,4 +434,5 @@ def read_repro(path: Path) -> tuple[dict[str, Any], list[Batch]]:
     content = read_checkpoint(path)
     if "batches" not in content:
         raise UserError(f"{path}: holds no batches; expected a repro_*.pth that training has saved")
-    return content, [Batch(b["images"], b["labels"], tuple(b["names"])) for b in content["batches"]]
+    batches = content["batches"]
+    return content, [Batch(b["images"], b["labels"], tuple(b["names"]), changes=b.get("changes")) for b in batches]

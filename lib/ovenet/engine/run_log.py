@@ -113,9 +113,15 @@ class WaitingClock:
                 self.waited_s += time.perf_counter() - asked
             yield item
 
+    @classmethod
+    def verdict(cls, waiting_share: float) -> str:
+        """What limits the speed, and what to do."""
+        return "data-bound: raise WORKERS, or set DATASET.CACHE" if waiting_share > cls.BOUND else "compute-bound"
+
     def __str__(self) -> str:
-        verdict = "data-bound: raise WORKERS" if self.waiting_share > self.BOUND else "compute-bound"
-        return f"{self.total_s:.1f} s, {self.waiting_share:.0%} of it waiting for data, {verdict}"
+        return (
+            f"{self.total_s:.1f} s, {self.waiting_share:.0%} of it waiting for data, {self.verdict(self.waiting_share)}"
+        )
 
 
 class Progress:
@@ -172,7 +178,7 @@ class Progress:
 
         Args:
             step: iterations of this epoch that are done.
-            summary: from `Meter.summary`.
+            summary: from `Meter.summary`, and ``mfu``, the share of the cards' peak, if known.
             lr: learning rate.
             later_steps: iterations of the epochs to come.
         """
@@ -184,7 +190,7 @@ class Progress:
             self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.5f} ETA {eta}")
         terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in summary.items() if name.startswith("loss_"))
         get_logger().info(
-            "%s, iteration %d/%d: loss %.4f (%s) lr %.6f, %.1f images/s, ETA %s",
+            "%s, iteration %d/%d: loss %.4f (%s) lr %.6f, %.1f images/s%s, ETA %s",
             self.title,
             step,
             self.num_steps,
@@ -192,6 +198,7 @@ class Progress:
             terms,
             lr,
             summary["images_per_second"],
+            f", {summary['mfu']:.1%} of the peak" if "mfu" in summary else "",
             eta,
             extra={FILE_ONLY: self._has_bar},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,20 +14,27 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel
 
-from ovenet.data.transforms import IMAGENET, normalize_images
+from ovenet.data.augmentation import prepared
+from ovenet.data.transforms import IMAGENET
+from ovenet.engine.averaging import MovingAverage
 from ovenet.engine.optim import go_to, restore_optimizer
 from ovenet.errors import UserError
 from ovenet.losses import SegmentationCriterion
+from ovenet.models.block_compilation import compile_blocks, compiler_problem
 from ovenet.structures import Batch, LossTerms, Normalization
 from ovenet.utils import distributed
+from ovenet.utils.cuda_graph import CudaGraph, Graph, GraphedFunction, aside
+from ovenet.utils.logging import get_logger
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Compression = Literal["none", "bf16", "powersgd"]
 _POWERSGD_RANK = 2
 _POWERSGD_START = 1000  # steps before it are not compressed, as torch advises
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NUM_WARMUP, _NUM_WARMUP_TOGETHER = 3, 11  # eager steps before a capture; torch asks for the latter with DDP
+_OLDEST_NCCL = (2, 9, 6)
+_NEVER = 2**31 - 1
 _SAME_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -40,8 +47,10 @@ class StepSettings:
         clip_grad_norm: longest gradient over all parameters; 0 for no limit.
         ema_decay: of the averaged weights; 0 for none.
         frozen: names of the parameters that do not learn during the first epochs.
-        compile_mode: `mode` of `torch.compile`; None runs eagerly.
+        compile_mode: `mode` of `torch.compile` for the whole network, or ``blocks`` for those that it repeats; None
+            runs eagerly.
         normalization: of the pixels, the model's.
+        cuda_graph: launch a step's passes as one CUDA graph after some eager steps.
         compression: of the gradients that processes send each other: ``none``; ``bf16``, half the bytes, 8 bits of
             mantissa; ``powersgd``, products of two thin matrices (Vogels et al., 2019), whose remainders each process
             keeps for its next step.
@@ -52,6 +61,7 @@ class StepSettings:
     ema_decay: float = 0.0
     frozen: frozenset[str] = frozenset()
     compile_mode: str | None = None
+    cuda_graph: bool = False
     normalization: Normalization = IMAGENET
     compression: Compression = "none"
 
@@ -141,6 +151,7 @@ class TrainStep:
         schedule: stepped once per call.
         device: of this process.
         settings: of every step.
+        new_graph: makes the graphs.
 
     Attributes:
         latency: steps in flight: started before the result of one is read, so that the device never waits.
@@ -155,6 +166,8 @@ class TrainStep:
         schedule: torch.optim.lr_scheduler.LambdaLR,
         device: torch.device,
         settings: StepSettings,
+        *,
+        new_graph: Callable[[torch.device], Graph] = CudaGraph,
     ):
         self.model = model
         self.criterion = criterion
@@ -164,14 +177,25 @@ class TrainStep:
         self.settings = settings
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.latency = 1 if device.type == "cuda" else 0
-        self._ema_weight = torch.zeros((), device=device)
-        self.ema: AveragedModel | None = None
-        if settings.ema_decay:
-            self.ema = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
-        self.parallel = _wrapped(model, device, settings)
+        self.ema = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
+        cause = _why_eager(criterion, settings, device) if settings.cuda_graph else ""
+        self._has_graphs = settings.cuda_graph and not cause
+        with aside(device) if self._has_graphs else nullcontext():
+            self.parallel = _wrapped(model, device, settings)
         self._guard = BufferGuard(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._frozen = [p for name, p in model.named_parameters() if name in settings.frozen]
+        self._graphed = GraphedFunction(
+            self._passes,
+            device,
+            name="the step",
+            switch="TRAIN.CUDA_GRAPH off",
+            num_warmup=_NUM_WARMUP if distributed.world_size() == 1 else _NUM_WARMUP_TOGETHER,
+            agreed=self._on_all,
+            new_graph=new_graph,
+        )
+        if cause:
+            self._graphed.give_up(cause)
 
     def __call__(
         self, batches: Sequence[Batch], *, freeze: bool = False, stop: bool = False, save: bool = False
@@ -189,14 +213,7 @@ class TrainStep:
             device decides that, nobody waits for it.
         """
         self._guard.snapshot()
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for index, batch in enumerate(batches):
-            is_last = index == len(batches) - 1
-            with nullcontext() if is_last or distributed.world_size() == 1 else self.parallel.no_sync():
-                loss = self._forward(batch)
-                self.scaler.scale(loss.total / len(batches)).backward()
-            losses.append(loss)
+        losses = self._losses(batches)
         if freeze:
             for parameter in self._frozen:
                 parameter.grad = None
@@ -206,19 +223,61 @@ class TrainStep:
         self.optimizer.step()
         self._guard.rollback_if(is_bad)  # the forward pass has already updated BatchNorm's statistics
         if self.ema is not None:
-            self._ema_weight = (1 - self.settings.ema_decay) * ~is_bad
-            self.ema.update_parameters(self.model)
+            self.ema.update(is_bad)
         self.scaler.update()
         self.schedule.step()
         return StepResult(losses, flags)
 
+    def _losses(self, batches: Sequence[Batch]) -> list[LossTerms]:
+        """Losses of the micro-batches; leaves the gradient of their mean, scaled, in the parameters.
+
+        A graph holds nothing but what every step does alike, and its warm-up steps are steps as any other. It draws
+        from the device's own random generator, whose count goes on by as much as in an eager step (torch tells it at
+        each replay), so that an interrupted run that warms up anew gets the bits of one that replays.
+        """
+        tensors = [tensor for batch in batches for tensor in batch.tensors]
+        if not self._has_graphs:
+            return self._passes(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))[0]
+        if self.schedule.last_epoch < self.criterion.settles_at:
+            return self._graphed.eagerly(*tensors)[0]
+        losses, gradients = self._graphed(*tensors, key=self.parallel.training)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient  # of the graph's memory; frozen ones have been taken away
+        return [  # read after the next replay has begun
+            LossTerms(loss.total.clone(), {name: value.clone() for name, value in loss.terms.items()})
+            for loss in losses
+        ]
+
+    def _passes(self, *tensors: Tensor) -> tuple[list[LossTerms], list[Tensor | None]]:
+        """Forward and backward passes of the micro-batches.
+
+        Args:
+            tensors: of the first (see `Batch.tensors`), of the second and so on, on the device.
+
+        Returns:
+            Their losses, and the gradients by parameter.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        batches = Batch.from_tensors(tensors)
+        for index, batch in enumerate(batches):
+            is_last = index == len(batches) - 1
+            with nullcontext() if is_last or distributed.world_size() == 1 else self.parallel.no_sync():
+                loss = self._forward(batch)
+                self.scaler.scale(loss.total / len(batches)).backward()
+            losses.append(LossTerms(loss.total.detach(), loss.terms))
+        return losses, [parameter.grad for parameter in self._parameters]
+
     def _forward(self, batch: Batch) -> LossTerms:
-        labels = batch.labels.to(self.device, non_blocking=True)
-        images = normalize_images(batch.images.to(self.device, non_blocking=True), self.settings.normalization)
+        images, labels = prepared(batch, self.settings.normalization)
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
             output = _with_batch_norm(self.parallel, images)
         return self.criterion(output, labels, iteration=self.schedule.last_epoch)
+
+    def _on_all(self, is_fine: bool) -> bool:
+        """Whether something is fine on all processes."""
+        return not bool(distributed.all_reduce_sum(torch.tensor(int(not is_fine), device=self.device)))
 
     def _agree(self, losses: Sequence[LossTerms], *told: bool) -> Tensor:
         """The flags of `StepResult`, summed over all processes."""
@@ -231,15 +290,6 @@ class TrainStep:
         if self.settings.clip_grad_norm:
             clip_grads_with_norm_(self._parameters, self.settings.clip_grad_norm, norm)
         return distributed.all_reduce_sum(flags)
-
-    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        """Exponential moving average; stays as it is after a bad step."""
-        if averaged[0].is_floating_point():
-            change = torch._foreach_sub(current, averaged)
-            torch._foreach_mul_(change, self._ema_weight)
-            torch._foreach_add_(averaged, change)
-        else:
-            torch._foreach_copy_(averaged, current)
 
     def state(self) -> dict[str, Any]:
         """What goes into a checkpoint beside the model."""
@@ -270,15 +320,14 @@ class TrainStep:
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            if state.get("ema"):
-                self.ema.load_state_dict(state["ema"])
-            else:  # averaging starts from the current weights
-                self.ema.module.load_state_dict(self.model.state_dict())
+            self.ema.restore(state.get("ema"), self.model)
 
 
 def _wrapped(model: nn.Module, device: torch.device, settings: StepSettings) -> nn.Module:
     """The model for training: compiled if asked, its gradients averaged over the processes."""
-    if settings.compile_mode is not None:
+    if settings.compile_mode == "blocks":
+        _compile_blocks(model, device)
+    elif settings.compile_mode is not None:
         model = torch.compile(model, mode=settings.compile_mode, dynamic=False)
     if distributed.world_size() == 1:
         return model
@@ -287,12 +336,42 @@ def _wrapped(model: nn.Module, device: torch.device, settings: StepSettings) -> 
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,  # gradients are averaged in place
     )
+    if settings.cuda_graph:
+        parallel._set_ddp_runtime_logging_sample_rate(_NEVER)  # reads a clock, which a capture does not allow
     if settings.compression == "bf16":
         parallel.register_comm_hook(None, bf16_compress_hook)
     elif settings.compression == "powersgd":
         state = PowerSGDState(None, matrix_approximation_rank=_POWERSGD_RANK, start_powerSGD_iter=_POWERSGD_START)
         parallel.register_comm_hook(state, powerSGD_hook)
     return parallel
+
+
+def _compile_blocks(model: nn.Module, device: torch.device) -> None:
+    """As far as that goes; says so where it does not."""
+    problem = compiler_problem(device)
+    if not problem and not compile_blocks(model):
+        problem = "the network has no two alike, or their BatchNorm counts the batches of all processes"
+    if problem:
+        get_logger().warning("TRAIN.COMPILE is blocks, but they run as with none: %s", problem)
+
+
+def _why_eager(criterion: SegmentationCriterion, settings: StepSettings, device: torch.device) -> str:
+    """Why a step cannot be one graph, as far as that is known before it is tried; "" if nothing is known."""
+    if criterion.queries is not None:
+        return "the loss of masks and their classes finds pairs on the CPU"
+    if criterion.contrast is not None:
+        return "LOSS.CONTRAST draws as many pixels as there are"
+    if settings.compile_mode in ("reduce-overhead", "max-autotune"):
+        return f"TRAIN.COMPILE {settings.compile_mode} makes graphs of its own"
+    if distributed.world_size() == 1:
+        return ""
+    if settings.compression != "none":
+        return f"TRAIN.GRADIENT_COMPRESSION {settings.compression} is not known to be safe in a graph"
+    if settings.compile_mode not in (None, "blocks"):
+        return f"TRAIN.COMPILE {settings.compile_mode} on several processes is not known to be safe in a graph"
+    if device.type == "cuda" and torch.cuda.nccl.version() < _OLDEST_NCCL:
+        return f"NCCL is {'.'.join(map(str, torch.cuda.nccl.version()))}, which cannot be captured"
+    return ""
 
 
 def _with_batch_norm(model: nn.Module, images: Tensor) -> Any:

@@ -32,13 +32,14 @@ from ovenet.engine.step import StepResult, TrainStep
 from ovenet.errors import UserError
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed
-from ovenet.utils.environment import crowding
+from ovenet.utils.environment import crowding, device_memory_used, release_unused
 from ovenet.utils.logging import get_logger
 
 BEST = "best.pth"
 BEST_EMA = "best_ema.pth"
 FINAL = "final_state.pth"
 FINAL_EMA = "final_ema.pth"
+_NUM_SETTLING = 16  # steps of a process after which algorithms are chosen and graphs captured
 
 Evaluate = Callable[[nn.Module, Callable[[], bool]], Mapping[str, EvalResult]]
 DrawPicture = Callable[[], Tensor]
@@ -61,7 +62,9 @@ class TrainSettings:
         checkpoint_every: iterations between checkpoints inside an epoch; 0 for none.
         checkpoint_minutes: minutes between them; 0 for none.
         num_checkpoints: how many are kept.
-        wandb_project: see `RunLog`.
+        wandb_project, mlflow_experiment: see `RunLog`.
+        peak_images_per_second: what all cards could train if they did nothing but the network's arithmetic at their
+            dense bfloat16 peak; None if not known.
     """
 
     run_dir: Path
@@ -78,6 +81,7 @@ class TrainSettings:
     num_checkpoints: int = 2
     wandb_project: str = ""
     mlflow_experiment: str = ""
+    peak_images_per_second: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Trainer:
         self.store = CheckpointStore(settings.run_dir, settings.num_checkpoints)
         self.epoch = settings.begin_epoch
         self.iteration = 0
+        self._num_run = 0  # steps of this process
         self.steps_in_epoch = 0
         self.position = 0
         self.best = {BEST: -1.0, BEST_EMA: -1.0}
@@ -278,6 +283,9 @@ class Trainer:
                 self.steps_in_epoch += 1
                 self.position += 1
                 self._count_broken(batches)
+                self._num_run += 1
+                if self._num_run == _NUM_SETTLING:
+                    release_unused(self.step.device)
                 is_last = self.steps_in_epoch == total
                 stop, save = drain(0 if is_last else self.step.latency)
                 if (self.steps_in_epoch % self.settings.print_freq == 0 or is_last) and len(meter):
@@ -291,7 +299,7 @@ class Trainer:
                 if not is_last and (save or (every and self.iteration % every == 0)):
                     drain(0)
                     self._save_checkpoint()
-        get_logger().info("%s: %s", title, clock)
+        get_logger().info("%s: %s", title, ", ".join(filter(None, (str(clock), device_memory_used(self.step.device)))))
         crowded = crowding(loader.num_workers)
         if crowded and not self._is_crowded:
             get_logger().warning("%s: %s", title, crowded)
@@ -312,6 +320,8 @@ class Trainer:
 
     def _report(self, progress: Progress, log: RunLog, summary: Mapping[str, float], remaining: int) -> None:
         lr = self.step.optimizer.param_groups[0]["lr"]
+        if self.settings.peak_images_per_second:
+            summary = {**summary, "mfu": summary["images_per_second"] / self.settings.peak_images_per_second}
         progress.report(self.steps_in_epoch, summary, lr, remaining)
         values = {**summary, "lr": lr, "skipped": self.num_skipped}
         log.scalars("train", values, iteration=self.iteration, epoch=self.epoch)

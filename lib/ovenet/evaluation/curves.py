@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from matplotlib.figure import Figure
 
 from ovenet.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; those of S_i, S_s and S_f in all plots.
 PREDICTION_COLORS = {"initial": "#0072B2", "seed": "#E69F00", "fused": "#009E73"}
@@ -164,6 +166,8 @@ def _spread(values: Sequence[float], metric: str) -> str:
 
 def plot_curves(groups: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
     """All curves in one plot; of a group with several runs the mean, and each run thinly."""
+    from matplotlib.figure import Figure  # takes half a second, which training and testing need not wait for
+
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(title=plain_text(_title(metric)), xlabel="iteration")
     axes.spines[["top", "right"]].set_visible(False)

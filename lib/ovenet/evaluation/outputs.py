@@ -8,14 +8,15 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import av
 import cv2
 import numpy as np
 import torch
 
 from ovenet.data.files import is_utf8
 from ovenet.data.info import DatasetInfo
+from ovenet.data.video import pyav
 from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.pictures import colorize_offset, save_color_png, save_png
 from ovenet.utils.writing import write_bytes, write_file, write_text
@@ -140,13 +141,17 @@ class FrameWriter:
 
     Attributes:
         num_frames: that were written.
+
+    Raises:
+        UserError: PyAV is missing.
     """
 
     def __init__(self, path: Path, rate: float):
         self.path = path
+        self._av = pyav(str(path))
         self.rate = Fraction(rate).limit_denominator(1001)
         self._unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
-        self._container: av.container.OutputContainer | None = None
+        self._container: Any = None  # PyAV's
         self.num_frames = 0
 
     def write(self, frame: np.ndarray) -> None:
@@ -160,7 +165,7 @@ class FrameWriter:
         if self._container is None:
             self._open(frame.shape[:2])
         with self._telling():
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+            self._container.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(frame, "rgb24")))
         self.num_frames += 1
 
     def _open(self, size: tuple[int, int]) -> None:
@@ -168,7 +173,7 @@ class FrameWriter:
         if not is_utf8(self.path):
             raise OSError(f"cannot write {str(self.path)!r}: FFmpeg takes names in UTF-8 alone; rename the video")
         with self._telling():
-            self._container = av.open(str(self._unfinished), "w", options={"movflags": "faststart"})
+            self._container = self._av.open(str(self._unfinished), "w", options={"movflags": "faststart"})
             self._stream = self._container.add_stream("libx264", self.rate, options={"crf": "20"})
             self._stream.height, self._stream.width = size
             self._stream.pix_fmt = "yuv420p"  # a pixel format that all browsers play
@@ -178,7 +183,7 @@ class FrameWriter:
         """Names the file where FFmpeg fails."""
         try:
             yield
-        except (av.error.FFmpegError, OSError) as error:
+        except (self._av.error.FFmpegError, OSError) as error:
             raise OSError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def close(self) -> None:

@@ -4,12 +4,14 @@ FEatures", 2019), in plain torch."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def reassemble(
@@ -28,13 +30,48 @@ def reassemble(
     Returns:
         ``(B, C, scale * h, scale * w)``, of the weights' type.
     """
-    height, width = features.shape[-2:]
-    kernel = math.isqrt(weights.shape[1])
-    margin = kernel // 2
+    margin = math.isqrt(weights.shape[1]) // 2
     padded = F.pad(features.to(weights.dtype), (margin, margin, margin, margin), mode=padding_mode).contiguous()
-    taps = F.pixel_unshuffle(weights, scale).unflatten(1, (-1, 1, scale**2)).unbind(1)  # each (B, 1, scale², h, w)
-    total = torch.zeros((), dtype=weights.dtype, device=weights.device)
-    for (top, left), tap in zip(product(range(kernel), repeat=2), taps, strict=True):
-        window = padded[..., top : top + height, left : left + width].unsqueeze(2)
-        total = torch.addcmul(total, tap, window)
-    return F.pixel_shuffle(total.flatten(1, 2), scale)
+    taps = F.pixel_unshuffle(weights, scale).unflatten(1, (-1, 1, scale**2))  # (B, k * k, 1, scale², h, w)
+    add_up = _Sum.apply if torch.is_grad_enabled() else _sum
+    return F.pixel_shuffle(add_up(padded, taps).flatten(1, 2), scale)
+
+
+def _sum(padded: Tensor, taps: Tensor) -> Tensor:
+    """Windows of the padded features, each times its tap: ``(B, C, scale², h, w)``."""
+    total = torch.zeros((), dtype=taps.dtype, device=taps.device)
+    for tap, window in zip(taps.unbind(1), _windows(padded, taps), strict=True):
+        total = torch.addcmul(total, tap, window.unsqueeze(2))
+    return total
+
+
+def _windows(padded: Tensor, taps: Tensor) -> Iterator[Tensor]:
+    """The part of the padded map that each tap reads, a view ``(B, C, h, w)``."""
+    height, width = taps.shape[-2:]
+    for top, left in product(range(math.isqrt(taps.shape[1])), repeat=2):
+        yield padded[..., top : top + height, left : left + width]
+
+
+class _Sum(torch.autograd.Function):
+    """`_sum`, whose gradient is added up in one map: autograd would fill a map of zeros for every window."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, taps: Tensor) -> Tensor:
+        ctx.save_for_backward(padded, taps)
+        return _sum(padded, taps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        padded, taps = ctx.saved_tensors
+        of_padded = torch.zeros_like(padded) if ctx.needs_input_grad[0] else None
+        if of_padded is not None:
+            for tap, window in zip(taps.unbind(1), _windows(of_padded, taps), strict=True):
+                if taps.shape[3] == 1:
+                    window.addcmul_(tap.squeeze(2), gradient.squeeze(2))
+                else:
+                    window.add_((tap * gradient).sum(dim=2))
+        if not ctx.needs_input_grad[1]:
+            return of_padded, None
+        of_taps = [(gradient * w.unsqueeze(2)).sum(dim=1, keepdim=True) for w in _windows(padded, taps)]
+        return of_padded, torch.stack(of_taps, dim=1)

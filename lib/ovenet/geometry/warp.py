@@ -66,7 +66,7 @@ def warp(values: Tensor, displacement: Tensor, convention: WarpConvention, *, nu
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     fields = displacement.to(values.dtype).unflatten(1, (num_groups, 2)).flatten(0, 1)  # (B G, 2, H, W)
     grid = pixel_grid(size, device=values.device, dtype=values.dtype, align_corners=convention.align_corners)
-    position = grid + fields * values.new_tensor(_scales(convention, size)).view(2, 1, 1)
+    position = grid + normalised_displacement(fields, convention)
     if convention.clamp:
         position = position.clamp(-1.0, 1.0)
     grouped = values.unflatten(1, (num_groups, -1)).flatten(0, 1)  # (B G, C / G, h, w)
@@ -78,14 +78,16 @@ def warp(values: Tensor, displacement: Tensor, convention: WarpConvention, *, nu
 
 def normalised_displacement(displacement: Tensor, convention: WarpConvention) -> Tensor:
     """Displacements ``(B, 2, H, W)`` in ``(x, y)`` of a convention, in units of which the image spans 2."""
-    scales = displacement.new_tensor(_scales(convention, displacement.shape[-2:]))
-    return displacement * scales.view(2, 1, 1)
+    if convention.units == "normalised":
+        return displacement
+    scales = _scales(convention, displacement.shape[-2:])
+    # Of two steps, linspace gives both ends as they are; a tensor of two numbers would be copied from the host.
+    on_device = torch.linspace(*scales, 2, dtype=displacement.dtype, device=displacement.device)
+    return displacement * on_device.view(2, 1, 1)
 
 
 def _scales(convention: WarpConvention, size: tuple[int, int]) -> list[float]:
-    """Normalised units per unit of the displacement, in ``(x, y)``."""
-    if convention.units == "normalised":
-        return [1.0, 1.0]
+    """Normalised units per unit of the displacement, pixels or sizes, in ``(x, y)``."""
     if convention.units == "sizes":
         return [1.0 / n for n in reversed(size)]
     spans = [max(1, n - 1) if convention.align_corners else n for n in reversed(size)]

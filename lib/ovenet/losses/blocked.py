@@ -34,10 +34,21 @@ def loss_and_gradient(
     align_corners: bool,
     with_gradient: bool,
 ) -> tuple[PixelLoss, Tensor | None]:
-    """See `ovenet.losses.upsampled.Backend`.
+    """Loss and gradient of one score map, without autograd.
 
     With mining, the first pass takes the threshold for the limit, which it almost always is early in training; where
     too few pixels are hard, a second pass follows.
+
+    Args:
+        scores: ``(B, K, h, w)`` float32 or float64.
+        targets: ``(B, H, W)``.
+        kind: what the scores are.
+        ohem: mine hard pixels; None for all pixels.
+        align_corners: convention of the upsampling.
+        with_gradient: compute it.
+
+    Returns:
+        The loss of every pixel, and the gradient ``(B, K, h, w)`` of its weighted sum over the pixels that count.
     """
     limit = None if ohem is None else ohem.threshold
     nll, gradient = _sweep(scores, targets, kind, align_corners=align_corners, limit=limit, with_gradient=with_gradient)
@@ -50,6 +61,21 @@ def loss_and_gradient(
                     scores, targets, kind, align_corners=align_corners, limit=limit, with_gradient=True
                 )
     return PixelLoss(nll, limit), gradient
+
+
+def gradient(scores: Tensor, targets: Targets, kind: ScoreKind, limit: Tensor | None, *, align_corners: bool) -> Tensor:
+    """Gradient of `loss_and_gradient` where the limit is known.
+
+    Args:
+        scores: ``(B, K, h, w)``.
+        targets: ``(B, H, W)``.
+        kind: what the scores are.
+        limit: pixels count whose probability is below it; None for all.
+        align_corners: convention of the upsampling.
+    """
+    _, result = _sweep(scores, targets, kind, align_corners=align_corners, limit=limit, with_gradient=True)
+    assert result is not None
+    return result
 
 
 def _sweep(

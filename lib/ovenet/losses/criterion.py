@@ -6,7 +6,7 @@ without a seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -18,7 +18,7 @@ from ovenet.losses import functional
 from ovenet.losses.contrast import PixelContrast
 from ovenet.losses.queries import QueryLoss
 from ovenet.losses.targets import Targets
-from ovenet.losses.terms import CrossEntropy, WeightedLoss
+from ovenet.losses.terms import CrossEntropy, WeightedLoss, losses_of_maps
 from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
 
 ConfidenceTarget = Literal["same_class", "better_scores"]
@@ -70,6 +70,7 @@ class SegmentationCriterion(nn.Module):
         self.contrast, self.contrast_weight = contrast, contrast_weight
         self.ignore_label = ignore_label
         self.output_weights = tuple(output_weights)
+        self.register_buffer("_output_weights", torch.tensor(self.output_weights), persistent=False)
         default = WeightedLoss("cross_entropy", CrossEntropy(align_corners=align_corners))
         self.losses = (default,) if losses is None else tuple(losses)
         self.initial_and_seed_weight = initial_and_seed_weight
@@ -80,6 +81,11 @@ class SegmentationCriterion(nn.Module):
         self.align_corners = align_corners
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
+
+    @property
+    def settles_at(self) -> int:
+        """The iteration from which on the loss no longer depends on it."""
+        return max(self.fusion_warmup, 0 if self.contrast is None else self.contrast.start)
 
     def forward(self, output: OVeNetOutput, labels: Tensor, *, iteration: int | None = None) -> LossTerms:
         """Loss of one batch.
@@ -103,16 +109,18 @@ class SegmentationCriterion(nn.Module):
         )
         terms = {} if self.queries is None else self._of_queries(output, labels)
         total = sum(terms.values(), targets.weights.new_zeros(()))
-        if self.queries is None or output.has_seed:
-            terms["fused"] = self._semantic(output.fused, targets, output.score_kind)
+        predictions = {"fused": output.fused}
+        if self.queries is not None and not output.has_seed:
+            del predictions["fused"]
         if output.has_seed:
-            maps = {"initial": output.initial, "seed": output.seed}
-            if self.queries is not None:
-                del maps["initial"]
-            terms |= {name: self._semantic(scores, targets, output.score_kind) for name, scores in maps.items()}
+            if self.queries is None:
+                predictions["initial"] = output.initial
+            predictions["seed"] = output.seed
+        terms |= self._semantic(predictions, targets, output.score_kind)
+        if output.has_seed:
             terms["confidence"] = self._confidence(output, targets, labels)
             total = total + self._warmed_up(terms, iteration)
-            total = total + self.initial_and_seed_weight * sum(terms[name] for name in maps)
+            total = total + self.initial_and_seed_weight * sum(terms[name] for name in predictions if name != "fused")
             total = total + self.confidence_weight * terms["confidence"]
             if self.offset_weight:
                 terms["offset"] = self._offset(output, labels)
@@ -128,15 +136,22 @@ class SegmentationCriterion(nn.Module):
         assert output.queries is not None, "a head predicts its queries while training alone"
         return self.queries(output.queries, labels)
 
-    def _semantic(self, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind) -> Tensor:
+    def _semantic(
+        self, predictions: Mapping[str, Sequence[Tensor]], targets: Targets, kind: ScoreKind
+    ) -> dict[str, Tensor]:
+        """Loss of each prediction; their score maps go through a term together."""
+        maps = [scores for prediction in predictions.values() for scores in prediction]
+        if not maps:
+            return {}
         if kind == "unnormalized":
             maps, kind = [probabilities(scores, kind) for scores in maps], "probabilities"
-        total = targets.weights.new_zeros(())
-        for index, (scores, weight) in enumerate(zip(maps, self.output_weights, strict=True)):
-            for term in self.losses:
-                parts = term.loss(scores, targets, kind, is_final=index == len(maps) - 1)
-                total = total + weight * term.weight * functional.mean(*parts)
-        return total
+        num_outputs = len(self.output_weights)
+        is_final = [index % num_outputs == num_outputs - 1 for index in range(len(maps))]
+        by_map = targets.weights.new_zeros(len(maps))
+        for term in self.losses:
+            by_map = by_map + term.weight * functional.mean(*losses_of_maps(term.loss, maps, targets, kind, is_final))
+        by_prediction = (by_map.view(-1, num_outputs) * self._output_weights).sum(dim=1)
+        return dict(zip(predictions, by_prediction.unbind(), strict=True))
 
     def _warmed_up(self, terms: dict[str, Tensor], iteration: int | None) -> Tensor:
         """The loss of ``S_f``, in whose place that of ``S_i`` fades out during the warm-up."""

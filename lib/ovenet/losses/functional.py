@@ -58,46 +58,52 @@ def cross_entropy(nll: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the valid pixels.
 
     Args:
-        nll: ``(B, H, W)``, see `negative_log_likelihood`.
+        nll: ``(..., B, H, W)``, see `negative_log_likelihood`.
         targets: of the same size.
 
     Returns:
-        The weighted sum, and the sum of the weights; both 0 where every pixel is ignored.
+        The weighted sums ``(...)``, and the sum of the weights; both 0 where every pixel is ignored.
     """
-    return (nll * targets.weights).sum(), targets.weights.sum()
+    return (nll * targets.weights).flatten(-3).sum(-1), targets.weights.sum()
 
 
 def ohem_cross_entropy(nll: Tensor, targets: Targets, limit: Tensor | float) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the hard pixels: those whose probability is below the limit.
 
     Args:
-        nll: ``(B, H, W)``, see `negative_log_likelihood`.
+        nll: ``(..., B, H, W)``, see `negative_log_likelihood`.
         targets: of the same size.
-        limit: see `ohem_limit`.
+        limit: ``(...)``, see `ohem_limit`.
 
     Returns:
-        The weighted sum over the hard pixels, and their number.
+        The weighted sums over the hard pixels, and their numbers, each ``(...)``.
     """
+    if isinstance(limit, Tensor):
+        limit = limit[..., None, None, None]
     hard = targets.valid & ((-nll.detach()).exp() < limit)
-    return (nll * targets.weights * hard).sum(), hard.sum().to(nll.dtype)
+    return (nll * targets.weights * hard).flatten(-3).sum(-1), hard.flatten(-3).sum(-1).to(nll.dtype)
 
 
 def ohem_limit(nll: Tensor, targets: Targets, *, threshold: float, min_kept: int) -> Tensor:
     """The probability below which a pixel is hard: online hard example mining as in HRNet.
 
     That is ``max(threshold, p)``, with ``p`` the `min_kept`-th smallest probability of a pixel's own class, counted
-    from 0 (the largest one if there are fewer). Found by selection, without waiting for the device.
+    from 0 (the largest one if there are fewer). Found without waiting for the device.
 
     Args:
-        nll: ``(B, H, W)``.
+        nll: ``(..., B, H, W)``.
         targets: of the same size.
         threshold: a probability (``LOSS.OHEMTHRES``).
         min_kept: a number of pixels of the whole batch (``LOSS.OHEMKEEP``).
     """
     probability = (-nll.detach()).exp()
-    rank = min(min_kept, nll.numel() - 1)
-    selected = torch.where(targets.valid, probability, torch.inf).flatten().kthvalue(rank + 1).values
-    largest = torch.where(targets.valid, probability, 0.0).max()
+    rank = min(min_kept, targets.labels.numel() - 1)
+    candidates = torch.where(targets.valid, probability, torch.inf).flatten(-3)
+    if nll.is_cuda:  # torch selects in one row on a single block of the card, but sorts on all of it
+        selected = candidates.sort(dim=-1).values[..., rank]
+    else:
+        selected = candidates.kthvalue(rank + 1, dim=-1).values
+    largest = torch.where(targets.valid, probability, 0.0).flatten(-3).amax(-1)
     return torch.minimum(selected, largest).clamp_min(threshold)
 
 

@@ -3,14 +3,15 @@
 Upsampled scores exist in registers alone. The first kernel reads the four map pixels around each label pixel and folds
 their classes into the logarithm of the sum of exponentials. The second one is laid out by map pixels: each gathers the
 gradient from the label pixels around it, whose probabilities it computes again. Nothing is added atomically, so that
-gradients repeat to the bit.
+gradients repeat to the bit. Both take the score maps of all predictions at once, stacked along the batch.
 
-Shapes: ``B`` batch, ``K`` classes, ``h w`` map, ``H W`` labels.
+Shapes: ``M`` score maps, ``B`` batch, ``K`` classes, ``h w`` map, ``H W`` labels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -18,36 +19,23 @@ import triton.language as tl
 from torch import Tensor
 
 from ovenet.geometry import interpolation_weights
-from ovenet.losses.functional import ohem_limit
-from ovenet.losses.targets import OhemSettings, PixelLoss, Targets
+from ovenet.losses.targets import Targets
 from ovenet.structures import ScoreKind
 
-_BLOCK_X = 64  # label columns of a program of the first kernel
-_BLOCK_J = 32  # map columns of a program of the second kernel
-_MAX_BLOCK_K = 32  # classes that a program holds at a time
+_TILE = 512  # classes times columns of a program: 4 for each of 128 threads, whose registers suffice
+SMALLEST = torch.finfo(torch.float32).tiny
+_OLDEST_CAPABILITY = 80
+_BLACKWELL = 100  # its first release of Triton is 3.3; with an older one the compiler ends the process
 
 
-@torch.no_grad()
-def loss_and_gradient(
-    scores: Tensor,
-    targets: Targets,
-    kind: ScoreKind,
-    ohem: OhemSettings | None,
-    *,
-    align_corners: bool,
-    with_gradient: bool,
-) -> tuple[PixelLoss, Tensor | None]:
-    """See `ovenet.losses.upsampled.Backend`; never waits for the device. Scores are float32."""
-    height, width = targets.labels.shape[1:]
-    rows = _Axis.of(scores.shape[2], height, align_corners, scores.device)
-    columns = _Axis.of(scores.shape[3], width, align_corners, scores.device)
-    nll, log_total = _pixel_loss(scores, targets, rows, columns, kind)
-    limit, factor = None, targets.weights
-    if ohem is not None:
-        limit = ohem_limit(nll, targets, threshold=ohem.threshold, min_kept=ohem.min_kept)
-        factor = factor * ((-nll).exp() < limit)
-    gradient = _gradient(scores, targets, factor, log_total, rows, columns, kind) if with_gradient else None
-    return PixelLoss(nll, limit), gradient
+def unsupported(capability: int) -> str:
+    """Why the kernels are not for GPUs of a compute capability, 90 for 9.0; "" if they are."""
+    name = f"GPUs of compute capability {capability / 10}"
+    if capability < _OLDEST_CAPABILITY:
+        return f"they are not made for {name}, below {_OLDEST_CAPABILITY / 10}"
+    if capability >= _BLACKWELL and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        return f"Triton {triton.__version__} does not know {name}, Triton 3.3 does"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -66,27 +54,45 @@ class _Axis:
     first: Tensor
     reach: int
 
-    @classmethod
-    def of(cls, in_size: int, out_size: int, align_corners: bool, device: torch.device) -> _Axis:
-        low, weight = interpolation_weights(in_size, out_size, align_corners=align_corners)
-        first = torch.searchsorted(low, torch.arange(in_size + 1))  # label pixels whose map pixel is i or a later one
-        reach = int((first[2:] - first[:-2]).max()) if in_size > 1 else out_size
-        return cls(
-            low.to(device, torch.int32, non_blocking=True),
-            weight.to(device, torch.float32, non_blocking=True),
-            first.to(device, torch.int32, non_blocking=True),
-            reach,
-        )
+
+@lru_cache(maxsize=64)  # a table is made once for a size: a copy to the device in every step would stall it
+def _axis(in_size: int, out_size: int, align_corners: bool, device: torch.device) -> _Axis:
+    low, weight = interpolation_weights(in_size, out_size, align_corners=align_corners)
+    first = torch.searchsorted(low, torch.arange(in_size + 1))  # label pixels whose map pixel is i or a later one
+    reach = int((first[2:] - first[:-2]).max()) if in_size > 1 else out_size
+    return _Axis(low.to(device, torch.int32), weight.to(device, torch.float32), first.to(device, torch.int32), reach)
 
 
-def _pixel_loss(
-    scores: Tensor, targets: Targets, rows: _Axis, columns: _Axis, kind: ScoreKind
-) -> tuple[Tensor, Tensor]:
-    """Negative log likelihood and logarithm of the sum of exponentials (0 for probabilities), each ``(B, H, W)``."""
-    batch, num_classes, in_height, in_width = scores.shape
-    height, width = targets.labels.shape[1:]
-    nll, log_total = torch.empty_like(targets.weights), torch.empty_like(targets.weights)
-    _pixel_loss_kernel[(triton.cdiv(width, _BLOCK_X), height, batch)](
+def _axes(scores: Tensor, targets: Targets, align_corners: bool) -> tuple[_Axis, _Axis]:
+    """Of rows and of columns."""
+    return tuple(
+        _axis(scores.shape[dim], targets.labels.shape[dim - 1], align_corners, scores.device) for dim in (2, 3)
+    )
+
+
+@torch.no_grad()
+def pixel_losses(
+    scores: Tensor, targets: Targets, kind: ScoreKind, *, align_corners: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of every label pixel; never waits for the device.
+
+    Args:
+        scores: ``(M B, K, h, w)`` float32, the images of one map after those of another.
+        targets: ``(B, H, W)``.
+        kind: what the scores are.
+        align_corners: convention of the upsampling.
+
+    Returns:
+        The negative log likelihoods ``(M, B, H, W)``, and, of logits, the logarithms of the sums of their exponentials,
+        which `gradient` needs.
+    """
+    rows, columns = _axes(scores, targets, align_corners)
+    num_images, num_classes, in_height, in_width = scores.shape
+    batch, height, width = targets.labels.shape
+    nll = scores.new_empty((num_images // batch, batch, height, width))
+    log_total = torch.empty_like(nll) if kind == "logits" else None
+    block_k, block_x = blocks(num_classes)
+    _pixel_loss_kernel[(triton.cdiv(width, block_x), height, num_images)](
         scores,
         targets.labels,
         columns.low,
@@ -94,7 +100,8 @@ def _pixel_loss(
         rows.low,
         rows.weight,
         nll,
-        log_total,
+        nll if log_total is None else log_total,
+        batch,
         num_classes,
         in_height,
         in_width,
@@ -102,34 +109,60 @@ def _pixel_loss(
         width,
         *scores.stride(),
         IS_LOGITS=kind == "logits",
-        SMALLEST=torch.finfo(torch.float32).tiny,
-        BLOCK_K=_block_k(num_classes),
-        BLOCK_X=_BLOCK_X,
+        SMALLEST=SMALLEST,
+        BLOCK_K=block_k,
+        BLOCK_X=block_x,
     )
     return nll, log_total
 
 
-def _gradient(
-    scores: Tensor, targets: Targets, factor: Tensor, log_total: Tensor, rows: _Axis, columns: _Axis, kind: ScoreKind
+@torch.no_grad()
+def gradient(
+    scores: Tensor,
+    targets: Targets,
+    scale: Tensor,
+    log_total: Tensor | None,
+    mining: tuple[Tensor, Tensor] | None,
+    *,
+    align_corners: bool,
 ) -> Tensor:
-    """Gradient ``(B, K, h, w)`` of the pixels' losses times their factors."""
-    batch, num_classes, in_height, in_width = scores.shape
-    height, width = targets.labels.shape[1:]
-    gradient = torch.empty_like(scores)
-    block_k = _block_k(num_classes)
+    """Gradient of the weighted sums of the pixels' losses.
+
+    Args:
+        scores: see `pixel_losses`.
+        targets: likewise.
+        scale: ``(M,)`` float32, factor of each map's sum.
+        log_total: from `pixel_losses`; None of probabilities.
+        mining: ``(M, B, H, W)`` probabilities of the pixels' own classes, and ``(M,)``, below which of them pixels
+            count; None for all pixels.
+        align_corners: see `pixel_losses`.
+
+    Returns:
+        ``(M B, K, h, w)``, laid out in memory as `scores`.
+    """
+    rows, columns = _axes(scores, targets, align_corners)
+    num_images, num_classes, in_height, in_width = scores.shape
+    batch, height, width = targets.labels.shape
+    result = torch.empty_like(scores)
+    block_k, block_j = blocks(num_classes)
     num_blocks_k = triton.cdiv(num_classes, block_k)
-    _gradient_kernel[(triton.cdiv(in_width, _BLOCK_J), in_height, batch * num_blocks_k)](
+    probability, limits = (targets.weights, scale) if mining is None else mining  # not read without mining
+    _gradient_kernel[(triton.cdiv(in_width, block_j), in_height, num_images * num_blocks_k)](
         scores,
         targets.labels,
-        factor,
-        log_total,
+        targets.weights,
+        scale,
+        targets.weights if log_total is None else log_total,
+        probability,
+        limits,
         columns.low,
         columns.weight,
         columns.first,
         rows.low,
         rows.weight,
         rows.first,
-        gradient,
+        result,
+        batch,
         num_classes,
         num_blocks_k,
         in_height,
@@ -138,17 +171,21 @@ def _gradient(
         width,
         columns.reach,
         *scores.stride(),
-        *gradient.stride(),
-        IS_LOGITS=kind == "logits",
-        SMALLEST=torch.finfo(torch.float32).tiny,
+        *result.stride(),
+        IS_LOGITS=log_total is not None,
+        IS_MINED=mining is not None,
+        SMALLEST=SMALLEST,
         BLOCK_K=block_k,
-        BLOCK_J=_BLOCK_J,
+        BLOCK_J=block_j,
     )
-    return gradient
+    return result
 
 
-def _block_k(num_classes: int) -> int:
-    return min(_MAX_BLOCK_K, triton.next_power_of_2(num_classes))
+def blocks(num_classes: int) -> tuple[int, int]:
+    """Classes and columns that a program holds at a time: the widest block with few classes beyond the last."""
+    padded = {block: triton.cdiv(num_classes, block) * block for block in (8, 16, 32)}
+    block_k = max(block for block, total in padded.items() if total <= 1.1 * min(padded.values()))
+    return block_k, _TILE // block_k
 
 
 @triton.jit
@@ -169,6 +206,7 @@ def _pixel_loss_kernel(
     y_weight,
     nll,
     log_total,
+    batch,
     num_classes,
     in_height,
     in_width,
@@ -188,7 +226,7 @@ def _pixel_loss_kernel(
     x = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X)
     in_row = x < width
     place = (image * height + row) * width + x
-    label = tl.load(labels + place, mask=in_row, other=0)
+    label = tl.load(labels + (image % batch * height + row) * width + x, mask=in_row, other=0)
 
     low_y = tl.load(y_low + row)
     t = tl.load(y_weight + row)
@@ -227,8 +265,11 @@ def _pixel_loss_kernel(
 def _gradient_kernel(
     scores,
     labels,
-    factor,
+    weights,
+    scale,
     log_total,
+    probability,
+    limits,
     x_low,
     x_weight,
     x_first,
@@ -236,6 +277,7 @@ def _gradient_kernel(
     y_weight,
     y_first,
     gradient,
+    batch,
     num_classes,
     num_blocks_k,
     in_height,
@@ -252,6 +294,7 @@ def _gradient_kernel(
     out_stride_h,
     out_stride_w,
     IS_LOGITS: tl.constexpr,
+    IS_MINED: tl.constexpr,
     SMALLEST: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -267,13 +310,16 @@ def _gradient_kernel(
     to_right = tl.where(j + 1 < in_width, stride_w, 0)
     first_x = tl.load(x_first + tl.maximum(j - 1, 0), mask=in_row, other=0)
     end_x = tl.load(x_first + tl.minimum(j + 1, in_width), mask=in_row, other=0)
+    factor = tl.load(scale + image // batch)
+    limit = tl.load(limits + image // batch)
 
     total = tl.zeros((BLOCK_K, BLOCK_J), tl.float32)
     for row in range(tl.load(y_first + tl.maximum(i - 1, 0)), tl.load(y_first + i + 1)):
         low_y = tl.load(y_low + row)
         t = tl.load(y_weight + row)
         step_y = tl.where(low_y + 1 < in_height, stride_h, 0)
-        weight_y = tl.where(low_y == i, 1.0 - t, t)
+        is_low_y = (low_y == i).to(tl.float32)
+        weight_y = (t + is_low_y * (1.0 - 2.0 * t)) * factor
         base = scores + image * stride_b + low_y * stride_h
         left = _load_lerped(base, offset + to_left[None, :], step_y, is_there, t)
         middle = _load_lerped(base, offset, step_y, is_there, t)
@@ -285,8 +331,13 @@ def _gradient_kernel(
             u = tl.load(x_weight + x, mask=reads, other=0.0)
             is_low = low_x == j
             place = (image * height + row) * width + x
-            label = tl.load(labels + place, mask=reads, other=0)
-            weight = tl.load(factor + place, mask=reads, other=0.0) * tl.where(is_low, 1.0 - u, u) * weight_y
+            label_place = (image % batch * height + row) * width + x
+            label = tl.load(labels + label_place, mask=reads, other=0)
+            # Not tl.where(is_low, 1 - u, u): Triton 3.6 fails to compile that for scores in NCHW order.
+            weight_x = u + is_low.to(tl.float32) * (1.0 - 2.0 * u)
+            weight = tl.load(weights + label_place, mask=reads, other=0.0) * weight_x * weight_y
+            if IS_MINED:
+                weight = tl.where(tl.load(probability + place, mask=reads, other=0.0) < limit, weight, 0.0)
             before = tl.where(is_low[None, :], middle, left)
             after = tl.where(is_low[None, :], right, middle)
             value = before * (1.0 - u)[None, :] + after * u[None, :]

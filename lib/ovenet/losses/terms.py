@@ -6,6 +6,7 @@ A new one is a class here or in a file that `ovenet.losses` imports, registered 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -40,6 +41,21 @@ class ScoreLoss(Protocol):
         """
 
 
+def losses_of_maps(
+    loss: ScoreLoss, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind, is_final: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """Losses of ``M`` score maps, those of cross-entropy in one pass.
+
+    Returns:
+        The sums and what to divide them by, each ``(M,)``.
+    """
+    if isinstance(loss, _UpsampledCrossEntropy):
+        return loss.of_maps(maps, targets, kind, is_final)
+    parts = [loss(scores, targets, kind, is_final=final) for scores, final in zip(maps, is_final, strict=True)]
+    totals, weights = zip(*parts, strict=True)
+    return torch.stack(totals), torch.stack(weights)
+
+
 @dataclass(frozen=True)
 class WeightedLoss:
     """A term of the semantic loss.
@@ -55,8 +71,31 @@ class WeightedLoss:
     weight: float = 1.0
 
 
+class _UpsampledCrossEntropy:
+    """Cross-entropy of all pixels or of the hard ones of the final maps; of several maps in one pass."""
+
+    mining: OhemSettings | None = None
+
+    def __init__(self, align_corners: bool, backend: BackendName):
+        self.align_corners, self.backend = align_corners, backend
+
+    def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
+        """See `ScoreLoss`."""
+        total, weight = self.of_maps((scores,), targets, kind, (is_final,))
+        return total[0], weight[0]
+
+    def of_maps(
+        self, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind, is_final: Sequence[bool]
+    ) -> tuple[Tensor, Tensor]:
+        """See `losses_of_maps`."""
+        ohem = [self.mining if final else None for final in is_final]
+        return upsampled_cross_entropy(
+            maps, targets, kind, ohem=ohem, align_corners=self.align_corners, backend=self.backend
+        )
+
+
 @LOSSES.register("cross_entropy")
-class CrossEntropy:
+class CrossEntropy(_UpsampledCrossEntropy):
     """Cross-entropy over the valid pixels, weighted by class.
 
     Args:
@@ -67,18 +106,19 @@ class CrossEntropy:
     """
 
     def __init__(self, *, average: Average = "valid", align_corners: bool = True, backend: BackendName = "auto"):
-        self.average, self.align_corners, self.backend = average, align_corners, backend
+        super().__init__(align_corners, backend)
+        self.average = average
 
-    def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
-        """See `ScoreLoss`."""
-        total, weight = upsampled_cross_entropy(
-            scores, targets, kind, align_corners=self.align_corners, backend=self.backend
-        )
+    def of_maps(
+        self, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind, is_final: Sequence[bool]
+    ) -> tuple[Tensor, Tensor]:
+        """See `losses_of_maps`."""
+        total, weight = super().of_maps(maps, targets, kind, is_final)
         return total, torch.full_like(weight, targets.labels.numel()) if self.average == "all" else weight
 
 
 @LOSSES.register("ohem")
-class OhemCrossEntropy:
+class OhemCrossEntropy(_UpsampledCrossEntropy):
     """Cross-entropy over the hard pixels of the final map (see `functional.ohem_limit`), over all of an auxiliary one.
 
     Args:
@@ -95,15 +135,8 @@ class OhemCrossEntropy:
         align_corners: bool = True,
         backend: BackendName = "auto",
     ):
+        super().__init__(align_corners, backend)
         self.mining = OhemSettings(threshold, min_kept)
-        self.align_corners, self.backend = align_corners, backend
-
-    def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
-        """See `ScoreLoss`."""
-        mining = self.mining if is_final else None
-        return upsampled_cross_entropy(
-            scores, targets, kind, ohem=mining, align_corners=self.align_corners, backend=self.backend
-        )
 
 
 @LOSSES.register("focal")

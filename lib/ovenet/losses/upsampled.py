@@ -1,14 +1,13 @@
-"""Cross-entropy of scores that are upsampled to label size: one interface, three backends.
+"""Cross-entropy of scores that are upsampled to label size: one function, three backends.
 
 ``plain`` follows the formula literally and is the reference for the others; ``blocked`` and ``triton`` never hold a
-score map at label size, and compute the gradient together with the loss.
+score map at label size.
 """
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,72 +16,95 @@ from torch.autograd.function import once_differentiable
 from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.losses import blocked, functional
+from ovenet.losses.fused import fused_cross_entropy
 from ovenet.losses.targets import OhemSettings, PixelLoss, Targets
 from ovenet.structures import ScoreKind
 
 BackendName = Literal["auto", "plain", "blocked", "triton"]
-_SELF_TEST_TOLERANCE = 1e-4
-
-
-class Backend(Protocol):
-    """Loss and gradient of one score map, without autograd."""
-
-    def __call__(
-        self,
-        scores: Tensor,
-        targets: Targets,
-        kind: ScoreKind,
-        ohem: OhemSettings | None,
-        *,
-        align_corners: bool,
-        with_gradient: bool,
-    ) -> tuple[PixelLoss, Tensor | None]:
-        """Loss of the upsampled scores.
-
-        Args:
-            scores: ``(B, K, h, w)`` float32 or float64.
-            targets: of label size.
-            kind: what the scores are.
-            ohem: mine hard pixels.
-            align_corners: convention of the upsampling.
-            with_gradient: compute it.
-
-        Returns:
-            The loss of every pixel, and the gradient ``(B, K, h, w)`` of its weighted sum over the pixels that count.
-        """
 
 
 def upsampled_cross_entropy(
-    scores: Tensor,
+    maps: Sequence[Tensor],
     targets: Targets,
     kind: ScoreKind,
     *,
-    ohem: OhemSettings | None = None,
+    ohem: Sequence[OhemSettings | None] | None = None,
     align_corners: bool = True,
     backend: BackendName = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of scores at label size.
+    """Cross-entropy of score maps at label size.
 
     Args:
-        scores: ``(B, K, h, w)`` logits or probabilities; half precision is computed in float32.
+        maps: ``M`` maps ``(B, K, h, w)`` of logits or probabilities; half precision is computed in float32.
         targets: ``(B, H, W)``.
         kind: what the scores are.
-        ohem: mine hard pixels; None for all pixels.
+        ohem: of each map, mine hard pixels, or None for all pixels; None for all pixels of all maps.
         align_corners: convention of the upsampling.
         backend: ``auto`` is ``triton`` on CUDA where it works, else ``blocked``.
 
     Returns:
-        The weighted sum over the pixels that count, and what to divide it by: the sum of their weights or, with mining,
-        their number.
+        The weighted sums over the pixels that count, and what to divide them by: the sum of their weights or, with
+        mining, their number. Each is ``(M,)``.
 
     Raises:
         UserError: ``triton`` is asked for without a CUDA device.
     """
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if backend == "plain":
-        loss = _plain_loss(scores, targets, kind, ohem, align_corners)
-        return _summed(loss, targets)
-    return _Fused.apply(scores, targets, kind, ohem, align_corners, _backend(backend, scores))
+    ohem = [None] * len(maps) if ohem is None else ohem
+    maps = [scores.to(torch.promote_types(scores.dtype, torch.float32)) for scores in maps]
+    if backend == "triton" and not maps[0].is_cuda:
+        raise UserError("LOSS.BACKEND is triton, but the scores are not on a CUDA device; set it to auto")
+    results: list[tuple[Tensor, Tensor] | None] = [None] * len(maps)
+    if backend in ("auto", "triton") and _fits_kernels(maps[0]):
+        for indices in _alike(maps, ohem):
+            fused = _fused_losses([maps[i] for i in indices], targets, kind, [ohem[i] for i in indices], align_corners)
+            for i, result in zip(indices, fused, strict=True):
+                results[i] = result
+    for i, (scores, mining) in enumerate(zip(maps, ohem, strict=True)):
+        if results[i] is None and backend == "plain":
+            results[i] = _summed(_plain_loss(scores, targets, kind, mining, align_corners), targets)
+        elif results[i] is None:
+            results[i] = _Blocked.apply(scores, targets, kind, mining, align_corners)
+    totals, weights = zip(*results, strict=True)
+    return torch.stack(totals), torch.stack(weights)
+
+
+def _fits_kernels(scores: Tensor) -> bool:
+    return scores.is_cuda and scores.dtype == torch.float32
+
+
+def _alike(maps: Sequence[Tensor], ohem: Sequence[OhemSettings | None]) -> list[list[int]]:
+    """Indices of maps of one size that have at most one kind of mining, those without it first."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, scores in enumerate(maps):
+        groups.setdefault(scores.shape, []).append(index)
+    result = []
+    for indices in groups.values():
+        plain = [i for i in indices if ohem[i] is None]
+        for mining in dict.fromkeys(ohem[i] for i in indices if ohem[i] is not None):
+            result.append(plain + [i for i in indices if ohem[i] == mining])
+            plain = []
+        if plain:
+            result.append(plain)
+    return result
+
+
+def _fused_losses(
+    maps: Sequence[Tensor],
+    targets: Targets,
+    kind: ScoreKind,
+    ohem: Sequence[OhemSettings | None],
+    align_corners: bool,
+) -> Sequence[tuple[Tensor, Tensor] | None]:
+    """One pass over the labels for all maps; None for each where the kernels fail."""
+    summed = fused_cross_entropy(
+        torch.cat(tuple(maps)),
+        targets,
+        kind,
+        ohem=ohem[-1],
+        num_plain=sum(mining is None for mining in ohem),
+        align_corners=align_corners,
+    )
+    return [None] * len(maps) if summed is None else list(zip(*summed, strict=True))
 
 
 def _plain_loss(
@@ -101,8 +123,8 @@ def _summed(loss: PixelLoss, targets: Targets) -> tuple[Tensor, Tensor]:
     return functional.ohem_cross_entropy(loss.nll, targets, loss.limit)
 
 
-class _Fused(torch.autograd.Function):
-    """Hands a backend's gradient to autograd."""
+class _Blocked(torch.autograd.Function):
+    """Hands the gradient of the blocked loss to autograd."""
 
     @staticmethod
     def forward(
@@ -112,9 +134,8 @@ class _Fused(torch.autograd.Function):
         kind: ScoreKind,
         ohem: OhemSettings | None,
         align_corners: bool,
-        backend: Backend,
     ) -> tuple[Tensor, Tensor]:
-        loss, gradient = backend(
+        loss, gradient = blocked.loss_and_gradient(
             scores, targets, kind, ohem, align_corners=align_corners, with_gradient=ctx.needs_input_grad[0]
         )
         ctx.save_for_backward(*(() if gradient is None else (gradient,)))
@@ -126,39 +147,4 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_total, None, None, None, None, None
-
-
-def _backend(name: BackendName, scores: Tensor) -> Backend:
-    if name == "triton" or (name == "auto" and scores.is_cuda and scores.dtype == torch.float32):
-        if name == "triton" and not scores.is_cuda:
-            raise UserError("LOSS.BACKEND is triton, but the scores are not on a CUDA device; set it to auto")
-        if name == "triton" or _triton_works(scores.device):
-            from ovenet.losses import fused_triton
-
-            return fused_triton.loss_and_gradient
-    return blocked.loss_and_gradient
-
-
-@cache
-def _triton_works(device: torch.device) -> bool:
-    """Whether the kernels compile here and agree with the blocked backend; if not, says so once."""
-    try:
-        from ovenet.losses import fused_triton
-
-        generator = torch.Generator(device).manual_seed(0)
-        scores = torch.randn((1, 5, 6, 7), device=device, generator=generator)
-        labels = torch.randint(0, 5, (1, 21, 26), device=device, generator=generator)
-        arguments = (scores, Targets.from_labels(labels, ignore_label=4), "logits", None)
-        (own, own_gradient), (loss, gradient) = (
-            backend(*arguments, align_corners=True, with_gradient=True)
-            for backend in (fused_triton.loss_and_gradient, blocked.loss_and_gradient)
-        )
-        close = {"rtol": _SELF_TEST_TOLERANCE, "atol": _SELF_TEST_TOLERANCE}
-        works = torch.allclose(own.nll, loss.nll, **close) and torch.allclose(own_gradient, gradient, **close)
-        problem = "its results differ"
-    except Exception as error:  # a compiler that is missing or too old raises anything
-        works, problem = False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    if not works:
-        warnings.warn(f"the loss does without Triton ({problem}); LOSS.BACKEND blocked is used", stacklevel=2)
-    return works
+        return gradient * grad_total, None, None, None, None

@@ -21,9 +21,11 @@ from ovenet.models.heads.fcn import reset_predictor
 from ovenet.models.heads.offset import OFFSET_WEIGHT_STD, OffsetPrediction
 from ovenet.models.interfaces import Neck, SegOutput, initialize_convolutions
 from ovenet.models.necks import ConcatNeck
+from ovenet.models.norm import BatchNorm2d
 from ovenet.models.ovenet import NeckSeed
 from ovenet.models.registry import NECKS, SEEDS
 from ovenet.models.segmentor import cropped
+from ovenet.models.stacked import StackedMaps
 
 Source = Literal["own", "random", "mean3", "mean7"]
 _EVALUATION_SEED = 0
@@ -54,7 +56,7 @@ class AddedNeck(Neck):
         )
         self.channels, self.strides = self.main.channels, self.main.strides
         width = self.channels[0]
-        self.layers = nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.layers = nn.Sequential(nn.Conv2d(width, width, 1), BatchNorm2d(width), nn.ReLU(inplace=True))
         initialize_convolutions(self.layers)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -89,17 +91,20 @@ class ControlSeed(NeckSeed):
         if source in ("mean3", "mean7"):
             self.fusion = _MeanFusion(int(source[-1]), self.fusion)
 
-    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
+    def predict(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
         """See `Seed.predict`."""
         prediction = super().predict(features, decoded, images)
         offset = torch.zeros_like(prediction.offset)
         if self.source == "random":
-            drawn = torch.rand(offset.shape, generator=self._generator(), dtype=offset.dtype).to(offset.device)
-            offset = (2 * drawn - 1) * self.head.max_offset
+            offset = (2 * self._drawn_like(offset) - 1) * self.head.max_offset
         return prediction._replace(offset=offset)
 
-    def _generator(self) -> torch.Generator | None:
-        return None if self.training else torch.Generator().manual_seed(_EVALUATION_SEED)
+    def _drawn_like(self, x: Tensor) -> Tensor:
+        """Uniform in ``[0, 1)``; for a test the same on every device."""
+        if self.training:
+            return torch.rand_like(x)
+        generator = torch.Generator().manual_seed(_EVALUATION_SEED)
+        return torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
 class _MeanFusion(SeedFusion):
@@ -150,7 +155,7 @@ class CorrectedSeed(NeckSeed):
         self.head.layers[-1] = nn.Conv2d(self.head.layers[-1].in_channels, num_classes + 1, 1)
         reset_predictor(self.head.layers[-1], OFFSET_WEIGHT_STD)
 
-    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
+    def predict(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
         """See `Seed.predict`."""
         raw = cropped(self.head.layers(features), images, self.stride)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))

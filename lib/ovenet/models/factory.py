@@ -17,7 +17,7 @@ Settings = Mapping[str, Any]
 _MAPS = ("in_channels", "in_strides", "align_corners")
 PROVIDED: dict[str, tuple[str, ...]] = {  # arguments that nobody sets, since the model knows them
     "backbone": ("align_corners", "checkpoint_activations", "timm_name"),
-    "neck": _MAPS,
+    "neck": (*_MAPS, "stacks"),
     "head": (*_MAPS, "num_classes"),
     "seed": (*_MAPS, "num_classes", "backbone", "head"),
 }
@@ -65,7 +65,8 @@ def build_segmentor(
         )
     body: Backbone = build(BACKBONES, backbone, backbone_args, checkpoint_activations=checkpoint_activations)
     maps = {"in_channels": body.channels, "in_strides": body.strides}
-    joint: Neck = build(NECKS, neck or HEADS[head].default_neck, neck_args, **maps)
+    reader = HEADS[head]
+    joint: Neck = build(NECKS, neck or reader.default_neck, neck_args, stacks=not reader.reads_stacks, **maps)
     read = {"in_channels": joint.channels, "in_strides": joint.strides, "num_classes": num_classes}
     classifier: Head = build(HEADS, head, head_args, **read)
     if seed is None:

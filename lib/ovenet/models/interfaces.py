@@ -167,6 +167,7 @@ class Head(Part):
         num_outputs: length of `SegOutput.scores`.
         default_neck: used where nobody names one.
         has_queries: whether it predicts masks and their classes, which are supervised in place of the scores.
+        reads_stacks: whether it takes `ovenet.models.stacked.StackedMaps` for the map that the neck ``concat`` gives.
         first_read: place of the first map that is read; those before it are not.
         feature_channels: ``D`` of `SegOutput.features`.
         stride: of the scores, nominal.
@@ -176,6 +177,7 @@ class Head(Part):
     first_read: ClassVar[int] = -1
     default_neck: ClassVar[str] = "concat"
     has_queries: ClassVar[bool] = False
+    reads_stacks: ClassVar[bool] = False
     feature_channels: int
     stride: int
 

@@ -22,6 +22,7 @@ from ovenet.models.interfaces import Backbone, ForkableBackbone, Head, Neck, Par
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.registry import SEEDS
 from ovenet.models.segmentor import Segmentor, cropped
+from ovenet.models.stacked import StackedMaps, as_tensor
 from ovenet.structures import OVeNetOutput
 
 
@@ -94,7 +95,7 @@ class Seed(Part):
         self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits, gate=gate)
 
     @abstractmethod
-    def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
+    def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor | StackedMaps:
         """What the offset head reads.
 
         Args:
@@ -102,7 +103,7 @@ class Seed(Part):
             decoded: the head's prediction.
         """
 
-    def forward(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
+    def forward(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
         """Seed scores and fused scores.
 
         Args:
@@ -130,13 +131,13 @@ class Seed(Part):
             decoded, scores=tuple(resize_bilinear(x, size, align_corners=self.align_corners) for x in decoded.scores)
         )
 
-    def predict(self, features: Tensor, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
+    def predict(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
         """Offsets and confidence at the size of the scores; arguments as for `forward`."""
         size = decoded.scores[-1].shape[-2:]
         if self.finer is None:
             prediction = self.head(features).map(lambda x: cropped(x, images, self.stride))
         else:
-            prediction = self.head(self.finer(cropped(features, images, self.stride), images, size))
+            prediction = self.head(self.finer(cropped(as_tensor(features), images, self.stride), images, size))
         # Normalised units need no rescaling.
         return prediction.map(lambda x: resize_bilinear(x, size, align_corners=self.align_corners))
 
@@ -170,7 +171,7 @@ class ForkedSeed(Seed):
                 "have; use the seed shared or neck"
             )
         tail = backbone.make_tail(stage, stages)
-        neck = ConcatNeck(tail.channels, tail.strides, align_corners=align_corners)
+        neck = ConcatNeck(tail.channels, tail.strides, align_corners=align_corners, stacks=False)
         super().__init__(
             neck.channels[-1],
             neck.strides[-1],
@@ -180,7 +181,7 @@ class ForkedSeed(Seed):
         self.fork_stage = stage
         self.tail, self.neck = tail, neck
 
-    def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
+    def features(self, maps: list[Tensor], decoded: SegOutput) -> StackedMaps:
         """See `Seed.features`."""
         return self.neck(self.tail(maps))[-1]
 
@@ -226,7 +227,7 @@ class NeckSeed(Seed):
         align_corners: bool = True,
         **options: Any,
     ):
-        neck: Neck = ConcatNeck(in_channels, in_strides, projection=projection, align_corners=align_corners)
+        neck = ConcatNeck(in_channels, in_strides, projection=projection, align_corners=align_corners, stacks=False)
         super().__init__(
             neck.channels[-1],
             neck.strides[-1],
@@ -235,7 +236,7 @@ class NeckSeed(Seed):
         )
         self.neck = neck
 
-    def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
+    def features(self, maps: list[Tensor], decoded: SegOutput) -> StackedMaps:
         """See `Seed.features`."""
         return self.neck(maps)[-1]
 

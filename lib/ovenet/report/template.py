@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib
 import numpy as np
 import torch
 
@@ -55,9 +54,11 @@ def in_script(content: Any) -> str:
 
 def colours(names: Sequence[str], palette: Sequence[Sequence[int]], longest: float) -> dict[str, Any]:
     """Colours of classes, offsets (up to the longest) and confidence."""
+    import matplotlib as mpl  # takes half a second
+
     axis = torch.linspace(-longest, longest, 2 * _WHEEL_RADIUS + 1)
     wheel = colorize_offset(torch.stack(torch.meshgrid(axis, axis, indexing="xy")), longest)
-    cividis = (matplotlib.colormaps["cividis"](np.arange(256))[:, :3] * 255).round().astype(int)
+    cividis = (mpl.colormaps["cividis"](np.arange(256))[:, :3] * 255).round().astype(int)
     return {
         "classes": list(names),
         "palette": [list(color) for color in palette],

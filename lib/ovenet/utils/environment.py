@@ -17,6 +17,30 @@ import torch
 
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow", "yacs", "tensorboardX", "tqdm")
 
+_WORKSPACE_VARIABLE = "CUDNN_CONV_WSCAP_DBG"  # MiB; of cuDNN, and in torch's list of CUDA environment variables
+
+
+# TFLOP/s of products of dense bfloat16 matrices, as NVIDIA states them; the first name that fits counts.
+_PEAK_TFLOPS = (
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
+    ("H100", 989.0),
+    ("H200", 989.0),
+    ("A100", 312.0),
+    ("L40S", 362.0),
+    ("RTX 4090", 165.0),
+    ("B200", 2250.0),
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Floating-point operations a second in dense bfloat16 products that a card can do at most; None if not known.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` says it.
+    """
+    return next((1e12 * peak for name, peak in _PEAK_TFLOPS if name in device_name), None)
+
 
 def num_cores() -> int:
     """Number of cores that this process may use."""
@@ -115,6 +139,36 @@ def tf32(allowed: bool) -> Iterator[None]:
 def allow_tf32(allowed: bool) -> None:
     """Lets CUDA read 10 bits of mantissa in float32 convolutions and products, or all 23, whatever torch would do."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def bound_workspaces(mib: int) -> None:
+    """Bounds what a convolution on CUDA may take beside its result; must come before this process's first one.
+
+    While torch times cuDNN's algorithms for a new input, it takes one workspace as large as the hungriest of them wants
+    that fits into all memory that is free; `torch.backends.cudnn.benchmark_limit` bounds how many are timed, not this.
+    cuDNN itself reads the environment for a bound on its algorithms; one that is set already stays.
+
+    Args:
+        mib: the bound; 0 is none.
+    """
+    if mib:
+        os.environ.setdefault(_WORKSPACE_VARIABLE, str(mib))
+
+
+def release_unused(device: torch.device) -> None:
+    """Gives back memory that choosing algorithms has left, and lets the peaks begin anew; nothing to do on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def device_memory_used(device: torch.device) -> str:
+    """The most memory of a card that tensors took and that was reserved for them, for a log; "" on a CPU."""
+    if device.type != "cuda":
+        return ""
+    peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    used, reserved = (peak / 2**30 for peak in peaks)
+    return f"{used:.2f} GiB of the card used at most, {reserved:.2f} reserved"
 
 
 def _version(package: str) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor, linspace, nn
 from torchvision.ops import StochasticDepth
 
 from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
+from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import BACKBONES
 
 MLP_RATIOS = (8, 8, 4, 4)
@@ -95,9 +96,9 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, ratio: int, gate: type[nn.Module], drop_path: float):
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(channels)
+        self.norm1 = BatchNorm2d(channels)
         self.attn = Attention(channels, gate)
-        self.norm2 = nn.BatchNorm2d(channels)
+        self.norm2 = BatchNorm2d(channels)
         self.mlp = ConvMLP(channels, ratio)
         self.drop_path = StochasticDepth(drop_path, mode="row")
         self.layer_scale_1 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
@@ -115,7 +116,7 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_channels: int, channels: int, *, kernel: int = 3, stride: int = 2):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map to coarser map."""
@@ -129,10 +130,10 @@ class ConvStem(nn.Module):
         super().__init__()
         self.proj = nn.Sequential(
             nn.Conv2d(3, channels // 2, 3, stride=2, padding=1),
-            nn.BatchNorm2d(channels // 2),
+            BatchNorm2d(channels // 2),
             nn.GELU(),
             nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
-            nn.BatchNorm2d(channels),
+            BatchNorm2d(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
+from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import BACKBONES
 
 STRIDES = (4, 8, 16, 32)
@@ -31,7 +32,7 @@ def _conv_bn(
 ) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups),
-        nn.BatchNorm2d(out_channels),
+        BatchNorm2d(out_channels),
     )
 
 
@@ -172,7 +173,7 @@ class Downsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.norm = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """A map to the next coarser one."""
@@ -186,7 +187,7 @@ class LastDownsample(nn.Module):
         super().__init__()
         self.attn = AttentionDownsample(in_channels, out_channels, side, mode=mode)
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """A map to the next coarser one."""
@@ -200,11 +201,11 @@ class ConvMLP(nn.Module):
         super().__init__()
         hidden = channels * ratio
         self.fc1 = nn.Conv2d(channels, hidden, 1)
-        self.norm1 = nn.BatchNorm2d(hidden)
+        self.norm1 = BatchNorm2d(hidden)
         self.mid = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.mid_norm = nn.BatchNorm2d(hidden)
+        self.mid_norm = BatchNorm2d(hidden)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
-        self.norm2 = nn.BatchNorm2d(channels)
+        self.norm2 = BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map to map of the same shape."""

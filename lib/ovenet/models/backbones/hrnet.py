@@ -19,6 +19,7 @@ from ovenet.geometry import resize_bilinear
 from ovenet.models.activation_checkpointing import checkpointed
 from ovenet.models.backbones.blocks import BLOCKS, block_chain, conv_bn
 from ovenet.models.interfaces import ForkableBackbone, PublishedNames, Tail, initialize_convolutions
+from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import BACKBONES
 
 STEM_CHANNELS = 64
@@ -138,9 +139,9 @@ class HRNet(ForkableBackbone):
 
         first = self.stages[1]
         self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
+        self.bn1 = BatchNorm2d(STEM_CHANNELS)
         self.conv2 = nn.Conv2d(STEM_CHANNELS, STEM_CHANNELS, 3, stride=2, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(STEM_CHANNELS)
+        self.bn2 = BatchNorm2d(STEM_CHANNELS)
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = block_chain(first.block, STEM_CHANNELS, first.num_channels[0], first.num_blocks[0])
         later = {number: self.stages[number] for number in range(2, NUM_STAGES + 1)}

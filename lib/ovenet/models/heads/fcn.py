@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
+from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import HEADS
+from ovenet.models.stacked import StackedConv2d, StackedMaps
 
 CLASSIFIER_WEIGHT_STD = 0.01  # scores start near zero, all classes about equally likely
 
@@ -27,6 +29,7 @@ class FCNHead(Head):
         final_kernel: size of the last convolution.
     """
 
+    reads_stacks: ClassVar[bool] = True
     published = (
         PublishedNames("hrnet", ((r"last_layer\.", "layers."),)),
         PublishedNames("ovenet", ((r"head\.layers\.", "layers."),)),  # also when another head contains it
@@ -46,7 +49,7 @@ class FCNHead(Head):
         initialize_convolutions(self)
         reset_predictor(self.layers[-1], CLASSIFIER_WEIGHT_STD)
 
-    def forward(self, features: list[Tensor]) -> SegOutput:
+    def forward(self, features: list[Tensor] | list[StackedMaps]) -> SegOutput:
         """See `Head.forward`."""
         hidden = self.layers[:-1](features[-1])
         return SegOutput((self.layers[-1](hidden),), hidden)
@@ -96,10 +99,10 @@ class ConvHead(Head):
 
 
 def projection(in_channels: int, out_channels: int, final_kernel: int = 1) -> nn.Sequential:
-    """The two convolutions that begin or end every head of the published HRNet models."""
+    """The two convolutions that begin or end every head of the published HRNet models; takes `StackedMaps` too."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 1),
-        nn.BatchNorm2d(in_channels),
+        StackedConv2d(in_channels, in_channels),
+        BatchNorm2d(in_channels),
         nn.ReLU(inplace=True),
         nn.Conv2d(in_channels, out_channels, final_kernel, padding=final_kernel // 2),
     )

@@ -15,6 +15,7 @@ from ovenet.errors import UserError
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, FCNHead, reset_predictor
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
+from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import HEADS
 
 
@@ -56,7 +57,7 @@ class RegionAttention(nn.Module):
         query = self.query(features).flatten(2)  # (B, C', N)
         regions = regions.unsqueeze(-1)  # (B, C, K, 1)
         key, value = self.key(regions).flatten(2), self.value(regions).flatten(2)  # (B, C', K)
-        weights = torch.einsum("bcn,bck->bnk", query, key).mul(self.scale).softmax(dim=2)
+        weights = torch.einsum("bcn,bck->bnk", query, key * self.scale).softmax(dim=2)  # keys are few
         context = torch.einsum("bnk,bck->bcn", weights.to(value.dtype), value)
         return self.up(context.unflatten(2, features.shape[-2:]))
 
@@ -198,7 +199,7 @@ class OCRHead(Head):
         )
         self.pixels = nn.Sequential(
             nn.Conv2d(in_channels[-1], mid_channels, 3, padding=1, bias=not is_mmseg),
-            nn.BatchNorm2d(mid_channels),
+            BatchNorm2d(mid_channels),
             nn.ReLU(inplace=True),
         )
         self.attention = RegionAttention(mid_channels, key_channels)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ovenet.geometry import resize_bilinear
 from ovenet.models.heads.fcn import projection, reset_predictor
 from ovenet.models.interfaces import Part, PublishedNames, initialize_convolutions
+from ovenet.models.norm import BatchNorm2d
 from ovenet.models.precision import without_autocast
+from ovenet.models.stacked import StackedMaps
 
 OFFSET_WEIGHT_STD = 0.001  # offsets start near zero: the seed of a pixel is the pixel itself
 _SPREAD = 0.1  # several seeds begin on a circle of this radius, before tanh
@@ -78,18 +80,18 @@ class OffsetHead(Part):
                 angles = 2 * math.pi / num_seeds * torch.arange(num_seeds)
                 self.layers[-1].bias[: 2 * num_seeds] = _SPREAD * torch.stack((angles.cos(), angles.sin()), 1).flatten()
 
-    def forward(self, features: Tensor) -> OffsetPrediction:
+    def forward(self, features: Tensor | StackedMaps) -> OffsetPrediction:
         """Predicts in float32 at least, whatever precision the features have: sampling positions need it.
 
         The last convolution runs outside autocast. bfloat16 has 8 bits of mantissa: an offset of 0.3 in it is off by up
         to a third of a pixel of a map that is 512 wide.
 
         Args:
-            features: ``(B, in_channels, h, w)``.
+            features: ``(B, in_channels, h, w)``, or a stack of that size.
         """
         hidden, last = self.layers[:-1](features), self.layers[-1]
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        with without_autocast(features.device):
+        with without_autocast(hidden.device):
             raw = torch.nn.functional.conv2d(hidden.to(dtype), last.weight.to(dtype), last.bias.to(dtype))
         n, rest = self.num_seeds, raw[:, 2 * self.num_seeds + 1 :]
         return OffsetPrediction(
@@ -128,6 +130,6 @@ class FinerFeatures(Part):
 def _unit(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(channels),
+        BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_bilinear
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.interfaces import Neck, initialize_convolutions
 from ovenet.models.registry import NECKS
+from ovenet.models.stacked import StackedMaps
 
 
 @NECKS.register("concat")
@@ -23,6 +22,7 @@ class ConcatNeck(Neck):
         projection: width to which every map is brought first, by a 1x1 convolution with BatchNorm and ReLU; None leaves
             the maps as they are.
         align_corners: convention of the upsampling.
+        stacks: give the stack (True), or `StackedMaps`, for readers that may do without it.
     """
 
     def __init__(
@@ -32,21 +32,23 @@ class ConcatNeck(Neck):
         *,
         projection: int | None = None,
         align_corners: bool = True,
+        stacks: bool = True,
     ):
         super().__init__()
         widths = in_channels if projection is None else [projection] * len(in_channels)
         self.channels, self.strides = (sum(widths),), (in_strides[0],)
         self.align_corners = align_corners
+        self.stacks = stacks
         self.projections = nn.ModuleList(
             nn.Identity() if projection is None else conv_bn(c, projection, kernel=1) for c in in_channels
         )
         initialize_convolutions(self)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
+    def forward(self, features: list[Tensor]) -> list[Tensor] | list[StackedMaps]:
         """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, sum C_r, h_0, w_0)``."""
-        size = features[0].shape[-2:]
         maps = [projection(x) for projection, x in zip(self.projections, features, strict=True)]
-        return [torch.cat([resize_bilinear(x, size, align_corners=self.align_corners) for x in maps], dim=1)]
+        stack = StackedMaps(maps, align_corners=self.align_corners)
+        return [stack.stacked()] if self.stacks else [stack]
 
 
 @NECKS.register("none")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ovenet.geometry import resize_bilinear
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.interfaces import initialize_convolutions
+from ovenet.models.norm import BatchNorm2d
 
 TEMPERATURE = 0.05  # of the pairwise attention in the disentangled non-local block
 
@@ -171,7 +172,7 @@ class AggregatedPyramidPooling(nn.Module):
 def _normed_conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     """BatchNorm, ReLU, convolution."""
     return nn.Sequential(
-        nn.BatchNorm2d(in_channels),
+        BatchNorm2d(in_channels),
         nn.ReLU(),
         nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
     )

@@ -16,6 +16,7 @@ from ovenet.geometry import FLOW_ALIGNMENT, SRM, reassemble, resize_bilinear, wa
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.displacement import Displacement
 from ovenet.models.interfaces import initialize_convolutions
+from ovenet.models.norm import BatchNorm2d
 
 NUM_TAPS = 9
 
@@ -106,7 +107,7 @@ class FeatureAlignment(nn.Module):
         self.flows = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(2 * channels, channels, 1, bias=False),
-                nn.BatchNorm2d(channels),
+                BatchNorm2d(channels),
                 nn.Conv2d(channels, 2, 3, padding=1, bias=False),
                 Displacement(f"AlignFA, {which} map", FLOW_ALIGNMENT),
             )

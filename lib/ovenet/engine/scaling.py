@@ -1,0 +1,131 @@
+"""A model of a training step on several cards and hosts, to be looked at before they are rented.
+
+Nothing here was measured with NCCL; docs/scaling.md says what was checked, and where the numbers come from.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+BACKWARD_SHARE = 2 / 3  # of the computation of a step
+BUCKET_BYTES = 25 * 2**20  # of gradients that DistributedDataParallel sends together
+# Seconds, of NCCL's own tuning model for small messages (src/graph/tuning.cc, protocol LL).
+TREE_BASE_S, RING_BASE_S = 6.8e-6, 6.6e-6
+NVLINK_HOP_S, HOP_BESIDE_NETWORK_S = 0.6e-6, 1e-6  # the latter in a ring that goes over a network elsewhere
+TREE_NETWORK_HOP_S, RING_NETWORK_HOP_S = 5.0e-6, 2.7e-6
+AROUND_S = 1e-5  # assumed: changes of stream, and the kernels that synchronised BatchNorm adds around a message
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The work of one process in a step.
+
+    Attributes:
+        compute_s: seconds of a step alone, input not counted.
+        input_s: seconds that the input of a step takes, which goes on beside it.
+        gradient_bytes: that a process sends for each step before anything is divided among processes.
+        num_layers: of synchronised BatchNorm, each with an all-gather forward and an all-reduce backward; counted for
+            each micro-batch.
+    """
+
+    compute_s: float
+    input_s: float
+    gradient_bytes: float
+    num_layers: float
+
+    @property
+    def wanted_s(self) -> float:
+        """Of a step without other processes."""
+        return max(self.compute_s, self.input_s)
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Where the time of a step goes, in seconds.
+
+    Attributes:
+        workload: of a process.
+        link_s: that gradients take on the link.
+        exposed_s: of these, what the backward pass does not hide.
+        messages_s: of synchronised BatchNorm.
+    """
+
+    workload: Workload
+    link_s: float
+    exposed_s: float
+    messages_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Of a step."""
+        return max(self.workload.compute_s + self.exposed_s + self.messages_s, self.workload.input_s)
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the speed that the processes would have if each were alone."""
+        return self.workload.wanted_s / self.total_s
+
+    @property
+    def limit(self) -> str:
+        """The bottleneck."""
+        if self.workload.input_s >= self.total_s:
+            return "the input"
+        parts = {
+            "the link": self.exposed_s,
+            "BatchNorm's messages": self.messages_s,
+            "the computation": self.workload.compute_s,
+        }
+        return max(parts, key=lambda name: parts[name])
+
+
+def step_time(workload: Workload, *, hosts: int, per_host: int, link_gbit: float) -> StepTime:
+    """Models a step.
+
+    Computation and input are measured on one process. Gradients are averaged in a ring of the hosts, whose links carry
+    ``2 (n - 1) / n`` times their bytes each way for `n` hosts, while the backward pass still runs; inside a host that
+    is taken to be free. Each BatchNorm waits for its two messages.
+
+    Args:
+        workload: of one process.
+        hosts: number of them.
+        per_host: processes of each, with a card of their own.
+        link_gbit: gigabits a second between two hosts, each way.
+    """
+    sent = 2 * (hosts - 1) / hosts * workload.gradient_bytes
+    link_s = 8 * sent / (link_gbit * 1e9)
+    last_bucket = min(1.0, BUCKET_BYTES / max(workload.gradient_bytes, 1.0))  # ready when the backward pass is over
+    hidden_s = min(BACKWARD_SHARE * workload.compute_s, link_s * (1 - last_bucket))
+    message_s = 0.0
+    if hosts * per_host > 1:
+        message_s = all_gather_s(hosts, per_host) + all_reduce_s(hosts, per_host) + 2 * AROUND_S
+    return StepTime(workload, link_s, link_s - hidden_s, workload.num_layers * message_s)
+
+
+def all_gather_s(hosts: int, per_host: int) -> float:
+    """Latency of a small all-gather of NCCL: around a ring, so it grows with the number of processes."""
+    hop_s = NVLINK_HOP_S if hosts == 1 else HOP_BESIDE_NETWORK_S
+    return RING_BASE_S + hosts * (per_host - 1) * hop_s + (hosts - 1) * RING_NETWORK_HOP_S
+
+
+def all_reduce_s(hosts: int, per_host: int) -> float:
+    """Latency of a small all-reduce of NCCL: along chains inside the hosts and a tree of hosts, up and down."""
+    hops_s = (per_host - 1) * NVLINK_HOP_S + math.ceil(math.log2(hosts)) * TREE_NETWORK_HOP_S
+    return TREE_BASE_S + 2 * hops_s
+
+
+def remedies(workload: Workload) -> dict[str, Workload]:
+    """What helps, and what is left to do with it; a larger batch is taken to cost as much more time.
+
+    Args:
+        workload: with gradients of 4 bytes and synchronised BatchNorm.
+    """
+    halved = workload.gradient_bytes / 2
+    return {
+        "as it is": workload,
+        "TRAIN.GRADIENT_COMPRESSION bf16": replace(workload, gradient_bytes=halved),
+        "TRAIN.SYNC_BN False": replace(workload, num_layers=0),
+        "both": replace(workload, gradient_bytes=halved, num_layers=0),
+        "twice the batch": replace(workload, compute_s=2 * workload.compute_s, input_s=2 * workload.input_s),
+        "four layers' messages as one (not built)": replace(workload, num_layers=workload.num_layers / 4),
+    }
