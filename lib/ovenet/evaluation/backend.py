@@ -23,14 +23,12 @@ class CpuBackend:
         band_elements: scores of one prediction in a band.
         bands_at_once: finished before windows are checked again.
         auto_pixels: that a batch of windows holds where no size is asked for; 0 for one window and view at a time.
-        memory_format: of the network's input.
         images_ahead: predictions that are launched before the host looks at one.
     """
 
     band_elements: int = 2**19  # 2 MB
     bands_at_once: int = 32
     auto_pixels: int = 0
-    memory_format: torch.memory_format = torch.contiguous_format
     images_ahead: int = 0
 
     def batch_size(self, wanted: int, window: tuple[int, int], *, flip: bool) -> int:
@@ -81,7 +79,6 @@ class CudaBackend(CpuBackend):
     band_elements: int = 2**26  # 256 MB: an image of 1024x2048 and 19 classes at once
     bands_at_once: int = 1
     auto_pixels: int = 2**22  # two views of 1024x2048, or eight of 512x1024
-    memory_format: torch.memory_format = torch.channels_last
     images_ahead: int = 1
 
     def keep(self, maps: Tensor) -> list[Tensor]:

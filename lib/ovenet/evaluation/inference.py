@@ -270,7 +270,6 @@ class SlidingWindowInferencer:
             image: ``(H, W, 3)`` uint8 RGB.
         """
         pixels = self._scaled(image, 1.0).to(self.device, non_blocking=True).permute(2, 0, 1).unsqueeze(0)
-        pixels = pixels.contiguous(memory_format=self.backend.memory_format)
         return self.forward.output(normalize_images(pixels, self.settings.normalization))
 
     def _bands(

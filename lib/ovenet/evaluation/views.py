@@ -116,7 +116,7 @@ class ScaledView:
         if self._strip is None or self._strip[0] != top:  # windows side by side share one copy to the device
             self._strip = top, self._image[top : top + height].to(self._device, non_blocking=True)
         part = self._strip[1][:, left : left + width].permute(2, 0, 1).unsqueeze(0)
-        part = normalize_images(part.contiguous(memory_format=self._backend.memory_format), normalization)
+        part = normalize_images(part, normalization)
         missing = width - part.shape[3], height - part.shape[2]
         # At a padded border windows hold less of the image. Zero is the mean colour.
         return F.pad(part, (0, missing[0], 0, missing[1])) if any(missing) else part
