@@ -9,6 +9,7 @@ from PIL import Image
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import DatasetInfo
+from ovenet.evaluation.backend import CpuBackend, CudaBackend
 from ovenet.evaluation.evaluate import count_samples, evaluate, evaluation_from_counts
 from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
@@ -41,9 +42,10 @@ def red_samples():
     yield Sample(np.zeros((8, 8, 3), np.uint8), None, "unlabelled.png")
 
 
-def test_a_split_is_scored_by_hand():
+@pytest.mark.parametrize("backend", [CpuBackend(), CudaBackend()], ids=["one by one", "one ahead"])
+def test_a_split_is_scored_by_hand(backend):
     predictor = SlidingWindowInferencer(
-        RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu")
+        RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"), backend
     )
     evaluator = SegEvaluator(
         AB, ("initial", "seed", "fused"), ignore_label=255, detailed=False, device=torch.device("cpu")
@@ -62,6 +64,35 @@ def test_a_split_is_scored_by_hand():
     assert results["fused"].num_pixels == 112
     assert results["seed"].iou[1] == 0
     assert seen == [(f"{n}.png", ["fused", "initial", "seed"], n != "unlabelled") for n in (2, 4, "unlabelled")]
+
+
+def test_the_next_image_is_launched_before_the_host_looks_at_one():
+    model, order = RedModel(), []
+    model.register_forward_hook(lambda *_: order.append("launched"))
+    settings, cpu = InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu")
+    for backend in (CpuBackend(), CudaBackend()):
+        predictor = SlidingWindowInferencer(model, settings, cpu, backend)
+        evaluator = SegEvaluator(AB, ("fused",), ignore_label=255, detailed=False, device=cpu)
+        count_samples(predictor, red_samples(), evaluator, on_image=lambda *_: order.append("looked at"))
+    a, b = "launched", "looked at"
+    assert order == [a, b, a, b, a, b, a, a, b, a, b, b]
+
+
+@pytest.mark.gpu
+def test_a_card_counts_what_the_cpu_counts():
+    counts = []
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        settings = InferenceSettings(base_size=8, window_size=(8, 8), cuda_graph=True)
+        predictor = SlidingWindowInferencer(RedModel(), settings, device)
+        evaluator = SegEvaluator(AB, ("initial", "seed", "fused"), ignore_label=255, detailed=False, device=device)
+        seen = []
+        count_samples(
+            predictor, [*red_samples()] * 4, evaluator, on_image=lambda *image, seen=seen: seen.append(image[1:])
+        )
+        assert all(labels.device.type == "cpu" for prediction, _ in seen for labels in prediction.labels.values())
+        counts.append([evaluator.counts["confusion"].cpu(), *(torch.from_numpy(c.confusion) for _, c in seen if c)])
+    assert len(counts[0]) == len(counts[1]) == 1 + 8
+    assert all(torch.equal(a, b) for a, b in zip(*counts, strict=True))
 
 
 def test_conditions_are_scored_alone_and_together():

@@ -8,13 +8,9 @@ import torch.nn.functional as F
 from ovenet.builders import build_model
 from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import normalize_images
-from ovenet.evaluation.inference import (
-    InferenceSettings,
-    ScaledView,
-    SlidingWindowInferencer,
-    best_class,
-    window_starts,
-)
+from ovenet.evaluation.backend import CpuBackend, best_class
+from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
+from ovenet.evaluation.views import ScaledView, window_starts
 from ovenet.geometry import SRM
 from ovenet.models import build_segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
@@ -356,12 +352,12 @@ def test_thinned_out_maps_are_every_nth_pixel(image):
     assert torch.equal(some.labels["fused"].long(), scores.argmax(dim=0))
 
 
-def test_the_height_of_the_bands_changes_nothing_but_rounding(image, monkeypatch, tmp_path):
+def test_the_height_of_the_bands_changes_nothing_but_rounding(image):
     options = settings(window_size=(16, 16), scales=(0.5, 1.0, 1.75), flip=True)
     whole = SlidingWindowInferencer(PixelModel(stride=4), options, CPU).predict_scores(image)["fused"]
-    monkeypatch.setattr("ovenet.evaluation.inference._BAND_ELEMENTS", 1)  # one row each
     model = PixelModel(stride=4)
-    rows = SlidingWindowInferencer(model, options, CPU).predict_scores(image)["fused"]
+    one_row = CpuBackend(band_elements=1)
+    rows = SlidingWindowInferencer(model, options, CPU, one_row).predict_scores(image)["fused"]
     torch.testing.assert_close(rows, whole, atol=1e-6, rtol=1e-5)
     assert len(model.seen) == 2 * (1 * 2 + 2 * 3 + 4 * 5)  # each window once, and flipped
 
@@ -375,16 +371,15 @@ def test_only_what_is_asked_for_is_given(tiny_cfg):
 
 
 def test_windows_are_forgotten_when_their_rows_are_done(image, monkeypatch):
-    monkeypatch.setattr("ovenet.evaluation.inference._BAND_ELEMENTS", 1)
     kept = []
-    run_next = ScaledView._run_next
+    store = ScaledView.store
 
-    def watched(view):
-        run_next(view)
-        kept.append(len(view._done))
+    def watched(view, corner, maps):
+        store(view, corner, maps)
+        kept.append(view.num_kept)
 
-    monkeypatch.setattr(ScaledView, "_run_next", watched)
-    predictor = SlidingWindowInferencer(PixelModel(), settings(window_size=(4, 20)), CPU)
+    monkeypatch.setattr(ScaledView, "store", watched)
+    predictor = SlidingWindowInferencer(PixelModel(), settings(window_size=(4, 20)), CPU, CpuBackend(band_elements=1))
     predictor.predict(image)
     assert len(kept) == 16  # 8 rows of 2 windows
     assert max(kept) <= 4

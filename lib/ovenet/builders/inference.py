@@ -18,8 +18,10 @@ from ovenet.deployment import ConvertedNetwork, FileNetwork, choose_runtime, is_
 from ovenet.deployment.formats import read_about
 from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.errors import UserError
+from ovenet.evaluation.forward import AUTOCAST
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.models import Segmentor
+from ovenet.models.cast_weights import cast_weights
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
@@ -28,6 +30,7 @@ from ovenet.utils.logging import get_logger
 _SEEN_IN_TRAINING = re.compile(
     r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL)|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"
 )
+_OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
 
 
 def build_predictor(
@@ -39,7 +42,8 @@ def build_predictor(
         model: on `device`.
         cfg: the configuration.
         device: of this process.
-        single_scale: leave out ``TEST.SCALE_LIST`` and ``TEST.FLIP_TEST``, as validation during training does.
+        single_scale: leave out ``TEST.SCALE_LIST`` and ``TEST.FLIP_TEST``, as validation during training does, and
+            ``TEST.CUDA_GRAPH``: a model in training may get other weights, of which a graph would know nothing.
     """
     settings = inference_settings(cfg, dataset_info(cfg), model.normalization, single_scale=single_scale)
     return SlidingWindowInferencer(model, settings, device)
@@ -64,6 +68,7 @@ def inference_settings(
         flip_pairs=info.flip_pairs,
         normalization=normalization,
         tf32=cfg.TEST.TF32,
+        cuda_graph=not single_scale and cfg.TEST.CUDA_GRAPH == "auto" and cfg.TEST.COMPILE not in _OWN_GRAPHS,
         base_box=tuple(cfg.TEST.BASE_BOX) or None,
         stride=tuple(reversed(cfg.TEST.STRIDE)) or None,
     )
@@ -122,6 +127,10 @@ def inference_model(model: Segmentor, cfg: CfgNode, device: torch.device) -> nn.
     if runtime != "torch":
         return ConvertedNetwork(model, runtime, output_index=cfg.TEST.OUTPUT_INDEX, precision=cfg.TEST.PRECISION)
     model = model.to(device, memory_format=torch.channels_last).eval()
+    if device.type == "cuda" and cfg.TEST.PRECISION in AUTOCAST:
+        cast_weights(model, AUTOCAST[cfg.TEST.PRECISION])
+    if device.type == "cuda" and cfg.TEST.CUDA_GRAPH == "auto" and cfg.TEST.COMPILE in _OWN_GRAPHS:
+        get_logger().info("TEST.CUDA_GRAPH: off, as TEST.COMPILE %s makes graphs of its own", cfg.TEST.COMPILE)
     return model if cfg.TEST.COMPILE == "none" else torch.compile(model, mode=cfg.TEST.COMPILE)
 
 

@@ -28,13 +28,14 @@ from ovenet.report.gallery import picture_data, picture_path, picture_sides, sav
 from ovenet.report.runs import RECORDS
 from ovenet.structures import Sample
 from ovenet.utils import distributed
+from ovenet.utils.behind import Behind
 from ovenet.utils.logging import get_logger
 
 NUM_PICTURE_ROWS = 4
 
 
 class ImageWriter:
-    """Writes the requested files of each image right after it was evaluated.
+    """Writes the requested files of each image in threads, behind the evaluation.
 
     Args:
         cfg: ``TEST`` says what is wanted.
@@ -48,23 +49,37 @@ class ImageWriter:
         self.saves_predictions = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
         self.photo_side, self.grid_side = picture_sides(len(dataset)) if cfg.TEST.REPORT else (0, 0)
         self._num_rows_left = NUM_PICTURE_ROWS if distributed.is_main() else 0
+        self._behind = Behind()
 
     def write(self, index: int, sample: Sample, prediction: Prediction) -> None:
-        """Writes one image's files.
+        """Sees to one image's files; waits where too many are not written yet.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: the file system refused one of those before.
         """
+        info = self._dataset.info
         if self.saves_predictions:
-            save_prediction(prediction.labels["fused"], sample.name, self._folder / "predictions", self._dataset.info)
+            folder = self._folder / "predictions"
+            self._behind.call(save_prediction, prediction.labels["fused"], sample.name, folder, info)
             if self._num_rows_left:
                 self._num_rows_left -= 1
-                row = predicted_row(self._predictor, sample, self._dataset.info)
-                save_picture(row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
+                row = predicted_row(self._predictor, sample, info)
+                self._behind.call(save_picture, row, (self._folder / "pictures" / sample.name).with_suffix(".png"))
         if self.grid_side:
-            sides = {"photo_side": self.photo_side, "grid_side": self.grid_side}
-            data = picture_data(sample, prediction, self._dataset.info.num_classes, **sides)
-            save_picture_data(data, picture_path(self._folder, index))
+            self._behind.call(self._write_picture_data, index, sample, prediction)
+
+    def wait(self) -> None:
+        """Returns when all files are written.
+
+        Raises:
+            OSError: the file system refused one.
+        """
+        self._behind.wait()
+
+    def _write_picture_data(self, index: int, sample: Sample, prediction: Prediction) -> None:
+        sides = {"photo_side": self.photo_side, "grid_side": self.grid_side}
+        data = picture_data(sample, prediction, self._dataset.info.num_classes, **sides)
+        save_picture_data(data, picture_path(self._folder, index))
 
     def has_written(self, index: int) -> bool:
         """Whether the files of an image are there, but for the picture rows, which show a few only."""
@@ -114,8 +129,8 @@ def run_test(
     evaluator = SegEvaluator(
         dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device
     )
-    partial = PartialEvaluation(folder / FOLDER, settings)
     writer = ImageWriter(cfg, dataset, predictor, folder)
+    partial = PartialEvaluation(folder / FOLDER, settings, before_save=writer.wait)
     done = _resume(cfg, partial, writer, len(dataset))
     loader, places = shard_loader(cfg, dataset, done)
     place = iter(places)
@@ -132,6 +147,7 @@ def run_test(
         try:
             count_samples(predictor, _tracked(cfg, loader), evaluator, on_image=on_image, score_side=writer.grid_side)
         finally:
+            writer.wait()
             partial.save(evaluator)
     distributed.barrier()
     if distributed.is_main():

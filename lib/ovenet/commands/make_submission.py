@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
@@ -17,9 +19,10 @@ from ovenet.errors import UserError
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import read_zip, save_submission_file, submission_names, validate_zip, write_zip
 from ovenet.evaluation.writers import format_table
-from ovenet.structures import EvalResult
+from ovenet.structures import EvalResult, Sample
 from ovenet.trained import run_folder
 from ovenet.utils import distributed
+from ovenet.utils.behind import Behind, finish_behind
 from ovenet.utils.cli import config_parser
 from ovenet.utils.logging import configure_logging
 
@@ -102,9 +105,16 @@ def _predict_into(
 ) -> None:
     info = builders.dataset_info(cfg)
     predictor = builders.load_predictor(cfg, model_file, device)
-    for sample in track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main()):
-        labels = predictor.predict(sample.image, names=("fused",)).labels["fused"]
-        save_submission_file(labels, folder / names[sample.name], info)
+
+    def begin(sample: Sample) -> Callable[[], tuple[str, Tensor]]:
+        copied = predictor.predict(sample.image, names=("fused",)).start_copy()
+        return lambda: (names[sample.name], copied().labels["fused"])
+
+    samples = track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main())
+    files = Behind()
+    for name, labels in finish_behind(map(begin, samples), predictor.backend.images_ahead):
+        files.call(save_submission_file, labels, folder / name, info)
+    files.wait()
     distributed.barrier()
     if distributed.is_main():
         write_zip(folder, names.values(), path)

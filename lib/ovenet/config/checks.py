@@ -27,6 +27,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "TEST.SCORE": ("softmax", "exp"),
     "TEST.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
+    "TEST.CUDA_GRAPH": ("auto", "off"),
     "TEST.RUNTIME": ("auto", "torch", "onnxruntime", "openvino"),
     "DEVICE": ("auto", "cpu", "cuda"),
 }
@@ -67,7 +68,7 @@ _AT_LEAST: dict[str, float] = {
     "TRAIN.KEEP_CHECKPOINTS": 1,
     "DIST_TIMEOUT": 1,
     "TEST.BASE_SIZE": 1,
-    "TEST.BATCH_SIZE_PER_GPU": 1,
+    "TEST.BATCH_SIZE_PER_GPU": 0,
     "TEST.NUM_SAMPLES": 0,
 }
 _INTEGERS = 2**31 - 1  # limit of C libraries, and above any sensible count

@@ -152,14 +152,15 @@ def _test() -> CfgNode:
     c.STRIDE = []  # [width, height] from window to window: overlapping windows for any dataset; [] for side by side
     c.BASE_SIZE = 2048  # long side of the image at scale 1; its short side for datasets whose rule says so
     c.BASE_BOX = []  # [long, short] side that the image fits into at scale 1, run whole; [] as the dataset is evaluated
-    c.BATCH_SIZE_PER_GPU = 1  # windows and views per forward pass, >= 1
+    c.BATCH_SIZE_PER_GPU = 0  # windows and views per forward pass; 0 is 1, on CUDA what has 2^22 pixels together, >= 2
     c.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
     c.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0
     c.FLIP_TEST = False  # average with the flipped image
     c.SCORE = "softmax"  # softmax, or exp: sum exp(score) over scales as the public implementation did
     c.OUTPUT_INDEX = -1  # which score map is scored: -1 the final one, 0 the auxiliary one (OCR)
     c.PRECISION = "fp32"  # fp32, bf16 or fp16: of convolutions; everything after the network is float32
-    c.TF32 = False  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa
+    c.TF32 = True  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa; False to compare scores
+    c.CUDA_GRAPH = "auto"  # CUDA: auto makes batches of a size that comes again one launch each; off
     c.FUSE_CONV_BN = True  # fuse BatchNorm into convolutions: faster, scores differ in the last digits
     c.COMPILE = "none"  # torch.compile: none, default, reduce-overhead (CUDA graphs) or max-autotune; minutes per size
     c.RUNTIME = "torch"  # torch; on the CPU also onnxruntime, openvino, or auto, the fastest that is installed

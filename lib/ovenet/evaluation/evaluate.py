@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
@@ -15,6 +16,7 @@ from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
 from ovenet.evaluation.inference import Prediction, SlidingWindowInferencer
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.structures import EvalResult, Sample
+from ovenet.utils.behind import finish_behind
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def count_samples(
 ) -> None:
     """Predicts and counts samples one by one; none of the predictions is kept.
 
+    A card is given the next image before the host looks at what it made of the one before.
+
     Args:
         predictor: predicts the images.
         samples: those without labels are predicted but not counted.
@@ -85,26 +89,37 @@ def count_samples(
         on_image: called with each sample, its prediction, and what was counted (None for nothing).
         score_side: see `SlidingWindowInferencer.predict`; for `on_image`.
     """
-    for sample, scaled in _prepared(predictor, samples):
+
+    def begin(sample: Sample, scaled: list[Tensor]) -> Callable[[], None]:
         prediction = predictor.predict(sample.image, scaled=scaled, seeds=evaluator.detailed, score_side=score_side)
-        counts = None
-        if sample.labels is not None:
-            counts = evaluator.add(sample.labels, prediction, sample.name)
-        if on_image is not None:
-            on_image(sample, prediction, counts)
+        begun = None if sample.labels is None else evaluator.begin(sample.labels, prediction, sample.name)
+        copied = prediction.start_copy()
+
+        def finish() -> None:
+            prediction = copied()
+            counts = None if begun is None else evaluator.finish(begun, prediction)
+            if on_image is not None:
+                on_image(sample, prediction, counts)
+
+        return finish
+
+    begun = (begin(sample, scaled) for sample, scaled in _prepared(predictor, samples))
+    for _ in finish_behind(begun, predictor.backend.images_ahead):
+        pass
 
 
-def _prepared(
-    predictor: SlidingWindowInferencer, samples: Iterable[Sample]
-) -> Iterator[tuple[Sample, list[np.ndarray]]]:
+def _prepared(predictor: SlidingWindowInferencer, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[Tensor]]]:
     """Samples with their image at every scale: the next one is made ready while one is predicted."""
     iterator = iter(samples)
+    is_cuda = predictor.device.type == "cuda"
 
-    def prepare() -> tuple[Sample, list[np.ndarray]] | None:
+    def prepare() -> tuple[Sample, list[Tensor]] | None:
         sample = next(iterator, None)
         return None if sample is None else (sample, predictor.scaled_images(sample.image))
 
-    with ThreadPoolExecutor(1) as pool:
+    # A new thread is on the first card, where page-locked memory would make every process take some.
+    start = partial(torch.cuda.set_device, torch.cuda.current_device()) if is_cuda else None
+    with ThreadPoolExecutor(1, initializer=start) as pool:
         waiting = pool.submit(prepare)
         while (ready := waiting.result()) is not None:
             waiting = pool.submit(prepare)

@@ -19,6 +19,7 @@ from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import IGNORE, Contours
 from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.metrics import confusion_tables
+from ovenet.evaluation.transfer import HostCopies, to_device
 from ovenet.geometry import lookup_labels, seed_position
 from ovenet.utils import distributed
 
@@ -53,6 +54,27 @@ class ImageCounts:
     seed: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """An image whose counting has begun.
+
+    Attributes:
+        group: of the conditions.
+        confusion: ``(P, D, K, K)`` on the device.
+        host: ``(P, K, K)`` on its way from there.
+        true: ``(H, W)`` int16 labels, `IGNORE` where a pixel is ignored; None where only confusion is counted.
+        contour: of them.
+        bands: of distance to it.
+    """
+
+    group: int
+    confusion: Tensor
+    host: HostCopies
+    true: np.ndarray | None = None
+    contour: np.ndarray | None = None
+    bands: np.ndarray | None = None
+
+
 class SegEvaluator:
     """Counts that grow image by image; its memory does not.
 
@@ -64,7 +86,7 @@ class SegEvaluator:
         device: where confusion is counted.
 
     Attributes:
-        num_images: images whose counting has started.
+        num_images: images whose counts were being added.
         counts: int64 by name. ``confusion`` is ``(1 + conditions, P, D, K, K)`` with the images of no condition first;
             all others are of the whole split, see `_empty_details`.
     """
@@ -84,16 +106,18 @@ class SegEvaluator:
         self.detailed = detailed
         self.has_seed = "seed" in prediction_names
         self.num_images = 0
+        self._device = device
         self._groups = (None, *info.conditions)
         num_bands = len(DISTANCES_PX) + 1 if detailed else 1
         k = info.num_classes
         shape = (len(self._groups), len(prediction_names), num_bands, k, k)
         self.counts = {"confusion": torch.zeros(shape, dtype=torch.int64, device=device)}
         if detailed:
-            self.counts |= self._empty_details(device)
+            self.counts |= self._empty_details()
             self._pool = ThreadPoolExecutor(_NUM_THREADS)  # numpy and OpenCV count outside Python's lock
 
-    def _empty_details(self, device: torch.device) -> dict[str, Tensor]:
+    def _empty_details(self) -> dict[str, Tensor]:
+        """On the CPU, which counts them."""
         num_predictions, k, num_widths = len(self.prediction_names), self.info.num_classes, len(BOUNDARY_RATIOS)
         shapes: dict[str, tuple[int, ...]] = {
             "inner_band": (num_predictions, num_widths, k, 3),  # see inner_band_counts
@@ -106,7 +130,7 @@ class SegEvaluator:
             shapes["seed"] = (len(DISTANCES_PX) + 1, 3, 2, 2, 2)
             shapes["confidence"] = (2, CONFIDENCE_LEVELS)  # by whether the seed's class is the pixel's
             shapes["length"] = (len(LENGTHS_PX) + 1,)
-        return {name: torch.zeros(shape, dtype=torch.int64, device=device) for name, shape in shapes.items()}
+        return {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
 
     def add(self, labels: np.ndarray, prediction: Prediction, name: str) -> ImageCounts:
         """Counts one image.
@@ -116,25 +140,50 @@ class SegEvaluator:
             prediction: of the same size; with offset and confidence where seeds are counted.
             name: the image's path, which tells its condition.
         """
-        self.num_images += 1
-        predicted = [prediction.labels[n] for n in self.prediction_names]
-        true = np.where(labels == self.ignore_label, np.int16(IGNORE), labels.astype(np.int16, copy=False))
-        bands = None
+        return self.finish(self.begin(labels, prediction, name), prediction)
+
+    def begin(self, labels: np.ndarray, prediction: Prediction, name: str) -> _Begun:
+        """Starts what the device counts of an image, and does not wait for it; `finish` adds it to the counts.
+
+        Args:
+            labels: see `add`, as all arguments.
+        """
+        true = contour = bands = None
         if self.detailed:
+            true = np.where(labels == self.ignore_label, np.int16(IGNORE), labels.astype(np.int16, copy=False))
             contour = boundaries.contour_mask(true)
             distance = np.minimum(boundaries.distance_to(contour), DISTANCES_PX[-1])
             bands = _DISTANCE_BAND[np.rint(np.square(distance)).astype(np.int32)]
-        confusion = self._count_confusion(predicted, labels, bands, name)
-        if bands is None:
-            return ImageCounts(confusion.cpu().numpy(), None)
-        maps = [np.where(true == IGNORE, np.int16(IGNORE), p.cpu().numpy().astype(np.int16)) for p in predicted]
-        seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction) if self.has_seed else None
-        self._count_boundaries_and_segments(true, contour, maps)
-        return ImageCounts(confusion.cpu().numpy(), seeds.result() if seeds else None)
+        confusion = confusion_tables(
+            [prediction.labels[n].to(self._device) for n in self.prediction_names],
+            to_device(labels, self._device),
+            self.info.num_classes,
+            ignore_label=self.ignore_label,
+            bands=None if bands is None else to_device(bands, self._device),
+            num_bands=self.counts["confusion"].shape[2],
+        )
+        group = self._groups.index(self.info.condition_of(name))
+        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), true, contour, bands)
+
+    def finish(self, begun: _Begun, prediction: Prediction) -> ImageCounts:
+        """Adds what `begin` started, and counts the rest; `prediction` may have come to the host meanwhile."""
+        self.num_images += 1
+        self.counts["confusion"][begun.group] += begun.confusion
+        seeds = None
+        if begun.true is not None:
+            true = begun.true
+            predicted = [prediction.labels[n].cpu().numpy().astype(np.int16) for n in self.prediction_names]
+            maps = [np.where(true == IGNORE, np.int16(IGNORE), labels) for labels in predicted]
+            if self.has_seed:
+                seeds = self._pool.submit(self._count_seeds, true, maps, begun.bands, prediction)
+            self._count_boundaries_and_segments(true, begun.contour, maps)
+        (confusion,) = begun.host.wait()
+        return ImageCounts(confusion.numpy(), seeds.result() if seeds else None)
 
     def all_reduce(self) -> None:
         """Adds the counts of all processes, in one reduction."""
-        flat = distributed.all_reduce_sum(torch.cat([table.flatten() for table in self.counts.values()]))
+        tables = [table.flatten().to(self._device) for table in self.counts.values()]
+        flat = distributed.all_reduce_sum(torch.cat(tables))
         parts = flat.split([table.numel() for table in self.counts.values()])
         self.counts = {
             name: part.view_as(table) for (name, table), part in zip(self.counts.items(), parts, strict=True)
@@ -144,22 +193,6 @@ class SegEvaluator:
         """Adds the counts of another evaluator with the same settings, all or none."""
         for name, table in counts.items():
             self.counts[name] += table.to(self.counts[name].device)
-
-    def _count_confusion(
-        self, predicted: list[Tensor], labels: np.ndarray, bands: np.ndarray | None, name: str
-    ) -> Tensor:
-        """Adds to ``confusion``; returns the image's own ``(P, K, K)``."""
-        tables = self.counts["confusion"][self._groups.index(self.info.condition_of(name))]
-        device = tables.device
-        on_device = torch.from_numpy(labels).to(device)
-        band = None if bands is None else torch.from_numpy(bands).to(device)
-        k = self.info.num_classes
-        maps = [p.to(device) for p in predicted]
-        own = confusion_tables(
-            maps, on_device, k, ignore_label=self.ignore_label, bands=band, num_bands=tables.shape[1]
-        )
-        tables += own
-        return own.sum(dim=1)
 
     def _count_boundaries_and_segments(self, true: np.ndarray, contour: np.ndarray, maps: list[np.ndarray]) -> None:
         widths, k = boundaries.boundary_widths(true.shape, BOUNDARY_RATIOS), self.info.num_classes

@@ -89,15 +89,27 @@ def _count_on_device(
     bands: Tensor | None,
     num_bands: int,
 ) -> Tensor:
-    cells = labels.long() if bands is None else torch.add(labels.long(), bands, alpha=num_classes)
+    cells = labels.int() if bands is None else torch.add(labels.int(), bands, alpha=num_classes)
     cells = cells.masked_fill(labels == ignore_label, -1)
     length = (num_bands * num_classes + 1) * num_classes
     tables = []
     for prediction in predictions:
         index = torch.add(prediction, cells, alpha=num_classes).add_(num_classes)  # row 0 is left out
-        counts = torch.bincount(index.flatten(), minlength=length)
-        tables.append(counts[num_classes:].view(num_bands, num_classes, num_classes))
+        tables.append(_count(index.flatten(), length)[num_classes:].view(num_bands, num_classes, num_classes))
     return torch.stack(tables)
+
+
+def _count(index: Tensor, length: int) -> Tensor:
+    """How often each number from 0 to `length` occurs, int64; larger ones are left out."""
+    if index.device.type == "cpu":
+        return torch.bincount(index, minlength=length)[:length]
+    return sorted_counts(index, length)
+
+
+def sorted_counts(index: Tensor, length: int) -> Tensor:
+    """How often each number from 0 to `length` occurs, as `torch.bincount`, which waits for the device to learn it."""
+    ends = torch.arange(length + 1, dtype=index.dtype, device=index.device)
+    return torch.searchsorted(index.sort().values, ends).diff()
 
 
 def scores_from_counts(counts: Tensor, class_names: Sequence[str]) -> EvalResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -33,15 +33,24 @@ class PartialEvaluation:
         folder: where it lies; made when there is something to keep.
         settings: what the counts depend on; they must be the same to go on.
         interval_s: seconds between two saves.
+        before_save: returns when all else that belongs to the images is written; they are not evaluated again.
 
     Attributes:
         joined: counts that `join` found, on the process that called it.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, interval_s: float = 30.0):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        interval_s: float = 30.0,
+        before_save: Callable[[], None] = lambda: None,
+    ):
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))
         self.interval_s = interval_s
+        self.before_save = before_save
         self.joined: dict[str, Tensor] = {}
         self._name = ""
         self._num_lines = 0
@@ -131,6 +140,7 @@ class PartialEvaluation:
     def save(self, evaluator: SegEvaluator) -> None:
         """Writes the counts of this process, unless they cover an image that was not noted."""
         if self._num_lines and self._num_counted == evaluator.num_images:
+            self.before_save()
             _save(self.folder / f"{self._name}.pth", evaluator.counts, self._num_lines)
         self._saved_at = monotonic()
 

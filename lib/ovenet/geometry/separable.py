@@ -83,8 +83,17 @@ def source_rows(in_height: int, out_height: int, rows: range, *, align_corners: 
     """First and last row that `resize_rows` reads."""
     if in_height == out_height:
         return rows.start, rows.stop - 1
-    low, _ = interpolation_weights(in_height, out_height, align_corners=align_corners, out=rows)
-    return int(low[0]), min(int(low[-1]) + 1, in_height - 1)
+    first, last = (_pixel_before(n, in_height, out_height, align_corners) for n in (rows.start, rows.stop - 1))
+    return first, min(last + 1, in_height - 1)
+
+
+def _pixel_before(index: int, in_size: int, out_size: int, align_corners: bool) -> int:
+    """What `interpolation_weights` says of one output pixel, by the same arithmetic without a tensor."""
+    if align_corners:
+        position = index * ((in_size - 1) / max(1, out_size - 1))
+    else:
+        position = min(max((index + 0.5) * (in_size / out_size) - 0.5, 0), in_size - 1)
+    return min(int(position), in_size - 1)
 
 
 def interpolation_weights(

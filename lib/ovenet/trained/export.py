@@ -24,7 +24,7 @@ from ovenet.deployment.formats import move_into_place
 from ovenet.deployment.quantization import quantize_onnx
 from ovenet.deployment.runtimes import open_session, usual_runtime
 from ovenet.errors import UserError
-from ovenet.evaluation.inference import best_class
+from ovenet.evaluation.backend import best_class
 from ovenet.geometry import resize_bilinear
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn

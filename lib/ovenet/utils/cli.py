@@ -155,7 +155,8 @@ def _known_failure(error: RuntimeError) -> str | None:
         return (
             f"{OUT_OF_MEMORY} ({_message(error)[:120]}); halve TRAIN.BATCH_SIZE_PER_GPU and double "
             "TRAIN.ACCUMULATE (the same effective batch), or set TRAIN.CHECKPOINT_ACTIVATIONS True; "
-            "tools/plan.py --cfg FILE finds the smallest change that fits"
+            "tools/plan.py --cfg FILE finds the smallest change that fits; a test takes least with "
+            "TEST.BATCH_SIZE_PER_GPU 1"
         )
     return None
 

@@ -1,0 +1,245 @@
+"""One scale of an image: where its windows lie, and what the network made of them.
+
+Shapes: ``K`` classes, ``C`` channels, ``n`` rows of a band. Bands are ``(n, C, W)``; sizes are ``(H, W)`` in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovenet.data.transforms import normalize_images
+from ovenet.evaluation.backend import CpuBackend
+from ovenet.geometry import source_rows
+from ovenet.structures import Normalization
+
+VECTOR = "vector: "  # begins the names of maps that are no scores
+
+
+def is_vector(name: str) -> bool:
+    """Whether a map holds vectors."""
+    return name.startswith(VECTOR)
+
+
+def is_score(name: str) -> bool:
+    """Whether a map holds scores."""
+    return not is_vector(name)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Windows of an image.
+
+    Attributes:
+        padded: ``(H, W)`` that the image is padded to.
+        window: ``(H, W)`` of each window.
+        corners: ``(top, left)`` of each, row by row.
+    """
+
+    padded: tuple[int, int]
+    window: tuple[int, int]
+    corners: list[tuple[int, int]]
+
+    @classmethod
+    def of(
+        cls, size: tuple[int, int], limits: tuple[int, int] | None, stride: tuple[int, int] | None, multiple: int
+    ) -> Tiling:
+        """Tiles an image ``(H, W)``.
+
+        Args:
+            size: of the image.
+            limits: largest size of a window; None runs it whole.
+            stride: from window to window; None for windows side by side.
+            multiple: of the padded sides.
+        """
+        padded = tuple(n + -n % multiple for n in size)
+        window = tuple(min(n, limit) for n, limit in zip(padded, limits or padded, strict=True))
+        starts = [window_starts(n, w, s) for n, w, s in zip(padded, window, stride or window, strict=True)]
+        return cls(padded, window, [(top, left) for top in starts[0] for left in starts[1]])
+
+
+class ScaledView:
+    """The network's maps of one scale, window by window, as rows of the image are asked for from top to bottom.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB at this scale, on the CPU.
+        tiling: its windows.
+        backend: of `device`.
+        device: of the network.
+        align_corners: convention of the score upsampling.
+        averages_logits: whether windows are averaged before `as_averaged` is applied, or after it.
+        as_averaged: scores ``(n, K, w)`` as they are averaged over scales, from those of the network.
+        seeds: keep offsets and confidence too.
+        fields: keep other displacements too.
+
+    Attributes:
+        waiting: corners of the windows that have not been run.
+    """
+
+    def __init__(
+        self,
+        image: Tensor,
+        tiling: Tiling,
+        backend: CpuBackend,
+        device: torch.device,
+        *,
+        align_corners: bool,
+        averages_logits: bool,
+        as_averaged: Callable[[Tensor], Tensor],
+        seeds: bool = False,
+        fields: bool = False,
+    ):
+        self.seeds, self.fields = seeds, fields
+        self.window = tiling.window
+        self.waiting = list(tiling.corners)
+        self._image, self._padded = image, tiling.padded
+        self._size = tuple(image.shape[:2])
+        self._backend, self._device = backend, device
+        self._align_corners, self._averages_logits, self._as_averaged = align_corners, averages_logits, as_averaged
+        self._strip: tuple[int, Tensor] | None = None
+        self._done: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    def num_due(self, size: tuple[int, int], row: int) -> int:
+        """How many waiting windows the rows above `row` of an image ``(H, W)`` need."""
+        rows = range(row - 1, row)
+        _, last = source_rows(self._size[0], size[0], rows, align_corners=self._align_corners)
+        return sum(top <= last for top, _ in self.waiting)
+
+    def pixels(self, corner: tuple[int, int], normalization: Normalization) -> Tensor:
+        """The next waiting window, normalised, ``(1, 3, h, w)`` on the device."""
+        (top, left), (height, width) = corner, self.window
+        if self._strip is None or self._strip[0] != top:  # windows side by side share one copy to the device
+            self._strip = top, self._image[top : top + height].to(self._device, non_blocking=True)
+        part = self._strip[1][:, left : left + width].permute(2, 0, 1).unsqueeze(0)
+        part = normalize_images(part, normalization)
+        missing = width - part.shape[3], height - part.shape[2]
+        # At a padded border windows hold less of the image. Zero is the mean colour.
+        return F.pad(part, (0, missing[0], 0, missing[1])) if any(missing) else part
+
+    def store(self, corner: tuple[int, int], maps: dict[str, Tensor]) -> None:
+        """Keeps the maps ``(h, C, w)`` of a window; vectors that are in units of the window, in those of the image."""
+        for name in filter(is_vector, maps):
+            for axis in (0, 1):  # x, y
+                side, window = (sizes[1 - axis] for sizes in (self._size, self.window))
+                maps[name][:, axis].mul_((window - 1) / max(1, side - 1))
+        self._done[corner] = maps
+        if not self.waiting:
+            self._strip = None
+
+    def forget_above(self, size: tuple[int, int], row: int) -> None:
+        """Drops the windows that no row from `row` of an image ``(H, W)`` on needs."""
+        if row < size[0]:
+            rows = range(row, row + 1)
+            first, _ = source_rows(self._size[0], size[0], rows, align_corners=self._align_corners)
+            for corner in [c for c in self._done if c[0] + self.window[0] <= first]:
+                del self._done[corner]
+
+    @property
+    def num_kept(self) -> int:
+        """Windows whose maps are kept."""
+        return len(self._done)
+
+    def resized_rows(self, size: tuple[int, int], rows: range) -> dict[str, Tensor]:
+        """Scores at the size of the image, windows averaged where they overlap.
+
+        Args:
+            size: ``(H, W)`` of the image.
+            rows: of the image, whose windows have been run.
+
+        Returns:
+            ``(n, C, W)`` by name; not of an earlier call's memory.
+        """
+        options = {"align_corners": self._align_corners}
+        first, last = source_rows(self._size[0], size[0], rows, **options)
+        own = self._rows(range(first, last + 1))
+        if self._size == size:
+            return own
+        options |= {"in_height": self._size[0], "first_row": first}
+        return {name: self._backend.resize_rows(band, size, rows, **options) for name, band in own.items()}
+
+    def _rows(self, rows: range) -> dict[str, Tensor]:
+        """``(n, C, W)`` by name, at this scale."""
+        if self.window == self._padded:
+            (maps,) = self._done.values()
+            return {
+                name: self._finished(name, band)[..., : self._size[1]]
+                for name, band in self._window_rows(maps, rows).items()
+            }
+        total: dict[str, Tensor] = {}
+        counts = torch.zeros((len(rows), 1, self._padded[1]), device=self._device)
+        for (top, left), maps in self._done.items():
+            here = range(max(rows.start, top), min(rows.stop, top + self.window[0]))
+            if not here:
+                continue
+            box = np.s_[here.start - rows.start : here.stop - rows.start, :, left : left + self.window[1]]
+            for name, part in self._window_rows(maps, range(here.start - top, here.stop - top)).items():
+                if name not in total:
+                    total[name] = self._backend.zeros(part, len(rows), self._padded[1])
+                if is_vector(name):
+                    total[name][box] = part
+                else:
+                    total[name][box].add_(part if self._averages_logits else self._finished(name, part))
+            counts[box].add_(1)
+        weights = counts.reciprocal_()
+        for name in filter(is_score, total):
+            total[name] *= weights
+        if self._averages_logits:
+            total = {name: self._finished(name, band) for name, band in total.items()}
+        return {name: band[..., : self._size[1]] for name, band in total.items()}
+
+    def _window_rows(self, maps: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
+        """``(n, C, w)`` of one window, as the network gives them, at the window's size."""
+        resize, options = self._backend.resize_rows, {"align_corners": self._align_corners}
+        return {name: resize(x, self.window, rows, **options) for name, x in maps.items()}
+
+    def _finished(self, name: str, scores: Tensor) -> Tensor:
+        """``(n, K, w)`` as they are averaged; seeds as they are."""
+        return scores if is_vector(name) else self._as_averaged(scores)
+
+
+def due_windows(
+    views: Iterable[ScaledView], size: tuple[int, int], row: int, limit: Callable[[ScaledView], int]
+) -> list[tuple[ScaledView, tuple[int, int]]]:
+    """Takes windows of one size, as many as go into a batch, that have to be run next.
+
+    Args:
+        views: scales of one image.
+        size: ``(H, W)`` of the image.
+        row: rows of it above this one are to be finished.
+        limit: windows in a batch, by what they are of.
+
+    Returns:
+        Views and corners; those that are needed first, then others that fill the batch; empty if none is needed.
+    """
+    views = list(views)
+    num_due = {id(view): view.num_due(size, row) for view in views}
+    first = next((view for view in views if num_due[id(view)]), None)
+    if first is None:
+        return []
+    alike = [view for view in views if view.window == first.window]
+    batch: list[tuple[ScaledView, tuple[int, int]]] = []
+    for wanted in (lambda view: num_due[id(view)], lambda view: len(view.waiting)):
+        for view in alike:
+            taken = min(wanted(view), limit(first) - len(batch))
+            batch += [(view, corner) for corner in view.waiting[:taken]]
+            del view.waiting[:taken]
+    return batch
+
+
+def window_starts(length: int, window: int, stride: int) -> Sequence[int]:
+    """Where windows begin along one axis; the last one is shifted inward.
+
+    Args:
+        length: of the axis, in pixels.
+        window: in pixels, at most `length`.
+        stride: from one window to the next; that of windows side by side is `window`.
+    """
+    starts = list(range(0, length - window + 1, stride))
+    if starts[-1] + window < length:
+        starts.append(length - window)
+    return starts

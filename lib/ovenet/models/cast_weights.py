@@ -1,0 +1,52 @@
+"""Weights that autocast would cast in every run, cast once."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ovenet.models.conv_bn import PROBE_SIZE
+from ovenet.models.segmentor import Segmentor
+from ovenet.structures import OVeNetOutput
+
+_CASTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # autocast casts weight and bias of these
+
+
+@torch.no_grad()
+def cast_weights(model: Segmentor, dtype: torch.dtype) -> None:
+    """Casts the weights that runs under autocast cast: the same results, two launches fewer for each convolution.
+
+    Which those are is seen in a run on a small random image: parts that compute without autocast keep theirs. Where the
+    results differ afterwards, all is left as it was.
+
+    Args:
+        model: for inference under autocast to `dtype` alone from here on.
+        dtype: bfloat16 or float16.
+    """
+    device = next(model.parameters()).device
+    probe = torch.rand((1, 3, *(model.backbone.fixed_size or PROBE_SIZE)), generator=torch.Generator().manual_seed(0))
+    probe = probe.to(device)
+    under, without = set[nn.Module](), set[nn.Module]()
+
+    def note(module: nn.Module, _: object) -> None:
+        (under if torch.is_autocast_enabled(device.type) else without).add(module)
+
+    def run() -> OVeNetOutput:
+        with torch.autocast(device.type, dtype=dtype):
+            return model(probe)
+
+    hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, _CASTS)]
+    expected = run()
+    for hook in hooks:
+        hook.remove()
+    parameters = [p for module in under - without for p in module.parameters(recurse=False)]
+    before = [p.data for p in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+    try:
+        is_same = all(map(torch.equal, expected.predictions().values(), run().predictions().values()))
+    except RuntimeError:  # a weight is used in another place, without autocast
+        is_same = False
+    if not is_same:
+        for parameter, values in zip(parameters, before, strict=True):
+            parameter.data = values
