@@ -54,7 +54,8 @@ def as_tensor(x: Tensor | StackedMaps) -> Tensor:
 class StackedConv2d(nn.Conv2d):
     """A 1x1 convolution of a map or of a stack, in which wide coarse maps are convolved before they are upsampled.
 
-    Not in 16 bits: products are cheap there, and partial sums would be rounded once more each.
+    Not in 16 bits: products are cheap there, and partial sums would be rounded once more each. Nor on the meta device,
+    where networks are counted: as they were published.
 
     Args:
         in_channels: of the map or the stack.
@@ -69,7 +70,7 @@ class StackedConv2d(nn.Conv2d):
         if isinstance(x, Tensor):
             return super().forward(x)
         wide = [i for i, m in enumerate(x.maps) if i and m.shape[1] >= MIN_CHANNELS_APART]
-        if not wide or is_reduced(x.maps[0]):
+        if not wide or is_reduced(x.maps[0]) or x.maps[0].is_meta:
             return super().forward(x.stacked())
         num_near = wide[0]
         apart = x.maps[num_near:]
