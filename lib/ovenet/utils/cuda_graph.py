@@ -183,6 +183,7 @@ class GraphedFunction(Generic[T]):
             if captured is None:
                 return self.eagerly(*arguments)
             self._captured[signature] = captured
+            get_logger().info("%s: captured as one CUDA graph (number %d)", self.name, self.num_graphs)
         captured = self._captured[signature]
         for own, given in zip(captured.inputs, arguments, strict=True):
             own.copy_(given, non_blocking=True)
