@@ -51,9 +51,9 @@ def random_batch(device):
     return Batch(images, labels, (), changes=torch.empty(2, 7, device=device))
 
 
-def without_values(tiny_cfg, family):
+def without_values(tiny_cfg, family, *overrides):
     """A config and its model on the meta device."""
-    cfg = family_config(tiny_cfg, family, "LOSS.BACKEND", "plain", "LOSS.USE_OHEM", True)
+    cfg = family_config(tiny_cfg, family, "LOSS.BACKEND", "plain", "LOSS.USE_OHEM", True, *overrides)
     with torch.device("meta"):
         return cfg, build_model(cfg).train()
 
@@ -73,11 +73,19 @@ def test_passes_neither_wait_nor_copy_from_the_cpu(tiny_cfg, family):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tables that are kept for the card would have no values")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_forward_passes_on_cuda_neither_wait_nor_copy(tiny_cfg, family):
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        *((family, ()) for family in FAMILIES),
+        ("hrnet_ocr_fork", ("LOSS.OFFSET", 0.1)),
+        ("hrnet_ocr_fork", ("LOSS.OFFSET", 0.1, "LOSS.OFFSET_TARGET", "right_pixel")),
+        ("hrnet_ocr_fork", ("LOSS.CONFIDENCE_TARGET", "better_scores")),
+    ],
+)
+def test_forward_passes_on_cuda_neither_wait_nor_copy(tiny_cfg, family, overrides):
     """On tensors that say they were on a card, whose values are copied there; backward passes look for the card."""
     device = torch.device("cuda:0")
-    cfg, model = without_values(tiny_cfg, family)
+    cfg, model = without_values(tiny_cfg, family, *overrides)
     _mean_and_std.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = build_train_step(model.to_empty(device=device), cfg, device, [Phase(range(25), None, 2)])

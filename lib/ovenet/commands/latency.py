@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import time
@@ -48,7 +49,7 @@ def main() -> None:
     model = _model(args.model, args.set)
     size = parse_size(args.size, (512, 1024))
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    millions, gmac = count_parameters(model) / 1e6, count_multiply_adds(model, *size) / 1e9
+    millions, gmac = count_parameters(model) / 1e6, count_multiply_adds(copy.deepcopy(model).to("meta"), *size) / 1e9
     print(
         f"{args.model}: {millions:.2f} million parameters, {gmac:.1f} GMAC at "
         f"{size[0]}x{size[1]}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -200,8 +200,8 @@ def right_pixel_loss(offset: Tensor, scores: Tensor, labels: Tensor, *, ignore_l
     right = (scores.argmax(dim=1) == labels) & (labels != ignore_label)
     target, found = nearest_right_pixel(labels, right, ignore_label=ignore_label)
     counts = found & ~right
-    pixel = offset.new_tensor([max(width - 1, 1), max(height - 1, 1)]).view(2, 1, 1) / 2
-    distance = (offset * pixel - target).abs().sum(dim=1)
+    pixels = ((offset[:, 0], width), (offset[:, 1], height))
+    distance = sum((x * (max(n - 1, 1) / 2) - t).abs() for (x, n), t in zip(pixels, target.unbind(1), strict=True))
     return (distance * counts).sum(), counts.sum().to(distance.dtype)
 
 

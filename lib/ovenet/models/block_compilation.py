@@ -41,6 +41,7 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> int:
         Number of blocks that are compiled; 0 where none is repeated.
     """
     dynamo = torch._dynamo.config
+    dynamo.suppress_errors = True  # what cannot be compiled after all runs as it is, said by torch
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # before torch 2.7
     setattr(dynamo, limit, max(getattr(dynamo, limit), _NUM_VARIANTS))  # 8 is for each function, not each module
     blocks = repeated_blocks(model)
