@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import flow_to_image
 
 from ovenet.data.info import DatasetInfo
 from ovenet.data.sheets import colorize
@@ -66,6 +65,8 @@ def colorize_offset(offset: Tensor, max_offset: float) -> Tensor:
     Returns:
         ``(3, h, w)`` uint8, white where the offset is zero.
     """
+    from torchvision.utils import flow_to_image  # torchvision takes longer to import than all else together
+
     offset = offset.cpu().float()
     length = offset.norm(dim=0, keepdim=True)
     offset = offset * (max_offset / length.clamp_min(max_offset))

@@ -11,11 +11,11 @@ from functools import partial
 
 import torch
 from torch import Tensor, linspace, nn
-from torchvision.ops import StochasticDepth
 
 from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
 from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import BACKBONES
+from ovenet.models.stochastic_depth import StochasticDepth
 
 MLP_RATIOS = (8, 8, 4, 4)
 STRIDES = (4, 8, 16, 32)
@@ -100,7 +100,7 @@ class Block(nn.Module):
         self.attn = Attention(channels, gate)
         self.norm2 = BatchNorm2d(channels)
         self.mlp = ConvMLP(channels, ratio)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = StochasticDepth(drop_path)
         self.layer_scale_1 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
         self.layer_scale_2 = nn.Parameter(torch.full((channels,), LAYER_SCALE))
 

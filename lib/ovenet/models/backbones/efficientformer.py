@@ -13,12 +13,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, linspace, nn
-from torchvision.ops import StochasticDepth
 
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
 from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import BACKBONES
+from ovenet.models.stochastic_depth import StochasticDepth
 
 STRIDES = (4, 8, 16, 32)
 NUM_HEADS = 8
@@ -224,7 +224,7 @@ class Block(nn.Module):
             self.layer_scale_1 = nn.Parameter(torch.full((channels, 1, 1), LAYER_SCALE))
         self.mlp = ConvMLP(channels, ratio)
         self.layer_scale_2 = nn.Parameter(torch.full((channels, 1, 1), LAYER_SCALE))
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map to map of the same shape."""

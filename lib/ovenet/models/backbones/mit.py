@@ -10,10 +10,10 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, linspace, nn
-from torchvision.ops import StochasticDepth
 
 from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
 from ovenet.models.registry import BACKBONES
+from ovenet.models.stochastic_depth import StochasticDepth
 
 NUM_HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)  # of keys and values, per side
@@ -96,7 +96,7 @@ class Block(nn.Module):
         self.attn = ReducedAttention(channels, num_heads, reduction)
         self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
         self.ffn = MixFFN(channels)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = StochasticDepth(drop_path)
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """``(B, N, C)`` to the same shape."""
