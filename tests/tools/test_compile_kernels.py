@@ -1,4 +1,4 @@
-"""tools/compile_kernels.py: the kernels compile for a GPU that is not here."""
+"""tools/gpu/compile_kernels.py: the kernels compile for a GPU that is not here."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 def compile_kernels(*arguments, **environment):
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "tools/compile_kernels.py", *arguments]
+    command = [sys.executable, "tools/gpu/compile_kernels.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**inherited, **environment})
 
 
@@ -27,7 +27,7 @@ import sys
 import triton
 import triton.language as tl
 
-sys.path[:0] = ["tools", "lib"]
+sys.path[:0] = ["tools/gpu", "lib"]
 import compile_kernels
 from ovenet.losses import fused_triton
 

@@ -1,19 +1,21 @@
 """The row of the benchmark that counts crops by loading processes."""
 
-import pytest
-import torch
+import json
+import subprocess
+import sys
+
 from tests.tools.conftest import ROOT
 
+ROW = "crops by loading processes 1"
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_crops_are_the_same_from_files_and_from_the_cache(monkeypatch, num_workers):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    from benchmarks.feeding import FEEDING, feeding_case
-    from benchmarks.inputs import Options
 
-    with feeding_case(Options(torch.device("cpu"), quick=True), num_workers) as case:
-        decoded, cached = case.plain(), case.ours()
-    case.same(decoded, cached)
-    assert case.num_images == decoded[1] == cached[1] == 4
-    assert decoded[0].images.shape == (4, 3, 64, 128)
-    assert "crops by loading processes 1" in FEEDING
+def test_crops_from_files_and_from_the_cache_are_compared_and_counted(tmp_path):
+    command = [sys.executable, "tools/benchmark.py", "--quick", "--runs", "2", "--device", "cpu", "--no-memory"]
+    done = subprocess.run(
+        [*command, "--no-growth", "--rows", ROW, "--output", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert row["name"] == "crops by 1 loading process(es), Cityscapes, the cache against decoding"
+    assert row["ratio"] > 0
+    assert "images/s" in done.stdout

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compiles the Triton kernels of the loss for many GPUs, on a machine without one: python tools/compile_kernels.py.
+"""Compiles the Triton kernels of the loss for many GPUs, on a machine without one: python tools/gpu/compile_kernels.py.
 
 Every kernel for every compute capability, number of classes, layout and kind of scores. What does not compile, spills
 registers or asks for more shared memory than a multiprocessor has is listed, and the exit code is 1. GPUs that a
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 
 from ovenet.errors import UserError
 from ovenet.utils.cli import run_main
