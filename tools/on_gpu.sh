@@ -109,7 +109,7 @@ print(json.dumps(found, indent=1))
 print(f\"torch {found['packages']['torch']} on {found['devices'] or 'the CPU'}, commit {found['git']['commit']}\")"
     command -v nvidia-smi > /dev/null && part card 15 nvidia-smi
     part tests 80 "$PYTHON" tools/gpu/tests.py "${TESTS[@]}" --seconds 70
-    part profile 25 "$PYTHON" tools/benchmark_profile.py --device "$DEVICE" --output "$OUT/profile.json" "${PROFILE[@]}"
+    part profile 45 "$PYTHON" tools/benchmark_profile.py --device "$DEVICE" --output "$OUT/profile.json" "${PROFILE[@]}"
     part speed "$(left)" "$PYTHON" tools/benchmark.py --device "$DEVICE" --card --go-on "${BENCHMARK[@]}" \
         --seconds "$(($(left) - 14))" --output "$OUT"
 }

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from tests.engine.test_trainer import make_trainer
+from tests.recorded_graph import RecordedGraph
 
 from ovenet.config import load_config
 from ovenet.engine import step as step_module
@@ -276,13 +277,30 @@ class _RefusedOnOne:
         raise AssertionError("process 1 has no graph")
 
 
-def _steps_with_a_refused_capture(rank, port, config, run_dir, results):
+class _BrokenInBackward(RecordedGraph):
+    """A capture that fails within the backward pass, when torch has begun to count the gradients that are there."""
+
+    parameter = None
+
+    def capture(self, function):
+        def fail(gradient):
+            raise RuntimeError("out of memory")
+
+        handle = self.parameter.register_hook(fail)
+        try:
+            return super().capture(function)
+        finally:
+            handle.remove()
+
+
+def _steps_with_a_refused_capture(rank, port, config, run_dir, results, new_graph):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     step = make_trainer(load_config(config), run_dir).step
     step._has_graphs = True
-    step._graphed.num_warmup, step._graphed._new_graph = 2, _RefusedOnOne
+    step._graphed.num_warmup, step._graphed._new_graph = 2, new_graph
+    new_graph.parameter = next(step.model.parameters())  # the last one that gets its gradient
     step.model.train()
     losses = []
     for number in range(5):
@@ -295,10 +313,11 @@ def _steps_with_a_refused_capture(rank, port, config, run_dir, results):
     dist.barrier()
 
 
-def test_a_capture_that_fails_on_one_process_is_used_by_none(tmp_path, tiny_cfg):
+@pytest.mark.parametrize("new_graph", [_RefusedOnOne, _BrokenInBackward])
+def test_a_capture_that_fails_on_one_process_is_used_by_none(tmp_path, tiny_cfg, new_graph):
     config = tmp_path / "config.yaml"
     config.write_text(tiny_cfg("TRAIN.LR", 0.05).dump())
-    mp.spawn(_steps_with_a_refused_capture, (free_port(), config, tmp_path / "run", tmp_path), nprocs=2)
+    mp.spawn(_steps_with_a_refused_capture, (free_port(), config, tmp_path / "run", tmp_path, new_graph), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     assert first["graphs"] == second["graphs"] == 0
     assert first["total"] == second["total"]

@@ -274,9 +274,10 @@ def test_a_kernel_that_fails_at_any_call_is_replaced(fused_triton, monkeypatch, 
     assert len(caplog.records) == 2
 
 
-def test_kernels_whose_results_differ_are_not_used(fused_triton, monkeypatch, caplog):
+@pytest.mark.parametrize("factor", [1.01, torch.nan])
+def test_kernels_whose_results_differ_are_not_used(fused_triton, monkeypatch, caplog, factor):
     run = fused_triton.gradient
-    monkeypatch.setattr(fused_triton, "gradient", lambda *args, **kwargs: 1.01 * run(*args, **kwargs))
+    monkeypatch.setattr(fused_triton, "gradient", lambda *args, **kwargs: factor * run(*args, **kwargs))
     scores, labels = example((2, 3), (5, 7), 5, "logits", batch=1)
     assert_equal_to_plain(scores, labels, "logits", None, True, upsampled_cross_entropy)
     assert "its results differ from those of the blocked loss" in caplog.text
@@ -313,3 +314,4 @@ def test_engines_equal_the_plain_way_on_cuda(backend, size, out, ohem, kind):
     targets = Targets.from_labels(labels, ignore_label=IGNORE)
     first, second = (torch.autograd.grad(cross_entropy([scores], targets, kind)[0], scores)[0] for _ in "ab")
     assert torch.equal(first, second)
+    assert not fused._failed  # or the blocked loss would have taken the kernels' place

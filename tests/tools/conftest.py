@@ -48,8 +48,8 @@ def scenes(tmp_path_factory):
 def run_process():
     """Runs a command from the repository's root; gives the finished process."""
 
-    def run(*command: object) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    def run(*command: object, **variables: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
         return subprocess.run(
             [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
         )

@@ -1,6 +1,7 @@
 """tools/plan.py: real steps measured in processes of their own."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -44,10 +45,13 @@ def test_the_memory_of_a_card_is_that_of_a_training(run_process, config, tmp_pat
     """Of a network large enough that the allocator's rounding does not count."""
     settings = ("MODEL.BACKBONE.NAME", "hrnet_w18_small_v2", "TRAIN.IMAGE_SIZE", "512,512", "TRAIN.BASE_SIZE", 512)
     settings += ("TRAIN.END_EPOCH", 8, "TRAIN.EVAL_INTERVAL", 8, "OUTPUT_DIR", tmp_path / "output", "DEVICE", "cuda")
-    planned = run_process(sys.executable, "tools/plan.py", "--cfg", config, "--steps", 4, "--trial", *settings)
+    on_card = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}
+    planned = run_process(
+        sys.executable, "tools/plan.py", "--cfg", config, "--steps", 4, "--trial", *settings, **on_card
+    )
     assert planned.returncode == 0, planned.stderr
     trial = json.loads(planned.stdout.splitlines()[-1])
-    trained = run_process(sys.executable, "tools/train.py", "--cfg", config, *settings)
+    trained = run_process(sys.executable, "tools/train.py", "--cfg", config, *settings, **on_card)
     assert trained.returncode == 0, trained.stderr
     used = re.findall(r"([\d.]+) GiB of the card used at most, ([\d.]+) reserved", trained.stdout + trained.stderr)
     assert trial["memory_gib"] == pytest.approx(float(used[-1][0]), rel=0.1)

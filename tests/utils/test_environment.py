@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ovenet.utils import environment
+from ovenet.utils.cli import command_environment
 from ovenet.utils.environment import (
     bound_workspaces,
     busy_cores,
@@ -83,7 +84,8 @@ torch.cuda.reset_peak_memory_stats()
 layer(images).sum().backward()
 print(first, torch.cuda.max_memory_allocated())
 """
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", text]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=command_environment())
     first, then = map(int, done.stdout.split())
     assert first <= then + 300 * 2**20
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.inputs import Options
 from benchmarks.measure import copy_rate, limit_s, matrix_rate, seconds_of
-from ovenet.utils.environment import peak_flops, release_unused
+from ovenet.utils.environment import peak_device_memory, peak_flops, release_unused
 
 PLAIN = "plain"  # begins the name of the way that the others are compared with, which stands first
 MEASURE_S = 6.0  # of a way, warm-up not counted; slow ways have fewer runs for it
@@ -137,7 +137,7 @@ class Bench:
             if peak := bf16_peak(device):
                 record["share_of_peak"] = work.flops / record["median_s"] / peak
         if device.type == "cuda":
-            record["allocated_bytes"] = torch.cuda.max_memory_allocated(device)
+            record["allocated_bytes"] = peak_device_memory(device)
             record["reserved_bytes"] = torch.cuda.max_memory_reserved(device)
         path = self.results / f"{way.work}.pt"
         if way.is_plain and not path.exists():

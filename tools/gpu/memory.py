@@ -17,7 +17,7 @@ from ovenet.commands.plan import run_trial
 from ovenet.commands.train import train
 from ovenet.engine.interruption import Interruption
 from ovenet.utils.cli import run_main
-from ovenet.utils.environment import peak_memory_bytes
+from ovenet.utils.environment import peak_device_memory, peak_memory_bytes
 
 GIB = 2**30
 PRECISIONS = {"bf16": ("TRAIN.PRECISION", "bf16"), "TF32": ("TRAIN.PRECISION", "fp32", "TRAIN.TF32", "True")}
@@ -63,7 +63,7 @@ def trained(config: str, overrides: list[str]) -> dict[str, float]:
         train(config, overrides, interruption)
     if not torch.cuda.is_initialized():
         return {"in the process": peak_memory_bytes()}
-    return {"in use": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return {"in use": peak_device_memory(torch.device("cuda")), "reserved": torch.cuda.max_memory_reserved()}
 
 
 if __name__ == "__main__":

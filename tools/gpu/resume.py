@@ -54,7 +54,7 @@ def main() -> int:
     same = {name: f"{count - len(names)} of {count}" for name, names in other.items()}
     second = f"; a second whole run: {same['again']}" if args.again else ""
     print(f"resumed: {same['cut']} tensors have the whole run's bits{second}")
-    return bool(other["cut"])
+    return bool(other["cut"]) and not other.get("again")  # nobody can demand what two whole runs do not have
 
 
 def final_state(folder: Path) -> dict[str, torch.Tensor]:

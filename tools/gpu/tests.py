@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import subprocess
@@ -33,6 +34,7 @@ def main() -> int:
     end = time.monotonic() + args.seconds
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rfEs", "--tb=short"]
     command += ["--collect-only"] if args.collect_only else ["-v", "--durations=5"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # what is computed on the CPU is small, and there are many processes
     counts: Counter[str] = Counter()
     codes = []
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +42,7 @@ def main() -> int:
         for number, group in enumerate(groups):
             log = Path(folder) / f"{number}.log"
             with log.open("w", encoding="utf-8") as file:
-                process = subprocess.Popen([*command, *map(str, group)], cwd=ROOT, stdout=file, stderr=file)
+                process = subprocess.Popen([*command, *map(str, group)], cwd=ROOT, env=env, stdout=file, stderr=file)
             started.append((process, log))
         for (process, log), group in zip(started, groups, strict=True):
             codes.append(finish(process, end))

@@ -28,7 +28,7 @@ from ovenet.errors import UserError
 from ovenet.structures import Batch
 from ovenet.utils.cli import OUT_OF_MEMORY, command_environment, config_parser, ovenet_command
 from ovenet.utils.distributed import choose_device
-from ovenet.utils.environment import busy_cores, num_cores, peak_memory_bytes, release_unused
+from ovenet.utils.environment import busy_cores, num_cores, peak_device_memory, peak_memory_bytes, release_unused
 
 GIB = 2**30
 WATCHING_S = 0.5
@@ -155,7 +155,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         cpu_seconds.append(time.process_time() - cpu_started)
     used = reserved = peak_memory_bytes()
     if device.type == "cuda":
-        used, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        used, reserved = peak_device_memory(device), torch.cuda.max_memory_reserved(device)
     is_synchronized = device.type == "cuda" and cfg.TRAIN.SYNC_BN
     return {
         "memory_gib": used / GIB,

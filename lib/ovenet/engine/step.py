@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -180,9 +181,8 @@ class TrainStep:
         self.ema = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
         cause = _why_eager(criterion, settings, device) if settings.cuda_graph else ""
         self._has_graphs = settings.cuda_graph and not cause
-        is_ddp_captured = self._has_graphs and distributed.world_size() > 1
-        with aside(device) if is_ddp_captured else nullcontext():  # adds up gradients where it was made
-            self.parallel = _wrapped(model, device, settings)
+        self._compiled = _compiled(model, device, settings)
+        self.parallel = self._joined()
         self._guard = BufferGuard(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._frozen = [p for name, p in model.named_parameters() if name in settings.frozen]
@@ -193,6 +193,7 @@ class TrainStep:
             switch="TRAIN.CUDA_GRAPH off",
             num_warmup=_NUM_WARMUP if distributed.world_size() == 1 else _NUM_WARMUP_TOGETHER,
             agreed=self._on_all,
+            recover=self._join_again,
             new_graph=new_graph,
         )
         if cause:
@@ -276,6 +277,20 @@ class TrainStep:
             output = _with_batch_norm(self.parallel, images)
         return self.criterion(output, labels, iteration=self.schedule.last_epoch)
 
+    def _joined(self) -> nn.Module:
+        if distributed.world_size() == 1:
+            return self._compiled
+        with aside(self.device) if self._has_graphs else nullcontext():  # DDP adds up gradients where it was made
+            return _joined(self._compiled, self.device, self.settings)
+
+    def _join_again(self) -> None:
+        """After a backward pass that was broken off, which leaves torch waiting for the gradients that did not come."""
+        if distributed.world_size() > 1:
+            is_training = self.parallel.training
+            del self.parallel
+            gc.collect()  # the old one's hooks on the parameters end with it
+            self.parallel = self._joined().train(is_training)
+
     def _on_all(self, is_fine: bool) -> bool:
         """Whether something is fine on all processes."""
         return not bool(distributed.all_reduce_sum(torch.tensor(int(not is_fine), device=self.device)))
@@ -324,14 +339,17 @@ class TrainStep:
             self.ema.restore(state.get("ema"), self.model)
 
 
-def _wrapped(model: nn.Module, device: torch.device, settings: StepSettings) -> nn.Module:
-    """The model for training: compiled if asked, its gradients averaged over the processes."""
+def _compiled(model: nn.Module, device: torch.device, settings: StepSettings) -> nn.Module:
+    """The model, compiled if asked."""
     if settings.compile_mode == "blocks":
         _compile_blocks(model, device)
     elif settings.compile_mode is not None:
         model = torch.compile(model, mode=settings.compile_mode, dynamic=False)
-    if distributed.world_size() == 1:
-        return model
+    return model
+
+
+def _joined(model: nn.Module, device: torch.device, settings: StepSettings) -> nn.Module:
+    """The model with its gradients averaged over the processes."""
     parallel = DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,

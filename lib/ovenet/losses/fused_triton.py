@@ -11,7 +11,7 @@ Shapes: ``M`` score maps, ``B`` batch, ``K`` classes, ``h w`` map, ``H W`` label
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 import triton
@@ -55,7 +55,7 @@ class _Axis:
     reach: int
 
 
-@lru_cache(maxsize=64)  # a table is made once for a size: a copy to the device in every step would stall it
+@cache  # a table is made once for a size: a copy to the device in every step would stall it, and graphs keep its place
 def _axis(in_size: int, out_size: int, align_corners: bool, device: torch.device) -> _Axis:
     low, weight = interpolation_weights(in_size, out_size, align_corners=align_corners)
     first = torch.searchsorted(low, torch.arange(in_size + 1))  # label pixels whose map pixel is i or a later one

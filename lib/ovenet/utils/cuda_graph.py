@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -20,8 +21,17 @@ from ovenet.utils.logging import get_logger
 T = TypeVar("T")
 _NUM_WARMUP = 3  # kernels are compiled and chosen, tables made, workspaces taken
 _MAX_GRAPHS = 4
+
+
+class _Pool:
+    """Memory that graphs share. Its handle ends with the last of them: torch refuses one whose graphs are gone."""
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+
+
 _streams: dict[int, torch.cuda.Stream] = {}
-_pools: dict[int, Any] = {}
+_pools: WeakValueDictionary[int, _Pool] = WeakValueDictionary()
 
 
 class Graph(Protocol):
@@ -48,7 +58,8 @@ class CudaGraph:
     def __init__(self, device: torch.device):
         self._index = _index(device)
         self._graph = torch.cuda.CUDAGraph()
-        self._pool = _pools.setdefault(self._index, torch.cuda.graph_pool_handle())
+        self._pool = _pools.get(self._index) or _Pool()
+        _pools[self._index] = self._pool
 
     def capture(self, function: Callable[[], T]) -> T:
         """See `Graph.capture`.
@@ -57,8 +68,11 @@ class CudaGraph:
         forbids, so only those of this thread count.
         """
         outer = torch.cuda.current_stream(self._index)
+        gc.collect()  # graphs that nobody has any more; torch has left that out since 2.9
+        was_collecting = gc.isenabled()
+        gc.disable()  # the end of another graph would end this capture
         try:
-            with self._capturing(self._graph, self._pool):
+            with self._capturing(self._graph, self._pool.handle):
                 return function()
         except Exception:
             torch.cuda.set_stream(outer)  # torch stays on the other one if it cannot end the capture
@@ -66,6 +80,9 @@ class CudaGraph:
             self._free_generator()
             torch.cuda.set_stream(outer)
             raise
+        finally:
+            if was_collecting:
+                gc.enable()
 
     def _capturing(self, graph: torch.cuda.CUDAGraph, pool: Any) -> AbstractContextManager[None]:
         return torch.cuda.graph(graph, pool=pool, stream=_stream(self._index), capture_error_mode="thread_local")
@@ -78,8 +95,8 @@ class CudaGraph:
         for end in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # since torch 2.8; before
             if hasattr(torch._C, end):
                 with suppress(RuntimeError):  # had been ended
-                    getattr(torch._C, end)(self._index, self._pool)
-                    torch._C._cuda_releasePool(self._index, self._pool)
+                    getattr(torch._C, end)(self._index, self._pool.handle)
+                    torch._C._cuda_releasePool(self._index, self._pool.handle)
                 break
 
     def _free_generator(self) -> None:
@@ -139,6 +156,7 @@ class GraphedFunction(Generic[T]):
         num_warmup: eager calls of a size before its capture.
         max_graphs: sizes beyond them stay eager.
         agreed: whether a capture that went well here did so on all processes; called after each attempt.
+        recover: called where it did not, before the function runs eagerly, on all processes.
         new_graph: makes an empty `Graph`.
     """
 
@@ -152,12 +170,13 @@ class GraphedFunction(Generic[T]):
         num_warmup: int = _NUM_WARMUP,
         max_graphs: int = _MAX_GRAPHS,
         agreed: Callable[[bool], bool] = bool,
+        recover: Callable[[], None] = lambda: None,
         new_graph: Callable[[torch.device], Graph] = CudaGraph,
     ):
         self.function, self.device = function, device
         self.name, self.switch = name, switch
         self.num_warmup, self.max_graphs = num_warmup, max_graphs
-        self._agreed, self._new_graph = agreed, new_graph
+        self._agreed, self._recover, self._new_graph = agreed, recover, new_graph
         self._num_calls: dict[Hashable, int] = {}
         self._captured: dict[Hashable, _Captured[T]] = {}
         self._is_given_up = False
@@ -218,6 +237,7 @@ class GraphedFunction(Generic[T]):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.give_up(cause or "another process could not capture it")
+        self._recover()
         return None
 
 

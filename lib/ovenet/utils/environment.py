@@ -184,11 +184,25 @@ def release_unused(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def peak_device_memory(device: torch.device) -> int:
+    """Bytes of a card that tensors took at most, those of CUDA graphs among them.
+
+    Between two replays no tensor holds a graph's memory, so that torch counts it as free; no one else can have it.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    of_graphs = sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["segment_pool_id"] != (0, 0) and segment["device"] == index
+    )
+    return torch.cuda.max_memory_allocated(device) + of_graphs
+
+
 def device_memory_used(device: torch.device) -> str:
     """The most memory of a card that tensors took and that was reserved for them, for a log; "" on a CPU."""
     if device.type != "cuda":
         return ""
-    peaks = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    peaks = peak_device_memory(device), torch.cuda.max_memory_reserved(device)
     used, reserved = (peak / 2**30 for peak in peaks)
     return f"{used:.2f} GiB of the card used at most, {reserved:.2f} reserved"
 
