@@ -163,6 +163,7 @@ def _launches(device, names, *, seeds, network):
     return log.found
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="tensors that say they were on a card look for it")
 def test_predicting_waits_for_nothing_and_copies_the_image_alone(on_fake_card):
     """Nine strips: three scales are run whole, and three in two rows of windows."""
     found = _launches(on_fake_card, None, seeds=True, network=True)
@@ -179,6 +180,7 @@ def test_finishing_an_image_is_few_launches(on_fake_card, names, budget):
     assert budget / 2 < len(found) <= budget
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="tensors that say they were on a card look for it")
 def test_counting_waits_for_nothing(on_fake_card):
     labels = torch.empty(SIZE, dtype=torch.int16)
     maps, bands = [torch.empty(SIZE, dtype=torch.uint8)] * 3, torch.empty(SIZE, dtype=torch.uint8)
