@@ -173,6 +173,7 @@ class Seen(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="tensors that say they were on a card look for it")
 @pytest.mark.parametrize("photometric", [False, True])
 def test_the_device_waits_for_nothing_and_nothing_is_copied(photometric):
     """On a CUDA device that is not there: operations whose shapes hang on values raise, copies are seen."""

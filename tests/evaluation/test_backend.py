@@ -173,6 +173,7 @@ def test_predicting_waits_for_nothing_and_copies_the_image_alone(on_fake_card):
     assert not [name for name, devices in found if devices == {"cpu"}]
 
 
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="tensors that say they were on a card look for it")
 @pytest.mark.parametrize(("names", "budget"), [(("fused",), 200), (None, 350)])
 def test_finishing_an_image_is_few_launches(on_fake_card, names, budget):
     """Fifteen windows of six scales: to normalise, resize, average and choose, whatever the network does."""
