@@ -1,10 +1,11 @@
-"""Rows of a resized map against torch's own resize of the whole."""
+"""Resizing, whole and by rows, against torch's own resize of the whole."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ovenet.geometry import add_resized_rows_gradient, resize_rows, source_rows
+from ovenet.geometry import add_resized_rows_gradient, resize_features, resize_rows, source_rows
+from ovenet.geometry.resize import _Enlarged
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -63,3 +64,50 @@ def test_the_gradient_is_that_of_torch(align_corners, in_size, out_size):
         part = gradient[0, :, rows.start : rows.stop].permute(1, 0, 2).contiguous()
         add_resized_rows_gradient(part, total, out_size[0], rows, align_corners=align_corners)
     torch.testing.assert_close(total.permute(1, 0, 2), values.grad[0])
+
+
+ENLARGEMENTS = [((3, 5), (12, 20)), ((4, 6), (9, 6)), ((1, 1), (3, 4)), ((7, 5), (13, 11)), ((16, 2), (128, 16))]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("in_size", "out_size"), ENLARGEMENTS)
+def test_the_gradient_by_matrix_products_is_that_of_torch(in_size, out_size, memory_format, align_corners):
+    values = torch.randn(2, 3, *in_size, dtype=torch.float64).to(memory_format=memory_format)
+    weights = torch.randn(2, 3, *out_size, dtype=torch.float64)
+    weights = weights.to(memory_format=memory_format)
+    ours, expected = (values.clone().requires_grad_() for _ in range(2))
+    resized = _Enlarged.apply(ours, out_size, align_corners)
+    wanted = F.interpolate(expected, size=out_size, mode="bilinear", align_corners=align_corners)
+    assert torch.equal(resized, wanted)
+    (resized * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, expected.grad)
+
+
+def test_features_keep_their_16_bits_under_autocast():
+    values = torch.randn(2, 3, 4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = resize_features(values.bfloat16(), (8, 10), align_corners=True)
+        full = resize_features(values, (8, 10), align_corners=True)
+    assert (reduced.dtype, full.dtype) == (torch.bfloat16, torch.float32)
+    expected = F.interpolate(values.bfloat16().double(), size=(8, 10), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(reduced.double(), expected, rtol=2**-8, atol=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize(("in_size", "out_size"), ENLARGEMENTS)
+def test_a_gradient_on_cuda_is_that_of_the_cpu_every_time(in_size, out_size, dtype, tolerance, align_corners):
+    values, weights = torch.randn(2, 3, *in_size), torch.randn(2, 3, *out_size)
+    gradients = []
+    for device, kind in (("cpu", torch.float64), ("cuda", dtype), ("cuda", dtype)):
+        own = values.to(dtype).to(device, kind).requires_grad_()
+        resized = resize_features(own, out_size, align_corners=align_corners)
+        (gradient,) = torch.autograd.grad(resized, own, weights.to(dtype).to(device, kind))
+        assert gradient.dtype == kind
+        gradients.append(gradient.double().cpu())
+    expected, first, second = gradients
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, expected, rtol=0, atol=tolerance * expected.abs().max().item())

@@ -56,8 +56,6 @@ def test_the_memory_of_a_card_is_that_of_a_training(run_process, config, tmp_pat
     used = re.findall(r"([\d.]+) GiB of the card used at most, ([\d.]+) reserved", trained.stdout + trained.stderr)
     assert trial["memory_gib"] == pytest.approx(float(used[-1][0]), rel=0.1)
     assert trial["reserved_gib"] < trial["memory_gib"] + 2  # what choosing algorithms took was given back
-    first = float(used[0][0])  # with the choice of algorithms in it
-    assert first <= float(used[-1][0]) + load_config(config).CUDNN.WORKSPACE_MIB / 1024 + 0.1
 
 
 @pytest.mark.slow

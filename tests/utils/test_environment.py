@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from ovenet.utils import environment
-from ovenet.utils.cli import command_environment
 from ovenet.utils.environment import (
-    bound_workspaces,
     busy_cores,
     crowding,
     device_memory_used,
@@ -40,17 +38,6 @@ def test_a_crowd_is_told(monkeypatch):
     assert crowding(4) == ""
 
 
-def test_workspaces_are_bounded_unless_they_are_already(monkeypatch):
-    monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG", raising=False)
-    bound_workspaces(0)
-    assert "CUDNN_CONV_WSCAP_DBG" not in os.environ
-    bound_workspaces(512)
-    assert os.environ["CUDNN_CONV_WSCAP_DBG"] == "512"
-    bound_workspaces(64)
-    assert os.environ["CUDNN_CONV_WSCAP_DBG"] == "512"
-    monkeypatch.delenv("CUDNN_CONV_WSCAP_DBG")
-
-
 def test_a_cpu_has_no_memory_of_a_card():
     release_unused(torch.device("cpu"))
     assert device_memory_used(torch.device("cpu")) == ""
@@ -66,28 +53,6 @@ def test_memory_that_is_not_used_is_given_back():
     used, reserved = (float(n) for n in re.findall(r"[\d.]+(?= GiB)|[\d.]+(?= reserved)", device_memory_used(device)))
     assert 1.0 <= used <= reserved
     assert kept.is_cuda
-
-
-@pytest.mark.gpu
-def test_choosing_algorithms_keeps_to_the_bound():
-    """In a process of its own, before whose first convolution the bound is set."""
-    text = """
-import torch
-from ovenet.utils.environment import bound_workspaces
-bound_workspaces(256)
-torch.backends.cudnn.benchmark = True
-layer = torch.nn.Conv2d(720, 512, 3, padding=1).cuda().to(memory_format=torch.channels_last)
-images = torch.rand(4, 720, 128, 256, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
-layer(images).sum().backward()
-first = torch.cuda.max_memory_allocated()
-torch.cuda.reset_peak_memory_stats()
-layer(images).sum().backward()
-print(first, torch.cuda.max_memory_allocated())
-"""
-    command = [sys.executable, "-c", text]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=command_environment())
-    first, then = map(int, done.stdout.split())
-    assert first <= then + 300 * 2**20
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class Kernel:
     share: float
 
 
-def summarize(events: Sequence[Mapping[str, Any]], num_steps: int, *, on_card: bool, top: int = 20) -> dict[str, Any]:
+def summarize(events: Sequence[Mapping[str, Any]], num_steps: int, *, on_card: bool, top: int = 40) -> dict[str, Any]:
     """Sums up complete events of a chrome trace.
 
     Args:

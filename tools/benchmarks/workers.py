@@ -1,6 +1,6 @@
 """Ways are measured in other processes: one that hangs, or that the card's error takes along, ends no other.
 
-The plain ways have a process of their own, as ours set what holds for a whole process, the bound on workspaces.
+The plain ways have a process of their own, as ours set what holds for a whole process.
 """
 
 from __future__ import annotations

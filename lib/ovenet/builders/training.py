@@ -31,7 +31,7 @@ from ovenet.models.cost import PassesCost, count_passes
 from ovenet.models.segmentor import GROUPS, synchronized
 from ovenet.structures import EvalResult
 from ovenet.utils import distributed
-from ovenet.utils.environment import allow_tf32, bound_workspaces, peak_flops, warn_of_emulation
+from ovenet.utils.environment import allow_tf32, peak_flops, warn_of_emulation
 from ovenet.utils.logging import get_logger
 from ovenet.utils.seeding import seed_everything
 
@@ -154,7 +154,6 @@ def set_up_cuda(cfg: CfgNode) -> None:
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
-    bound_workspaces(cfg.CUDNN.WORKSPACE_MIB)
     allow_tf32(cfg.TRAIN.TF32)
 
 

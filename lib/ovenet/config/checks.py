@@ -33,7 +33,6 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
 }
 _AT_LEAST: dict[str, float] = {
     "WORKERS": 0,
-    "CUDNN.WORKSPACE_MIB": 0,
     "PRINT_FREQ": 1,
     "SEED": 0,
     "LOSS.OHEMKEEP": 1,

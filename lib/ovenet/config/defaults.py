@@ -18,7 +18,6 @@ def _cudnn() -> CfgNode:
     c.BENCHMARK = True  # let cuDNN time its algorithms for each input size
     c.DETERMINISTIC = False  # only algorithms that repeat to the bit
     c.ENABLED = True  # use cuDNN at all
-    c.WORKSPACE_MIB = 1024  # memory that a convolution may take beside its result, >= 0; 0 is all that is free
     return c
 
 

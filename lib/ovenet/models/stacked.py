@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import resize_features
 from ovenet.models.precision import is_reduced
 
 # Of a coarse map, from which on its own convolution pays: per pixel of the stack it saves C_i C multiply-adds, but adds
@@ -38,7 +38,7 @@ class StackedMaps:
 
     def upsampled(self, x: Tensor) -> Tensor:
         """A map at the size of the stack."""
-        return resize_bilinear(x, self.size, align_corners=self.align_corners)
+        return resize_features(x, self.size, align_corners=self.align_corners)
 
     def stacked(self, num_maps: int | None = None) -> Tensor:
         """The stack of the first maps, or of all."""

@@ -19,7 +19,6 @@ from ovenet.utils.logging import get_logger
 
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow", "yacs", "tensorboardX", "tqdm")
 
-_WORKSPACE_VARIABLE = "CUDNN_CONV_WSCAP_DBG"  # MiB; of cuDNN, and in torch's list of CUDA environment variables
 
 # TFLOP/s of products of dense bfloat16 matrices, as NVIDIA states them; the first name that fits counts.
 _PEAK_TFLOPS = (
@@ -140,20 +139,6 @@ def tf32(allowed: bool) -> Iterator[None]:
 def allow_tf32(allowed: bool) -> None:
     """Lets CUDA read 10 bits of mantissa in float32 convolutions and products, or all 23, whatever torch would do."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
-def bound_workspaces(mib: int) -> None:
-    """Bounds what a convolution on CUDA may take beside its result; must come before this process's first one.
-
-    While torch times cuDNN's algorithms for a new input, it takes one workspace as large as the hungriest of them wants
-    that fits into all memory that is free; `torch.backends.cudnn.benchmark_limit` bounds how many are timed, not this.
-    cuDNN itself reads the environment for a bound on its algorithms; one that is set already stays.
-
-    Args:
-        mib: the bound; 0 is none.
-    """
-    if mib:
-        os.environ.setdefault(_WORKSPACE_VARIABLE, str(mib))
 
 
 def warn_of_emulation(key: str, precision: str, device: torch.device) -> None:

@@ -12,10 +12,9 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import resize_features
 from ovenet.models.activation_checkpointing import checkpointed
 from ovenet.models.backbones.blocks import BLOCKS, block_chain, conv_bn
 from ovenet.models.interfaces import ForkableBackbone, PublishedNames, Tail, initialize_convolutions
@@ -286,8 +285,9 @@ class HRModule(nn.Module):
             part = layer(x)
             if self.upsamples_twice and source > target:
                 factor = 2 ** (source - target)
-                part = interpolate(part, scale_factor=factor, mode="bilinear", align_corners=self.align_corners)
-            part = resize_bilinear(part, size, align_corners=self.align_corners)
+                nominal = (part.shape[-2] * factor, part.shape[-1] * factor)
+                part = resize_features(part, nominal, align_corners=self.align_corners)
+            part = resize_features(part, size, align_corners=self.align_corners)
             total = part if total is None else total + part
         assert total is not None
         return self.relu(total)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import resize_features
 from ovenet.models.heads.offset_learning import ClassifierKind, make_classifier
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
 from ovenet.models.precision import without_autocast
@@ -170,7 +170,7 @@ class LightHamHead(Head):
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`; at the size of the second map."""
         size = features[1].shape[-2:]
-        maps = [resize_bilinear(x, size, align_corners=self.align_corners) for x in features[1:]]
+        maps = [resize_features(x, size, align_corners=self.align_corners) for x in features[1:]]
         x = F.relu(self.squeeze(torch.cat(maps, dim=1)))
         context = self.after(self.context(F.relu(self.before(x))))
         aligned = F.relu(self.align(F.relu(x + context)))

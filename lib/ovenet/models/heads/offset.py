@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import resize_features
 from ovenet.models.heads.fcn import projection, reset_predictor
 from ovenet.models.interfaces import Part, PublishedNames, initialize_convolutions
 from ovenet.models.norm import BatchNorm2d
@@ -124,7 +124,7 @@ class FinerFeatures(Part):
     def forward(self, features: Tensor, images: Tensor, size: tuple[int, int]) -> Tensor:
         """``(B, in_channels, h, w)`` and images ``(B, 3, H, W)`` to maps ``(B, channels, *size)``."""
         maps = (self.reduce(features), self.stem(images))
-        return torch.cat([resize_bilinear(x, size, align_corners=self.align_corners) for x in maps], dim=1)
+        return torch.cat([resize_features(x, size, align_corners=self.align_corners) for x in maps], dim=1)
 
 
 def _unit(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.Sequential:

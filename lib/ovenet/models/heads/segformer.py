@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import resize_features
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.heads.offset_learning import ClassifierKind, make_classifier
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
@@ -69,7 +69,7 @@ class SegFormerHead(Head):
         """See `Head.forward`."""
         size = features[0].shape[-2:]
         maps = [
-            resize_bilinear(projection(x), size, align_corners=self.align_corners)
+            resize_features(projection(x), size, align_corners=self.align_corners)
             for projection, x in zip(self.projections, features, strict=True)
         ]
         mixed = self.pool(self.mix(torch.cat(maps, dim=1)))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import resize_features
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.interfaces import initialize_convolutions
 from ovenet.models.norm import BatchNorm2d
@@ -132,7 +132,7 @@ class PyramidPooling(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """All maps to one."""
         x = features[-1]
-        pooled = [resize_bilinear(pool(x), x.shape[-2:], align_corners=False) for pool in self.pools]
+        pooled = [resize_features(pool(x), x.shape[-2:], align_corners=False) for pool in self.pools]
         return self.mix(torch.cat((x, *pooled), dim=1))
 
 
@@ -164,7 +164,7 @@ class AggregatedPyramidPooling(nn.Module):
         x = features[-1]
         scales = [self.branches[0](x)]
         for branch, refine in zip(self.branches[1:], self.refine, strict=True):
-            wider = resize_bilinear(branch(x), x.shape[-2:], align_corners=False)
+            wider = resize_features(branch(x), x.shape[-2:], align_corners=False)
             scales.append(refine(wider + scales[-1]))
         return self.mix(torch.cat(scales, dim=1)) + self.shortcut(x)
 

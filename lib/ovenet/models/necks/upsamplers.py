@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ovenet.geometry import FLOW_ALIGNMENT, SRM, reassemble, resize_bilinear, warp
+from ovenet.geometry import FLOW_ALIGNMENT, SRM, reassemble, resize_features, warp
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.displacement import Displacement
 from ovenet.models.interfaces import initialize_convolutions
@@ -33,7 +33,7 @@ class Bilinear(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the fine one's size."""
-        return fine, resize_bilinear(coarse, fine.shape[-2:], align_corners=False)
+        return fine, resize_features(coarse, fine.shape[-2:], align_corners=False)
 
 
 class SemanticRefinement(nn.Module):
@@ -60,7 +60,7 @@ class SemanticRefinement(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the fine one's size."""
-        upsampled = resize_bilinear(coarse, fine.shape[-2:], align_corners=False)
+        upsampled = resize_features(coarse, fine.shape[-2:], align_corners=False)
         return fine, warp(upsampled, self.displacement(self.predict(fine, upsampled)), SRM)
 
     def predict(self, fine: Tensor, upsampled: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class FlowAlignment(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the fine one's size."""
-        upsampled = resize_bilinear(self.reduce_coarse(coarse), fine.shape[-2:], align_corners=True)
+        upsampled = resize_features(self.reduce_coarse(coarse), fine.shape[-2:], align_corners=True)
         flow = self.flow(torch.cat((upsampled, self.reduce_fine(fine)), dim=1))
         return fine, warp(coarse, self.displacement(flow), FLOW_ALIGNMENT)
 
@@ -119,7 +119,7 @@ class FeatureAlignment(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps at the fine one's size."""
-        upsampled = resize_bilinear(coarse, fine.shape[-2:], align_corners=True)
+        upsampled = resize_features(coarse, fine.shape[-2:], align_corners=True)
         both = torch.cat((fine, upsampled), dim=1)
         moved = (warp(x, flow(both), FLOW_ALIGNMENT) for x, flow in zip((fine, upsampled), self.flows, strict=True))
         return tuple(moved)
