@@ -51,7 +51,7 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> int:
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """Residual blocks, and sequences of convolution, BatchNorm and activation outside of them, that another is like.
+    """Residual blocks, and rows of convolution, BatchNorm and perhaps an activation, that another is like.
 
     Left out are those whose BatchNorm counts the batches of all processes: it asks the others in the middle.
     """
@@ -80,11 +80,12 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_unit(module: nn.Module) -> bool:
-    """Whether it is a convolution, BatchNorm and an activation, in a row."""
-    if type(module) is not nn.Sequential or len(module) != 3:
+    """Whether it is a convolution and BatchNorm in a row, and perhaps an activation."""
+    if type(module) is not nn.Sequential or len(module) not in (2, 3):
         return False
-    conv, norm, activation = module
-    return isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm) and not list(activation.parameters())
+    conv, norm, *activation = module
+    has_weights = any(list(part.parameters()) for part in activation)
+    return isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm) and not has_weights
 
 
 def _kind(block: nn.Module) -> Hashable:

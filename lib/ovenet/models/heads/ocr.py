@@ -38,6 +38,7 @@ def gather_regions(features: Tensor, region_logits: Tensor) -> Tensor:
     """
     logits = region_logits.flatten(2)
     weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=2).to(features.dtype)
+    weights = weights.contiguous()  # rows of 19 classes are slow on a GPU's matrix units, rows of pixels are not
     return torch.einsum("bcn,bkn->bck", features.flatten(2), weights)
 
 
@@ -57,8 +58,8 @@ class RegionAttention(nn.Module):
         query = self.query(features).flatten(2)  # (B, C', N)
         regions = regions.unsqueeze(-1)  # (B, C, K, 1)
         key, value = self.key(regions).flatten(2), self.value(regions).flatten(2)  # (B, C', K)
-        weights = torch.einsum("bcn,bck->bnk", query, key * self.scale).softmax(dim=2)  # keys are few
-        context = torch.einsum("bnk,bck->bcn", weights.to(value.dtype), value)
+        weights = torch.einsum("bck,bcn->bkn", key * self.scale, query).softmax(dim=1)  # keys are few
+        context = torch.einsum("bkn,bck->bnc", weights.to(value.dtype), value).transpose(1, 2)
         return self.up(context.unflatten(2, features.shape[-2:]))
 
 
