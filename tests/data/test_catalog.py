@@ -314,3 +314,9 @@ def test_categories_that_cannot_be(tmp_path, categories, message):
 def test_a_dataset_of_an_earlier_checkpoint_is_read():
     old = {("mirrored_classes" if k == "flip_pairs" else k): v for k, v in CATALOG["lip"].as_dict().items()}
     assert DatasetInfo.from_dict(old).flip_pairs == CATALOG["lip"].flip_pairs
+
+
+def test_ids_of_a_layout_are_as_many_as_the_classes(tmp_path):
+    layouts = {"images": "a/*", "labels": "b/*", "label_ids": [1]}
+    with pytest.raises(UserError, match=r"dataset\.json: layouts has 1 label_ids for 2 classes"):
+        describe(tmp_path, layouts=layouts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         ignored_ids=tuple(value for value in ignored if not isinstance(value, list)),
         ignored_colors=tuple(_color(value) for value in ignored if isinstance(value, list)),
         layouts=tuple(
-            _by_split(layout, folder, content.get("unlabelled", ()), content.get("conditions"))
+            _by_split(layout, folder, label_ids, content.get("unlabelled", ()), content.get("conditions"))
             for folder in content.get("folders", [""])
             for layout in _as_list(content["layouts"])
         ),
@@ -128,9 +129,13 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
 
 
 def _by_split(
-    layout: Mapping[str, Any], folder: str, unlabelled: list[str], conditions: list[str] | None
+    layout: Mapping[str, Any], folder: str, ids: tuple[int, ...], unlabelled: list[str], conditions: list[str] | None
 ) -> dict[str, Layout]:
     """One layout per split; ``{split}`` stands for the split's name on disk, the splits' own keys win."""
+    stored = {
+        "stored_ids": _stored_ids(layout["label_ids"], ids) if "label_ids" in layout else (),
+        "stored_ignored": tuple(layout.get("ignore", ())),
+    }
     split_names = layout.get("split_names") or _usual_split_names(layout)
     result = {}
     for split, name_on_disk in split_names.items():
@@ -138,13 +143,29 @@ def _by_split(
         patterns.update(layout.get(split, {}))
         if split in unlabelled:
             patterns["labels"] = None
-        placed = {key: f"{folder}/{value}".lstrip("/") if value else None for key, value in patterns.items()}
-        result[split] = Layout(
-            **{key: value.replace("{split}", name_on_disk) if value else None for key, value in placed.items()}
+        result[split] = replace(
+            _placed(patterns, folder, name_on_disk), **stored, num_images=layout.get("num_images", {}).get(split)
         )
         if conditions is None and "{condition}" in result[split].images:
             raise UserError("layouts has {condition}, but there is no key 'conditions'")
     return result
+
+
+def _placed(patterns: Mapping[str, Any], folder: str, name_on_disk: str) -> Layout:
+    """The layout of a split, its patterns relative to the dataset's folder."""
+    own = {key: value for key, value in patterns.items() if key != "also"}
+    placed = {key: f"{folder}/{value}".lstrip("/") if value else None for key, value in own.items()}
+    return Layout(
+        **{key: value.replace("{split}", name_on_disk) if value else None for key, value in placed.items()},
+        also=_placed({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None,
+    )
+
+
+def _stored_ids(stored: list[int], ids: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """Pairs of a class's id and the one that stands for it in the label files of a layout."""
+    if len(stored) != len(ids):
+        raise UserError(f"layouts has {len(stored)} label_ids for {len(ids)} classes")
+    return tuple(zip(ids, stored, strict=True))
 
 
 def _as_list(layouts: Any) -> list[Any]:
