@@ -126,3 +126,15 @@ def test_pascal_context_is_prepared_from_its_annotation_file(tmp_path, run_tool)
         assert dataset.pairs[0][0].endswith(f"JPEGImages/{name}.jpg")
         np.testing.assert_array_equal(dataset[0].labels, [[info.class_names.index(k) for k in expected]] * 3)
     assert "written" not in run_tool("prepare_data", "pascal_ctx", "--root", tmp_path).out
+
+
+def test_scenes_that_are_there_are_linked_and_none_drawn(tmp_path, run_tool):
+    """It used to draw 250 scenes, refuse the folder because of them, and send back to itself."""
+    plant(tmp_path / "drawn", TREES["synthetic"], 7)
+    (tmp_path / "empty").mkdir()
+    done = run_tool("prepare_data", "synthetic", "--root", tmp_path / "data", "--source", tmp_path / "empty")
+    assert done.code == 2
+    assert "prepare" not in done.err.split("empty", 1)[1]
+    done = run_tool("prepare_data", "synthetic", "--root", tmp_path / "data", "--source", tmp_path / "drawn")
+    assert done.code == 0, done.err
+    assert (tmp_path / "data/list/synthetic/train.lst").read_text().count("\n") == 1

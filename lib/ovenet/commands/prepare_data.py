@@ -36,9 +36,9 @@ def main() -> None:
     drawn.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
     args = parser.parse_args()
     known = catalog_name(args.dataset)
-    if known == "synthetic":
-        draw_scenes(args)
     source = args.source
+    if known == "synthetic" and source is None:
+        draw_scenes(args)
     if known == "pascal_context":
         folders = [source] if source else [args.root / args.dataset, args.root / known]
         for folder in dict.fromkeys(folders):

@@ -32,7 +32,7 @@ class ListDataset(Dataset[Sample]):
         num_samples: use only the first N lines; 0 is all.
 
     Attributes:
-        info: the dataset's facts, with the ids that the listed label files hold.
+        decoder: reads label files; its `info` has the ids that the listed ones hold.
         cache: where decoded files are looked for first; None at the beginning.
 
     Raises:
@@ -42,9 +42,10 @@ class ListDataset(Dataset[Sample]):
     def __init__(self, root: Path, list_path: Path, info: DatasetInfo, *, ignore_label: int, num_samples: int = 0):
         self.list_path = Path(list_path)
         self.folder = Path(root) / info.name
+        self.info = info
         self.pairs = read_list(self.list_path)[: num_samples or None]
-        self.info = with_stored_ids(info, (label for _, label in self.pairs if label is not None))
-        self.decoder = LabelDecoder(self.info, ignore_label)
+        stored = with_stored_ids(info, (label for _, label in self.pairs if label is not None))
+        self.decoder = LabelDecoder(stored, ignore_label)
         self.cache: DecodedCache | None = None
 
     @property

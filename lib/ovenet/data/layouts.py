@@ -56,7 +56,7 @@ def find_layout(folder: Path, info: DatasetInfo) -> SplitLayouts:
                 raise UserError(
                     f"{folder}: {info.name} does not begin here but {level}; move it here, or link it: --source {other}"
                 )
-    raise UserError(f"{folder}: {', '.join(missing)} missing; unpack {info.archives} there")
+    raise UserError(f"{folder}: {', '.join(missing)} missing; unpack {info.archives or 'the data'} there")
 
 
 def patterns_of_test(info: DatasetInfo) -> list[str]:

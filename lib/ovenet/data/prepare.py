@@ -17,6 +17,9 @@ from ovenet.data.layouts import Pairs, SplitLayouts, collect_pairs, find_layout,
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_file
 
+# Lists of the public code, by the list of the same images here.
+PUBLISHED_LISTS = {"trainList": "train", "valList": "val", "testvalList": "val", "testval": "val"}
+
 
 @dataclass(frozen=True)
 class Preparation:
