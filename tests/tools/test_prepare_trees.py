@@ -138,3 +138,25 @@ def test_scenes_that_are_there_are_linked_and_none_drawn(tmp_path, run_tool):
     done = run_tool("prepare_data", "synthetic", "--root", tmp_path / "data", "--source", tmp_path / "drawn")
     assert done.code == 0, done.err
     assert (tmp_path / "data/list/synthetic/train.lst").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "folder"),
+    [
+        ("cityscapes, after mmsegmentation's converter", "cityscapes"),
+        ("ade20k, with the test archive beside", "ade"),
+        ("pascal_voc, after mmsegmentation's converter", ""),
+        ("pascal_context", ""),
+        ("cocostuff, after mmsegmentation's converter", "coco_stuff164k"),
+        ("cocostuff, 10k after mmsegmentation's converter", "coco_stuff10k"),
+        ("lip, as mmsegmentation has it", "LIP"),
+        ("bdd100k", "bdd100k"),
+    ],
+)
+def test_folders_of_mmsegmentation_are_linked_as_the_docs_say(tmp_path, run_tool, case, folder):
+    name = case.split(",")[0]
+    expected = plant(tmp_path / "theirs" / folder, TREES[case], 1)
+    done = run_tool("prepare_data", name, "--root", tmp_path / "data", "--source", tmp_path / "theirs" / folder)
+    assert done.code == 0, done.err
+    assert (tmp_path / f"data/list/{name}/train.lst").read_text() == expected["train"]
+    assert ("of the 9000 published images" in done.err) == ("10k" in case)

@@ -132,10 +132,12 @@ def _by_split(
     layout: Mapping[str, Any], folder: str, ids: tuple[int, ...], unlabelled: list[str], conditions: list[str] | None
 ) -> dict[str, Layout]:
     """One layout per split; ``{split}`` stands for the split's name on disk, the splits' own keys win."""
-    stored = {
-        "stored_ids": _stored_ids(layout["label_ids"], ids) if "label_ids" in layout else (),
-        "stored_ignored": tuple(layout.get("ignore", ())),
-    }
+    stored_ids, stored_ignored = tuple(layout.get("label_ids", ())), tuple(layout.get("ignore", ()))
+    if stored_ids or stored_ignored:
+        if len(stored_ids) != len(ids):
+            raise UserError(f"layouts has {len(stored_ids)} label_ids for {len(ids)} classes")
+        _check_ids(stored_ids, stored_ignored)
+    pairs = tuple(zip(ids, stored_ids, strict=True)) if stored_ids else ()
     split_names = layout.get("split_names") or _usual_split_names(layout)
     result = {}
     for split, name_on_disk in split_names.items():
@@ -144,7 +146,10 @@ def _by_split(
         if split in unlabelled:
             patterns["labels"] = None
         result[split] = replace(
-            _placed(patterns, folder, name_on_disk), **stored, num_images=layout.get("num_images", {}).get(split)
+            _placed(patterns, folder, name_on_disk),
+            stored_ids=pairs,
+            stored_ignored=stored_ignored,
+            num_images=layout.get("num_images", {}).get(split),
         )
         if conditions is None and "{condition}" in result[split].images:
             raise UserError("layouts has {condition}, but there is no key 'conditions'")
@@ -159,13 +164,6 @@ def _placed(patterns: Mapping[str, Any], folder: str, name_on_disk: str) -> Layo
         **{key: value.replace("{split}", name_on_disk) if value else None for key, value in placed.items()},
         also=_placed({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None,
     )
-
-
-def _stored_ids(stored: list[int], ids: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    """Pairs of a class's id and the one that stands for it in the label files of a layout."""
-    if len(stored) != len(ids):
-        raise UserError(f"layouts has {len(stored)} label_ids for {len(ids)} classes")
-    return tuple(zip(ids, stored, strict=True))
 
 
 def _as_list(layouts: Any) -> list[Any]:
@@ -202,16 +200,9 @@ def _check(info: DatasetInfo) -> None:
     if info.num_classes < 2:
         raise UserError(f"classes has {info.num_classes} entries; expected at least 2")
     colors = () if info.label_format == "ids" else (*info.palette, *info.ignored_colors)
-    for what, values in (("class name", info.class_names), ("color", colors), ("id", info.label_ids)):
-        repeated = next((value for value in values if values.count(value) > 1), None)
-        if repeated is not None:
-            raise UserError(f"the {what} {repeated!r} stands for two classes")
-    for value in (*info.label_ids, *info.ignored_ids):
-        if not (isinstance(value, int) and 0 <= value <= 255):
-            raise UserError(f"id {value!r} is outside 0 to 255")
-    for value in info.label_ids:
-        if value in info.ignored_ids:
-            raise UserError(f"id {value} is both a class and ignored")
+    for what, values in (("class name", info.class_names), ("color", colors)):
+        _check_distinct(what, values)
+    _check_ids(info.label_ids, info.ignored_ids)
     for key, values in (("label_ids", info.label_ids), ("class_weights", info.class_weights)):
         if values is not None and len(values) != info.num_classes:
             raise UserError(f"{key} has {len(values)} entries for {info.num_classes} classes")
@@ -230,6 +221,23 @@ def _check(info: DatasetInfo) -> None:
     _check_categories(info)
     if not 0 < info.val_share < 1:
         raise UserError(f"val_share is {info.val_share}; expected more than 0 and less than 1")
+
+
+def _check_distinct(what: str, values: tuple) -> None:
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None:
+        raise UserError(f"the {what} {repeated!r} stands for two classes")
+
+
+def _check_ids(label_ids: tuple[int, ...], ignored_ids: tuple[int, ...]) -> None:
+    """Refuses ids of label files that contradict each other."""
+    _check_distinct("id", label_ids)
+    for value in (*label_ids, *ignored_ids):
+        if not (isinstance(value, int) and 0 <= value <= 255):
+            raise UserError(f"id {value!r} is outside 0 to 255")
+    for value in label_ids:
+        if value in ignored_ids:
+            raise UserError(f"id {value} is both a class and ignored")
 
 
 def _check_categories(info: DatasetInfo) -> None:
