@@ -83,7 +83,7 @@ def test_a_root_one_or_two_levels_too_high_or_low(tmp_path, cityscapes, wrong, w
     root = tmp_path / "data"
     message = message_of(root, source=tmp_path / wrong)
     assert f"does not begin here but {word}" in message
-    assert message.endswith(f"move it here, or link it: --source {right}")
+    assert message.endswith(f"move its content here, or name it: --source {right}")
     assert not root.exists()  # nothing was linked
     root.mkdir()
     (root / "cityscapes").symlink_to(tmp_path / wrong)

@@ -54,14 +54,15 @@ def find_layout(folder: Path, info: DatasetInfo) -> SplitLayouts:
             if any(not _missing(other, layouts) for layouts in whole):
                 level = "above" if other in folder.resolve().parents else "below"
                 raise UserError(
-                    f"{folder}: {info.name} does not begin here but {level}; move it here, or link it: --source {other}"
+                    f"{folder}: {info.name} does not begin here but {level}; move its content here, or name it: "
+                    f"--source {other}"
                 )
     raise UserError(f"{folder}: {', '.join(missing)} missing; unpack {info.archives or 'the data'} there")
 
 
 def patterns_of_test(info: DatasetInfo) -> list[str]:
-    """Where test images are looked for."""
-    return list(dict.fromkeys(layouts["test"].images for layouts in info.layouts if "test" in layouts))
+    """Where test images are looked for, the usual places."""
+    return list(dict.fromkeys(layouts["test"].images for layouts in info.layouts if "test" in layouts))[:_MAX_NAMED]
 
 
 def with_stored_ids(info: DatasetInfo, labels: Iterable[str]) -> DatasetInfo:
