@@ -13,6 +13,7 @@ from ovenet.data.catalog import CATALOG, find_dataset
 from ovenet.data.dataset import ListDataset
 from ovenet.data.description import own_description, voc_color
 from ovenet.data.info import INVALID, DatasetInfo
+from ovenet.data.layouts import with_stored_ids
 from ovenet.data.prepare import prepare_dataset
 from ovenet.errors import UserError
 
@@ -36,7 +37,7 @@ def test_entries_are_consistent(info):
     assert (table[list(info.ignored_ids)] == 255).all()
     assert table[254] == INVALID
     assert info.class_weights is None or len(info.class_weights) == info.num_classes
-    assert info.archives
+    assert info.archives or info.name == "synthetic"  # which is drawn
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "acdc"])
@@ -314,3 +315,30 @@ def test_categories_that_cannot_be(tmp_path, categories, message):
 def test_a_dataset_of_an_earlier_checkpoint_is_read():
     old = {("mirrored_classes" if k == "flip_pairs" else k): v for k, v in CATALOG["lip"].as_dict().items()}
     assert DatasetInfo.from_dict(old).flip_pairs == CATALOG["lip"].flip_pairs
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"label_ids": [1]}, "layouts has 1 label_ids for 2 classes"),
+        ({"label_ids": [1, 256]}, "id 256 is outside 0 to 255"),
+        ({"label_ids": [1, 2], "ignore": [-1]}, "id -1 is outside 0 to 255"),
+        ({"label_ids": [1, 2], "ignore": [0, 2]}, "id 2 is both a class and ignored"),
+        ({"label_ids": [2, 2]}, "the id 2 stands for two classes"),
+        ({"ignore": [0]}, "layouts has 0 label_ids for 2 classes"),
+    ],
+)
+def test_ids_of_a_layout_that_cannot_be_are_named(tmp_path, ids, message):
+    with pytest.raises(UserError, match=rf"dataset\.json: .*{message}"):
+        describe(tmp_path, layouts={"images": "a/*", "labels": "b/*", **ids})
+
+
+def test_a_layout_of_ones_own_may_have_other_ids(tmp_path):
+    layouts = [
+        {"images": "a/*", "labels": "b/*"},
+        {"images": "c/*", "labels": "d/*", "label_ids": [7, 3], "ignore": [9]},
+    ]
+    info = describe(tmp_path, layouts=layouts, ignore=[255])
+    assert with_stored_ids(info, ["b/1.png"]) == info
+    assert with_stored_ids(info, ["d/1.png"]).train_id_table(255)[[7, 3, 9]].tolist() == [0, 1, 255]
+    assert with_stored_ids(info, ["d/1.png"]).train_id_table(255)[255] == INVALID

@@ -179,7 +179,7 @@ def test_a_link_to_nowhere_is_named(tiny_data):
 
 
 def test_lists_that_cannot_be_used_are_named(tiny_data):
-    with pytest.raises(ValueError, match=r"none\.lst: there is no such list file.*prepare_data"):
+    with pytest.raises(ValueError, match=r"none\.lst: there is no such list file; set DATASET\.TRAIN_SET"):
         load(tiny_data, "list/camvid/none.lst")
     (tiny_data / "list/camvid/empty.lst").write_text("\n\n")
     with pytest.raises(ValueError, match=r"empty\.lst: the list is empty"):
@@ -237,3 +237,21 @@ def test_a_damaged_dds_is_a_bad_image(tmp_path):
         read_image(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png: the image cannot be read"):
         image_size(tmp_path / "a.png")
+
+
+def test_label_files_of_different_ids_are_not_mixed(tmp_path):
+    list_path = tmp_path / "list/acdc/mixed.lst"
+    list_path.parent.mkdir(parents=True)
+    kinds = ("gt_labelIds", "gt_labelTrainIds")
+    list_path.write_text("".join(f"rgb_anon/fog/val/G/{kind}.png gt/fog/val/G/1_{kind}.png\n" for kind in kinds))
+    with pytest.raises(UserError, match=r"1_gt_labelIds\.png and .*1_gt_labelTrainIds\.png: .*list those of one kind"):
+        ListDataset(tmp_path, list_path, CATALOG["acdc"], ignore_label=255)
+
+
+def test_train_ids_are_not_taken_for_label_ids(tmp_path):
+    """ACDC ignores 255, so nothing else would tell them apart."""
+    list_path = tmp_path / "list/acdc/moved.lst"
+    list_path.parent.mkdir(parents=True)
+    list_path.write_text("images/1.png labels/1_gt_labelTrainIds.png\n")
+    with pytest.raises(UserError, match=r"labels/1_gt_labelTrainIds\.png: train ids, as its name says"):
+        ListDataset(tmp_path, list_path, CATALOG["acdc"], ignore_label=255)

@@ -1,11 +1,8 @@
-"""Every dataset's published tree in miniature: what is listed, and what is said when something is amiss."""
-
-import os
-from pathlib import Path
+"""What is listed of a dataset's tree, and what is said when something is amiss."""
 
 import numpy as np
 import pytest
-from PIL import Image
+from tests.published_trees import TREES, plant, put
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
@@ -16,67 +13,8 @@ from ovenet.data.prepare import prepare_dataset
 from ovenet.errors import UserError
 
 
-def read_trees():
-    """Per case and split the entries of ``published_trees.txt``."""
-    trees, entries = {}, None
-    for line in (Path(__file__).parent / "published_trees.txt").read_text().splitlines():
-        if line.startswith("["):
-            entries = trees.setdefault(line.strip("[]"), {})
-        elif line and not line.startswith("#"):
-            split, entry = line.split(": ", 1)
-            entries.setdefault(split, []).append(entry)
-    return trees
-
-
-TREES = read_trees()
-
-
-def put(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-
-
-def plant(folder, tree, label_id):
-    """Writes a tree's files and returns the lists that it should give."""
-    expected = {}
-    for split, entries in tree.items():
-        if split == "names":
-            for name, text in (entry.split(" = ") for entry in entries):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_text(f"{text}\n")
-            continue
-        for entry in entries:
-            for role, name in enumerate(entry.split(" > ")):
-                if Image.registered_extensions().get(os.path.splitext(name)[1]) is None:
-                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    (folder / name).write_text("text")
-                elif role == 0 and split != "unlisted":
-                    put(folder / name, np.full((6, 8, 3), 100, np.uint8))
-                else:
-                    put(folder / name, np.full((6, 8), label_id, np.uint8))
-        if split != "unlisted":
-            expected[split] = "".join("\t".join(entry.split(" > ")) + "\n" for entry in entries)
-    expected["trainval"] = expected["train"] + expected["val"]
-    return expected
-
-
-@pytest.mark.parametrize("case", TREES)
-def test_published_trees_are_listed(tmp_path, case):
-    name = case.split(",")[0]
-    info = CATALOG[name]
-    expected = plant(tmp_path / name, TREES[case], info.label_ids[-1])
-    prepare_dataset(name, tmp_path)
-    lists = tmp_path / "list" / name
-    found = {p.stem: p.read_text() for p in lists.iterdir() if "_" not in p.stem}
-    assert found == expected
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    prepare_dataset(name, tmp_path)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
-    sample = ListDataset(tmp_path, lists / "train.lst", info, ignore_label=255)[0]
-    assert (sample.labels == info.num_classes - 1).all()
-
-
 def test_every_dataset_of_the_catalog_has_a_miniature_tree():
+    """Which `tests/tools/test_prepare_trees.py` prepares."""
     assert {case.split(",")[0] for case in TREES} == set(CATALOG)
 
 
@@ -145,11 +83,11 @@ def test_a_root_one_or_two_levels_too_high_or_low(tmp_path, cityscapes, wrong, w
     root = tmp_path / "data"
     message = message_of(root, source=tmp_path / wrong)
     assert f"does not begin here but {word}" in message
-    assert message.endswith(f"use {right}")
+    assert message.endswith(f"move its content here, or name it: --source {right}")
     assert not root.exists()  # nothing was linked
     root.mkdir()
     (root / "cityscapes").symlink_to(tmp_path / wrong)
-    assert message_of(root).endswith(f"use {right}")
+    assert message_of(root).endswith(f"--source {right}")
     (root / "cityscapes").unlink()
     assert prepare_dataset("cityscapes", root, source=right).num_lines["train"] == 2
 

@@ -114,6 +114,13 @@ def test_3_ids_where_train_ids_are_expected_and_the_other_way(data, tmp_path):
     assert len(paths) == 3
 
 
+def test_255_among_label_ids_is_a_mistake_where_the_dataset_does_not_ignore_it(data):
+    """The public OVeNet leaves 255 of ACDC's label ids as it is, which is its ignore label."""
+    data.add([7, 8, 255])
+    assert data.errors(CATALOG["acdc"]) == []
+    assert only(data.errors(CATALOG["cityscapes"]))[0] == "wrong kind of ids"
+
+
 def test_4_off_by_one(data, tmp_path):
     data.add([1, 2, 3, 4]).add([5, 5, 1, 1])
     kind, message, _ = only(data.errors())

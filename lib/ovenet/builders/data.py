@@ -21,7 +21,10 @@ from yacs.config import CfgNode
 from ovenet.builders.models import dataset_info, normalization
 from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import AugmentedDataset, ListDataset
-from ovenet.data.prepare import Preparation, list_path, prepare_dataset
+from ovenet.data.files import read_list
+from ovenet.data.info import DatasetInfo
+from ovenet.data.layouts import patterns_of_test
+from ovenet.data.prepare import PUBLISHED_LISTS, Preparation, list_path, prepare_dataset
 from ovenet.data.samplers import TrainSampler, evaluation_shard, spread
 from ovenet.data.transforms import TrainTransform, collate
 from ovenet.dataset_tools.audit import ListReport, audit_list, format_finding, missing_files
@@ -48,13 +51,51 @@ def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListData
     Raises:
         UserError: the list is missing, empty or malformed, or the dataset's folder is not as published.
     """
-    info, root = dataset_info(cfg), Path(cfg.DATASET.ROOT)
-    path = root / list_file if Path(list_file).suffix else list_path(root, info.name, list_file)
-    is_known = path.parent == root / "list" / info.name and (root / info.name).is_dir()
-    if distributed.is_main() and is_known and not path.exists():
-        _log_preparation(prepare_dataset(info.name, root, only_missing=True))
+    name, info, root = cfg.DATASET.DATASET, dataset_info(cfg), Path(cfg.DATASET.ROOT)
+    path = root / list_file if Path(list_file).suffix else list_path(root, name, list_file)
+    folder = next((root / one for one in (info.name, name) if (root / one).is_dir()), None)
+    if path.parent == root / "list" / name:
+        path = _own_list(path, root, info, folder)
+    is_written = path.parent == root / "list" / info.name
+    if distributed.is_main() and is_written and folder and not path.exists():
+        _log_preparation(prepare_dataset(name, root, only_missing=True))
     distributed.barrier()
+    if is_written and not path.exists():
+        raise UserError(f"{path}: there is no such list file{_way_to_list(path, info, folder)}")
     return ListDataset(root, path, info, ignore_label=cfg.TRAIN.IGNORE_LABEL, num_samples=num_samples)
+
+
+def _own_list(path: Path, root: Path, info: DatasetInfo, folder: Path | None) -> Path:
+    """The list that stands here for one that the public code calls otherwise; the same one for all others."""
+    list_name = PUBLISHED_LISTS.get(path.stem)
+    if path.exists() and not (list_name and folder and not _has_images_of(path, folder)):
+        return path
+    own = list_path(root, info.name, list_name or path.stem)
+    if own == path or not (list_name or own.parent != path.parent):
+        return path
+    get_logger().info("%s: %s; reading %s", path, "names no files of here" if path.exists() else "is not there", own)
+    return own
+
+
+def _has_images_of(path: Path, folder: Path) -> bool:
+    try:
+        return (folder / read_list(path)[0][0]).exists()
+    except UserError:
+        return False
+
+
+def _way_to_list(path: Path, info: DatasetInfo, folder: Path | None) -> str:
+    """What to do about a list that the preparation of a dataset has not written."""
+    root = path.parents[2]
+    if folder is None:
+        return (
+            f", and no folder {root / info.name}; {f'unpack {info.archives} there and ' if info.archives else ''}run "
+            f"`python tools/prepare_data.py {info.name} --root {root}`"
+        )
+    has = f"; {info.name} has {', '.join(sorted(one.stem for one in path.parent.glob('*.lst')))}"
+    if path.stem.split("_")[0] == "test" and patterns_of_test(info):
+        return f"{has}; put the test images into {folder}, like {' or '.join(patterns_of_test(info))}"
+    return f"{has}; set DATASET.TRAIN_SET or DATASET.TEST_SET to one"
 
 
 def _log_preparation(preparation: Preparation) -> None:
@@ -89,7 +130,7 @@ def audit(
             name,
             dataset.folder,
             [dataset.pairs[i] for i in chosen],
-            dataset.info,
+            dataset.decoder.info,
             num_threads=max(1, cfg.WORKERS),
             decode_images=decode_images,
             on_pair=bar.update,

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovenet.data.catalog import CATALOG, DESCRIPTION
+from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name
 from ovenet.data.info import SPLITS
 from ovenet.data.prepare import prepare_dataset
 from ovenet.dataset_tools.annotations import FORMS, import_annotations
 from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
+from ovenet.dataset_tools.pascal_context import ANNOTATIONS, write_labels
 from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
 
@@ -34,13 +35,20 @@ def main() -> None:
     drawn.add_argument("--size", type=int, nargs=2, default=(512, 256), metavar=("WIDTH", "HEIGHT"))
     drawn.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
     args = parser.parse_args()
-    if args.dataset == "synthetic":
-        draw_scenes(args)
+    known = catalog_name(args.dataset)
     source = args.source
+    if known == "synthetic" and source is None:
+        draw_scenes(args)
+    if known == "pascal_context":
+        folders = [source] if source else [args.root / args.dataset, args.root / known]
+        for folder in dict.fromkeys(folders):
+            num_labels = write_labels(folder, show_progress=sys.stderr.isatty())
+            if num_labels:
+                print(f"{folder}: {num_labels} label files written from {ANNOTATIONS}")
     if args.form:
         if source is None:
             raise UserError(f"--from {args.form}: name the annotations with --source")
-        if args.dataset in CATALOG:
+        if known in CATALOG:
             raise UserError(f"--from {args.form}: {args.dataset} is a known dataset; name one of your own")
         num_images = import_annotations(
             args.form, source, args.root / args.dataset, background=args.background, copy=args.copy
@@ -49,7 +57,7 @@ def main() -> None:
         source = None
     elif args.background:
         raise UserError("--background goes with --from")
-    if args.dataset not in CATALOG and not (args.root / args.dataset / DESCRIPTION).exists():
+    if known not in CATALOG and not (args.root / args.dataset / DESCRIPTION).exists():
         draft_own(args.dataset, args.root, source)
         source = None
     preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)

@@ -17,6 +17,11 @@ CATALOG: dict[str, DatasetInfo] = {
 }
 
 
+def catalog_name(name: str) -> str:
+    """The catalog's name of a dataset that public files may call otherwise."""
+    return _ALIASES.get(name, name)
+
+
 def find_dataset(name: str, folder: Path, *, num_classes: int | None = None) -> DatasetInfo:
     """The dataset of a name: the catalog's entry, or the one that ``<folder>/dataset.json`` describes.
 
@@ -29,7 +34,7 @@ def find_dataset(name: str, folder: Path, *, num_classes: int | None = None) -> 
     Raises:
         UserError: there is none of that name, or its description cannot be used.
     """
-    name = _ALIASES.get(name, name)
+    name = catalog_name(name)
     if name in CATALOG:
         info = CATALOG[name]
     elif (folder / DESCRIPTION).is_file():

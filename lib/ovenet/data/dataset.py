@@ -13,6 +13,7 @@ from ovenet.data.cache import DecodedCache
 from ovenet.data.files import read_image, read_list
 from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import LabelDecoder
+from ovenet.data.layouts import with_stored_ids
 from ovenet.errors import UserError
 from ovenet.structures import Sample
 from ovenet.utils.seeding import sample_rng
@@ -31,6 +32,7 @@ class ListDataset(Dataset[Sample]):
         num_samples: use only the first N lines; 0 is all.
 
     Attributes:
+        decoder: reads label files; its `info` has the ids that the listed ones hold.
         cache: where decoded files are looked for first; None at the beginning.
 
     Raises:
@@ -42,7 +44,8 @@ class ListDataset(Dataset[Sample]):
         self.folder = Path(root) / info.name
         self.info = info
         self.pairs = read_list(self.list_path)[: num_samples or None]
-        self.decoder = LabelDecoder(info, ignore_label)
+        stored = with_stored_ids(info, (label for _, label in self.pairs if label is not None))
+        self.decoder = LabelDecoder(stored, ignore_label)
         self.cache: DecodedCache | None = None
 
     @property

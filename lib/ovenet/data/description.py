@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         ignored_ids=tuple(value for value in ignored if not isinstance(value, list)),
         ignored_colors=tuple(_color(value) for value in ignored if isinstance(value, list)),
         layouts=tuple(
-            _by_split(layout, folder, content.get("unlabelled", ()), content.get("conditions"))
+            _by_split(layout, folder, label_ids, content.get("unlabelled", ()), content.get("conditions"))
             for folder in content.get("folders", [""])
             for layout in _as_list(content["layouts"])
         ),
@@ -128,9 +129,15 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
 
 
 def _by_split(
-    layout: Mapping[str, Any], folder: str, unlabelled: list[str], conditions: list[str] | None
+    layout: Mapping[str, Any], folder: str, ids: tuple[int, ...], unlabelled: list[str], conditions: list[str] | None
 ) -> dict[str, Layout]:
     """One layout per split; ``{split}`` stands for the split's name on disk, the splits' own keys win."""
+    stored_ids, stored_ignored = tuple(layout.get("label_ids", ())), tuple(layout.get("ignore", ()))
+    if stored_ids or stored_ignored:
+        if len(stored_ids) != len(ids):
+            raise UserError(f"layouts has {len(stored_ids)} label_ids for {len(ids)} classes")
+        _check_ids(stored_ids, stored_ignored)
+    pairs = tuple(zip(ids, stored_ids, strict=True)) if stored_ids else ()
     split_names = layout.get("split_names") or _usual_split_names(layout)
     result = {}
     for split, name_on_disk in split_names.items():
@@ -138,13 +145,25 @@ def _by_split(
         patterns.update(layout.get(split, {}))
         if split in unlabelled:
             patterns["labels"] = None
-        placed = {key: f"{folder}/{value}".lstrip("/") if value else None for key, value in patterns.items()}
-        result[split] = Layout(
-            **{key: value.replace("{split}", name_on_disk) if value else None for key, value in placed.items()}
+        result[split] = replace(
+            _placed(patterns, folder, name_on_disk),
+            stored_ids=pairs,
+            stored_ignored=stored_ignored,
+            num_images=layout.get("num_images", {}).get(split),
         )
         if conditions is None and "{condition}" in result[split].images:
             raise UserError("layouts has {condition}, but there is no key 'conditions'")
     return result
+
+
+def _placed(patterns: Mapping[str, Any], folder: str, name_on_disk: str) -> Layout:
+    """The layout of a split, its patterns relative to the dataset's folder."""
+    own = {key: value for key, value in patterns.items() if key != "also"}
+    placed = {key: f"{folder}/{value}".lstrip("/") if value else None for key, value in own.items()}
+    return Layout(
+        **{key: value.replace("{split}", name_on_disk) if value else None for key, value in placed.items()},
+        also=_placed({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None,
+    )
 
 
 def _as_list(layouts: Any) -> list[Any]:
@@ -181,16 +200,9 @@ def _check(info: DatasetInfo) -> None:
     if info.num_classes < 2:
         raise UserError(f"classes has {info.num_classes} entries; expected at least 2")
     colors = () if info.label_format == "ids" else (*info.palette, *info.ignored_colors)
-    for what, values in (("class name", info.class_names), ("color", colors), ("id", info.label_ids)):
-        repeated = next((value for value in values if values.count(value) > 1), None)
-        if repeated is not None:
-            raise UserError(f"the {what} {repeated!r} stands for two classes")
-    for value in (*info.label_ids, *info.ignored_ids):
-        if not (isinstance(value, int) and 0 <= value <= 255):
-            raise UserError(f"id {value!r} is outside 0 to 255")
-    for value in info.label_ids:
-        if value in info.ignored_ids:
-            raise UserError(f"id {value} is both a class and ignored")
+    for what, values in (("class name", info.class_names), ("color", colors)):
+        _check_distinct(what, values)
+    _check_ids(info.label_ids, info.ignored_ids)
     for key, values in (("label_ids", info.label_ids), ("class_weights", info.class_weights)):
         if values is not None and len(values) != info.num_classes:
             raise UserError(f"{key} has {len(values)} entries for {info.num_classes} classes")
@@ -209,6 +221,23 @@ def _check(info: DatasetInfo) -> None:
     _check_categories(info)
     if not 0 < info.val_share < 1:
         raise UserError(f"val_share is {info.val_share}; expected more than 0 and less than 1")
+
+
+def _check_distinct(what: str, values: tuple) -> None:
+    repeated = next((value for value in values if values.count(value) > 1), None)
+    if repeated is not None:
+        raise UserError(f"the {what} {repeated!r} stands for two classes")
+
+
+def _check_ids(label_ids: tuple[int, ...], ignored_ids: tuple[int, ...]) -> None:
+    """Refuses ids of label files that contradict each other."""
+    _check_distinct("id", label_ids)
+    for value in (*label_ids, *ignored_ids):
+        if not (isinstance(value, int) and 0 <= value <= 255):
+            raise UserError(f"id {value!r} is outside 0 to 255")
+    for value in label_ids:
+        if value in ignored_ids:
+            raise UserError(f"id {value} is both a class and ignored")
 
 
 def _check_categories(info: DatasetInfo) -> None:

@@ -179,8 +179,7 @@ def read_list(path: Path) -> list[tuple[str, str | None]]:
         raise UserError(f"{str(path)!r}: no name of a file; set DATASET.TRAIN_SET or DATASET.TEST_SET to a list")
     if not path.is_file():
         raise UserError(
-            f"{path}: there is no such list file; write it with `python tools/prepare_data.py {path.parent.name}`, "
-            "or set DATASET.TRAIN_SET or DATASET.TEST_SET to one that is there"
+            f"{path}: there is no such list file; set DATASET.TRAIN_SET or DATASET.TEST_SET to one that is there"
         )
     pairs: list[tuple[str, str | None]] = []
     for number, line in enumerate(read_lines(path), start=1):

@@ -28,12 +28,21 @@ class Layout:
         labels: pattern of the labels; None for a split without.
         names: file that names the wildcard's texts of this split, one per line; None takes all files.
         names_not_in: file that names the texts of another split: all labels but these belong to this one.
+        also: where further images of the split lie.
+        stored_ids: pairs of an id of `DatasetInfo.label_ids` and the one that stands for it in these label files; none
+            where they hold the dataset's own.
+        stored_ignored: ids in these label files that are ignored; goes with `stored_ids`.
+        num_images: of the split as published in this form; None for the dataset's own number.
     """
 
     images: str
     labels: str | None
     names: str | None = None
     names_not_in: str | None = None
+    also: Layout | None = None
+    stored_ids: tuple[tuple[int, int], ...] = ()
+    stored_ignored: tuple[int, ...] = ()
+    num_images: int | None = None
 
 
 @dataclass(frozen=True)

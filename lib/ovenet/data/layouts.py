@@ -1,10 +1,12 @@
-"""Finds the files of a dataset on disk by the patterns of its layouts, and pairs images with labels."""
+"""Finds the files of a dataset on disk by the patterns of its layouts, pairs images with labels, and tells from the
+name of a label file what ids it holds."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ovenet.data.files import read_lines
@@ -18,6 +20,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 _OPTIONAL_SPLITS = ("test",)
 _MAX_FOLDERS = 200  # of a wrong root, so that naming a home folder does not search it all
 _MAX_NAMED = 3
+_TRAIN_IDS = "_labelTrainIds"  # how files end that converters of Cityscapes and COCO-Stuff put beside the labels
 
 
 def find_layout(folder: Path, info: DatasetInfo) -> SplitLayouts:
@@ -33,21 +36,70 @@ def find_layout(folder: Path, info: DatasetInfo) -> SplitLayouts:
     Raises:
         UserError: none fits; names what is missing, or the folder above or below that does fit.
     """
-    for layouts in info.layouts:
-        if not _missing(folder, layouts):
-            return {
-                split: layout
-                for split, layout in layouts.items()
-                if split not in _OPTIONAL_SPLITS or _is_there(folder, layout, info.conditions)
-            }
-    nearest = min(info.layouts, key=lambda layouts: len(_missing(folder, layouts)))
+    whole = [layouts for layouts in info.layouts if _needed(layouts)]  # others place the test images alone
+    fitting = [layouts for layouts in whole if not _missing(folder, layouts)]
+    if fitting:
+        # Folders alone do not tell originals from train ids that were made of them.
+        chosen = next((one for one in fitting if _has_labels(folder, one, info.conditions)), fitting[0])
+        found = {split: layout for split, layout in chosen.items() if split not in _OPTIONAL_SPLITS}
+        for split in _OPTIONAL_SPLITS:
+            layouts = (one[split] for one in (chosen, *info.layouts) if split in one)
+            layout = next((one for one in layouts if _is_there(folder, one, info.conditions)), None)
+            found |= {split: layout} if layout else {}
+        return found
+    nearest = min(whole, key=lambda layouts: len(_missing(folder, layouts)))
     missing = _missing(folder, nearest)
     if len(missing) == len(_needed(nearest)):
         for other in _folders_around(folder):
-            if any(not _missing(other, layouts) for layouts in info.layouts):
+            if any(not _missing(other, layouts) for layouts in whole):
                 level = "above" if other in folder.resolve().parents else "below"
-                raise UserError(f"{folder}: {info.name} does not begin here but {level}; use {other}")
-    raise UserError(f"{folder}: {', '.join(missing)} missing; unpack {info.archives} there")
+                raise UserError(
+                    f"{folder}: {info.name} does not begin here but {level}; move its content here, or name it: "
+                    f"--source {other}"
+                )
+    raise UserError(f"{folder}: {', '.join(missing)} missing; unpack {info.archives or 'the data'} there")
+
+
+def patterns_of_test(info: DatasetInfo) -> list[str]:
+    """Where test images are looked for, the usual places."""
+    return list(dict.fromkeys(layouts["test"].images for layouts in info.layouts if "test" in layouts))[:_MAX_NAMED]
+
+
+def with_stored_ids(info: DatasetInfo, labels: Iterable[str]) -> DatasetInfo:
+    """The same dataset, with the ids that given label files hold by their layout.
+
+    Args:
+        info: the dataset.
+        labels: relative to its folder.
+
+    Raises:
+        UserError: two of them hold ids of different meaning, or one is called train ids and lies in no layout.
+    """
+    coded = [one for layouts in info.layouts for one in layouts.values() if one.stored_ids and one.labels]
+    matchers = [(_matcher(one.labels), (one.stored_ids, one.stored_ignored)) for one in coded]
+    train_ids = next((one.labels for one in coded if one.labels.endswith(_TRAIN_IDS)), None)
+    first: dict[tuple, str] = {}
+    for label in labels if coded else ():
+        meaning = next((meaning for matcher, meaning in matchers if matcher.fullmatch(label)), ((), ()))
+        if meaning == ((), ()) and train_ids and PurePosixPath(label).stem.endswith(_TRAIN_IDS):
+            raise UserError(
+                f"{label}: train ids, as its name says, of {info.name} are looked for in {train_ids}; "
+                "list the label files themselves, or move these there"
+            )
+        first.setdefault(meaning, label)
+    if len(first) > 1:
+        one, other = list(first.values())[:2]
+        raise UserError(f"{one} and {other}: label files of different ids in one list; list those of one kind")
+    stored_ids, stored_ignored = next(iter(first), ((), ()))
+    if not stored_ids:
+        return info
+    stored = dict(stored_ids)
+    return replace(
+        info,
+        label_ids=tuple(stored[i] for i in info.label_ids),
+        merged_ids=tuple((stored[i], k) for i, k in info.merged_ids),
+        ignored_ids=(*stored_ignored, *(stored[i] for i in info.ignored_ids if i in stored)),
+    )
 
 
 def collect_pairs(folder: Path, layout: Layout, conditions: Sequence[str]) -> Pairs:
@@ -56,6 +108,9 @@ def collect_pairs(folder: Path, layout: Layout, conditions: Sequence[str]) -> Pa
     Raises:
         UserError: there are none, an image or a label lacks its partner, or is empty.
     """
+    if layout.also:
+        parts = (replace(layout, also=None), layout.also)
+        return [pair for part in parts for pair in collect_pairs(folder, part, conditions)]
     if "{condition}" in layout.images:
         return [pair for condition in conditions for pair in collect_pairs(folder, _at(layout, condition), ())]
     images = _files(folder, layout.images)
@@ -79,8 +134,17 @@ def _is_there(folder: Path, layout: Layout, conditions: Sequence[str]) -> bool:
     """Whether a split has any image; its lists of names must exist."""
     if not all((folder / path).exists() for path in _anchors(layout)):
         return False
-    parts = [_at(layout, condition) for condition in conditions] if "{condition}" in layout.images else [layout]
-    return any(_files(folder, part.images) for part in parts)
+    return any(_files(folder, part.images) for part in _by_condition(layout, conditions))
+
+
+def _has_labels(folder: Path, layouts: SplitLayouts, conditions: Sequence[str]) -> bool:
+    """Whether each split that must be there has any label."""
+    required = [layout for split, layout in layouts.items() if split not in _OPTIONAL_SPLITS and layout.labels]
+    return all(any(_files(folder, part.labels) for part in _by_condition(one, conditions)) for one in required)
+
+
+def _by_condition(layout: Layout, conditions: Sequence[str]) -> list[Layout]:
+    return [_at(layout, condition) for condition in conditions] if "{condition}" in layout.images else [layout]
 
 
 def _keys_of_split(
@@ -116,7 +180,7 @@ def _fill(pattern: str, key: str) -> str:
 
 def _at(layout: Layout, condition: str) -> Layout:
     labels = layout.labels.replace("{condition}", condition) if layout.labels else None
-    return Layout(layout.images.replace("{condition}", condition), labels)
+    return replace(layout, images=layout.images.replace("{condition}", condition), labels=labels)
 
 
 def _anchor(pattern: str) -> str:
@@ -128,7 +192,8 @@ def _anchor(pattern: str) -> str:
 def _anchors(layout: Layout) -> list[str]:
     """What must exist for a layout to fit: the folders of images and labels, and the files of names."""
     patterns = [pattern.split("{condition}")[0] for pattern in (layout.images, layout.labels) if pattern]
-    return [*map(_anchor, patterns), *filter(None, (layout.names, layout.names_not_in))]
+    own = [*map(_anchor, patterns), *filter(None, (layout.names, layout.names_not_in))]
+    return own + (_anchors(layout.also) if layout.also else [])
 
 
 def _needed(layouts: SplitLayouts) -> list[str]:
@@ -159,8 +224,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _files(folder: Path, pattern: str) -> dict[str, str]:
     """Files that match a pattern, relative to the folder, by what stands for the wildcards."""
-    expression = re.escape(pattern).replace(r"\*\*", "(.+)").replace(r"\*", "([^/]+)")
-    matcher = re.compile(expression + r"\.[^./]+", re.DOTALL)
+    matcher = _matcher(pattern)
     depth = None if "**" in pattern else pattern.count("/") - _anchor(pattern).count("/")
     files: dict[str, str] = {}
     for path in _walk(folder / _anchor(pattern), depth):
@@ -168,11 +232,19 @@ def _files(folder: Path, pattern: str) -> dict[str, str]:
         match = matcher.fullmatch(name)
         if match is None or path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
+        if path.stem.endswith(_TRAIN_IDS) and _TRAIN_IDS not in pattern:
+            continue
         key = "|".join(match.groups())
         if key in files:
             raise UserError(f"{folder / files[key]} and {path}: two files for one name; remove or rename one")
         files[key] = name
     return files
+
+
+def _matcher(pattern: str) -> re.Pattern[str]:
+    """What the names of a pattern's files match, with a group for each wildcard."""
+    expression = re.escape(pattern).replace(r"\*\*", "(.+)").replace(r"\*", "([^/]+)")
+    return re.compile(expression.replace(r"\{condition\}", "[^/]+") + r"\.[^./]+", re.DOTALL)
 
 
 def _walk(folder: Path, depth: int | None, seen: frozenset[str] = frozenset()) -> Iterator[Path]:

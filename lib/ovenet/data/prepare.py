@@ -13,9 +13,12 @@ from pathlib import Path
 from ovenet.data.catalog import find_dataset
 from ovenet.data.files import format_line
 from ovenet.data.info import DatasetInfo
-from ovenet.data.layouts import Pairs, collect_pairs, find_layout
+from ovenet.data.layouts import Pairs, SplitLayouts, collect_pairs, find_layout, patterns_of_test
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_file
+
+# Lists of the public code, by the list of the same images here.
+PUBLISHED_LISTS = {"trainList": "train", "valList": "val", "testvalList": "val", "testval": "val"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def prepare_dataset(
         raise UserError(f"--source {source}: no such folder")
     info = find_dataset(name, source or root / name)
     folder = root / info.name
+    if source is None and name != info.name and (root / name).is_dir() and not folder.exists():
+        source, copy = root / name, False  # under the name that public files give it
     if source is not None:
         find_layout(source, info)  # a wrong folder is refused before it is linked
         _bring(source, folder, copy=copy)
@@ -61,8 +66,9 @@ def prepare_dataset(
         raise UserError(
             f"{folder}: no such folder; unpack {info.archives or info.name} there, or name a folder with --source"
         )
-    lists = _split_lists(folder, info)
-    remarks = _remarks(lists, info)
+    layouts = find_layout(folder, info)
+    lists = _split_lists(folder, layouts, info)
+    remarks = _remarks(lists, layouts, info)
     for split, pairs in list(lists.items()):
         for condition in info.conditions:
             lists[f"{split}_{condition}"] = [pair for pair in pairs if info.condition_of(pair[0]) == condition]
@@ -81,10 +87,8 @@ def list_path(root: Path, name: str, list_name: str) -> Path:
     return root / "list" / name / f"{list_name}.lst"
 
 
-def _split_lists(folder: Path, info: DatasetInfo) -> dict[str, Pairs]:
-    lists = {
-        split: collect_pairs(folder, layout, info.conditions) for split, layout in find_layout(folder, info).items()
-    }
+def _split_lists(folder: Path, layouts: SplitLayouts, info: DatasetInfo) -> dict[str, Pairs]:
+    lists = {split: collect_pairs(folder, layout, info.conditions) for split, layout in layouts.items()}
     if "all" in lists:
         pairs = lists.pop("all")
         chosen = [_kept_for_validation(image, info.val_share) for image, _ in pairs]
@@ -101,15 +105,21 @@ def _kept_for_validation(image: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") < share * 2**64
 
 
-def _remarks(lists: Mapping[str, Pairs], info: DatasetInfo) -> list[str]:
-    remarks = [
-        f"{split}: {len(lists[split])} of the {published} published images; "
-        f"check that all of {info.archives} is unpacked"
-        for split, published in info.num_images.items()
-        if split in lists and len(lists[split]) < published
-    ]
+def _remarks(lists: Mapping[str, Pairs], layouts: SplitLayouts, info: DatasetInfo) -> list[str]:
+    remarks = []
+    for split, pairs in lists.items():
+        placed = layouts.get(split)
+        published = (placed and placed.num_images) or info.num_images.get(split, 0)
+        if len(pairs) < published:
+            remarks.append(
+                f"{split}: {len(pairs)} of the {published} published images; "
+                f"check that all of {info.archives} is unpacked"
+            )
     if "test" in info.num_images and "test" not in lists:
-        remarks.append("test: not there, so no test.lst; training and validation do not need it")
+        remarks.append(
+            f"test: no images like {' or '.join(patterns_of_test(info))}, so no test.lst; "
+            "training and validation do not need it"
+        )
     return remarks
 
 
@@ -118,7 +128,7 @@ def _bring(source: Path, folder: Path, *, copy: bool) -> None:
         if folder.resolve() == source.resolve():
             return
         if not copy or not folder.is_dir() or folder.is_symlink():
-            raise UserError(f"{folder} exists and is not {source}; remove it yourself if it may go")
+            raise UserError(f"{folder} exists and is not {source}; move it away, or what is in {source} into it")
     if not copy:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():

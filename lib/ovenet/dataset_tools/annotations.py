@@ -122,7 +122,7 @@ def _read_labelme(source: Path) -> Iterator[Annotated]:
     if not source.is_dir():
         raise UserError(f"--source {source}: no such folder; labelme's JSON files are looked for in it")
     for path in sorted(source.rglob("*.json")):
-        content = _read_json(path)
+        content = read_json(path)
         try:
             shapes = [_labelme_shape(shape, path) for shape in content["shapes"]]
             image = path.parent / PurePosixPath(str(content["imagePath"]).replace("\\", "/"))
@@ -165,12 +165,12 @@ def _labelme_shape(shape: dict[str, Any], path: Path) -> Shape:
 def _read_coco(source: Path) -> Iterator[Annotated]:
     if not source.is_file():
         raise UserError(f"--source {source}: no such file; expected COCO's JSON file (instances_train.json)")
-    content = _read_json(source)
+    content = read_json(source)
     try:
         names = {one["id"]: str(one["name"]) for one in content["categories"]}
         shapes: dict[Any, list[tuple[float, Shape]]] = {one["id"]: [] for one in content["images"]}
         for one in content["annotations"]:
-            shape = _coco_shape(names[one["category_id"]], one["segmentation"], source)
+            shape = coco_shape(names[one["category_id"]], one["segmentation"], source)
             shapes[one["image_id"]].append((float(one.get("area", 0)), shape))
         files = {one["id"]: PurePosixPath(one["file_name"]) for one in content["images"]}
     except UserError:
@@ -191,7 +191,17 @@ def _read_coco(source: Path) -> Iterator[Annotated]:
         yield Annotated(image, file.with_suffix("").as_posix(), size, [shape for _, shape in ordered])
 
 
-def _coco_shape(name: str, segmentation: Any, source: Path) -> Shape:
+def coco_shape(name: str, segmentation: Any, source: Path) -> Shape:
+    """A shape from polygons, or from run lengths, compressed or not.
+
+    Args:
+        name: of the class.
+        segmentation: as COCO's files have it.
+        source: the file, for the message.
+
+    Raises:
+        UserError: run lengths that do not make up the mask.
+    """
     if isinstance(segmentation, list):
         return Shape(name, [np.array(ring, dtype=np.float64).reshape(-1, 2) for ring in segmentation])
     height, width = segmentation["size"]
@@ -220,7 +230,12 @@ def _decompressed(text: str) -> list[int]:
     return lengths
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or is no table.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

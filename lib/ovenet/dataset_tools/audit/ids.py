@@ -73,7 +73,7 @@ def _train_ids_for_label_ids(facts: _Facts) -> str | None:
     if not has_cityscapes_ids(facts.info):
         return None
     values = facts.present - {255}
-    looks_so = values and max(values) <= _MAX_TRAIN_ID and (255 in facts.present or len(values) >= _MIN_TRAIN_IDS)
+    looks_so = values and max(values) <= _MAX_TRAIN_ID and (255 in facts.unknown or len(values) >= _MIN_TRAIN_IDS)
     if not looks_so and not any("labelTrainIds" in name for name in facts.label_names):
         return None
     return (
