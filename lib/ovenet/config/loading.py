@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from ovenet.config import compat
 from ovenet.config.checks import check_config
-from ovenet.config.compat import INERT_KEYS, RENAMED_KEYS, TRANSLATED
+from ovenet.config.compat import INERT_KEYS, RENAMED_KEYS, TRANSLATED, Setting
 from ovenet.config.defaults import LISTS_OF_TABLES, NO_SEED, VERSION, default_config
 from ovenet.config.defaults import LISTS_OF_TEXTS as OWN_LISTS_OF_TEXTS
 from ovenet.config.merging import PART_SECTIONS, SettingsMerger, is_argument
@@ -57,8 +57,7 @@ def setting_sources(path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     """
     known = dict(_leaves(default_config())) | TRANSLATED
     sources = _all_sources(list(_file_sources(find_experiment(path), ())), overrides, known)
-    settings, _ = _merge(sources, known).finish()
-    return {key: source for key, (_, source) in settings.items() if source}
+    return {key: source for key, (_, source) in _merge(sources, known)[0].items() if source}
 
 
 def find_experiment(path: str | Path) -> Path:
@@ -100,8 +99,7 @@ def _assemble(sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str
     cfg = default_config()
     known = dict(_leaves(cfg)) | TRANSLATED
     sources = _all_sources(sources, overrides, known)
-    merger = _merge(sources, known)
-    settings, ignored = merger.finish()
+    settings, ignored, published = _merge(sources, known)
     for key, (value, _) in settings.items():
         _assign(cfg, key, value)
     cfg.VERSION = VERSION
@@ -109,7 +107,7 @@ def _assemble(sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str
     inert = {key: INERT_KEYS[key] for _, content in sources for key in content if key in INERT_KEYS}
     # a dump says every key, whether it has an effect or not
     _warn_about_ignored_keys(inert | {key: why for key, (why, source) in ignored.items() if source != dump})
-    if merger.published.get("MODEL.NAME", ("", ""))[0] == "branched_seg_hrnet" and cfg.MODEL.SEED.NAME == NO_SEED:
+    if published.get("MODEL.NAME", ("", ""))[0] == "branched_seg_hrnet" and cfg.MODEL.SEED.NAME == NO_SEED:
         get_logger().warning(
             "MODEL.NAME is branched_seg_hrnet, but MODEL.EXTRA.OFFSET_BRANCH is 0: this is the baseline; set it to 2, "
             "3 or 4 for an OVeNet"
@@ -138,7 +136,10 @@ def _under_present_names(content: dict[str, Any], source: str) -> dict[str, Any]
     return {RENAMED_KEYS.get(key, key): value for key, value in content.items()}
 
 
-def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> SettingsMerger:
+def _merge(
+    sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]
+) -> tuple[dict[str, Setting], dict[str, Setting], Mapping[str, Setting]]:
+    """See `SettingsMerger.finish`; and the published keys that are in force."""
     merger = SettingsMerger({f"{part}.NAME": known[f"{part}.NAME"] for part in PART_SECTIONS})
     for source, content in sources:
         coerced = {k: (_coerce(k, v, known, source), source) for k, v in content.items() if k not in INERT_KEYS}
@@ -146,7 +147,8 @@ def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> 
         if version > VERSION:
             raise UserError(f"{source}: a config of version {version}; this program knows {VERSION}: update it")
         merger.add(coerced)
-    return merger
+    settings, ignored = merger.finish()
+    return settings, ignored, merger.published
 
 
 def flat_settings(cfg: CfgNode) -> dict[str, Any]:
