@@ -321,3 +321,20 @@ def test_agreement_is_no_contradiction(combined):
         cfg, text = combined([{old: value, new: same}])
         assert cfg is not None, text
         assert value_at(cfg, new) == same
+
+
+def test_layers_that_rest_for_no_epoch_are_told(combined):
+    rest = {"TRAIN.FREEZE_LAYERS": "layer1"}
+    assert "TRAIN.FREEZE_LAYERS (TRAIN.FREEZE_EPOCHS is -1)" in combined([rest])[1]
+    assert "FREEZE_LAYERS" not in combined([{**rest, "TRAIN.FREEZE_EPOCHS": 2}])[1]
+
+
+def test_an_unknown_part_is_named_with_its_key(combined):
+    cfg, text = combined([{"MODEL.EXTRA.OFFSET_THRESHOLD": 0.2}], ["MODEL.SEED.NAME", "shard"])
+    assert cfg is None
+    assert text.startswith("MODEL.SEED.NAME is 'shard': there is no seed 'shard'")
+    for key, value in (("MODEL.BACKBONE.STAGES", "[1, 2]"), ("MODEL.BACKBONE.STAGES", "x"), ("MODEL.SEED.STAGE", "x")):
+        options = ["MODEL.BACKBONE.NAME", "hrnet", key, value]
+        cfg, text = combined([{"MODEL.EXTRA.STAGE4_2.NUM_MODULES": 1, "MODEL.EXTRA.STAGE4.NUM_MODULES": 1}], options)
+        assert cfg is None
+        assert key in text

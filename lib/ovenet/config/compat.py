@@ -123,7 +123,7 @@ def why_without_effect(key: str, value: Any, head: str, seed: str) -> str | None
     section, _, argument = TARGETS[key].rpartition(".")
     if section == "MODEL.SEED" and seed == NO_SEED:
         return "the model has no seed"
-    if section == "MODEL.SEED" and not SEEDS.takes(seed, argument.lower()):
+    if section == "MODEL.SEED" and seed in SEEDS.names() and not SEEDS.takes(seed, argument.lower()):
         return f"the seed is {seed}"
     return None
 

@@ -105,6 +105,8 @@ def _assemble(sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str
     cfg.VERSION = VERSION
     check_config(cfg)
     inert = {key: INERT_KEYS[key] for _, content in sources for key in content if key in INERT_KEYS}
+    if cfg.TRAIN.FREEZE_LAYERS and cfg.TRAIN.FREEZE_EPOCHS <= cfg.TRAIN.BEGIN_EPOCH and not dump:
+        inert["TRAIN.FREEZE_LAYERS"] = f"TRAIN.FREEZE_EPOCHS is {cfg.TRAIN.FREEZE_EPOCHS}"
     # a dump says every key, whether it has an effect or not
     _warn_about_ignored_keys(inert | {key: why for key, (why, source) in ignored.items() if source != dump})
     if published.get("MODEL.NAME", ("", ""))[0] == "branched_seg_hrnet" and cfg.MODEL.SEED.NAME == NO_SEED:

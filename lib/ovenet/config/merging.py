@@ -149,7 +149,7 @@ class SettingsMerger:
                 reason = "the model has no seed" if seed == NO_SEED else f"the seed is {seed}"
             elif compat.stage_specs(self._settings) is None:
                 reason = f"the backbone is {self._settings[_BACKBONE][0]}"
-            elif compat.stage_number(key) < self._first_copy:
+            elif self._first_copy in (3, 4) and compat.stage_number(key) < self._first_copy:
                 reason = f"stages are copied from {self._first_copy} on"
             else:
                 continue
