@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -89,6 +90,7 @@ def _initializers(cls: type) -> list[Callable[..., None]]:
     return found
 
 
+@lru_cache
 def _arguments(builder: Builder) -> dict[str, inspect.Parameter]:
     """Arguments of a builder. ``**options`` of a class are the keyword arguments of its base class."""
     own = dict(inspect.signature(builder).parameters)
@@ -103,6 +105,7 @@ def _arguments(builder: Builder) -> dict[str, inspect.Parameter]:
     return named
 
 
+@lru_cache
 def _type_hints(builder: Builder) -> dict[str, Any]:
     function = getattr(builder, "func", builder)  # of a partial
     if not inspect.isclass(function):

@@ -99,7 +99,7 @@ def test_the_ocr_head_and_the_seed_take_their_settings_along(write_config):
     assert (seed.MAX_OFFSET, seed.NUM_REFINEMENTS, seed.FUSE_LOGITS, seed.PRETRAINED) == (0.2, 2, False, "b.pth")
     assert cfg.MODEL.BACKBONE.PRETRAINED == "a.pth"
     assert cfg.MODEL.FROZEN == ["backbone", "neck", "head"]
-    assert dict(cfg.TRAIN.LR_MULT) == {"BACKBONE": 1.0, "HEAD": 7.0, "SEED": 1.0}
+    assert dict(cfg.TRAIN.LR_MULT) == {"BACKBONE": 1.0, "HEAD": 7.0, "SEED": 1.0, "OFFSET_HEAD": 7.0}
 
 
 def test_both_schemas_mix_and_the_later_one_wins(write_config):

@@ -11,6 +11,8 @@ from PIL import Image
 
 import ovenet
 from ovenet import UserError
+from ovenet.builders import build_model
+from ovenet.config import load_config
 from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork, FileNetwork, Limits, choose_runtime
 from ovenet.deployment.about import KEY, LABELS, TENSORS
@@ -284,3 +286,14 @@ def test_bfloat16_in_openvino():
 def test_precisions(trained):
     with pytest.raises(UserError, match="does not compute in bf16"):
         ConvertedNetwork(trained.model, "onnxruntime", precision="bf16")
+
+
+def test_a_network_with_random_bases_is_written_with_the_same_ones_for_every_image(exported, tmp_path):
+    """SegNeXt's published head draws new ones for every prediction, which no file can be compared with."""
+    config, weights = tmp_path / "segnext.yaml", tmp_path / "segnext.pth"
+    model = {"BACKBONE": {"NAME": "hrnet_w18_small_v1"}, "HEAD": {"NAME": "light_ham", "BASES": "official"}}
+    config.write_text(json.dumps({"MODEL": model, "DATASET": {"DATASET": "camvid", "NUM_CLASSES": 11}}))
+    torch.save(build_model(load_config(config)).state_dict(), weights)
+    parity = export(read_trained(weights, config=config), tmp_path / "segnext.onnx", options(exported, num_images=1))
+    assert parity.changed < 1e-4
+    assert parity.difference < 1e-4

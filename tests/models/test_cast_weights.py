@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovenet.builders import build_model
+from ovenet.models import build_segmentor
 from ovenet.models.cast_weights import cast_weights
 from ovenet.models.heads.offset import OffsetHead
 
@@ -39,6 +40,13 @@ def test_the_results_are_the_same_to_the_bit(tiny_cfg, name, dtype):
     assert torch.equal(output.offset, expected.offset)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert before - after >= 0.9 * len(convolutions)
+
+
+def test_random_bases_are_no_difference():
+    """SegNeXt's published head draws new ones for every prediction."""
+    model = build_segmentor("hrnet_w18_small_v1", head="light_ham", num_classes=3, head_args={"bases": "official"})
+    cast_weights(model.eval(), torch.bfloat16)
+    assert model.backbone.conv1.weight.dtype == torch.bfloat16
 
 
 def test_positions_keep_their_precision(tiny_cfg):

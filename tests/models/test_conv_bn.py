@@ -91,3 +91,13 @@ def test_the_activation_in_a_norm_of_timm_stays():
     fast = fuse_conv_bn(model)
     torch.testing.assert_close(fast(images).fused[-1], model(images).fused[-1], atol=1e-4, rtol=1e-4)
     assert sum(isinstance(m, _BatchNorm) for m in fast.modules()) == 0
+
+
+def test_random_bases_are_no_difference():
+    """SegNeXt's published head draws new ones for every prediction."""
+    with torch.random.fork_rng():
+        model = build_segmentor("hrnet_w18_small_v1", head="light_ham", num_classes=3, head_args={"bases": "official"})
+        state = torch.get_rng_state()
+        fast = fuse_conv_bn(model.eval())
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not any(isinstance(module, _BatchNorm) for module in fast.backbone.modules())

@@ -4,10 +4,14 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from ovenet.config import load_config
 from ovenet.data.prepare import prepare_dataset
 from ovenet.dataset_tools.synthetic import write_dataset
+from ovenet.models.heads.light_ham import MatrixFactorization
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHORT = (
@@ -57,3 +61,33 @@ def test_an_experiment_from_training_to_prediction(run_tool, scenes, tmp_path, e
     predicted = run_tool("infer", run / "final_state.pth", photo, "--output", tmp_path / "predicted", "--device", "cpu")
     assert predicted.code == 0, predicted.err
     assert list((tmp_path / "predicted").rglob("*.png"))
+
+
+SEGNEXT = sorted(EXPERIMENTS.glob("*/segnext_*.yaml"))
+
+
+@pytest.mark.parametrize("file", SEGNEXT, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_segnext_draws_its_bases_anew_as_published(file):
+    assert load_config(file).MODEL.HEAD.BASES == "official"
+
+
+def test_new_bases_for_every_prediction():
+    """As mmsegmentation's LightHamHead with ``rand_init``, which is its default: written out image by image."""
+    cfg = load_config(SEGNEXT[0])
+    rank, steps = 16, 7
+    part = MatrixFactorization(5, rank=rank, bases=cfg.MODEL.HEAD.BASES).eval()
+    x = torch.rand(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    first, second = part(x), part(x)
+    torch.manual_seed(1)
+    drawn = torch.rand(2, 5, rank).double().numpy()
+    for image, bases, result in zip(x.flatten(2).double().numpy(), drawn, first.flatten(2).numpy(), strict=True):
+        bases = bases / np.sqrt((bases**2).sum(0))
+        powers = np.exp(image.T @ bases)
+        coefficients = powers / powers.sum(1, keepdims=True)
+        for _ in range(steps):
+            coefficients *= (image.T @ bases) / (coefficients @ bases.T @ bases + 1e-6)
+            bases *= (image @ coefficients) / (bases @ coefficients.T @ coefficients + 1e-6)
+        coefficients *= (image.T @ bases) / (coefficients @ bases.T @ bases + 1e-6)
+        np.testing.assert_allclose(result, bases @ coefficients.T, atol=1e-5)
+    assert (first - second).abs().max() > 1e-3

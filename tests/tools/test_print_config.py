@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import yaml
 
 from ovenet.config import load_config
@@ -35,3 +36,25 @@ def test_bad_input(run_tool, tmp_path):
     printed = run_tool("print_config", "--cfg", tmp_path / "none.yaml")
     assert printed.code == 2
     assert "none.yaml: cannot read the config file" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["MODEL.PRETRAINED", "a", "MODEL.BACKBONE.PRETRAINED", "b"], ["MODEL.PRETRAINED is 'a'", "PRETRAINED is 'b'"]),
+        (["MODEL.HEAD.NAME", "fcn", "MODEL.NAME", "seg_hrnet_ocr"], ["NAME is 'seg_hrnet_ocr'", "HEAD.NAME is 'fcn'"]),
+        (
+            ["MODEL.BACKBONE.NAME", "convnext_tiny", "MODEL.EXTRA.STAGE4.NUM_MODULES", "1"],
+            ["STAGE4.NUM_MODULES is 1", "MODEL.BACKBONE.NAME is 'convnext_tiny', which is no HRNet"],
+        ),
+        (["LOSS.ENGINE", "plain", "LOSS.BACKEND", "auto"], ["LOSS.ENGINE is 'plain'", "LOSS.BACKEND, its name now"]),
+        (["LOSS.BACKEND", "auto", "LOSS.ENGINE", "plain"], ["LOSS.ENGINE is 'plain'", "LOSS.BACKEND, its name now"]),
+    ],
+)
+def test_contradictions_end_the_program_in_one_line(run_tool, tmp_path, arguments, parts):
+    (tmp_path / "own.yaml").write_text("SEED: 1\n")
+    printed = run_tool("print_config", "--cfg", tmp_path / "own.yaml", *arguments)
+    assert printed.code == 2
+    assert len(printed.err.strip().splitlines()) == 1
+    for part in (*parts, "the command line: ", "leave one"):
+        assert part in printed.err

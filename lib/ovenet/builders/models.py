@@ -31,6 +31,7 @@ from ovenet.utils.logging import get_logger
 
 TIMM = "timm"
 PARAMETER_GROUPS = {"backbone": "BACKBONE", "neck": "HEAD", "head": "HEAD", "seed": "SEED"}  # of TRAIN.LR_MULT
+_OFFSET_HEAD = "seed.head."
 AUXILIARY_WEIGHT = 0.4  # of every map but the final one, as OCR was published
 
 
@@ -173,6 +174,31 @@ def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
     return reports
 
 
+def check_frozen_parts(model: Segmentor, cfg: CfgNode, reports: Sequence[LoadReport]) -> None:
+    """Looks for parts that are not trained and have no weights from a file; of no effect for a run that goes on.
+
+    Args:
+        model: what is trained.
+        cfg: the configuration.
+        reports: from `initialize_model`.
+
+    Raises:
+        UserError: the whole backbone is one.
+    """
+    loaded = [name for report in reports for name in report.loaded]
+    for part in cfg.MODEL.FROZEN:
+        if not any(True for _ in model.part(part).parameters()) or any(name.startswith(f"{part}.") for name in loaded):
+            continue
+        why = (
+            f"MODEL.FROZEN (MODEL.FREEZED_PAR in published files) is {cfg.MODEL.FROZEN}, and no weights are loaded "
+            f"into {part}"
+        )
+        what = "MODEL.BACKBONE.PRETRAINED (MODEL.PRETRAINED in published files)"
+        if part == "backbone":
+            raise UserError(f"{why}: what is trained would rest on a random network; set {what}")
+        get_logger().warning("%s: %s stays as it was drawn at random; %s may name a file that has it", why, part, what)
+
+
 def _initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[LoadReport]:
     """From a file, from timm, or, without a source, from the package that the backbone's weights come with."""
     if source == TIMM:
@@ -213,6 +239,8 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
     is_official = cfg.TRAIN.PARAM_GROUPS == "official"
 
     def lr_factor(name: str) -> float:
+        if name.startswith(_OFFSET_HEAD) and cfg.TRAIN.LR_MULT.OFFSET_HEAD:
+            return cfg.TRAIN.LR_MULT.OFFSET_HEAD
         group = PARAMETER_GROUPS[name.split(".")[0]]
         return cfg.TRAIN.LR_MULT["HEAD" if is_official and "head" in name and group == "BACKBONE" else group]
 

@@ -16,10 +16,12 @@ from ovenet.builders.models import (
     build_criterion,
     build_model,
     build_optimizer,
+    check_frozen_parts,
     dataset_info,
     initialize_model,
     prediction_names,
 )
+from ovenet.engine.checkpoint import CheckpointStore
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.step import StepSettings, TrainStep
 from ovenet.engine.trainer import Phase, Trainer, TrainSettings, phase_lengths
@@ -170,7 +172,9 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         for dataset in (*(phase.loader.dataset.dataset for phase in phases), test_set):
             check_data(cfg, dataset)
     model = build_model(cfg).to(device, memory_format=torch.channels_last)
-    initialize_model(model, cfg)
+    reports = initialize_model(model, cfg)
+    if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):
+        check_frozen_parts(model, cfg, reports)
     if distributed.world_size() > 1 and device.type == "cuda" and cfg.TRAIN.SYNC_BN:
         model = synchronized(model)
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes

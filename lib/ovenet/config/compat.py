@@ -1,35 +1,44 @@
-"""Published YAML files and configs of version 1, translated to the present schema once, when they are read.
+"""What the keys of published YAML files and of configs of version 1 mean in the present schema.
 
 They describe the model by ``MODEL.NAME`` and ``MODEL.EXTRA`` of an HRNet. A key that did nothing, or does nothing here,
-is inert: accepted, and named in a warning.
+is inert: accepted, and named in a warning. `ovenet.config.merging` says which of several settings holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ovenet.config.defaults import NO_SEED
 from ovenet.errors import UserError
 from ovenet.models.backbones.hrnet import VARIANTS, StageSpec, usual_copy
-from ovenet.utils.logging import get_logger
+from ovenet.models.registry import SEEDS
 
 Setting = tuple[Any, str]  # value and source
 
 HEAD_OF = {"seg_hrnet": "fcn", "branched_seg_hrnet": "fcn", "seg_hrnet_ocr": "ocr"}  # by MODEL.NAME
 _EXTRA = "MODEL.EXTRA."
 _STAGE_FIELDS = ("NUM_MODULES", "NUM_BLOCKS", "NUM_CHANNELS", "BLOCK")
-_HEAD_KEYS = {
+KEYWORDS, MULT = "TRAIN.NONBACKBONE_KEYWORDS", "TRAIN.NONBACKBONE_MULT"
+
+# Keys that mean one present key each.
+TARGETS = {
+    "MODEL.PRETRAINED": "MODEL.BACKBONE.PRETRAINED",
+    "MODEL.OFFSET_PRETRAINED": "MODEL.SEED.PRETRAINED",
+    "MODEL.FREEZED_PAR": "MODEL.FROZEN",
     "MODEL.OCR.MID_CHANNELS": "MODEL.HEAD.MID_CHANNELS",
     "MODEL.OCR.KEY_CHANNELS": "MODEL.HEAD.KEY_CHANNELS",
     "MODEL.OCR.DROPOUT": "MODEL.HEAD.DROPOUT",
-}
-_SEED_KEYS = {
+    f"{_EXTRA}FINAL_CONV_KERNEL": "MODEL.HEAD.FINAL_KERNEL",
     f"{_EXTRA}OFFSET_THRESHOLD": "MODEL.SEED.MAX_OFFSET",
     f"{_EXTRA}ITERATIVE_REFINEMENT": "MODEL.SEED.NUM_REFINEMENTS",
     f"{_EXTRA}LOGITS": "MODEL.SEED.FUSE_LOGITS",
 }
+
+# The modules of a head and the offset head beside it, as the public code calls them; keywords are pieces of these.
+_HEAD_MODULES = {"fcn": ("last_layer",), "ocr": ("conv3x3_ocr", "ocr_distri_head", "cls_head", "aux_head")}
+_OFFSET_HEAD = {"fcn": "offset_layer", "ocr": "aux_head_offset"}
+_WORDS = ("cls", "aux", "ocr", "last_layer", "head", "offset", "offset_layer")  # none is a piece of a backbone's names
 
 # Keys of earlier configs of this project, which checkpoints carry.
 RENAMED_KEYS = {"LOSS.ENGINE": "LOSS.BACKEND", "TEST.FOLD_BATCHNORM": "TEST.FUSE_CONV_BN"}
@@ -90,58 +99,161 @@ TRANSLATED: dict[str, Any] = {
 LISTS_OF_TEXTS = ("TRAIN.NONBACKBONE_KEYWORDS",)
 
 
-def translate(
-    published: Mapping[str, Setting], touched: AbstractSet[str], current: Mapping[str, Setting]
-) -> dict[str, Setting]:
-    """What published settings mean in the present schema.
-
-    Args:
-        published: all of them so far, by key; the values have the types of `TRANSLATED`.
-        touched: those of the source at hand.
-        current: settings of the present schema so far.
-
-    Returns:
-        Settings that take the place of the current ones; a part's ``NAME`` comes before its arguments.
+def present_value(key: str, value: Any, source: str) -> Any:
+    """The value of the present key in `TARGETS` that a published one means.
 
     Raises:
         UserError: a value that the public code does not know either.
     """
-    out: dict[str, Setting] = {}
-    values = {key: value for key, (value, _) in published.items()}
-    has_stages = any(_is_stage(key, "") for key in touched)
-    if has_stages:
-        source = next(published[key][1] for key in touched if _is_stage(key, ""))
-        out |= {key: (value, source) for key, value in _backbone(values, current).items()}
-    if "MODEL.PRETRAINED" in touched or (has_stages and "MODEL.PRETRAINED" in published):
-        out["MODEL.BACKBONE.PRETRAINED"] = published["MODEL.PRETRAINED"]
-    out |= _head(published, touched, current)
-    out |= _seed(published, touched, {**current, **out}, with_stages=has_stages)
-    if "MODEL.FREEZED_PAR" in touched:
-        value, source = published["MODEL.FREEZED_PAR"]
-        out["MODEL.FROZEN"] = (["backbone", "neck", "head"] if value else [], source)
-    if touched & {"TRAIN.NONBACKBONE_KEYWORDS", "TRAIN.NONBACKBONE_MULT"} and values.get("TRAIN.NONBACKBONE_KEYWORDS"):
-        keywords, source = published["TRAIN.NONBACKBONE_KEYWORDS"]
-        if not set(keywords) <= {"cls", "aux", "ocr", "last_layer", "head"}:
-            raise UserError(
-                f"{source}: TRAIN.NONBACKBONE_KEYWORDS is {keywords}; expected some of cls, aux, ocr, last_layer and "
-                "head, which are the head; TRAIN.LR_MULT.BACKBONE, HEAD and SEED set the factors of the parts"
-            )
-        out["TRAIN.LR_MULT.HEAD"] = (values.get("TRAIN.NONBACKBONE_MULT", TRANSLATED["TRAIN.NONBACKBONE_MULT"]), source)
+    if key == "MODEL.FREEZED_PAR":
+        return ["backbone", "neck", "head"] if value else []
+    if key == f"{_EXTRA}FINAL_CONV_KERNEL" and value not in (1, 3):
+        raise UserError(f"{source}: {key} is {value}; expected one of 1, 3")
+    return value
+
+
+def why_without_effect(key: str, value: Any, head: str, seed: str) -> str | None:
+    """Why a key of `TARGETS` has nothing to set in a model of these parts, "" if it says just that; None if it has."""
+    if key.startswith("MODEL.OCR.") and head != "ocr":
+        return f"the head is {head}"
+    if key == f"{_EXTRA}FINAL_CONV_KERNEL" and head not in _HEAD_MODULES:
+        return f"the head is {head}"
+    if key == "MODEL.OFFSET_PRETRAINED":  # a file for a seed that has no use for it is refused by the checks
+        return None if value or seed == "fork" else ""
+    section, _, argument = TARGETS[key].rpartition(".")
+    if section == "MODEL.SEED" and seed == NO_SEED:
+        return "the model has no seed"
+    if section == "MODEL.SEED" and seed in SEEDS.names() and not SEEDS.takes(seed, argument.lower()):
+        return f"the seed is {seed}"
+    return None
+
+
+def named_parts(published: Mapping[str, Setting]) -> dict[str, tuple[Setting, str]]:
+    """The parts that a source names in the public code's way.
+
+    Returns:
+        Present key to its setting, and the published key that says so.
+
+    Raises:
+        UserError: a value that the public code does not know either.
+    """
+    out: dict[str, tuple[Setting, str]] = {}
+    if "MODEL.NAME" in published:
+        name, source = published["MODEL.NAME"]
+        if name not in HEAD_OF:
+            raise UserError(f"{source}: MODEL.NAME is {name!r}; expected one of {', '.join(HEAD_OF)}")
+        out["MODEL.HEAD.NAME"] = ((HEAD_OF[name], source), "MODEL.NAME")
+    branch = f"{_EXTRA}OFFSET_BRANCH"
+    if branch in published:
+        stage, source = published[branch]
+        if stage not in (0, 2, 3, 4):
+            raise UserError(f"{source}: {branch} is {stage}; expected one of 0, 2, 3, 4")
+        out["MODEL.SEED.NAME"] = (("fork" if stage else NO_SEED, source), branch)
+        if stage:
+            out["MODEL.SEED.STAGE"] = ((stage, source), branch)
     return out
 
 
-def warn_about_a_missing_branch(published: Mapping[str, Setting], merged: Mapping[str, Setting]) -> None:
-    """The public code's name for a network with an offset branch does not make one."""
-    is_named = published.get("MODEL.NAME", ("", ""))[0] == "branched_seg_hrnet"
-    if is_named and merged.get("MODEL.SEED.NAME", (NO_SEED, ""))[0] == NO_SEED:
-        get_logger().warning(
-            "MODEL.NAME is branched_seg_hrnet, but MODEL.EXTRA.OFFSET_BRANCH is 0: this is the baseline; set it to 2, "
-            "3 or 4 for an OVeNet"
+def learning_rate_factors(words: Sequence[str], factor: float, head: str, seed: str) -> dict[str, float]:
+    """What ``TRAIN.NONBACKBONE_KEYWORDS`` do, by present key: the public code looks for them in its parameters' names.
+
+    Args:
+        words: not empty.
+        factor: on the learning rate of what they name.
+        head, seed: names of the parts.
+
+    Raises:
+        UserError: they name something else than whole heads.
+    """
+    if not set(words) <= set(_WORDS):
+        raise UserError(
+            f"{KEYWORDS} is {list(words)}; expected some of {', '.join(_WORDS)}, which are heads; "
+            "TRAIN.LR_MULT.BACKBONE, HEAD, SEED and OFFSET_HEAD set the factors of the parts"
         )
+    if head not in _HEAD_MODULES:
+        return {"TRAIN.LR_MULT.HEAD": factor}
+    left_out = [module for module in _HEAD_MODULES[head] if not any(word in module for word in words)]
+    if left_out and len(left_out) < len(_HEAD_MODULES[head]):
+        raise UserError(
+            f"{KEYWORDS} is {list(words)}, which leaves {', '.join(left_out)} of the head {head} out; name the whole "
+            "head (cls, aux, ocr), or set TRAIN.LR_MULT.HEAD and OFFSET_HEAD"
+        )
+    out = {} if left_out else {"TRAIN.LR_MULT.HEAD": factor}
+    if seed != NO_SEED and any(word in _OFFSET_HEAD[head] for word in words):
+        out["TRAIN.LR_MULT.OFFSET_HEAD"] = factor
+    return out
 
 
-def _is_stage(key: str, suffix: str) -> bool:
+def is_stage(key: str, suffix: str) -> bool:
+    """Whether a key sets a stage: of the network itself (suffix ``""``) or of its offset branch (``_2``)."""
     return key.startswith(f"{_EXTRA}STAGE") and key[len(_EXTRA) + 6 :].split(".")[0] == suffix
+
+
+def stage_number(key: str) -> int:
+    """Of a key for which `is_stage` holds."""
+    return int(key[len(_EXTRA) + 5])
+
+
+def stage_specs(settings: Mapping[str, Setting]) -> tuple[StageSpec, ...] | None:
+    """The stages of the backbone that present settings describe; None if it is no HRNet."""
+    name = settings["MODEL.BACKBONE.NAME"][0]
+    if name != "hrnet":
+        return VARIANTS.get(name)
+    stages = settings.get("MODEL.BACKBONE.STAGES", (VARIANTS["hrnet_w48"], ""))[0]
+    return tuple(_specs("MODEL.BACKBONE.STAGES", stages, range(1, 5)).values())
+
+
+def _specs(key: str, stages: Any, numbers: Iterable[int]) -> dict[int, StageSpec]:
+    """Stages as the present schema has them, by their numbers."""
+    if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, (StageSpec, Mapping)) for stage in stages):
+        raise UserError(f"{key} is {stages!r}; expected a list of tables, one per stage")
+    return {number: StageSpec.of(stage, number) for number, stage in zip(numbers, stages, strict=False)}
+
+
+def changed_stages(published: Mapping[str, Setting], before: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
+    """The stages of a network with what published keys say of them.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+    values = {key: value for key, (value, _) in published.items()}
+    base: dict[str, Any] = {}
+    for number, spec in enumerate(before, start=1):
+        base |= _settings(spec, f"{_EXTRA}STAGE{number}.")
+    return tuple(_stage(values, number, "", base) for number in (1, 2, 3, 4))
+
+
+def backbone_of(specs: tuple[StageSpec, ...]) -> tuple[str, list[dict[str, Any]] | None]:
+    """Name of the HRNet of these stages, and its ``STAGES``; None if the name says them."""
+    for variant, known in VARIANTS.items():
+        if specs == known:
+            return variant, None
+    return "hrnet", [_settings(spec) for spec in specs]
+
+
+def copied_stages(
+    published: Mapping[str, Setting], own: Sequence[StageSpec], stage: int, *, so_far: Any = (), of_w48: bool
+) -> list[dict[str, Any]] | None:
+    """The stages of the offset branch; None if they are the usual ones of this backbone.
+
+    Args:
+        published: keys of stages.
+        own: stages of the backbone.
+        stage: the first that is copied.
+        so_far: the copied stages, as the present schema has them; empty for the usual ones.
+        of_w48: what is left out is HRNet-W48's, as in the schema that published files were written for.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+    usual = {number: usual_copy(own[number - 1], number) for number in range(stage, 5)}
+    base = TRANSLATED
+    if not of_w48:
+        specs = usual | _specs("MODEL.SEED.STAGES", so_far, usual)
+        base = {k: v for n, spec in specs.items() for k, v in _settings(spec, f"{_EXTRA}STAGE{n}_2.").items()}
+    values = {key: value for key, (value, _) in published.items()}
+    copies = [_stage(values, number, "_2", base) for number in usual]
+    return None if copies == list(usual.values()) else [_settings(spec) for spec in copies]
 
 
 def _stage(values: Mapping[str, Any], number: int, suffix: str, base: Mapping[str, Any]) -> StageSpec:
@@ -165,98 +277,6 @@ def _stage(values: Mapping[str, Any], number: int, suffix: str, base: Mapping[st
     return StageSpec.of(fields, number)
 
 
-def _backbone(values: Mapping[str, Any], current: Mapping[str, Setting]) -> dict[str, Any]:
-    base: dict[str, Any] = {}
-    for number, spec in enumerate(_specs(current), start=1):
-        base |= _settings(spec, f"{_EXTRA}STAGE{number}.")
-    specs = tuple(_stage(values, number, "", base) for number in (1, 2, 3, 4))
-    for variant, known in VARIANTS.items():
-        if specs == known:
-            return {"MODEL.BACKBONE.NAME": variant}
-    return {"MODEL.BACKBONE.NAME": "hrnet", "MODEL.BACKBONE.STAGES": [_settings(spec) for spec in specs]}
-
-
-def _specs(current: Mapping[str, Setting]) -> list[StageSpec]:
-    """The stages of the backbone so far; HRNet-W48's where it is no HRNet."""
-    name = current.get("MODEL.BACKBONE.NAME", ("hrnet_w48", ""))[0]
-    stages = VARIANTS.get(name) or current.get("MODEL.BACKBONE.STAGES", (VARIANTS["hrnet_w48"], ""))[0]
-    return [StageSpec.of(stage, number) for number, stage in enumerate(stages, start=1)]
-
-
 def _settings(spec: StageSpec, prefix: str = "") -> dict[str, Any]:
     values = (spec.num_modules, list(spec.num_blocks), list(spec.num_channels), spec.block)
     return {prefix + key: value for key, value in zip(_STAGE_FIELDS, values, strict=True)}
-
-
-def _head(
-    published: Mapping[str, Setting], touched: AbstractSet[str], current: Mapping[str, Setting]
-) -> dict[str, Setting]:
-    out: dict[str, Setting] = {}
-    relevant = {"MODEL.NAME", f"{_EXTRA}FINAL_CONV_KERNEL", *_HEAD_KEYS}
-    if not touched & relevant:
-        return out
-    head = current.get("MODEL.HEAD.NAME", ("fcn", ""))[0]
-    if "MODEL.NAME" in published:
-        name, source = published["MODEL.NAME"]
-        if name not in HEAD_OF:
-            raise UserError(f"{source}: MODEL.NAME is {name!r}; expected one of {', '.join(HEAD_OF)}")
-        if "MODEL.NAME" in touched:
-            head = HEAD_OF[name]
-            out["MODEL.HEAD.NAME"] = (head, source)
-    chosen = relevant if "MODEL.NAME" in touched else touched
-    if head == "ocr":
-        out |= {new: published[old] for old, new in _HEAD_KEYS.items() if old in published and old in chosen}
-    kernel = f"{_EXTRA}FINAL_CONV_KERNEL"
-    if head in ("fcn", "ocr") and kernel in published and kernel in chosen:
-        value, source = published[kernel]
-        if value not in (1, 3):
-            raise UserError(f"{source}: {kernel} is {value}; expected one of 1, 3")
-        out["MODEL.HEAD.FINAL_KERNEL"] = (value, source)
-    return out
-
-
-def _seed(
-    published: Mapping[str, Setting], touched: AbstractSet[str], current: Mapping[str, Setting], *, with_stages: bool
-) -> dict[str, Setting]:
-    out: dict[str, Setting] = {}
-    branch = f"{_EXTRA}OFFSET_BRANCH"
-    name = current.get("MODEL.SEED.NAME", (NO_SEED, ""))[0]
-    copies_change = with_stages or any(_is_stage(key, "_2") for key in touched)
-    chosen = set(touched)
-    if branch in touched:
-        stage, source = published[branch]
-        if stage not in (0, 2, 3, 4):
-            raise UserError(f"{source}: {branch} is {stage}; expected one of 0, 2, 3, 4")
-        name = "fork" if stage else NO_SEED
-        out["MODEL.SEED.NAME"] = (name, source)
-        out |= {"MODEL.SEED.STAGE": (stage, source)} if stage else {}
-        chosen |= {*_SEED_KEYS, "MODEL.OFFSET_PRETRAINED"}
-    if name == "fork" and (branch in touched or copies_change):
-        stage = out.get("MODEL.SEED.STAGE", current.get("MODEL.SEED.STAGE", (4, "")))[0]
-        source = next(published[key][1] for key in touched if key == branch or key.startswith(f"{_EXTRA}STAGE"))
-        out["MODEL.SEED.STAGES"] = (_copies(published, current, stage), source)
-    if name != NO_SEED:
-        out |= {new: published[old] for old, new in _SEED_KEYS.items() if old in published and old in chosen}
-    if "MODEL.OFFSET_PRETRAINED" in published and "MODEL.OFFSET_PRETRAINED" in chosen:
-        value, source = published["MODEL.OFFSET_PRETRAINED"]
-        if value or name != NO_SEED:
-            out["MODEL.SEED.PRETRAINED"] = (value, source)
-    return out
-
-
-def _copies(
-    published: Mapping[str, Setting], current: Mapping[str, Setting], stage: int
-) -> list[dict[str, Any]] | None:
-    """The copied stages from `stage` on; None if they are the usual ones of this backbone.
-
-    What a published file leaves out is HRNet-W48's, as in the schema that it was written for. Where the backbone is
-    described in the present schema, it is the backbone's own.
-    """
-    own = _specs(current)
-    usual = {number: usual_copy(own[number - 1], number) for number in range(stage, 5)}
-    base = TRANSLATED
-    if not any(_is_stage(key, "") for key in published):
-        base = {k: v for number, spec in usual.items() for k, v in _settings(spec, f"{_EXTRA}STAGE{number}_2.").items()}
-    values = {key: value for key, (value, _) in published.items()}
-    copies = [_stage(values, number, "_2", base) for number in usual]
-    return None if copies == list(usual.values()) else [_settings(spec) for spec in copies]

@@ -108,6 +108,7 @@ def _train() -> CfgNode:
     c.LR_MULT.BACKBONE = 1.0  # > 0
     c.LR_MULT.HEAD = 1.0  # of neck and head, > 0
     c.LR_MULT.SEED = 1.0  # > 0
+    c.LR_MULT.OFFSET_HEAD = 0.0  # of the seed's offset head, in place of SEED, >= 0; 0 is SEED
     c.MOMENTUM = 0.9  # sgd only, in [0, 1)
     c.WD = 0.0001  # weight decay, >= 0
     c.NESTEROV = False  # sgd only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from yacs.config import CfgNode
 
 from ovenet.config import compat
 from ovenet.config.checks import check_config
-from ovenet.config.compat import INERT_KEYS, RENAMED_KEYS, TRANSLATED, Setting, translate, warn_about_a_missing_branch
-from ovenet.config.defaults import LISTS_OF_TABLES, PARTS, VERSION, default_config
+from ovenet.config.compat import INERT_KEYS, RENAMED_KEYS, TRANSLATED, Setting
+from ovenet.config.defaults import LISTS_OF_TABLES, NO_SEED, VERSION, default_config
 from ovenet.config.defaults import LISTS_OF_TEXTS as OWN_LISTS_OF_TEXTS
+from ovenet.config.merging import PART_SECTIONS, SettingsMerger, is_argument
 from ovenet.errors import UserError, nearest
 from ovenet.utils.bundled import bundled_folder
 from ovenet.utils.logging import get_logger
@@ -24,7 +25,6 @@ EXPERIMENTS = bundled_folder("experiments")
 _BASE_KEY = "_BASE_"
 COMMAND_LINE = "the command line"
 MAX_NODES = 100_000
-PART_SECTIONS = tuple(f"MODEL.{part}" for part in PARTS)
 LISTS_OF_TEXTS = (*OWN_LISTS_OF_TEXTS, *compat.LISTS_OF_TEXTS)
 
 
@@ -57,7 +57,7 @@ def setting_sources(path: str | Path, overrides: Sequence[str] = ()) -> dict[str
     """
     known = dict(_leaves(default_config())) | TRANSLATED
     sources = _all_sources(list(_file_sources(find_experiment(path), ())), overrides, known)
-    return {key: source for key, (_, source) in _merge(sources, known).items() if source}
+    return {key: source for key, (_, source) in _merge(sources, known)[0].items() if source}
 
 
 def find_experiment(path: str | Path) -> Path:
@@ -92,18 +92,28 @@ def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> C
     content = {key: value for key, value in flatten(_parse_yaml(text, source)) if key not in INERT_KEYS}
     if not content:
         raise UserError(f"{source}: its configuration is empty; name the experiment file (--cfg FILE)")
-    return _assemble([(source, content)], overrides)
+    return _assemble([(source, content)], overrides, dump=source)
 
 
-def _assemble(sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str]) -> CfgNode:
+def _assemble(sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str], dump: str = "") -> CfgNode:
     cfg = default_config()
     known = dict(_leaves(cfg)) | TRANSLATED
     sources = _all_sources(sources, overrides, known)
-    for key, (value, _) in _merge(sources, known).items():
+    settings, ignored, published = _merge(sources, known)
+    for key, (value, _) in settings.items():
         _assign(cfg, key, value)
     cfg.VERSION = VERSION
     check_config(cfg)
-    _warn_about_inert_keys([key for _, content in sources for key in content])
+    inert = {key: INERT_KEYS[key] for _, content in sources for key in content if key in INERT_KEYS}
+    if cfg.TRAIN.FREEZE_LAYERS and cfg.TRAIN.FREEZE_EPOCHS <= cfg.TRAIN.BEGIN_EPOCH and not dump:
+        inert["TRAIN.FREEZE_LAYERS"] = f"TRAIN.FREEZE_EPOCHS is {cfg.TRAIN.FREEZE_EPOCHS}"
+    # a dump says every key, whether it has an effect or not
+    _warn_about_ignored_keys(inert | {key: why for key, (why, source) in ignored.items() if source != dump})
+    if published.get("MODEL.NAME", ("", ""))[0] == "branched_seg_hrnet" and cfg.MODEL.SEED.NAME == NO_SEED:
+        get_logger().warning(
+            "MODEL.NAME is branched_seg_hrnet, but MODEL.EXTRA.OFFSET_BRANCH is 0: this is the baseline; set it to 2, "
+            "3 or 4 for an OVeNet"
+        )
     cfg.freeze()
     return cfg
 
@@ -112,44 +122,35 @@ def _all_sources(
     sources: list[tuple[str, dict[str, Any]]], overrides: Sequence[str], known: dict[str, Any]
 ) -> list[tuple[str, dict[str, Any]]]:
     """Files and overrides, under the present names of the keys."""
-    sources = [(source, {RENAMED_KEYS.get(k, k): v for k, v in content.items()}) for source, content in sources]
+    sources = [(source, _under_present_names(content, source)) for source, content in sources]
     for source, content in sources:
         for key in content:
             _require_known(key, known, source)
-    return [*sources, (COMMAND_LINE, dict(_parse_overrides(overrides, known)))]
+    return [*sources, (COMMAND_LINE, _under_present_names(dict(_parse_overrides(overrides, known)), COMMAND_LINE))]
 
 
-def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> dict[str, Setting]:
-    """All settings in the present schema, by key; without a source where they are a part's default name."""
-    merged: dict[str, Setting] = {f"{part}.NAME": (known[f"{part}.NAME"], "") for part in PART_SECTIONS}
-    published: dict[str, Setting] = {}
+def _under_present_names(content: dict[str, Any], source: str) -> dict[str, Any]:
+    for old, new in RENAMED_KEYS.items():
+        if old in content and content.get(new, content[old]) != content[old]:
+            raise UserError(
+                f"{source}: {old} is {content[old]!r}, but {new}, its name now, is {content[new]!r}; leave one away"
+            )
+    return {RENAMED_KEYS.get(key, key): value for key, value in content.items()}
+
+
+def _merge(
+    sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]
+) -> tuple[dict[str, Setting], dict[str, Setting], Mapping[str, Setting]]:
+    """See `SettingsMerger.finish`; and the published keys that are in force."""
+    merger = SettingsMerger({f"{part}.NAME": known[f"{part}.NAME"] for part in PART_SECTIONS})
     for source, content in sources:
         coerced = {k: (_coerce(k, v, known, source), source) for k, v in content.items() if k not in INERT_KEYS}
         version = coerced.get("VERSION", (VERSION, ""))[0]
         if version > VERSION:
             raise UserError(f"{source}: a config of version {version}; this program knows {VERSION}: update it")
-        touched = coerced.keys() & TRANSLATED.keys()
-        if touched:
-            published |= {key: coerced[key] for key in touched}
-            _update(merged, translate(published, touched, merged))
-        own = {key: setting for key, setting in coerced.items() if key not in touched}
-        if "MODEL.BACKBONE.NAME" in own:
-            published = {key: setting for key, setting in published.items() if not key.startswith("MODEL.EXTRA.STAGE")}
-        _update(merged, own)
-    warn_about_a_missing_branch(published, merged)
-    return merged
-
-
-def _update(merged: dict[str, Setting], new: Mapping[str, Setting]) -> None:
-    """Later settings win; a part of another name begins without arguments, and None takes an argument back."""
-    for part in PART_SECTIONS:
-        name = f"{part}.NAME"
-        if name in new and new[name][0] != merged[name][0]:
-            for key in [key for key in merged if key.startswith(f"{part}.")]:
-                del merged[key]
-    merged.update(new)
-    for key in [key for key, (value, _) in new.items() if value is None and _is_argument(key)]:
-        del merged[key]
+        merger.add(coerced)
+    settings, ignored = merger.finish()
+    return settings, ignored, merger.published
 
 
 def flat_settings(cfg: CfgNode) -> dict[str, Any]:
@@ -269,7 +270,7 @@ def _parse_overrides(overrides: Sequence[str], known: dict[str, Any]) -> Iterato
     for name, text in zip(overrides[::2], overrides[1::2], strict=True):
         key = RENAMED_KEYS.get(name, name)
         _require_known(key, known, COMMAND_LINE)
-        yield key, text if isinstance(known.get(key), str) else _literal(text)
+        yield name, text if isinstance(known.get(key), str) else _literal(text)
 
 
 def _texts(value: str) -> list[str]:
@@ -304,19 +305,13 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _require_known(key: str, known: dict[str, Any], source: str) -> None:
-    if key in known or key in INERT_KEYS or _is_argument(key):
+    if key in known or key in INERT_KEYS or is_argument(key):
         return
     names = {*known, *INERT_KEYS}
     guess = nearest(key, names)
     if any(name.startswith(f"{key}.") for name in names):
         raise UserError(f"{source}: {key} is a section, not a key; its keys look like {guess}")
     raise UserError(f"{source}: unknown key {key}; did you mean {guess}?")
-
-
-def _is_argument(key: str) -> bool:
-    """Whether a key may be an argument of a part of the model; the part itself says whether it has it."""
-    section, _, name = key.rpartition(".")
-    return section in PART_SECTIONS and name.isidentifier()
 
 
 def _coerce(key: str, value: Any, known: dict[str, Any], source: str) -> Any:
@@ -365,7 +360,12 @@ def _assign(cfg: CfgNode, key: str, value: Any) -> None:
     cfg[name] = value
 
 
-def _warn_about_inert_keys(keys: Iterable[str]) -> None:
-    inert = [f"{key} ({INERT_KEYS[key]})" for key in dict.fromkeys(keys) if key in INERT_KEYS]
-    if inert:
-        get_logger().warning("settings without effect here: %s", "; ".join(inert))
+def _warn_about_ignored_keys(reasons: Mapping[str, str]) -> None:
+    """Names each key once, the keys of a section that has one reason together."""
+    groups: dict[str, str] = {}
+    for key, reason in reasons.items():
+        section, _, _ = key.rpartition(".")
+        groups[f"{section}.*" if section.startswith("MODEL.EXTRA.STAGE") else key] = reason
+    if groups:
+        told = "; ".join(f"{key} ({reason})" for key, reason in groups.items())
+        get_logger().warning("settings without effect here: %s", told)

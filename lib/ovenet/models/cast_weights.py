@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ovenet.models.conv_bn import PROBE_SIZE
+from ovenet.models.conv_bn import PROBE_SIZE, same_draws
 from ovenet.models.segmentor import Segmentor
 from ovenet.structures import OVeNetOutput
 
@@ -32,7 +32,7 @@ def cast_weights(model: Segmentor, dtype: torch.dtype) -> None:
         (under if torch.is_autocast_enabled(device.type) else without).add(module)
 
     def run() -> OVeNetOutput:
-        with torch.autocast(device.type, dtype=dtype):
+        with torch.autocast(device.type, dtype=dtype), same_draws(device):
             return model(probe)
 
     hooks = [m.register_forward_pre_hook(note) for m in model.modules() if isinstance(m, _CASTS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet.builders.data import list_dataset
+from ovenet.builders.models import build_model
 from ovenet.data.files import read_image
 from ovenet.data.inputs import find_inputs
 from ovenet.data.samplers import spread
@@ -31,6 +32,7 @@ from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.structures import OVeNetOutput
 from ovenet.trained.model import TrainedModel
 from ovenet.trained.run_folder import without_places
+from ovenet.utils.logging import get_logger
 from ovenet.version import version
 
 ReadSample = Callable[[int], tuple[np.ndarray, np.ndarray | None]]  # image and labels, by index
@@ -81,6 +83,7 @@ def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
         raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
     if options.int8 and (options.size is None or path.suffix == ".pt2"):
         raise UserError("int8 needs --format onnx or openvino, and a fixed size: --size HxW")
+    trained = _repeatable(trained)
     tensors = _checked_tensors(options.tensors, has_seed=trained.model.max_offset is not None)
     size = options.size or _traced_size(trained)
     with torch.no_grad():
@@ -103,6 +106,20 @@ def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
             raise UserError(f"{path} is not written: {problem} ({parity}); --max-changed and --max-loss allow more")
         move_into_place(unfinished, path)
     return parity
+
+
+def _repeatable(trained: TrainedModel) -> TrainedModel:
+    """The same network, whose predictions depend on the image alone: others cannot be compared with the file's."""
+    if trained.cfg.MODEL.HEAD.get("BASES") != "official":
+        return trained
+    get_logger().info("an exported file has the same bases for every image: MODEL.HEAD.BASES is seeded in it")
+    cfg = trained.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.HEAD.BASES = "seeded"
+    cfg.freeze()
+    model = build_model(cfg).eval()
+    model.load_state_dict(trained.model.state_dict())
+    return replace(trained, cfg=cfg, model=model)
 
 
 def _network(
