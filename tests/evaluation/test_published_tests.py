@@ -27,6 +27,7 @@ from ovenet.data.transforms import IMAGENET
 from ovenet.evaluation.inference import SlidingWindowInferencer
 from ovenet.structures import OVeNetOutput
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 BLACK = -MEAN / STD
 SWAPPED = {14: 15, 15: 14, 16: 17, 17: 16, 18: 19, 19: 18}  # classes of LIP: arms, legs, shoes
@@ -206,10 +207,30 @@ class PublicTest:
         return upsampled(total, *image.shape[:2], self.corners)[0].argmax(0)
 
 
+def slide(network: nn.Module, pixels: np.ndarray, crop: int, stride: int) -> Tensor:
+    """mmsegmentation's windows: logits averaged where they overlap, the last window of an axis shifted inward."""
+    height, width = pixels.shape[:2]
+    total, count = 0.0, torch.zeros(height, width)
+    for row in range(max(0, -((crop - height) // stride)) + 1):
+        for column in range(max(0, -((crop - width) // stride)) + 1):
+            bottom, right = min(row * stride + crop, height), min(column * stride + crop, width)
+            top, left = max(bottom - crop, 0), max(right - crop, 0)
+            seen = upsampled(run(network, pixels[top:bottom, left:right]), bottom - top, right - left, False)
+            total = total + F.pad(seen, (left, width - right, top, height - bottom))
+            count[top:bottom, left:right] += 1
+    return total / count
+
+
 def mmsegmentation(
-    network: nn.Module, image: np.ndarray, box: tuple[int, int], scales: tuple[float, ...], *, flip: bool
+    network: nn.Module,
+    image: np.ndarray,
+    box: tuple[int, int],
+    scales: tuple[float, ...],
+    *,
+    flip: bool,
+    windows: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Every view whole, its scores brought to the size of the image, probabilities averaged."""
+    """Every view whole or in windows, its scores brought to the size of the image, probabilities averaged."""
     height, width = image.shape[:2]
     total = torch.zeros(1)
     for scale in scales:
@@ -217,8 +238,9 @@ def mmsegmentation(
         factor = min(long / max(height, width), short / min(height, width))
         view = normalised(resized(image, rounded(height * factor), rounded(width * factor)))
         for is_flipped in (False, True) if flip else (False,):
-            scores = run(network, view[:, ::-1] if is_flipped else view)
-            scores = upsampled(upsampled(scores, *view.shape[:2], False), height, width, False).softmax(1)
+            pixels = view[:, ::-1] if is_flipped else view
+            scores = slide(network, pixels, *(windows or (max(view.shape), max(view.shape))))
+            scores = upsampled(scores, height, width, False).softmax(1)
             total = total + (scores.flip(3) if is_flipped else scores)
     return total[0].argmax(0)
 
@@ -236,7 +258,7 @@ def predicted(
     experiment: str, image: np.ndarray, *overrides: object, single_scale: bool = False
 ) -> tuple[CfgNode, Tensor]:
     """What the test of an experiment makes of an image."""
-    cfg = load_config(f"experiments/{experiment}.yaml", [str(value) for value in overrides])
+    cfg = load_config(EXPERIMENTS / f"{experiment}.yaml", [str(value) for value in overrides])
     settings = inference_settings(cfg, dataset_info(cfg), IMAGENET, single_scale=single_scale)
     predictor = SlidingWindowInferencer(Network(cfg.DATASET.NUM_CLASSES), settings, torch.device("cpu"))
     return cfg, predictor.predict(image).labels["fused"].long()
@@ -342,11 +364,26 @@ def test_ocrnets_of_mmsegmentation(name, size, scales, flip):
     assert_same(ours, theirs, 0.0005)
 
 
+@pytest.mark.parametrize(("scales", "flip"), [((1.0,), False), ((0.5, 1.0, 1.75), True)])
+@pytest.mark.parametrize(
+    "name",
+    ["ade20k/offseg-t_ade20k_160k-512x512", "cocostuff/segformer_mit-b0_offset_learning_8xb2-80k_stuff164k-512x512"],
+)
+def test_windows_of_offseg_and_segformer(name, scales, flip):
+    """512 x 512, 480 apart: here 64 and 60."""
+    assert load_config(EXPERIMENTS / f"{name}.yaml").TEST.STRIDE == [480, 480]
+    image = photo(91, 122)
+    sizes = ("TEST.BASE_BOX", [256, 64], "TEST.IMAGE_SIZE", [64, 64], "TEST.STRIDE", [60, 60])
+    cfg, ours = predicted(name, image, *sizes, *several(scales, flip))
+    network = Network(cfg.DATASET.NUM_CLASSES)
+    assert_same(ours, mmsegmentation(network, image, (256, 64), scales, flip=flip, windows=(64, 60)), 0.0005)
+
+
 @pytest.mark.parametrize("dataset", ["ade20k", "cocostuff"])
 def test_validation_during_training_sees_the_short_side(dataset):
     """Whole, padded to a multiple of 8 in the mean colour; public code crops it at random, which nobody can repeat."""
     image = photo(91, 122)
-    name = next(Path("experiments", dataset).glob("seg_hrnet_ocr_*")).stem
+    name = next((EXPERIMENTS / dataset).glob("seg_hrnet_ocr_*")).stem
     cfg, ours = predicted(f"{dataset}/{name}", image, *SMALL, *several(SCALES, True), single_scale=True)
     pixels = np.zeros((72, 104, 3), np.float32)  # 72 x 122 * 72 / 91 = 96.5, up to 104
     pixels[:, :97] = normalised(resized(image, 72, 97))
@@ -355,27 +392,28 @@ def test_validation_during_training_sees_the_short_side(dataset):
     assert_same(ours, theirs, 0.0005)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("ade20k/seg_hrnet_w48_520x520_*", ("padded_windows", "exp", [520, 520], 520)),
-        ("ade20k/seg_hrnet_ocr_w48_520x520_*", ("padded_windows", "exp", [520, 520], 520)),
-        ("ade20k/ovenet_hrnet_*", ("long_side", "exp", [520, 520], 520)),
-        ("cocostuff/seg_hrnet_ocr_*", ("padded_windows", "exp", [520, 520], 520)),
-        ("pascal_context/seg_hrnet_ocr_*", ("padded_windows", "exp", [520, 520], 520)),
-        ("lip/seg_hrnet_ocr_*", ("padded_windows", "exp", [473, 473], 473)),
-        ("cityscapes/seg_hrnet_*", ("dataset", "exp", [2048, 1024], 2048)),
-        ("cityscapes/ovenet_hrnet_*", ("dataset", "exp", [2048, 1024], 2048)),
-        ("acdc/*hrnet_*_540x960_*", ("dataset", "exp", [1920, 1080], 1920)),
-    ],
-)
-def test_sizes_of_the_published_files(name, settings):
-    paths = list(Path("experiments").glob(f"{name}.yaml"))
-    assert paths
-    for path in paths:
-        test = load_config(path).TEST
-        assert settings == (test.RULE, test.SCORE, test.IMAGE_SIZE, test.BASE_SIZE), path
-        assert (list(test.SCALE_LIST), test.FLIP_TEST, test.OUTPUT_INDEX) == ([1.0], False, -1)
+SIZES = {  # window and base size by data set
+    "cityscapes": ([2048, 1024], 2048),
+    "acdc": ([1920, 1080], 1920),
+    "ade20k": ([520, 520], 520),
+    "cocostuff": ([520, 520], 520),
+    "pascal_context": ([520, 520], 520),
+    "lip": ([473, 473], 473),
+}
+PUBLISHED = [path for name in SIZES for path in sorted((EXPERIMENTS / name).glob("*_sgd_*.yaml"))]
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_sizes_of_the_published_files(path):
+    """Every file whose name says how it was trained."""
+    cfg = load_config(path)
+    dataset, test = path.parent.name, cfg.TEST
+    rule = "dataset" if dataset in ("cityscapes", "acdc") else "padded_windows"
+    if dataset == "ade20k" and cfg.MODEL.SEED.NAME != "none":
+        rule = "long_side"
+    assert (rule, "exp") == (test.RULE, test.SCORE)
+    assert SIZES[dataset] == (test.IMAGE_SIZE, test.BASE_SIZE)
+    assert (list(test.SCALE_LIST), test.FLIP_TEST, test.OUTPUT_INDEX) == ([1.0], False, -1)
 
 
 def test_lip_knows_left_and_right():
