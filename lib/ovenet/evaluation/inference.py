@@ -275,17 +275,22 @@ class SlidingWindowInferencer:
         )
 
     def scaled_images(self, image: np.ndarray) -> list[Tensor]:
-        """An image ``(H, W, 3)`` uint8 at every scale, on the CPU, for a card in page-locked memory.
+        """An image ``(H, W, 3)`` uint8 at every scale, then flipped where those are views too.
+
+        On the CPU, for a card in page-locked memory.
 
         May be called ahead of `predict`, in another thread.
         """
         sizes = [self.settings.scaled_size(image.shape[:2], scale) for scale in self.settings.scales]
         image = self.settings.first_image(image, self.settings.normalization.pad_color)
-        return [self._resized(image, size) for size in sizes]
+        resized = [resize_image(image, size) for size in sizes]
+        if self.settings.has_flipped_views:
+            resized += [np.ascontiguousarray(part[:, ::-1]) for part in resized]
+        return [self._on_host(part) for part in resized]
 
-    def _resized(self, image: np.ndarray, size: tuple[int, int]) -> Tensor:
-        resized = as_tensor(resize_image(image, size))
-        return pinned_empty(resized.shape, torch.uint8).copy_(resized) if self.device.type == "cuda" else resized
+    def _on_host(self, image: np.ndarray) -> Tensor:
+        pixels = as_tensor(image)
+        return pinned_empty(pixels.shape, torch.uint8).copy_(pixels) if self.device.type == "cuda" else pixels
 
     @torch.inference_mode()
     def predict_scores(self, image: np.ndarray) -> dict[str, Tensor]:
@@ -308,12 +313,8 @@ class SlidingWindowInferencer:
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
         """
-        pixels = (
-            self._resized(image, self.settings.scaled_size(image.shape[:2], 1.0))
-            .to(self.device, non_blocking=True)
-            .permute(2, 0, 1)
-            .unsqueeze(0)
-        )
+        image = resize_image(image, self.settings.scaled_size(image.shape[:2], 1.0))
+        pixels = self._on_host(image).to(self.device, non_blocking=True).permute(2, 0, 1).unsqueeze(0)
         return self.forward.output(normalize_images(pixels, self.settings.normalization))
 
     def _bands(
@@ -331,46 +332,48 @@ class SlidingWindowInferencer:
         On the CPU some bands are finished at the same time.
         """
         size = height, width = image.shape[:2]
-        settings, scales = self.settings, self.settings.scales
+        scales = self.settings.scales
         nearest = scales.index(min(scales, key=lambda scale: abs(scale - 1)))  # whose vectors are given
         scaled = self.scaled_images(image) if scaled is None else scaled
         views = [
             self._view(part, size, seeds=seeds and index == nearest, fields=fields and index == nearest)
             for index, part in enumerate(scaled)
         ]
-        flipped_views = [self._view(part.flip(1), size) for part in scaled] if settings.has_flipped_views else []
-        all_views = [*views, *flipped_views]
-        num_classes = self._run_windows(all_views, size, 1, names)
+        num_classes = self._run_windows(views, size, 1, names)
         num_rows = max(1, self.backend.band_elements // (num_classes * width))
         bands = [range(first, min(height, first + num_rows)) for first in range(0, height, num_rows)]
 
         @torch.inference_mode()
         def finished(rows: range) -> _T:
             total: dict[str, Tensor] = {}
-            for view in all_views:
-                for name, band in view.resized_rows(size, rows).items():
-                    if settings.score == "mmseg" and is_score(name):
-                        band = self._as_averaged(band)
-                    if view in flipped_views:
-                        band = self.forward.unflip(band.unsqueeze(2)).squeeze(2)
+            for index, view in enumerate(views):
+                for name, band in self._summands(view, size, rows, is_flipped=index >= len(scales)).items():
                     total[name] = total[name].add_(band) if name in total else band
-            if settings.score != "exp" and len(all_views) > 1:
+            if self.settings.score != "exp" and len(views) > 1:
                 for name in filter(is_score, total):
-                    total[name] /= len(all_views)
+                    total[name] /= len(views)
             return finish(rows, total)
 
         def is_ready(rows: range) -> bool:
-            return not any(view.num_due(size, rows.stop) for view in all_views)
+            return not any(view.num_due(size, rows.stop) for view in views)
 
         while bands:
-            self._run_windows(all_views, size, bands[0].stop, names)
+            self._run_windows(views, size, bands[0].stop, names)
             group = [bands[0], *takewhile(is_ready, bands[1 : self.backend.bands_at_once])]
             del bands[: len(group)]
             with coarse_threads() if len(group) > 1 else nullcontext() as pool:
                 results = list((pool.map if pool else map)(finished, group))
             yield from zip(group, results, strict=True)
-            for view in all_views:
+            for view in views:
                 view.forget_above(size, group[-1].stop)
+
+    def _summands(self, view: ScaledView, size: tuple[int, int], rows: range, *, is_flipped: bool) -> dict[str, Tensor]:
+        """What a view adds to the rows of an image ``(H, W)``, ``(n, C, W)`` by name."""
+        bands = view.resized_rows(size, rows)
+        if self.settings.score == "mmseg":
+            for name in filter(is_score, bands):
+                bands[name] = self._as_averaged(bands[name])
+        return {n: self.forward.unflip(b.unsqueeze(2)).squeeze(2) for n, b in bands.items()} if is_flipped else bands
 
     def _view(self, image: Tensor, size: tuple[int, int], *, seeds: bool = False, fields: bool = False) -> ScaledView:
         is_late = self.settings.score == "mmseg"  # logits come to the image's size
