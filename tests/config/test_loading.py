@@ -67,6 +67,17 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
         ({"TEST": {"STRIDE": [0, 5]}}, [], r"TEST\.STRIDE is \[0, 5\]; expected \[width, height\] from 1 to those of"),
         ({"TEST": {"STRIDE": [2049, 5]}}, [], r"TEST\.STRIDE is \[2049, 5\]; .*\[2048, 1024\], or \[\]"),
         ({"TEST": {"STRIDE": [5]}}, [], r"TEST\.STRIDE is \[5\]"),
+        (
+            {"TEST": {"STRIDE": [5, 5], "RULE": "long_side"}},
+            [],
+            r"TEST\.STRIDE is \[5, 5\]; expected \[\] with TEST\.RULE",
+        ),
+        (
+            {"TEST": {"BASE_BOX": [5, 5]}},
+            ["TEST.RULE", "padded_windows"],
+            r"TEST\.BASE_BOX .* TEST\.RULE padded_windows",
+        ),
+        ({"TEST": {"RULE": "hrnet"}}, [], r"TEST\.RULE is 'hrnet'; expected one of dataset, long_side, padded_windows"),
         ({"TRIAN": {"LR": 1}}, [], r"unknown key TRIAN\.LR; did you mean TRAIN\.LR\?"),
         ({}, ["TEST.FLIPTEST", "True"], r"the command line: unknown key TEST\.FLIPTEST; did you mean TEST\.FLIP_TEST"),
         ({"TRAIN": {"LR": "fast"}}, [], r"TRAIN\.LR is 'fast'; expected a number"),

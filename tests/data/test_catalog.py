@@ -158,6 +158,7 @@ def test_an_own_dataset_may_say_everything(tmp_path):
         ({"class_weights": [1]}, "class_weights has 1 entries for 2 classes"),
         ({"label_format": "rgb"}, "label_format is 'rgb'; expected one of ids, colors, either"),
         ({"evaluation": {"resize": "long"}}, "evaluation.resize is 'long'"),
+        ({"evaluation": {"keeps_padding": 1}}, "evaluation.keeps_padding is 1; expected true or false"),
         ({"val_share": 1}, "val_share is 1"),
         ({"clases": []}, "unknown key 'clases'"),
     ],

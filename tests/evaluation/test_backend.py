@@ -49,6 +49,9 @@ OPTIONS = {
     "stride": {"window_size": (40, 56), "stride": (33, 21), "scales": (1.0, 1.5)},
     "box": {"window_size": (40, 56), "base_box": (100, 90), "flip": True},
     "padded": {"window_size": (40, 56), "rule": EvaluationRule("short_side", 32), "scales": (0.75, 1.0)},
+    "padded windows": {"window_size": (40, 56), "padded_windows": True, "scales": (0.3, 1.3), "flip": True},
+    "two sizes": {"window_size": (40, 56), "first_rule": EvaluationRule("short_side", 32), "scales": (0.5, 1.0)},
+    "mmseg": {"window_size": (64, 64), "score": "mmseg", "scales": (0.75, 1.0), "flip": True, "flip_pairs": ((0, 1),)},
     "exp": {"window_size": (64, 64), "score": "exp", "scales": (0.75, 1.0), "align_corners": False},
 }
 

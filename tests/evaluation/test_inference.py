@@ -10,7 +10,7 @@ from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import normalize_images
 from ovenet.evaluation.backend import CpuBackend, best_class
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
-from ovenet.evaluation.views import ScaledView, window_starts
+from ovenet.evaluation.views import ScaledView, Tiling, window_starts
 from ovenet.geometry import SRM
 from ovenet.models import build_segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
@@ -165,6 +165,17 @@ def test_overlapping_windows_cover_all(length, window, stride, expected):
     assert list(window_starts(length, window, stride)) == expected
 
 
+@pytest.mark.parametrize(
+    ("length", "window", "starts", "padded"),
+    # two thirds of 10 is 6: 10 + 6 + 6 covers 22
+    [(3, 10, [0], 10), (10, 10, [0], 10), (11, 10, [0, 6], 16), (16, 10, [0, 6], 16), (17, 10, [0, 6, 12], 22)],
+)
+def test_padded_windows_are_two_thirds_apart(length, window, starts, padded):
+    tiling = Tiling.padded_windows((length, window), (window, window))
+    assert tiling.corners == [(top, 0) for top in starts]
+    assert (tiling.padded, tiling.window) == ((padded, window), (window, window))
+
+
 class PlaceModel(torch.nn.Module):
     """Logits that depend on where in its window a pixel lies."""
 
@@ -238,6 +249,23 @@ def test_flipped_views_of_left_and_right_are_exchanged(image):
     alone = SlidingWindowInferencer(LeftModel(), settings(), CPU).predict_scores(image)["fused"]
     torch.testing.assert_close(plain, torch.full_like(plain, 0.5))
     torch.testing.assert_close(aware, alone)
+
+
+def test_mmsegmentation_averages_the_probabilities_of_flipped_views(image):
+    """±1 and its flipped image: probabilities p and 1 - p are the average of both classes, and pairs change places."""
+    chosen = {"flip": True, "score": "mmseg"}
+    plain = SlidingWindowInferencer(LeftModel(), settings(**chosen), CPU).predict_scores(image)["fused"]
+    aware = SlidingWindowInferencer(LeftModel(), settings(**chosen, flip_pairs=((0, 1),)), CPU).predict_scores(image)
+    alone = SlidingWindowInferencer(LeftModel(), settings(), CPU).predict_scores(image)["fused"]
+    torch.testing.assert_close(plain, torch.full_like(plain, 0.5))
+    torch.testing.assert_close(aware["fused"], alone)
+
+
+@pytest.mark.parametrize("score", ["exp", "mmseg"])
+def test_seeds_are_those_of_the_unflipped_view(image, score):
+    chosen = settings(score=score, flip=True, scales=(0.5, 1.0))
+    prediction = SlidingWindowInferencer(RampModel(), chosen, CPU).predict(image, seeds=True)
+    torch.testing.assert_close(prediction.confidence[0, 7], torch.linspace(0, 1, 40))
 
 
 class RampModel(torch.nn.Module):

@@ -252,6 +252,14 @@ def test_seeds_confidence_and_scores(checkpoint, pixels):
     assert predictor(pixels).scores is None
 
 
+@pytest.mark.parametrize("score", ["exp", "mmseg"])
+def test_scores_are_probabilities_whatever_is_averaged(checkpoint, pixels, score):
+    predictor = Predictor.from_checkpoint(checkpoint, scales=[0.5, 1.0], flip=True, overrides=["TEST.SCORE", score])
+    result = predictor(pixels, scores=True)
+    np.testing.assert_allclose(result.scores.sum(axis=0), 1, atol=1e-5)
+    np.testing.assert_array_equal(result.scores.argmax(axis=0), result.mask)
+
+
 def test_a_folder_for_the_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     predictor = ovenet.load("scenes-lite0", device="cpu")

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from ovenet.builders.models import build_model, dataset_info, prediction_names
 from ovenet.config import changed_settings, load_config_text
-from ovenet.data.info import DatasetInfo
+from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment import ConvertedNetwork, FileNetwork, choose_runtime, is_exported
 from ovenet.deployment.formats import read_about
 from ovenet.engine.checkpoint import read_checkpoint, weights_of
@@ -42,8 +42,9 @@ def build_predictor(
         model: on `device`.
         cfg: the configuration.
         device: of this process.
-        single_scale: leave out ``TEST.SCALE_LIST`` and ``TEST.FLIP_TEST``, as validation during training does, and
-            ``TEST.CUDA_GRAPH``: a model in training may get other weights, of which a graph would know nothing.
+        single_scale: leave out ``TEST.SCALE_LIST``, ``TEST.FLIP_TEST``, ``TEST.RULE`` and sums of exponentials, as
+            validation during training does, and ``TEST.CUDA_GRAPH``: a model in training may get other weights, of
+            which a graph would know nothing.
     """
     settings = inference_settings(cfg, dataset_info(cfg), model.normalization, single_scale=single_scale)
     return SlidingWindowInferencer(model, settings, device)
@@ -54,23 +55,28 @@ def inference_settings(
 ) -> InferenceSettings:
     """What the ``TEST`` section, the dataset and the model say about inference."""
     width, height = cfg.TEST.IMAGE_SIZE
+    rule, first_rule = info.evaluation, None
+    if cfg.TEST.RULE != "dataset" and not single_scale:
+        rule, first_rule = LONG_SIDE, rule if rule.resize != "long_side" else None
     return InferenceSettings(
         base_size=cfg.TEST.BASE_SIZE,
         window_size=(height, width),
         scales=(1.0,) if single_scale else tuple(float(s) for s in cfg.TEST.SCALE_LIST),
         flip=cfg.TEST.FLIP_TEST and not single_scale,
-        score=cfg.TEST.SCORE,
+        score="softmax" if single_scale and cfg.TEST.SCORE == "exp" else cfg.TEST.SCORE,
         output_index=cfg.TEST.OUTPUT_INDEX,
         align_corners=cfg.MODEL.ALIGN_CORNERS,
         batch_size=cfg.TEST.BATCH_SIZE_PER_GPU,
         precision=cfg.TEST.PRECISION,
-        rule=info.evaluation,
+        rule=rule,
         flip_pairs=info.flip_pairs,
         normalization=normalization,
         tf32=cfg.TEST.TF32,
         cuda_graph=not single_scale and cfg.TEST.CUDA_GRAPH == "auto" and cfg.TEST.COMPILE not in _OWN_GRAPHS,
         base_box=tuple(cfg.TEST.BASE_BOX) or None,
         stride=tuple(reversed(cfg.TEST.STRIDE)) or None,
+        first_rule=first_rule,
+        padded_windows=cfg.TEST.RULE == "padded_windows" and not single_scale,
     )
 
 

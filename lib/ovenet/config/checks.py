@@ -24,7 +24,8 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "TRAIN.CUDA_GRAPH": ("auto", "off"),
     "TRAIN.COMPILE": ("none", "blocks", "default", "reduce-overhead", "max-autotune"),
     "TRAIN.GRADIENT_COMPRESSION": ("none", "bf16", "powersgd"),
-    "TEST.SCORE": ("softmax", "exp"),
+    "TEST.RULE": ("dataset", "long_side", "padded_windows"),
+    "TEST.SCORE": ("softmax", "exp", "mmseg"),
     "TEST.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
     "TEST.CUDA_GRAPH": ("auto", "off"),
@@ -178,6 +179,9 @@ def check_config(cfg: CfgNode) -> None:
         len(stride) == 2 and all(isinstance(n, int) and 0 < n <= w for n, w in zip(stride, window, strict=True))
     )
     _require(ok, "TEST.STRIDE", cfg, f"[width, height] from 1 to those of TEST.IMAGE_SIZE, {list(window)}, or []")
+    for key in ("TEST.BASE_BOX", "TEST.STRIDE"):
+        rule = cfg.TEST.RULE
+        _require(rule == "dataset" or not _get(cfg, key), key, cfg, f"[] with TEST.RULE {rule}, which says that itself")
     _check_parts(cfg)
     _check_outputs(cfg)
 

@@ -152,11 +152,12 @@ def _test() -> CfgNode:
     c.STRIDE = []  # [width, height] from window to window: overlapping windows for any dataset; [] for side by side
     c.BASE_SIZE = 2048  # long side of the image at scale 1; its short side for datasets whose rule says so
     c.BASE_BOX = []  # [long, short] side that the image fits into at scale 1, run whole; [] as the dataset is evaluated
+    c.RULE = "dataset"  # sizes and windows of a test (validation: the dataset's): dataset, long_side, padded_windows
     c.BATCH_SIZE_PER_GPU = 0  # windows and views per forward pass; 0 is 1, on CUDA what has 2^22 pixels together, >= 2
     c.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
     c.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0
     c.FLIP_TEST = False  # average with the flipped image
-    c.SCORE = "softmax"  # softmax, or exp: sum exp(score) over scales as the public implementation did
+    c.SCORE = "softmax"  # averaged over scales: softmax; exp as HRNet and OVeNet do; mmseg: softmax of each flip
     c.OUTPUT_INDEX = -1  # which score map is scored: -1 the final one, 0 the auxiliary one (OCR)
     c.PRECISION = "fp32"  # fp32, bf16 or fp16: of convolutions; everything after the network is float32
     c.TF32 = True  # CUDA: float32 convolutions and matrix products read 10 bits of mantissa; False to compare scores

@@ -218,6 +218,8 @@ def _check(info: DatasetInfo) -> None:
     multiple = info.evaluation.multiple_of
     if type(multiple) is not int or multiple < 1:
         raise UserError(f"evaluation.multiple_of is {multiple!r}; expected a whole number of at least 1")
+    if type(info.evaluation.keeps_padding) is not bool:
+        raise UserError(f"evaluation.keeps_padding is {info.evaluation.keeps_padding!r}; expected true or false")
     _check_categories(info)
     if not 0 < info.val_share < 1:
         raise UserError(f"val_share is {info.val_share}; expected more than 0 and less than 1")

@@ -102,6 +102,16 @@ class Forward:
             self.model.eval()
         return self._run_model(pixels)
 
+    def unflip(self, scores: Tensor) -> Tensor:
+        """Scores ``(B, K, h, w)`` of flipped images, as they are for the images themselves."""
+        scores = scores.flip(3)
+        if not self.flip_pairs:
+            return scores
+        order = list(range(scores.shape[1]))
+        for left, right in self.flip_pairs:
+            order[left], order[right] = right, left
+        return torch.cat([scores[:, i : i + 1] for i in order], dim=1)  # an index would be a copy from the host
+
     def _run(
         self, names: tuple[str, ...] | None, together: bool, seeds: bool, fields: bool, pixels: Tensor
     ) -> dict[str, Tensor]:
@@ -115,7 +125,7 @@ class Forward:
                 flipped = {name: scores[num_images:] for name, scores in maps.items()}
             else:
                 flipped = self._run_model(pixels.flip(3)).predictions(self.output_index)
-            maps = {name: (s[:num_images] + self._unflip(flipped[name])) / 2 for name, s in maps.items()}
+            maps = {name: (s[:num_images] + self.unflip(flipped[name])) / 2 for name, s in maps.items()}
         maps = {name: scores.float() for name, scores in maps.items()}
         self.kind = output.score_kind
         if seeds and output.has_seed:
@@ -131,16 +141,6 @@ class Forward:
         autocast = torch.autocast(self.device.type, dtype=self._dtype) if self._dtype else nullcontext()
         with tf32(self._tf32), autocast:
             return self.model(pixels)
-
-    def _unflip(self, scores: Tensor) -> Tensor:
-        """Scores ``(B, K, h, w)`` of flipped images, as they are for the images themselves."""
-        scores = scores.flip(3)
-        if not self.flip_pairs:
-            return scores
-        order = list(range(scores.shape[1]))
-        for left, right in self.flip_pairs:
-            order[left], order[right] = right, left
-        return torch.cat([scores[:, i : i + 1] for i in order], dim=1)  # an index would be a copy from the host
 
 
 def _chosen(maps: dict[str, Tensor], names: Sequence[str] | None) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from ovenet.data.transforms import IMAGENET, box_size, normalize_images, resize_
 from ovenet.evaluation.backend import CpuBackend, CudaBackend
 from ovenet.evaluation.forward import FIELD, SEED, Forward
 from ovenet.evaluation.transfer import HostCopies, as_tensor, pinned_empty
-from ovenet.evaluation.views import ScaledView, Tiling, due_windows, is_score, is_vector
+from ovenet.evaluation.views import ScaledView, Tiling, due_windows, is_score, is_vector, padded_size
 from ovenet.geometry import probabilities
 from ovenet.structures import Normalization, OVeNetOutput
 from ovenet.utils.coarse import coarse_threads
@@ -43,8 +43,9 @@ class InferenceSettings:
         window_size: ``(H, W)``; a scaled image that fits is run whole, else in windows of this size.
         scales: scores are averaged over them.
         flip: average with the flipped image.
-        score: ``softmax`` averages probabilities; ``exp`` sums the exponentials of the scores over scales, as the
-            public implementation did.
+        score: what is averaged over scales: ``softmax``, probabilities of the flipped and the unflipped view's mean
+            score; ``exp``, the exponentials of that score, summed, as HRNet and OVeNet do; ``mmseg``, probabilities of
+            each view, from its scores at the image's own size, as mmsegmentation does.
         output_index: which score map, -1 the final one.
         align_corners: convention of the score upsampling.
         batch_size: windows per forward pass, a flipped view counting as one more; 0 is one on the CPU, and on CUDA as
@@ -61,13 +62,17 @@ class InferenceSettings:
         stride: ``(rows, columns)`` from window to window, up to the window's size: whatever the rule, a scaled image
             is run in windows of `window_size`, whose logits are averaged where they overlap, as mmsegmentation does;
             None for windows side by side, where one is needed, whose scores are averaged.
+        first_rule: what an image is brought to its size at scale 1 by, padding included, before `rule` scales the
+            result, and scores back; None scales the image itself.
+        padded_windows: whatever the rule, a scaled image is run in windows of `window_size`, see
+            `Tiling.padded_windows`, padded in black.
     """
 
     base_size: int | None
     window_size: tuple[int, int]
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
-    score: Literal["softmax", "exp"] = "softmax"
+    score: Literal["softmax", "exp", "mmseg"] = "softmax"
     output_index: int = -1
     align_corners: bool = True
     batch_size: int = 0
@@ -79,14 +84,43 @@ class InferenceSettings:
     tf32: bool = False
     cuda_graph: bool = False
     stride: tuple[int, int] | None = None
+    first_rule: EvaluationRule | None = None
+    padded_windows: bool = False
+
+    @property
+    def has_flipped_views(self) -> bool:
+        """Whether flipped images are views of their own, not averaged with the unflipped ones as they are run."""
+        return self.flip and self.score == "mmseg"
 
     def scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
         """Size ``(H, W)`` that an image of `size` is resized to, before padding."""
         if self.base_box is not None:
             return box_size(size, self.base_box, scale)
-        if self.rule.resize == "stretch":
+        if self.first_rule is not None:
+            size = padded_size(self._size_by(self.first_rule, size, 1.0), self.first_rule.multiple_of)
+        return self._size_by(self.rule, size, scale)
+
+    def first_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Sizes that `first_rule` brings an image to: padded, and of that what its scores are kept of; None without."""
+        if self.first_rule is None:
+            return None
+        own = self._size_by(self.first_rule, size, 1.0)
+        padded = padded_size(own, self.first_rule.multiple_of)
+        return padded, padded if self.first_rule.keeps_padding else own
+
+    def first_image(self, image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+        """An image ``(H, W, 3)`` as `first_rule` has it, padded in a colour."""
+        if self.first_rule is None:
+            return image
+        resized = resize_image(image, self._size_by(self.first_rule, image.shape[:2], 1.0))
+        out = np.full((*padded_size(resized.shape[:2], self.first_rule.multiple_of), 3), color, np.uint8)
+        out[: resized.shape[0], : resized.shape[1]] = resized
+        return out
+
+    def _size_by(self, rule: EvaluationRule, size: tuple[int, int], scale: float) -> tuple[int, int]:
+        if rule.resize == "stretch":
             return tuple(max(1, round(n * scale)) for n in self.window_size)
-        is_short = self.rule.resize == "short_side"
+        is_short = rule.resize == "short_side"
         base_size = self.base_size or (min(size) if is_short else max(size))
         side = max(1, round(base_size * scale))
         if is_short:
@@ -95,6 +129,8 @@ class InferenceSettings:
 
     def tiling(self, size: tuple[int, int]) -> Tiling:
         """Windows of an image that was resized to `size`."""
+        if self.padded_windows:
+            return Tiling.padded_windows(size, self.window_size)
         whole = self.base_box is not None
         multiple = 1 if self.stride or whole else self.rule.multiple_of
         is_cut = self.stride or (self.rule.resize == "long_side" and not whole)
@@ -167,11 +203,12 @@ class SlidingWindowInferencer:
         self.settings = settings
         self.device = device
         self._lock = Lock()
+        self._flips_windows = settings.flip and not settings.has_flipped_views
         self.backend = backend or (CudaBackend() if device.type == "cuda" else CpuBackend())
         self.forward = Forward(
             model,
             device,
-            flip=settings.flip,
+            flip=self._flips_windows,
             flip_pairs=settings.flip_pairs,
             output_index=settings.output_index,
             precision=settings.precision,
@@ -238,15 +275,22 @@ class SlidingWindowInferencer:
         )
 
     def scaled_images(self, image: np.ndarray) -> list[Tensor]:
-        """An image ``(H, W, 3)`` uint8 at every scale, on the CPU, for a card in page-locked memory.
+        """An image ``(H, W, 3)`` uint8 at every scale, then flipped where those are views too.
+
+        On the CPU, for a card in page-locked memory.
 
         May be called ahead of `predict`, in another thread.
         """
-        return [self._scaled(image, scale) for scale in self.settings.scales]
+        sizes = [self.settings.scaled_size(image.shape[:2], scale) for scale in self.settings.scales]
+        image = self.settings.first_image(image, self.settings.normalization.pad_color)
+        resized = [resize_image(image, size) for size in sizes]
+        if self.settings.has_flipped_views:
+            resized += [np.ascontiguousarray(part[:, ::-1]) for part in resized]
+        return [self._on_host(part) for part in resized]
 
-    def _scaled(self, image: np.ndarray, scale: float) -> Tensor:
-        resized = as_tensor(resize_image(image, self.settings.scaled_size(image.shape[:2], scale)))
-        return pinned_empty(resized.shape, torch.uint8).copy_(resized) if self.device.type == "cuda" else resized
+    def _on_host(self, image: np.ndarray) -> Tensor:
+        pixels = as_tensor(image)
+        return pinned_empty(pixels.shape, torch.uint8).copy_(pixels) if self.device.type == "cuda" else pixels
 
     @torch.inference_mode()
     def predict_scores(self, image: np.ndarray) -> dict[str, Tensor]:
@@ -269,7 +313,8 @@ class SlidingWindowInferencer:
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
         """
-        pixels = self._scaled(image, 1.0).to(self.device, non_blocking=True).permute(2, 0, 1).unsqueeze(0)
+        image = resize_image(image, self.settings.scaled_size(image.shape[:2], 1.0))
+        pixels = self._on_host(image).to(self.device, non_blocking=True).permute(2, 0, 1).unsqueeze(0)
         return self.forward.output(normalize_images(pixels, self.settings.normalization))
 
     def _bands(
@@ -291,7 +336,7 @@ class SlidingWindowInferencer:
         nearest = scales.index(min(scales, key=lambda scale: abs(scale - 1)))  # whose vectors are given
         scaled = self.scaled_images(image) if scaled is None else scaled
         views = [
-            self._view(part, seeds=seeds and index == nearest, fields=fields and index == nearest)
+            self._view(part, size, seeds=seeds and index == nearest, fields=fields and index == nearest)
             for index, part in enumerate(scaled)
         ]
         num_classes = self._run_windows(views, size, 1, names)
@@ -301,12 +346,12 @@ class SlidingWindowInferencer:
         @torch.inference_mode()
         def finished(rows: range) -> _T:
             total: dict[str, Tensor] = {}
-            for view in views:
-                for name, band in view.resized_rows(size, rows).items():
+            for index, view in enumerate(views):
+                for name, band in self._summands(view, size, rows, is_flipped=index >= len(scales)).items():
                     total[name] = total[name].add_(band) if name in total else band
-            if self.settings.score == "softmax" and len(scales) > 1:
+            if self.settings.score != "exp" and len(views) > 1:
                 for name in filter(is_score, total):
-                    total[name] /= len(scales)
+                    total[name] /= len(views)
             return finish(rows, total)
 
         def is_ready(rows: range) -> bool:
@@ -322,15 +367,26 @@ class SlidingWindowInferencer:
             for view in views:
                 view.forget_above(size, group[-1].stop)
 
-    def _view(self, image: Tensor, *, seeds: bool, fields: bool) -> ScaledView:
+    def _summands(self, view: ScaledView, size: tuple[int, int], rows: range, *, is_flipped: bool) -> dict[str, Tensor]:
+        """What a view adds to the rows of an image ``(H, W)``, ``(n, C, W)`` by name."""
+        bands = view.resized_rows(size, rows)
+        if self.settings.score == "mmseg":
+            for name in filter(is_score, bands):
+                bands[name] = self._as_averaged(bands[name])
+        return {n: self.forward.unflip(b.unsqueeze(2)).squeeze(2) for n, b in bands.items()} if is_flipped else bands
+
+    def _view(self, image: Tensor, size: tuple[int, int], *, seeds: bool = False, fields: bool = False) -> ScaledView:
+        is_late = self.settings.score == "mmseg"  # logits come to the image's size
         return ScaledView(
             image,
             self.settings.tiling(tuple(image.shape[:2])),
             self.backend,
             self.device,
             align_corners=self.settings.align_corners,
-            averages_logits=self.settings.stride is not None,
-            as_averaged=self._as_averaged,
+            averages_logits=is_late or self.settings.stride is not None,
+            as_averaged=(lambda scores: scores) if is_late else self._as_averaged,
+            pads_black=self.settings.padded_windows,
+            first_sizes=self.settings.first_sizes(size),
             seeds=seeds,
             fields=fields,
         )
@@ -339,7 +395,7 @@ class SlidingWindowInferencer:
         self, views: Sequence[ScaledView], size: tuple[int, int], row: int, names: Sequence[str] | None
     ) -> int:
         """Runs the windows that the rows above `row` of an image ``(H, W)`` need; returns the number of classes."""
-        num_views, num_classes = 2 if self.settings.flip else 1, 0
+        num_views, num_classes = 2 if self._flips_windows else 1, 0
 
         def limit(view: ScaledView) -> int:
             return max(1, self._batch_size(view) // num_views)
@@ -361,7 +417,7 @@ class SlidingWindowInferencer:
         return num_classes
 
     def _batch_size(self, view: ScaledView) -> int:
-        return self.backend.batch_size(self.settings.batch_size, view.window, flip=self.settings.flip)
+        return self.backend.batch_size(self.settings.batch_size, view.window, flip=self._flips_windows)
 
     def _as_averaged(self, scores: Tensor) -> Tensor:
         """``(n, K, w)`` of the network as they are averaged over scales."""

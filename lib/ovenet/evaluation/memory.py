@@ -78,6 +78,7 @@ class MemoryGuard:
         pixels = math.prod(size)
         settings = self._predictor.settings
         scaled = [settings.scaled_size(size, scale) for scale in settings.scales]
+        scaled *= 2 if settings.has_flipped_views else 1
         views = sum(_IMAGE_BYTES * math.prod(s) for s in scaled if s != size)
         rows = sum(2 * s[1] * min(s[0], settings.window_size[0]) for s in scaled) // 16  # two rows of windows
         maps = rows * 4 * (self._num_classes + 3)

@@ -5,6 +5,7 @@ Shapes: ``K`` classes, ``C`` channels, ``n`` rows of a band. Bands are ``(n, C, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class Tiling:
     def of(
         cls, size: tuple[int, int], limits: tuple[int, int] | None, stride: tuple[int, int] | None, multiple: int
     ) -> Tiling:
-        """Tiles an image ``(H, W)``.
+        """Tiles an image ``(H, W)`` in windows of which the last is shifted inward.
 
         Args:
             size: of the image.
@@ -57,9 +58,23 @@ class Tiling:
             stride: from window to window; None for windows side by side.
             multiple: of the padded sides.
         """
-        padded = tuple(n + -n % multiple for n in size)
+        padded = padded_size(size, multiple)
         window = tuple(min(n, limit) for n, limit in zip(padded, limits or padded, strict=True))
         starts = [window_starts(n, w, s) for n, w, s in zip(padded, window, stride or window, strict=True)]
+        return cls(padded, window, [(top, left) for top in starts[0] for left in starts[1]])
+
+    @classmethod
+    def padded_windows(cls, size: tuple[int, int], window: tuple[int, int]) -> Tiling:
+        """Tiles an image ``(H, W)`` as HRNet's test of ADE20K, COCO-Stuff, PASCAL-Context and LIP does.
+
+        All windows are of one size and lie two thirds of it apart; the image is padded until they fit.
+        """
+        starts = []
+        for length, side in zip(size, window, strict=True):
+            stride = max(1, side * 2 // 3)
+            count = max(0, math.ceil((length - side) / stride)) + 1
+            starts.append([index * stride for index in range(count)])
+        padded = tuple(axis[-1] + side for axis, side in zip(starts, window, strict=True))
         return cls(padded, window, [(top, left) for top in starts[0] for left in starts[1]])
 
 
@@ -73,6 +88,9 @@ class ScaledView:
         device: of the network.
         align_corners: convention of the score upsampling.
         averages_logits: whether windows are averaged before `as_averaged` is applied, or after it.
+        pads_black: whether what a window lacks is black, or of the mean colour.
+        first_sizes: ``(H, W)`` that scores are brought to before they are brought to the size of the image, and what
+            is kept of that; None brings them there at once.
         as_averaged: scores ``(n, K, w)`` as they are averaged over scales, from those of the network.
         seeds: keep offsets and confidence too.
         fields: keep other displacements too.
@@ -91,6 +109,8 @@ class ScaledView:
         align_corners: bool,
         averages_logits: bool,
         as_averaged: Callable[[Tensor], Tensor],
+        pads_black: bool = False,
+        first_sizes: tuple[tuple[int, int], tuple[int, int]] | None = None,
         seeds: bool = False,
         fields: bool = False,
     ):
@@ -101,13 +121,13 @@ class ScaledView:
         self._size = tuple(image.shape[:2])
         self._backend, self._device = backend, device
         self._align_corners, self._averages_logits, self._as_averaged = align_corners, averages_logits, as_averaged
+        self._pads_black, self._first_sizes = pads_black, first_sizes
         self._strip: tuple[int, Tensor] | None = None
         self._done: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def num_due(self, size: tuple[int, int], row: int) -> int:
         """How many waiting windows the rows above `row` of an image ``(H, W)`` need."""
-        rows = range(row - 1, row)
-        _, last = source_rows(self._size[0], size[0], rows, align_corners=self._align_corners)
+        last = self._own_rows(size, range(row - 1, row)).stop - 1
         return sum(top <= last for top, _ in self.waiting)
 
     def pixels(self, corner: tuple[int, int], normalization: Normalization) -> Tensor:
@@ -116,10 +136,12 @@ class ScaledView:
         if self._strip is None or self._strip[0] != top:  # windows side by side share one copy to the device
             self._strip = top, self._image[top : top + height].to(self._device, non_blocking=True)
         part = self._strip[1][:, left : left + width].permute(2, 0, 1).unsqueeze(0)
+        # At a padded border windows hold less of the image.
+        missing = (0, width - part.shape[3], 0, height - part.shape[2])
+        if any(missing) and self._pads_black:
+            return normalize_images(F.pad(part, missing), normalization)
         part = normalize_images(part, normalization)
-        missing = width - part.shape[3], height - part.shape[2]
-        # At a padded border windows hold less of the image. Zero is the mean colour.
-        return F.pad(part, (0, missing[0], 0, missing[1])) if any(missing) else part
+        return F.pad(part, missing) if any(missing) else part  # zero is the mean colour
 
     def store(self, corner: tuple[int, int], maps: dict[str, Tensor]) -> None:
         """Keeps the maps ``(h, C, w)`` of a window; vectors that are in units of the window, in those of the image."""
@@ -134,8 +156,7 @@ class ScaledView:
     def forget_above(self, size: tuple[int, int], row: int) -> None:
         """Drops the windows that no row from `row` of an image ``(H, W)`` on needs."""
         if row < size[0]:
-            rows = range(row, row + 1)
-            first, _ = source_rows(self._size[0], size[0], rows, align_corners=self._align_corners)
+            first = self._own_rows(size, range(row, row + 1)).start
             for corner in [c for c in self._done if c[0] + self.window[0] <= first]:
                 del self._done[corner]
 
@@ -154,13 +175,36 @@ class ScaledView:
         Returns:
             ``(n, C, W)`` by name; not of an earlier call's memory.
         """
-        options = {"align_corners": self._align_corners}
-        first, last = source_rows(self._size[0], size[0], rows, **options)
-        own = self._rows(range(first, last + 1))
-        if self._size == size:
-            return own
-        options |= {"in_height": self._size[0], "first_row": first}
-        return {name: self._backend.resize_rows(band, size, rows, **options) for name, band in own.items()}
+        bands = self._rows(self._own_rows(size, rows))
+        if self._first_sizes is None:
+            return self._resized(bands, self._size, size, rows)
+        padded, kept = self._first_sizes
+        first_rows = self._source(kept, size, rows)
+        bands = self._resized(bands, self._size, padded, first_rows)
+        return self._resized({name: band[..., : kept[1]] for name, band in bands.items()}, kept, size, rows)
+
+    def _resized(
+        self, bands: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int], rows: range
+    ) -> dict[str, Tensor]:
+        """Rows ``(n, C, W)`` of size `new`, from those of size `old` that they need."""
+        if old == new:
+            return bands
+        options = {"align_corners": self._align_corners, "in_height": old[0]}
+        first = self._source(old, new, rows).start
+        resize = self._backend.resize_rows
+        return {name: resize(band, new, rows, first_row=first, **options) for name, band in bands.items()}
+
+    def _source(self, old: tuple[int, int], new: tuple[int, int], rows: range) -> range:
+        """The rows of size `old` that rows of size `new` are resized from."""
+        first, last = source_rows(old[0], new[0], rows, align_corners=self._align_corners)
+        return range(first, last + 1)
+
+    def _own_rows(self, size: tuple[int, int], rows: range) -> range:
+        """The rows at this scale that rows of an image ``(H, W)`` need."""
+        if self._first_sizes is None:
+            return self._source(self._size, size, rows)
+        padded, kept = self._first_sizes
+        return self._source(self._size, padded, self._source(kept, size, rows))
 
     def _rows(self, rows: range) -> dict[str, Tensor]:
         """``(n, C, W)`` by name, at this scale."""
@@ -229,6 +273,11 @@ def due_windows(
             batch += [(view, corner) for corner in view.waiting[:taken]]
             del view.waiting[:taken]
     return batch
+
+
+def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """A size ``(H, W)`` up to the next multiples of a number of pixels."""
+    return tuple(n + -n % multiple for n in size)
 
 
 def window_starts(length: int, window: int, stride: int) -> Sequence[int]:

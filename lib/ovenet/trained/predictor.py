@@ -115,7 +115,9 @@ class Predictor(SlidingWindowInferencer):
         if flip is not None:
             settings = replace(settings, flip=flip)
         if long_side is not None:
-            settings = replace(settings, base_size=_base_size(long_side), rule=LONG_SIDE, base_box=None)
+            settings = replace(
+                settings, base_size=_base_size(long_side), rule=LONG_SIDE, base_box=None, first_rule=None
+            )
         return cls(model, settings, place, info, max_offset, Path(path))
 
     @classmethod
@@ -203,8 +205,12 @@ class Predictor(SlidingWindowInferencer):
             info=self.info,
             confidence=confidence,
             seed=seed,
-            scores=prediction.scores["fused"].cpu().numpy() if scores else None,
+            scores=self._probabilities(prediction.scores["fused"]).cpu().numpy() if scores else None,
         )
+
+    def _probabilities(self, scores: Tensor) -> Tensor:
+        """``(K, H, W)``; sums of exponentials are not yet."""
+        return scores / scores.sum(dim=0) if self.settings.score == "exp" else scores
 
     def __repr__(self) -> str:
         classes = f"{len(self.info.class_names)} classes of {self.info.name}"

@@ -1,0 +1,93 @@
+"""Every command of docs/model_zoo.md parses, every published score has one, and its test is the published one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ovenet.commands import COMMANDS
+from ovenet.config import load_config
+from ovenet.utils.cli import config_parser
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs/model_zoo.md").read_text(encoding="utf-8")
+SECTIONS = {part.splitlines()[0]: part for part in TEXT.split("\n## ")[1:]}
+OF_EXPERIMENTS = re.compile(r"^\|.*`(\w+/[\w.-]+)` \| *([\d./ –]*).*\|$", re.MULTILINE)
+
+
+def commands(section: str) -> list[tuple[str, str]]:
+    """Commands of a section, for each experiment of its table, and the remarks behind them."""
+    found = re.findall(r"^    (ovenet .*?)(?:  # (.*))?$", SECTIONS[section], re.MULTILINE)
+    names = [name for name, _ in OF_EXPERIMENTS.findall(SECTIONS[section])]
+    return [
+        (command.replace("EXPERIMENT", name), remark)
+        for command, remark in found
+        for name in (names if "EXPERIMENT" in command else [""])
+    ]
+
+
+def settings(command: str):
+    program, verb, *arguments = shlex.split(command)
+    assert program == "ovenet"
+    assert verb in COMMANDS
+    args = config_parser("").parse_args(arguments)
+    assert (ROOT / "experiments" / f"{args.cfg}.yaml").is_file(), command
+    return load_config(ROOT / "experiments" / f"{args.cfg}.yaml", args.overrides)
+
+
+TESTS = [(section, *row) for section in SECTIONS for row in commands(section) if " --cfg " in row[0]]
+
+
+@pytest.mark.parametrize(("section", "command", "remark"), TESTS)
+def test_a_command_has_settings_and_weights(section, command, remark):
+    cfg = settings(command)
+    assert cfg.TEST.MODEL_FILE.startswith("pretrained_models/")
+    assert (len(cfg.TEST.SCALE_LIST) > 1) <= cfg.TEST.FLIP_TEST, "several scales come with flips"
+    name = command.split(" --cfg ")[1].split()[0]
+    is_short = re.fullmatch(r"\w+/(hrnet|ovenet)_w48\w*", name) is not None
+    assert (cfg.TEST.RULE, cfg.TEST.SCORE) == ("dataset", "softmax") if is_short else cfg.TEST.SCORE != "softmax"
+
+
+def test_scores_of_hrnet_each_have_a_command():
+    section = "HRNet and HRNet+OCR"
+    scores = {
+        score for row in re.findall(r"^\| HRNet[^|]*\|([^|]*)\|", SECTIONS[section], re.MULTILINE)
+        for score in re.findall(r"\d+\.\d+", row)
+    }  # fmt: skip
+    remarks = {remark.split(",")[0]: settings(command) for command, remark in commands(section) if remark}
+    assert set(remarks) == scores
+    several = {"82.3", "44.2", "45.5", "56.2", "50.1", "40.6"}
+    assert {score for score, cfg in remarks.items() if len(cfg.TEST.SCALE_LIST) > 1} == several
+    assert {score for score, cfg in remarks.items() if cfg.TEST.FLIP_TEST} == {*several, "56.48"}  # LIP: flips alone
+
+
+@pytest.mark.parametrize(
+    ("section", "num_scores", "num_commands"),
+    [
+        ("OVeNet", 0, 2 * 6 + 6),
+        ("mmsegmentation's OCRNets", 2 * 21 + 3, 2 * 24),
+        ("OffSeg, and offset learning for SegFormer, SegNeXt and Mask2Former", 25, 2 * 25),
+    ],
+)
+def test_every_experiment_of_a_table_has_its_commands(section, num_scores, num_commands):
+    rows = OF_EXPERIMENTS.findall(SECTIONS[section])
+    scores = [score for _, row in rows for score in re.findall(r"\d+\.\d+", row)]
+    assert len({name for name, _ in rows}) == len(rows)
+    assert (len(scores), len(commands(section))) == (num_scores, num_commands)
+
+
+def test_weights_that_come_along_are_there():
+    for command, _ in commands("Weights that come along"):
+        _, verb, name, _ = shlex.split(command)
+        assert verb in COMMANDS
+        assert (ROOT / f"pretrained_models/{name}.safetensors").is_file()
+
+
+def test_all_commands_are_checked():
+    assert len(re.findall(r"\bovenet (test|submission|infer) ", TEXT)) == sum(
+        len(re.findall(r"^    ovenet ", part, re.MULTILINE)) for part in SECTIONS.values()
+    )
+    assert len(TESTS) > 100
