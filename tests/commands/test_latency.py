@@ -1,12 +1,13 @@
 """`ovenet latency`: networks side by side, their sizes by arithmetic."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from ovenet.commands import main
-from ovenet.commands.latency import Network, measure, table
+from ovenet.commands.latency import Network, Times, measure, table
 
 CITYSCAPES = Path(__file__).parents[2] / "experiments/cityscapes"
 LEVELS, D = 3, 128  # the pyramid raises its map three times
@@ -36,24 +37,27 @@ def test_what_takes_the_place_of_bilinear_upsampling_costs_parameters_by_arithme
 
 
 def test_times_are_medians_and_differences_are_taken_within_a_turn():
-    networks = [
-        Network("a", 1000, 2.0, {"torch": print, "onnxruntime": print}),
-        Network("b", 5, 3.04, {"torch": print}),
+    ways = {"torch": print, "onnxruntime": print}
+    networks = [Network("a", 1000, 2.0, ways), Network("b", 5, 3.04, {"torch": print})]
+    times = [
+        Times([0.1, 0.3, 0.2], [0.1, 0.3, 0.2]),
+        Times([0.05, 0.1, 0.2], [0.05, 0.1, 0.2]),
+        Times([0.4, 0.9, 0.5], [0.101, 0.305, 0.203]),
     ]
-    seconds = [[0.1, 0.3, 0.2], [0.05, 0.1, 0.2], [0.101, 0.305, 0.203]]
-    _, _, *rows = table(networks, seconds).splitlines()
+    _, _, *rows = table(networks, times).splitlines()
     assert [cells(row) for row in rows] == [
-        ["a", "1,000", "2.0", "torch", "200.0 (100.0 to 300.0)", "1.00", ""],
-        ["a", "1,000", "2.0", "onnxruntime", "100.0 (50.0 to 200.0)", "2.00", "-50.0 (-125.0 to -25.0)"],
-        ["b", "5", "3.0", "torch", "203.0 (101.0 to 305.0)", "0.99", "+3.0 (+2.0 to +4.0)"],
+        ["a", "1,000", "2.0", "torch", "200.0 (100.0 to 300.0)", "1.00", "200.0", ""],
+        ["a", "1,000", "2.0", "onnxruntime", "100.0 (50.0 to 200.0)", "2.00", "100.0", "-50.0 (-125.0 to -25.0)"],
+        ["b", "5", "3.0", "torch", "500.0 (400.0 to 900.0)", "0.40", "203.0", "+3.0 (+2.0 to +4.0)"],
     ]
 
 
 def test_networks_run_in_turn_after_one_run_each_that_is_not_counted():
     called = []
-    seconds = measure([lambda: called.append("a"), lambda: called.append("b")], 2)
-    assert called == ["a", "b"] * 3
-    assert [len(taken) for taken in seconds] == [2, 2]
+    times = measure([lambda: called.append("a"), lambda: called.append(time.sleep(0.2))], 2)
+    assert called == ["a", None] * 3
+    assert [(len(taken.elapsed_s), len(taken.processor_s)) for taken in times] == [(2, 2)] * 2
+    assert min(times[1].elapsed_s) >= 0.2 > 0.1 > max(times[1].processor_s)  # sleep is no work
 
 
 @pytest.mark.parametrize("option", [("--runs", "0"), ("--threads", "0")])

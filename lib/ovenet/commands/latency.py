@@ -52,6 +52,19 @@ class Network:
     ways: dict[str, Callable[[], object]]
 
 
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each run.
+
+    Attributes:
+        elapsed_s: by the clock: latency.
+        processor_s: that all threads worked, which other programs beside it lengthen little.
+    """
+
+    elapsed_s: list[float]
+    processor_s: list[float]
+
+
 def main() -> None:
     """Builds the networks, converts them, and prints a table."""
     args = build_parser().parse_args()
@@ -67,8 +80,8 @@ def main() -> None:
         read_network(source, name, pixels, args.ways, args.set) for source, name in zip(sources, names, strict=True)
     ]
     print(f"{height}x{width}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.runs} runs in turn")
-    seconds = measure([run for network in networks for run in network.ways.values()], args.runs)
-    print(table(networks, seconds))
+    times = measure([run for network in networks for run in network.ways.values()], args.runs)
+    print(table(networks, times))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -137,43 +150,45 @@ def make_ways(model: Segmentor, pixels: Tensor, names: list[str]) -> dict[str, C
 
 
 @torch.inference_mode()
-def measure(runs: Sequence[Callable[[], object]], number: int) -> list[list[float]]:
-    """Seconds of each call, all of them in turn, `number` times after one that is not counted."""
-    seconds: list[list[float]] = [[] for _ in runs]
+def measure(runs: Sequence[Callable[[], object]], number: int) -> list[Times]:
+    """Times of each call, all of them in turn, `number` times after one that is not counted."""
+    times = [Times([], []) for _ in runs]
     for turn in range(number + 1):
-        for run, taken in zip(runs, seconds, strict=True):
-            started = time.perf_counter()
+        for run, taken in zip(runs, times, strict=True):
+            started, worked = time.perf_counter(), time.process_time()
             run()
             if turn:
-                taken.append(time.perf_counter() - started)
-    return seconds
+                taken.processor_s.append(time.process_time() - worked)
+                taken.elapsed_s.append(time.perf_counter() - started)
+    return times
 
 
-def table(networks: Sequence[Network], seconds: Sequence[list[float]]) -> str:
-    """Markdown: size, multiply-adds and time of each network and way, and its time beside the first row's.
+def table(networks: Sequence[Network], times: Sequence[Times]) -> str:
+    """Markdown: size, multiply-adds and times of each network and way, beside the first row's.
 
     Args:
         networks: in the order in which they were measured.
-        seconds: of each network's ways in turn, see `measure`.
+        times: of each network's ways in turn, see `measure`.
 
     Returns:
-        Medians. A time has the shortest and the longest beside it; a difference, taken within each turn, so that what
-        else the machine did is in both, has its quartiles.
+        Medians; the shortest and the longest beside elapsed time; quartiles beside the difference of processor time,
+        which is taken within each turn.
     """
     lines = [
         "| network | parameters | GMAC | way | ms (shortest to longest) | times as fast as the first "
-        "| ms more than the first (quartiles) |",
-        "|---|--:|--:|---|--:|--:|--:|",
+        "| processor ms | more than the first (quartiles) |",
+        "|---|--:|--:|---|--:|--:|--:|--:|",
     ]
     rows = [(network, way) for network in networks for way in network.ways]
-    first = seconds[0]
-    for (network, way), taken in zip(rows, seconds, strict=True):
-        middle, low, high = (1e3 * pick(taken) for pick in (statistics.median, min, max))
-        more = [1e3 * (a - b) for a, b in zip(taken, first, strict=True)]
+    first = times[0]
+    for (network, way), taken in zip(rows, times, strict=True):
+        middle, low, high = (1e3 * pick(taken.elapsed_s) for pick in (statistics.median, min, max))
+        more = [1e3 * (a - b) for a, b in zip(taken.processor_s, first.processor_s, strict=True)]
         quarter, half, most = np.percentile(more, (25, 50, 75))
         difference = "" if taken is first else f"{half:+.1f} ({quarter:+.1f} to {most:+.1f})"
         lines.append(
             f"| {network.name} | {network.num_parameters:,} | {network.gmac:.1f} | {way} | "
-            f"{middle:.1f} ({low:.1f} to {high:.1f}) | {1e3 * statistics.median(first) / middle:.2f} | {difference} |"
+            f"{middle:.1f} ({low:.1f} to {high:.1f}) | {1e3 * statistics.median(first.elapsed_s) / middle:.2f} | "
+            f"{1e3 * statistics.median(taken.processor_s):.1f} | {difference} |"
         )
     return "\n".join(lines)
