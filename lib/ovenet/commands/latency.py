@@ -58,7 +58,7 @@ class Times:
 
     Attributes:
         elapsed_s: by the clock: latency.
-        processor_s: that all threads worked, which other programs beside it lengthen little.
+        processor_s: that all threads worked, which other programs lengthen less than the clock's.
     """
 
     elapsed_s: list[float]
