@@ -74,6 +74,24 @@ def test_cost_of_the_network_on_mscan_s(upsampler, context, expected, products):
     assert (counter.get_total_flops() - convolutions) / 2e9 == pytest.approx(products, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "of_fine", "of_coarse"),
+    [
+        ("bilinear", 0, 0, 0),
+        ("srm", 2 * 128 * 64 + 2 * 64 + (9 * 64 + 1) * (2 + 9), 2 * 128 * 64 + 9 * 64 * (2 + 9), 0),
+        ("fam", 2 * 128 * 64 + 9 * 128 * 2, 128 * 64 + 9 * 128 * 2, 128 * 64),
+        ("align_fa", 2 * (2 * 128 * 128 + 2 * 128 + 9 * 128 * 2), 2 * (2 * 128 * 128 + 9 * 128 * 2), 0),
+    ],
+)
+def test_cost_of_what_brings_a_map_to_the_next_size(name, parameters, of_fine, of_coarse):
+    """Multiply-adds per pixel of the fine map and of the coarse one; resizing and fetching are counted by no table."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        module = UPSAMPLERS[name](128).eval()
+        module(torch.zeros(1, 128, 16, 32), torch.zeros(1, 128, 8, 16))
+    assert count(module) == parameters
+    assert counter.get_total_flops() == 2 * (of_fine * 16 * 32 + of_coarse * 8 * 16)
+
+
 @pytest.mark.parametrize("size", [(16, 32), (13, 21)])
 def test_srm_starts_as_bilinear_upsampling(size):
     """To the bit where the sides are powers of two, as positions have exact numbers there."""

@@ -1,4 +1,4 @@
-"""Times one image through a network in each runtime of this machine, in turn."""
+"""Times one image through networks, in each runtime of this machine, in turn, beside what they cost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from ovenet.deployment.formats import write_onnx
 from ovenet.deployment.quantization import quantize_onnx
 from ovenet.deployment.runtimes import open_session
 from ovenet.errors import UserError
+from ovenet.evaluation.curves import short_names
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.cost import count_multiply_adds, count_parameters
@@ -39,39 +42,73 @@ WAYS = (EAGER, FUSED, *SESSIONS)
 _NUM_CALIBRATION = 2  # images of noise: the speed does not depend on them
 
 
+@dataclass(frozen=True)
+class Network:
+    """One network: what it costs, and functions that run the image once, by way."""
+
+    name: str
+    num_parameters: int
+    gmac: float
+    ways: dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each run.
+
+    Attributes:
+        elapsed_s: by the clock: latency.
+        processor_s: that all threads worked, which other programs lengthen less than the clock's.
+    """
+
+    elapsed_s: list[float]
+    processor_s: list[float]
+
+
 def main() -> None:
-    """Builds the network, converts it, and prints a table."""
+    """Builds the networks, converts them, and prints a table."""
     args = build_parser().parse_args()
     if args.runs < 1 or (args.threads is not None and args.threads < 1):
         raise UserError("--runs and --threads are at least 1")
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = _model(args.model, args.set)
-    size = parse_size(args.size, (512, 1024))
+    height, width = size = parse_size(args.size, (512, 1024))
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    millions, gmac = count_parameters(model) / 1e6, count_multiply_adds(copy.deepcopy(model).to("meta"), *size) / 1e9
-    print(
-        f"{args.model}: {millions:.2f} million parameters, {gmac:.1f} GMAC at "
-        f"{size[0]}x{size[1]}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    seconds = measure(make_ways(model, pixels, args.ways), args.runs)
-    first = statistics.median(next(iter(seconds.values())))
-    print(f"| way | ms | times as fast as {next(iter(seconds))} |\n|---|--:|--:|")
-    for name, values in seconds.items():
-        middle, low, high = (1e3 * pick(values) for pick in (statistics.median, min, max))
-        print(f"| {name} | {middle:.1f} ({low:.1f} to {high:.1f}) | {1e3 * first / middle:.2f} |")
+    sources = list(dict.fromkeys(args.models))
+    names = short_names([Path(source) for source in sources])
+    networks = [
+        read_network(source, name, pixels, args.ways, args.set) for source, name in zip(sources, names, strict=True)
+    ]
+    print(f"{height}x{width}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.runs} runs in turn")
+    times = measure([run for network in networks for run in network.ways.values()], args.runs)
+    print(table(networks, times))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="an experiment file, or weights as `ovenet infer` takes them")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="experiment files, or weights as `ovenet infer` takes them"
+    )
     parser.add_argument("--size", metavar="HxW", help="of the image; default: 512x1024")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
-    parser.add_argument("--runs", type=int, default=10, metavar="N", help="of each way, in turn (default: 10)")
+    parser.add_argument(
+        "--runs", type=int, default=10, metavar="N", help="of each network and way, in turn (default: 10)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="of torch")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="settings")
     return parser
+
+
+def read_network(source: str, name: str, pixels: Tensor, ways: list[str], overrides: list[str]) -> Network:
+    """A network by an experiment or weights, ready to run `pixels` ``(1, 3, H, W)`` in these ways.
+
+    Raises:
+        UserError: there is no such model, a package is missing, or the network cannot be converted.
+    """
+    model = _model(source, overrides)
+    gmac = count_multiply_adds(copy.deepcopy(model).to("meta"), *pixels.shape[-2:]) / 1e9
+    return Network(name, count_parameters(model), gmac, make_ways(model, pixels, ways))
 
 
 def _model(source: str, overrides: list[str]) -> Segmentor:
@@ -113,13 +150,45 @@ def make_ways(model: Segmentor, pixels: Tensor, names: list[str]) -> dict[str, C
 
 
 @torch.inference_mode()
-def measure(ways: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each run, the ways in turn, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(runs + 1):
-        for name, run in ways.items():
-            started = time.perf_counter()
+def measure(runs: Sequence[Callable[[], object]], number: int) -> list[Times]:
+    """Times of each call, all of them in turn, `number` times after one that is not counted."""
+    times = [Times([], []) for _ in runs]
+    for turn in range(number + 1):
+        for run, taken in zip(runs, times, strict=True):
+            started, worked = time.perf_counter(), time.process_time()
             run()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+            if turn:
+                taken.processor_s.append(time.process_time() - worked)
+                taken.elapsed_s.append(time.perf_counter() - started)
+    return times
+
+
+def table(networks: Sequence[Network], times: Sequence[Times]) -> str:
+    """Markdown: size, multiply-adds and times of each network and way, beside the first row's.
+
+    Args:
+        networks: in the order in which they were measured.
+        times: of each network's ways in turn, see `measure`.
+
+    Returns:
+        Medians; the shortest and the longest beside elapsed time; quartiles beside the difference of processor time,
+        which is taken within each turn.
+    """
+    lines = [
+        "| network | parameters | GMAC | way | ms (shortest to longest) | times as fast as the first "
+        "| processor ms | more than the first (quartiles) |",
+        "|---|--:|--:|---|--:|--:|--:|--:|",
+    ]
+    rows = [(network, way) for network in networks for way in network.ways]
+    first = times[0]
+    for (network, way), taken in zip(rows, times, strict=True):
+        middle, low, high = (1e3 * pick(taken.elapsed_s) for pick in (statistics.median, min, max))
+        more = [1e3 * (a - b) for a, b in zip(taken.processor_s, first.processor_s, strict=True)]
+        quarter, half, most = np.percentile(more, (25, 50, 75))
+        difference = "" if taken is first else f"{half:+.1f} ({quarter:+.1f} to {most:+.1f})"
+        lines.append(
+            f"| {network.name} | {network.num_parameters:,} | {network.gmac:.1f} | {way} | "
+            f"{middle:.1f} ({low:.1f} to {high:.1f}) | {1e3 * statistics.median(first.elapsed_s) / middle:.2f} | "
+            f"{1e3 * statistics.median(taken.processor_s):.1f} | {difference} |"
+        )
+    return "\n".join(lines)
