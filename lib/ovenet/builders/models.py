@@ -24,6 +24,7 @@ from ovenet.losses import PixelContrast, QueryLoss, SegmentationCriterion, build
 from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.interfaces import Part
+from ovenet.models.norm import set_momentum
 from ovenet.models.registry import HEADS
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
 from ovenet.structures import Normalization
@@ -70,6 +71,8 @@ def build_model(cfg: CfgNode) -> Segmentor:
         seed_args=part_settings(nodes.SEED),
         checkpoint_activations=cfg.TRAIN.CHECKPOINT_ACTIVATIONS,
     )
+    if nodes.BN_MOMENTUM:
+        set_momentum(model, nodes.BN_MOMENTUM)
     if nodes.FROZEN:
         model.freeze(nodes.FROZEN)
     return model
