@@ -18,6 +18,7 @@ from ovenet.utils.logging import get_logger
 Setting = tuple[Any, str]  # value and source
 
 HEAD_OF = {"seg_hrnet": "fcn", "branched_seg_hrnet": "fcn", "seg_hrnet_ocr": "ocr"}  # by MODEL.NAME
+_OCR_CODE_KEYS = {"MODEL.ALIGN_CORNERS", "MODEL.NUM_OUTPUTS"}  # HRNet's code without OCR has none of them
 _EXTRA = "MODEL.EXTRA."
 _STAGE_FIELDS = ("NUM_MODULES", "NUM_BLOCKS", "NUM_CHANNELS", "BLOCK")
 _HEAD_KEYS = {
@@ -128,6 +129,25 @@ def translate(
             )
         out["TRAIN.LR_MULT.HEAD"] = (values.get("TRAIN.NONBACKBONE_MULT", TRANSLATED["TRAIN.NONBACKBONE_MULT"]), source)
     return out
+
+
+def conventions(name: Setting, keys: AbstractSet[str]) -> dict[str, Setting]:
+    """What the code that a published file is for does without a key for it.
+
+    HRNet's code without OCR, and OVeNet's on it, resizes with half-pixel centres, and its BatchNorm has momentum 0.01.
+    HRNet-OCR's code has keys of its own, the defaults of the present schema, and 0.1, for ``seg_hrnet`` too.
+
+    Args:
+        name: ``MODEL.NAME``.
+        keys: those of the same source, inert ones among them.
+
+    Returns:
+        Settings that hold where nobody says otherwise.
+    """
+    value, source = name
+    if HEAD_OF.get(value) == "fcn" and not keys & _OCR_CODE_KEYS:
+        return {"MODEL.ALIGN_CORNERS": (False, source), "MODEL.BN_MOMENTUM": (0.01, source)}
+    return {}
 
 
 def warn_about_a_missing_branch(published: Mapping[str, Setting], merged: Mapping[str, Setting]) -> None:

@@ -123,6 +123,7 @@ def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> 
     """All settings in the present schema, by key; without a source where they are a part's default name."""
     merged: dict[str, Setting] = {f"{part}.NAME": (known[f"{part}.NAME"], "") for part in PART_SECTIONS}
     published: dict[str, Setting] = {}
+    implied: dict[str, Setting] = {}
     for source, content in sources:
         coerced = {k: (_coerce(k, v, known, source), source) for k, v in content.items() if k not in INERT_KEYS}
         version = coerced.get("VERSION", (VERSION, ""))[0]
@@ -132,12 +133,14 @@ def _merge(sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]) -> 
         if touched:
             published |= {key: coerced[key] for key in touched}
             _update(merged, translate(published, touched, merged))
+        if "MODEL.NAME" in touched:
+            implied = compat.conventions(coerced["MODEL.NAME"], content.keys())
         own = {key: setting for key, setting in coerced.items() if key not in touched}
         if "MODEL.BACKBONE.NAME" in own:
             published = {key: setting for key, setting in published.items() if not key.startswith("MODEL.EXTRA.STAGE")}
         _update(merged, own)
     warn_about_a_missing_branch(published, merged)
-    return merged
+    return {**implied, **merged}
 
 
 def _update(merged: dict[str, Setting], new: Mapping[str, Setting]) -> None:
