@@ -153,12 +153,6 @@ def check_config(cfg: CfgNode) -> None:
         f"0 with TRAIN.ITERATIONS, which is {cfg.TRAIN.ITERATIONS}: extra epochs follow TRAIN.END_EPOCH alone",
     )
     _require(
-        cfg.LOSS.AVERAGE == "valid" or not cfg.LOSS.USE_OHEM or bool(cfg.LOSS.TERMS),
-        "LOSS.AVERAGE",
-        cfg,
-        "'valid' with LOSS.USE_OHEM: it averages over the hard pixels",
-    )
-    _require(
         cfg.LOSS.OFFSET_TARGET == "same_class" or cfg.LOSS.OFFSET > 0,
         "LOSS.OFFSET_TARGET",
         cfg,

@@ -55,7 +55,7 @@ def _loss() -> CfgNode:
     c.CLASS_WEIGHTS = ""  # audit.json of tools/audit_data.py, whose suggested weights are used; "" for none
     c.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
     c.TERMS = []  # [{NAME, WEIGHT, …arguments}], see ovenet.list_losses(); [] is what USE_OHEM says
-    c.AVERAGE = "valid"  # cross-entropy is averaged over valid pixels, or over all, ignored ones too (mmsegmentation)
+    c.AVERAGE = "valid"  # cross-entropy (with OHEM: of auxiliary maps) is averaged over valid pixels, or over all
     c.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
     c.BACKEND = "auto"  # how it is computed: auto, plain, blocked or triton (CUDA); all give the same loss
     c.CONTRAST = CfgNode()  # between embeddings of pixels, for heads with EMBEDDING
