@@ -52,7 +52,7 @@ def test_averaging_over_all_pixels_counts_the_ignored_ones():
 
 
 def test_with_ohem_all_pixels_share_the_auxiliary_loss():
-    """As in HRNet-OCR's code: the auxiliary map's losses are averaged over all pixels, the mined ones over themselves."""
+    """As in HRNet-OCR's code: auxiliary losses are averaged over all pixels, the mined ones over themselves."""
     scores, labels, _ = example()
     weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)[: scores.shape[1]]
     weights = torch.cat([weights, torch.ones(scores.shape[1] - len(weights), dtype=torch.float64)])

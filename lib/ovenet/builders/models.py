@@ -115,7 +115,8 @@ def create_model(
         seed: where offsets come from, a name of `ovenet.list_seeds`; None is the baseline.
         pretrained: a file of weights, or ``timm`` for timm's; None takes those that come with the backbone, if any do,
             and False takes none.
-        align_corners: convention of all resizing of maps; True for HRNet and OVeNet, False for mmsegmentation.
+        align_corners: convention of all resizing of maps; True for networks published with OCR, False for HRNet's and
+            OVeNet's without it and for mmsegmentation's.
         backbone_args: settings of the backbone, see `ovenet.describe`.
         neck_args: of the neck.
         head_args: of the head.

@@ -38,7 +38,7 @@ def _model() -> CfgNode:
     c.SEED = CfgNode()
     c.SEED.NAME = NO_SEED  # where offsets come from, for an OVeNet: fork, shared or neck; none is the baseline
     c.SEED.PRETRAINED = ""  # fork only: file whose stages initialise the copied ones; "" starts them at random
-    c.ALIGN_CORNERS = True  # convention of all resizing of maps: True for OCR's code, False for HRNet's without, mmseg
+    c.ALIGN_CORNERS = True  # in all resizing of maps: True for networks published with OCR, False for others, mmseg too
     c.BN_MOMENTUM = 0.0  # share of a batch in BatchNorm's statistics, in [0, 1]; 0 leaves the parts' own (HRNet: 0.1)
     c.FROZEN = []  # parts that are not trained: backbone, neck, head, seed, or modules in them (backbone.layer1)
     c.ALLOW_PARTIAL = False  # accept files that lack tensors: over 5 % of what training starts from, any in a test
