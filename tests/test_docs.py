@@ -117,7 +117,7 @@ def test_long_names_are_the_short_one_with_the_published_test(path):
 
 
 def test_published_long_names_stay():
-    names = {path.stem for path in LONG_NAMES if path.parent.name == "cityscapes"}
+    names = {path.stem for path in EXPERIMENTS.glob("cityscapes/*.yaml")}
     assert {
         "seg_hrnet_w48_train_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484",
         "seg_hrnet_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484_cityscapes_pretrained",

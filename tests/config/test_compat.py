@@ -157,3 +157,39 @@ def test_keys_of_earlier_versions_are_read_under_their_new_names(tmp_path):
     path.write_text("LOSS: {ENGINE: plain}\n")
     cfg = load_config(path, ["TEST.FOLD_BATCHNORM", "False"])
     assert (cfg.LOSS.BACKEND, cfg.TEST.FUSE_CONV_BN) == ("plain", False)
+
+
+@pytest.mark.parametrize(
+    ("model", "align_corners", "momentum"),
+    [
+        ({"NAME": "branched_seg_hrnet"}, False, 0.01),  # OVeNet's code without OCR
+        ({"NAME": "seg_hrnet"}, False, 0.01),  # HRNet's branches without OCR
+        ({"NAME": "branched_seg_hrnet", "ALIGN_CORNERS": True}, True, 0.1),  # a file that names it is obeyed
+        ({"NAME": "seg_hrnet", "ALIGN_CORNERS": False}, False, 0.1),  # HRNet-OCR's code: Cityscapes, PASCAL-Context
+        ({"NAME": "seg_hrnet", "NUM_OUTPUTS": 1}, True, 0.1),  # likewise: ADE20K, COCO-Stuff
+        ({"NAME": "seg_hrnet_ocr"}, True, 0.1),
+        ({"BACKBONE": {"NAME": "hrnet_w48"}}, True, 0.1),  # no published file
+    ],
+)
+def test_networks_without_ocr_have_the_conventions_of_their_code(write_config, model, align_corners, momentum):
+    """The public code without OCR has no ALIGN_CORNERS and neither has NUM_OUTPUTS: both came with OCR."""
+    model = {**model, "EXTRA": {"OFFSET_BRANCH": 4}} if "NAME" in model else model
+    cfg = load_config(write_config({"MODEL": model}))
+    with torch.device("meta"):
+        norms = [m for m in build_model(cfg).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert cfg.MODEL.ALIGN_CORNERS is align_corners
+    assert {norm.momentum for norm in norms} == {momentum}
+
+
+def test_the_conventions_of_a_public_file_can_be_set(write_config):
+    path = write_config({"MODEL": {"NAME": "branched_seg_hrnet"}})
+    cfg = load_config(path, ["MODEL.ALIGN_CORNERS", "True"])
+    assert (cfg.MODEL.ALIGN_CORNERS, cfg.MODEL.BN_MOMENTUM) == (True, 0.01)
+    cfg = load_config(path, ["MODEL.BN_MOMENTUM", "0.05"])
+    assert (cfg.MODEL.ALIGN_CORNERS, cfg.MODEL.BN_MOMENTUM) == (False, 0.05)
+    cfg = load_config(path, ["MODEL.NAME", "seg_hrnet_ocr"])  # the last name decides
+    assert (cfg.MODEL.ALIGN_CORNERS, cfg.MODEL.BN_MOMENTUM) == (True, 0.0)
+    over = write_config({"_BASE_": "base.yaml", "MODEL": {"NAME": "seg_hrnet"}}, "over.yaml")
+    write_config({"MODEL": {"ALIGN_CORNERS": True}}, "base.yaml")
+    assert load_config(over).MODEL.ALIGN_CORNERS is True
+    assert load_config_text(load_config(path).dump(), "a checkpoint") == load_config(path)

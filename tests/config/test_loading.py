@@ -101,7 +101,6 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
         ({"TRAIN": {"IGNORE_LABEL": 3}}, [], r"TRAIN\.IGNORE_LABEL is 3; expected outside the classes 0 to 18"),
         ({"TRAIN": {"END_EPOCH": 0}}, [], r"TRAIN\.END_EPOCH is 0; expected more than TRAIN\.BEGIN_EPOCH"),
         ({"TRAIN": {"ITERATIONS": 9, "EXTRA_EPOCH": 2}}, [], r"EXTRA_EPOCH is 2; expected 0 with TRAIN\.ITERATIONS"),
-        ({"LOSS": {"AVERAGE": "all", "USE_OHEM": True}}, [], r"LOSS\.AVERAGE is 'all'; expected 'valid' with LOSS"),
         (
             {"LOSS": {"OFFSET_TARGET": "right_pixel"}},
             [],

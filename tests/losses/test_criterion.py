@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,3 +123,54 @@ def test_the_loss_of_the_offsets_may_ask_for_right_pixels():
     criterion = SegmentationCriterion(ignore_label=255, offset_weight=3.0, offset_target="right_pixel")
     loss = criterion(replace(output, initial=(scores,)), LABELS)
     assert loss.terms["offset"].item() == pytest.approx((1 + 1 + 2) / 3)
+
+
+def public_confidence_loss(offset, confidence, labels, align_corners):
+    """As in OVeNet's code, on one image after the other: summed over the batch, divided by the area of an image."""
+    height, width = labels.shape[-2:]
+    total = 0.0
+    for x, f, label in zip(offset, confidence, labels, strict=True):
+        x, f = (upsampled_by_loops(m, height, width, align_corners) for m in (x, f))
+        for i in range(height):
+            for j in range(width):
+                column = min(max(j + x[0, i, j] * (width - 1) / 2, 0), width - 1)  # the image spans -1 to 1
+                row = min(max(i + x[1, i, j] * (height - 1) / 2, 0), height - 1)
+                same = label[round(row), round(column)] == label[i, j]
+                total -= math.log((f[0, i, j] if same else 1 - f[0, i, j]) + 1e-7)
+    return total / (height * width)
+
+
+def upsampled_by_loops(maps, height, width, align_corners):
+    _, h, w = maps.shape
+    out = np.empty((len(maps), height, width))
+
+    def place(i, n, m):
+        at = i * (n - 1) / (m - 1) if align_corners else max((i + 0.5) * n / m - 0.5, 0.0)
+        low = min(int(at), n - 1)
+        return low, min(low + 1, n - 1), at - low
+
+    for i in range(height):
+        top, bottom, v = place(i, h, height)
+        for j in range(width):
+            left, right, u = place(j, w, width)
+            upper = (1 - u) * maps[:, top, left] + u * maps[:, top, right]
+            out[:, i, j] = (1 - v) * upper + v * ((1 - u) * maps[:, bottom, left] + u * maps[:, bottom, right])
+    return out
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_lambda_of_the_batch_gives_the_public_confidence_loss(batch, align_corners):
+    """Without ignored pixels: 2.00 of ours at batch 2, 3.00 at batch 3; offsets are resized as scores are."""
+    generator = torch.Generator().manual_seed(batch)
+    offset = torch.rand(batch, 2, 4, 6, generator=generator) - 0.5
+    confidence = 0.05 + 0.9 * torch.rand(batch, 1, 4, 6, generator=generator)
+    labels = torch.randint(0, 2, (batch, 15, 22), generator=generator)
+    maps = (torch.zeros(batch, 2, 4, 6),)
+    output = OVeNetOutput(maps, maps, maps, offset, confidence)
+    terms = {}
+    for weight in (0.0, float(batch)):
+        criterion = SegmentationCriterion(ignore_label=255, confidence_weight=weight, align_corners=align_corners)
+        terms[weight] = criterion(output, labels).total.item()
+    expected = public_confidence_loss(offset.numpy(), confidence.numpy(), labels.numpy(), align_corners)
+    assert terms[batch] - terms[0.0] == pytest.approx(expected, rel=2e-5)

@@ -51,6 +51,23 @@ def test_averaging_over_all_pixels_counts_the_ignored_ones():
     torch.testing.assert_close(value({"NAME": "cross_entropy"}, scores, targets, average="all"), own * 32 / 63)
 
 
+def test_with_ohem_all_pixels_share_the_auxiliary_loss():
+    """As in HRNet-OCR's code: auxiliary losses are averaged over all pixels, the mined ones over themselves."""
+    scores, labels, _ = example()
+    weights = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)[: scores.shape[1]]
+    weights = torch.cat([weights, torch.ones(scores.shape[1] - len(weights), dtype=torch.float64)])
+    targets = Targets.from_labels(labels, ignore_label=IGNORE, class_weights=weights, dtype=torch.float64)
+    log_probs = scores.detach().log_softmax(1).numpy()
+    total = 0.0
+    for b, y, x in np.ndindex(*labels.shape):
+        if labels[b, y, x] != IGNORE:
+            total -= weights[labels[b, y, x]].item() * log_probs[b, labels[b, y, x], y, x]
+    term = {"NAME": "ohem", "THRESHOLD": 0.5, "MIN_KEPT": 5}
+    auxiliary = value(term, scores, targets, average="all", is_final=False)
+    assert auxiliary.item() == pytest.approx(total / labels.numel())
+    torch.testing.assert_close(value(term, scores, targets, average="all"), value(term, scores, targets))
+
+
 def test_focal_loss_equals_a_loop():
     scores, labels, targets = example()
     probabilities = scores.detach().softmax(1).numpy()

@@ -24,6 +24,7 @@ from ovenet.losses import PixelContrast, QueryLoss, SegmentationCriterion, build
 from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.interfaces import Part
+from ovenet.models.norm import set_momentum
 from ovenet.models.registry import HEADS
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
 from ovenet.structures import Normalization
@@ -71,6 +72,8 @@ def build_model(cfg: CfgNode) -> Segmentor:
         seed_args=part_settings(nodes.SEED),
         checkpoint_activations=cfg.TRAIN.CHECKPOINT_ACTIVATIONS,
     )
+    if nodes.BN_MOMENTUM:
+        set_momentum(model, nodes.BN_MOMENTUM)
     if nodes.FROZEN:
         model.freeze(nodes.FROZEN)
     return model
@@ -113,7 +116,8 @@ def create_model(
         seed: where offsets come from, a name of `ovenet.list_seeds`; None is the baseline.
         pretrained: a file of weights, or ``timm`` for timm's; None takes those that come with the backbone, if any do,
             and False takes none.
-        align_corners: convention of all resizing of maps; True for HRNet and OVeNet, False for mmsegmentation.
+        align_corners: convention of all resizing of maps; True for networks published with OCR, False for HRNet's and
+            OVeNet's without it and for mmsegmentation's.
         backbone_args: settings of the backbone, see `ovenet.describe`.
         neck_args: of the neck.
         head_args: of the head.

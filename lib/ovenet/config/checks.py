@@ -122,6 +122,7 @@ def check_config(cfg: CfgNode) -> None:
         _require(_get(cfg, key) > 0, key, cfg, "more than 0")
     for key in _FRACTIONS:
         _require(0 <= _get(cfg, key) < 1, key, cfg, "at least 0 and below 1")
+    _require(0 <= cfg.MODEL.BN_MOMENTUM <= 1, "MODEL.BN_MOMENTUM", cfg, "at least 0 and at most 1")
     _require(0 < cfg.LOSS.OHEMTHRES <= 1, "LOSS.OHEMTHRES", cfg, "more than 0 and at most 1")
     _require(0 <= cfg.TRAIN.RARE_CLASS_CROPS <= 1, "TRAIN.RARE_CLASS_CROPS", cfg, "at least 0 and at most 1")
     for key in ("TRAIN.IMAGE_SIZE", "TEST.IMAGE_SIZE"):
@@ -151,12 +152,6 @@ def check_config(cfg: CfgNode) -> None:
         "TRAIN.EXTRA_EPOCH",
         cfg,
         f"0 with TRAIN.ITERATIONS, which is {cfg.TRAIN.ITERATIONS}: extra epochs follow TRAIN.END_EPOCH alone",
-    )
-    _require(
-        cfg.LOSS.AVERAGE == "valid" or not cfg.LOSS.USE_OHEM or bool(cfg.LOSS.TERMS),
-        "LOSS.AVERAGE",
-        cfg,
-        "'valid' with LOSS.USE_OHEM: it averages over the hard pixels",
     )
     _require(
         cfg.LOSS.OFFSET_TARGET == "same_class" or cfg.LOSS.OFFSET > 0,

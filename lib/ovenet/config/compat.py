@@ -7,6 +7,7 @@ is inert: accepted, and named in a warning. `ovenet.config.merging` says which o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ovenet.config.defaults import NO_SEED
@@ -17,6 +18,7 @@ from ovenet.models.registry import SEEDS
 Setting = tuple[Any, str]  # value and source
 
 HEAD_OF = {"seg_hrnet": "fcn", "branched_seg_hrnet": "fcn", "seg_hrnet_ocr": "ocr"}  # by MODEL.NAME
+_OCR_CODE_KEYS = {"MODEL.ALIGN_CORNERS", "MODEL.NUM_OUTPUTS"}  # HRNet's code without OCR has none of them
 _EXTRA = "MODEL.EXTRA."
 _STAGE_FIELDS = ("NUM_MODULES", "NUM_BLOCKS", "NUM_CHANNELS", "BLOCK")
 KEYWORDS, MULT = "TRAIN.NONBACKBONE_KEYWORDS", "TRAIN.NONBACKBONE_MULT"
@@ -152,6 +154,25 @@ def named_parts(published: Mapping[str, Setting]) -> dict[str, tuple[Setting, st
         if stage:
             out["MODEL.SEED.STAGE"] = ((stage, source), branch)
     return out
+
+
+def conventions(name: Setting, keys: AbstractSet[str]) -> dict[str, Setting]:
+    """What the code that a published file is for does without a key for it.
+
+    HRNet's code without OCR, and OVeNet's on it, resizes with half-pixel centres, and its BatchNorm has momentum 0.01.
+    HRNet-OCR's code has keys of its own, the defaults of the present schema, and 0.1, for ``seg_hrnet`` too.
+
+    Args:
+        name: ``MODEL.NAME``.
+        keys: those of the same source, inert ones among them.
+
+    Returns:
+        Settings that hold where nobody says otherwise.
+    """
+    value, source = name
+    if HEAD_OF.get(value) == "fcn" and not keys & _OCR_CODE_KEYS:
+        return {"MODEL.ALIGN_CORNERS": (False, source), "MODEL.BN_MOMENTUM": (0.01, source)}
+    return {}
 
 
 def learning_rate_factors(words: Sequence[str], factor: float, head: str, seed: str) -> dict[str, float]:

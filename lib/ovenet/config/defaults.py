@@ -37,7 +37,8 @@ def _model() -> CfgNode:
     c.SEED = CfgNode()
     c.SEED.NAME = NO_SEED  # where offsets come from, for an OVeNet: fork, shared or neck; none is the baseline
     c.SEED.PRETRAINED = ""  # fork only: file whose stages initialise the copied ones; "" starts them at random
-    c.ALIGN_CORNERS = True  # convention of all resizing of maps: True for HRNet and OVeNet, False for mmsegmentation
+    c.ALIGN_CORNERS = True  # in all resizing of maps: True for networks published with OCR, False for others, mmseg too
+    c.BN_MOMENTUM = 0.0  # share of a batch in BatchNorm's statistics, in [0, 1]; 0 leaves the parts' own (HRNet: 0.1)
     c.FROZEN = []  # parts that are not trained: backbone, neck, head, seed, or modules in them (backbone.layer1)
     c.ALLOW_PARTIAL = False  # accept files that lack tensors: over 5 % of what training starts from, any in a test
     return c
@@ -53,7 +54,7 @@ def _loss() -> CfgNode:
     c.CLASS_WEIGHTS = ""  # audit.json of tools/audit_data.py, whose suggested weights are used; "" for none
     c.BALANCE_WEIGHTS = []  # weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]
     c.TERMS = []  # [{NAME, WEIGHT, …arguments}], see ovenet.list_losses(); [] is what USE_OHEM says
-    c.AVERAGE = "valid"  # cross-entropy is averaged over valid pixels, or over all, ignored ones too (mmsegmentation)
+    c.AVERAGE = "valid"  # cross-entropy (with OHEM: of auxiliary maps) is averaged over valid pixels, or over all
     c.KAPPA = 0.5  # κ, weight of the losses of the initial and the seed prediction, >= 0
     c.BACKEND = "auto"  # how it is computed: auto, plain, blocked or triton (CUDA); all give the same loss
     c.CONTRAST = CfgNode()  # between embeddings of pixels, for heads with EMBEDDING

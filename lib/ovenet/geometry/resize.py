@@ -19,7 +19,7 @@ def resize_bilinear(values: Tensor, size: tuple[int, int], *, align_corners: boo
     Args:
         values: ``(B, C, h, w)``.
         size: ``(H, W)`` in pixels.
-        align_corners: True puts the centres of the corner pixels onto each other (published HRNet models).
+        align_corners: True puts the centres of the corner pixels onto each other (networks published with OCR).
 
     Returns:
         ``(B, C, H, W)``, under autocast float32.

@@ -76,8 +76,8 @@ class _UpsampledCrossEntropy:
 
     mining: OhemSettings | None = None
 
-    def __init__(self, align_corners: bool, backend: BackendName):
-        self.align_corners, self.backend = align_corners, backend
+    def __init__(self, align_corners: bool, backend: BackendName, average: Average):
+        self.align_corners, self.backend, self.average = align_corners, backend, average
 
     def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
         """See `ScoreLoss`."""
@@ -89,9 +89,14 @@ class _UpsampledCrossEntropy:
     ) -> tuple[Tensor, Tensor]:
         """See `losses_of_maps`."""
         ohem = [self.mining if final else None for final in is_final]
-        return upsampled_cross_entropy(
+        totals, weights = upsampled_cross_entropy(
             maps, targets, kind, ohem=ohem, align_corners=self.align_corners, backend=self.backend
         )
+        if self.average == "valid":
+            return totals, weights
+        counts = zip(weights.unbind(), ohem, strict=True)
+        numel = torch.full_like(weights[0], targets.labels.numel())
+        return totals, torch.stack([numel if mined is None else weight for weight, mined in counts])
 
 
 @LOSSES.register("cross_entropy")
@@ -106,15 +111,7 @@ class CrossEntropy(_UpsampledCrossEntropy):
     """
 
     def __init__(self, *, average: Average = "valid", align_corners: bool = True, backend: BackendName = "auto"):
-        super().__init__(align_corners, backend)
-        self.average = average
-
-    def of_maps(
-        self, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind, is_final: Sequence[bool]
-    ) -> tuple[Tensor, Tensor]:
-        """See `losses_of_maps`."""
-        total, weight = super().of_maps(maps, targets, kind, is_final)
-        return total, torch.full_like(weight, targets.labels.numel()) if self.average == "all" else weight
+        super().__init__(align_corners, backend, average)
 
 
 @LOSSES.register("ohem")
@@ -124,6 +121,7 @@ class OhemCrossEntropy(_UpsampledCrossEntropy):
     Args:
         threshold: a probability.
         min_kept: a number of pixels of the batch.
+        average: of an auxiliary map, see `CrossEntropy`; ``all`` is HRNet-OCR's code.
         align_corners, backend: see `CrossEntropy`.
     """
 
@@ -132,10 +130,11 @@ class OhemCrossEntropy(_UpsampledCrossEntropy):
         *,
         threshold: float = 0.9,
         min_kept: int = 100000,
+        average: Average = "valid",
         align_corners: bool = True,
         backend: BackendName = "auto",
     ):
-        super().__init__(align_corners, backend)
+        super().__init__(align_corners, backend, average)
         self.mining = OhemSettings(threshold, min_kept)
 
 

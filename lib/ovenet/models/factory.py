@@ -45,7 +45,8 @@ def build_segmentor(
         head: a name of `list_heads`.
         neck: a name of `list_necks`; None is the head's own.
         seed: ``fork``, ``shared`` or ``neck`` (see `ovenet.models.ovenet`) for an OVeNet; None for the baseline.
-        align_corners: convention of all resizing of maps; True for HRNet and OVeNet, False for mmsegmentation.
+        align_corners: convention of all resizing of maps; True for networks published with OCR, False for HRNet's and
+            OVeNet's without it and for mmsegmentation's.
         backbone_args, neck_args, head_args, seed_args: settings of the parts, by the arguments of their builders.
         checkpoint_activations: keep few activations of the backbone while training, and compute them again when needed.
 
