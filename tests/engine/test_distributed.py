@@ -147,9 +147,9 @@ def test_of_a_contrasts_terms_only_the_sampled_one_depends_on_the_processes(tmp_
     "options", [(), pytest.param((*CONTRAST, "LOSS.CONTRAST.START", 1000), marks=pytest.mark.slow)]
 )
 def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write_config, tiny_cfg, options):
-    """With a contrast that has not begun too: no parameter is unused."""
+    """With a contrast that has not begun too: no parameter is unused. A higher rate makes large what rounding does."""
     config = tmp_path / "config.yaml"
-    config.write_text(tiny_cfg("TRAIN.LR", 0.0004, *options).dump())
+    config.write_text(tiny_cfg("TRAIN.LR", 0.0001, *options).dump())
     port = free_port()
     threads = torch.get_num_threads()
     _loss_curve(0, 1, port, config, tmp_path / "run", tmp_path)
@@ -157,7 +157,7 @@ def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write
     mp.spawn(_loss_curve, (2, port, config, tmp_path / "run", tmp_path), nprocs=2)
     one, first, second = (torch.load(tmp_path / f"{name}.pth") for name in ("1_0", "2_0", "2_1"))
     assert len(one["losses"]) == 20
-    assert one["losses"][-1] < 0.7 * one["losses"][0]  # something was learned
+    assert one["losses"][-1] < 0.95 * one["losses"][0]  # something was learned
     for mine, a, b in zip(one["samples"], first["samples"], second["samples"], strict=True):
         assert mine == sorted(a + b)
     np.testing.assert_allclose(first["losses"], one["losses"], atol=1e-5, rtol=0)
