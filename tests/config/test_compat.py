@@ -181,6 +181,34 @@ def test_networks_without_ocr_have_the_conventions_of_their_code(write_config, m
     assert {norm.momentum for norm in norms} == {momentum}
 
 
+@pytest.mark.parametrize(
+    ("base", "child", "overrides", "conventions"),
+    [
+        ({"NAME": "seg_hrnet"}, {}, ("MODEL.HEAD.NAME", "ocr"), (True, 0.0)),
+        ({"NAME": "seg_hrnet"}, {}, ("MODEL.NAME", "seg_hrnet_ocr"), (True, 0.0)),
+        (
+            {"NAME": "seg_hrnet"},
+            {"BACKBONE": {"NAME": "convnext_tiny"}, "HEAD": {"NAME": "segformer"}},
+            (),
+            (True, 0.0),
+        ),
+        ({"NAME": "seg_hrnet_ocr"}, {"NAME": "seg_hrnet"}, (), (False, 0.01)),
+        ({"NAME": "seg_hrnet_ocr", "NUM_OUTPUTS": 2}, {}, ("MODEL.NAME", "seg_hrnet"), (True, 0.0)),
+        ({"NAME": "seg_hrnet"}, {"NUM_OUTPUTS": 1}, (), (True, 0.0)),
+        ({"NAME": "seg_hrnet"}, {"BACKBONE": {"NAME": "hrnet_w18"}}, (), (False, 0.01)),
+    ],
+)
+def test_conventions_are_those_of_the_network_that_all_sources_make(write_config, base, child, overrides, conventions):
+    write_config({"MODEL": base}, "base.yaml")
+    model = load_config(write_config({"_BASE_": "base.yaml", "MODEL": child}), overrides).MODEL
+    assert (model.ALIGN_CORNERS, model.BN_MOMENTUM) == conventions
+
+
+def test_a_setting_that_is_gone_is_still_read(write_config):
+    path = write_config({"CUDNN": {"WORKSPACE_MIB": 1024}})
+    assert "WORKSPACE_MIB" not in load_config(path).CUDNN
+
+
 def test_the_conventions_of_a_public_file_can_be_set(write_config):
     path = write_config({"MODEL": {"NAME": "branched_seg_hrnet"}})
     cfg = load_config(path, ["MODEL.ALIGN_CORNERS", "True"])

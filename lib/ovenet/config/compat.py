@@ -49,6 +49,7 @@ RENAMED_KEYS = {"LOSS.ENGINE": "LOSS.BACKEND", "TEST.FOLD_BATCHNORM": "TEST.FUSE
 INERT_KEYS: dict[str, str] = {
     "GPUS": "the number of processes decides: torchrun --nproc_per_node=N",
     "AUTO_RESUME": "use TRAIN.RESUME",
+    "CUDNN.WORKSPACE_MIB": "cuDNN 9 does not obey it",  # was a default of this program for a while
     "RANK": "the launcher sets it",
     "MODEL.NUM_OUTPUTS": "the head decides: 2 with OCR, else 1",
     "MODEL.OCR.SCALE": "attention is always scaled by KEY_CHANNELS^-0.5",
@@ -156,23 +157,27 @@ def named_parts(published: Mapping[str, Setting]) -> dict[str, tuple[Setting, st
     return out
 
 
-def conventions(name: Setting, keys: AbstractSet[str]) -> dict[str, Setting]:
+def conventions(
+    published: Mapping[str, Setting], keys: AbstractSet[str], settings: Mapping[str, Setting]
+) -> dict[str, Setting]:
     """What the code that a published file is for does without a key for it.
 
     HRNet's code without OCR, and OVeNet's on it, resizes with half-pixel centres, and its BatchNorm has momentum 0.01.
     HRNet-OCR's code has keys of its own, the defaults of the present schema, and 0.1, for ``seg_hrnet`` too.
 
     Args:
-        name: ``MODEL.NAME``.
-        keys: those of the same source, inert ones among them.
+        published: the keys in force.
+        keys: those of all files, inert ones among them.
+        settings: all others.
 
     Returns:
         Settings that hold where nobody says otherwise.
     """
-    value, source = name
-    if HEAD_OF.get(value) == "fcn" and not keys & _OCR_CODE_KEYS:
-        return {"MODEL.ALIGN_CORNERS": (False, source), "MODEL.BN_MOMENTUM": (0.01, source)}
-    return {}
+    name, source = published.get("MODEL.NAME", ("", ""))
+    is_plain = settings["MODEL.HEAD.NAME"][0] == "fcn" and stage_specs(settings) is not None
+    if HEAD_OF.get(name) != "fcn" or not is_plain or keys & _OCR_CODE_KEYS:
+        return {}
+    return {"MODEL.ALIGN_CORNERS": (False, source), "MODEL.BN_MOMENTUM": (0.01, source)}
 
 
 def learning_rate_factors(words: Sequence[str], factor: float, head: str, seed: str) -> dict[str, float]:

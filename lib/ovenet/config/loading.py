@@ -142,18 +142,16 @@ def _merge(
     sources: list[tuple[str, dict[str, Any]]], known: dict[str, Any]
 ) -> tuple[dict[str, Setting], dict[str, Setting], Mapping[str, Setting]]:
     """See `SettingsMerger.finish`; and the published keys that are in force."""
-    implied: dict[str, Setting] = {}
     merger = SettingsMerger({f"{part}.NAME": known[f"{part}.NAME"] for part in PART_SECTIONS})
     for source, content in sources:
         coerced = {k: (_coerce(k, v, known, source), source) for k, v in content.items() if k not in INERT_KEYS}
         version = coerced.get("VERSION", (VERSION, ""))[0]
         if version > VERSION:
             raise UserError(f"{source}: a config of version {version}; this program knows {VERSION}: update it")
-        if "MODEL.NAME" in coerced:
-            implied = compat.conventions(coerced["MODEL.NAME"], content.keys())
         merger.add(coerced)
     settings, ignored = merger.finish()
-    return {**implied, **settings}, ignored, merger.published
+    keys_of_files = {key for source, content in sources if source != COMMAND_LINE for key in content}
+    return {**compat.conventions(merger.published, keys_of_files, settings), **settings}, ignored, merger.published
 
 
 def flat_settings(cfg: CfgNode) -> dict[str, Any]:
