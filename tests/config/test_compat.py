@@ -201,7 +201,7 @@ def test_networks_without_ocr_have_the_conventions_of_their_code(write_config, m
 def test_conventions_are_those_of_the_network_that_all_sources_make(write_config, base, child, overrides, conventions):
     write_config({"MODEL": base}, "base.yaml")
     model = load_config(write_config({"_BASE_": "base.yaml", "MODEL": child}), overrides).MODEL
-    assert (model.ALIGN_CORNERS, model.BN_MOMENTUM) == conventions
+    assert conventions == (model.ALIGN_CORNERS, model.BN_MOMENTUM)
 
 
 def test_a_setting_that_is_gone_is_still_read(write_config):
