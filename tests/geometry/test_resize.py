@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ovenet.geometry import add_resized_rows_gradient, resize_features, resize_rows, source_rows
-from ovenet.geometry.resize import _Enlarged
+from ovenet.geometry.resize import _Enlarged, _weights
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -93,6 +93,24 @@ def test_features_keep_their_16_bits_under_autocast():
     assert (reduced.dtype, full.dtype) == (torch.bfloat16, torch.float32)
     expected = F.interpolate(values.bfloat16().double(), size=(8, 10), mode="bilinear", align_corners=True)
     torch.testing.assert_close(reduced.double(), expected, rtol=2**-8, atol=0.01)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("in_size", "out_size"), [(16, 128), (64, 128), (7, 13), (135, 270), (1, 4), (5, 5)])
+def test_the_weights_of_16_bits_give_all_of_a_pixels_gradient_away(in_size, out_size, dtype, align_corners):
+    weights = _weights(in_size, out_size, align_corners, dtype, torch.device("cpu")).double()
+    exact = _weights(in_size, out_size, align_corners, torch.float64, torch.device("cpu"))
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(weights, exact, rtol=0, atol=unit / 2)
+    assert (weights.sum(0) - 1).abs().max() <= unit / 4  # per pixel that goes out
+    assert abs(float(weights.sum()) / out_size - 1) <= 2**-9 * unit / 2**-7
+
+
+def test_features_without_data_are_resized():
+    values = torch.empty(2, 3, 4, 5, dtype=torch.bfloat16, device="meta")
+    resized = resize_features(values, (8, 10), align_corners=True)
+    assert (resized.shape, resized.dtype) == ((2, 3, 8, 10), torch.bfloat16)
 
 
 @pytest.mark.gpu
