@@ -101,10 +101,16 @@ def test_features_keep_their_16_bits_under_autocast():
 def test_the_weights_of_16_bits_give_all_of_a_pixels_gradient_away(in_size, out_size, dtype, align_corners):
     weights = _weights(in_size, out_size, align_corners, dtype, torch.device("cpu")).double()
     exact = _weights(in_size, out_size, align_corners, torch.float64, torch.device("cpu"))
-    unit = torch.finfo(dtype).eps
-    torch.testing.assert_close(weights, exact, rtol=0, atol=unit / 2)
-    assert (weights.sum(0) - 1).abs().max() <= unit / 4  # per pixel that goes out
-    assert abs(float(weights.sum()) / out_size - 1) <= 2**-9 * unit / 2**-7
+    torch.testing.assert_close(weights, exact, rtol=0, atol=torch.finfo(dtype).eps / 4)  # half a step below 1
+    assert torch.equal(weights.sum(0), torch.ones(out_size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_gradient_of_16_bits_adds_up_to_that_of_the_output(align_corners):
+    values = torch.zeros(1, 4, 128, 128, dtype=torch.bfloat16, requires_grad=True)
+    weights = torch.rand(1, 4, 256, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (gradient,) = torch.autograd.grad(_Enlarged.apply(values, (256, 256), align_corners), values, weights)
+    assert float(gradient.double().sum() / weights.double().sum()) == pytest.approx(1, abs=2**-9)
 
 
 def test_features_without_data_are_resized():
