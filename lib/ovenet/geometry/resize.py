@@ -83,8 +83,8 @@ class _Enlarged(torch.autograd.Function):
         return x.view(num_images, height, width, channels).permute(0, 3, 1, 2), None, None
 
 
-# A CUDA graph keeps a weight's place, not the weight: it is first made in an eager warm-up step, before any capture, and
-# has to stay. A network has about a dozen of them for a size of crops.
+# A CUDA graph keeps the place of these, not the tensor: they are first made in an eager warm-up step, before any
+# capture, and have to stay. A network has about a dozen for a size of crops.
 @lru_cache(64)
 def _weights(in_size: int, out_size: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(in_size, out_size)``: how much each pixel that comes in gives to each that goes out, along one axis.
