@@ -64,6 +64,19 @@ def test_published_trees_are_prepared_and_read(tmp_path, run_tool, case):
                 np.testing.assert_array_equal(dataset[index].labels, [[*ids.values()]] * 2)
 
 
+@pytest.mark.parametrize("case", [case for case in TREES if case.startswith("cocostuff")])
+def test_the_log_says_which_ids_label_files_are_read_as(tmp_path, run_tool, caplog, case):
+    spans = {"train ids": "0 to 170", "train ids from 1": "1 to 171", "category ids": "1 to 182"}
+    plant(tmp_path / TREES[case].get("folder", ["cocostuff"])[0], TREES[case], 1)
+    assert run_tool("prepare_data", "cocostuff", "--root", tmp_path).code == 0
+    with caplog.at_level("INFO", "ovenet"):
+        ListDataset(tmp_path, tmp_path / "list/cocostuff/val.lst", CATALOG["cocostuff"], ignore_label=IGNORE)
+    lines = [record.message for record in caplog.records if " ids " in record.message]
+    expected = [spans[kind] for kind in TREES[case].get("ids", [])]
+    assert len(lines) == len(expected)
+    assert all(f"ids {span}" in line for line, span in zip(lines, expected, strict=True))
+
+
 def test_pascal_context_of_59_classes_ignores_the_background(tmp_path, run_tool):
     ids = counted(59, first=1, ignored=[0])
     plant(tmp_path / "pascal_context", TREES["pascal_context"], np.array([[*ids]], np.uint8))
