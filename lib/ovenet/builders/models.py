@@ -199,7 +199,7 @@ def check_frozen_parts(model: Segmentor, cfg: CfgNode, reports: Sequence[LoadRep
         )
         what = "MODEL.BACKBONE.PRETRAINED (MODEL.PRETRAINED in published files)"
         if part == "backbone":
-            raise UserError(f"{why}: what is trained would rest on a random network; set {what}")
+            raise UserError(f"{why}: what is trained would use the features of a random network; set {what}")
         get_logger().warning("%s: %s stays as it was drawn at random; %s may name a file that has it", why, part, what)
 
 
