@@ -269,3 +269,14 @@ def test_the_weight_of_the_confidence_loss_goes_with_the_batch(path):
     w18 = "w18_small" in path.name  # nobody published an OVeNet on it
     expected = 1.0 if w18 else cfg.TRAIN.BATCH_SIZE_PER_GPU
     assert expected == cfg.LOSS.LAMBDA
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(EXPERIMENTS.glob("*/ovenet_*_sgd_lr*.yaml")) if "_ocr_" not in p.name],
+    ids=lambda p: f"{p.parent.name}/{p.stem}",
+)
+def test_ovenets_without_ocr_have_what_their_public_code_has_built_in(path):
+    """Of ADE20K too, whose baseline HRNet trained with its code for OCR."""
+    cfg = load_config(path)
+    assert (cfg.MODEL.ALIGN_CORNERS, cfg.MODEL.BN_MOMENTUM) == (False, 0.01)

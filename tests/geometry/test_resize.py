@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ovenet.geometry import add_resized_rows_gradient, resize_features, resize_rows, source_rows
-from ovenet.geometry.resize import _Enlarged
+from ovenet.geometry.resize import _Enlarged, _weights
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -93,6 +93,30 @@ def test_features_keep_their_16_bits_under_autocast():
     assert (reduced.dtype, full.dtype) == (torch.bfloat16, torch.float32)
     expected = F.interpolate(values.bfloat16().double(), size=(8, 10), mode="bilinear", align_corners=True)
     torch.testing.assert_close(reduced.double(), expected, rtol=2**-8, atol=0.01)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("in_size", "out_size"), [(16, 128), (64, 128), (7, 13), (135, 270), (1, 4), (5, 5)])
+def test_the_weights_of_16_bits_give_all_of_a_pixels_gradient_away(in_size, out_size, dtype, align_corners):
+    weights = _weights(in_size, out_size, align_corners, dtype, torch.device("cpu")).double()
+    exact = _weights(in_size, out_size, align_corners, torch.float64, torch.device("cpu"))
+    torch.testing.assert_close(weights, exact, rtol=0, atol=torch.finfo(dtype).eps / 4)  # half a step below 1
+    assert torch.equal(weights.sum(0), torch.ones(out_size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_gradient_of_16_bits_adds_up_to_that_of_the_output(align_corners):
+    values = torch.zeros(1, 4, 128, 128, dtype=torch.bfloat16, requires_grad=True)
+    weights = torch.rand(1, 4, 256, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    (gradient,) = torch.autograd.grad(_Enlarged.apply(values, (256, 256), align_corners), values, weights)
+    assert float(gradient.double().sum() / weights.double().sum()) == pytest.approx(1, abs=2**-9)
+
+
+def test_features_without_data_are_resized():
+    values = torch.empty(2, 3, 4, 5, dtype=torch.bfloat16, device="meta")
+    resized = resize_features(values, (8, 10), align_corners=True)
+    assert (resized.shape, resized.dtype) == ((2, 3, 8, 10), torch.bfloat16)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ovenet.builders import build_model
 from ovenet.models import Segmentor, build_segmentor
-from ovenet.models.conv_bn import fuse_conv_bn
+from ovenet.models.conv_bn import fuse_conv_bn, same_draws
 from ovenet.models.heads import ConvHead
 from ovenet.models.interfaces import Backbone
 from ovenet.models.necks import IdentityNeck
@@ -101,3 +101,31 @@ def test_random_bases_are_no_difference():
         fast = fuse_conv_bn(model.eval())
         assert torch.equal(torch.get_rng_state(), state)
         assert not any(isinstance(module, _BatchNorm) for module in fast.backbone.modules())
+
+
+def test_only_generators_that_are_restored_are_seeded(monkeypatch):
+    """torch.manual_seed seeds every card, and one that is not in use yet as soon as it is."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    state = torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with same_draws(torch.device("cpu")):
+            draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not seeded
+
+
+@pytest.mark.gpu
+def test_draws_of_a_network_on_the_cpu_leave_the_card_alone():
+    state = torch.cuda.get_rng_state()
+    with same_draws(torch.device("cpu")):
+        torch.rand(1)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    draws = []
+    for _ in range(2):
+        with same_draws(torch.device("cuda")):
+            draws.append(torch.rand(3, device="cuda"))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.cuda.get_rng_state(), state)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import ovenet
 from ovenet.builders import build_criterion, build_model
 from ovenet.errors import UserError
 from ovenet.models import build_segmentor
@@ -135,3 +136,26 @@ def test_cuda_agrees_with_the_cpu(composition):
     with torch.no_grad():
         here, there = model(images).fused[-1], model.cuda()(images.cuda()).fused[-1].cpu()
     torch.testing.assert_close(here, there, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "seed", "expected"),
+    [
+        ("hrnet_w18_small_v1", "fcn", None, False),
+        ("hrnet_w18_small_v1", "fcn", "fork", False),
+        ("hrnet_w18_small_v1", "ocr", None, True),
+        ("efficientnet_lite0_imagenet", "fcn", None, True),
+    ],
+)
+def test_maps_are_resized_as_where_the_network_was_published(backbone, head, seed, expected):
+    """HRNet and OVeNet without OCR have half-pixel centres; what is on other backbones here was trained without."""
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+    def scores(**options):
+        with torch.random.fork_rng([]), torch.no_grad():
+            torch.manual_seed(0)
+            options |= {"num_classes": 3, "head": head, "seed": seed, "pretrained": False}
+            return ovenet.create_model(backbone, **options).eval()(images).fused[-1]
+
+    assert torch.equal(scores(), scores(align_corners=expected))
+    assert not torch.equal(scores(), scores(align_corners=not expected))

@@ -64,6 +64,19 @@ def test_published_trees_are_prepared_and_read(tmp_path, run_tool, case):
                 np.testing.assert_array_equal(dataset[index].labels, [[*ids.values()]] * 2)
 
 
+@pytest.mark.parametrize("case", [case for case in TREES if case.startswith("cocostuff")])
+def test_the_log_says_which_ids_label_files_are_read_as(tmp_path, run_tool, caplog, case):
+    spans = {"train ids": "0 to 170", "train ids from 1": "1 to 171", "category ids": "1 to 182"}
+    plant(tmp_path / TREES[case].get("folder", ["cocostuff"])[0], TREES[case], 1)
+    assert run_tool("prepare_data", "cocostuff", "--root", tmp_path).code == 0
+    with caplog.at_level("INFO", "ovenet"):
+        ListDataset(tmp_path, tmp_path / "list/cocostuff/val.lst", CATALOG["cocostuff"], ignore_label=IGNORE)
+    lines = [record.message for record in caplog.records if " ids " in record.message]
+    expected = [spans[kind] for kind in TREES[case].get("ids", [])]
+    assert len(lines) == len(expected)
+    assert all(f"ids {span}" in line for line, span in zip(lines, expected, strict=True))
+
+
 def test_pascal_context_of_59_classes_ignores_the_background(tmp_path, run_tool):
     ids = counted(59, first=1, ignored=[0])
     plant(tmp_path / "pascal_context", TREES["pascal_context"], np.array([[*ids]], np.uint8))
@@ -104,18 +117,23 @@ def compressed(runs):
     return text
 
 
-def test_pascal_context_is_prepared_from_its_annotation_file(tmp_path, run_tool):
-    """HRNet's tree has no label files: its code reads them from one JSON file."""
-    devkit = tmp_path / "pascal_ctx/VOCdevkit/VOC2010"
+def plant_annotations(devkit, **changes):
+    """HRNet's tree of PASCAL-Context: images, and one JSON file of all shapes. `changes` go into each image's entry."""
     names, images, shapes = ("2008_000002", "2008_000003", "2008_000004"), [], []
     for image_id, (phase, name) in enumerate(zip(("train", "val", "test"), names, strict=True)):
         put(devkit / f"JPEGImages/{name}.jpg", np.zeros((3, 40, 3), np.uint8))
-        images.append({"image_id": image_id, "file_name": f"{name}.jpg", "phase": phase, "height": 3, "width": 40})
+        entry = {"image_id": image_id, "file_name": f"{name}.jpg", "phase": phase, "height": 3, "width": 40}
+        images.append(entry | changes)
         # By columns: 6 pixels of nothing, then 3 x 36 of a shape, 6 of nothing; and a bicycle in the last column.
         for category, runs in ((2, [6, 108, 6]), (23, [117, 3])):
             segmentation = {"size": [3, 40], "counts": compressed(runs)}
             shapes.append({"image_id": image_id, "category_id": category, "segmentation": segmentation})
     (devkit / "trainval_merged.json").write_text(json.dumps({"images": images, "annos_segmentation": shapes}))
+
+
+def test_pascal_context_is_prepared_from_its_annotation_file(tmp_path, run_tool):
+    """HRNet's tree has no label files: its code reads them from one JSON file."""
+    plant_annotations(tmp_path / "pascal_ctx/VOCdevkit/VOC2010")
     done = run_tool("prepare_data", "pascal_ctx", "--root", tmp_path)
     assert done.code == 0, done.err
     assert "2 label files written from trainval_merged.json" in done.out
@@ -126,6 +144,38 @@ def test_pascal_context_is_prepared_from_its_annotation_file(tmp_path, run_tool)
         assert dataset.pairs[0][0].endswith(f"JPEGImages/{name}.jpg")
         np.testing.assert_array_equal(dataset[0].labels, [[info.class_names.index(k) for k in expected]] * 3)
     assert "written" not in run_tool("prepare_data", "pascal_ctx", "--root", tmp_path).out
+
+
+def test_a_copy_leaves_the_users_folder_as_it_is(tmp_path, run_tool):
+    theirs = tmp_path / "theirs"
+    plant_annotations(theirs / "VOCdevkit/VOC2010")
+    before = sorted(theirs.rglob("*"))
+    command = ("prepare_data", "pascal_context", "--root", tmp_path / "data", "--source", theirs, "--copy")
+    for _ in range(2):
+        done = run_tool(*command)
+        assert done.code == 0, done.err
+    assert sorted(theirs.rglob("*")) == before
+    devkit = tmp_path / "data/pascal_context/VOCdevkit/VOC2010"
+    assert {p.stem for p in (devkit / "SegmentationClassContext").iterdir()} == {"2008_000002", "2008_000003"}
+    assert (tmp_path / "data/list/pascal_context/trainval.lst").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    "changes", [{"height": -1}, {"height": 0}, {"height": "3"}, {"file_name": None}, {"width": 1.5}]
+)
+def test_a_damaged_annotation_file_is_named(tmp_path, run_tool, changes):
+    plant_annotations(tmp_path / "pascal_ctx", **changes)
+    done = run_tool("prepare_data", "pascal_ctx", "--root", tmp_path)
+    assert done.code == 2
+    assert "trainval_merged.json" in done.err
+
+
+def test_the_annotation_file_of_pascal_context_is_asked_for_by_its_place(tmp_path, run_tool):
+    devkit = tmp_path / "pascal_ctx/VOCdevkit/VOC2010"
+    put(devkit / "JPEGImages/2008_000002.jpg", np.zeros((3, 40, 3), np.uint8))
+    done = run_tool("prepare_data", "pascal_ctx", "--root", tmp_path)
+    assert done.code == 2
+    assert f"{devkit / 'trainval_merged.json'} alone" in done.err
 
 
 def test_scenes_that_are_there_are_linked_and_none_drawn(tmp_path, run_tool):

@@ -98,7 +98,7 @@ def create_model(
     neck: str | None = None,
     seed: str | None = None,
     pretrained: str | Path | bool | None = None,
-    align_corners: bool = True,
+    align_corners: bool | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     neck_args: Mapping[str, Any] | None = None,
     head_args: Mapping[str, Any] | None = None,
@@ -116,8 +116,8 @@ def create_model(
         seed: where offsets come from, a name of `ovenet.list_seeds`; None is the baseline.
         pretrained: a file of weights, or ``timm`` for timm's; None takes those that come with the backbone, if any do,
             and False takes none.
-        align_corners: convention of all resizing of maps; True for networks published with OCR, False for HRNet's and
-            OVeNet's without it and for mmsegmentation's.
+        align_corners: convention of all resizing of maps. None is False for head ``fcn`` on an HRNet, as HRNet and
+            OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
         backbone_args: settings of the backbone, see `ovenet.describe`.
         neck_args: of the neck.
         head_args: of the head.
@@ -199,7 +199,7 @@ def check_frozen_parts(model: Segmentor, cfg: CfgNode, reports: Sequence[LoadRep
         )
         what = "MODEL.BACKBONE.PRETRAINED (MODEL.PRETRAINED in published files)"
         if part == "backbone":
-            raise UserError(f"{why}: what is trained would rest on a random network; set {what}")
+            raise UserError(f"{why}: what is trained would use the features of a random network; set {what}")
         get_logger().warning("%s: %s stays as it was drawn at random; %s may name a file that has it", why, part, what)
 
 

@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name
 from ovenet.data.info import SPLITS
-from ovenet.data.prepare import prepare_dataset
+from ovenet.data.prepare import bring, prepare_dataset
 from ovenet.dataset_tools.annotations import FORMS, import_annotations
 from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
-from ovenet.dataset_tools.pascal_context import ANNOTATIONS, write_labels
+from ovenet.dataset_tools.pascal_context import ANNOTATIONS, find_devkit, write_labels
 from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
 
@@ -40,6 +40,10 @@ def main() -> None:
     if known == "synthetic" and source is None:
         draw_scenes(args)
     if known == "pascal_context":
+        # Labels are written into the copy, not into the user's folder.
+        if source and args.copy and (devkit := find_devkit(source)) and (devkit / ANNOTATIONS).is_file():
+            bring(source, args.root / known, copy=True)
+            source = None
         folders = [source] if source else [args.root / args.dataset, args.root / known]
         for folder in dict.fromkeys(folders):
             num_labels = write_labels(folder, show_progress=sys.stderr.isatty())

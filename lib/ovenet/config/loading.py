@@ -368,5 +368,5 @@ def _warn_about_ignored_keys(reasons: Mapping[str, str]) -> None:
         section, _, _ = key.rpartition(".")
         groups[f"{section}.*" if section.startswith("MODEL.EXTRA.STAGE") else key] = reason
     if groups:
-        told = "; ".join(f"{key} ({reason})" for key, reason in groups.items())
-        get_logger().warning("settings without effect here: %s", told)
+        listed = "; ".join(f"{key} ({reason})" for key, reason in groups.items())
+        get_logger().warning("settings without effect here: %s", listed)

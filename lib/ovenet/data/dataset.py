@@ -16,6 +16,7 @@ from ovenet.data.labels import LabelDecoder
 from ovenet.data.layouts import with_stored_ids
 from ovenet.errors import UserError
 from ovenet.structures import Sample
+from ovenet.utils.logging import get_logger
 from ovenet.utils.seeding import sample_rng
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -45,6 +46,10 @@ class ListDataset(Dataset[Sample]):
         self.info = info
         self.pairs = read_list(self.list_path)[: num_samples or None]
         stored = with_stored_ids(info, (label for _, label in self.pairs if label is not None))
+        if stored is not info:
+            first, last, ignored = min(stored.label_ids), max(stored.label_ids), sorted(stored.ignored_ids)
+            message = "%s: ids %d to %d in the label files, %s ignored, as their folder and name say"
+            get_logger().info(message, self.list_path, first, last, " and ".join(map(str, ignored)) or "none")
         self.decoder = LabelDecoder(stored, ignore_label)
         self.cache: DecodedCache | None = None
 

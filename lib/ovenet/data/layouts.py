@@ -1,5 +1,5 @@
-"""Finds the files of a dataset on disk by the patterns of its layouts, pairs images with labels, and tells from the
-name of a label file what ids it holds."""
+"""Finds the files of a dataset on disk by the patterns of its layouts, pairs images with labels, and finds from the
+name of a label file which ids it holds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_layout(folder: Path, info: DatasetInfo) -> SplitLayouts:
     whole = [layouts for layouts in info.layouts if _needed(layouts)]  # others place the test images alone
     fitting = [layouts for layouts in whole if not _missing(folder, layouts)]
     if fitting:
-        # Folders alone do not tell originals from train ids that were made of them.
+        # Originals and the train ids that were made of them may lie in the same folders.
         chosen = next((one for one in fitting if _has_labels(folder, one, info.conditions)), fitting[0])
         found = {split: layout for split, layout in chosen.items() if split not in _OPTIONAL_SPLITS}
         for split in _OPTIONAL_SPLITS:

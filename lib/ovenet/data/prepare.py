@@ -61,7 +61,7 @@ def prepare_dataset(
         source, copy = root / name, False  # under the name that public files give it
     if source is not None:
         find_layout(source, info)  # a wrong folder is refused before it is linked
-        _bring(source, folder, copy=copy)
+        bring(source, folder, copy=copy)
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder; unpack {info.archives or info.name} there, or name a folder with --source"
@@ -123,7 +123,12 @@ def _remarks(lists: Mapping[str, Pairs], layouts: SplitLayouts, info: DatasetInf
     return remarks
 
 
-def _bring(source: Path, folder: Path, *, copy: bool) -> None:
+def bring(source: Path, folder: Path, *, copy: bool) -> None:
+    """Links or copies a user's folder to that of the dataset; what is copied already stays as it is.
+
+    Raises:
+        UserError: something else is there already.
+    """
     if folder.exists():
         if folder.resolve() == source.resolve():
             return

@@ -26,7 +26,7 @@ _DEVKITS = ("VOCdevkit/VOC2010", "")
 def write_labels(folder: Path, *, show_progress: bool = False) -> int:
     """Writes ``SegmentationClassContext/*.png`` and ``ImageSets/SegmentationContext/{train,val}.txt``.
 
-    Does nothing where those lists exist, or the annotation file does not.
+    Does nothing where those lists exist.
 
     Args:
         folder: of the dataset.
@@ -36,15 +36,23 @@ def write_labels(folder: Path, *, show_progress: bool = False) -> int:
         The number of label files.
 
     Raises:
-        UserError: the annotation file is damaged, or has a category that is none of the 59 classes.
+        UserError: the annotation file is damaged, has a category that is none of the 59 classes, or is missing where
+            there are images and no labels.
     """
-    devkit = next((folder / name for name in _DEVKITS if (folder / name / ANNOTATIONS).is_file()), None)
+    devkit = find_devkit(folder)
     if devkit is None:
         return 0
+    labels = devkit / "SegmentationClassContext"
     lists = {phase: devkit / f"ImageSets/SegmentationContext/{phase}.txt" for phase in ("train", "val")}
     if all(path.exists() for path in lists.values()):
         return 0
     source = devkit / ANNOTATIONS
+    if not source.is_file():
+        if labels.exists() or any(path.exists() for path in lists.values()):
+            return 0
+        raise UserError(
+            f"{labels} is missing; {source} alone is enough beside the images, label files and lists are made from it"
+        )
     content = read_json(source)
     names: dict[str, list[str]] = {phase: [] for phase in lists}
     try:
@@ -55,16 +63,26 @@ def write_labels(folder: Path, *, show_progress: bool = False) -> int:
         for one in tqdm(images, desc="labels", disable=not show_progress):
             name = PurePosixPath(one["file_name"]).stem
             label = _draw((one["height"], one["width"]), shapes[one["image_id"]], source)
-            write_file(devkit / "SegmentationClassContext" / f"{name}.png", Image.fromarray(label).save)
+            write_file(labels / f"{name}.png", Image.fromarray(label).save)
             names[one["phase"]].append(name)
-    except (KeyError, TypeError, IndexError) as error:
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{source}: not the annotation file of PASCAL-Context ({error!r})") from error
     for phase, path in lists.items():  # last: what is cut off before is done again
         write_text(path, "".join(f"{name}\n" for name in sorted(names[phase])))
     return len(images)
 
 
+def find_devkit(folder: Path) -> Path | None:
+    """The folder of the annotation file, else the one of the images; None without either."""
+    places = [folder / name for name in _DEVKITS]
+    return next((place for what in (ANNOTATIONS, "JPEGImages") for place in places if (place / what).exists()), None)
+
+
 def _draw(size: tuple[int, int], shapes: list[tuple[int, dict]], source: Path) -> np.ndarray:
+    if not all(isinstance(length, int) and length > 0 for length in size):
+        raise UserError(f"{source}: an image of {size[1]} x {size[0]} pixels; download the file again")
     label = np.zeros(size, np.uint8)
     for category, segmentation in shapes:
         if category not in CATEGORIES:

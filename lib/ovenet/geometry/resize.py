@@ -35,7 +35,7 @@ def resize_features(values: Tensor, size: tuple[int, int], *, align_corners: boo
     Autocast makes float32 of what it resizes, and with it of everything that this is added to: on an NVIDIA H200 that
     took a fifth of a training step of HRNet-W48. On CUDA the gradient of an enlargement is two matrix products, which
     add up in float32 and in the same order every time; torch's own adds up in the precision of the map with atomic
-    operations.
+    operations. Products of float32 maps are TF32 where ``TRAIN.TF32`` says so.
 
     Args:
         values: ``(B, C, h, w)``.
@@ -54,9 +54,10 @@ def resize_features(values: Tensor, size: tuple[int, int], *, align_corners: boo
 
 
 def _without_autocast(values: Tensor) -> AbstractContextManager[Any]:
-    """Autocast leaves float32 and float64 alone, and does not know every device."""
-    is_reduced = values.dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(values.device.type, enabled=False) if is_reduced else nullcontext()
+    """Autocast leaves float32 and float64 alone, and does not know every device, meta among them."""
+    device = values.device.type
+    is_cast = values.dtype in (torch.bfloat16, torch.float16) and torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if is_cast else nullcontext()
 
 
 class _Enlarged(torch.autograd.Function):
@@ -82,8 +83,16 @@ class _Enlarged(torch.autograd.Function):
         return x.view(num_images, height, width, channels).permute(0, 3, 1, 2), None, None
 
 
-@cache  # made once for a size: CUDA graphs keep its place
+# A CUDA graph keeps the place of these, not the tensor: they are first made in an eager warm-up step, before any
+# capture, and have to stay. A network has about a dozen for a size of crops.
+@cache
 def _weights(in_size: int, out_size: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(in_size, out_size)``: how much each pixel that comes in gives to each that goes out, along one axis."""
+    """``(in_size, out_size)``: how much each pixel that comes in gives to each that goes out, along one axis.
+
+    Rounded to multiples of the type's step below 1, so that the two weights of a pixel that goes out are rounded by as
+    much up as down and add up to 1.
+    """
     identity = torch.eye(in_size, dtype=torch.float64, device=device)[None]
-    return F.interpolate(identity, size=out_size, mode="linear", align_corners=align_corners)[0].to(dtype)
+    weights = F.interpolate(identity, size=out_size, mode="linear", align_corners=align_corners)[0]
+    steps = 2 / torch.finfo(dtype).eps
+    return ((weights * steps).round() / steps).to(dtype)

@@ -62,8 +62,12 @@ def same_draws(device: torch.device) -> Iterator[None]:
     Args:
         device: of the network. Its generator and the CPU's are as before afterwards.
     """
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    is_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if is_cuda else []):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed other cards too
+        if is_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
         yield
 
 

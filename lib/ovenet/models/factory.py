@@ -30,7 +30,7 @@ def build_segmentor(
     head: str = "fcn",
     neck: str | None = None,
     seed: str | None = None,
-    align_corners: bool = True,
+    align_corners: bool | None = None,
     backbone_args: Settings | None = None,
     neck_args: Settings | None = None,
     head_args: Settings | None = None,
@@ -45,14 +45,16 @@ def build_segmentor(
         head: a name of `list_heads`.
         neck: a name of `list_necks`; None is the head's own.
         seed: ``fork``, ``shared`` or ``neck`` (see `ovenet.models.ovenet`) for an OVeNet; None for the baseline.
-        align_corners: convention of all resizing of maps; True for networks published with OCR, False for HRNet's and
-            OVeNet's without it and for mmsegmentation's.
+        align_corners: convention of all resizing of maps. None is False for head ``fcn`` on an HRNet, as HRNet and
+            OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
         backbone_args, neck_args, head_args, seed_args: settings of the parts, by the arguments of their builders.
         checkpoint_activations: keep few activations of the backbone while training, and compute them again when needed.
 
     Raises:
         UserError: there is no such part, a setting is wrong, or parts do not go together.
     """
+    if align_corners is None:
+        align_corners = not (head == "fcn" and backbone.startswith("hrnet"))
 
     def build(registry: Registry, name: str, settings: Settings | None, **known: Any) -> Any:
         part = registry.kind
