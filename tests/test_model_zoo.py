@@ -48,7 +48,7 @@ def test_a_command_has_settings_and_weights(section, command, remark):
     assert (len(cfg.TEST.SCALE_LIST) > 1) <= cfg.TEST.FLIP_TEST, "several scales come with flips"
     name = command.split(" --cfg ")[1].split()[0]
     is_short = re.fullmatch(r"\w+/(hrnet|ovenet)_w48\w*", name) is not None
-    assert (cfg.TEST.RULE, cfg.TEST.SCORE) == ("dataset", "softmax") if is_short else cfg.TEST.SCORE != "softmax"
+    assert (cfg.TEST.PROTOCOL, cfg.TEST.SCORE) == ("default", "softmax") if is_short else cfg.TEST.SCORE != "softmax"
 
 
 def test_scores_of_hrnet_each_have_a_command():

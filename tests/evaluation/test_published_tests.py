@@ -408,10 +408,10 @@ def test_sizes_of_the_published_files(path):
     """Every file whose name says how it was trained."""
     cfg = load_config(path)
     dataset, test = path.parent.name, cfg.TEST
-    rule = "dataset" if dataset in ("cityscapes", "acdc") else "padded_windows"
+    protocol = "default" if dataset in ("cityscapes", "acdc") else "hrnet"
     if dataset == "ade20k" and cfg.MODEL.SEED.NAME != "none":
-        rule = "long_side"
-    assert (rule, "exp") == (test.RULE, test.SCORE)
+        protocol = "ovenet"
+    assert (protocol, "exp") == (test.PROTOCOL, test.SCORE)
     assert SIZES[dataset] == (test.IMAGE_SIZE, test.BASE_SIZE)
     assert (list(test.SCALE_LIST), test.FLIP_TEST, test.OUTPUT_INDEX) == ([1.0], False, -1)
 

@@ -153,7 +153,7 @@ def _test() -> CfgNode:
     c.STRIDE = []  # [width, height] from window to window: overlapping windows for any dataset; [] for side by side
     c.BASE_SIZE = 2048  # long side of the image at scale 1; its short side for datasets whose rule says so
     c.BASE_BOX = []  # [long, short] side that the image fits into at scale 1, run whole; [] as the dataset is evaluated
-    c.RULE = "dataset"  # sizes and windows of a test (validation: the dataset's): dataset, long_side, padded_windows
+    c.PROTOCOL = "default"  # sizes and windows of a test: default, the dataset's; or as the public code: ovenet, hrnet
     c.BATCH_SIZE_PER_GPU = 0  # windows and views per forward pass; 0 is 1, on CUDA what has 2^22 pixels together, >= 2
     c.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
     c.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0

@@ -161,6 +161,23 @@ def flat_settings(cfg: CfgNode) -> dict[str, Any]:
     return dict(flatten(yaml.safe_load(cfg.dump())))
 
 
+def present_settings(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version saved, as the present one would have.
+
+    Args:
+        saved: values by key.
+        settings: the present ones of that kind.
+
+    Returns:
+        `saved` under present names, with the defaults of keys that did not exist then, without those that are not of
+        that kind any more.
+    """
+    usual = flat_settings(default_config())
+    renamed = {RENAMED_KEYS.get(key, key): value for key, value in saved.items()}
+    kept = {key: value for key, value in renamed.items() if key in settings or key not in usual}
+    return {key: usual[key] for key in settings if key in usual} | kept
+
+
 def changed_settings(before: str, cfg: CfgNode) -> list[str]:
     """What differs between a configuration saved earlier and the present one.
 
