@@ -28,7 +28,8 @@ from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
 
 _SEEN_IN_TRAINING = re.compile(
-    r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL|BN_MOMENTUM)|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"
+    r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL|BN_MOMENTUM)"
+    r"|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"
 )
 _OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
 
