@@ -2,8 +2,8 @@
 
 The tables are typed from the files of HRNet-Semantic-Segmentation (branches pytorch-v1.1 and HRNet-OCR) and of OVeNet,
 and from their code for what is built in. Left out is what changes no number: sizes of validation batches, printing,
-file names of lists that are this project's own. And TEST.NUM_SAMPLES 200 of ADE20K, COCO-Stuff and LIP, which in the
-public code shortens the validation during training but not the test.
+file names of lists that are this project's own. And TEST.NUM_SAMPLES of ADE20K, COCO-Stuff and LIP, which in the
+public code shortens the validation during training but not the test (`TRAIN.EVAL_NUM_SAMPLES`).
 """
 
 from pathlib import Path

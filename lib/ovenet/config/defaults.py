@@ -137,6 +137,7 @@ def _train() -> CfgNode:
     c.SHUFFLE = True  # new order every epoch
     c.NUM_SAMPLES = 0  # use only the first N lines of the list; 0 is all
     c.EVAL_INTERVAL = 1  # epochs between validations, >= 1; the last epoch is always validated
+    c.EVAL_NUM_SAMPLES = 0  # validations take only the first N lines of what a test takes; 0 is all
     c.MAX_SKIPPED = 10  # end the run after N iterations in a row without a finite loss and gradient, >= 1
     c.CHECKPOINT_EVERY = 0  # iterations between checkpoints inside an epoch, >= 0; 0 is none
     c.CHECKPOINT_MINUTES = 0.0  # minutes between checkpoints inside an epoch, >= 0; 0 is none
