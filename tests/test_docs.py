@@ -112,7 +112,7 @@ def test_long_names_are_the_short_one_with_the_published_test(path):
     assert len(lines) <= 3
     short = path.with_name(lines[1].removeprefix("_BASE_: "))
     published = load_config(path).TEST
-    assert load_config(path) == load_config(short, ["TEST.RULE", published.RULE, "TEST.SCORE", published.SCORE])
+    assert load_config(path) == load_config(short, ["TEST.PROTOCOL", published.PROTOCOL, "TEST.SCORE", published.SCORE])
     assert len(short.stem) < 25
 
 

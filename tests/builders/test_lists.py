@@ -1,10 +1,12 @@
 """Lists by name: written when they are missing, found by their published names, and what is said when there is none."""
 
 import pytest
+import yaml
 from tests.published_trees import TREES, plant
 
-from ovenet import load_config
-from ovenet.builders.data import list_dataset
+from ovenet import builders, load_config
+from ovenet.builders.data import list_dataset, validation_dataset
+from ovenet.config import load_config_text
 from ovenet.errors import UserError
 
 
@@ -90,3 +92,40 @@ def test_a_folder_that_is_not_there_leads_to_the_command_for_this_root(tmp_path,
     message = message_of(find, "camvid/hrnet_w18_small_v2", "list/camvid/val.lst")
     assert f"no folder {tmp_path}/camvid" in message
     assert message.endswith(f"`python tools/prepare_data.py camvid --root {tmp_path}`")
+
+
+PUBLISHED = {"MODEL": {"NAME": "seg_hrnet"}}
+BASE = {"_BASE_": "lip/hrnet_w48_ocr"}
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "validated", "tested"),
+    [
+        (PUBLISHED | {"TEST": {"NUM_SAMPLES": 3}}, [], 3, 7),  # the public code's test takes the whole list
+        (PUBLISHED | {"TEST": {"NUM_SAMPLES": 0}}, [], 7, 7),
+        (PUBLISHED | {"TEST": {"NUM_SAMPLES": 3}}, ["TEST.NUM_SAMPLES", "2"], 2, 2),
+        (PUBLISHED | {"TEST": {"NUM_SAMPLES": 3}}, ["TEST.NUM_SAMPLES", "5"], 3, 5),
+        (PUBLISHED | {"TEST": {"NUM_SAMPLES": 3}}, ["TRAIN.EVAL_NUM_SAMPLES", "0"], 7, 7),
+        (BASE | {"TEST": {"NUM_SAMPLES": 3}}, [], 3, 3),
+        (BASE | {"TRAIN": {"EVAL_NUM_SAMPLES": 3}}, [], 3, 7),
+        (BASE, ["TEST.NUM_SAMPLES", "2"], 2, 2),
+        (BASE, ["TRAIN.EVAL_NUM_SAMPLES", "9"], 7, 7),
+    ],
+)
+def test_lists_of_validations_and_tests(tmp_path, caplog, content, overrides, validated, tested):
+    plant(tmp_path / "lip", TREES["lip"], 1)
+    data = {"DATASET": "lip", "NUM_CLASSES": 20, "TEST_SET": "list/lip/val.lst", "ROOT": str(tmp_path)}
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(content | {"DATASET": data}))
+    cfg = load_config(path, overrides)
+    listed = list_dataset(cfg, cfg.DATASET.TEST_SET).list_path
+    listed.write_text(listed.read_text() * 7)
+    assert (len(validation_dataset(cfg)), len(builders.test_dataset(cfg))) == (validated, tested)
+    told = [record.message for record in caplog.records if "NUM_SAMPLES" in record.message]
+    assert told == (
+        [f"{path}: TEST.NUM_SAMPLES 3 shortens validation in training, as in its code; tests take the whole list"]
+        if content.get("TEST") == {"NUM_SAMPLES": 3} and "MODEL" in content
+        else []
+    )
+    again = load_config_text(cfg.dump(), "dump")
+    assert (len(validation_dataset(again)), len(builders.test_dataset(again))) == (validated, tested)

@@ -2,8 +2,8 @@
 
 The tables are typed from the files of HRNet-Semantic-Segmentation (branches pytorch-v1.1 and HRNet-OCR) and of OVeNet,
 and from their code for what is built in. Left out is what changes no number: sizes of validation batches, printing,
-file names of lists that are this project's own. And TEST.NUM_SAMPLES 200 of ADE20K, COCO-Stuff and LIP, which in the
-public code shortens the validation during training but not the test.
+file names of lists that are this project's own. And TEST.NUM_SAMPLES of ADE20K, COCO-Stuff and LIP, which in the
+public code shortens the validation during training but not the test (`TRAIN.EVAL_NUM_SAMPLES`).
 """
 
 from pathlib import Path
@@ -61,6 +61,10 @@ HRNET = {  # pytorch-v1.1: cityscapes/seg_hrnet_w48_train_512x1024_…
     "TEST.IMAGE_SIZE": [2048, 1024],
     "TEST.BASE_SIZE": 2048,
     "TEST.FLIP_TEST": False,
+    "TEST.STRIDE": [],
+    "TEST.BASE_BOX": [],
+    "TEST.PROTOCOL": "default",
+    "TEST.SCORE": "exp",
     "BatchNorm": {0.01},  # momenta of the network
     "parameters": 65_859_379,
 }
@@ -112,6 +116,7 @@ ADE20K = {
     "TRAIN.WD": 0.0001,
     "TEST.IMAGE_SIZE": [520, 520],
     "TEST.BASE_SIZE": 520,
+    "TEST.PROTOCOL": "hrnet",
     "parameters": None,  # not published for 150 classes
 }
 COCOSTUFF = {
@@ -135,6 +140,7 @@ LIP = {
     "TRAIN.SCALE_FACTOR": 11,
     "TEST.IMAGE_SIZE": [473, 473],
     "TEST.BASE_SIZE": 473,
+    "TEST.PROTOCOL": "hrnet",
     "parameters": None,
 }
 PASCAL = {
@@ -149,6 +155,7 @@ PASCAL = {
     "TRAIN.WD": 0.0001,
     "TEST.IMAGE_SIZE": [520, 520],
     "TEST.BASE_SIZE": 520,
+    "TEST.PROTOCOL": "hrnet",
     "parameters": None,
 }
 VOC = {  # trained on trainval there; here on the augmented training set
@@ -156,6 +163,7 @@ VOC = {  # trained on trainval there; here on the augmented training set
     "DATASET.NUM_CLASSES": 21,
     "DATASET.TRAIN_SET": "list/pascal_voc/train.lst",
     "TRAIN.BATCH_SIZE_PER_GPU": 2,
+    "TEST.PROTOCOL": "default",  # its test passes the data set an argument that it does not take
 }
 
 PUBLISHED = {
@@ -177,7 +185,22 @@ PUBLISHED = {
     },
     "ade20k/seg_hrnet_ocr_w48_520x520_ohem_sgd_lr2e-2_wd1e-4_bs_16_epoch120": {**OCR, **ADE20K},
     "cocostuff/seg_hrnet_ocr_w48_520x520_ohem_sgd_lr1e-3_wd1e-4_bs_16_epoch110": {**OCR, **COCOSTUFF},
+    "cocostuff/seg_hrnet_w48_520x520_ohem_sgd_lr1e-3_wd1e-4_bs_16_epoch110": {**OCR_CODE, **COCOSTUFF},
     "lip/seg_hrnet_ocr_w48_473x473_sgd_lr7e-3_wd5e-4_bs_40_epoch150": {**OCR, **LIP},
+    "lip/seg_hrnet_w48_473x473_sgd_lr7e-3_wd5e-4_bs_40_epoch150": LIP,
+    "pascal_context/seg_hrnet_w48_cls59_520x520_sgd_lr1e-3_wd1e-4_bs_16_epoch200": {
+        **PASCAL,
+        "DATASET.NUM_CLASSES": 59,
+        "BatchNorm": {0.1},
+    },
+    "pascal_context/seg_hrnet_w48_cls60_480x480_sgd_lr4e-3_wd1e-4_bs_16_epoch200": {
+        **PASCAL,
+        "DATASET.NUM_CLASSES": 60,
+        "TRAIN.IMAGE_SIZE": [480, 480],
+        "TRAIN.LR": 0.004,
+        "TRAIN.LR_MULT.HEAD": 1.0,
+        "TEST.IMAGE_SIZE": [480, 480],
+    },
     "pascal_context/seg_hrnet_ocr_w48_cls59_520x520_sgd_lr1e-3_wd1e-4_bs_16_epoch200": {
         **OCR,
         **PASCAL,
@@ -213,6 +236,7 @@ PUBLISHED = {
         **OVENET_OCR,
         **ADE20K,
         "TRAIN.BATCH_SIZE_PER_GPU": 2,
+        "TEST.PROTOCOL": "ovenet",
     },
     "pascal_voc/seg_hrnet_ocr_w48_520x520_sgd_lr1e-3_wd1e-4_bs_16_epoch200": {**OCR, **PASCAL, **VOC},
 }

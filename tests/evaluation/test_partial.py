@@ -110,6 +110,13 @@ def test_a_damaged_part_is_set_aside_and_done_again(tmp_path, damage, suffix, ca
     assert joined(folder) == ({0, 1, 2, 3}, 1111)
 
 
+def test_settings_of_an_earlier_version_are_read_as_present_ones(tmp_path):
+    run(tmp_path / "p", [1, 2])
+    with pytest.raises(UserError, match="was begun with b None, now it is 2"):
+        PartialEvaluation(tmp_path / "p", {"a": 1, "b": 2}).check_settings()
+    PartialEvaluation(tmp_path / "p", {"a": 1, "b": 2}, read_settings=lambda found: {"b": 2, **found}).check_settings()
+
+
 def test_foreign_files_and_settings(tmp_path):
     folder = tmp_path / "p"
     run(folder, [0])

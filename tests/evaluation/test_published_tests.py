@@ -312,10 +312,10 @@ def test_hrnet_on_cocostuff(size, scales, flip):
 
 
 @VIEWS
-@pytest.mark.parametrize("num_classes", [59, 60])
-def test_hrnet_on_pascal_context(num_classes, size, scales, flip):
+@pytest.mark.parametrize("network", ["hrnet_w48_cls59", "hrnet_ocr_w48_cls59", "hrnet_ocr_w48_cls60"])
+def test_hrnet_on_pascal_context(network, size, scales, flip):
     image = photo(*size)
-    name = f"pascal_context/seg_hrnet_ocr_w48_cls{num_classes}_520x520_sgd_lr1e-3_wd1e-4_bs_16_epoch200"
+    name = f"pascal_context/seg_{network}_520x520_sgd_lr1e-3_wd1e-4_bs_16_epoch200"
     cfg, ours = predicted(name, image, *SMALL, *several(scales, flip))
     assert_public(cfg, ours, lambda test: test.own_size(image, scales, "padded_windows"))
 
@@ -398,6 +398,7 @@ SIZES = {  # window and base size by data set
     "ade20k": ([520, 520], 520),
     "cocostuff": ([520, 520], 520),
     "pascal_context": ([520, 520], 520),
+    "pascal_voc": ([520, 520], 520),
     "lip": ([473, 473], 473),
 }
 PUBLISHED = [path for name in SIZES for path in sorted((EXPERIMENTS / name).glob("*_sgd_*.yaml"))]
@@ -408,11 +409,13 @@ def test_sizes_of_the_published_files(path):
     """Every file whose name says how it was trained."""
     cfg = load_config(path)
     dataset, test = path.parent.name, cfg.TEST
-    rule = "dataset" if dataset in ("cityscapes", "acdc") else "padded_windows"
+    protocol = "default" if dataset in ("cityscapes", "acdc", "pascal_voc") else "hrnet"
     if dataset == "ade20k" and cfg.MODEL.SEED.NAME != "none":
-        rule = "long_side"
-    assert (rule, "exp") == (test.RULE, test.SCORE)
-    assert SIZES[dataset] == (test.IMAGE_SIZE, test.BASE_SIZE)
+        protocol = "ovenet"
+    assert (protocol, "exp") == (test.PROTOCOL, test.SCORE)
+    window, base_size = SIZES[dataset]
+    window = [480, 480] if "_480x480_" in path.stem else window
+    assert (window, base_size) == (test.IMAGE_SIZE, test.BASE_SIZE)
     assert (list(test.SCALE_LIST), test.FLIP_TEST, test.OUTPUT_INDEX) == ([1.0], False, -1)
 
 

@@ -172,6 +172,22 @@ def test_a_run_or_its_weights_are_tested_with_their_own_settings(trained, run_to
     assert run_tool("test").code == 2
 
 
+def test_momentum_of_batchnorm_is_no_setting_of_a_test(trained, run_tool):
+    config, run = trained
+    assert run_tool("test", "--cfg", config).code == 0
+    again = run_tool("test", "--cfg", config, "MODEL.BN_MOMENTUM", 0.3)
+    assert again.code == 0
+    assert "other settings" not in again.err
+    assert [path.name for path in (run / "test").iterdir()] == ["train_best_s1"]
+
+
+def test_results_tell_the_protocol(trained, run_tool):
+    config, run = trained
+    assert run_tool("test", "--cfg", config, "TEST.PROTOCOL", "hrnet").code == 0
+    content = json.loads((run / "test/train_best_s1_hrnet/results.json").read_text())
+    assert content["settings"]["protocol"] == "hrnet"
+
+
 def test_predictions_asked_for_later_are_written_for_all_images(trained, run_tool):
     """Resuming used to leave out the images that had been counted before."""
     config, run = trained

@@ -71,6 +71,18 @@ def test_native_resolution_runs_in_windows(checkpoint):
     assert sizes == [(64, 64)] * 6  # 2 rows of 3 windows of TEST.IMAGE_SIZE
 
 
+def test_another_long_side_keeps_the_padding_of_the_dataset(checkpoint):
+    """20 x 30 up to multiples of 16."""
+    content = torch.load(checkpoint)
+    content["dataset_info"]["evaluation"] = {"resize": "long_side", "multiple_of": 16}
+    torch.save(content, checkpoint)
+    predictor = Predictor.from_checkpoint(checkpoint, scales=[1.0], flip=False, long_side="native")
+    sizes = []
+    predictor.model.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[-2:])))
+    predictor(np.zeros((20, 30, 3), np.uint8))
+    assert sizes == [(32, 32)]
+
+
 def test_the_users_own_dataset_need_not_be_there(checkpoint, pixels):
     content = torch.load(checkpoint)
     names = [f"thing {i}" for i in range(11)]

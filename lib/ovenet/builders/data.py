@@ -266,6 +266,12 @@ def test_dataset(cfg: CfgNode) -> ListDataset:
     return list_dataset(cfg, cfg.DATASET.TEST_SET, cfg.TEST.NUM_SAMPLES)
 
 
+def validation_dataset(cfg: CfgNode) -> ListDataset:
+    """What training is validated on: `test_dataset`, of which ``TRAIN.EVAL_NUM_SAMPLES`` may take a part."""
+    limits = [n for n in (cfg.TRAIN.EVAL_NUM_SAMPLES, cfg.TEST.NUM_SAMPLES) if n]
+    return list_dataset(cfg, cfg.DATASET.TEST_SET, min(limits, default=0))
+
+
 def build_test_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[TestLoader, ListDataset]:
     """This process's share of a list, one sample at a time, and the whole list.
 

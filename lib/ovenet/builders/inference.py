@@ -28,7 +28,8 @@ from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
 
 _SEEN_IN_TRAINING = re.compile(
-    r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL)|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"
+    r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL|BN_MOMENTUM)"
+    r"|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"
 )
 _OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
 
@@ -42,7 +43,7 @@ def build_predictor(
         model: on `device`.
         cfg: the configuration.
         device: of this process.
-        single_scale: leave out ``TEST.SCALE_LIST``, ``TEST.FLIP_TEST``, ``TEST.RULE`` and sums of exponentials, as
+        single_scale: leave out ``TEST.SCALE_LIST``, ``TEST.FLIP_TEST``, ``TEST.PROTOCOL`` and sums of exponentials, as
             validation during training does, and ``TEST.CUDA_GRAPH``: a model in training may get other weights, of
             which a graph would know nothing.
     """
@@ -56,8 +57,13 @@ def inference_settings(
     """What the ``TEST`` section, the dataset and the model say about inference."""
     width, height = cfg.TEST.IMAGE_SIZE
     rule, first_rule = info.evaluation, None
-    if cfg.TEST.RULE != "dataset" and not single_scale:
-        rule, first_rule = LONG_SIDE, rule if rule.resize != "long_side" else None
+    protocol = "default" if single_scale else cfg.TEST.PROTOCOL
+    if protocol != "default" and rule.resize != "long_side":
+        rule, first_rule = LONG_SIDE, rule
+    elif protocol == "ovenet":
+        get_logger().warning(
+            "TEST.PROTOCOL ovenet changes nothing on %s: the long side is scaled to TEST.BASE_SIZE anyway", info.name
+        )
     return InferenceSettings(
         base_size=cfg.TEST.BASE_SIZE,
         window_size=(height, width),
@@ -76,7 +82,7 @@ def inference_settings(
         base_box=tuple(cfg.TEST.BASE_BOX) or None,
         stride=tuple(reversed(cfg.TEST.STRIDE)) or None,
         first_rule=first_rule,
-        padded_windows=cfg.TEST.RULE == "padded_windows" and not single_scale,
+        padded_windows=protocol == "hrnet",
     )
 
 

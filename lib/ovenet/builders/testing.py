@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 from ovenet.builders.data import TestLoader, shard_loader, test_dataset
 from ovenet.builders.inference import load_predictor
 from ovenet.builders.models import prediction_names
+from ovenet.config import present_settings
 from ovenet.data.dataset import ListDataset
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.run_log import track
@@ -130,7 +131,12 @@ def run_test(
         dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device
     )
     writer = ImageWriter(cfg, dataset, predictor, folder)
-    partial = PartialEvaluation(folder / FOLDER, settings, before_save=writer.wait)
+    partial = PartialEvaluation(
+        folder / FOLDER,
+        settings,
+        read_settings=lambda saved: present_settings(saved, settings),
+        before_save=writer.wait,
+    )
     done = _resume(cfg, partial, writer, len(dataset))
     loader, places = shard_loader(cfg, dataset, done)
     place = iter(places)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
-from ovenet.builders.data import build_test_loader, build_train_loader, check_data
+from ovenet.builders.data import build_train_loader, check_data, shard_loader, validation_dataset
 from ovenet.builders.inference import build_predictor
 from ovenet.builders.models import (
     build_criterion,
@@ -165,7 +165,8 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
     phases = build_phases(cfg)
-    test_loader, test_set = build_test_loader(cfg)
+    test_set = validation_dataset(cfg)
+    test_loader, _ = shard_loader(cfg, test_set)
     if not test_set.has_labels:
         raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
     if distributed.is_main():

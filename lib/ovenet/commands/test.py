@@ -67,6 +67,7 @@ def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, se
                 "list": cfg.DATASET.TEST_SET,
                 "scales": list(cfg.TEST.SCALE_LIST),
                 "flip": cfg.TEST.FLIP_TEST,
+                "protocol": cfg.TEST.PROTOCOL,
                 "score": cfg.TEST.SCORE,
             },
             SETTINGS: settings,

@@ -7,6 +7,7 @@ from ovenet.config.loading import (
     flatten,
     load_config,
     load_config_text,
+    present_settings,
     read_yaml,
     setting_sources,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "flatten",
     "load_config",
     "load_config_text",
+    "present_settings",
     "read_yaml",
     "setting_sources",
 ]

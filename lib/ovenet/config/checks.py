@@ -24,7 +24,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "TRAIN.CUDA_GRAPH": ("auto", "off"),
     "TRAIN.COMPILE": ("none", "blocks", "default", "reduce-overhead", "max-autotune"),
     "TRAIN.GRADIENT_COMPRESSION": ("none", "bf16", "powersgd"),
-    "TEST.RULE": ("dataset", "long_side", "padded_windows"),
+    "TEST.PROTOCOL": ("default", "ovenet", "hrnet"),
     "TEST.SCORE": ("softmax", "exp", "mmseg"),
     "TEST.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
@@ -56,6 +56,7 @@ _AT_LEAST: dict[str, float] = {
     "TRAIN.BATCH_SIZE_PER_GPU": 1,
     "TRAIN.NUM_SAMPLES": 0,
     "TRAIN.EVAL_INTERVAL": 1,
+    "TRAIN.EVAL_NUM_SAMPLES": 0,
     "TRAIN.MAX_SKIPPED": 1,
     "TRAIN.WARMUP": 0,
     "TRAIN.EXTRA_EPOCH": 0,
@@ -175,8 +176,9 @@ def check_config(cfg: CfgNode) -> None:
     )
     _require(ok, "TEST.STRIDE", cfg, f"[width, height] from 1 to those of TEST.IMAGE_SIZE, {list(window)}, or []")
     for key in ("TEST.BASE_BOX", "TEST.STRIDE"):
-        rule = cfg.TEST.RULE
-        _require(rule == "dataset" or not _get(cfg, key), key, cfg, f"[] with TEST.RULE {rule}, which says that itself")
+        protocol = cfg.TEST.PROTOCOL
+        ok = protocol == "default" or not _get(cfg, key)
+        _require(ok, key, cfg, f"[] with TEST.PROTOCOL {protocol}, which says that itself")
     _check_parts(cfg)
     _check_outputs(cfg)
 

@@ -180,6 +180,16 @@ def conventions(
     return {"MODEL.ALIGN_CORNERS": (False, source), "MODEL.BN_MOMENTUM": (0.01, source)}
 
 
+def shortens_validation(content: Mapping[str, Any]) -> bool:
+    """Whether a file's ``TEST.NUM_SAMPLES`` is of published code: it shortens validation during training, not the test.
+
+    Args:
+        content: values by key, as the file has them.
+    """
+    own = "TRAIN.EVAL_NUM_SAMPLES" in content
+    return "MODEL.NAME" in content and not own and content.get("TEST.NUM_SAMPLES") not in (None, 0, "0")
+
+
 def learning_rate_factors(words: Sequence[str], factor: float, head: str, seed: str) -> dict[str, float]:
     """What ``TRAIN.NONBACKBONE_KEYWORDS`` do, by present key: the public code looks for them in its parameters' names.
 

@@ -137,6 +137,7 @@ def _train() -> CfgNode:
     c.SHUFFLE = True  # new order every epoch
     c.NUM_SAMPLES = 0  # use only the first N lines of the list; 0 is all
     c.EVAL_INTERVAL = 1  # epochs between validations, >= 1; the last epoch is always validated
+    c.EVAL_NUM_SAMPLES = 0  # validations take only the first N lines of what a test takes; 0 is all
     c.MAX_SKIPPED = 10  # end the run after N iterations in a row without a finite loss and gradient, >= 1
     c.CHECKPOINT_EVERY = 0  # iterations between checkpoints inside an epoch, >= 0; 0 is none
     c.CHECKPOINT_MINUTES = 0.0  # minutes between checkpoints inside an epoch, >= 0; 0 is none
@@ -153,7 +154,7 @@ def _test() -> CfgNode:
     c.STRIDE = []  # [width, height] from window to window: overlapping windows for any dataset; [] for side by side
     c.BASE_SIZE = 2048  # long side of the image at scale 1; its short side for datasets whose rule says so
     c.BASE_BOX = []  # [long, short] side that the image fits into at scale 1, run whole; [] as the dataset is evaluated
-    c.RULE = "dataset"  # sizes and windows of a test (validation: the dataset's): dataset, long_side, padded_windows
+    c.PROTOCOL = "default"  # sizes and windows of a test: default, the dataset's; or as the public code: ovenet, hrnet
     c.BATCH_SIZE_PER_GPU = 0  # windows and views per forward pass; 0 is 1, on CUDA what has 2^22 pixels together, >= 2
     c.MODEL_FILE = ""  # weights to test; "" is the run's best.pth, else its final_state.pth
     c.SCALE_LIST = [1.0]  # scales whose scores are averaged, > 0

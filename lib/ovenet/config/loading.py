@@ -46,7 +46,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: a file is missing or not YAML, a key is unknown, or a value is of the wrong type or range.
     """
-    return _assemble(list(_file_sources(find_experiment(path), ())), overrides)
+    sources = list(_file_sources(find_experiment(path), ()))
+    for source, content in sources:
+        if compat.shortens_validation(content):
+            get_logger().warning(
+                "%s: TEST.NUM_SAMPLES %s shortens validation in training, as in its code; tests take the whole list",
+                source,
+                content["TEST.NUM_SAMPLES"],
+            )
+    return _assemble(_as_meant(sources), overrides)
+
+
+def _as_meant(sources: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Files, published ones with ``TEST.NUM_SAMPLES`` as what it does in their code."""
+    renamed = {"TEST.NUM_SAMPLES": "TRAIN.EVAL_NUM_SAMPLES"}
+    return [
+        (source, {renamed.get(k, k): v for k, v in content.items()} if compat.shortens_validation(content) else content)
+        for source, content in sources
+    ]
 
 
 def setting_sources(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
@@ -56,7 +73,7 @@ def setting_sources(path: str | Path, overrides: Sequence[str] = ()) -> dict[str
         UserError: as `load_config`.
     """
     known = dict(_leaves(default_config())) | TRANSLATED
-    sources = _all_sources(list(_file_sources(find_experiment(path), ())), overrides, known)
+    sources = _all_sources(_as_meant(list(_file_sources(find_experiment(path), ()))), overrides, known)
     return {key: source for key, (_, source) in _merge(sources, known)[0].items() if source}
 
 
@@ -157,6 +174,23 @@ def _merge(
 def flat_settings(cfg: CfgNode) -> dict[str, Any]:
     """Every value by its whole key, as YAML knows it."""
     return dict(flatten(yaml.safe_load(cfg.dump())))
+
+
+def present_settings(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version saved, as the present one would have.
+
+    Args:
+        saved: values by key.
+        settings: the present ones of that kind.
+
+    Returns:
+        `saved` under present names, with the defaults of keys that did not exist then, without those that are not of
+        that kind any more.
+    """
+    usual = flat_settings(default_config())
+    renamed = {RENAMED_KEYS.get(key, key): value for key, value in saved.items()}
+    kept = {key: value for key, value in renamed.items() if key in settings or key not in usual}
+    return {key: usual[key] for key in settings if key in usual} | kept
 
 
 def changed_settings(before: str, cfg: CfgNode) -> list[str]:

@@ -54,7 +54,7 @@ class EvaluationRule:
             windows; ``short_side`` scales the short side to ``BASE_SIZE`` and runs the image whole; ``stretch`` gives
             up the proportions for those of ``IMAGE_SIZE``, in training too.
         multiple_of: pad the right and the bottom until both sides are multiples of this many pixels.
-        keeps_padding: the public test takes that padding for a part of the image, see ``TEST.RULE``.
+        keeps_padding: the public test takes that padding for a part of the image, see ``TEST.PROTOCOL``.
     """
 
     resize: Resize = "long_side"

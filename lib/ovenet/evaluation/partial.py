@@ -33,6 +33,7 @@ class PartialEvaluation:
         folder: where it lies; made when there is something to keep.
         settings: what the counts depend on; they must be the same to go on.
         interval_s: seconds between two saves.
+        read_settings: makes present settings of those that an earlier version may have saved.
         before_save: returns when all else that belongs to the images is written; they are not evaluated again.
 
     Attributes:
@@ -45,11 +46,13 @@ class PartialEvaluation:
         settings: Mapping[str, Any],
         *,
         interval_s: float = 30.0,
+        read_settings: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
         before_save: Callable[[], None] = lambda: None,
     ):
         self.folder = folder
         self.settings = json.loads(json.dumps(settings))
         self.interval_s = interval_s
+        self.read_settings = read_settings
         self.before_save = before_save
         self.joined: dict[str, Tensor] = {}
         self._name = ""
@@ -76,6 +79,7 @@ class PartialEvaluation:
                 f"{self.folder / _SETTINGS}: missing or damaged, so that nobody knows what was counted; delete that "
                 "folder to start over"
             ) from error
+        found = self.read_settings(found)
         for key in sorted({*found, *self.settings}):
             if found.get(key) != self.settings.get(key):
                 raise UserError(

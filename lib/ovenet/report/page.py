@@ -137,6 +137,8 @@ def _facts(run: Run) -> str:
     settings = run.results["settings"]
     views = ", flipped views" if settings["flip"] else ""
     scales = ", ".join(map(str, settings["scales"]))
+    protocol = settings.get("protocol", "default")
+    views += "" if protocol == "default" else f", as {protocol} tests"
     return (
         f"{run.results['dataset']}, {len(run.records)} images of {settings['list']}; weights "
         f"{settings['model_file']}; scales {scales}{views}; {run.results['date']}"

@@ -115,9 +115,8 @@ class Predictor(SlidingWindowInferencer):
         if flip is not None:
             settings = replace(settings, flip=flip)
         if long_side is not None:
-            settings = replace(
-                settings, base_size=_base_size(long_side), rule=LONG_SIDE, base_box=None, first_rule=None
-            )
+            rule = settings.rule if settings.rule.resize == "long_side" else LONG_SIDE
+            settings = replace(settings, base_size=_base_size(long_side), rule=rule, base_box=None, first_rule=None)
         return cls(model, settings, place, info, max_offset, Path(path))
 
     @classmethod

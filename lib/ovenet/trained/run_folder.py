@@ -12,7 +12,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ovenet.config import default_config, flat_settings, load_config_text
+from ovenet.config import default_config, flat_settings, load_config_text, present_settings
 from ovenet.deployment import is_exported
 from ovenet.deployment.formats import read_about
 from ovenet.engine.checkpoint import read_checkpoint, require_file
@@ -27,7 +27,7 @@ PLACES = (  # settings that say where files lie on the machine that trained, whi
     "MODEL.SEED.PRETRAINED", "LOSS.CLASS_WEIGHTS", "WANDB", "MLFLOW",
 )  # fmt: skip
 _COUNTS_DEPEND_ON = re.compile(
-    r"TRAIN\.IGNORE_LABEL|DATASET\.(ROOT|DATASET|NUM_CLASSES)|MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN)"
+    r"TRAIN\.IGNORE_LABEL|DATASET\.(ROOT|DATASET|NUM_CLASSES)|MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|BN_MOMENTUM)"
     r"|TEST\.(?!RESUME|REPORT|SAVE_PREDICTIONS|MODEL_FILE|BATCH_SIZE_PER_GPU|CUDA_GRAPH)"
 )
 
@@ -104,15 +104,17 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
             return folder
         except ValueError:
             continue  # damaged, or not ours: leave it
-        if isinstance(content, dict) and content.get(SETTINGS) == json.loads(json.dumps(settings)):
+        saved = content.get(SETTINGS) if isinstance(content, dict) else None
+        if isinstance(saved, dict) and present_settings(saved, settings) == json.loads(json.dumps(settings)):
             return folder
     raise AssertionError
 
 
 def inference_name(cfg: CfgNode, model_file: Path) -> str:
-    """``<weights>_<scales>[_flip]``, which tells tests of one list apart."""
+    """``<weights>_<scales>[_flip][_<protocol>]``, which tells tests of one list apart."""
     scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
-    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}"
+    protocol = "" if cfg.TEST.PROTOCOL == "default" else f"_{cfg.TEST.PROTOCOL}"
+    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}{protocol}"
 
 
 def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict[str, Any]:
