@@ -11,19 +11,20 @@ ALLOWED = {
     "errors": set(),
     "version": set(),
     "structures": set(),
+    "fields": set(),
     "registry": {"errors"},
     "utils": {"errors", "version"},
     "geometry": {"structures"},
-    "config": {"errors", "models", "utils"},  # parts of a model document and check their own settings
-    "models": {"errors", "geometry", "registry", "structures"},
-    "losses": {"errors", "geometry", "registry", "structures", "utils"},
-    "data": {"errors", "structures", "utils"},
-    "engine": {"data", "errors", "losses", "models", "geometry", "structures", "utils"},
+    "config": {"data", "engine", "errors", "evaluation", "fields", "losses", "models", "utils"},  # their settings
+    "models": {"fields", "errors", "geometry", "registry", "structures"},
+    "losses": {"fields", "errors", "geometry", "registry", "structures", "utils"},
+    "data": {"fields", "errors", "structures", "utils"},
+    "engine": {"fields", "data", "errors", "losses", "models", "geometry", "structures", "utils"},
     "app": {"errors"},
     "dataset_tools": {"data", "errors", "utils"},
     "report": {"data", "errors", "evaluation", "structures", "utils"},
     "deployment": {"errors", "evaluation", "geometry", "models", "structures", "utils"},
-    "evaluation": {"data", "errors", "models", "geometry", "structures", "utils"},
+    "evaluation": {"fields", "data", "errors", "models", "geometry", "structures", "utils"},
 }
 
 

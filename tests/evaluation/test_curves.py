@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from ovenet.config.schema import is_of_the_result
 from ovenet.evaluation.curves import format_curves, group_curves, plot_curves, read_curve, short_names
 
 
@@ -27,9 +28,9 @@ def runs(tmp_path):
         points.append({"kind": "train", "iteration": 10, "epoch": 1, "time": 0, "loss": None})
         text = "".join(json.dumps(point) + "\n" for point in points)
         (run / "log.jsonl").write_text(text + '{"kind": "val", "iter')  # the last line is being written
-        settings = {"SEED": seed, "OUTPUT_DIR": name, "TRAIN": {"LR": lr, "RESUME": bool(seed)}}
+        settings = {"SEED": seed, "OUTPUT_DIR": name, "WORKERS": seed, "TRAIN": {"LR": lr, "RESUME": bool(seed)}}
         (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    return [read_curve(tmp_path / name, "val/iou") for name in "abc"]
+    return [read_curve(tmp_path / name, "val/iou", is_of_the_result) for name in "abc"]
 
 
 def test_runs_that_differ_by_the_seed_are_one_line(runs):
@@ -71,7 +72,7 @@ def test_the_plot_shows_every_curve_in_its_colour(runs):
 
 def test_mean_iou_is_in_percent(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"kind": "val", "iteration": 1, "mean_iou_fused": 0.67344}')
-    curve = read_curve(tmp_path, "val/mean_iou_fused")
+    curve = read_curve(tmp_path, "val/mean_iou_fused", is_of_the_result)
     text = format_curves({"a": [curve]}, "val/mean_iou_fused")
     assert text.splitlines()[0] == "val/mean_iou_fused, %"
     assert text.splitlines()[2].split() == ["a", "1", "1", "67.34", "67.34"]
@@ -88,9 +89,9 @@ def test_names_of_runs_are_what_tells_them_apart():
 
 def test_what_is_not_there_is_named(tmp_path, runs):
     with pytest.raises(ValueError, match=r"log\.jsonl: nothing called val/loss; there are train/loss, val/iou"):
-        read_curve(tmp_path / "a", "val/loss")
+        read_curve(tmp_path / "a", "val/loss", is_of_the_result)
     with pytest.raises(ValueError, match="there is no such log"):
-        read_curve(tmp_path / "none", "val/iou")
+        read_curve(tmp_path / "none", "val/iou", is_of_the_result)
 
 
 def test_the_tool_writes_a_table_and_a_picture(tmp_path, runs, capsys, monkeypatch):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ovenet.config.checks import part_settings
-from ovenet.config.defaults import NO_SEED
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
 from ovenet.dataset_tools.audit import read_suggested_weights
@@ -26,6 +25,7 @@ from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.interfaces import Part
 from ovenet.models.norm import set_momentum
 from ovenet.models.registry import HEADS
+from ovenet.models.settings import NO_SEED
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
 from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger

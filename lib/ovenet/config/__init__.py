@@ -1,6 +1,5 @@
 """Configuration: schema, loading and checks. Read by `ovenet.builders` and the tools only."""
 
-from ovenet.config.defaults import default_config
 from ovenet.config.loading import (
     changed_settings,
     flat_settings,
@@ -11,6 +10,7 @@ from ovenet.config.loading import (
     read_yaml,
     setting_sources,
 )
+from ovenet.config.schema import default_config
 
 __all__ = [
     "changed_settings",

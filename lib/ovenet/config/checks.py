@@ -2,102 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from yacs.config import CfgNode
 
-from ovenet.config.defaults import NO_SEED
+from ovenet.config.schema import KEYS
+from ovenet.data.settings import LARGEST_SIDE
 from ovenet.errors import UserError
+from ovenet.evaluation.settings import LARGEST_SCALE
+from ovenet.fields import LARGEST_INTEGER
 from ovenet.models.factory import PROVIDED
 from ovenet.models.registry import BACKBONES, HEADS, NECKS, SEEDS
+from ovenet.models.settings import NO_SEED
 
-_ONE_OF: dict[str, tuple[Any, ...]] = {
-    "DATASET.CACHE": ("none", "disk", "ram"),
-    "LOSS.BACKEND": ("auto", "plain", "blocked", "triton"),
-    "LOSS.AVERAGE": ("valid", "all"),
-    "LOSS.CONFIDENCE_TARGET": ("same_class", "better_scores"),
-    "LOSS.OFFSET_TARGET": ("same_class", "right_pixel"),
-    "TRAIN.OPTIMIZER": ("sgd", "adamw"),
-    "TRAIN.PARAM_GROUPS": ("parts", "official"),
-    "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
-    "TRAIN.CUDA_GRAPH": ("auto", "off"),
-    "TRAIN.COMPILE": ("none", "blocks", "default", "reduce-overhead", "max-autotune"),
-    "TRAIN.GRADIENT_COMPRESSION": ("none", "bf16", "powersgd"),
-    "TEST.PROTOCOL": ("default", "ovenet", "hrnet"),
-    "TEST.SCORE": ("softmax", "exp", "mmseg"),
-    "TEST.PRECISION": ("fp32", "bf16", "fp16"),
-    "TEST.COMPILE": ("none", "default", "reduce-overhead", "max-autotune"),
-    "TEST.CUDA_GRAPH": ("auto", "off"),
-    "TEST.RUNTIME": ("auto", "torch", "onnxruntime", "openvino"),
-    "DEVICE": ("auto", "cpu", "cuda"),
-}
-_AT_LEAST: dict[str, float] = {
-    "WORKERS": 0,
-    "PRINT_FREQ": 1,
-    "SEED": 0,
-    "LOSS.OHEMKEEP": 1,
-    "LOSS.KAPPA": 0,
-    "LOSS.LAMBDA": 0,
-    "LOSS.OFFSET": 0,
-    "LOSS.FUSION_WARMUP": 0,
-    "LOSS.CONTRAST.WEIGHT": 0,
-    "LOSS.CONTRAST.START": 0,
-    "LOSS.CONTRAST.MAX_SAMPLES": 4,
-    "LOSS.CONTRAST.MAX_VIEWS": 2,
-    "DATASET.NUM_CLASSES": 2,
-    "DATASET.AUDIT": 0,
-    "TRAIN.BASE_SIZE": 1,
-    "TRAIN.SCALE_FACTOR": 0,
-    "TRAIN.IGNORE_LABEL": -(2**15),
-    "TRAIN.RANDOM_BRIGHTNESS_SHIFT_VALUE": 0,
-    "TRAIN.WD": 0,
-    "TRAIN.BEGIN_EPOCH": 0,
-    "TRAIN.BATCH_SIZE_PER_GPU": 1,
-    "TRAIN.NUM_SAMPLES": 0,
-    "TRAIN.EVAL_INTERVAL": 1,
-    "TRAIN.EVAL_NUM_SAMPLES": 0,
-    "TRAIN.MAX_SKIPPED": 1,
-    "TRAIN.WARMUP": 0,
-    "TRAIN.EXTRA_EPOCH": 0,
-    "TRAIN.ITERATIONS": 0,
-    "TRAIN.LR_MIN": 0,
-    "TRAIN.ACCUMULATE": 1,
-    "TRAIN.CLIP_GRAD_NORM": 0,
-    "TRAIN.LR_MULT.OFFSET_HEAD": 0,
-    "TRAIN.CHECKPOINT_EVERY": 0,
-    "TRAIN.CHECKPOINT_MINUTES": 0,
-    "TRAIN.KEEP_CHECKPOINTS": 1,
-    "DIST_TIMEOUT": 1,
-    "TEST.BASE_SIZE": 1,
-    "TEST.BATCH_SIZE_PER_GPU": 0,
-    "TEST.NUM_SAMPLES": 0,
-}
-_INTEGERS = 2**31 - 1  # limit of C libraries, and above any sensible count
-_SIDE = 2**16  # of an image in pixels
-_AT_MOST: dict[str, float] = {
-    "WORKERS": 2**16,
-    "SEED": 2**32 - 1,
-    "DIST_TIMEOUT": 10**7,
-    "DATASET.NUM_CLASSES": 2**15 - 1,
-    "TRAIN.BASE_SIZE": _SIDE,
-    "TRAIN.SCALE_FACTOR": 1000,
-    "TRAIN.IGNORE_LABEL": 2**15 - 1,
-    "TRAIN.KEEP_CHECKPOINTS": 1000,
-    "TRAIN.BATCH_SIZE_PER_GPU": 2**16,
-    "TEST.BASE_SIZE": _SIDE,
-    "TEST.BATCH_SIZE_PER_GPU": 2**16,
-}
-LARGEST_SCALE = 100
-_POSITIVE = (
-    "TRAIN.LR",
-    "TRAIN.LR_POWER",
-    "TRAIN.EXTRA_LR",
-    "TRAIN.LR_MULT.BACKBONE",
-    "TRAIN.LR_MULT.HEAD",
-    "TRAIN.LR_MULT.SEED",
-)
-_FRACTIONS = ("TRAIN.MOMENTUM", "TRAIN.EMA")  # in [0, 1)
 _PUBLISHED_AS = {"MODEL.FROZEN": "MODEL.FREEZED_PAR", "MODEL.SEED.PRETRAINED": "MODEL.OFFSET_PRETRAINED"}
 _REGISTRIES = {"BACKBONE": BACKBONES, "NECK": NECKS, "HEAD": HEADS, "SEED": SEEDS}
 
@@ -111,25 +28,13 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         UserError: one line that names the key.
     """
-    for key, allowed in _ONE_OF.items():
-        _require(_get(cfg, key) in allowed, key, cfg, "one of " + ", ".join(map(str, allowed)))
-    for key, least in _AT_LEAST.items():
-        _require(_get(cfg, key) >= least, key, cfg, f"at least {least}")
-    for key, value in _numbers(cfg):
-        if isinstance(value, int) and not isinstance(value, bool):
-            most = _AT_MOST.get(key, _INTEGERS)
-            _require(value <= most, key, cfg, f"at most {most}")
-    for key in _POSITIVE:
-        _require(_get(cfg, key) > 0, key, cfg, "more than 0")
-    for key in _FRACTIONS:
-        _require(0 <= _get(cfg, key) < 1, key, cfg, "at least 0 and below 1")
-    _require(0 <= cfg.MODEL.BN_MOMENTUM <= 1, "MODEL.BN_MOMENTUM", cfg, "at least 0 and at most 1")
-    _require(0 < cfg.LOSS.OHEMTHRES <= 1, "LOSS.OHEMTHRES", cfg, "more than 0 and at most 1")
-    _require(0 <= cfg.TRAIN.RARE_CLASS_CROPS <= 1, "TRAIN.RARE_CLASS_CROPS", cfg, "at least 0 and at most 1")
+    for key, one in KEYS.items():
+        value = _get(cfg, key)
+        _require(one.setting.allows(value), key, cfg, one.setting.range_text or f"at most {LARGEST_INTEGER}")
     for key in ("TRAIN.IMAGE_SIZE", "TEST.IMAGE_SIZE"):
         size = _get(cfg, key)
-        ok = len(size) == 2 and all(isinstance(n, int) and 0 < n <= _SIDE for n in size)
-        _require(ok, key, cfg, f"[width, height] in pixels, both whole numbers from 1 to {_SIDE}")
+        ok = len(size) == 2 and all(isinstance(n, int) and 0 < n <= LARGEST_SIDE for n in size)
+        _require(ok, key, cfg, f"[width, height] in pixels, both whole numbers from 1 to {LARGEST_SIDE}")
     _require(
         len(cfg.TEST.SCALE_LIST) > 0 and all(0 < s <= LARGEST_SCALE for s in cfg.TEST.SCALE_LIST),
         "TEST.SCALE_LIST",
@@ -162,14 +67,15 @@ def check_config(cfg: CfgNode) -> None:
     )
     _require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
     _require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")
-    _require(0 < cfg.TRAIN.CAT_MAX_RATIO <= 1, "TRAIN.CAT_MAX_RATIO", cfg, "more than 0 and at most 1")
     scales = cfg.TRAIN.SCALE_RANGE
     ok = not scales or (len(scales) == 2 and 0 < scales[0] <= scales[1] <= LARGEST_SCALE)
     _require(ok, "TRAIN.SCALE_RANGE", cfg, f"[low, high] within 0 to {LARGEST_SCALE}, or [] for TRAIN.SCALE_FACTOR")
     for key in ("TRAIN.BASE_BOX", "TEST.BASE_BOX"):
         box = _get(cfg, key)
-        ok = not box or (len(box) == 2 and all(isinstance(n, int) and 0 < n <= _SIDE for n in box) and box[0] >= box[1])
-        _require(ok, key, cfg, f"[long side, short side] in pixels, whole numbers from 1 to {_SIDE}, or []")
+        ok = not box or (
+            len(box) == 2 and all(isinstance(n, int) and 0 < n <= LARGEST_SIDE for n in box) and box[0] >= box[1]
+        )
+        _require(ok, key, cfg, f"[long side, short side] in pixels, whole numbers from 1 to {LARGEST_SIDE}, or []")
     stride, window = cfg.TEST.STRIDE, cfg.TEST.IMAGE_SIZE
     ok = not stride or (
         len(stride) == 2 and all(isinstance(n, int) and 0 < n <= w for n, w in zip(stride, window, strict=True))
@@ -255,15 +161,6 @@ def _check_outputs(cfg: CfgNode) -> None:
         cfg,
         "less for a model without a seed (MODEL.SEED.NAME, MODEL.EXTRA.OFFSET_BRANCH): nothing else would be trained",
     )
-
-
-def _numbers(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its whole key, but for the arguments of parts, which check their own."""
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif prefix not in tuple(f"MODEL.{part}." for part in _REGISTRIES):
-            yield prefix + name, value
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from ovenet.config.defaults import NO_SEED
 from ovenet.errors import UserError
 from ovenet.models.backbones.hrnet import VARIANTS, StageSpec, usual_copy
 from ovenet.models.registry import SEEDS
+from ovenet.models.settings import NO_SEED
 
 Setting = tuple[Any, str]  # value and source
 

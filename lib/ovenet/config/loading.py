@@ -14,10 +14,11 @@ from yacs.config import CfgNode
 from ovenet.config import compat
 from ovenet.config.checks import check_config
 from ovenet.config.compat import INERT_KEYS, RENAMED_KEYS, TRANSLATED, Setting
-from ovenet.config.defaults import LISTS_OF_TABLES, NO_SEED, VERSION, default_config
-from ovenet.config.defaults import LISTS_OF_TEXTS as OWN_LISTS_OF_TEXTS
 from ovenet.config.merging import PART_SECTIONS, SettingsMerger, is_argument
+from ovenet.config.schema import KEYS, VERSION, default_config
 from ovenet.errors import UserError, nearest
+from ovenet.fields import flatten
+from ovenet.models.settings import NO_SEED
 from ovenet.utils.bundled import bundled_folder
 from ovenet.utils.logging import get_logger
 
@@ -25,7 +26,8 @@ EXPERIMENTS = bundled_folder("experiments")
 _BASE_KEY = "_BASE_"
 COMMAND_LINE = "the command line"
 MAX_NODES = 100_000
-LISTS_OF_TEXTS = (*OWN_LISTS_OF_TEXTS, *compat.LISTS_OF_TEXTS)
+LISTS_OF_TEXTS = (*(name for name, key in KEYS.items() if key.item is str), *compat.LISTS_OF_TEXTS)
+LISTS_OF_TABLES = tuple(name for name, key in KEYS.items() if key.item is dict)  # all other lists hold numbers
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
@@ -328,15 +330,6 @@ def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as values by their whole keys, ``SECTION.KEY``."""
-    for name, value in content.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _require_known(key: str, known: dict[str, Any], source: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from ovenet.errors import UserError
+from ovenet.fields import flatten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ class Curve:
         name: the run's folder, or the group's name.
         iterations: at which it was written.
         values: of the same length.
-        settings: the run's configuration without its seed and its folders, to find runs that differ by the seed alone.
+        settings: the run's settings that its result depends on, without the seed, to find runs that differ by it alone.
     """
 
     name: str
@@ -45,12 +46,13 @@ class Curve:
     settings: str
 
 
-def read_curve(run: Path, metric: str) -> Curve:
+def read_curve(run: Path, metric: str, is_of_the_result: Callable[[str], bool]) -> Curve:
     """One quantity from a run's ``log.jsonl``.
 
     Args:
         run: folder of the run.
         metric: ``<kind>/<name>``, as in TensorBoard; mIoU comes in percent, as in the log.
+        is_of_the_result: whether runs that differ in a setting, named by its whole key, are other runs.
 
     Raises:
         UserError: there is no log, or nothing of that name in it; names what there is.
@@ -69,7 +71,7 @@ def read_curve(run: Path, metric: str) -> Curve:
     iterations, values = zip(*points, strict=True)
     scale = 100.0 if is_percent(metric) else 1.0
     values = scale * np.array(values, dtype=np.float64)
-    return Curve(str(run), np.array(iterations), values, _settings(run / "config.yaml"))
+    return Curve(str(run), np.array(iterations), values, _settings(run / "config.yaml", is_of_the_result))
 
 
 def is_percent(metric: str) -> bool:
@@ -106,17 +108,14 @@ def _is_value(value: object) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def _settings(path: Path) -> str:
+def _settings(path: Path, is_of_the_result: Callable[[str], bool]) -> str:
     if not path.is_file():
         return ""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for key in ("SEED", "OUTPUT_DIR", "LOG_DIR"):
-            settings.pop(key, None)
-        settings.get("TRAIN", {}).pop("RESUME", None)
+        settings = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the configuration of a run ({type(error).__name__}); remove it") from error
-    return yaml.safe_dump(settings)
+    return yaml.safe_dump({key: value for key, value in settings.items() if is_of_the_result(key)})
 
 
 def group_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:

@@ -13,6 +13,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.config import default_config, flat_settings, flatten, load_config, read_yaml
+from ovenet.config.schema import is_of_the_result
 from ovenet.errors import UserError, nearest
 from ovenet.trained.run_folder import run_directory
 
@@ -20,13 +21,6 @@ WEIGHTS = ("best", "final")
 KEY_LENGTH = 8  # of a key, in names of files
 _KEYS = {"CFG", "SEEDS", "BY_SEED", "RUNS", "TEST", "WEIGHTS", "REFERENCE"}
 _RUN_KEYS = {"CFG", "SEEDS", "GRID"}
-# Settings that say where and how fast a run is made, not what comes out.
-_NOT_OF_THE_RESULT = re.compile(
-    r"(OUTPUT_DIR|LOG_DIR|WANDB|MLFLOW|DEVICE|WORKERS|PRINT_FREQ|DIST_TIMEOUT|PIN_MEMORY|SEED|VERSION"
-    r"|DATASET\.(ROOT|CACHE|CACHE_DIR|AUDIT)|LOSS\.BACKEND"
-    r"|TRAIN\.(RESUME|CHECKPOINT_EVERY|CHECKPOINT_MINUTES|KEEP_CHECKPOINTS|CHECKPOINT_ACTIVATIONS|COMPILE|CUDA_GRAPH)"
-    r"|TEST\.(RESUME|REPORT|SAVE_PREDICTIONS|MODEL_FILE|BATCH_SIZE_PER_GPU|COMPILE|CUDA_GRAPH|DETAILS))$"
-)
 
 
 @dataclass(frozen=True)
@@ -198,7 +192,7 @@ def _settings_of_the_result(cfg: CfgNode) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat_settings(cfg).items()
-        if not _NOT_OF_THE_RESULT.match(key) and (key not in usual or usual[key] != value)
+        if is_of_the_result(key) and (key not in usual or usual[key] != value)
     }
 
 

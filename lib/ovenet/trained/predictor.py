@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ovenet.builders.inference import exported_model, inference_model
-from ovenet.config.checks import LARGEST_SCALE
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment.about import is_exported
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.evaluation.result import SegResult
+from ovenet.evaluation.settings import LARGEST_SCALE
 from ovenet.trained.model import find_weights, read_trained
 from ovenet.trained.sharing import download, save_folder, weights_of_folder
 from ovenet.utils.distributed import choose_device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.config import default_config, flat_settings, load_config_text, present_settings
+from ovenet.config.schema import is_of_the_test, keys_of_role
 from ovenet.deployment import is_exported
 from ovenet.deployment.formats import read_about
 from ovenet.engine.checkpoint import read_checkpoint, require_file
@@ -21,15 +21,6 @@ from ovenet.errors import UserError
 
 RESULTS = "results.json"
 SETTINGS = "evaluation_settings"  # in the results: all that the counts depend on
-
-PLACES = (  # settings that say where files lie on the machine that trained, which nobody else needs
-    "DATASET.ROOT", "DATASET.CACHE_DIR", "OUTPUT_DIR", "LOG_DIR", "TEST.MODEL_FILE", "MODEL.BACKBONE.PRETRAINED",
-    "MODEL.SEED.PRETRAINED", "LOSS.CLASS_WEIGHTS", "WANDB", "MLFLOW",
-)  # fmt: skip
-_COUNTS_DEPEND_ON = re.compile(
-    r"TRAIN\.IGNORE_LABEL|DATASET\.(ROOT|DATASET|NUM_CLASSES)|MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|BN_MOMENTUM)"
-    r"|TEST\.(?!RESUME|REPORT|SAVE_PREDICTIONS|MODEL_FILE|BATCH_SIZE_PER_GPU|CUDA_GRAPH)"
-)
 
 
 def run_directory(cfg: CfgNode, config_file: str | Path) -> Path:
@@ -124,7 +115,8 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
         UserError: there is no such file of weights.
         OSError: the weights or the list cannot be read.
     """
-    settings = {key: value for key, value in flat_settings(cfg).items() if _COUNTS_DEPEND_ON.match(key)}
+    flat = flat_settings(cfg)
+    settings = {key: value for key, value in flat.items() if is_of_the_test(key) or key == "DATASET.ROOT"}
     require_file(model_file)
     for name, path in (("weights", model_file), ("list", list_path)):
         settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -134,5 +126,5 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
 def without_places(cfg: CfgNode) -> str:
     """A configuration as YAML, without the paths of this machine."""
     usual = flat_settings(default_config())
-    overrides = [text for key in PLACES for text in (key, str(usual[key]))]
+    overrides = [text for key in keys_of_role("place", "input") for text in (key, str(usual[key]))]
     return load_config_text(cfg.dump(), "the configuration", overrides).dump()

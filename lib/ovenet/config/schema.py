@@ -1,0 +1,130 @@
+"""The tree of settings that users edit, composed of the settings of each component, and what is known of each key.
+
+Sizes are ``[width, height]`` in pixels, as in the public HRNet files, whose model keys `ovenet.config.compat` knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from yacs.config import CfgNode
+
+from ovenet.data.settings import CropSettings, DatasetSettings, LoaderSettings, WorkerSettings
+from ovenet.engine.settings import (
+    CheckpointSettings,
+    CudnnSettings,
+    LearningRateMultipliers,
+    OptimizerSettings,
+    RunSettings,
+    ScheduleSettings,
+    StepSettings,
+)
+from ovenet.evaluation.settings import InferenceKeys, TestSettings
+from ovenet.fields import Role, Setting, settings_of
+from ovenet.losses.settings import ContrastSettings, LossSettings
+from ovenet.models.settings import (
+    BackboneSettings,
+    HeadSettings,
+    ModelSettings,
+    NeckSettings,
+    SeedSettings,
+)
+
+VERSION = 2  # of the schema; 1 described the model as the public HRNet and OVeNet files do
+PARTS = ("BACKBONE", "NECK", "HEAD", "SEED")  # sections of MODEL that take the arguments of the part they name, too
+SECTIONS: tuple[tuple[str, type], ...] = (
+    ("", RunSettings),
+    ("", WorkerSettings),
+    ("CUDNN", CudnnSettings),
+    ("MODEL.BACKBONE", BackboneSettings),
+    ("MODEL.NECK", NeckSettings),
+    ("MODEL.HEAD", HeadSettings),
+    ("MODEL.SEED", SeedSettings),
+    ("MODEL", ModelSettings),
+    ("LOSS", LossSettings),
+    ("LOSS.CONTRAST", ContrastSettings),
+    ("DATASET", DatasetSettings),
+    ("TRAIN", CropSettings),
+    ("TRAIN", LoaderSettings),
+    ("TRAIN", OptimizerSettings),
+    ("TRAIN.LR_MULT", LearningRateMultipliers),
+    ("TRAIN", ScheduleSettings),
+    ("TRAIN", StepSettings),
+    ("TRAIN", CheckpointSettings),
+    ("TEST", InferenceKeys),
+    ("TEST", TestSettings),
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the tree.
+
+    Attributes:
+        name: with its sections: ``TRAIN.LR``.
+        default: as the tree has it: lists, no tuples.
+        item: type of a list's items; None where it is no list.
+        setting: meaning, range and role.
+    """
+
+    name: str
+    default: Any
+    item: type | None
+    setting: Setting
+
+
+def _keys() -> Iterator[Key]:
+    for prefix, component in SECTIONS:
+        hints = get_type_hints(component)
+        for name, (field, setting) in settings_of(component).items():
+            hint = hints[field.name]
+            is_list = get_origin(hint) is tuple
+            item = (get_origin(get_args(hint)[0]) or get_args(hint)[0]) if is_list else None
+            default = list(field.default) if is_list else field.default
+            yield Key(f"{prefix}.{name}" if prefix else name, default, item, setting)
+
+
+KEYS: dict[str, Key] = {key.name: key for key in _keys()}
+
+
+def default_config() -> CfgNode:
+    """A fresh, mutable configuration with every key at its default: HRNet-W48 on Cityscapes."""
+    root = CfgNode({"VERSION": VERSION})  # checkpoints carry it
+    for key in KEYS.values():
+        *sections, name = key.name.split(".")
+        node = root
+        for part in sections:
+            node = node.setdefault(part, CfgNode())
+        node[name] = list(key.default) if key.item else key.default
+    return root
+
+
+def section(cfg: CfgNode, component: type[T]) -> T:
+    """The settings of a component, from a configuration."""
+    prefix = next(prefix for prefix, one in SECTIONS if one is component)
+    node = cfg
+    for part in filter(None, prefix.split(".")):
+        node = node[part]
+    values = {field.name: node[name] for name, (field, _) in settings_of(component).items()}
+    return component(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def keys_of_role(*roles: Role) -> frozenset[str]:
+    """The keys that have one of the roles, see `ovenet.fields.Setting`."""
+    return frozenset(name for name, key in KEYS.items() if key.setting.role in roles)
+
+
+def is_of_the_result(key: str) -> bool:
+    """Whether a training's result depends on a setting, the random seed left out; arguments of parts are."""
+    return key not in _NOT_OF_THE_RESULT
+
+
+def is_of_the_test(key: str) -> bool:
+    """Whether the counts of a test of given weights depend on a setting; arguments of parts are."""
+    return KEYS[key].setting.in_test if key in KEYS else key.startswith("MODEL.")
+
+
+_NOT_OF_THE_RESULT = keys_of_role("place", "speed") | {"SEED", "VERSION"}
