@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,17 @@ def read_description(path: Path, name: str, **defaults: Any) -> DatasetInfo:
     Raises:
         UserError: the file is missing, no JSON, or a value is not what its key needs; names file, key and value.
     """
-    inherited: Mapping[str, Any] = {}
-    try:
-        content = _read_json(path)
-        inherited = _inherited(content)
-        if {**inherited, **defaults, **content}.get("label_format", "ids") != "ids":  # which categories need
-            inherited = {key: value for key, value in inherited.items() if key != "categories"}
-        return _build({**inherited, **defaults, **content}, name)
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply for a dataset's description") from None
-    except WrongValue as error:
-        is_own = error.key not in inherited or error.key in content
-        where = "" if is_own else f' (as "like" says; give {error.key} here, too)'
-        raise UserError(f"{path}: {error}{where}") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    content = _read_json(path)
+    inherited = _inherited(content)
+    if {**inherited, **defaults, **content}.get("label_format", "ids") != "ids":  # which categories need
+        inherited = {key: value for key, value in inherited.items() if key != "categories"}
+    with _naming(path):
+        try:
+            return _build({**inherited, **defaults, **content}, name)
+        except WrongValue as error:
+            if error.key in inherited and error.key not in content:
+                raise UserError(f'{error} (as "like" says; give {error.key} here, too)') from error
+            raise
 
 
 def own_description(path: Path, name: str) -> DatasetInfo:
@@ -72,25 +69,37 @@ def blank_description(name: str) -> DatasetInfo:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A file's content, each value of which is what its key may hold; under present names, without ``like``'s."""
+    """A file's content under present names, each value of which is what its key may hold."""
+    with _naming(path):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct_keys)
+        except OSError as error:
+            raise UserError(f"cannot read the dataset's description: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"not in UTF-8 (byte {error.start}); save the file as UTF-8") from error
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"not a JSON file: {error}") from error
+        if not isinstance(content, dict):
+            raise UserError(f"expected {{...}}, got a {type(content).__name__}")
+        for old, new in _RENAMED_KEYS.items():
+            if old in content and new in content:
+                raise UserError(f"{old} is an earlier name of {new}; leave one of them away")
+        content = {_RENAMED_KEYS.get(key, key): value for key, value in content.items()}
+        DESCRIPTION.check(content, "")
+        return content
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before what is wrong with it."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct_keys)
-    except OSError as error:
-        raise UserError(f"cannot read the dataset's description: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"not in UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"expected {{...}}, got a {type(content).__name__}")
-    for old, new in _RENAMED_KEYS.items():
-        if old in content and new in content:
-            raise UserError(f"{old} is an earlier name of {new}; leave one of them away")
-    content = {_RENAMED_KEYS.get(key, key): value for key, value in content.items()}
-    DESCRIPTION.check(content, "")
-    return content
+        yield
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply for a dataset's description") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
