@@ -5,10 +5,10 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.pixel_files import png, tiff
 
 from ovenet.data.masks import read_form, read_mask
 from ovenet.errors import UserError
-from tests.data.pixel_files import png, tiff
 
 RNG = np.random.default_rng(0)
 
