@@ -24,7 +24,8 @@ EVERYTHING = {
         {"name": "left", "id": 3, "color": [1, 2, 3]}, {"name": "right", "id": 255, "color": [4, 5, 6]},
         {"name": "rest", "id": 0, "color": [7, 8, 9]},
     ],
-    "ignore": [7, [9, 9, 9]], "label_format": "ids", "upright": False, "val_share": 0.25, "class_weights": [1, 2.5, 0],
+    "ignore": [7, [9, 9, 9]], "snap": True, "transparent": "rest", "label_format": "ids", "upright": False,
+    "val_share": 0.25, "class_weights": [1, 2.5, 0],
     "flip_pairs": [["left", "right"]], "conditions": ["fog", "night"], "source": "a paper", "archives": "a.zip",
     "evaluation": {"resize": "short_side", "multiple_of": 32, "keeps_padding": True}, "folders": ["", "VOC/2012"],
     "layouts": [
@@ -113,6 +114,10 @@ WRONG = [
     ({"label_ids": [1]}, "label_ids is [1]; expected 2 entries, one for each class, and not 1"),
     ({"label_ids": [4, 4]}, "label_ids[1] is 4; expected another value than that of label_ids[0]"),
     ({"label_ids": "01"}, 'label_ids is "01"; expected a list of whole numbers'),
+    # masks
+    ({"snap": "true"}, 'snap is "true"; expected true or false'),
+    ({"transparent": "crak"}, 'transparent is "crak"; expected the name of a class; did you mean crack?'),
+    ({"transparent": 0}, "transparent is 0; expected a text on one line"),
     # weights
     ({"class_weights": [1]}, "class_weights is [1]; expected 2 entries, one for each class, and not 1"),
     ({"class_weights": [0, 0]}, "class_weights is [0, 0]; expected at least one above 0"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.conftest import tiny_settings
-from tests.photographs import SIDES, as_stored, picture, save_turned
+from tests.photographs import SIDES, add_exif, as_stored, exif_block, picture, save_turned
 
 from ovenet import Predictor, build_model, builders, load_config
 from ovenet.commands.app import App
@@ -121,3 +121,36 @@ def test_a_submission_has_the_orientation_that_its_dataset_is_read_in(photograph
         save_submission_file(labels, tmp_path / f"z/{orientation}_result.png", info)
     write_zip(tmp_path / "z", names.values(), tmp_path / "z.zip")
     validate_zip(tmp_path / "z.zip", sizes, info)
+
+
+def test_what_is_drafted_and_audited(run_tool, write_config, tmp_path, monkeypatch):
+    """Upright masks for photographs of every turn and of every format, and for broken tags: nothing to say but that."""
+    folder = tmp_path / "data/mine"
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for suffix, options in (("png", {}), ("tif", {}), ("webp", {"lossless": True}), ("jpg", {"quality": 95})):
+        for orientation in EVERY:
+            save_turned(SHOWN, folder / f"images/{suffix}{orientation}.{suffix}", orientation, **options)
+    for number, block in enumerate((b"garbage garbage", exif_block(3, 1, b"\x09"), exif_block(2, 2, b"6"))):
+        for suffix in ("png", "jpg"):
+            path = folder / f"images/broken{suffix}{number}.{suffix}"
+            Image.fromarray(SHOWN).save(path)
+            add_exif(path, block)
+    for index, path in enumerate(sorted(folder.glob("images/*"))):
+        mask = np.zeros(SHOWN.shape[:2], np.uint8)
+        mask.ravel()[index:] = 1
+        Image.fromarray(mask).save(folder / f"labels/{path.stem}.png")
+    monkeypatch.chdir(tmp_path)  # where the experiment is drafted
+    prepared = run_tool("prepare_data", "mine", "--root", tmp_path / "data")
+    assert prepared.code == 0, prepared.err
+    assert "64x40 pixels" in prepared.out
+    settings = tiny_settings()
+    settings["OUTPUT_DIR"] = str(tmp_path / "output")
+    lists = {f"{kind}_SET": f"list/mine/{name}.lst" for kind, name in (("TRAIN", "train"), ("TEST", "val"))}
+    settings["DATASET"] = {"DATASET": "mine", "ROOT": str(tmp_path / "data"), "NUM_CLASSES": 2, **lists}
+    done = run_tool("audit_data", "--cfg", write_config(settings), "--pictures", 0)
+    assert done.code == 0, done.out + done.err
+    report = json.loads((tmp_path / "output/mine/audit/audit.json").read_text())
+    findings = [finding for part in report["lists"].values() for finding in part["findings"]]
+    assert not [finding for finding in findings if finding["error"]]
+    assert not [path for finding in findings for path in finding["paths"] if "broken" in path or ".tif" in path]

@@ -39,6 +39,8 @@ def require_consistent(content: Mapping[str, Any], label_ids: Sequence[int], pal
         colors += [(place, value) for place, value in ignored if isinstance(value, list)]
         _require_distinct(colors, otherwise=', or "label_format": "ids"')
     _require_distinct(_numbered("conditions", content.get("conditions", ())))
+    if content.get("transparent") not in (None, "ignore"):
+        _require_class("transparent", content["transparent"], [*names, "ignore"])
     _check_flip_pairs(content, names)
     _check_categories(content, names)
     _check_layouts(content, len(classes))

@@ -152,6 +152,8 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         evaluation=EvaluationRule(**content.get("evaluation", {})),
         submission=SubmissionRule(**content["submission"]) if content.get("submission") else None,
         label_format=content.get("label_format", "ids"),
+        snap=content.get("snap", False),
+        transparent=content.get("transparent"),
         upright=content.get("upright", False),
         optional_background="background" in content,
         val_share=content.get("val_share", 0.2),

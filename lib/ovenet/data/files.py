@@ -142,21 +142,20 @@ def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image
 
 
 @contextmanager
-def opened(path: Path, role: str, *, max_pixels: int | None = None, any_size: bool = False) -> Iterator[Image.Image]:
+def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """An image file whose header is read; errors of what is done with it inside name the file.
 
     Args:
         path: the file.
         role: what it is, for messages.
         max_pixels: see `read_image`.
-        any_size: take files of any size, for those who read headers alone.
 
     Raises:
         UserError: as `open_image`.
     """
     require_file(path, role)
     try:
-        with _pixel_limit(_ANY_SIZE if any_size else max_pixels), Image.open(path) as image:
+        with _pixel_limit(max_pixels), Image.open(path) as image:
             yield image
     except (MemoryError, UserError):
         raise
@@ -204,7 +203,7 @@ def read_size(path: Path, *, upright: bool = True) -> tuple[int, int]:
     Raises:
         UserError: as `open_image`.
     """
-    with opened(path, "image", any_size=True) as image:
+    with opened(path, "image", max_pixels=_ANY_SIZE) as image:
         size = (image.height, image.width)
         exchanges_axes, _, _ = _STORED_VIEWS[orientation_of(image) if upright else UPRIGHT]
     return size[::-1] if exchanges_axes else size
@@ -222,13 +221,14 @@ def is_utf8(path: Path) -> bool:
 @contextmanager
 def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
     """Sets what Pillow takes for too large, for a while."""
+    if max_pixels is None:
+        yield
+        return
     before = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None:
-        Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns before
+    Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns before
     try:
         with warnings.catch_warnings():
-            if max_pixels is not None:
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before

@@ -128,6 +128,14 @@ DESCRIPTION = Table(
             "what masks are read as; `colors` also where they are palette or grey images, `either` by the image",
             "`either`",
         ),
+        "snap": Key(
+            _FLAG, "pixels at smoothed edges of masks, and those that JPEG changed, are of the class nearest to them",
+            "`false`: they are refused",
+        ),
+        "transparent": Key(
+            _NAME, "the class of fully transparent pixels in colour masks, or `ignore`",
+            "the colour that is hidden there, where it can mean one thing only", may_be_null=True,
+        ),
         "upright": Key(_FLAG, "turn photographs as their EXIF tag says, as viewers do", "`true`"),
         "val_share": Key(_SHARE, "share kept for validation where there is no split", "0.2"),
         "class_weights": Key(
