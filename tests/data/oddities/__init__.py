@@ -1,7 +1,7 @@
 """Small datasets with one real-life oddity each, made by code, and what has to be said about them.
 
-An `Oddity` builds a folder below a root. The test prepares and audits it as a user would, looks for what has to be said,
-and, where training goes on, compares the classes that training reads with the truth: up to the order of the classes.
+An `Oddity` builds a folder below a root. The test prepares and audits it as a user would, looks for what has to be
+said, and, where training goes on, compares the classes that training reads with the truth, up to their order.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Oddity:
 
 def scene(index: int, num_classes: int = 3) -> np.ndarray:
     """Classes ``(H, W)`` of an image: stripes, shifted from image to image, the last class rare."""
-    height, width = SIZE
+    width = SIZE[1]
     classes = np.zeros(SIZE, np.uint8)
     classes[:, width // 3 :] = 1
     if num_classes > 2:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter, PngImagePlugin
-
 from tests.data.oddities import ANY, IGNORED, NUM_IMAGES, Oddity, Truth, photograph, scene
 
 COLORS = np.array([[200, 30, 30], [30, 160, 40], [20, 40, 220], [230, 210, 40]], np.uint8)
