@@ -13,6 +13,7 @@ from PIL import Image
 from tests.data.oddities import IGNORED, NUM_IMAGES, Oddity, Truth
 
 WIDTH, HEIGHT = 24, 16
+NAN, INF = (float(text) for text in ("nan", "inf"))
 Shapes = list[dict[str, Any]]
 
 
@@ -34,7 +35,9 @@ def masks(index: int) -> np.ndarray:
     return truth
 
 
-def labelme(root: Path, name: str, *, odd: Shapes = [], scale: int = 1, size: tuple[int, int] | None = None) -> Truth:
+def labelme(
+    root: Path, name: str, *, odd: Shapes | None = None, scale: int = 1, size: tuple[int, int] | None = None
+) -> Truth:
     """JSON files beside their images; the one of number 3 has the odd shapes too, its image another size."""
     folder, truth = root / f"{name}-source", {}
     folder.mkdir(parents=True)
@@ -44,7 +47,7 @@ def labelme(root: Path, name: str, *, odd: Shapes = [], scale: int = 1, size: tu
         factor = scale if is_odd else 1
         picture = np.random.default_rng(index).integers(0, 255, (height * factor, width * factor, 3), np.uint8)
         Image.fromarray(picture).save(folder / f"view{index}.png")
-        shapes = sound(index) + (odd if is_odd else [])
+        shapes = sound(index) + (odd or [] if is_odd else [])
         content = {
             "version": "5.4.1",
             "flags": {},
@@ -130,8 +133,8 @@ SHAPES = [
     _labelme("photo-stretched", size=(24, 24), refused=True, says=("view3", "24x16")),
     _labelme("no-points", odd=point("polygon", []), says=("view3", "door")),
     _labelme("one-point", odd=point("polygon", [[3, 3]]), says=("view3", "door")),
-    _labelme("no-number", odd=point("polygon", [[3, 3], [float("nan"), 5], [9, 9]]), refused=True, says=("view3", "door")),
-    _labelme("infinity", odd=point("polygon", [[3, 3], [float("inf"), 5], [9, 9]]), refused=True, says=("view3", "door")),
+    _labelme("no-number", odd=point("polygon", [[3, 3], [NAN, 5], [9, 9]]), refused=True, says=("view3", "door")),
+    _labelme("infinity", odd=point("polygon", [[3, 3], [INF, 5], [9, 9]]), refused=True, says=("view3", "door")),
     _labelme("ignored-label", odd=[square("__ignore__", 0, 0, 2)]),
     _labelme("line", odd=point("line", [[3, 3], [9, 9]]), says=("view3", "line")),
     _labelme("dot", odd=point("point", [[3, 3]]), says=("view3", "point")),

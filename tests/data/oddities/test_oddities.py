@@ -1,7 +1,8 @@
-"""Each oddity prepared and audited as a user would, what is said about it, and the classes that training reads of it."""
+"""Each oddity, prepared and audited as a user would: what is said about it, and which classes training reads."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -76,8 +77,6 @@ def experiment_of(name: str, root: Path, printed: str) -> str:
 
 
 def num_classes(folder: Path) -> int:
-    import json
-
     return len(json.loads((folder / "dataset.json").read_text())["classes"])
 
 
