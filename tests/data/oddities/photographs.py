@@ -89,6 +89,6 @@ PHOTOGRAPHS = [
     Oddity("cmyk", _of("cmyk", partial(save_mode, mode="CMYK", suffix=".jpg")), says=("CMYK", "photo3")),
     Oddity("one-channel", _of("one-channel", partial(save_mode, mode="L", suffix=".jpg")), says=("grey", "photo3")),
     Oddity("deep-photo", _of("deep-photo", save_deep), says=("16-bit", "photo3")),
-    Oddity("cut-off", _of("cut-off", save_cut), refused_by="audit", says=("photo3",)),
+    Oddity("cut-off", _of("cut-off", save_cut), refused_by="prepare", says=("photo3",)),
     Oddity("no-photo", _of("no-photo", save_text), refused_by="prepare", says=("photo3",)),
 ]

@@ -27,18 +27,27 @@ def sound(index: int) -> Shapes:
     return [square("wall", 2, 2, 10), square("door", 4 + index % 4, 4, 4)]
 
 
-def masks(index: int) -> np.ndarray:
+def masks(index: int, *, with_door: bool = True) -> np.ndarray:
     """The classes of `sound`: a square of whole coordinates covers the pixels between them."""
     truth = np.full((HEIGHT, WIDTH), IGNORED)
     truth[2:12, 2:12] = 0
-    truth[4:8, 4 + index % 4 : 8 + index % 4] = 1
+    if with_door:
+        truth[4:8, 4 + index % 4 : 8 + index % 4] = 1
     return truth
 
 
 def labelme(
-    root: Path, name: str, *, odd: Shapes | None = None, scale: int = 1, size: tuple[int, int] | None = None
+    root: Path,
+    name: str,
+    *,
+    odd: Shapes | None = None,
+    scale: int = 1,
+    size: tuple[int, int] | None = None,
+    is_drawn: bool = False,
 ) -> Truth:
-    """JSON files beside their images; the one of number 3 has the odd shapes too, its image another size."""
+    """JSON files beside their images; the one of number 3 has the odd shapes too, its image another size.
+
+    No truth where the odd shapes are drawn."""
     folder, truth = root / f"{name}-source", {}
     folder.mkdir(parents=True)
     for index in range(NUM_IMAGES):
@@ -58,10 +67,12 @@ def labelme(
         content |= {"imageWidth": WIDTH, "imageHeight": HEIGHT}
         (folder / f"view{index}.json").write_text(json.dumps(content))
         truth[f"view{index}"] = masks(index).repeat(factor, 0).repeat(factor, 1)
-    return truth
+    return {} if is_drawn else truth
 
 
-def coco(root: Path, name: str, *, change: Callable[[dict[str, Any]], object] = lambda content: None) -> Truth:
+def coco(
+    root: Path, name: str, *, change: Callable[[dict[str, Any]], object] = lambda content: None, no_door: int = -1
+) -> Truth:
     """One JSON file, changed as the oddity wants."""
     folder, truth = root / f"{name}-source", {}
     (folder / "images").mkdir(parents=True)
@@ -78,7 +89,7 @@ def coco(root: Path, name: str, *, change: Callable[[dict[str, Any]], object] = 
                 {"id": len(content["annotations"]), "image_id": index, "category_id": category, "area": area,
                  "segmentation": [polygon], "iscrowd": 0}
             )  # fmt: skip
-        truth[f"view{index}"] = masks(index)
+        truth[f"view{index}"] = masks(index, with_door=index != no_door)
     change(content)
     (folder / "instances.json").write_text(json.dumps(content))
     return truth
@@ -97,8 +108,8 @@ def without_area(content: dict[str, Any]) -> None:
         del one["area"]
 
 
-def for_one(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda content: content["annotations"][7].update({key: value})
+def for_one(key: str, value: Any, number: int = 7) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["annotations"][number].update({key: value})
 
 
 def as_runs(content: dict[str, Any]) -> None:
@@ -136,14 +147,15 @@ SHAPES = [
     _labelme("no-number", odd=point("polygon", [[3, 3], [NAN, 5], [9, 9]]), refused=True, says=("view3", "door")),
     _labelme("infinity", odd=point("polygon", [[3, 3], [INF, 5], [9, 9]]), refused=True, says=("view3", "door")),
     _labelme("ignored-label", odd=[square("__ignore__", 0, 0, 2)]),
-    _labelme("line", odd=point("line", [[3, 3], [9, 9]]), says=("view3", "line")),
-    _labelme("dot", odd=point("point", [[3, 3]]), says=("view3", "point")),
-    _labelme("number-for-label", odd=[square(7, 0, 0, 2)], refused=True, says=("view3", "7")),
+    _labelme("stroke", odd=point("line", [[3, 3], [9, 9]]), says=("view3", "10 pixels"), is_drawn=True),
+    _labelme("dot", odd=point("point", [[3, 3]]), says=("view3", "10 pixels"), is_drawn=True),
+    _labelme("number-for-label", odd=[square(7, 0, 0, 2)], is_drawn=True),
+    _labelme("list-for-label", odd=[square(["door"], 0, 0, 2)], refused=True, says=("view3", "door")),
     _coco("coco"),
     _coco("coco-runs", change=as_runs),
     _coco("coco-no-area", change=without_area),
     _coco("coco-area-0", change=for_all("area", 0)),
-    _coco("coco-no-ring", change=for_one("segmentation", []), says=("7",)),
+    _coco("coco-no-ring", change=for_one("segmentation", [], number=6), says=("6",), no_door=3),
     _coco("coco-odd-number", change=for_one("segmentation", [[1, 2, 3]]), refused=True, says=("instances.json", "7")),
     _coco("coco-bad-runs", change=for_one("segmentation", {"size": [HEIGHT, WIDTH], "counts": [9**12]}), refused=True,
           says=("instances.json", "7")),
