@@ -44,13 +44,15 @@ class FileValues:
         label: its name.
         form: how it is stored.
         counts: pixels of each id, index or colour.
-        even: those that cover 3 x 3 pixels somewhere; all of them where they are few.
+        even: those that cover 3 x 3 pixels somewhere.
+        hidden: ids and indices that are marked transparent.
     """
 
     label: str
     form: MaskForm
     counts: dict[Value, int]
     even: frozenset[Value]
+    hidden: frozenset[int] = frozenset()
 
     @property
     def is_grey(self) -> bool:
@@ -67,10 +69,11 @@ class FileValues:
 
     def in_colors(self) -> FileValues:
         """The same, each value by its colour."""
-        counts: dict[Value, int] = {}
+        colors = {value: TRANSPARENT if value in self.hidden else self.color_of(value) for value in self.counts}
+        counts: Counter[Value] = Counter()
         for value, number in self.counts.items():
-            counts[self.color_of(value)] = counts.get(self.color_of(value), 0) + number
-        return replace(self, counts=counts, even=frozenset(map(self.color_of, self.even)))
+            counts[colors[value]] += number
+        return replace(self, counts=counts, even=frozenset(colors[value] for value in self.even))
 
 
 def read_values(folder: Path, labels: Sequence[str], *, show_progress: bool = False) -> list[FileValues]:
@@ -102,7 +105,8 @@ def _values_of(path: Path, label: str) -> FileValues:
         if wrong.size:
             raise UserError(f"{path}: the mask holds the id {wrong[0]}; expected ids from 0 to 255, or colours")
     found, numbers = count_values(codes)
-    even = found if len(found) <= _FEW and not mask.form.is_lossy else _even_values(codes)
+    even = _even_values(codes)
+    hidden = frozenset() if mask.alpha is None else frozenset(np.unique(mask.samples[mask.alpha == 0]).tolist())
     if len(found) > MAX_CLASSES and numbers[~np.isin(found, even)].sum() > MAX_SHARE * codes.size:
         raise _too_many(path)
 
@@ -111,11 +115,13 @@ def _values_of(path: Path, label: str) -> FileValues:
             return some.tolist()
         return [TRANSPARENT if c < 0 else color for c, color in zip(some, colors_of_codes(some), strict=True)]
 
-    return FileValues(label, mask.form, dict(zip(named(found), numbers.tolist(), strict=True)), frozenset(named(even)))
+    return FileValues(
+        label, mask.form, dict(zip(named(found), numbers.tolist(), strict=True)), frozenset(named(even)), hidden
+    )
 
 
 def _even_values(codes: np.ndarray) -> np.ndarray:
-    """Values ``(H, W)`` that cover 3 x 3 pixels somewhere."""
+    """Those of some values ``(H, W)`` that cover 3 x 3 pixels somewhere."""
     rows = (codes[:-2] == codes[1:-1]) & (codes[1:-1] == codes[2:])
     centre = codes[1:-1, 1:-1]
     across = (centre == codes[1:-1, :-2]) & (centre == codes[1:-1, 2:])
@@ -183,14 +189,14 @@ def _refuse_mixed_depths(folder: Path, files: Sequence[FileValues]) -> None:
                 )
 
 
-def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value], set[str]]:
+def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value], list[Value], set[str]]:
     """Tells classes from what smoothing and JPEG made of them.
 
-    Classes are all values of masks that hold few. Of the others, they are those that cover 3 x 3 pixels somewhere or
-    are no blend of two classes; of JPEG files, those that lie far from all others.
+    Classes are the values that cover 3 x 3 pixels somewhere, all of masks that hold few others, and those that are no
+    blend of two classes; of JPEG files, those that lie far from all others.
 
     Returns:
-        The classes' values, and the masks that hold others.
+        The classes' values, those of them that may be edges, and the masks that hold others.
 
     Raises:
         UserError: there are more than `MAX_CLASSES`.
@@ -206,10 +212,23 @@ def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value]
     for value in sorted({v for file in files if file.form.is_lossy for v in file.even}, key=lambda v: -totals[v]):
         if len(classes) <= MAX_CLASSES and all(_apart(value, other) > 2 * LOSSY_TOLERANCE for other in classes):
             classes.add(value)
+            even.add(value)
     if len(classes) > MAX_CLASSES:
         raise _too_many(folder / max(files, key=lambda file: len(file.counts)).label)
     snapped = {file.label for file in files if file.counts.keys() - classes}
-    return sorted(classes, key=lambda value: -totals[value]), snapped
+    ordered = sorted(classes, key=lambda value: -totals[value])
+    return ordered, _doubtful(ordered, even), snapped
+
+
+def _doubtful(classes: Sequence[Value], even: set[Value]) -> list[Value]:
+    """Classes that are nowhere 3 x 3 pixels wide and may be blends of two that are: thin objects, or smoothed edges."""
+    wide = [value for value in classes if value in even and value != TRANSPARENT]
+    thin = [value for value in classes if value not in even and value != TRANSPARENT]
+    if len(wide) < 2 or not thin:
+        return []
+    values, ends = (np.array([np.atleast_1d(one) for one in some], np.float32) for some in (thin, wide))
+    blended = is_blend(values, ends, np.ones(len(wide), bool)).any(1)
+    return [value for value, is_one in zip(thin, blended, strict=True) if is_one]
 
 
 def _add_what_is_no_blend(classes: set[Value], others: dict[Value, int]) -> None:
