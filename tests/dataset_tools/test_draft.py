@@ -355,3 +355,39 @@ def test_transparent_entries_of_palettes_that_differ(folder):
     assert (labels[20:] == classes.index("transparent")).all()
     np.testing.assert_array_equal(as_drawn(draft, root, "0.png")[:20], ids(2, 1, 1, 1)[:20])  # blue, red
     np.testing.assert_array_equal(as_drawn(draft, root, "1.png")[:20], ids(1, 2, 2, 2)[:20])
+
+
+@pytest.mark.parametrize("colors", [None, (BLACK, RED)])
+def test_a_few_values_where_classes_meet_are_edges(folder, colors):
+    cover = np.zeros((40, 60))
+    cover[10:30, 10:50] = 1
+    cover[9, 10:50], cover[30, 10:50], cover[10:30, 9] = 0.25, 0.5, 0.75
+    mask = blended(cover, *colors) if colors else np.round(200 * cover).astype(np.uint8)
+    root = folder([mask] * 10)
+    draft = read_draft(root)
+    assert set(draft.shares) == ({BLACK, RED} if colors else {0, 200})
+    assert draft.snapped == dict.fromkeys((f"labels/{k}.png" for k in range(10)), 100 / 2400)
+    labels = reader(draft, root)("0.png")
+    expected = np.array([row["id"] if "id" in row else tuple(row["color"]) == RED for row in draft.classes])[labels] > 0
+    np.testing.assert_array_equal(expected[cover != 0.5], (cover > 0.5)[cover != 0.5])
+
+
+def test_thin_classes_with_ids_between_others_are_kept(folder):
+    lanes = np.zeros((40, 60), np.uint8)
+    for lane in range(1, 6):
+        lanes[:30, 10 * lane] = lane  # one pixel wide, and between 0 and 255 by their ids
+    lanes[35:] = 255
+    draft = read_draft(folder([lanes] * 10))
+    assert {row["id"] for row in draft.classes} == {0, 1, 2, 3, 4, 5}
+    assert draft.ignore == [255]
+    assert draft.snapped == {}
+    assert draft.remarks[0].startswith("nowhere 3 pixels wide, and between two others: id 1 (1.2 %)")
+
+
+def test_an_outline_that_is_a_class_is_kept(folder):
+    trimap = np.where(disc() > 0.5, 255, 0).astype(np.uint8)
+    inner = np.roll(trimap, 1, 0) & np.roll(trimap, -1, 0) & np.roll(trimap, 1, 1) & np.roll(trimap, -1, 1)
+    trimap[(trimap > 0) & (inner == 0)] = 128
+    draft = read_draft(folder([trimap] * 10))
+    assert set(draft.shares) == {0, 128, 255}
+    assert draft.snapped == {}

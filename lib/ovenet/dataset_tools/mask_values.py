@@ -4,7 +4,7 @@ JPEG, or of tools that store the same picture in several ways."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ TRANSPARENT: Literal["transparent"] = "transparent"
 Value = int | Color | Literal["transparent"]
 
 _NUM_THREADS = 4
+_MIN_EDGE_VALUES = 3  # smoothing makes more than one; a single one may be a class for outlines
 _FEW = 16  # values of a mask that may be thin classes; smoothing makes more
 _MAX_NAMED = 3
 
@@ -192,8 +193,8 @@ def _refuse_mixed_depths(folder: Path, files: Sequence[FileValues]) -> None:
 def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value], list[Value], set[str]]:
     """Tells classes from what smoothing and JPEG made of them.
 
-    Classes are the values that cover 3 x 3 pixels somewhere, all of masks that hold few others, and those that are no
-    blend of two classes; of JPEG files, those that lie far from all others.
+    Classes are the values that cover 3 x 3 pixels somewhere; of masks that hold few others these too, unless they lie
+    where two classes meet; and values that are no blend of two classes. Of JPEG files, those far from all others.
 
     Returns:
         The classes' values, those of them that may be edges, and the masks that hold others.
@@ -215,9 +216,42 @@ def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value]
             even.add(value)
     if len(classes) > MAX_CLASSES:
         raise _too_many(folder / max(files, key=lambda file: len(file.counts)).label)
-    snapped = {file.label for file in files if file.counts.keys() - classes}
     ordered = sorted(classes, key=lambda value: -totals[value])
-    return ordered, _doubtful(ordered, even), snapped
+    doubtful = _doubtful(ordered, even)
+    edges = _edge_values(folder, files, doubtful, even) if len(doubtful) >= _MIN_EDGE_VALUES else []
+    if len(edges) >= _MIN_EDGE_VALUES:
+        classes -= set(edges)
+    snapped = {file.label for file in files if file.counts.keys() - classes}
+    return [v for v in ordered if v in classes], [v for v in doubtful if v in classes], snapped
+
+
+def _edge_values(folder: Path, files: Sequence[FileValues], doubtful: Sequence[Value], even: set[Value]) -> list[Value]:
+    """Which of some values mostly lie where two wide classes meet, in the 3 x 3 pixels around them."""
+    codes, wide = np.sort(_codes_of(doubtful)), np.sort(_codes_of(even - {TRANSPARENT}))
+    on_edges, pixels = np.zeros((2, len(codes)), np.int64)
+    for file in files:
+        if file.counts.keys().isdisjoint(doubtful):
+            continue
+        mask = read_mask(folder / file.label)
+        has_ids = all(isinstance(value, int) for value in file.counts)
+        image = np.pad(mask.samples if has_ids else color_codes(mask.colors(folder / file.label)), 1, mode="edge")
+        rows, columns = np.nonzero(np.isin(image[1:-1, 1:-1], codes))
+        places = [image[rows + dy, columns + dx] for dy in range(3) for dx in range(3)]
+        around = np.array(places, np.int32)  # (9, pixels)
+        around = np.where(np.isin(around, wide), around, -1)
+        highest = around.max(0)
+        meets = np.where((around >= 0) & (around != highest), around, -1).max(0) >= 0
+        index = np.searchsorted(codes, image[rows + 1, columns + 1])
+        pixels += np.bincount(index, minlength=len(codes))
+        on_edges += np.bincount(index, weights=meets, minlength=len(codes)).astype(np.int64)
+    found = set(codes[2 * on_edges >= np.maximum(pixels, 1)].tolist())
+    return [value for value, code in zip(doubtful, _codes_of(doubtful).tolist(), strict=True) if code in found]
+
+
+def _codes_of(values: Iterable[Value]) -> np.ndarray:
+    """Ids as they are, colours as `color_codes` gives them."""
+    listed = list(values)
+    return np.array(listed) if isinstance(listed[0], int) else color_codes(np.array(listed, np.uint8))
 
 
 def _doubtful(classes: Sequence[Value], even: set[Value]) -> list[Value]:
