@@ -66,8 +66,9 @@ def test_what_is_missing_is_named(tmp_path, camvid_source):
         prepare_dataset("camvid", root, source=camvid_source)
     for path in (camvid_source / "train").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match=r"camvid/train: no images"):
-        prepare_dataset("camvid", root)
+    assert not root.exists()  # nothing is linked that cannot be listed
+    with pytest.raises(ValueError, match=r"unpacked/train: no images"):
+        prepare_dataset("camvid", root, source=camvid_source)
 
 
 def test_synthetic_scenes_have_the_cityscapes_layout(tmp_path):

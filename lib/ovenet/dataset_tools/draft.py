@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from ovenet.data.description import MAX_CLASSES, blank_description, voc_color
 from ovenet.data.files import image_size, open_image
 from ovenet.data.layouts import collect_pairs, find_layout
+from ovenet.data.recognition import recognize_layouts
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_text
 
@@ -30,11 +35,13 @@ class Draft:
         shares: of each id or colour, of the pixels that were read, the largest first.
         num_masks: that were read.
         size: width and height that most images have.
+        layouts: where images and masks lie, as ``dataset.json`` has it.
     """
 
     shares: dict[Value, float]
     num_masks: int
     size: tuple[int, int]
+    layouts: dict = field(default_factory=dict)
 
     @property
     def classes(self) -> list[dict]:
@@ -57,16 +64,19 @@ class Draft:
         return value in _IGNORED
 
 
-def read_draft(folder: Path) -> Draft:
-    """Looks at the masks of a folder with ``images/`` and ``labels/``; docs/data.md shows where they may lie.
+def read_draft(folder: Path, layouts: dict | list | None = None) -> Draft:
+    """Looks at the masks of a folder.
+
+    Args:
+        folder: the dataset's.
+        layouts: where images and masks lie, as ``dataset.json`` has it; None looks for them.
 
     Raises:
         UserError: images and labels are not there or do not pair, or the masks hold what cannot be classes.
     """
-    info = blank_description(folder.name)
-    pairs = [
-        pair for layout in find_layout(folder, info).values() for pair in collect_pairs(folder, layout, ()) if pair[1]
-    ]
+    layouts = layouts or recognize_layouts(folder).layouts
+    found = find_layout(folder, blank_description(folder.name, layouts)).values()
+    pairs = [pair for layout in found for pair in collect_pairs(folder, layout, (), {}) if pair[1]]
     chosen = pairs[:: max(1, -(-len(pairs) // MAX_MASKS))]
     counts: Counter[Value] = Counter()
     for _, label in chosen:
@@ -82,7 +92,10 @@ def read_draft(folder: Path) -> Draft:
     total = sum(counts.values())
     sizes = Counter(image_size(folder / image)[::-1] for image, _ in chosen)
     draft = Draft(
-        {value: count / total for value, count in counts.most_common()}, len(chosen), sizes.most_common(1)[0][0]
+        {value: count / total for value, count in counts.most_common()},
+        len(chosen),
+        sizes.most_common(1)[0][0],
+        layouts,
     )
     if len(draft.classes) < 2:
         raise UserError(
@@ -92,29 +105,43 @@ def read_draft(folder: Path) -> Draft:
     return draft
 
 
-def write_draft(draft: Draft, folder: Path) -> None:
-    """Writes ``dataset.json``."""
+def write_draft(draft: Draft, folder: Path, begun: Mapping[str, Any] | None = None) -> None:
+    """Writes ``dataset.json``.
+
+    Args:
+        draft: what it is to say.
+        folder: the dataset's.
+        begun: keys that the file has already, which stay as they are.
+    """
     classes = ",\n    ".join(json.dumps(row) for row in draft.classes)
-    lines = ["{", f'  "classes": [\n    {classes}\n  ]' + ("," if draft.ignore else "")]
-    if draft.ignore:
-        lines.append(f'  "ignore": {json.dumps(draft.ignore)}')
-    write_text(folder / "dataset.json", "\n".join([*lines, "}", ""]))
+    drafted = {"ignore": draft.ignore, "layouts": draft.layouts}
+    content = {**{key: value for key, value in drafted.items() if value}, **(begun or {})}
+    entries = [f'"classes": [\n    {classes}\n  ]', *(f'"{k}": {json.dumps(v)}' for k, v in content.items())]
+    write_text(folder / "dataset.json", "{\n  " + ",\n  ".join(entries) + "\n}\n")
 
 
-def write_experiment(draft: Draft, name: str, path: Path) -> None:
-    """Writes an experiment that trains a small OVeNet on the folder, its sizes chosen by the images'."""
+def write_experiment(draft: Draft, name: str, path: Path, root: Path = Path("data")) -> None:
+    """Writes an experiment that trains a small OVeNet on the folder, its sizes chosen by the images'.
+
+    Args:
+        draft: of the folder.
+        name: of the dataset.
+        path: of the experiment.
+        root: ``DATASET.ROOT``.
+    """
+    elsewhere = "" if root == Path("data") else f"\n  ROOT: {_quoted(str(root))}"
     long_side = min(_MAX_SIDE, max(draft.size))
     scale = long_side / max(draft.size)
     crop = [min(_MAX_CROP, max(32, int(side * scale) // 32 * 32)) for side in draft.size]
     write_text(
         path,
-        f"""# Drafted from the images of {name}: {draft.size[0]}x{draft.size[1]} pixels, {len(draft.classes)} classes.
+        f"""# Drafted from images of {draft.size[0]}x{draft.size[1]} pixels with {len(draft.classes)} classes.
 _BASE_: folder/ovenet_hrnet_w18_small_v2
 DATASET:
-  DATASET: {json.dumps(name)}
+  DATASET: {_quoted(name)}{elsewhere}
   NUM_CLASSES: {len(draft.classes)}
-  TRAIN_SET: {json.dumps(f"list/{name}/train.lst")}
-  TEST_SET: {json.dumps(f"list/{name}/val.lst")}
+  TRAIN_SET: {_quoted(f"list/{name}/train.lst")}
+  TEST_SET: {_quoted(f"list/{name}/val.lst")}
 TRAIN:
   IMAGE_SIZE: {crop}  # width and height of the crops
   BASE_SIZE: {long_side}  # long side of an image at scale 1
@@ -122,6 +149,11 @@ TEST:
   BASE_SIZE: {long_side}
 """,
     )
+
+
+def _quoted(text: str) -> str:
+    """A text as YAML has it; JSON's escapes of what is beyond 16 bits are none there."""
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).strip()
 
 
 def _values(mask: Image.Image, path: Path) -> Counter[Value]:
