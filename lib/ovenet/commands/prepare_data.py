@@ -19,6 +19,7 @@ from ovenet.data.prepare import bring, prepare_dataset
 from ovenet.data.recognition import recognize_layouts
 from ovenet.dataset_tools.annotations import FORMS, import_annotations
 from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
+from ovenet.dataset_tools.mask_values import describe
 from ovenet.dataset_tools.pascal_context import ANNOTATIONS, find_devkit, write_labels
 from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
@@ -133,7 +134,7 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         recognized = recognize_layouts(folder)
         layouts = recognized.layouts
         print(f"{folder}: {recognized}")
-    draft = read_draft(folder, layouts)
+    draft = read_draft(folder, layouts, show_progress=sys.stderr.isatty())
     experiment = folder / EXPERIMENT
     if experiment.exists():
         print(f"{experiment}: is there already, and stays as it is")
@@ -143,9 +144,10 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
     write_draft(draft, folder, begun)
     print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
     for value, share in draft.shares.items():
-        text = value if isinstance(value, int) else ", ".join(map(str, value))
         role = "ignored" if draft.is_ignored(value) else "a class"
-        print(f"  {'id' if isinstance(value, int) else 'colour'} {text}: {100 * share:.2f} % of the pixels, {role}")
+        print(f"  {describe(value)}: {100 * share:.2f} % of the pixels, {role}")
+    for remark in draft.remarks:
+        print(f"note: {remark}", file=sys.stderr)
     return experiment
 
 

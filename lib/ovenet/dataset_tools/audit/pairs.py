@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import open_image, require_file
+from ovenet.data.files import open_image, orientation_of, require_file
 from ovenet.data.info import INVALID, DatasetInfo
-from ovenet.data.labels import LabelDecoder, label_ids
+from ovenet.data.labels import LabelDecoder, count_colors
+from ovenet.data.masks import read_mask
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
 from ovenet.errors import UserError
 
-_EXIF_ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 _FEW_VALUES = 64  # a photograph has more grey levels or colours
 
@@ -36,16 +36,17 @@ def audit_pair(
     unknown_colors: dict[tuple[int, int, int], int] = {}
     if label_name is not None:
         try:
-            label = open_image(folder / label_name, "label")
-            num_pixels = label.width * label.height
+            mask = read_mask(folder / label_name)
+            num_pixels = mask.samples[..., 0].size if mask.samples.ndim == 3 else mask.samples.size
             if size is not None:
-                findings += _check_sizes(label, size, orientation, label_name, info)
-            if decoder.holds_colors(label):
-                counts, unknown_colors = decoder.count_colors(np.asarray(label.convert("RGB")))
-                class_pixels = {k: n for k, n in counts.items() if 0 <= k < info.num_classes}
+                findings += _check_sizes(mask.form.size, size, orientation, label_name, info)
+            content = decoder.decode(mask, folder / label_name)
+            counts = _count(content.train_ids[~content.unknown])
+            class_pixels = {k: n for k, n in counts.items() if 0 <= k < info.num_classes}
+            if decoder.holds_colors(mask.form):
+                unknown_colors = count_colors(mask.colors(folder / label_name)[content.unknown])
             else:
-                id_pixels = _count_ids(label, folder / label_name, info)
-                class_pixels = _pixels_by_class(id_pixels, info)
+                id_pixels = _count(mask.samples)
                 unknown = tuple(i for i in id_pixels if not 0 <= i < 256 or decoder.table[i] == INVALID)
         except UserError as error:
             findings.append(_swapped_or(error, folder, image_name, label_name, decoder))
@@ -55,22 +56,6 @@ def audit_pair(
     return PairReport(
         label_name or "", size, num_pixels, id_pixels, class_pixels, unknown, tuple(findings), unknown_colors
     )
-
-
-def _pixels_by_class(id_pixels: Mapping[int, int], info: DatasetInfo) -> dict[int, int]:
-    classes = {label_id: k for k, label_id in enumerate(info.label_ids)} | dict(info.merged_ids)
-    pixels: dict[int, int] = {}
-    for label_id, k in classes.items():
-        if label_id in id_pixels:
-            pixels[k] = pixels.get(k, 0) + id_pixels[label_id]
-    return pixels
-
-
-def _count_ids(label: Image.Image, path: Path, info: DatasetInfo) -> dict[int, int]:
-    """Pixels of each id of a label image."""
-    if label.mode in ("L", "P"):
-        return {i: n for i, n in enumerate(label.histogram()[:256]) if n}
-    return _count(label_ids(label, path, info))
 
 
 def _count(values: np.ndarray) -> dict[int, int]:
@@ -87,7 +72,7 @@ def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[
     try:
         with Image.open(path) as image:
             remarks = list(_remarks_on_format(image, path))
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             size = (image.height, image.width)
     except Exception:  # damaged content can fail anywhere in Pillow's decoders
         open_image(path, "image")  # says what is the matter
@@ -106,12 +91,6 @@ def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[
     if info.upright and orientation in _TURNED:
         size = size[::-1]
     return size, orientation, remarks
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # asking would read all of its pixels
-    return image.getexif().get(_EXIF_ORIENTATION, 1)
 
 
 def _remarks_on_format(image: Image.Image, path: Path) -> Iterator[tuple[str, str]]:
@@ -150,15 +129,15 @@ def _ends_properly(path: Path) -> bool:
 
 
 def _check_sizes(
-    label: Image.Image, size: tuple[int, int], orientation: int, label_name: str, info: DatasetInfo
+    label_size: tuple[int, int], size: tuple[int, int], orientation: int, label_name: str, info: DatasetInfo
 ) -> list[Finding]:
-    if (label.height, label.width) == size:
+    if label_size == size:
         return []
     message = (
-        f"the label is {label.width}x{label.height} pixels, its image {size[1]}x{size[0]}; "
+        f"the label is {label_size[1]}x{label_size[0]} pixels, its image {size[1]}x{size[0]}; "
         "check that the list pairs them rightly, and resize neither"
     )
-    if orientation in _TURNED and (label.width, label.height) == size:
+    if orientation in _TURNED and label_size[::-1] == size:
         change = "false" if info.upright else "true"
         message += f': the image\'s EXIF tag turns it, so set "upright": {change} in dataset.json'
     return [Finding("size differs", True, message, (label_name,))]
