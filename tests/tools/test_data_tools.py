@@ -180,7 +180,12 @@ def test_a_folder_becomes_an_experiment_in_one_step(prepare, tmp_path):
     (tmp_path / "data/leaves/dataset.json").write_text(described.replace("class 1", "blight"))
     prepare("leaves")
     assert "blight" in (tmp_path / "data/leaves/dataset.json").read_text()  # what was edited stays
-    assert load_config(tmp_path / "data/leaves/experiment.yaml").DATASET.NUM_CLASSES == 2
+    cfg = load_config(tmp_path / "data/leaves/experiment.yaml")
+    assert cfg.DATASET.NUM_CLASSES == 2
+    earlier = tmp_path / "experiments/folder/leaves.yaml"  # where earlier versions put it
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text((tmp_path / "data/leaves/experiment.yaml").read_text())
+    assert load_config(earlier) == cfg
 
 
 def test_photos_and_masks_are_recognized_and_what_is_alone_is_named(prepare, tmp_path):
