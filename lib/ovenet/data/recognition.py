@@ -327,7 +327,7 @@ def _ambiguous(folder: Path, found: Sequence[tuple[str, str]]) -> UserError:
 
 
 def _nothing(folder: Path, stems: Mapping[Folder, set[str]]) -> UserError:
-    if next(folder.rglob("*.json"), None):
+    if any(path.name != "dataset.json" for path in folder.rglob("*.json")):
         hint = "annotations in JSON files become masks with --from labelme or --from coco"
     elif twins := _twins(folder):
         hint = f"masks beside images need names of their own: {twins[0]} and {twins[1]} may be a.jpg and a_mask.png"
