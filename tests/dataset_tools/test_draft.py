@@ -105,11 +105,21 @@ def test_what_cannot_be_classes(folder, masks, suffix, message):
         read_draft(folder(masks, suffix))
 
 
-def test_an_image_without_a_mask_is_named(folder):
-    root = folder([ids(0, 1)] * 10)
-    (root / "labels/3.png").unlink()
-    with pytest.raises(UserError, match="3"):
-        read_draft(root)
+def test_an_image_without_a_mask_is_left_out(folder):
+    root = folder([ids(0, 1)] * 9 + [ids(0, 7)])
+    (root / "labels/9.png").unlink()
+    draft = read_draft(root)
+    assert (draft.num_masks, set(draft.shares)) == (9, {0, 1})
+
+
+def test_what_a_begun_description_says_stays(folder):
+    root = folder([ids(0, 1, 255, 255)] * 10)
+    draft = read_draft(root, {"images": "images/*", "labels": "labels/*"})
+    write_draft(draft, root, {"ignore": [255, 7], "val_share": 0.5})
+    content = json.loads((root / "dataset.json").read_text())
+    assert (content["ignore"], content["val_share"]) == ([255, 7], 0.5)
+    assert content["layouts"] == {"images": "images/*", "labels": "labels/*"}
+    assert [row["id"] for row in content["classes"]] == [0, 1]
 
 
 BLACK, RED, BLUE, GREY, WHITE = (0, 0, 0), (255, 0, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)

@@ -99,8 +99,8 @@ def _way_to_list(path: Path, info: DatasetInfo, folder: Path | None) -> str:
 
 
 def _log_preparation(preparation: Preparation) -> None:
-    for name, num_lines in preparation.num_lines.items():
-        get_logger().info("%s: %d lines", preparation.folder / f"{name}.lst", num_lines)
+    for line in preparation.lines:
+        get_logger().info("%s", line)
     for remark in preparation.remarks:
         get_logger().warning("%s", remark)
 

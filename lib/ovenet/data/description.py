@@ -61,11 +61,20 @@ def own_description(path: Path, name: str) -> DatasetInfo:
     )
 
 
-def blank_description(name: str) -> DatasetInfo:
-    """A folder whose classes are not known yet: two of them, for the sake of its layouts."""
-    return _build(
-        {"classes": [{"name": "0"}, {"name": "1"}], "layouts": _OWN_LAYOUTS, "archives": "images and labels"}, name
-    )
+def blank_description(name: str, layouts: Any = None) -> DatasetInfo:
+    """A folder whose classes are not known yet: two of them, for the sake of its layouts; None is the usual ones."""
+    classes = [{"name": "0"}, {"name": "1"}]
+    return _build({"classes": classes, "layouts": layouts or _OWN_LAYOUTS, "archives": "images and labels"}, name)
+
+
+def begun_description(path: Path) -> dict[str, Any] | None:
+    """What a ``dataset.json`` says that has no classes yet; {} where there is no file, None for a whole one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    content = _read_json(path) if path.exists() else {}
+    return None if {"classes", "like"} & set(content) else content
 
 
 def _read_json(path: Path) -> dict[str, Any]:

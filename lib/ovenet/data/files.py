@@ -16,6 +16,9 @@ from PIL import Image
 
 from ovenet.errors import UserError
 
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif",
+)  # fmt: skip
 _STRIP_ROWS = 64
 _BYTE_ORDER_MARK = "\ufeff"
 _ORIENTATION = 0x0112  # EXIF tag
@@ -234,15 +237,26 @@ def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
+def why_unlisted(name: str) -> str:
+    """What keeps the name of a file out of list files; "" where nothing does."""
+    if any(character in name for character in "\t\r\n"):
+        return "file names with tabs or line breaks"
+    if not is_utf8(Path(name)):
+        return "file names that are not UTF-8"
+    if name != name.strip(" ") or name.startswith(_BYTE_ORDER_MARK):
+        return "file names that begin or end with a space or a byte order mark"
+    return ""
+
+
 def format_line(image: str, label: str | None) -> str:
     """One line of a list file: a tab between the names, so that they may contain spaces.
 
     Raises:
-        UserError: a name contains a tab or a line break.
+        UserError: a name cannot stand in a list, see `why_unlisted`.
     """
     for name in (image, label or ""):
-        if any(character in name for character in "\t\r\n"):
-            raise UserError(f"{name!r}: file names with tabs or line breaks cannot be listed; rename the file")
+        if reason := why_unlisted(name):
+            raise UserError(f"{name!r}: {reason} cannot be listed; rename the file")
     if label is None:
         return f"{image}\t\n" if " " in image else f"{image}\n"
     return f"{image}\t{label}\n"

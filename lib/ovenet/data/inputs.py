@@ -14,11 +14,10 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from ovenet.data.files import is_utf8
+from ovenet.data.files import IMAGE_SUFFIXES, is_utf8
 from ovenet.data.video import pyav
 from ovenet.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _CAMERA = "camera:"
 PIPE = "-"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from ovenet.data.description import MAX_CLASSES, blank_description, voc_color
@@ -16,6 +19,7 @@ from ovenet.data.files import read_size
 from ovenet.data.info import Color, DatasetInfo
 from ovenet.data.labels import LabelDecoder
 from ovenet.data.layouts import collect_pairs, find_layout
+from ovenet.data.recognition import recognize_layouts
 from ovenet.dataset_tools.mask_values import TRANSPARENT, FileValues, Value, describe, find_classes, read_values, unify
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_text
@@ -38,6 +42,7 @@ class Draft:
         snapped: share of the pixels of masks that smoothing or JPEG gave a value of no class, by the masks' names.
         doubtful: of the ids and colours, those that are nowhere 3 x 3 pixels wide and lie between others.
         problems: masks that training cannot read, and why.
+        layouts: where images and masks lie, as ``dataset.json`` has it.
     """
 
     shares: dict[Value, float]
@@ -48,6 +53,7 @@ class Draft:
     snapped: dict[str, float]
     doubtful: tuple[Value, ...]
     problems: tuple[str, ...]
+    layouts: Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
     @property
     def classes(self) -> list[dict]:
@@ -72,11 +78,12 @@ class Draft:
 
     @property
     def keys(self) -> dict[str, object]:
-        """What else ``dataset.json`` needs for these masks to be read as they were here."""
+        """What else ``dataset.json`` needs for these masks to be found and read as they were here."""
         return {
             **({"label_format": "colors"} if self.reads_palettes else {}),
             **({"transparent": TRANSPARENT} if TRANSPARENT in self.shares else {}),
             **({"snap": True} if self.snapped else {}),
+            "layouts": self.layouts,
         }
 
     @property
@@ -113,16 +120,20 @@ class Draft:
         return value in _IGNORED and len(self.shares) > 2
 
 
-def read_draft(folder: Path, *, show_progress: bool = False) -> Draft:
-    """Looks at the masks of a folder with ``images/`` and ``labels/``; docs/data.md shows where they may lie.
+def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False) -> Draft:
+    """Looks at the masks of a folder.
+
+    Args:
+        folder: the dataset's.
+        layouts: where images and masks lie, as ``dataset.json`` has it; None looks for them.
+        show_progress: a bar.
 
     Raises:
         UserError: images and labels are not there or do not pair, or the masks hold what cannot be classes.
     """
-    info = blank_description(folder.name)
-    pairs = [
-        pair for layout in find_layout(folder, info).values() for pair in collect_pairs(folder, layout, ()) if pair[1]
-    ]
+    layouts = layouts or recognize_layouts(folder).layouts
+    found = find_layout(folder, blank_description(folder.name, layouts)).values()
+    pairs = [pair for layout in found for pair in collect_pairs(folder, layout, (), {}) if pair[1]]
     files = read_values(folder, [label for _, label in pairs], show_progress=show_progress)
     unified, reads_palettes = unify(folder, files)
     values, doubtful, smoothed = find_classes(folder, unified)
@@ -154,6 +165,7 @@ def read_draft(folder: Path, *, show_progress: bool = False) -> Draft:
         snapped,
         tuple(doubtful),
         tuple(problems),
+        layouts,
     )
 
 
@@ -201,28 +213,42 @@ def _unused_color(values: Iterable[Value]) -> Color:
     return next(color for k in range(MAX_CLASSES + 1) if (color := voc_color(k)) not in values)
 
 
-def write_draft(draft: Draft, folder: Path) -> None:
-    """Writes ``dataset.json``."""
+def write_draft(draft: Draft, folder: Path, begun: Mapping[str, Any] | None = None) -> None:
+    """Writes ``dataset.json``.
+
+    Args:
+        draft: what it is to say.
+        folder: the dataset's.
+        begun: keys that the file has already, which stay as they are.
+    """
     classes = ",\n    ".join(json.dumps(row) for row in draft.classes)
-    keys = {**({"ignore": draft.ignore} if draft.ignore else {}), **draft.keys}
+    keys = {**({"ignore": draft.ignore} if draft.ignore else {}), **draft.keys, **(begun or {})}
     rows = [f'"classes": [\n    {classes}\n  ]', *(f"{json.dumps(key)}: {json.dumps(v)}" for key, v in keys.items())]
     write_text(folder / "dataset.json", "{\n  " + ",\n  ".join(rows) + "\n}\n")
 
 
-def write_experiment(draft: Draft, name: str, path: Path) -> None:
-    """Writes an experiment that trains a small OVeNet on the folder, its sizes chosen by the images'."""
+def write_experiment(draft: Draft, name: str, path: Path, root: Path = Path("data")) -> None:
+    """Writes an experiment that trains a small OVeNet on the folder, its sizes chosen by the images'.
+
+    Args:
+        draft: of the folder.
+        name: of the dataset.
+        path: of the experiment.
+        root: ``DATASET.ROOT``.
+    """
+    elsewhere = "" if root == Path("data") else f"\n  ROOT: {_quoted(str(root))}"
     long_side = min(_MAX_SIDE, max(draft.size))
     scale = long_side / max(draft.size)
     crop = [min(_MAX_CROP, max(32, int(side * scale) // 32 * 32)) for side in draft.size]
     write_text(
         path,
-        f"""# Drafted from the images of {name}: {draft.size[0]}x{draft.size[1]} pixels, {len(draft.classes)} classes.
+        f"""# Drafted from images of {draft.size[0]}x{draft.size[1]} pixels with {len(draft.classes)} classes.
 _BASE_: folder/ovenet_hrnet_w18_small_v2
 DATASET:
-  DATASET: {json.dumps(name)}
+  DATASET: {_quoted(name)}{elsewhere}
   NUM_CLASSES: {len(draft.classes)}
-  TRAIN_SET: {json.dumps(f"list/{name}/train.lst")}
-  TEST_SET: {json.dumps(f"list/{name}/val.lst")}
+  TRAIN_SET: {_quoted(f"list/{name}/train.lst")}
+  TEST_SET: {_quoted(f"list/{name}/val.lst")}
 TRAIN:
   IMAGE_SIZE: {crop}  # width and height of the crops
   BASE_SIZE: {long_side}  # long side of an image at scale 1
@@ -230,6 +256,11 @@ TEST:
   BASE_SIZE: {long_side}
 """,
     )
+
+
+def _quoted(text: str) -> str:
+    """A text as YAML has it; JSON's escapes of what is beyond 16 bits are none there."""
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).strip()
 
 
 def _as_json(value: Value) -> int | list[int]:
