@@ -16,7 +16,7 @@ from ovenet.errors import UserError
 _STRIP_ROWS = 64
 _BYTE_ORDER_MARK = "\ufeff"
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-_ANY_SIZE = 2**62
+ANY_SIZE = 2**62
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -63,12 +63,28 @@ def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image
     Raises:
         UserError: it is missing, a directory, no image, cut off, or too large.
     """
+    with opened(path, role, max_pixels=max_pixels) as image:
+        image.load()
+        return image
+
+
+@contextmanager
+def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """An image file whose header is read; errors of what is done with it inside name the file.
+
+    Args:
+        path: the file.
+        role: what it is, for messages.
+        max_pixels: see `read_image`; `ANY_SIZE` for those who read headers alone.
+
+    Raises:
+        UserError: as `open_image`.
+    """
     require_file(path, role)
     try:
         with _pixel_limit(max_pixels), Image.open(path) as image:
-            image.load()
-            return image
-    except MemoryError:
+            yield image
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # damaged content can fail anywhere in Pillow's decoders
         raise _unreadable(path, role, error) from error
@@ -105,12 +121,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: as `open_image`.
     """
-    require_file(path, "image")
-    try:
-        with _pixel_limit(_ANY_SIZE), Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:  # see `open_image`
-        raise _unreadable(path, "image", error) from error
+    with opened(path, "image", max_pixels=ANY_SIZE) as image:
+        return image.height, image.width
 
 
 def is_utf8(path: Path) -> bool:
