@@ -5,10 +5,10 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.pixel_files import png, tiff
 
 from ovenet.data.masks import read_form, read_mask
 from ovenet.errors import UserError
-from tests.data.pixel_files import png, tiff
 
 RNG = np.random.default_rng(0)
 
@@ -202,9 +202,11 @@ def test_opaque_alpha_is_none(path):
 
 
 def test_chunks_that_change_colours_are_named(path):
-    chunks = [(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", struct.pack(">8I", *[31270] * 8))]
+    chunks = [(b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", struct.pack(">8I", *[31270] * 8))]
     path.write_bytes(png(np.zeros((2, 3), int), 8, chunks=chunks))
     assert read_form(path).color_chunks == ("gamma", "chromaticity")
+    path.write_bytes(png(np.zeros((2, 3), int), 8, chunks=[(b"gAMA", struct.pack(">I", 45_455))]))  # of sRGB
+    assert read_form(path).color_chunks == ()
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ovenet.data.info import Color
+from ovenet.data.masks import MaskForm
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -17,12 +20,14 @@ class Finding:
         is_error: whether training would be wrong.
         message: what it means, and what to do.
         paths: the files; empty where it is about the whole list.
+        share: of the label's pixels, or of all labels' of the list; None where it is not about pixels.
     """
 
     kind: str
     is_error: bool
     message: str
     paths: tuple[str, ...] = ()
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class PairReport:
         id_pixels: pixels of each id in the label file; empty for labels that hold colours.
         class_pixels: pixels of each class, by train id.
         unknown_ids: ids that the dataset does not know.
-        unknown_colors: pixels of each colour that the dataset does not know.
         findings: about this pair.
+        unknown_colors: pixels of each colour that the dataset does not know.
+        form: how the label is stored; None without a label that can be read.
     """
 
     label: str
@@ -47,7 +53,8 @@ class PairReport:
     class_pixels: Mapping[int, int]
     unknown_ids: tuple[int, ...]
     findings: tuple[Finding, ...]
-    unknown_colors: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    unknown_colors: Mapping[Color, int] = field(default_factory=dict)
+    form: MaskForm | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class ListReport:
         id_pixels: pixels of each id in the label files.
         num_pixels: labelled pixels, ignored ones included.
         findings: errors first.
+        pairs: what was found of each.
     """
 
     name: str
@@ -73,3 +81,4 @@ class ListReport:
     id_pixels: Mapping[int, int]
     num_pixels: int
     findings: tuple[Finding, ...]
+    pairs: tuple[PairReport, ...] = ()

@@ -1,0 +1,123 @@
+"""How label files are stored: what may be wrong with one, and what does not go together in a list."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from ovenet.data.info import Color, DatasetInfo
+from ovenet.data.masks import Mask, MaskForm
+from ovenet.dataset_tools.audit.reports import Finding, PairReport
+
+
+def findings_about_form(mask: Mask, label: str, *, as_colors: bool) -> Iterator[Finding]:
+    """What is remarked of one label file, by how it is stored.
+
+    Args:
+        mask: the file.
+        label: its path.
+        as_colors: whether its colours are looked up, not its ids.
+    """
+    form, what = mask.form, "colours" if as_colors else "ids"
+    if form.is_lossy:
+        message = (
+            f"{form.file_format} changes {what} along edges, and those that come out as other classes' cannot be told: "
+            "save masks as PNG, from the originals"
+        )
+        yield Finding("lossy mask", False, message, (label,), 1.0)
+    if mask.alpha is not None:
+        share = float((mask.alpha < 255).mean())
+        message = f"transparent pixels count as the {what} that they hide: flatten the masks where that is not meant"
+        yield Finding("transparent mask", False, message, (label,), share)
+    if {"icc", "gamma"} & set(form.color_chunks):
+        message = (
+            f"{what} are read as stored, and viewers that heed the file's gamma or ICC profile show other colours: "
+            "save masks without"
+        )
+        yield Finding("mask with a colour profile", False, message, (label,), 1.0)
+    if form.is_interlaced:
+        message = "read rightly, but slower to read than others: save masks without interlacing"
+        yield Finding("interlaced mask", False, message, (label,), 1.0)
+    if form.num_pages > 1:
+        message = f"the first of {form.num_pages} pages is read: save it alone, or merge the pages where all are meant"
+        yield Finding("mask of several pages", False, message, (label,), 1.0)
+
+
+def findings_about_forms(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
+    """Label files that are read as ids and do not go together."""
+    return _about_palettes(reports) + _about_bits(reports, info)
+
+
+def _about_palettes(reports: Sequence[PairReport]) -> list[Finding]:
+    """Indices that mean other colours in other files, where indices are read as ids."""
+    files: dict[int, dict[Color, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for report in reports:
+        for index, color in _palette_in_use(report).items():
+            files[index][color].append(report.label)
+    for index, by_color in sorted(files.items()):
+        if len(by_color) > 1:
+            most, *others = sorted(by_color, key=lambda color: -len(by_color[color]))
+            message = (
+                f"index {index} is the colour {list(most)} in most files and {list(others[0])} in others, so it means "
+                'other things: "label_format": "colors" in dataset.json reads the colours; or save all masks with one '
+                "palette"
+            )
+            break
+    else:
+        return []
+    deviating = {
+        label
+        for by_color in files.values()
+        for color in sorted(by_color, key=lambda color: -len(by_color[color]))[1:]
+        for label in by_color[color]
+    }
+    ordered = tuple(report.label for report in reports if report.label in deviating)
+    return [Finding("palettes differ", True, message, ordered)]
+
+
+def _palette_in_use(report: PairReport) -> dict[int, Color]:
+    """The colours of the indices of a label file that is read as ids; none where they only repeat the index."""
+    palette = report.form.palette if report.form is not None and report.id_pixels else None
+    if palette is None:
+        return {}
+    used = {index: palette[index] for index in report.id_pixels if index < len(palette)}
+    return {} if all(color == (index,) * 3 for index, color in used.items()) else used
+
+
+def _about_bits(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
+    """Grey label files of fewer than 8 bits whose values may stand for others, white for 255.
+
+    Tools store 0 and 255 in one bit as 0 and 1, and read them again as 0 and 255.
+    """
+    grey = [report for report in reports if report.id_pixels and _is_grey(report.form)]
+    depths = {min(8, report.form.bits) for report in grey}
+    if not depths or min(depths) == 8:
+        return []
+    shallow = [report for report in grey if report.form.bits < 8]
+    others = frozenset(value for report in grey if report.form.bits >= 8 for value in report.id_pixels)
+    known = frozenset((*info.known_ids, *info.ignored_ids))
+    unsure: dict[tuple[int, int, int], list[str]] = defaultdict(list)
+    for report in shallow:
+        bits = report.form.bits
+        for value in sorted(set(report.id_pixels) - {0}):
+            full = value * 255 // (2**bits - 1)
+            doubtful = value in report.unknown_ids or len(depths) > 1
+            if doubtful and full in known | others:
+                unsure[bits, value, full].append(report.label)
+    if unsure:
+        bits, value, full = min(unsure)
+        labels = dict.fromkeys(label for named in unsure.values() for label in named)
+        message = (
+            f"stored with {bits} bit{'s' if bits > 1 else ''}, which holds {value} where 8 bits may hold {full}, and "
+            f"both are in use: save all masks with 8 bits"
+        )
+        return [Finding("bits differ", True, message, tuple(labels))]
+    if len(depths) == 1:
+        return []
+    found = ", ".join(map(str, sorted(depths)))
+    message = f"grey masks of {found} bits; the ids of all are read as stored, and none is in doubt"
+    return [Finding("bits differ", False, message, tuple(report.label for report in shallow))]
+
+
+def _is_grey(form: MaskForm | None) -> bool:
+    return form is not None and form.palette is None and form.holds_ids
