@@ -146,15 +146,23 @@ def test_two_and_four_bits_beside_eight(data):
 
 
 def test_lossy_masks_are_never_clean(data):
+    info = replace(TWO, label_format="either", label_ids=(0, 200))
     exact = np.zeros((16, 20), np.uint8)
-    data.add([0] * 4, label=exact, label_suffix=".jpg").add([0] * 4, label=np.dstack([exact] * 3), label_suffix=".webp")
-    data.add([0, 1, 2, 3]).add([0, 1, 2, 3])
-    found = {finding.message.split()[0]: finding for finding in data.found(COLORED)}
-    assert {finding.kind for finding in found.values()} == {"lossy mask"}
-    assert not any(finding.is_error for finding in found.values())
+    data.add([0] * 4, label=exact, label_suffix=".jpg")
+    data.add([0] * 4, label=np.dstack([exact] * 3), label_suffix=".webp")
+    data.add([0, 0, 200, 200]).add([0, 0, 200, 200])
+    found = {finding.message.split()[0]: finding for finding in data.found(info)}
+    assert {(finding.kind, finding.is_error) for finding in found.values()} == {("lossy mask", False)}
     assert "save masks as PNG" in found["JPEG"].message
     assert (found["JPEG"].paths, found["JPEG"].share) == (("0_label.jpg",), 0.25)
     assert found["WEBP"].paths == ("1_label.webp",)
+
+
+def test_lossy_masks_whose_classes_are_mixed_up_are_an_error(data):
+    data.add([0] * 4, label=np.zeros((16, 20), np.uint8), label_suffix=".jpg")
+    kind, message, paths = only(data.errors())
+    assert (kind, paths) == ("lossy mask", ("0_label.jpg",))
+    assert "save it as PNG" in message
 
 
 def test_a_jpeg_under_the_name_of_a_png(data, tmp_path):
@@ -170,7 +178,7 @@ def test_transparent_pixels_count_as_the_colours_that_they_hide(data):
     data.add([0] * 4, label=colored([0, 1, 2, 3]))
     finding = only(data.found(COLORED))
     assert (finding.kind, finding.is_error, finding.share) == ("transparent mask", False, 80 / 640)
-    assert "flatten the masks" in finding.message
+    assert "count as the colours that they hide" in finding.message
     line = format_finding(finding, "train")
     assert line.startswith("note: train: transparent mask: ")
     assert line.endswith(" (12 % of the pixels) [0_label.png]")
@@ -223,6 +231,46 @@ def test_masks_of_several_pages(data, tmp_path):
     assert (finding.kind, finding.is_error) == ("mask of several pages", False)
     assert "the first of 2 pages is read" in finding.message
     assert data.audit().class_pixels.tolist() == [0, 320, 0, 0, 0]
+
+
+def test_a_palette_that_gives_indices_the_colours_of_other_classes(data):
+    info = replace(COLORED, palette=(*COLORS[:3], (1, 2, 3), (4, 5, 6)))
+    data.add([0] * 4, label=indexed([0, 1, 2, 2], [COLORS[0], COLORS[2], COLORS[1]]))
+    kind, message, paths = only(data.errors(info))
+    assert (kind, paths) == ("palette contradicts ids", ("0_label.png",))
+    assert "index 1 is 'b' by its number and 'c' by its palette's colour [0, 200, 0]" in message
+    assert '"label_format": "colors", or "ids"' in message
+
+
+def test_transparent_pixels_whose_colour_says_nothing(data):
+    alpha = np.full((16, 20), 255, np.uint8)
+    alpha[:4] = 0
+    data.add([0] * 4, label=np.dstack([colored([0, 0, 1, 2]), alpha]))
+    kind, message, paths = only(data.errors(COLORED))
+    assert (kind, paths) == ("transparent mask", ("0_label.png",))
+    assert "25 % of the label is transparent" in message
+    assert data.found(replace(COLORED, transparent="ignore")) == []
+    assert data.audit(replace(COLORED, transparent="ignore")).class_pixels.tolist() == [80, 80, 80, 0, 0]
+
+
+def test_snapped_pixels_are_told_with_their_share(data):
+    mask = colored([0, 0, 1, 1])
+    mask[7] = (60, 0, 0)  # nearer to the black above
+    data.add([0] * 4, label=mask)
+    finding = only(data.found(replace(COLORED, snap=True)))
+    assert (finding.kind, finding.is_error, finding.share) == ("snapped pixels", False, 20 / 320)
+    assert data.audit(replace(COLORED, snap=True)).class_pixels[:2].tolist() == [160, 160]
+
+
+def test_many_messages_of_one_kind_are_told_as_one(data):
+    for number in range(20):
+        alpha = np.full((16, 20), 255, np.uint8)
+        alpha[0, : number + 1] = 0
+        data.add([0] * 4, label=np.dstack([colored([0, 0, 1, 2]), alpha]))
+    findings = [finding for finding in data.found(COLORED) if finding.is_error]
+    assert len(findings) == 9
+    assert findings[-1].message.startswith("and others of this kind")
+    assert sum(len(finding.paths) for finding in findings) == 20
 
 
 # Smoothed edges

@@ -23,7 +23,7 @@ _CATALOG_FOLDER = Path(__file__).parent / "datasets"
 _KEYS = {
     "like", "source", "archives", "classes", "class_weights", "label_ids", "ignore", "label_format", "upright",
     "background", "flip_pairs", "conditions", "num_images", "folders", "layouts", "unlabelled", "val_share",
-    "evaluation", "submission", "categories",
+    "evaluation", "submission", "categories", "snap", "transparent",
 }  # fmt: skip
 _RENAMED_KEYS = {"mirrored_classes": "flip_pairs"}  # of earlier versions
 
@@ -117,6 +117,8 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         evaluation=EvaluationRule(**content.get("evaluation", {})),
         submission=SubmissionRule(**content["submission"]) if content.get("submission") else None,
         label_format=content.get("label_format", "ids"),
+        snap=content.get("snap", False),
+        transparent=content.get("transparent"),
         upright=content.get("upright", False),
         optional_background=content.get("background") == "optional",
         val_share=content.get("val_share", 0.2),
@@ -221,6 +223,10 @@ def _check(info: DatasetInfo) -> None:
     if type(info.evaluation.keeps_padding) is not bool:
         raise UserError(f"evaluation.keeps_padding is {info.evaluation.keeps_padding!r}; expected true or false")
     _check_categories(info)
+    if type(info.snap) is not bool:
+        raise UserError(f"snap is {info.snap!r}; expected true or false")
+    if info.transparent not in (None, "ignore", *info.class_names):
+        raise UserError(f"transparent is {info.transparent!r}; expected the name of a class, or 'ignore'")
     if not 0 < info.val_share < 1:
         raise UserError(f"val_share is {info.val_share}; expected more than 0 and less than 1")
 

@@ -21,7 +21,7 @@ def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> I
     """All colours that are no class, in one finding for each probable cause."""
     lossy, smoothed, others = [], [], []
     for report in reports:
-        if not report.unknown_colors:
+        if not report.counts.unknown_colors:
             continue
         if report.form is not None and report.form.is_lossy:
             lossy.append(report)
@@ -40,19 +40,19 @@ def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> I
 
 def _finding(kind: str, reports: Sequence[PairReport], info: DatasetInfo, advice: str) -> Finding:
     most = _most(reports)
-    num_colors = len({color for report in reports for color in report.unknown_colors})
+    num_colors = len({color for report in reports for color in report.counts.unknown_colors})
     num_pixels = sum(report.num_pixels for report in reports)
     shown = ", ".join(f"{list(color)} {100 * n / num_pixels:.2g} %" for color, n in most)
     more = f" and {num_colors - len(most)} more" if num_colors > len(most) else ""
     message = f"{num_colors} colours are no class of {info.name} ({shown}{more} of these masks' pixels); {advice}"
-    concerned = sum(n for report in reports for n in report.unknown_colors.values())
+    concerned = sum(n for report in reports for n in report.counts.unknown_colors.values())
     return Finding(kind, True, message, tuple(report.label for report in reports), concerned / num_pixels)
 
 
 def _most(reports: Sequence[PairReport]) -> list[tuple[Color, int]]:
     colors: Counter[Color] = Counter()
     for report in reports:
-        colors.update(report.unknown_colors)
+        colors.update(report.counts.unknown_colors)
     return colors.most_common(_MAX_NAMES)
 
 
@@ -64,11 +64,11 @@ def _advice_to_paste(colors: Sequence[tuple[Color, int]]) -> str:
 
 def _is_smoothed(report: PairReport, info: DatasetInfo) -> bool:
     """Whether nearly all unknown colours of a mask lie between two colours that it holds, on few pixels."""
-    unknown = report.unknown_colors
+    unknown = report.counts.unknown_colors
     num_unknown = sum(unknown.values())
     if not _MIN_BLENDS <= len(unknown) <= _MAX_TRIED or num_unknown > _MAX_BLENDED_SHARE * report.num_pixels:
         return False
-    pure = [info.palette[k] for k in report.class_pixels] + list(info.ignored_colors)
+    pure = [info.palette[k] for k in report.counts.class_pixels] + list(info.ignored_colors)
     blended = _between(np.array(list(unknown), float), np.array(pure, float).reshape(-1, 3))
     return np.array(list(unknown.values()))[blended].sum() >= 0.9 * num_unknown
 

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ovenet.data.info import Color, DatasetInfo
-from ovenet.data.masks import Mask, MaskForm
+from ovenet.data.masks import MaskForm
+from ovenet.dataset_tools.audit.content import LabelCounts
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
 
 
-def findings_about_form(mask: Mask, label: str, *, as_colors: bool) -> Iterator[Finding]:
+def findings_about_form(form: MaskForm, counts: LabelCounts, label: str, *, as_colors: bool) -> Iterator[Finding]:
     """What is remarked of one label file, by how it is stored.
 
     Args:
-        mask: the file.
+        form: of the file.
+        counts: what it holds.
         label: its path.
         as_colors: whether its colours are looked up, not its ids.
     """
-    form, what = mask.form, "colours" if as_colors else "ids"
+    what, num_pixels = "colours" if as_colors else "ids", max(1, form.size[0] * form.size[1])
     if form.is_lossy:
-        message = (
-            f"{form.file_format} changes {what} along edges, and those that come out as other classes' cannot be told: "
-            "save masks as PNG, from the originals"
-        )
+        message = f"{form.file_format} changes {what} along edges: save masks as PNG, from the originals"
         yield Finding("lossy mask", False, message, (label,), 1.0)
-    if mask.alpha is not None:
-        share = float((mask.alpha < 255).mean())
-        message = f"transparent pixels count as the {what} that they hide: flatten the masks where that is not meant"
-        yield Finding("transparent mask", False, message, (label,), share)
+    if counts.num_transparent:
+        message = f"transparent pixels count as the {what} that they hide: save masks without where that is not meant"
+        yield Finding("transparent mask", False, message, (label,), counts.num_transparent / num_pixels)
+    if counts.num_snapped:
+        message = f'{what} that are no class became the nearest, as "snap" in dataset.json says'
+        yield Finding("snapped pixels", False, message, (label,), counts.num_snapped / num_pixels)
     if {"icc", "gamma"} & set(form.color_chunks):
         message = (
             f"{what} are read as stored, and viewers that heed the file's gamma or ICC profile show other colours: "
@@ -52,8 +53,9 @@ def _about_palettes(reports: Sequence[PairReport]) -> list[Finding]:
     """Indices that mean other colours in other files, where indices are read as ids."""
     files: dict[int, dict[Color, list[str]]] = defaultdict(lambda: defaultdict(list))
     for report in reports:
-        for index, color in _palette_in_use(report).items():
-            files[index][color].append(report.label)
+        if _says_something(report.palette):
+            for index, color in report.palette.items():
+                files[index][color].append(report.label)
     for index, by_color in sorted(files.items()):
         if len(by_color) > 1:
             most, *others = sorted(by_color, key=lambda color: -len(by_color[color]))
@@ -75,13 +77,9 @@ def _about_palettes(reports: Sequence[PairReport]) -> list[Finding]:
     return [Finding("palettes differ", True, message, ordered)]
 
 
-def _palette_in_use(report: PairReport) -> dict[int, Color]:
-    """The colours of the indices of a label file that is read as ids; none where they only repeat the index."""
-    palette = report.form.palette if report.form is not None and report.id_pixels else None
-    if palette is None:
-        return {}
-    used = {index: palette[index] for index in report.id_pixels if index < len(palette)}
-    return {} if all(color == (index,) * 3 for index, color in used.items()) else used
+def _says_something(palette: Mapping[int, Color] | None) -> bool:
+    """Whether colours stand for indices, and do not just repeat them as grey levels."""
+    return palette is not None and any(color != (index,) * 3 for index, color in palette.items())
 
 
 def _about_bits(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
@@ -89,19 +87,19 @@ def _about_bits(reports: Sequence[PairReport], info: DatasetInfo) -> list[Findin
 
     Tools store 0 and 255 in one bit as 0 and 1, and read them again as 0 and 255.
     """
-    grey = [report for report in reports if report.id_pixels and _is_grey(report.form)]
+    grey = [report for report in reports if report.counts.id_pixels and report.palette is None]
     depths = {min(8, report.form.bits) for report in grey}
     if not depths or min(depths) == 8:
         return []
     shallow = [report for report in grey if report.form.bits < 8]
-    others = frozenset(value for report in grey if report.form.bits >= 8 for value in report.id_pixels)
+    others = frozenset(value for report in grey if report.form.bits >= 8 for value in report.counts.id_pixels)
     known = frozenset((*info.known_ids, *info.ignored_ids))
     unsure: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for report in shallow:
         bits = report.form.bits
-        for value in sorted(set(report.id_pixels) - {0}):
+        for value in sorted(set(report.counts.id_pixels) - {0}):
             full = value * 255 // (2**bits - 1)
-            doubtful = value in report.unknown_ids or len(depths) > 1
+            doubtful = value in report.counts.unknown_ids or len(depths) > 1
             if doubtful and full in known | others:
                 unsure[bits, value, full].append(report.label)
     if unsure:
@@ -117,7 +115,3 @@ def _about_bits(reports: Sequence[PairReport], info: DatasetInfo) -> list[Findin
     found = ", ".join(map(str, sorted(depths)))
     message = f"grey masks of {found} bits; the ids of all are read as stored, and none is in doubt"
     return [Finding("bits differ", False, message, tuple(report.label for report in shallow))]
-
-
-def _is_grey(form: MaskForm | None) -> bool:
-    return form is not None and form.palette is None and form.holds_ids

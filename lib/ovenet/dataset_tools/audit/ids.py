@@ -46,12 +46,12 @@ class _Facts:
 
 def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
     """The first mistake that explains the ids, or nothing."""
-    concerned = [report for report in reports if report.unknown_ids]
-    num_unknown = sum(report.id_pixels[value] for report in concerned for value in report.unknown_ids)
+    concerned = [report for report in reports if report.counts.unknown_ids]
+    num_unknown = sum(report.counts.id_pixels[value] for report in concerned for value in report.counts.unknown_ids)
     facts = _Facts(
         info,
-        frozenset(value for report in reports for value in report.id_pixels),
-        frozenset(value for report in concerned for value in report.unknown_ids),
+        frozenset(value for report in reports for value in report.counts.id_pixels),
+        frozenset(value for report in concerned for value in report.counts.unknown_ids),
         tuple(report.label for report in reports),
         num_unknown / max(1, sum(report.num_pixels for report in concerned)),
         all(report.form is not None and report.form.is_lossy for report in concerned),
@@ -60,7 +60,9 @@ def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list
     for kind, explain in _MISTAKES:
         message = explain(facts)
         if message:
-            names = tuple(report.label for report in reports if report.unknown_ids or 255 in report.id_pixels)
+            names = tuple(
+                report.label for report in reports if report.counts.unknown_ids or 255 in report.counts.id_pixels
+            )
             return [Finding(kind, True, message, names or facts.label_names, share if concerned else None)]
     return []
 

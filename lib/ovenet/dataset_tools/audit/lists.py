@@ -22,6 +22,8 @@ from ovenet.dataset_tools.audit.reports import Finding, ListReport, PairReport
 
 _ASKED_AT_ONCE = 16
 _MAX_NAMES = 12
+_MAX_MESSAGES = 8  # of a kind, before the others are told as one
+_AND_OTHERS = "and others of this kind, with numbers of their own"
 _AHEAD = 64  # pairs that are read ahead of the one that is reported
 
 
@@ -61,8 +63,8 @@ def audit_list(
     class_pixels, class_images = np.zeros((2, info.num_classes), np.int64)
     id_pixels: Counter[int] = Counter()
     for report in reports:
-        id_pixels.update(report.id_pixels)
-        for k, num_pixels in report.class_pixels.items():
+        id_pixels.update(report.counts.id_pixels)
+        for k, num_pixels in report.counts.class_pixels.items():
             class_pixels[k] += num_pixels
             class_images[k] += 1
     num_pixels = sum(report.num_pixels for report in reports)
@@ -116,14 +118,16 @@ def _about_list(
             names += f" and {len(absent) - _MAX_NAMES} more"
         message = f"no labelled pixel of {names}: not learned from this list, and not scored on it"
         yield Finding("absent class", False, message)
-    empty = tuple(
-        r.label
-        for r in reports
-        if r.num_pixels
-        and not (r.class_pixels or r.unknown_ids or r.unknown_colors or any(f.is_error for f in r.findings))
-    )
+    empty = tuple(report.label for report in reports if _is_ignored(report))
     if empty:
         yield Finding("label without a class", False, "every pixel is ignored; nothing is learned from it", empty)
+
+
+def _is_ignored(report: PairReport) -> bool:
+    """Whether a label that can be read has no pixel of a class."""
+    counts = report.counts
+    holds_something = counts.class_pixels or counts.unknown_ids or counts.unknown_colors
+    return report.num_pixels > 0 and not holds_something and not any(f.is_error for f in report.findings)
 
 
 def _about_pairs(reports: Sequence[PairReport], num_pixels: int) -> Iterator[Finding]:
@@ -135,15 +139,18 @@ def _about_pairs(reports: Sequence[PairReport], num_pixels: int) -> Iterator[Fin
 
 
 def _merged(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """One finding for each kind and message, errors first."""
-    groups: dict[tuple[bool, str, str], list[Finding]] = {}
+    """One finding for each kind and message, errors first; messages of a kind that go on and on are told as one."""
+    kinds: dict[tuple[bool, str], dict[str, list[Finding]]] = {}
     for finding in findings:
-        groups.setdefault((not finding.is_error, finding.kind, finding.message), []).append(finding)
+        by_message = kinds.setdefault((not finding.is_error, finding.kind), {})
+        is_told = finding.message in by_message or len(by_message) < _MAX_MESSAGES
+        by_message.setdefault(finding.message if is_told else _AND_OTHERS, []).append(finding)
     merged = []
-    for _, group in sorted(groups.items(), key=lambda item: item[0][0]):
-        shares = [finding.share for finding in group if finding.share is not None]
-        paths = tuple(path for finding in group for path in finding.paths)
-        merged.append(replace(group[0], paths=paths, share=sum(shares) if shares else None))
+    for _, by_message in sorted(kinds.items(), key=lambda item: item[0][0]):
+        for message, group in by_message.items():
+            shares = [finding.share for finding in group if finding.share is not None]
+            paths = tuple(path for finding in group for path in finding.paths)
+            merged.append(replace(group[0], message=message, paths=paths, share=sum(shares) if shares else None))
     return tuple(merged)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
 from ovenet.data.files import open_image, opened
-from ovenet.data.info import INVALID, Color, DatasetInfo
 from ovenet.data.labels import LabelDecoder
-from ovenet.data.masks import Mask, read_mask
-from ovenet.dataset_tools.audit.counting import count_colors, count_ids
+from ovenet.data.masks import Mask
+from ovenet.dataset_tools.audit.content import LabelCounts, count_label, different_values
 from ovenet.dataset_tools.audit.forms import findings_about_form
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
 from ovenet.dataset_tools.audit.turns import Pair, check_turns, orientation_of, read_size, remark_on_turn
@@ -54,7 +53,8 @@ def audit_pair(
         image, remarks = _check_image(folder / image_name, decode=decode_image)
         findings += [Finding(kind, False, message, (image_name,)) for kind, message in remarks]
     except UserError as error:
-        findings.append(_unreadable(error, folder, image_name, if_missing))
+        message = _message(error, folder / image_name, if_missing)
+        findings.append(Finding("unreadable file", True, message, (image_name,)))
     report = PairReport(label_name or "", image and read_size(image.size, image.turn, upright=upright))
     if label_name is None:
         findings += remark_on_turn(image_name, image.size, image.turn, upright=upright) if image else ()
@@ -66,17 +66,19 @@ def audit_pair(
         if image is not None:
             pair = Pair(image_name, label_name, image.size, form.size, image.turn, form.orientation)
             findings += check_turns(pair, upright=upright)
-        report = replace(report, form=form, num_pixels=form.size[0] * form.size[1])
+        report = replace(report, form=replace(form, palette=None), num_pixels=form.size[0] * form.size[1])
         counts = count_label(mask, numbers, folder / label_name, decoder)
     except UserError as error:
-        message = _message(error, folder, label_name, if_missing)
+        message = _message(error, folder / label_name, if_missing)
         is_swapped = _is_swapped(folder, image_name, label_name, decoder)
         finding = _swapped(label_name) if is_swapped else Finding(_kind(mask, decoder), True, message, (label_name,))
         return replace(report, findings=(*findings, finding))
     if (counts.unknown_ids or counts.unknown_colors) and _is_swapped(folder, image_name, label_name, decoder):
-        return replace(report, findings=(*findings, _swapped(label_name)), class_pixels=counts.class_pixels)
+        counts = LabelCounts(class_pixels=counts.class_pixels)
+        return replace(report, findings=(*findings, _swapped(label_name)), counts=counts)
     findings += findings_about_form(form, counts, label_name, as_colors=decoder.holds_colors(form))
-    return replace(report, counts=counts, findings=tuple(findings))
+    used = None if form.palette is None else {i: form.palette[i] for i in counts.id_pixels if i < len(form.palette)}
+    return replace(report, counts=counts, findings=tuple(findings), palette=used)
 
 
 def _kind(mask: Mask | None, decoder: LabelDecoder) -> str:
@@ -141,22 +143,9 @@ def _ends_properly(path: Path) -> bool:
     return head[:2] == b"\xff\xd8" and b"\xff\xd9" in tail
 
 
-def _unreadable(error: UserError, folder: Path, name: str, if_missing: str) -> Finding:
-    path = folder / name
+def _message(error: UserError, path: Path, if_missing: str) -> str:
     message = str(error).removeprefix(f"{path}: ")
-    if if_missing and not path.exists():
-        message = f"{message.split(';')[0]}; {if_missing}"
-    return Finding("unreadable file", True, message, (name,))
-
-
-def _swapped_or(
-    error: UserError, folder: Path, image_name: str, label_name: str, decoder: LabelDecoder, if_missing: str
-) -> Finding:
-    """What an unusable label means."""
-    if _is_swapped(folder, image_name, label_name, decoder):
-        return _swapped(label_name)
-    unreadable = _unreadable(error, folder, label_name, if_missing)
-    return replace(unreadable, kind="RGB mask") if "colour image" in unreadable.message else unreadable
+    return f"{message.split(';')[0]}; {if_missing}" if if_missing and not path.exists() else message
 
 
 def _swapped(label_name: str) -> Finding:
