@@ -148,11 +148,16 @@ def read_mask(path: Path) -> Mask:
     return Mask(form, samples, None if alpha is None or alpha.min(initial=255) == 255 else alpha)
 
 
-def count_plain_ids(path: Path) -> tuple[MaskForm, dict[int, int]] | None:
-    """How many pixels of a label file have which id, in half the time of `read_mask` and counting.
+def count_plain_ids(path: Path, *, num_rows: int) -> tuple[MaskForm, dict[int, int], np.ndarray] | None:
+    """How many pixels of a label file have which id, faster than `read_mask` and counting.
+
+    Args:
+        path: the file.
+        num_rows: how many rows to give, evenly spread.
 
     Returns:
-        Its form and the counts; None for all but PNGs of one opaque channel of 8 bits, whose samples Pillow leaves.
+        Its form, the counts, and rows ``(num_rows or less, W)`` uint8; None for all but PNGs of one opaque channel of
+        8 bits, whose samples Pillow leaves as they are.
 
     Raises:
         UserError: as `read_mask`.
@@ -162,7 +167,9 @@ def count_plain_ids(path: Path) -> tuple[MaskForm, dict[int, int]] | None:
         if (form.file_format, form.bits, form.alpha) != ("PNG", 8, "none") or form.mode not in ("L", "P"):
             return None
         image.load()
-        return form, {value: number for value, number in enumerate(image.histogram()) if number}
+        counts = {value: number for value, number in enumerate(image.histogram()) if number}
+        size = (image.width, min(num_rows, image.height))
+        return form, counts, np.asarray(image.resize(size, Image.Resampling.NEAREST))
 
 
 def _form(image: Image.Image, path: Path) -> MaskForm:

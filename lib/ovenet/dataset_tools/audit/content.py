@@ -5,16 +5,19 @@ Shapes: ``H W`` size of the file, ``N`` different values in it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from ovenet.data.info import Color
-from ovenet.data.labels import LabelDecoder
+from ovenet.data.labels import LabelDecoder, color_codes
 from ovenet.data.masks import Mask, count_plain_ids, read_mask
+from ovenet.dataset_tools.audit.edges import are_smoothed
+
+_NUM_ROWS = 32  # of a label in which smoothed edges are looked for
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class LabelCounts:
         unknown_colors: pixels of each colour that it does not know.
         num_snapped: pixels of no class that were given one.
         num_transparent: pixels that are not opaque, and whose colour or id counts.
+        is_smoothed: whether edges run through ids that are not there.
     """
 
     id_pixels: Mapping[int, int] = field(default_factory=dict)
@@ -36,62 +40,75 @@ class LabelCounts:
     unknown_colors: Mapping[Color, int] = field(default_factory=dict)
     num_snapped: int = 0
     num_transparent: int = 0
+    is_smoothed: bool = False
 
 
-def different_values(path: Path, decoder: LabelDecoder) -> tuple[Mask, np.ndarray | None]:
+@dataclass(frozen=True)
+class LabelValues:
     """A label file, or what it comes down to where the places of its values do not matter.
+
+    Attributes:
+        mask: all of the file, or its different values, ``(1, N)``.
+        numbers: how many pixels have each of them, ``(1, N)``; None for all of the file.
+        rows: ``(R, W)`` some rows of a file of ids; None for one of colours.
+    """
+
+    mask: Mask
+    numbers: np.ndarray | None
+    rows: np.ndarray | None
+
+
+def read_values(path: Path, decoder: LabelDecoder) -> LabelValues:
+    """Reads a label file as far as its counts need.
 
     Args:
         path: the file.
         decoder: that would read it.
 
-    Returns:
-        A mask of ``(1, N)`` different values and how many pixels have each, ``(1, N)``; or the whole mask and None.
-
     Raises:
         UserError: the file is missing, unreadable or damaged.
     """
-    plain = None if decoder.info.snap else count_plain_ids(path)
+    plain = None if decoder.info.snap else count_plain_ids(path, num_rows=_NUM_ROWS)
     if plain is not None:
-        form, counts = plain
-        samples = np.array([list(counts)], np.uint8)
-        return Mask(form, samples), np.array([list(counts.values())])
+        form, counts, rows = plain
+        return LabelValues(Mask(form, np.array([list(counts)], np.uint8)), np.array([list(counts.values())]), rows)
     mask = read_mask(path)
-    if decoder.info.snap or mask.alpha is not None or mask.samples.size == 0:
-        return mask, None
-    codes = mask.samples if mask.samples.ndim == 2 else _codes(mask.samples)
-    counts = _count(codes)
-    values = list(counts) if mask.samples.ndim == 2 else _colors(counts)
-    return Mask(mask.form, np.array([values], mask.samples.dtype)), np.array([list(counts.values())])
+    rows = mask.samples[:: -(-mask.samples.shape[0] // _NUM_ROWS)] if mask.samples.ndim == 2 else None
+    if decoder.info.snap or mask.alpha is not None:
+        return LabelValues(mask, None, rows)
+    counts = _count(mask.samples if mask.samples.ndim == 2 else color_codes(mask.samples))
+    different = np.array([list(counts) if mask.samples.ndim == 2 else _colors(counts)], mask.samples.dtype)
+    return LabelValues(Mask(mask.form, different), np.array([list(counts.values())]), rows)
 
 
-def count_label(mask: Mask, numbers: np.ndarray | None, path: Path, decoder: LabelDecoder) -> LabelCounts:
+def count_label(values: LabelValues, path: Path, decoder: LabelDecoder) -> LabelCounts:
     """Counts what a label file means.
 
     Args:
-        mask: and
-        numbers: as `different_values` gives them.
+        values: of the file.
         path: the file, for messages.
         decoder: of the dataset's labels.
 
     Raises:
         UserError: the file cannot be read as the dataset says, or in two ways.
     """
+    mask, numbers = values.mask, values.numbers
     content = decoder.decode(mask, path)
     unknown = content.unknown
 
-    def count(values: np.ndarray, where: np.ndarray) -> dict[int, int]:
-        return _count(values[where], None if numbers is None else numbers[where])
+    def count(some: np.ndarray, where: np.ndarray) -> dict[int, int]:
+        return _count(some[where], None if numbers is None else numbers[where])
 
     train_ids = count(content.train_ids, ~unknown)
     class_pixels = {k: n for k, n in train_ids.items() if 0 <= k < decoder.info.num_classes}
     if decoder.holds_colors(mask.form):
-        by_code = count(_codes(mask.colors(path)), unknown) if unknown.any() else {}
+        by_code = count(color_codes(mask.colors(path)), unknown) if unknown.any() else {}
         unknown_colors = dict(zip(_colors(by_code), by_code.values(), strict=True))
         counts = LabelCounts({}, class_pixels, (), unknown_colors, content.num_snapped)
     else:
         id_pixels = count(mask.samples, np.ones_like(unknown))
-        counts = LabelCounts(id_pixels, class_pixels, tuple(count(mask.samples, unknown)), {}, content.num_snapped)
+        unknown_ids, is_smoothed = tuple(count(mask.samples, unknown)), are_smoothed(values.rows)
+        counts = LabelCounts(id_pixels, class_pixels, unknown_ids, {}, content.num_snapped, 0, is_smoothed)
     if mask.alpha is None:
         return counts
     is_decided = decoder.info.transparent is not None and decoder.holds_colors(mask.form)
@@ -100,21 +117,20 @@ def count_label(mask: Mask, numbers: np.ndarray | None, path: Path, decoder: Lab
 
 
 def _count(values: np.ndarray, numbers: np.ndarray | None = None) -> dict[int, int]:
-    """Sums the numbers of equal values, one each without; goes by runs, of which labels have few."""
+    """Sums the numbers of equal values; without numbers, counts values by their runs, of which labels have few."""
+    if numbers is not None:
+        sums: Counter[int] = Counter()
+        for value, number in zip(values.ravel().tolist(), numbers.ravel().tolist(), strict=True):
+            sums[value] += number
+        return sums
     values = values.ravel()
     if not values.size:
         return {}
     starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    lengths = np.diff(np.r_[starts, values.size]) if numbers is None else np.add.reduceat(numbers.ravel(), starts)
     found, which = np.unique(values[starts], return_inverse=True)
-    sums = np.bincount(which, weights=lengths).astype(np.int64)
-    return dict(zip(found.tolist(), sums.tolist(), strict=True))
-
-
-def _codes(colors: np.ndarray) -> np.ndarray:
-    """``(H, W, 3)`` uint8 RGB to a number for each, ``(H, W)``."""
-    return cv2.cvtColor(np.ascontiguousarray(colors), cv2.COLOR_RGB2RGBA).view("<u4")[..., 0]
+    totals = np.bincount(which, weights=np.diff(np.r_[starts, values.size])).astype(np.int64)
+    return dict(zip(found.tolist(), totals.tolist(), strict=True))
 
 
 def _colors(codes: Iterable[int]) -> list[Color]:
-    return [(code & 255, code >> 8 & 255, code >> 16 & 255) for code in codes]
+    return [(code & 255, code >> 8 & 255, code >> 16) for code in codes]

@@ -27,6 +27,12 @@ def findings_about_form(form: MaskForm, counts: LabelCounts, label: str, *, as_c
     if counts.num_transparent:
         message = f"transparent pixels count as the {what} that they hide: save masks without where that is not meant"
         yield Finding("transparent mask", False, message, (label,), counts.num_transparent / num_pixels)
+    if counts.is_smoothed:
+        message = (
+            "most edges run through ids that lie between those of both sides: masks were scaled with smoothing; scale "
+            "them to the nearest pixel, from the originals (nothing to do where ids are the steps of a scale)"
+        )
+        yield Finding("smoothed edges", False, message, (label,))
     if counts.num_snapped:
         message = f'{what} that are no class became the nearest, as "snap" in dataset.json says'
         yield Finding("snapped pixels", False, message, (label,), counts.num_snapped / num_pixels)

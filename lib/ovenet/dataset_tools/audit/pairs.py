@@ -10,8 +10,7 @@ from PIL import Image
 
 from ovenet.data.files import open_image, opened
 from ovenet.data.labels import LabelDecoder
-from ovenet.data.masks import Mask
-from ovenet.dataset_tools.audit.content import LabelCounts, count_label, different_values
+from ovenet.dataset_tools.audit.content import LabelCounts, LabelValues, count_label, read_values
 from ovenet.dataset_tools.audit.forms import findings_about_form
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
 from ovenet.dataset_tools.audit.turns import Pair, check_turns, orientation_of, read_size, remark_on_turn
@@ -59,19 +58,19 @@ def audit_pair(
     if label_name is None:
         findings += remark_on_turn(image_name, image.size, image.turn, upright=upright) if image else ()
         return replace(report, findings=tuple(findings))
-    mask = None
+    values = None
     try:
-        mask, numbers = different_values(folder / label_name, decoder)
-        form = mask.form
+        values = read_values(folder / label_name, decoder)
+        form = values.mask.form
         if image is not None:
             pair = Pair(image_name, label_name, image.size, form.size, image.turn, form.orientation)
             findings += check_turns(pair, upright=upright)
         report = replace(report, form=replace(form, palette=None), num_pixels=form.size[0] * form.size[1])
-        counts = count_label(mask, numbers, folder / label_name, decoder)
+        counts = count_label(values, folder / label_name, decoder)
     except UserError as error:
         message = _message(error, folder / label_name, if_missing)
         is_swapped = _is_swapped(folder, image_name, label_name, decoder)
-        finding = _swapped(label_name) if is_swapped else Finding(_kind(mask, decoder), True, message, (label_name,))
+        finding = _swapped(label_name) if is_swapped else Finding(_kind(values, decoder), True, message, (label_name,))
         return replace(report, findings=(*findings, finding))
     if (counts.unknown_ids or counts.unknown_colors) and _is_swapped(folder, image_name, label_name, decoder):
         counts = LabelCounts(class_pixels=counts.class_pixels)
@@ -81,10 +80,11 @@ def audit_pair(
     return replace(report, counts=counts, findings=tuple(findings), palette=used)
 
 
-def _kind(mask: Mask | None, decoder: LabelDecoder) -> str:
+def _kind(values: LabelValues | None, decoder: LabelDecoder) -> str:
     """Of a label that is not read: by its file, or by how it is stored."""
-    if mask is None:
+    if values is None:
         return "unreadable file"
+    mask = values.mask
     if mask.samples.ndim == 3 and not decoder.holds_colors(mask.form):
         return "RGB mask"
     if mask.form.is_lossy:
