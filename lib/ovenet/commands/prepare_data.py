@@ -13,6 +13,7 @@ from ovenet.data.info import SPLITS
 from ovenet.data.prepare import bring, prepare_dataset
 from ovenet.dataset_tools.annotations import FORMS, import_annotations
 from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
+from ovenet.dataset_tools.mask_values import describe
 from ovenet.dataset_tools.pascal_context import ANNOTATIONS, find_devkit, write_labels
 from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
@@ -81,13 +82,14 @@ def draft_own(name: str, root: Path, source: Path | None) -> None:
             f"{folder}: no such folder; expected one of {', '.join(CATALOG)}, or a folder of your own with images/ and "
             "labels/ (docs/data.md)"
         )
-    draft = read_draft(folder)
+    draft = read_draft(folder, show_progress=sys.stderr.isatty())
     write_draft(draft, folder)
     print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
     for value, share in draft.shares.items():
-        text = value if isinstance(value, int) else ", ".join(map(str, value))
         role = "ignored" if draft.is_ignored(value) else "a class"
-        print(f"  {'id' if isinstance(value, int) else 'colour'} {text}: {100 * share:.2f} % of the pixels, {role}")
+        print(f"  {describe(value)}: {100 * share:.2f} % of the pixels, {role}")
+    for remark in draft.remarks:
+        print(f"note: {remark}", file=sys.stderr)
     experiments = Path("experiments/folder")
     experiment = (experiments if experiments.is_dir() else Path()) / f"{name}.yaml"
     if experiment.exists():

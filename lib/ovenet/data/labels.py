@@ -71,11 +71,19 @@ class LabelDecoder:
             UserError: the file is missing, no image or cut off, holds an id or a colour that is no class, or can be
                 read in two ways.
         """
+        return self.read_content(path).train_ids
+
+    def read_content(self, path: Path) -> LabelContent:
+        """As `read`, and how many pixels were read in a way that is worth knowing.
+
+        Raises:
+            UserError: as `read`.
+        """
         mask = read_mask(path)
         content = self.decode(mask, path)
         if content.unknown.any():
             raise self._unknown_value(mask, content.unknown, path)
-        return content.train_ids
+        return content
 
     def holds_colors(self, form: MaskForm) -> bool:
         """Whether a label file is to be read by its colours rather than as ids."""
@@ -229,10 +237,12 @@ def count_colors(pixels: np.ndarray) -> dict[Color, int]:
         pixels: ``(..., 3)`` uint8 RGB.
     """
     codes, numbers = np.unique(color_codes(pixels), return_counts=True)
-    return {
-        (code & 255, code >> 8 & 255, code >> 16): number
-        for code, number in zip(codes.tolist(), numbers.tolist(), strict=True)
-    }
+    return dict(zip(colors_of_codes(codes), numbers.tolist(), strict=True))
+
+
+def colors_of_codes(codes: np.ndarray) -> list[Color]:
+    """The colours that `color_codes` gave numbers to."""
+    return list(zip((codes & 255).tolist(), (codes >> 8 & 255).tolist(), (codes >> 16).tolist(), strict=True))
 
 
 def _chosen_colors(info: DatasetInfo) -> dict[Color, int]:

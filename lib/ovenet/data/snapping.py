@@ -61,7 +61,7 @@ def snap(
     if len(rest) == 0 or len(rest) > MAX_SHARE * unknown.size:
         return index, unknown
     near = _near(index, known, rest, len(choices))  # (R, N)
-    explained = near if is_lossy else near & _is_blend(found_values, choices, near.any(0))[which]
+    explained = near if is_lossy else near & is_blend(found_values, choices, near.any(0))[which]
     several = near.sum(1, keepdims=True) >= 2
     nearest = np.where(near | ~several, distances[which], np.inf).argmin(1)
     is_explained = explained.any(1)
@@ -83,8 +83,17 @@ def _near(index: np.ndarray, known: np.ndarray, rest: np.ndarray, num_choices: i
     return near
 
 
-def _is_blend(values: np.ndarray, choices: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Whether values ``(U, C)`` lie near a line from a choice to any other; ``(U, N)``, False where not `present`."""
+def is_blend(values: np.ndarray, choices: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Whether values may be blends of two others.
+
+    Args:
+        values: ``(U, C)`` float32.
+        choices: ``(N, C)`` what they may be blended of.
+        present: ``(N,)`` which of them may be one of the two.
+
+    Returns:
+        ``(U, N)`` whether a value lies near the line from a choice to any other; False for those not `present`.
+    """
     blends = np.zeros((len(values), len(choices)), bool)
     ends = choices.astype(np.float32)
     for n in np.flatnonzero(present):
