@@ -16,7 +16,7 @@ from ovenet.errors import UserError
 _STRIP_ROWS = 64
 _BYTE_ORDER_MARK = "\ufeff"
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-ANY_SIZE = 2**62
+_ANY_SIZE = 2**62
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -75,7 +75,7 @@ def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[
     Args:
         path: the file.
         role: what it is, for messages.
-        max_pixels: see `read_image`; `ANY_SIZE` for those who read headers alone.
+        max_pixels: see `read_image`.
 
     Raises:
         UserError: as `open_image`.
@@ -121,7 +121,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: as `open_image`.
     """
-    with opened(path, "image", max_pixels=ANY_SIZE) as image:
+    with opened(path, "image", max_pixels=_ANY_SIZE) as image:
         return image.height, image.width
 
 
@@ -137,13 +137,14 @@ def is_utf8(path: Path) -> bool:
 @contextmanager
 def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
     """Sets what Pillow takes for too large, for a while."""
+    if max_pixels is None:
+        yield
+        return
     before = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None:
-        Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns before
+    Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns before
     try:
         with warnings.catch_warnings():
-            if max_pixels is not None:
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before

@@ -236,8 +236,22 @@ def count_colors(pixels: np.ndarray) -> dict[Color, int]:
     Args:
         pixels: ``(..., 3)`` uint8 RGB.
     """
-    codes, numbers = np.unique(color_codes(pixels), return_counts=True)
+    codes, numbers = count_values(color_codes(pixels))
     return dict(zip(colors_of_codes(codes), numbers.tolist(), strict=True))
+
+
+def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different integers in an array, sorted, and how often each is there, as ``np.unique`` gives them.
+
+    Masks are counted by runs of the same value, several times as fast.
+    """
+    flat = values.ravel()
+    if flat.size == 0:
+        return flat, np.zeros(0, np.int64)
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    found, which = np.unique(flat[starts], return_inverse=True)
+    lengths = np.diff(starts, append=flat.size)
+    return found, np.bincount(which, weights=lengths).astype(np.int64)
 
 
 def colors_of_codes(codes: np.ndarray) -> list[Color]:

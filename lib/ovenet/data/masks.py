@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import ANY_SIZE, opened
+from ovenet.data.files import opened
 from ovenet.data.info import Color
 from ovenet.errors import UserError
 
@@ -117,7 +117,7 @@ def read_form(path: Path) -> MaskForm:
     Raises:
         UserError: it is missing, no image or damaged.
     """
-    with opened(path, "label", max_pixels=ANY_SIZE) as image:
+    with opened(path, "label") as image:
         return _form(image, path)
 
 
@@ -143,7 +143,7 @@ def read_mask(path: Path) -> Mask:
             samples = _as_stored(samples, form, max_sample, is_signed=sample_format == _SIGNED)
         else:
             straight = image.convert(_STRAIGHT_ALPHA[form.mode]) if form.mode in _STRAIGHT_ALPHA else image
-            samples = np.asarray(straight.convert("RGB"))
+            samples = np.asarray(straight if straight.mode == "RGB" else straight.convert("RGB"))
         alpha = _alpha(image, form, samples)
     return Mask(form, samples, None if alpha is None or alpha.min(initial=255) == 255 else alpha)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from ovenet.data.description import MAX_CLASSES
 from ovenet.data.info import Color
-from ovenet.data.labels import color_codes, colors_of_codes
+from ovenet.data.labels import color_codes, colors_of_codes, count_values
 from ovenet.data.masks import MaskForm, read_form, read_mask
 from ovenet.data.snapping import LOSSY_TOLERANCE, MAX_SHARE, is_blend
 from ovenet.errors import UserError
@@ -23,6 +24,7 @@ MAX_MASKS = 200  # that are read, unless they are stored in different ways
 TRANSPARENT: Literal["transparent"] = "transparent"
 Value = int | Color | Literal["transparent"]
 
+_NUM_THREADS = 4
 _FEW = 16  # values of a mask that may be thin classes; smoothing makes more
 _MAX_NAMED = 3
 
@@ -77,13 +79,15 @@ def read_values(folder: Path, labels: Sequence[str], *, show_progress: bool = Fa
     Raises:
         UserError: a mask cannot be read, or holds what cannot be classes.
     """
-    bar = {"desc": "masks", "disable": not show_progress, "leave": False}
-    forms = [read_form(folder / label) for label in tqdm(labels, **bar)]
+    bar = {"disable": not show_progress, "leave": False}
+    forms = [read_form(folder / label) for label in tqdm(labels, desc="headers of masks", **bar)]
     depths = {form.bits for form in forms if form.holds_ids and form.palette is None}
     palettes = {form.palette for form in forms if form.palette is not None}
     is_alike = len(depths) <= 1 and len(palettes) <= 1
     chosen = labels[:: max(1, -(-len(labels) // MAX_MASKS))] if is_alike else labels
-    return [_values_of(folder / label, label) for label in tqdm(chosen, **bar)]
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        values = pool.map(lambda label: _values_of(folder / label, label), chosen)
+        return list(tqdm(values, total=len(chosen), desc="masks", **bar))
 
 
 def _values_of(path: Path, label: str) -> FileValues:
@@ -97,7 +101,7 @@ def _values_of(path: Path, label: str) -> FileValues:
         wrong = codes[(codes < 0) | (codes > 255)] if codes.dtype != np.uint8 else codes[:0, 0]
         if wrong.size:
             raise UserError(f"{path}: the mask holds the id {wrong[0]}; expected ids from 0 to 255, or colours")
-    found, numbers = np.unique(codes, return_counts=True)
+    found, numbers = count_values(codes)
     even = found if len(found) <= _FEW and not mask.form.is_lossy else _even_values(codes)
     if len(found) > MAX_CLASSES and numbers[~np.isin(found, even)].sum() > MAX_SHARE * codes.size:
         raise _too_many(path)
