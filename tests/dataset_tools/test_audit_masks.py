@@ -112,8 +112,8 @@ def test_one_bit_beside_eight_where_white_may_be_255(data):
     )
     kind, message, paths = only(data.errors(info))
     assert kind == "bits differ"
-    assert "stored with 1 bit, which holds 1 where 8 bits may hold 255" in message
-    assert "save all masks with 8 bits" in message
+    assert "1-bit grey, whose 1 viewers show as 255" in message
+    assert "save all masks as 8-bit grey" in message
     assert paths == ("1_label.png",)
 
 
@@ -127,7 +127,7 @@ def test_one_bit_beside_eight_where_that_cannot_matter(data):
 def test_all_of_one_bit_where_the_classes_are_0_and_255(data):
     info = replace(TWO, label_ids=(0, 255))
     data.add([0] * 4, label=png(bands_of([0, 1, 1, 0]), 1))
-    assert any(kind == "bits differ" and "holds 1 where 8 bits may hold 255" in m for kind, m, _ in data.errors(info))
+    assert any(kind == "bits differ" and "whose 1 viewers show as 255" in m for kind, m, _ in data.errors(info))
 
 
 def test_two_and_four_bits_beside_eight(data):
@@ -138,8 +138,18 @@ def test_two_and_four_bits_beside_eight(data):
     data.add([0] * 4, label=png(bands_of([0, 1, 2, 4]), 4))
     kind, message, paths = only(data.errors(info))
     assert kind == "bits differ"
-    assert "stored with 2 bits, which holds 2 where 8 bits may hold 170" in message
+    assert "2-bit grey, whose 2 viewers show as 170" in message
     assert paths == ("2_label.png",)
+
+
+def test_a_palette_of_black_and_white_beside_grey(data):
+    info = replace(TWO, ignored_ids=(255,))
+    data.add([0, 1, 1, 0]).add([0] * 4, label=indexed([0, 1, 1, 0], [(0, 0, 0), (255, 255, 255)]))
+    assert data.found(info) == []
+    data.add([0, 255, 1, 0])
+    kind, message, paths = only(data.errors(info))
+    assert (kind, paths) == ("bits differ", ("1_label.png",))
+    assert "a palette, whose 1 viewers show as 255" in message
 
 
 # Notes

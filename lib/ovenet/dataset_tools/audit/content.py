@@ -6,14 +6,14 @@ Shapes: ``H W`` size of the file, ``N`` different values in it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ovenet.data.info import Color
-from ovenet.data.labels import LabelDecoder, color_codes
+from ovenet.data.labels import LabelDecoder, color_codes, colors_of_codes, count_colors, count_values
 from ovenet.data.masks import Mask, count_plain_ids, read_mask
 from ovenet.dataset_tools.audit.edges import are_smoothed
 
@@ -76,9 +76,12 @@ def read_values(path: Path, decoder: LabelDecoder) -> LabelValues:
     rows = mask.samples[:: -(-mask.samples.shape[0] // _NUM_ROWS)] if mask.samples.ndim == 2 else None
     if decoder.info.snap or mask.alpha is not None:
         return LabelValues(mask, None, rows)
-    counts = _count(mask.samples if mask.samples.ndim == 2 else color_codes(mask.samples))
-    different = np.array([list(counts) if mask.samples.ndim == 2 else _colors(counts)], mask.samples.dtype)
-    return LabelValues(Mask(mask.form, different), np.array([list(counts.values())]), rows)
+    if rows is not None:
+        different, numbers = count_values(mask.samples)
+    else:
+        counts = count_colors(mask.samples)
+        different, numbers = np.array(list(counts), np.uint8), np.array(list(counts.values()))
+    return LabelValues(Mask(mask.form, different[None]), numbers[None], rows)
 
 
 def count_label(values: LabelValues, path: Path, decoder: LabelDecoder) -> LabelCounts:
@@ -102,8 +105,8 @@ def count_label(values: LabelValues, path: Path, decoder: LabelDecoder) -> Label
     train_ids = count(content.train_ids, ~unknown)
     class_pixels = {k: n for k, n in train_ids.items() if 0 <= k < decoder.info.num_classes}
     if decoder.holds_colors(mask.form):
-        by_code = count(color_codes(mask.colors(path)), unknown) if unknown.any() else {}
-        unknown_colors = dict(zip(_colors(by_code), by_code.values(), strict=True))
+        by_code = count(color_codes(mask.colors(path)), unknown)
+        unknown_colors = dict(zip(colors_of_codes(np.array(list(by_code), np.int64)), by_code.values(), strict=True))
         counts = LabelCounts({}, class_pixels, (), unknown_colors, content.num_snapped)
     else:
         id_pixels = count(mask.samples, np.ones_like(unknown))
@@ -116,21 +119,11 @@ def count_label(values: LabelValues, path: Path, decoder: LabelDecoder) -> Label
     return replace(counts, num_transparent=int(doubtful.sum()))
 
 
-def _count(values: np.ndarray, numbers: np.ndarray | None = None) -> dict[int, int]:
-    """Sums the numbers of equal values; without numbers, counts values by their runs, of which labels have few."""
-    if numbers is not None:
-        sums: Counter[int] = Counter()
-        for value, number in zip(values.ravel().tolist(), numbers.ravel().tolist(), strict=True):
-            sums[value] += number
-        return sums
-    values = values.ravel()
-    if not values.size:
-        return {}
-    starts = np.flatnonzero(np.r_[True, values[1:] != values[:-1]])
-    found, which = np.unique(values[starts], return_inverse=True)
-    totals = np.bincount(which, weights=np.diff(np.r_[starts, values.size])).astype(np.int64)
-    return dict(zip(found.tolist(), totals.tolist(), strict=True))
-
-
-def _colors(codes: Iterable[int]) -> list[Color]:
-    return [(code & 255, code >> 8 & 255, code >> 16) for code in codes]
+def _count(values: np.ndarray, numbers: np.ndarray | None) -> dict[int, int]:
+    """Sums the numbers of equal values, of which there are few; None counts each as one."""
+    if numbers is None:
+        values, numbers = count_values(values)
+    sums: Counter[int] = Counter()
+    for value, number in zip(values.tolist(), numbers.tolist(), strict=True):
+        sums[value] += number
+    return sums

@@ -89,35 +89,47 @@ def _says_something(palette: Mapping[int, Color] | None) -> bool:
 
 
 def _about_bits(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
-    """Grey label files of fewer than 8 bits whose values may stand for others, white for 255.
+    """Label files of fewer than 8 bits, and palettes of grey, whose values may stand for what viewers show.
 
-    Tools store 0 and 255 in one bit as 0 and 1, and read them again as 0 and 255.
+    Tools that make files small store 0 and 255 in one bit, as 0 and 1, and others read them again as 0 and 255.
     """
-    grey = [report for report in reports if report.counts.id_pixels and report.palette is None]
-    depths = {min(8, report.form.bits) for report in grey}
-    if not depths or min(depths) == 8:
-        return []
+    with_ids = [report for report in reports if report.counts.id_pixels]
+    grey = [report for report in with_ids if report.palette is None]
     shallow = [report for report in grey if report.form.bits < 8]
-    others = frozenset(value for report in grey if report.form.bits >= 8 for value in report.counts.id_pixels)
-    known = frozenset((*info.known_ids, *info.ignored_ids))
-    unsure: dict[tuple[int, int, int], list[str]] = defaultdict(list)
-    for report in shallow:
-        bits = report.form.bits
-        for value in sorted(set(report.counts.id_pixels) - {0}):
-            full = value * 255 // (2**bits - 1)
-            doubtful = value in report.counts.unknown_ids or len(depths) > 1
-            if doubtful and full in known | others:
-                unsure[bits, value, full].append(report.label)
+    depths = {min(8, report.form.bits) for report in grey}
+    in_8_bits = frozenset(value for report in grey if report.form.bits >= 8 for value in report.counts.id_pixels)
+    in_use = in_8_bits.union(info.known_ids, info.ignored_ids)
+    unsure: dict[tuple[str, int, int], list[str]] = defaultdict(list)
+    for report in with_ids:
+        for value, shown in _shown_levels(report).items():
+            if report.palette is not None:
+                stored, is_unsure = "a palette", shown in in_8_bits
+            else:
+                stored = f"{report.form.bits}-bit grey"
+                is_unsure = shown in in_use and (value in report.counts.unknown_ids or len(depths) > 1)
+            if is_unsure:
+                unsure[stored, value, shown].append(report.label)
     if unsure:
-        bits, value, full = min(unsure)
+        stored, value, shown = next(iter(unsure))
         labels = dict.fromkeys(label for named in unsure.values() for label in named)
         message = (
-            f"stored with {bits} bit{'s' if bits > 1 else ''}, which holds {value} where 8 bits may hold {full}, and "
-            f"both are in use: save all masks with 8 bits"
+            f"{stored}, whose {value} viewers show as {shown}, and {shown} of 8 bits is in use too: whether they are "
+            "one class cannot be told; save all masks as 8-bit grey"
         )
         return [Finding("bits differ", True, message, tuple(labels))]
-    if len(depths) == 1:
+    if not shallow or len(depths) == 1:
         return []
     found = ", ".join(map(str, sorted(depths)))
     message = f"grey masks of {found} bits; the ids of all are read as stored, and none is in doubt"
     return [Finding("bits differ", False, message, tuple(report.label for report in shallow))]
+
+
+def _shown_levels(report: PairReport) -> dict[int, int]:
+    """The grey levels that viewers show for ids, where these are others."""
+    if report.palette is not None:
+        levels = {index: color[0] for index, color in report.palette.items() if len(set(color)) == 1}
+    elif report.form.bits < 8:
+        levels = {value: value * 255 // (2**report.form.bits - 1) for value in report.counts.id_pixels}
+    else:
+        return {}
+    return {value: level for value, level in levels.items() if level != value}
