@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from tests.data.pixel_files import png, tiff
 
+from ovenet.data.files import read_image
 from ovenet.data.masks import read_form, read_mask
 from ovenet.errors import UserError
 
@@ -221,3 +222,13 @@ def test_the_header_alone_is_read(path):
     assert read_form(path).size == (9, 9)
     with pytest.raises(UserError, match="the label cannot be read"):
         read_mask(path)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_turned_as_its_tag_says(path, compression):
+    """Pillow 13 mixes up the rows of files that it maps into memory: uncompressed ones that it opens by name."""
+    stored = Image.fromarray(np.array([[0, 1, 2], [3, 4, 5]], np.uint8))
+    stored.save(path, format="TIFF", compression=compression, tiffinfo={0x0112: 6})
+    assert read_mask(path).samples.tolist() == [[3, 0], [4, 1], [5, 2]]
+    assert read_form(path).size == (3, 2)
+    assert read_image(path)[..., 0].tolist() == [[3, 0], [4, 1], [5, 2]]

@@ -194,7 +194,7 @@ def _renewal(cfg: CfgNode, dataset: ListDataset) -> str:
     name = dataset.info.name
     if dataset.list_path.parent != Path(cfg.DATASET.ROOT) / "list" / name:
         return ""
-    root = "" if str(cfg.DATASET.ROOT) == "data" else f" --root {cfg.DATASET.ROOT}"
+    root = "" if Path(cfg.DATASET.ROOT) == Path("data") else f" --root {cfg.DATASET.ROOT}"
     return f"run `ovenet prepare {name}{root}`, which writes the lists anew"
 
 

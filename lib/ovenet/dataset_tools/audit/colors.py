@@ -10,6 +10,7 @@ import numpy as np
 from ovenet.data.info import Color, DatasetInfo
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
 
+_LOSSY_ADVICE = 'JPEG changes colours: save masks as PNG, or set "snap": true in dataset.json'
 _MAX_NAMES = 12
 _MIN_BLENDS = 3  # colours between two others; one or two may be a class that was forgotten
 _MAX_BLENDED_SHARE = 0.2  # edges are few pixels
@@ -32,10 +33,13 @@ def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> I
     if others:
         yield _finding("unknown colour", others, info, _advice_to_paste(_most(others)))
     if smoothed:
-        advice = "they lie between two classes' colours: masks were drawn or scaled with smoothing; save them without"
+        advice = (
+            "they lie between two classes' colours: masks were drawn or scaled with smoothing; save them without, or "
+            'set "snap": true in dataset.json, which gives them the nearer class'
+        )
         yield _finding("smoothed edges", smoothed, info, advice)
     if lossy:
-        yield _finding("unknown colour", lossy, info, "JPEG changes colours: save masks as PNG")
+        yield _finding("unknown colour", lossy, info, _LOSSY_ADVICE)
 
 
 def _finding(kind: str, reports: Sequence[PairReport], info: DatasetInfo, advice: str) -> Finding:

@@ -83,7 +83,10 @@ def _foreground_is_255(facts: _Facts) -> str | None:
 def _changed_by_compression(facts: _Facts) -> str | None:
     if not facts.all_lossy:
         return None
-    return f"id {_shown(facts)} found, {facts.expected}: JPEG changes ids: save masks as PNG, from the originals"
+    return (
+        f"id {_shown(facts)} found, {facts.expected}: JPEG changes ids: save masks as PNG, or set "
+        '"snap": true in dataset.json'
+    )
 
 
 def _smoothed(facts: _Facts) -> str | None:
@@ -93,7 +96,7 @@ def _smoothed(facts: _Facts) -> str | None:
         return None
     return (
         f"{len(facts.unknown)} ids ({_shown(facts)}) lie between others on few pixels, {facts.expected}: masks were "
-        "drawn or scaled with smoothing; save them without"
+        'drawn or scaled with smoothing; save them without, or set "snap": true in dataset.json'
     )
 
 

@@ -56,9 +56,9 @@ def audit_list(
         def audit(pair: tuple[str, str | None]) -> PairReport:
             return audit_pair(folder, *pair, decoder, decode_image=decode_images, if_missing=if_missing)
 
-        reports = []
+        reports, forms = [], {}
         for report in _map_lazily(pool, audit, pairs):
-            reports.append(report)
+            reports.append(replace(report, form=forms.setdefault(report.form, report.form)))  # one for all alike
             on_pair()
     class_pixels, class_images = np.zeros((2, info.num_classes), np.int64)
     id_pixels: Counter[int] = Counter()
