@@ -121,10 +121,16 @@ class LabelDecoder:
     def _decode_colors(self, mask: Mask, path: Path) -> LabelContent:
         pixels = mask.colors(path)
         codes = color_codes(pixels)
-        index = np.searchsorted(self._color_codes, codes).clip(max=len(self._color_codes) - 1)
-        known = self._color_codes[index] == codes
-        hidden, num_half = np.zeros((), bool), 0  # fully transparent pixels whose colour does not count
-        num_transparent = 0
+        starts, lengths = _runs(codes)
+        run_codes = codes.ravel()[starts]
+        run_index = np.searchsorted(self._color_codes, run_codes).clip(max=len(self._color_codes) - 1)
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            return np.repeat(values, lengths).reshape(codes.shape)
+
+        known = spread(self._color_codes[run_index] == run_codes)
+        train_ids = spread(self._color_train_ids[run_index])
+        unknown, num_transparent, num_half = ~known, 0, 0
         if mask.alpha is not None:
             transparent = mask.alpha == 0
             num_transparent = int(transparent.sum())
@@ -132,13 +138,14 @@ class LabelDecoder:
             if self.info.transparent is None:
                 self._refuse_ambiguous_transparency(codes, known, transparent, path)
             else:
-                hidden = transparent
-        known &= ~hidden
-        unknown = rest = ~(known | hidden)
+                train_ids[transparent] = self._hidden_train_id
+                known, unknown = known & ~transparent, unknown & ~transparent
+        rest, num_snapped = unknown, 0
         if self._is_snapped(mask.form, self._colors, unknown, path):
-            index, rest = snap(pixels, index, known, unknown, self._colors, is_lossy=mask.form.is_lossy)
-        train_ids = np.where(hidden, self._hidden_train_id, self._color_train_ids[index])
-        return LabelContent(train_ids, rest, int((unknown & ~rest).sum()), num_transparent, num_half)
+            index, rest = snap(pixels, spread(run_index), known, unknown, self._colors, is_lossy=mask.form.is_lossy)
+            snapped = unknown & ~rest
+            train_ids[snapped], num_snapped = self._color_train_ids[index[snapped]], int(snapped.sum())
+        return LabelContent(train_ids, rest, num_snapped, num_transparent, num_half)
 
     def _is_snapped(self, form: MaskForm, values: np.ndarray, unknown: np.ndarray, path: Path) -> bool:
         """Whether unknown values of a file are to be given a class.
@@ -162,19 +169,19 @@ class LabelDecoder:
         """
         if self.info.label_format != "either" or mask.form.palette is None or not self._chosen_colors:
             return
-        used = np.flatnonzero(np.bincount(mask.samples.ravel(), minlength=256))
-        by_id = {int(i): int(self.table[i]) for i in used if i not in self.info.ignored_ids}
-        palette = mask.form.palette
-        by_color = {i: self._train_id_of(palette[i]) for i in by_id if i < len(palette)}
-        if len(by_color) < len(by_id) or None in by_color.values():
-            return
-        wrong = next((i for i in by_id if by_id[i] != by_color[i]), None)
-        if wrong is None:
+        by_color = {i: self._train_id_of(color) for i, color in enumerate(mask.form.palette)}
+        by_id = dict(enumerate(self.table.tolist()))
+        if all(by_color[i] in (None, by_id[i]) for i in by_color):
+            return  # whichever indices are in use
+        ignored = self.info.ignored_ids
+        used = [i for i, n in enumerate(np.bincount(mask.samples.ravel()).tolist()) if n and i not in ignored]
+        wrong = next((i for i in used if by_color.get(i) != by_id[i]), None)
+        if wrong is None or any(by_color.get(i) is None for i in used):
             return
         as_id = self._name(by_id[wrong]) if by_id[wrong] != INVALID else "no class"
         raise UserError(
             f"{path}: index {wrong} is {as_id} by its number and {self._name(by_color[wrong])} by its palette's colour "
-            f'{list(palette[wrong])}; say in dataset.json which holds: "label_format": "colors", or "ids"'
+            f'{list(mask.form.palette[wrong])}; say in dataset.json which holds: "label_format": "colors", or "ids"'
         )
 
     def _train_id_of(self, color: Color) -> int | None:
@@ -245,13 +252,16 @@ def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Masks are counted by runs of the same value, several times as fast.
     """
+    starts, lengths = _runs(values)
+    found, which = np.unique(values.ravel()[starts], return_inverse=True)
+    return found, np.bincount(which, weights=lengths, minlength=len(found)).astype(np.int64)
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of the same value begin in the flat array, and how long they are."""
     flat = values.ravel()
-    if flat.size == 0:
-        return flat, np.zeros(0, np.int64)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    found, which = np.unique(flat[starts], return_inverse=True)
-    lengths = np.diff(starts, append=flat.size)
-    return found, np.bincount(which, weights=lengths).astype(np.int64)
+    starts = np.concatenate([np.zeros(min(1, flat.size), np.int64), np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return starts, np.diff(starts, append=flat.size)
 
 
 def colors_of_codes(codes: np.ndarray) -> list[Color]:
@@ -260,8 +270,11 @@ def colors_of_codes(codes: np.ndarray) -> list[Color]:
 
 
 def _chosen_colors(info: DatasetInfo) -> dict[Color, int]:
-    """Train ids of the colours that are not those that a description gives to classes without any."""
-    return {color: k for k, color in enumerate(info.palette) if color != voc_color(k + 1)}
+    """Train ids of the colours that are not those that a description gives to classes without any.
+
+    Those stand one place further on where the background is left out.
+    """
+    return {color: k for k, color in enumerate(info.palette) if color not in (voc_color(k + 1), voc_color(k + 2))}
 
 
 def _too_near(values: np.ndarray) -> tuple[str, str] | None:
