@@ -191,7 +191,7 @@ def test_transparent_pixels_count_as_the_colours_that_they_hide(data):
     assert "count as the colours that they hide" in finding.message
     line = format_finding(finding, "train")
     assert line.startswith("note: train: transparent mask: ")
-    assert line.endswith(" (12 % of the pixels) [0_label.png]")
+    assert line.endswith(" (12 % of all pixels) [0_label.png]")
     (row,) = (
         row for row in audit_as_dict([data.audit(COLORED)], COLORED)["lists"]["train"]["findings"] if "share" in row
     )
@@ -294,9 +294,10 @@ def test_smoothed_edges_of_colour_masks(data):
     mask = colored([0, 0, 1, 2])
     mask[8, :4] = blended(COLORS[0], COLORS[1], 4)
     mask[12, :4] = blended(COLORS[1], COLORS[2], 4)
-    data.add([0] * 4, label=mask)
-    (finding,) = (finding for finding in data.found(COLORED) if finding.is_error)
-    assert (finding.kind, finding.share) == ("smoothed edges", 8 / 320)
+    data.add([0] * 4, label=mask).add([0] * 4, label=colored([0, 1, 2, 3]))
+    finding = only([finding for finding in data.found(COLORED) if finding.is_error])
+    assert (finding.kind, finding.share, finding.paths) == ("smoothed edges", 8 / 640, ("0_label.png",))
+    assert "0.31 % and 5 more of these masks' pixels" in finding.message
     assert "8 colours are no class" in finding.message
     assert "save them without" in finding.message
 

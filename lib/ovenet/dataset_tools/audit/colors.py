@@ -10,8 +10,13 @@ import numpy as np
 from ovenet.data.info import Color, DatasetInfo
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
 
-_LOSSY_ADVICE = 'JPEG changes colours: save masks as PNG, or set "snap": true in dataset.json'
-_MAX_NAMES = 12
+_ADVICE = {
+    "smoothed": "they lie between two classes' colours: masks were drawn or scaled with smoothing; save them without, "
+    'or set "snap": true in dataset.json, which gives them the nearer class',
+    "lossy": 'JPEG changes colours: save masks as PNG, or set "snap": true in dataset.json',
+}
+_MAX_NAMES = 12  # of colours that may be classes
+_FEW_NAMES = 3  # of others
 _MIN_BLENDS = 3  # colours between two others; one or two may be a class that was forgotten
 _MAX_BLENDED_SHARE = 0.2  # edges are few pixels
 _MAX_DISTANCE = 3.0  # in grey levels, of a rounded blend from the line between its two colours
@@ -20,44 +25,38 @@ _MAX_TRIED = 4096  # colours; a mask with more is a photograph
 
 def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> Iterator[Finding]:
     """All colours that are no class, in one finding for each probable cause."""
-    lossy, smoothed, others = [], [], []
+    groups: dict[str, list[PairReport]] = {"forgotten": [], "smoothed": [], "lossy": []}
     for report in reports:
-        if not report.counts.unknown_colors:
-            continue
-        if report.form is not None and report.form.is_lossy:
-            lossy.append(report)
-        elif _is_smoothed(report, info):
-            smoothed.append(report)
-        else:
-            others.append(report)
-    if others:
-        yield _finding("unknown colour", others, info, _advice_to_paste(_most(others)))
-    if smoothed:
-        advice = (
-            "they lie between two classes' colours: masks were drawn or scaled with smoothing; save them without, or "
-            'set "snap": true in dataset.json, which gives them the nearer class'
-        )
-        yield _finding("smoothed edges", smoothed, info, advice)
-    if lossy:
-        yield _finding("unknown colour", lossy, info, _LOSSY_ADVICE)
-
-
-def _finding(kind: str, reports: Sequence[PairReport], info: DatasetInfo, advice: str) -> Finding:
-    most = _most(reports)
-    num_colors = len({color for report in reports for color in report.counts.unknown_colors})
+        if report.counts.unknown_colors:
+            is_lossy = report.form is not None and report.form.is_lossy
+            cause = "lossy" if is_lossy else "smoothed" if _is_smoothed(report, info) else "forgotten"
+            groups[cause].append(report)
     num_pixels = sum(report.num_pixels for report in reports)
-    shown = ", ".join(f"{list(color)} {100 * n / num_pixels:.2g} %" for color, n in most)
-    more = f" and {num_colors - len(most)} more" if num_colors > len(most) else ""
-    message = f"{num_colors} colours are no class of {info.name} ({shown}{more} of these masks' pixels); {advice}"
-    concerned = sum(n for report in reports for n in report.counts.unknown_colors.values())
-    return Finding(kind, True, message, tuple(report.label for report in reports), concerned / num_pixels)
+    for cause, concerned in groups.items():
+        if concerned:
+            colors = _most(concerned)
+            num_named = _MAX_NAMES if cause == "forgotten" else _FEW_NAMES
+            advice = _ADVICE.get(cause) or _advice_to_paste(colors[:num_named])
+            message = f"{_described(colors, num_named, concerned, info)}; {advice}"
+            kind = "smoothed edges" if cause == "smoothed" else "unknown colour"
+            share = sum(number for _, number in colors) / num_pixels
+            yield Finding(kind, True, message, tuple(report.label for report in concerned), share)
+
+
+def _described(
+    colors: Sequence[tuple[Color, int]], num_named: int, reports: Sequence[PairReport], info: DatasetInfo
+) -> str:
+    num_pixels = sum(report.num_pixels for report in reports)
+    shown = ", ".join(f"{list(color)} {100 * n / num_pixels:.2g} %" for color, n in colors[:num_named])
+    more = f" and {len(colors) - num_named} more" if len(colors) > num_named else ""
+    return f"{len(colors)} colours are no class of {info.name} ({shown}{more} of these masks' pixels)"
 
 
 def _most(reports: Sequence[PairReport]) -> list[tuple[Color, int]]:
     colors: Counter[Color] = Counter()
     for report in reports:
         colors.update(report.counts.unknown_colors)
-    return colors.most_common(_MAX_NAMES)
+    return colors.most_common()
 
 
 def _advice_to_paste(colors: Sequence[tuple[Color, int]]) -> str:
