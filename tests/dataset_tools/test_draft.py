@@ -309,3 +309,85 @@ def test_values_are_the_same_as_counted_one_by_one(folder):
     draft = read_draft(folder([painted(indices)] * 10))
     counted = Counter(CLASSES[k] for k in indices.ravel())
     assert draft.shares == {color: n / 600 for color, n in counted.items()}
+
+
+def test_a_few_values_between_others_are_asked_about(folder):
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 10:50] = 200
+    mask[9, 10:50] = 90  # the smoothed edge of one side
+    root = folder([mask] * 10)
+    draft = read_draft(root)
+    assert set(draft.shares) == {0, 90, 200}
+    assert draft.remarks == [
+        "nowhere 3 pixels wide, and between two others: id 90 (1.7 %); if these are smoothed edges and no classes, "
+        'remove them from dataset.json and add "snap": true'
+    ]
+    write_draft(draft, root)
+    content = json.loads((root / "dataset.json").read_text())
+    content["classes"] = [row for row in content["classes"] if row["id"] != 90]
+    (root / "dataset.json").write_text(json.dumps({**content, "snap": True}))
+    info = own_description(root / "dataset.json", "cracks")
+    np.testing.assert_array_equal(LabelDecoder(info, 255).read(root / "labels/0.png"), mask == 200)
+
+
+def test_grey_jpeg_masks_of_black_and_white(folder):
+    is_disc = disc() > 0.5
+    root = folder([is_disc.astype(np.uint8) * 255] * 10)
+    for path in sorted((root / "labels").iterdir()):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=80)
+        path.unlink()
+    draft = read_draft(root)
+    assert len(draft.classes) == 2
+    assert draft.remarks[0].startswith("10 of 10 masks were smoothed or stored as JPEG")
+    np.testing.assert_array_equal(reader(draft, root)("3.jpg"), is_disc)
+
+
+def test_transparent_entries_of_palettes_that_differ(folder):
+    root = folder([ids(0, 1)] * 10)
+    for k, path in enumerate(sorted((root / "labels").iterdir())):
+        colors = (RED, BLUE, BLACK) if k % 2 else (BLUE, RED, BLACK)  # black is transparent
+        chunks = [(b"PLTE", bytes(c for color in colors for c in color)), (b"tRNS", bytes((255, 255, 0)))]
+        path.write_bytes(png(ids(0, 1, 2, 2), 8, color_type=3, chunks=chunks))
+    draft = read_draft(root)
+    assert draft.shares == {"transparent": 0.5, RED: 0.25, BLUE: 0.25}
+    classes = [row["name"] for row in draft.classes]
+    labels = reader(draft, root)("0.png")
+    assert (labels[20:] == classes.index("transparent")).all()
+    np.testing.assert_array_equal(as_drawn(draft, root, "0.png")[:20], ids(2, 1, 1, 1)[:20])  # blue, red
+    np.testing.assert_array_equal(as_drawn(draft, root, "1.png")[:20], ids(1, 2, 2, 2)[:20])
+
+
+@pytest.mark.parametrize("colors", [None, (BLACK, RED)])
+def test_a_few_values_where_classes_meet_are_edges(folder, colors):
+    cover = np.zeros((40, 60))
+    cover[10:30, 10:50] = 1
+    cover[9, 10:50], cover[30, 10:50], cover[10:30, 9] = 0.25, 0.5, 0.75
+    mask = blended(cover, *colors) if colors else np.round(200 * cover).astype(np.uint8)
+    root = folder([mask] * 10)
+    draft = read_draft(root)
+    assert set(draft.shares) == ({BLACK, RED} if colors else {0, 200})
+    assert draft.snapped == dict.fromkeys((f"labels/{k}.png" for k in range(10)), 100 / 2400)
+    labels = reader(draft, root)("0.png")
+    expected = np.array([row["id"] if "id" in row else tuple(row["color"]) == RED for row in draft.classes])[labels] > 0
+    np.testing.assert_array_equal(expected[cover != 0.5], (cover > 0.5)[cover != 0.5])
+
+
+def test_thin_classes_with_ids_between_others_are_kept(folder):
+    lanes = np.zeros((40, 60), np.uint8)
+    for lane in range(1, 6):
+        lanes[:30, 10 * lane] = lane  # one pixel wide, and between 0 and 255 by their ids
+    lanes[35:] = 255
+    draft = read_draft(folder([lanes] * 10))
+    assert {row["id"] for row in draft.classes} == {0, 1, 2, 3, 4, 5}
+    assert draft.ignore == [255]
+    assert draft.snapped == {}
+    assert draft.remarks[0].startswith("nowhere 3 pixels wide, and between two others: id 1 (1.2 %)")
+
+
+def test_an_outline_that_is_a_class_is_kept(folder):
+    trimap = np.where(disc() > 0.5, 255, 0).astype(np.uint8)
+    inner = np.roll(trimap, 1, 0) & np.roll(trimap, -1, 0) & np.roll(trimap, 1, 1) & np.roll(trimap, -1, 1)
+    trimap[(trimap > 0) & (inner == 0)] = 128
+    draft = read_draft(folder([trimap] * 10))
+    assert set(draft.shares) == {0, 128, 255}
+    assert draft.snapped == {}

@@ -16,7 +16,7 @@ from ovenet.data.files import image_size
 from ovenet.data.info import Color, DatasetInfo
 from ovenet.data.labels import LabelDecoder
 from ovenet.data.layouts import collect_pairs, find_layout
-from ovenet.dataset_tools.mask_values import TRANSPARENT, FileValues, Value, find_classes, read_values, unify
+from ovenet.dataset_tools.mask_values import TRANSPARENT, FileValues, Value, describe, find_classes, read_values, unify
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_text
 
@@ -36,6 +36,7 @@ class Draft:
         colors: of ids that have the same colour in the palettes of all masks.
         reads_palettes: masks with one channel are read by their colours, since their ids mean different things.
         snapped: share of the pixels of masks that smoothing or JPEG gave a value of no class, by the masks' names.
+        doubtful: of the ids and colours, those that are nowhere 3 x 3 pixels wide and lie between others.
         problems: masks that training cannot read, and why.
     """
 
@@ -45,6 +46,7 @@ class Draft:
     colors: dict[Value, Color]
     reads_palettes: bool
     snapped: dict[str, float]
+    doubtful: tuple[Value, ...]
     problems: tuple[str, ...]
 
     @property
@@ -88,6 +90,13 @@ class Draft:
             )
         if TRANSPARENT in self.shares:
             lines.append('transparent pixels are a class of their own; name another, or "ignore", under "transparent"')
+        if self.doubtful:
+            some = ", ".join(f"{describe(v)} ({100 * self.shares[v]:.2g} %)" for v in self.doubtful[:_MAX_NAMED])
+            more = f" and {len(self.doubtful) - _MAX_NAMED} more" if len(self.doubtful) > _MAX_NAMED else ""
+            lines.append(
+                f"nowhere 3 pixels wide, and between two others: {some}{more}; if these are smoothed edges and no "
+                'classes, remove them from dataset.json and add "snap": true'
+            )
         if self.snapped:
             lines.append(
                 f"{len(self.snapped)} of {self.num_masks} masks were smoothed or stored as JPEG; their pixels of no "
@@ -116,7 +125,7 @@ def read_draft(folder: Path, *, show_progress: bool = False) -> Draft:
     ]
     files = read_values(folder, [label for _, label in pairs], show_progress=show_progress)
     unified, reads_palettes = unify(folder, files)
-    values, smoothed = find_classes(folder, unified)
+    values, doubtful, smoothed = find_classes(folder, unified)
     if len(values) < 2:
         raise UserError(
             f"{folder}: the masks hold {len(values)} value{_near_ones(files)}, and a task needs two classes; "
@@ -143,6 +152,7 @@ def read_draft(folder: Path, *, show_progress: bool = False) -> Draft:
         _palette_colors(unified),
         reads_palettes,
         snapped,
+        tuple(doubtful),
         tuple(problems),
     )
 

@@ -4,7 +4,7 @@ JPEG, or of tools that store the same picture in several ways."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ TRANSPARENT: Literal["transparent"] = "transparent"
 Value = int | Color | Literal["transparent"]
 
 _NUM_THREADS = 4
+_MIN_EDGE_VALUES = 3  # smoothing makes more than one; a single one may be a class for outlines
 _FEW = 16  # values of a mask that may be thin classes; smoothing makes more
 _MAX_NAMED = 3
 
@@ -44,13 +45,15 @@ class FileValues:
         label: its name.
         form: how it is stored.
         counts: pixels of each id, index or colour.
-        even: those that cover 3 x 3 pixels somewhere; all of them where they are few.
+        even: those that cover 3 x 3 pixels somewhere.
+        hidden: ids and indices that are marked transparent.
     """
 
     label: str
     form: MaskForm
     counts: dict[Value, int]
     even: frozenset[Value]
+    hidden: frozenset[int] = frozenset()
 
     @property
     def is_grey(self) -> bool:
@@ -67,10 +70,11 @@ class FileValues:
 
     def in_colors(self) -> FileValues:
         """The same, each value by its colour."""
-        counts: dict[Value, int] = {}
+        colors = {value: TRANSPARENT if value in self.hidden else self.color_of(value) for value in self.counts}
+        counts: Counter[Value] = Counter()
         for value, number in self.counts.items():
-            counts[self.color_of(value)] = counts.get(self.color_of(value), 0) + number
-        return replace(self, counts=counts, even=frozenset(map(self.color_of, self.even)))
+            counts[colors[value]] += number
+        return replace(self, counts=counts, even=frozenset(colors[value] for value in self.even))
 
 
 def read_values(folder: Path, labels: Sequence[str], *, show_progress: bool = False) -> list[FileValues]:
@@ -102,7 +106,8 @@ def _values_of(path: Path, label: str) -> FileValues:
         if wrong.size:
             raise UserError(f"{path}: the mask holds the id {wrong[0]}; expected ids from 0 to 255, or colours")
     found, numbers = count_values(codes)
-    even = found if len(found) <= _FEW and not mask.form.is_lossy else _even_values(codes)
+    even = _even_values(codes)
+    hidden = frozenset() if mask.alpha is None else frozenset(np.unique(mask.samples[mask.alpha == 0]).tolist())
     if len(found) > MAX_CLASSES and numbers[~np.isin(found, even)].sum() > MAX_SHARE * codes.size:
         raise _too_many(path)
 
@@ -111,11 +116,13 @@ def _values_of(path: Path, label: str) -> FileValues:
             return some.tolist()
         return [TRANSPARENT if c < 0 else color for c, color in zip(some, colors_of_codes(some), strict=True)]
 
-    return FileValues(label, mask.form, dict(zip(named(found), numbers.tolist(), strict=True)), frozenset(named(even)))
+    return FileValues(
+        label, mask.form, dict(zip(named(found), numbers.tolist(), strict=True)), frozenset(named(even)), hidden
+    )
 
 
 def _even_values(codes: np.ndarray) -> np.ndarray:
-    """Values ``(H, W)`` that cover 3 x 3 pixels somewhere."""
+    """Those of some values ``(H, W)`` that cover 3 x 3 pixels somewhere."""
     rows = (codes[:-2] == codes[1:-1]) & (codes[1:-1] == codes[2:])
     centre = codes[1:-1, 1:-1]
     across = (centre == codes[1:-1, :-2]) & (centre == codes[1:-1, 2:])
@@ -183,14 +190,14 @@ def _refuse_mixed_depths(folder: Path, files: Sequence[FileValues]) -> None:
                 )
 
 
-def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value], set[str]]:
+def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value], list[Value], set[str]]:
     """Tells classes from what smoothing and JPEG made of them.
 
-    Classes are all values of masks that hold few. Of the others, they are those that cover 3 x 3 pixels somewhere or
-    are no blend of two classes; of JPEG files, those that lie far from all others.
+    Classes are the values that cover 3 x 3 pixels somewhere; of masks that hold few others these too, unless they lie
+    where two classes meet; and values that are no blend of two classes. Of JPEG files, those far from all others.
 
     Returns:
-        The classes' values, and the masks that hold others.
+        The classes' values, those of them that may be edges, and the masks that hold others.
 
     Raises:
         UserError: there are more than `MAX_CLASSES`.
@@ -206,10 +213,56 @@ def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value]
     for value in sorted({v for file in files if file.form.is_lossy for v in file.even}, key=lambda v: -totals[v]):
         if len(classes) <= MAX_CLASSES and all(_apart(value, other) > 2 * LOSSY_TOLERANCE for other in classes):
             classes.add(value)
+            even.add(value)
     if len(classes) > MAX_CLASSES:
         raise _too_many(folder / max(files, key=lambda file: len(file.counts)).label)
+    ordered = sorted(classes, key=lambda value: -totals[value])
+    doubtful = _doubtful(ordered, even)
+    edges = _edge_values(folder, files, doubtful, even) if len(doubtful) >= _MIN_EDGE_VALUES else []
+    if len(edges) >= _MIN_EDGE_VALUES:
+        classes -= set(edges)
     snapped = {file.label for file in files if file.counts.keys() - classes}
-    return sorted(classes, key=lambda value: -totals[value]), snapped
+    return [v for v in ordered if v in classes], [v for v in doubtful if v in classes], snapped
+
+
+def _edge_values(folder: Path, files: Sequence[FileValues], doubtful: Sequence[Value], even: set[Value]) -> list[Value]:
+    """Which of some values mostly lie where two wide classes meet, in the 3 x 3 pixels around them."""
+    codes, wide = np.sort(_codes_of(doubtful)), np.sort(_codes_of(even - {TRANSPARENT}))
+    on_edges, pixels = np.zeros((2, len(codes)), np.int64)
+    for file in files:
+        if file.counts.keys().isdisjoint(doubtful):
+            continue
+        mask = read_mask(folder / file.label)
+        has_ids = all(isinstance(value, int) for value in file.counts)
+        image = np.pad(mask.samples if has_ids else color_codes(mask.colors(folder / file.label)), 1, mode="edge")
+        rows, columns = np.nonzero(np.isin(image[1:-1, 1:-1], codes))
+        places = [image[rows + dy, columns + dx] for dy in range(3) for dx in range(3)]
+        around = np.array(places, np.int32)  # (9, pixels)
+        around = np.where(np.isin(around, wide), around, -1)
+        highest = around.max(0)
+        meets = np.where((around >= 0) & (around != highest), around, -1).max(0) >= 0
+        index = np.searchsorted(codes, image[rows + 1, columns + 1])
+        pixels += np.bincount(index, minlength=len(codes))
+        on_edges += np.bincount(index, weights=meets, minlength=len(codes)).astype(np.int64)
+    found = set(codes[2 * on_edges >= np.maximum(pixels, 1)].tolist())
+    return [value for value, code in zip(doubtful, _codes_of(doubtful).tolist(), strict=True) if code in found]
+
+
+def _codes_of(values: Iterable[Value]) -> np.ndarray:
+    """Ids as they are, colours as `color_codes` gives them."""
+    listed = list(values)
+    return np.array(listed) if isinstance(listed[0], int) else color_codes(np.array(listed, np.uint8))
+
+
+def _doubtful(classes: Sequence[Value], even: set[Value]) -> list[Value]:
+    """Classes that are nowhere 3 x 3 pixels wide and may be blends of two that are: thin objects, or smoothed edges."""
+    wide = [value for value in classes if value in even and value != TRANSPARENT]
+    thin = [value for value in classes if value not in even and value != TRANSPARENT]
+    if len(wide) < 2 or not thin:
+        return []
+    values, ends = (np.array([np.atleast_1d(one) for one in some], np.float32) for some in (thin, wide))
+    blended = is_blend(values, ends, np.ones(len(wide), bool)).any(1)
+    return [value for value, is_one in zip(thin, blended, strict=True) if is_one]
 
 
 def _add_what_is_no_blend(classes: set[Value], others: dict[Value, int]) -> None:
