@@ -161,7 +161,7 @@ def check_data(cfg: CfgNode, datasets: Sequence[ListDataset]) -> None:
     if not cfg.DATASET.AUDIT:
         return
     reports = [_check_list(cfg, dataset) for dataset in datasets]
-    _refuse_errors(findings_between(reports, datasets[0].info), datasets[0].folder, reports)
+    _refuse_errors(findings_between(reports, datasets[0].decoder.info), datasets[0].folder, reports)
 
 
 def _check_list(cfg: CfgNode, dataset: ListDataset) -> ListReport:

@@ -37,7 +37,7 @@ def main() -> None:
     ]
     info = builders.dataset_info(cfg)
     print(format_audit(reports, info))
-    both = findings_about_both(lists[0].folder, [dataset.pairs for dataset in lists], reports, info)
+    both = findings_about_both(lists[0].folder, [dataset.pairs for dataset in lists], reports, lists[0].decoder.info)
     for finding in both:
         print(format_finding(finding, " and ".join(report.name for report in reports)))
     write_json(audit_as_dict(reports, info, both), folder / "audit.json")

@@ -173,10 +173,10 @@ def findings_about_both(
     copies = copied_images(folder, *lists)
     if copies:
         message = (
-            f"{len(copies)} images of one list are in the other under another name: scores on them say little about "
-            "new images"
+            f"{len(copies)} images are in both lists under different names (like {' and '.join(copies[0])}): scores on "
+            "them say little about new images"
         )
-        findings.append(Finding("shared image", False, message, tuple(" = ".join(names) for names in copies)))
+        findings.append(Finding("shared image", False, message, tuple(other for _, other in copies)))
     return findings
 
 

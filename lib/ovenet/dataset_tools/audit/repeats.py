@@ -5,10 +5,13 @@ from __future__ import annotations
 import filecmp
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from stat import S_ISREG
 
 from ovenet.dataset_tools.audit.reports import Finding
 
+_ASKED_AT_ONCE = 16
 _SAMPLE_BYTES = 4096
 Pairs = Sequence[tuple[str, str | None]]
 
@@ -71,12 +74,21 @@ def copied_images(folder: Path, first: Pairs, second: Pairs) -> list[tuple[str, 
 
 
 def _by_size(folder: Path, names: Iterable[str]) -> dict[int, list[str]]:
-    sizes = defaultdict(list)
-    for name in dict.fromkeys(names):
-        path = folder / name
-        if path.is_file():  # what is missing is said of its list
-            sizes[path.stat().st_size].append(name)
+    """Files by their bytes; what is missing is said of its list."""
+    names, sizes = list(dict.fromkeys(names)), defaultdict(list)
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # on network drives each question takes long
+        for name, size in zip(names, pool.map(lambda name: _size(folder / name), names, chunksize=256), strict=True):
+            if size:
+                sizes[size].append(name)
     return sizes
+
+
+def _size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return status.st_size if S_ISREG(status.st_mode) else 0
 
 
 def _middle(path: Path) -> bytes:
