@@ -250,7 +250,7 @@ def test_transparent_entries_of_a_palette_are_ids_like_others(decoder, path):
     ("keys", "message"),
     [
         ({"snap": 1}, "snap is 1; expected true or false"),
-        ({"transparent": "c7"}, "transparent is 'c7'; expected the name"),
+        ({"transparent": "c7"}, 'transparent is "c7"; expected the name'),
     ],
 )
 def test_keys_that_mean_nothing(decoder, keys, message):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.annotation_files import annotation, coco
 from tests.conftest import tiny_settings
 
 from ovenet.config import load_config
@@ -169,7 +170,40 @@ def test_annotations_become_a_dataset(run_tool, tmp_path):
     assert "name the annotations" in run_tool(*command).err
     known = run_tool("prepare_data", "cityscapes", "--root", tmp_path, "--from", "coco", "--source", source)
     assert "a known dataset" in known.err
-    assert "goes with --from" in run_tool("prepare_data", "mine", "--background", "x").err
+    assert "--background goes with --from" in run_tool("prepare_data", "mine", "--background", "x").err
+    assert "--split goes with --from" in run_tool("prepare_data", "mine", "--split", "val").err
+
+
+def test_splits_are_imported_one_after_the_other(run_tool, tmp_path):
+    """The lists wait for the second where one image cannot be divided; what is noticed stands on lines of its own."""
+    command = ("prepare_data", "mine", "--root", tmp_path / "data", "--from", "coco", "--source")
+    outline = [[2, 3, 12, 3, 12, 15, 2, 15]]
+    rows = [annotation(3, outline), annotation(3, []), annotation(5, [[20, 2, 40, 2, 40, 6, 20, 6]])]
+    train = coco(tmp_path, rows, name="instances_train.json")
+    done = run_tool(*command, train)
+    assert done.code == 0, done.err
+    assert done.out == f"{tmp_path / 'data/mine'}: masks of 1 images in the split train, and dataset.json\n"
+    notes = done.err.splitlines()
+    assert notes[:3] == [
+        "note: annotations without an outline, left out: 1 (annotation 101 ('tree'))",
+        "note: shapes that reach out of their image, cut off there: 1 (annotation 102 ('bird'))",
+        "note: there is no split val yet; until it is imported, lists divide what is there",
+    ]
+    assert notes[3].startswith("note: no list files before that: ")
+    assert len(notes) == 4
+    names = [{"id": 3, "name": "tree"}, {"id": 4, "name": "ant"}]
+    val = coco(tmp_path, [annotation(3, outline), annotation(4, outline)], name="instances_val.json", categories=names)
+    done = run_tool(*command, val)
+    assert done.code == 0, done.err
+    assert "masks of 1 images in the split val\n" in done.out
+    assert "dataset.json: 1 more classes at its end: ant" in done.out
+    for split in ("train", "val"):
+        lines = (tmp_path / f"data/list/mine/{split}.lst").read_text()
+        assert lines == f"images/{split}/a.png\tlabels/{split}/a.png\n"
+    again = run_tool(*command, val)
+    assert again.code == 2
+    assert again.out == ""
+    assert "has a split val already" in again.err
 
 
 def test_a_folder_becomes_an_experiment_in_one_step(tmp_path):

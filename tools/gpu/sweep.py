@@ -61,6 +61,9 @@ def main() -> int:
             process.kill()
     with tarfile.open(args.pack, "w:gz") as archive:
         archive.add(results, "results")
+    if code:
+        for log in sorted((args.work / "output").rglob("*.log")):  # how far each one came
+            print(f"{log}: {(log.read_text('utf-8', errors='replace').splitlines() or [''])[-1]}")
     print(summed_up(results, num_runs))
     return code
 

@@ -26,9 +26,20 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="DATASET.ROOT (default: data)")
     parser.add_argument("--source", type=Path, help="folder to link to ROOT/DATASET")
     parser.add_argument("--copy", action="store_true", help="copy --source instead of linking it")
-    parser.add_argument("--from", dest="form", choices=FORMS, help="make masks from annotations in --source")
+    parser.add_argument(
+        "--from",
+        dest="form",
+        choices=FORMS,
+        help="make masks from annotations in --source (labelme: a folder, coco: a file); a dataset that is there gets "
+        "them as a further split, and keeps its ids",
+    )
     parser.add_argument(
         "--background", default="", metavar="CLASS", help="with --from: for pixels that no shape covers; else ignored"
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        help="with --from: of the images; else as the name of the file or folder says (instances_val.json), or divided",
     )
     drawn = parser.add_argument_group("synthetic", "how many scenes are drawn, and how; scenes that exist are kept")
     for split, count in (("train", 200), ("val", 40), ("test", 10)):
@@ -37,7 +48,7 @@ def main() -> None:
     drawn.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
     args = parser.parse_args()
     known = catalog_name(args.dataset)
-    source = args.source
+    source, missing = args.source, ()
     if known == "synthetic" and source is None:
         draw_scenes(args)
     if known == "pascal_context":
@@ -55,21 +66,49 @@ def main() -> None:
             raise UserError(f"--from {args.form}: name the annotations with --source")
         if known in CATALOG:
             raise UserError(f"--from {args.form}: {args.dataset} is a known dataset; name one of your own")
-        num_images = import_annotations(
-            args.form, source, args.root / args.dataset, background=args.background, copy=args.copy
-        )
-        print(f"{args.root / args.dataset}: masks of {num_images} images, and dataset.json")
+        missing = import_split(args)
         source = None
-    elif args.background:
-        raise UserError("--background goes with --from")
+    elif args.background or args.split:
+        raise UserError(f"--{'background' if args.background else 'split'} goes with --from")
     if known not in CATALOG and not (args.root / args.dataset / DESCRIPTION).exists():
         draft_own(args.dataset, args.root, source)
         source = None
-    preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)
+    if missing:
+        names = " and no ".join(missing)
+        print(f"note: there is no split {names} yet; until it is imported, lists divide what is there", file=sys.stderr)
+    try:
+        preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)
+    except UserError as error:
+        if not missing:
+            raise
+        print(f"note: no list files before that: {error}", file=sys.stderr)
+        return
     for name, num_lines in preparation.num_lines.items():
         print(f"{preparation.folder / f'{name}.lst'}: {num_lines} lines")
     for remark in preparation.remarks:
         print(f"note: {remark}", file=sys.stderr)
+
+
+def import_split(args: argparse.Namespace) -> tuple[str, ...]:
+    """Makes masks from annotations, and says what to know about them; returns the splits that are still missing."""
+    folder = args.root / args.dataset
+    is_new = not (folder / DESCRIPTION).exists()
+    done = import_annotations(
+        args.form,
+        args.source,
+        folder,
+        background=args.background,
+        split=args.split,
+        copy=args.copy,
+        show_progress=sys.stderr.isatty(),
+    )
+    where = f" in the split {done.split}" if done.split else ""
+    print(f"{folder}: masks of {done.num_images} images{where}{', and dataset.json' if is_new else ''}")
+    if done.added and not is_new:
+        print(f"{folder / DESCRIPTION}: {len(done.added)} more classes at its end: {', '.join(done.added)}")
+    for remark in done.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    return done.missing_splits
 
 
 def draft_own(name: str, root: Path, source: Path | None) -> None:

@@ -12,11 +12,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import opened
+from ovenet.data.files import opened, orientation_of
 from ovenet.data.info import Color
 from ovenet.errors import UserError
 
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 _SRGB_GAMMA = 0.45455  # which changes nothing
@@ -200,7 +199,7 @@ def _form(image: Image.Image, path: Path) -> MaskForm:
         is_lossy=_is_lossy(image, path),
         is_inverted=inverted,
         num_pages=getattr(image, "n_frames", 1),
-        orientation=_orientation(image),
+        orientation=orientation_of(image),
     )
 
 
@@ -250,12 +249,6 @@ def _has_lossy_chunk(path: Path) -> bool:
         # A frame of an animation has 16 bytes of its own before the chunks of its picture.
         at += 8 + 16 if name == b"ANMF" else 8 + length + length % 2
     return True
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
-        return 1  # of a PNG, asking would read all pixels
-    return image.getexif().get(_ORIENTATION, 1)
 
 
 def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ovenet.data.description import MAX_CLASSES, blank_description, voc_color
-from ovenet.data.files import image_size
+from ovenet.data.files import read_size
 from ovenet.data.info import Color, DatasetInfo
 from ovenet.data.labels import LabelDecoder
 from ovenet.data.layouts import collect_pairs, find_layout
@@ -144,7 +144,7 @@ def read_draft(folder: Path, *, show_progress: bool = False) -> Draft:
             problems.append(str(error))
     total = sum(counts.values())
     chosen = {file.label for file in files}
-    sizes = Counter(image_size(folder / image)[::-1] for image, label in pairs if label in chosen)
+    sizes = Counter(read_size(folder / image)[::-1] for image, label in pairs if label in chosen)
     return Draft(
         {value: count / total for value, count in counts.most_common()},
         len(files),

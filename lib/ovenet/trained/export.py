@@ -215,7 +215,7 @@ def _samples(
     trained: TrainedModel, options: ExportOptions, list_file: str, number: int
 ) -> Iterator[tuple[np.ndarray, Tensor | None]]:
     """Images of the network's size, evenly spread over a list, with labels where there are any."""
-    read, num_images = _images_of(trained, options) if options.images else _listed(trained.cfg, list_file)
+    read, num_images = _images_of(options) if options.images else _listed(trained.cfg, list_file)
     for index in spread(num_images, number):
         image, labels = read(index)
         size = options.size or _nearest_multiple(trained, image)
@@ -223,11 +223,11 @@ def _samples(
         yield resize_image(image, size), resized
 
 
-def _images_of(trained: TrainedModel, options: ExportOptions) -> tuple[ReadSample, int]:
+def _images_of(options: ExportOptions) -> tuple[ReadSample, int]:
     found = [one for one in find_inputs(options.images) if one.kind == "image"]
     if not found:
         raise UserError("--images: there is no image among them")
-    return lambda index: (read_image(found[index].source, upright=trained.info.upright), None), len(found)
+    return lambda index: (read_image(found[index].source), None), len(found)
 
 
 def _listed(cfg: CfgNode, list_file: str) -> tuple[ReadSample, int]:

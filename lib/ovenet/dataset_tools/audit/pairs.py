@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from ovenet.data.files import open_image, opened
+from ovenet.data.files import open_image, opened, orientation_of
 from ovenet.data.labels import LabelDecoder
 from ovenet.dataset_tools.audit.content import LabelCounts, LabelValues, count_label, read_values
 from ovenet.dataset_tools.audit.forms import findings_about_form
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
-from ovenet.dataset_tools.audit.turns import Pair, check_turns, orientation_of, read_size, remark_on_turn
+from ovenet.dataset_tools.audit.turns import Pair, check_turns, remark_on_turn, size_as_read
 from ovenet.errors import UserError
 
 _FEW_VALUES = 64  # a photograph has more grey levels or colours
@@ -54,7 +54,7 @@ def audit_pair(
     except UserError as error:
         message = _message(error, folder / image_name, if_missing)
         findings.append(Finding("unreadable file", True, message, (image_name,)))
-    report = PairReport(label_name or "", image and read_size(image.size, image.turn, upright=upright))
+    report = PairReport(label_name or "", image and size_as_read(image.size, image.turn, upright=upright))
     if label_name is None:
         findings += remark_on_turn(image_name, image.size, image.turn, upright=upright) if image else ()
         return replace(report, findings=tuple(findings))

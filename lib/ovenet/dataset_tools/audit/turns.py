@@ -5,28 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from PIL import Image
-
+from ovenet.data.files import UPRIGHT
 from ovenet.dataset_tools.audit.reports import Finding
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = 1
 _EXCHANGES_SIDES = (5, 6, 7, 8)
 Size = tuple[int, int]
 
 
-def orientation_of(image: Image.Image) -> int:
-    """The EXIF tag of an image, 1 where it has none.
-
-    Args:
-        image: one whose pixels were not read yet is asked for its header alone.
-    """
-    if image.format == "PNG" and "exif" not in image.info:
-        return _UPRIGHT  # asking would read all of its pixels
-    return image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT)
-
-
-def read_size(size: Size, turn: int, *, upright: bool) -> Size:
+def size_as_read(size: Size, turn: int, *, upright: bool) -> Size:
     """Size of an image as training sees it.
 
     Args:
@@ -65,9 +51,9 @@ def check_turns(pair: Pair, *, upright: bool) -> Iterator[Finding]:
         pair: the files; labels are read as stored.
         upright: whether images are turned as their tags say.
     """
-    if read_size(pair.image_size, pair.image_turn, upright=upright) != pair.label_size:
+    if size_as_read(pair.image_size, pair.image_turn, upright=upright) != pair.label_size:
         yield Finding("size differs", True, _sizes(pair, upright), (pair.label,))
-    elif pair.label_turn != _UPRIGHT:
+    elif pair.label_turn != UPRIGHT:
         yield _label_with_tag(pair, upright)
         return
     yield from remark_on_turn(pair.image, pair.image_size, pair.image_turn, upright=upright)
@@ -82,7 +68,7 @@ def remark_on_turn(image: str, size: Size, turn: int, *, upright: bool) -> Itera
         turn: its EXIF orientation.
         upright: whether it is turned as that says.
     """
-    if turn == _UPRIGHT:
+    if turn == UPRIGHT:
         return
     done = "turned upright" if upright else "read as stored, not turned"
     message = f"the tag asks to turn it (orientation {turn}); it is {done}"
@@ -95,7 +81,7 @@ def remark_on_turn(image: str, size: Size, turn: int, *, upright: bool) -> Itera
 
 
 def _sizes(pair: Pair, upright: bool) -> str:
-    (height, width) = read_size(pair.image_size, pair.image_turn, upright=upright)
+    (height, width) = size_as_read(pair.image_size, pair.image_turn, upright=upright)
     message = (
         f"the label is {pair.label_size[1]}x{pair.label_size[0]} pixels, its image {width}x{height}; "
         "check that the list pairs them rightly, and resize neither"
@@ -113,7 +99,7 @@ def _label_with_tag(pair: Pair, upright: bool) -> Finding:
     """Whether the image is seen as the label is stored: surely, surely not, or only the pictures can tell."""
     tag = f"the label's EXIF tag asks to turn it (orientation {pair.label_turn})"
     if pair.image_turn != pair.label_turn:
-        image = "has none" if pair.image_turn == _UPRIGHT else f"asks for {pair.image_turn}"
+        image = "has none" if pair.image_turn == UPRIGHT else f"asks for {pair.image_turn}"
         message = (
             f"{tag}, its image's {image}; labels are read as stored: see in the pictures that it fits, and save it as "
             "it should be, without tag"
