@@ -17,7 +17,7 @@ from ovenet.data.labels import LabelDecoder, color_codes, colors_of_codes, count
 from ovenet.data.masks import Mask, count_plain_ids, read_mask
 from ovenet.dataset_tools.audit.edges import are_smoothed
 
-_NUM_ROWS = 32  # of a label in which smoothed edges are looked for
+_NUM_ROWS = 16  # of a label in which smoothed edges are looked for
 
 
 @dataclass(frozen=True)
