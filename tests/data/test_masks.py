@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from tests.data.pixel_files import png, tiff
 
+from ovenet.data.files import read_image
 from ovenet.data.masks import read_form, read_mask
 from ovenet.errors import UserError
 
@@ -202,9 +203,11 @@ def test_opaque_alpha_is_none(path):
 
 
 def test_chunks_that_change_colours_are_named(path):
-    chunks = [(b"gAMA", struct.pack(">I", 45455)), (b"cHRM", struct.pack(">8I", *[31270] * 8))]
+    chunks = [(b"gAMA", struct.pack(">I", 100_000)), (b"cHRM", struct.pack(">8I", *[31270] * 8))]
     path.write_bytes(png(np.zeros((2, 3), int), 8, chunks=chunks))
     assert read_form(path).color_chunks == ("gamma", "chromaticity")
+    path.write_bytes(png(np.zeros((2, 3), int), 8, chunks=[(b"gAMA", struct.pack(">I", 45_455))]))  # of sRGB
+    assert read_form(path).color_chunks == ()
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
@@ -219,3 +222,13 @@ def test_the_header_alone_is_read(path):
     assert read_form(path).size == (9, 9)
     with pytest.raises(UserError, match="the label cannot be read"):
         read_mask(path)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_turned_as_its_tag_says(path, compression):
+    """Pillow 13 mixes up the rows of files that it maps into memory: uncompressed ones that it opens by name."""
+    stored = Image.fromarray(np.array([[0, 1, 2], [3, 4, 5]], np.uint8))
+    stored.save(path, format="TIFF", compression=compression, tiffinfo={0x0112: 6})
+    assert read_mask(path).samples.tolist() == [[3, 0], [4, 1], [5, 2]]
+    assert read_form(path).size == (3, 2)
+    assert read_image(path)[..., 0].tolist() == [[3, 0], [4, 1], [5, 2]]

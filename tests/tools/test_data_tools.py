@@ -46,10 +46,40 @@ def test_an_audit_that_finds_errors_ends_with_2(run_tool, experiment, tiny_data)
     assert result.code == 2
     assert "error: train: wrong class count: " in result.out
     assert "[trainannot/2.png]" in result.out
-    assert "error: val: unreadable file: the label does not exist" in result.out
+    assert (
+        f"the label does not exist; run `ovenet prepare camvid --root {tiny_data}`, which writes the lists"
+        in result.out
+    )
     assert result.err.splitlines()[-1].startswith("error: training would be wrong: 2 kind(s) of error")
     assert (folder / "audit/audit.json").exists()  # the report is there all the same
     assert len(json.loads((folder / "audit/audit.json").read_text())["lists"]["train"]["findings"]) == 1
+
+
+def test_palettes_that_differ_are_found_before_training_too(run_tool, experiment, tiny_data):
+    """In the training list, in the validation list, or between the two."""
+    arguments, folder = experiment
+
+    def paint(pattern, palette):
+        for path in (tiny_data / "camvid").glob(pattern):
+            label = Image.open(path).convert("L").point(lambda value: value % 2)
+            label = Image.fromarray(np.asarray(label), "P")
+            label.putpalette(palette)
+            label.save(path)
+
+    paint("trainannot/*.png", [9, 9, 9, 200, 0, 0])
+    paint("valannot/*.png", [9, 9, 9, 0, 200, 0])
+    for result in (run_tool("audit_data", *arguments), run_tool("train", *arguments, "TRAIN.END_EPOCH", 1)):
+        assert result.code == 2
+        assert "palettes differ: index 1 is the colour [200, 0, 0] in most files and [0, 200, 0] in others" in (
+            result.out + result.err
+        )
+    content = json.loads((folder / "audit/audit.json").read_text())
+    assert [(row["kind"], row["error"]) for row in content["findings"]] == [("palettes differ", True)]
+    assert content["findings"][0]["paths"][0].startswith("valannot/")
+    paint("trainannot/0.png", [9, 9, 9, 0, 0, 200])
+    result = run_tool("train", *arguments, "TRAIN.END_EPOCH", 1)
+    assert result.code == 2
+    assert "trainannot/0.png: palettes differ: " in result.err.splitlines()[-1]
 
 
 def test_shared_images_are_remarked(run_tool, experiment, tiny_data):

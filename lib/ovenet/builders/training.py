@@ -170,8 +170,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     if not test_set.has_labels:
         raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
     if distributed.is_main():
-        for dataset in (*(phase.loader.dataset.dataset for phase in phases), test_set):
-            check_data(cfg, dataset)
+        check_data(cfg, (*(phase.loader.dataset.dataset for phase in phases), test_set))
     model = build_model(cfg).to(device, memory_format=torch.channels_last)
     reports = initialize_model(model, cfg)
     if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):

@@ -158,7 +158,8 @@ def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[
     """
     require_file(path, role)
     try:
-        with _pixel_limit(max_pixels), Image.open(path) as image:
+        # Files that Pillow opens by name may be mapped into memory, and then it misreads TIFFs with an orientation.
+        with _pixel_limit(max_pixels), path.open("rb") as file, Image.open(file) as image:
             yield image
     except (MemoryError, UserError):
         raise

@@ -18,6 +18,7 @@ from ovenet.errors import UserError
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+_SRGB_GAMMA = 0.45455  # which changes nothing
 _LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _ID_MODES = ("1", "L", "P", "I", "F")  # and I;16, I;16B, ...
@@ -39,7 +40,7 @@ class MaskForm:
         palette: the colour of each index; None without a palette.
         alpha: where its opacity stands: in a ``channel``, in the ``palette``, or one ``color`` or grey level is marked
             transparent; ``none`` where all is opaque.
-        color_chunks: which of ``icc``, ``gamma``, ``chromaticity`` say how viewers should change its colours.
+        color_chunks: which of ``icc``, ``gamma``, ``chromaticity`` say that viewers should change its colours.
         is_interlaced: a PNG in seven passes.
         is_lossy: stored in a way that changes samples, like JPEG.
         is_inverted: a TIFF that calls 0 white.
@@ -146,6 +147,30 @@ def read_mask(path: Path) -> Mask:
     return Mask(form, samples, None if alpha is None or alpha.min(initial=255) == 255 else alpha)
 
 
+def count_plain_ids(path: Path, *, num_rows: int) -> tuple[MaskForm, dict[int, int], np.ndarray] | None:
+    """How many pixels of a label file have which id, faster than `read_mask` and counting.
+
+    Args:
+        path: the file.
+        num_rows: how many rows to give, evenly spread.
+
+    Returns:
+        Its form, the counts, and rows ``(num_rows or less, W)`` uint8; None for all but PNGs of one opaque channel of
+        8 bits, whose samples Pillow leaves as they are.
+
+    Raises:
+        UserError: as `read_mask`.
+    """
+    with opened(path, "label") as image:
+        form = _form(image, path)
+        if (form.file_format, form.bits, form.alpha) != ("PNG", 8, "none") or form.mode not in ("L", "P"):
+            return None
+        image.load()
+        counts = {value: number for value, number in enumerate(image.histogram()) if number}
+        size = (image.width, min(num_rows, image.height))
+        return form, counts, np.asarray(image.resize(size, Image.Resampling.NEAREST))
+
+
 def _form(image: Image.Image, path: Path) -> MaskForm:
     """The form of an image that is open but not decoded."""
     with path.open("rb") as file:
@@ -169,7 +194,7 @@ def _form(image: Image.Image, path: Path) -> MaskForm:
         size=(image.height, image.width),
         palette=_palette(image),
         alpha=_kind_of_alpha(image),
-        color_chunks=tuple(name for name, key in chunks if key in image.info),
+        color_chunks=tuple(name for name, key in chunks if image.info.get(key, _SRGB_GAMMA) != _SRGB_GAMMA),
         is_interlaced=image.format == "PNG" and bool(image.info.get("interlace")),
         is_lossy=_is_lossy(image, path),
         is_inverted=inverted,
