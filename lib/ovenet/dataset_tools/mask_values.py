@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ from ovenet.data.description import MAX_CLASSES
 from ovenet.data.info import Color
 from ovenet.data.labels import color_codes, colors_of_codes, count_values
 from ovenet.data.masks import MaskForm, read_form, read_mask
-from ovenet.data.snapping import LOSSY_TOLERANCE, MAX_SHARE, is_blend
+from ovenet.data.snapping import LOSSY_TOLERANCE, MAX_SHARE, REACH_PX, is_blend
 from ovenet.errors import UserError
 
 MAX_MASKS = 200  # that are read, unless they are stored in different ways
@@ -27,6 +28,8 @@ Value = int | Color | Literal["transparent"]
 _NUM_THREADS = 4
 _MIN_EDGE_VALUES = 3  # smoothing makes more than one; a single one may be a class for outlines
 _FEW = 16  # values of a mask that may be thin classes; smoothing makes more
+_RARE = 0.25  # share of the masks, of which at most so many are taken for drawn in another way
+_SEVERAL = 5  # doubtful values in one mask, with which it may be
 _MAX_NAMED = 3
 
 
@@ -164,14 +167,18 @@ def unify(folder: Path, files: Sequence[FileValues]) -> tuple[list[FileValues], 
 
 
 def _palettes_differ(files: Sequence[FileValues]) -> bool:
-    """Whether an index that is in use has two colours."""
+    """Whether an index that is in use has two colours, or a colour two indices in files of different palettes."""
     colors: dict[Value, Value] = {}
-    return any(
-        colors.setdefault(value, file.color_of(value)) != file.color_of(value)
-        for file in files
-        if file.form.palette is not None
-        for value in file.counts
-    )
+    first: dict[Value, tuple[Value, FileValues]] = {}
+    for file in files:
+        for value in file.counts if file.form.palette is not None else ():
+            color = file.color_of(value)
+            index, other = first.setdefault(color, (value, file))
+            if colors.setdefault(value, color) != color:
+                return True
+            if index != value and other.form.palette != file.form.palette:
+                return True
+    return False
 
 
 def _refuse_mixed_depths(folder: Path, files: Sequence[FileValues]) -> None:
@@ -231,26 +238,38 @@ def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value]
 
 
 def _edge_values(folder: Path, files: Sequence[FileValues], doubtful: Sequence[Value], even: set[Value]) -> list[Value]:
-    """Which of some values mostly lie where two wide classes meet, in the 3 x 3 pixels around them."""
+    """Which of some values mostly lie where two wide classes meet: in the 3 x 3 pixels around them.
+
+    Of a few masks of many that alone hold several such values, as one that was drawn with a soft brush: within
+    `REACH_PX`, as far as a brush smooths.
+    """
     codes, wide = np.sort(_codes_of(doubtful)), np.sort(_codes_of(even - {TRANSPARENT}))
     on_edges, pixels = np.zeros((2, len(codes)), np.int64)
-    for file in files:
-        if file.counts.keys().isdisjoint(doubtful):
-            continue
+    holders = [file for file in files if not file.counts.keys().isdisjoint(doubtful)]
+    is_rare = len(holders) <= _RARE * len(files)
+    for file in holders:
         mask = read_mask(folder / file.label)
         has_ids = all(isinstance(value, int) for value in file.counts)
-        image = np.pad(mask.samples if has_ids else color_codes(mask.colors(folder / file.label)), 1, mode="edge")
-        rows, columns = np.nonzero(np.isin(image[1:-1, 1:-1], codes))
-        places = [image[rows + dy, columns + dx] for dy in range(3) for dx in range(3)]
-        around = np.array(places, np.int32)  # (9, pixels)
-        around = np.where(np.isin(around, wide), around, -1)
-        highest = around.max(0)
-        meets = np.where((around >= 0) & (around != highest), around, -1).max(0) >= 0
-        index = np.searchsorted(codes, image[rows + 1, columns + 1])
+        image = mask.samples if has_ids else color_codes(mask.colors(folder / file.label))
+        is_odd = is_rare and len(file.counts.keys() & set(doubtful)) >= _SEVERAL
+        meets = _where_classes_meet(image, wide, REACH_PX if is_odd else 1)
+        chosen = np.isin(image, codes)
+        index = np.searchsorted(codes, image[chosen])
         pixels += np.bincount(index, minlength=len(codes))
-        on_edges += np.bincount(index, weights=meets, minlength=len(codes)).astype(np.int64)
+        on_edges += np.bincount(index, weights=meets[chosen], minlength=len(codes)).astype(np.int64)
     found = set(codes[2 * on_edges >= np.maximum(pixels, 1)].tolist())
     return [value for value, code in zip(doubtful, _codes_of(doubtful).tolist(), strict=True) if code in found]
+
+
+def _where_classes_meet(image: np.ndarray, wide: np.ndarray, reach: int) -> np.ndarray:
+    """Where ``(H, W)`` two of the sorted values `wide` are within `reach` pixels."""
+    place = np.searchsorted(wide, image).clip(max=len(wide) - 1)
+    is_wide = wide[place] == image
+    highest, lowest = (
+        cv2.dilate(np.where(is_wide, rank, 0).astype(np.float32), np.ones((2 * reach + 1,) * 2, np.uint8))
+        for rank in (place + 1, len(wide) - place)
+    )
+    return (highest > 0) & (lowest > 0) & (highest != len(wide) + 1 - lowest)
 
 
 def _codes_of(values: Iterable[Value]) -> np.ndarray:

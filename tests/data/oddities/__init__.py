@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-SIZE = (16, 24)  # height and width of an image
+SIZE = (48, 72)  # height and width of an image
 NUM_IMAGES = 8  # of a dataset: enough for both splits
 IGNORED = -1  # in a truth: not learned from
 ANY = -2  # in a truth: either is right, edges of smoothed masks for example
@@ -45,8 +45,8 @@ def scene(index: int, num_classes: int = 3) -> np.ndarray:
     classes[:, width // 3 :] = 1
     if num_classes > 2:
         for k in range(2, num_classes):
-            top = 2 * (k - 2)
-            classes[top : top + 2, (index + k) % 8 + 8 : (index + k) % 8 + 14] = k
+            top = 6 * (k - 2) + 6
+            classes[top : top + 6, (index + k) % 8 + 30 : (index + k) % 8 + 48] = k
     return classes
 
 

@@ -21,7 +21,7 @@ def dataset(root: Path, name: str, save: Save, *, odd: int = 3, square: bool = F
     for index in range(NUM_IMAGES):
         classes, stem = scene(index), f"photo{index}"
         if square:
-            classes = classes[:, 4:20]
+            classes = classes[:, 12:60]
         for part in ("images", "labels"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         image, mask = Image.fromarray(photograph(classes, index)), Image.fromarray(classes)

@@ -167,7 +167,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 
 
 def test_names_that_lists_cannot_have(tmp_path):
-    for name, message in ((".a.png", "left out of lists"), ("a\tb.png", "cannot be listed"), ("a.gif", "type '.gif'")):
+    for name, message in ((".a.png", "left out of lists"), ("a\tb.png", "cannot be listed"), ("a.pcx", "type '.pcx'")):
         write_image(tmp_path / "images" / name)
         path = coco(tmp_path, [annotation(3, TREE)], images=[{"id": 7, "file_name": name}])
         with pytest.raises(UserError, match=message):

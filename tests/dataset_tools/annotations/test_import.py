@@ -63,7 +63,7 @@ def test_names_of_splits(tmp_path, place, split):
     path = path.rename(tmp_path / place)
     write_image(path.parent / "a.png")
     if split is None:
-        with pytest.raises(UserError, match="1 images leave none for val"):
+        with pytest.raises(UserError, match="one image with a label leaves none for validation"):
             import_annotations("coco", path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         return

@@ -52,10 +52,10 @@ def findings_about_form(form: MaskForm, counts: LabelCounts, label: str, *, as_c
 
 def findings_about_forms(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
     """Label files that are read as ids and do not go together."""
-    return _about_palettes(reports) + _about_bits(reports, info)
+    return _about_palettes(reports, info) + _about_bits(reports, info)
 
 
-def _about_palettes(reports: Sequence[PairReport]) -> list[Finding]:
+def _about_palettes(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
     """Indices that mean other colours in other files, where indices are read as ids."""
     files: dict[int, dict[Color, list[str]]] = defaultdict(lambda: defaultdict(list))
     for report in reports:
@@ -72,7 +72,7 @@ def _about_palettes(reports: Sequence[PairReport]) -> list[Finding]:
             )
             break
     else:
-        return []
+        return [] if info.label_format == "ids" else _about_colors_of_two_indices(reports)
     deviating = {
         label
         for by_color in files.values()
@@ -81,6 +81,21 @@ def _about_palettes(reports: Sequence[PairReport]) -> list[Finding]:
     }
     ordered = tuple(report.label for report in reports if report.label in deviating)
     return [Finding("palettes differ", True, message, ordered)]
+
+
+def _about_colors_of_two_indices(reports: Sequence[PairReport]) -> list[Finding]:
+    """Palettes of the same colours in another order, of which no index is in use in two files."""
+    first: dict[Color, tuple[int, PairReport]] = {}
+    for report in reports:
+        for index, color in (report.palette or {}).items():
+            other, earlier = first.setdefault(color, (index, report))
+            if other != index and earlier.palette_number != report.palette_number:
+                message = (
+                    f"the colour {list(color)} is index {other} in {earlier.label} and index {index} in "
+                    f'{report.label}: "label_format": "colors" in dataset.json reads the colours, "ids" the indices'
+                )
+                return [Finding("palettes differ", True, message, (earlier.label, report.label))]
+    return []
 
 
 def _says_something(palette: Mapping[int, Color] | None) -> bool:

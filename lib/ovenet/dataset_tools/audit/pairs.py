@@ -77,7 +77,7 @@ def audit_pair(
         return replace(report, findings=(*findings, _swapped(label_name)), counts=counts)
     findings += findings_about_form(form, counts, label_name, as_colors=decoder.holds_colors(form))
     used = None if form.palette is None else {i: form.palette[i] for i in counts.id_pixels if i < len(form.palette)}
-    return replace(report, counts=counts, findings=tuple(findings), palette=used)
+    return replace(report, counts=counts, findings=tuple(findings), palette=used, palette_number=hash(form.palette))
 
 
 def _kind(values: LabelValues | None, decoder: LabelDecoder) -> str:

@@ -43,6 +43,7 @@ class PairReport:
         findings: about this pair.
         form: how the label is stored, without its palette; None without a label that can be read.
         palette: colours of the indices in use, where they are read as ids; None without a palette.
+        palette_number: the same for labels of the same whole palette.
     """
 
     label: str
@@ -52,6 +53,7 @@ class PairReport:
     findings: tuple[Finding, ...] = ()
     form: MaskForm | None = None
     palette: Mapping[int, Color] | None = None
+    palette_number: int = 0
 
 
 @dataclass(frozen=True)
