@@ -159,5 +159,5 @@ def _joined(values: Tensor, unread: Sequence[Tensor]) -> Tensor:
 
 def cropped(values: Tensor, images: Tensor, stride: int) -> Tensor:
     """A map ``(B, C, h, w)`` of padded images without what lies in the padding."""
-    h, w = (-(-n // stride) for n in images.shape[-2:])
+    h, w = ((n + stride - 1) // stride for n in images.shape[-2:])  # traced, -(-n // stride) would round down
     return values[..., :h, :w]
