@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from tests.engine.families import FAMILIES, batch_of, family_config, family_step
+from tests.engine.families import EXPERIMENTS, FAMILIES, batch_of, family_config, family_step
 from tests.recorded_graph import RecordedGraph
+
+from ovenet.config import load_config
 
 CPU = torch.device("cpu")
 PARTS = {  # of each family, as FREEZE_LAYERS names them
@@ -65,6 +67,17 @@ def test_nothing_of_a_resting_part_moves_until_it_learns_again(tiny_cfg, family,
     released = moved(step.model, before) & resting
     assert {"weight", "running_mean", "running_var"} <= kinds(released)
     assert all(module.training for module in step.model.modules())
+
+
+@pytest.mark.parametrize("key", ["MODEL.FROZEN", "TRAIN.FREEZE_LAYERS"])
+def test_a_head_of_queries_that_rests_still_teaches_the_backbone(key):
+    value = "[head]" if key == "MODEL.FROZEN" else "head"
+    settings = ("DEVICE", "cpu", "MODEL.BACKBONE.PRETRAINED", "", "TRAIN.LR", "0.001", key, value)
+    step = family_step(load_config(EXPERIMENTS / "synthetic/mask2former_lite0.yaml", list(settings)), CPU, graphs=False)
+    before = copy_of(step.model)
+    assert step([batch_of(0)], freeze=True).loss is not None
+    changed = moved(step.model, before)
+    assert {name.split(".")[0] for name in changed} == {"backbone"}
 
 
 def test_a_frozen_part_stays_frozen_when_another_one_learns_again(tiny_cfg):
