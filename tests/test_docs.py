@@ -15,10 +15,10 @@ from ovenet.models.registry import BACKBONES, HEADS
 from ovenet.sweep.definition import read_sweep
 from ovenet.sweep.results import result_path
 from tests.models.conformance import BackboneConformance, HeadConformance
+from tests.shipped import EXPERIMENTS, shipped
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "models.md").read_text(encoding="utf-8")
-EXPERIMENTS = DOCS.parent / "experiments"
 EXAMPLES = (DOCS / "extending.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", TEXT + EXAMPLES, flags=re.DOTALL)
 YAML = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -88,7 +88,7 @@ def test_experiments_that_the_docs_name_exist():
         text = path.read_text(encoding="utf-8")
         for name in re.findall(r"--cfg (?:experiments/)?(\w[\w.-]*/\w[\w.-]*)|experiments/([\w./-]+)\.yaml", text):
             name = (name[0] or name[1]).removesuffix(".yaml")
-            if name in ("folder/cracks", "camvid/FILE"):  # which the reader writes, or chooses
+            if name in ("data/cracks", "camvid/FILE"):  # which the reader writes, or chooses
                 continue
             named += 1
             assert (EXPERIMENTS / f"{name}.yaml").is_file(), f"{path.name}: {name}"
@@ -103,7 +103,7 @@ def test_every_result_is_a_run_of_its_sweep_file(folder):
     assert sorted(folder.iterdir()) == sorted(path for path in found if path.is_file())
 
 
-LONG_NAMES = [path for path in EXPERIMENTS.rglob("*.yaml") if "# The long name of" in path.read_text()]
+LONG_NAMES = [path for path in shipped("**/*.yaml") if "# The long name of" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", LONG_NAMES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -117,7 +117,7 @@ def test_long_names_are_the_short_one_with_the_published_test(path):
 
 
 def test_published_long_names_stay():
-    names = {path.stem for path in EXPERIMENTS.glob("cityscapes/*.yaml")}
+    names = {path.stem for path in shipped("cityscapes/*.yaml")}
     assert {
         "seg_hrnet_w48_train_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484",
         "seg_hrnet_w48_train_ohem_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484_cityscapes_pretrained",

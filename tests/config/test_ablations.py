@@ -1,14 +1,12 @@
 """The ablations of the SRM/CRM network: what each leaves out, on each dataset, and nothing else."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from tests.shipped import EXPERIMENTS, shipped
 
 from ovenet.builders import build_model
 from ovenet.config import flat_settings, load_config
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 FULL = {
     "cityscapes": ("srm_crm_mscan-s_160k_cityscapes-1024x1024", 19),
     "bdd100k": ("srm_crm_mscan-s_80k_bdd100k-512x1024", 19),
@@ -36,7 +34,7 @@ MODULES = {
 
 @pytest.mark.parametrize("dataset", FULL)
 def test_every_dataset_has_every_ablation(dataset):
-    found = {p.stem.removeprefix("srm_crm_ablation_") for p in (EXPERIMENTS / dataset).glob("srm_crm_ablation_*")}
+    found = {p.stem.removeprefix("srm_crm_ablation_") for p in shipped(f"{dataset}/srm_crm_ablation_*")}
     assert found == set(ABLATIONS)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.conftest import tiny_settings
+from tests.shipped import shipped
 
 from ovenet.config import default_config, load_config
 from ovenet.config.compat import INERT_KEYS, TRANSLATED
@@ -17,7 +18,7 @@ from ovenet.errors import UserError
 ROOT = Path(__file__).parents[2]
 # Of version 1, which described the same models by MODEL.EXTRA.
 PARAMETER_COUNTS = json.loads((Path(__file__).parent / "parameter_counts.json").read_text())
-EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name not in ("_base_", "sweeps"))
+EXPERIMENTS = [path for path in shipped("**/*.yaml") if path.parent.name not in ("_base_", "sweeps")]
 
 
 def test_later_values_win(write_config):

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.shipped import EXPERIMENTS, shipped
 from torch import nn
 
 from ovenet.builders import build_model
 from ovenet.config import load_config
 from ovenet.config.loading import flat_settings
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 W48_IMAGENET = "pretrained_models/hrnetv2_w48_imagenet_pretrained.pth"
 W18_IMAGENET = "pretrained_models/hrnet_w18_small_model_v2.pth"
 CITY = "512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484"
@@ -270,7 +270,7 @@ def _baseline(path: Path) -> Path | None:
     return path.with_name(base) if base in (f"hrnet_{rest}", rest) else None
 
 
-OVENETS = sorted(p for p in EXPERIMENTS.glob("*/ovenet_*.yaml") if "_sgd_lr" not in p.name)
+OVENETS = [path for path in shipped("*/ovenet_*.yaml") if "_sgd_lr" not in path.name]
 
 
 @pytest.mark.parametrize("path", [p for p in OVENETS if _baseline(p)], ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -287,7 +287,7 @@ def test_the_papers_comparisons_are_among_them():
     assert names >= {f"{d}/ovenet_w48{ocr}" for d in ("cityscapes", "acdc", "ade20k") for ocr in ("", "_ocr")}
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*/*ovenet*_sgd_lr*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", shipped("*/*ovenet*_sgd_lr*.yaml"), ids=lambda p: p.stem)
 def test_the_weight_of_the_confidence_loss_goes_with_the_batch(path):
     cfg = load_config(path)
     w18 = "w18_small" in path.name  # nobody published an OVeNet on it
@@ -297,7 +297,7 @@ def test_the_weight_of_the_confidence_loss_goes_with_the_batch(path):
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in sorted(EXPERIMENTS.glob("*/ovenet_*_sgd_lr*.yaml")) if "_ocr_" not in p.name],
+    [path for path in shipped("*/ovenet_*_sgd_lr*.yaml") if "_ocr_" not in path.name],
     ids=lambda p: f"{p.parent.name}/{p.stem}",
 )
 def test_ovenets_without_ocr_have_what_their_public_code_has_built_in(path):

@@ -1,5 +1,9 @@
 """What is listed of a dataset's tree, and what is said when something is amiss."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tests.published_trees import TREES, plant, put
@@ -8,7 +12,7 @@ from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
 from ovenet.data.files import format_line
 from ovenet.data.info import Layout
-from ovenet.data.layouts import collect_pairs
+from ovenet.data.layouts import collect_pairs, told
 from ovenet.data.prepare import prepare_dataset
 from ovenet.errors import UserError
 
@@ -174,3 +178,100 @@ def test_lists_of_names_are_read_as_other_lists(tmp_path):
     (tmp_path / "names.txt").write_bytes("é\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"names\.txt: not in UTF-8"):
         collect_pairs(tmp_path, layout, ())
+
+
+def own(tmp_path, *names, content=b"x"):
+    """Files in a folder of a user's own."""
+    for name in names:
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path
+
+
+OWN = Layout("images/**", "labels/**")
+
+
+def test_what_does_not_pair_is_left_out_of_an_own_dataset(tmp_path):
+    folder = own(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "labels") for n in range(9)))
+    for name in (0, 2, 4, 6, 8):
+        (folder / f"labels/{name}.png").unlink()
+    own(tmp_path, "labels/4.psd", "labels/other.png", "labels/0.PNG/inside.txt")
+    left_out = {}
+    pairs = collect_pairs(folder, OWN, (), left_out)
+    assert [image for image, _ in pairs] == [f"images/{n}.png" for n in (1, 3, 5, 7)]
+    assert told(left_out) == [
+        "left out, images without a label (5): images/0.png, images/2.png, "
+        "images/4.png (labels/4.psd is no picture that is read) and 2 more",
+        "left out, labels without an image (1): labels/other.png",
+    ]
+    with pytest.raises(UserError, match="5 of 10 labels missing"):
+        collect_pairs(folder, OWN, ())  # of a published dataset
+
+
+@pytest.mark.parametrize(
+    ("file", "partner", "reason"),
+    [
+        (b"images/a\xff.png", b"labels/a\xff.png", "file names that are not UTF-8"),
+        (b"images/a\nb.png", b"labels/a\nb.png", "file names with tabs or line breaks"),
+        (b"images/a.jpe", b"images/a.png", "several files for one name"),
+    ],
+)
+def test_names_that_cannot_be_listed(tmp_path, file, partner, reason):
+    folder = own(tmp_path, "images/good.jfif", "labels/good.png", file, partner)
+    left_out = {}
+    assert collect_pairs(folder, OWN, (), left_out) == [("images/good.jfif", "labels/good.png")]
+    assert list(left_out) == [reason]
+    with pytest.raises(UserError, match=r"two files for one name|cannot be listed"):  # of a published dataset
+        [format_line(*pair) for pair in collect_pairs(folder, OWN, ())]
+
+
+def test_links_and_empty_files(tmp_path):
+    """A folder that leads back into itself ends; a link to itself, to nothing, and a pipe are named."""
+    folder = own(tmp_path, *(f"{kind}/{n}.png" for kind in ("images", "labels") for n in "abcde"))
+    own(tmp_path, "labels/b.png", content=b"")
+    for name, target in (("c", "c.png"), ("d", "nothing.png")):
+        (folder / f"labels/{name}.png").unlink()
+        (folder / f"labels/{name}.png").symlink_to(target)
+    (folder / "labels/e.png").unlink()
+    os.mkfifo(folder / "labels/e.png")
+    (folder / "images/again").symlink_to(folder / "images", target_is_directory=True)
+    left_out = {}
+    assert collect_pairs(folder, OWN, (), left_out) == [("images/a.png", "labels/a.png")]
+    assert left_out == {
+        "empty files": ["labels/b.png"],
+        "links to what does not exist": ["labels/c.png", "labels/d.png"],
+        "no regular files": ["labels/e.png"],
+    }
+
+
+def test_nothing_left_is_an_error_that_says_why(tmp_path):
+    folder = own(tmp_path, "images/Cat.png", "labels/cat.png")
+    with pytest.raises(
+        UserError, match=r"no image with a label is left of images/\*\*; .*Cat.png \(is labels/cat.png m"
+    ):
+        collect_pairs(folder, OWN, (), {})
+
+
+def test_a_file_that_fits_both_patterns_is_what_the_longer_one_says(tmp_path):
+    own(tmp_path, "one/a.jpg", "one/a_mask.png", "one/b_image.jpg", "one/b.png")
+    assert collect_pairs(tmp_path, Layout("one/*", "one/*_mask"), (), {}) == [("one/a.jpg", "one/a_mask.png")]
+    assert collect_pairs(tmp_path, Layout("one/*_image", "one/*"), (), {}) == [("one/b_image.jpg", "one/b.png")]
+
+
+def test_a_folder_that_may_not_be_read_is_one_line():
+    """As a user without rights; the folders of pytest are its user's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, is_root = Path(name), os.geteuid() == 0
+        own(folder, "images/a.png", "labels/a.png", "images/closed/b.png")
+        folder.chmod(0o755)
+        (folder / "images/closed").chmod(0)
+        if is_root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match=r"images/closed: the folder cannot be read \(Permission denied\)"):
+                collect_pairs(folder, OWN, (), {})
+        finally:
+            if is_root:
+                os.seteuid(0)
+            (folder / "images/closed").chmod(0o755)

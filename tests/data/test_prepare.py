@@ -55,6 +55,55 @@ def test_nothing_of_the_users_is_overwritten(tmp_path, camvid_source):
     assert kept == {"my own selection\n", "my second selection\n"}
 
 
+def test_a_copy_is_checked_before_it_begins(tmp_path, camvid_source):
+    """One file of several is another already: nothing is copied."""
+    (tmp_path / "data/camvid/valannot").mkdir(parents=True)
+    (tmp_path / "data/camvid/valannot/b.png").write_bytes(b"mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"valannot/b\.png exists and differs"):
+        prepare_dataset("camvid", tmp_path / "data", source=camvid_source, copy=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_changed_is_said(tmp_path):
+    """Two images for training and one for validation, and one for a test that goes away."""
+    folder = tmp_path / "own"
+    for name in ("train/1", "train/2", "val/3", "test/4"):
+        for kind in ("images", "labels"):
+            (folder / kind / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / kind / f"{name}.png").write_bytes(b"x")
+    (folder / "dataset.json").write_text('{"classes": [{"name": "a"}, {"name": "b"}]}')
+    first = prepare_dataset("own", tmp_path)
+    assert (first.num_lines, first.changes) == ({"train": 2, "val": 1, "test": 1, "trainval": 3}, {})
+    (folder / "images/train/2.png").rename(folder / "images/train/5.png")
+    (folder / "labels/train/2.png").rename(folder / "labels/train/5.png")
+    for kind in ("images", "labels"):
+        (folder / kind / "test/4.png").unlink()
+    second = prepare_dataset("own", tmp_path)
+    assert second.changes == {
+        "train": "2 before: 1 added, 1 removed; kept as train.lst.old",
+        "trainval": "3 before: 1 added, 1 removed; kept as trainval.lst.old",
+    }
+    assert second.lines[1] == f"{tmp_path / 'list/own/val.lst'}: 1 lines"
+    assert second.remarks == (f"{tmp_path / 'list/own/test.lst'}: no images of it any more, and not written",)
+
+
+@pytest.mark.parametrize("num_images", [2, 3, 5])
+def test_a_few_images_are_enough_for_both_sides(tmp_path, num_images):
+    """Whatever their names are, by which they are chosen."""
+    for trial in range(20):
+        folder = tmp_path / f"own{trial}"
+        for kind in ("images", "labels"):
+            (folder / kind).mkdir(parents=True)
+            for number in range(num_images):
+                (folder / kind / f"{trial}-{number}.png").write_bytes(b"x")
+        (folder / "dataset.json").write_text('{"classes": [{"name": "a"}, {"name": "b"}]}')
+        counts = prepare_dataset(folder.name, tmp_path).num_lines
+        assert counts["train"] > 0
+        assert counts["val"] > 0
+        assert counts["trainval"] == num_images
+
+
 def test_what_is_missing_is_named(tmp_path, camvid_source):
     root = tmp_path / "data"
     with pytest.raises(ValueError, match=r"camvid: no such folder; unpack the CamVid folder .* there"):
@@ -66,8 +115,9 @@ def test_what_is_missing_is_named(tmp_path, camvid_source):
         prepare_dataset("camvid", root, source=camvid_source)
     for path in (camvid_source / "train").iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match=r"camvid/train: no images"):
-        prepare_dataset("camvid", root)
+    assert not root.exists()  # nothing is linked that cannot be listed
+    with pytest.raises(ValueError, match=r"unpacked/train: no images"):
+        prepare_dataset("camvid", root, source=camvid_source)
 
 
 def test_synthetic_scenes_have_the_cityscapes_layout(tmp_path):

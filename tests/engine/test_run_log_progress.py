@@ -19,11 +19,11 @@ def test_the_log_file_keeps_the_losses_with_or_without_a_bar(tmp_path, capsys, m
     with Progress("epoch 1/1", 2, enabled=True) as progress:
         progress.advance()
         progress.report(1, summary, 0.01, later_steps=0)
-    line = "epoch 1/1, iteration 1/2: loss 1.5000 (fused 1.2500) lr 0.010000, 2.0 images/s"
+    line = "epoch 1/1, iteration 1/2: loss 1.5000 (fused 1.2500) lr 0.01, 2.0 images/s"
     shown = capsys.readouterr().err
     assert line in (tmp_path / "train.log").read_text()
     assert (line in shown) != is_terminal
-    assert ("loss 1.5000 lr 0.01000 ETA" in shown) == is_terminal
+    assert ("loss 1.5000 lr 0.01 ETA" in shown) == is_terminal
 
 
 def test_a_slow_run_says_that_it_goes_on(tmp_path, monkeypatch):

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import logging
 import math
+import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -339,8 +342,8 @@ def test_results_that_are_read_late_change_nothing(cfg, tmp_path):
     lines = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("prompt", "late")]
     points = [[json.loads(line) for line in log] for log in lines]
     losses = [[p["loss"] for p in log if p["kind"] == "train"] for log in points]
-    means = [sum(pair) / 2 for pair in zip(losses[0][::2], losses[0][1::2], strict=True)]
-    assert losses[1] == pytest.approx(means)  # one point at the end of each epoch of two steps
+    assert losses[1] == losses[0]
+    assert len(losses[0]) == 6
 
 
 def test_bad_steps_that_are_read_late_end_the_run(cfg, tmp_path):
@@ -430,3 +433,69 @@ def test_the_share_of_the_peak_is_logged_where_it_is_known(cfg, tmp_path):
     train = [line for line in lines if line["kind"] == "train"]
     assert train
     assert all(line["mfu"] == pytest.approx(line["images_per_second"] / 50) for line in train)
+
+
+SCHEDULES = {  # what each of 12 iterations is done with, counted from 0, for TRAIN.LR 0.2
+    "poly": ((), lambda it: 0.2 * (1 - it / 12) ** 0.9),
+    "linear": (("TRAIN.LR_POWER", 1.0), lambda it: 0.2 * (1 - it / 12)),
+    "least": (("TRAIN.LR_MIN", 0.05), lambda it: 0.15 * (1 - it / 12) ** 0.9 + 0.05),
+    "warm-up": (("TRAIN.WARMUP", 3), lambda it: min(1, (it + 1) / 4) * 0.2 * (1 - it / 12) ** 0.9),
+}
+
+
+@pytest.mark.parametrize("latency", [0, 1])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_log_has_the_rate_that_each_step_was_done_with(tiny_cfg, tmp_path, caplog, name, latency):
+    """In a run that is cut off in its second epoch and resumed, too."""
+    settings, formula = SCHEDULES[name]
+    cfg = tiny_cfg("TRAIN.LR", 0.2, *settings)
+    for is_resumed in (False, True):
+        trainer = make_trainer(cfg, tmp_path / "run", end_epoch=6)
+        trainer.step.latency = latency
+        if is_resumed:
+            trainer.resume()
+        else:
+            trainer.evaluate = scores_until(trainer, 2)
+        is_ended = nullcontext() if is_resumed else pytest.raises(KeyboardInterrupt)
+        with caplog.at_level(logging.INFO, "ovenet"), is_ended:
+            trainer.fit()
+    points = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    train = [point for point in points if point["kind"] == "train"]
+    assert [point["iteration"] for point in train] == list(range(1, 13))
+    assert [point["lr"] for point in train] == pytest.approx([formula(it) for it in range(12)], abs=1e-12)
+    assert [p["iteration"] for p in points if p["kind"] == "val"] == [2, 4, 6, 8, 10, 12]
+    told = [re.search(r" lr (\S+),", message)[1] for message in caplog.messages if " lr " in message]
+    assert [float(rate) for rate in told] == pytest.approx([formula(it) for it in range(12)], rel=1e-3)
+
+
+def scores_until(trainer, last):
+    """The trainer's evaluation, during which the run is killed after an epoch."""
+    evaluate = trainer.evaluate
+
+    def ending(model, stop):
+        if trainer.epoch == last:
+            raise KeyboardInterrupt
+        return evaluate(model, stop)
+
+    return ending
+
+
+def test_a_validation_that_is_made_again_is_in_the_log_once(cfg, tmp_path):
+    """The run is killed after its scores are written, and before the checkpoint that knows of them."""
+    trainer = make_trainer(cfg, tmp_path / "run", end_epoch=2)
+
+    def save(*, replaces_newest=False):
+        if replaces_newest:
+            raise KeyboardInterrupt
+        type(trainer)._save_checkpoint(trainer)
+
+    trainer._save_checkpoint = save
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    resumed = make_trainer(cfg, tmp_path / "run", end_epoch=2)
+    resumed.resume()
+    resumed.fit()
+    points = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [(p["kind"], p["iteration"]) for p in points] == [
+        ("train", 1), ("train", 2), ("val", 2), ("train", 3), ("train", 4), ("val", 4),
+    ]  # fmt: skip

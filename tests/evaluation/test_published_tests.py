@@ -8,7 +8,6 @@ of the labels, and nothing where the oracle does the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.shipped import EXPERIMENTS, shipped
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -27,7 +27,6 @@ from ovenet.data.transforms import IMAGENET
 from ovenet.evaluation.inference import SlidingWindowInferencer
 from ovenet.structures import OVeNetOutput
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 BLACK = -MEAN / STD
 SWAPPED = {14: 15, 15: 14, 16: 17, 17: 16, 18: 19, 19: 18}  # classes of LIP: arms, legs, shoes
@@ -383,7 +382,7 @@ def test_windows_of_offseg_and_segformer(name, scales, flip):
 def test_validation_during_training_sees_the_short_side(dataset):
     """Whole, padded to a multiple of 8 in the mean colour; public code crops it at random, which nobody can repeat."""
     image = photo(91, 122)
-    name = next((EXPERIMENTS / dataset).glob("seg_hrnet_ocr_*")).stem
+    name = shipped(f"{dataset}/seg_hrnet_ocr_*")[0].stem
     cfg, ours = predicted(f"{dataset}/{name}", image, *SMALL, *several(SCALES, True), single_scale=True)
     pixels = np.zeros((72, 104, 3), np.float32)  # 72 x 122 * 72 / 91 = 96.5, up to 104
     pixels[:, :97] = normalised(resized(image, 72, 97))
@@ -401,7 +400,7 @@ SIZES = {  # window and base size by data set
     "pascal_voc": ([520, 520], 520),
     "lip": ([473, 473], 473),
 }
-PUBLISHED = [path for name in SIZES for path in sorted((EXPERIMENTS / name).glob("*_sgd_*.yaml"))]
+PUBLISHED = [path for name in SIZES for path in shipped(f"{name}/*_sgd_*.yaml")]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")

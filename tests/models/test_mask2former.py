@@ -98,7 +98,8 @@ def test_the_order_of_the_images_does_not_matter(offset_learning):
 
 def test_queries_are_predicted_while_training_alone(head):
     maps = random_maps()
-    assert head(maps).queries is None
+    with torch.no_grad():
+        assert head(maps).queries is None
     queries = head.train()(maps).queries
     assert [tuple(x.shape) for x in queries.classes] == [(2, 6, 6)] * 4
     assert [tuple(x.shape) for x in queries.masks] == [(2, 6, 16, 24)] * 4

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.shipped import EXPERIMENTS, shipped
 
 import ovenet
 from ovenet.builders import build_model, build_optimizer, load_checkpoint
@@ -15,7 +16,6 @@ from ovenet.models import build_segmentor
 from ovenet.models.weights import load_offset_branch, load_weights
 
 KEYS = Path(__file__).parent / "published_keys"
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 def published(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -172,7 +172,7 @@ def test_evaluation_needs_every_tensor(tiny_cfg, tmp_path):
 
 
 def test_the_heads_of_pascal_context_learn_ten_times_as_fast():
-    (path,) = (EXPERIMENTS / "pascal_context").glob("*ocr_w48_cls60*")
+    (path,) = shipped("pascal_context/*ocr_w48_cls60*")
     cfg = load_config(path)
     with torch.device("meta"):
         model = build_model(cfg)

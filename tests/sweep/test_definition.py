@@ -1,15 +1,13 @@
 """Which runs a sweep file asks for, and when two runs are the same."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from ovenet.config import default_config
 from ovenet.errors import UserError
 from ovenet.sweep.definition import read_sweep, run_config
+from tests.shipped import shipped
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 BASE = {"CFG": "tiny.yaml", "SEEDS": [0, 1], "RUNS": {"plain": {}, "longer": {"TRAIN.END_EPOCH": 3, "SEEDS": [1, 2]}}}
 
 
@@ -157,7 +155,7 @@ def test_bad_files_are_named(sweep_file, content, message):
         read_sweep(sweep_file(content))
 
 
-@pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("sweeps/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", shipped("**/sweeps/*.yaml"), ids=lambda p: p.stem)
 def test_the_sweeps_of_the_project_resolve(path):
     sweep = read_sweep(path)
     assert len(keys(sweep)) == len(sweep.runs)

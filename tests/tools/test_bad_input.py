@@ -1,6 +1,7 @@
 """Bad input: one line on stderr, exit code 2, no traceback, no damage."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -39,6 +40,30 @@ def assert_one_line(result, *parts):
     assert result.err.splitlines()[-1] == errors[0]
     for part in parts:
         assert part in errors[0]
+
+
+@pytest.mark.parametrize("tool", ["prepare_data", "audit_data", "train", "test"])
+def test_a_wrong_dataset_json(run_tool, tiny, tiny_data, tmp_path, tool):
+    """Before anything is read or written; class names that are numbers came through to the tables after training."""
+    (tiny_data / "mine").mkdir()
+    classes = [{"name": f"class {i}"} for i in range(11)]
+    file = tiny_data / "mine/dataset.json"
+    arguments = tiny(lambda settings: settings["DATASET"].update(DATASET="mine"))
+    if tool == "prepare_data":
+        arguments = ("mine", "--root", tiny_data)
+    if tool == "test":
+        torch.save({}, tmp_path / "w.pth")
+        arguments += ("TEST.MODEL_FILE", tmp_path / "w.pth")
+    for wrong, message in (
+        ({"upright": "false"}, 'upright is "false"; expected true or false'),
+        ({"classes": [*classes[:-1], {"name": 3}]}, "classes[10].name is 3; expected a text on one line, not empty"),
+        ({"classes": [*classes[:-1], {"name": "x", "color": [0.5, 0, 0]}]}, "classes[10].color is [0.5, 0, 0]; exp"),
+        ({"flip_pairs": [["class 1", "class_2"]]}, 'flip_pairs[0][1] is "class_2"; expected the name of a class; did'),
+    ):
+        file.write_text(json.dumps({"classes": classes, **wrong}))
+        assert_one_line(run_tool(tool, *arguments), f"error: {file}: {message}")
+    assert [path.name for path in tmp_path.rglob("*.pth*")] == (["w.pth"] if tool == "test" else [])
+    assert not (tiny_data / "list/mine").exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -311,9 +311,9 @@ def test_another_number_of_processes_has_the_rate_of_its_share(run, tmp_path, be
     assert code == 0, out
     per_epoch = 6 // after
     points = [json.loads(line) for line in log.read_text().splitlines()[begun:]]
-    rates = [point["lr"] for point in points if point["kind"] == "train"]  # after the step: of the next one
+    rates = [point["lr"] for point in points if point["kind"] == "train"]
     total, extra = 8 * per_epoch, 2 * per_epoch
-    expected = [0.02 * (1 - it / total) ** 0.9 for it in range(1, total)]
-    expected += [0.01 * (1 - it / extra) ** 0.9 for it in range(extra + 1)]
+    expected = [0.02 * (1 - it / total) ** 0.9 for it in range(total)]
+    expected += [0.01 * (1 - it / extra) ** 0.9 for it in range(extra)]
     assert rates == pytest.approx(expected[-len(rates) :], abs=1e-9)
     assert len(rates) > 2 * per_epoch

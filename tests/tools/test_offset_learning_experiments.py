@@ -2,18 +2,17 @@
 
 import json
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.shipped import EXPERIMENTS, shipped
 
 from ovenet.config import load_config
 from ovenet.data.prepare import prepare_dataset
 from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.models.heads.light_ham import MatrixFactorization
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHORT = (
     "WORKERS", 0, "DEVICE", "cpu", "MODEL.BACKBONE.PRETRAINED", "",
     "TRAIN.BATCH_SIZE_PER_GPU", 2, "TRAIN.IMAGE_SIZE", "[64,64]", "TRAIN.BASE_BOX", "[128,64]", "TRAIN.ITERATIONS", 2,
@@ -63,7 +62,7 @@ def test_an_experiment_from_training_to_prediction(run_tool, scenes, tmp_path, e
     assert list((tmp_path / "predicted").rglob("*.png"))
 
 
-SEGNEXT = sorted(EXPERIMENTS.glob("*/segnext_*.yaml"))
+SEGNEXT = shipped("*/segnext_*.yaml")
 
 
 @pytest.mark.parametrize("file", SEGNEXT, ids=lambda path: f"{path.parent.name}/{path.stem}")

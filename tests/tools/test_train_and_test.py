@@ -226,8 +226,8 @@ def test_extra_epochs_follow_on_another_list(run_tool, experiment, tiny_data):
     assert result.code == 0, result.err
     points = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     rates = [point["lr"] for point in points if point["kind"] == "train"]
-    # after iteration 1, 2, 3: the first schedule; then 6 iterations of the second
-    expected = [0.02 * (1 - i / 3) ** 0.9 for i in (1, 2)] + [0.004 * (1 - i / 6) ** 0.9 for i in range(7)]
+    # 3 iterations of the first schedule, then 6 of the second
+    expected = [0.02 * (1 - i / 3) ** 0.9 for i in range(3)] + [0.004 * (1 - i / 6) ** 0.9 for i in range(6)]
     assert rates == pytest.approx(expected)
     assert [point["epoch"] for point in points if point["kind"] == "val"][-1] == 2
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.shipped import shipped
 
 import ovenet
 from ovenet import Predictor, UserError, build_model, builders
@@ -149,7 +150,7 @@ def test_a_model_is_loaded_by_folder_file_or_name(checkpoint, pixels):
     np.testing.assert_array_equal(ovenet.load(checkpoint, flip=False, scales=[1.0])(pixels).shape, expected.shape)
 
 
-@pytest.mark.parametrize("path", sorted(MODELS.glob("*.safetensors")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", shipped("*.safetensors", MODELS), ids=lambda path: path.stem)
 def test_models_that_come_along_predict_and_are_described(path, pixels):
     predictor = ovenet.load(path.stem)
     assert predictor(pixels).shape == (33, 47)

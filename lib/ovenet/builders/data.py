@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,7 +27,7 @@ from ovenet.data.layouts import patterns_of_test
 from ovenet.data.prepare import PUBLISHED_LISTS, Preparation, list_path, prepare_dataset
 from ovenet.data.samplers import TrainSampler, evaluation_shard, spread
 from ovenet.data.transforms import TrainTransform, collate
-from ovenet.dataset_tools.audit import ListReport, audit_list, format_finding, missing_files
+from ovenet.dataset_tools.audit import Finding, ListReport, audit_list, findings_between, format_finding, missing_files
 from ovenet.engine.interruption import end_helpers_at_exit, ignore_requests
 from ovenet.errors import UserError
 from ovenet.structures import Batch, Sample
@@ -99,8 +99,8 @@ def _way_to_list(path: Path, info: DatasetInfo, folder: Path | None) -> str:
 
 
 def _log_preparation(preparation: Preparation) -> None:
-    for name, num_lines in preparation.num_lines.items():
-        get_logger().info("%s: %d lines", preparation.folder / f"{name}.lst", num_lines)
+    for line in preparation.lines:
+        get_logger().info("%s", line)
     for remark in preparation.remarks:
         get_logger().warning("%s", remark)
 
@@ -133,6 +133,7 @@ def audit(
             dataset.decoder.info,
             num_threads=max(1, cfg.WORKERS),
             decode_images=decode_images,
+            if_missing=_renewal(cfg, dataset),
             on_pair=bar.update,
         )
     seconds = time.perf_counter() - started
@@ -147,33 +148,54 @@ def audit(
     return report
 
 
-def check_data(cfg: CfgNode, dataset: ListDataset) -> None:
+def check_data(cfg: CfgNode, datasets: Sequence[ListDataset]) -> None:
     """The short form of an audit, before the first step: all files exist, and ``DATASET.AUDIT`` pairs are sound.
 
     Args:
         cfg: the configuration.
-        dataset: of training or validation, all of it labelled.
+        datasets: of training and validation, all of them labelled.
 
     Raises:
         UserError: training would be wrong; names the first file and the fix.
     """
     if not cfg.DATASET.AUDIT:
         return
+    reports = [_check_list(cfg, dataset) for dataset in datasets]
+    _refuse_errors(findings_between(reports, datasets[0].decoder.info), datasets[0].folder, reports)
+
+
+def _check_list(cfg: CfgNode, dataset: ListDataset) -> ListReport:
     missing = missing_files(dataset.folder, dataset.pairs)
     if missing:
         raise UserError(
             f"{dataset.folder / missing[0]}: the file does not exist, like {len(missing) - 1} more of "
-            f"{dataset.list_path}; unpack the data again, or correct the list"
+            f"{dataset.list_path}; unpack the data again, or {_renewal(cfg, dataset) or 'correct the list'}"
         )
     report = audit(cfg, dataset, num_pairs=cfg.DATASET.AUDIT, decode_images=True)
+    _refuse_errors(report.findings, dataset.folder, [report])
     for finding in report.findings:
-        if finding.is_error:
-            raise UserError(
-                f"{dataset.folder / finding.paths[0]}: {finding.kind}: {finding.message} "
-                f"({len(finding.paths)} of {report.num_pairs} pairs looked at; tools/audit_data.py shows all)"
-            )
         if finding.kind != "absent class":  # a few pairs do not show every class
             get_logger().warning("%s", format_finding(finding, report.name))
+    return report
+
+
+def _refuse_errors(findings: Sequence[Finding], folder: Path, reports: Sequence[ListReport]) -> None:
+    for finding in findings:
+        if finding.is_error:
+            looked_at = sum(report.num_pairs for report in reports)
+            raise UserError(
+                f"{folder / finding.paths[0]}: {finding.kind}: {finding.message} "
+                f"({len(finding.paths)} of {looked_at} pairs looked at; tools/audit_data.py shows all)"
+            )
+
+
+def _renewal(cfg: CfgNode, dataset: ListDataset) -> str:
+    """What to do where files of a list were removed; "" for lists that `prepare_dataset` has not written."""
+    name = dataset.info.name
+    if dataset.list_path.parent != Path(cfg.DATASET.ROOT) / "list" / name:
+        return ""
+    root = "" if Path(cfg.DATASET.ROOT) == Path("data") else f" --root {cfg.DATASET.ROOT}"
+    return f"run `ovenet prepare {name}{root}`, which writes the lists anew"
 
 
 def train_dataset(cfg: CfgNode, list_file: str | None = None) -> AugmentedDataset:

@@ -116,7 +116,7 @@ def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phase
         precision=cfg.TRAIN.PRECISION,
         clip_grad_norm=cfg.TRAIN.CLIP_GRAD_NORM,
         ema_decay=cfg.TRAIN.EMA,
-        frozen=_frozen(model, cfg),
+        resting_parts=_resting_parts(model, cfg),
         compile_mode=None if cfg.TRAIN.COMPILE == "none" else cfg.TRAIN.COMPILE,
         cuda_graph=cfg.TRAIN.CUDA_GRAPH == "auto" and device.type == "cuda",
         normalization=model.normalization,
@@ -134,21 +134,21 @@ def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phase
     return TrainStep(model, build_criterion(cfg).to(device), optimizer, schedule, device, settings)
 
 
-def _frozen(model: Segmentor, cfg: CfgNode) -> frozenset[str]:
-    """Parameters that ``TRAIN.FREEZE_LAYERS`` names.
+def _resting_parts(model: Segmentor, cfg: CfgNode) -> tuple[str, ...]:
+    """Parts that ``TRAIN.FREEZE_LAYERS`` names, as `Segmentor.rest` knows them.
 
     Raises:
         UserError: an entry names no part of the model and no module of its backbone.
     """
-    frozen: set[str] = set()
+    parts = []
     for entry in filter(None, (entry.strip() for entry in cfg.TRAIN.FREEZE_LAYERS.split(","))):
-        inside = f"backbone.{entry}"
+        place = entry if entry.split(".")[0] in GROUPS else f"backbone.{entry}"
         try:
-            place = entry if entry.split(".")[0] in GROUPS else inside
-            frozen |= {f"{place}.{name}" for name, _ in model.part(place).named_parameters()}
+            model.part(place)
         except UserError as error:
             raise UserError(f"TRAIN.FREEZE_LAYERS: {entry!r}: {error}") from None
-    return frozenset(frozen)
+        parts.append(place)
+    return tuple(parts)
 
 
 def set_up_cuda(cfg: CfgNode) -> None:
@@ -170,8 +170,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     if not test_set.has_labels:
         raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
     if distributed.is_main():
-        for dataset in (*(phase.loader.dataset.dataset for phase in phases), test_set):
-            check_data(cfg, dataset)
+        check_data(cfg, (*(phase.loader.dataset.dataset for phase in phases), test_set))
     model = build_model(cfg).to(device, memory_format=torch.channels_last)
     reports = initialize_model(model, cfg)
     if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):

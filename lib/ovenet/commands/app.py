@@ -82,7 +82,7 @@ class App:
     def predict(self, file: Path, model: str, runtime: str) -> dict[str, Any]:
         """What the viewer shows of an image."""
         predictor = self._predictor(model, runtime)
-        image = read_image(file, upright=True, max_pixels=MAX_PIXELS)
+        image = read_image(file, max_pixels=MAX_PIXELS)
         photo_side, grid_side = picture_sides(_NUM_PICTURES)
         prediction = predictor.predict(image, seeds=True, score_side=grid_side)
         num_classes = len(predictor.info.class_names)

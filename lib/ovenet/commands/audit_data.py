@@ -8,13 +8,7 @@ from ovenet import builders, load_config
 from ovenet.data.dataset import ListDataset
 from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
-from ovenet.dataset_tools.audit import (
-    Finding,
-    audit_as_dict,
-    format_audit,
-    format_finding,
-    shared_images,
-)
+from ovenet.dataset_tools.audit import audit_as_dict, findings_about_both, format_audit, format_finding
 from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
 from ovenet.evaluation.writers import write_json
@@ -43,27 +37,20 @@ def main() -> None:
     ]
     info = builders.dataset_info(cfg)
     print(format_audit(reports, info))
-    for finding in about_both(*lists):
+    both = findings_about_both(lists[0].folder, [dataset.pairs for dataset in lists], reports, lists[0].decoder.info)
+    for finding in both:
         print(format_finding(finding, " and ".join(report.name for report in reports)))
-    write_json(audit_as_dict(reports, info), folder / "audit.json")
+    write_json(audit_as_dict(reports, info, both), folder / "audit.json")
     print(f"counts, findings and suggested weights: {folder / 'audit.json'} (LOSS.CLASS_WEIGHTS takes it)")
     for report, dataset in zip(reports, lists, strict=True):
         samples = readable_samples(dataset, args.pictures)
         if samples:
             save_png(contact_sheet(samples, info), folder / f"{report.name}.png")
             print(f"pictures: {folder / report.name}.png")
-    errors = sum(finding.is_error for report in reports for finding in report.findings)
+    findings = [*both, *(finding for report in reports for finding in report.findings)]
+    errors = sum(finding.is_error for finding in findings)
     if errors:
         raise UserError(f"training would be wrong: {errors} kind(s) of error above; mend them and run this again")
-
-
-def about_both(train: ListDataset, test: ListDataset) -> list[Finding]:
-    """Findings about both lists together."""
-    shared = shared_images(train.pairs, test.pairs)
-    if not shared:
-        return []
-    message = f"{len(shared)} images are in both lists: scores on them say little about new images"
-    return [Finding("shared image", False, message, tuple(shared))]
 
 
 def readable_samples(dataset: ListDataset, num_samples: int) -> list[Sample]:

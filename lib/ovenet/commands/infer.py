@@ -1,4 +1,8 @@
-"""Predicts images, folders, videos, cameras and what comes through a pipe."""
+"""Predicts images, folders, videos, cameras and what comes through a pipe.
+
+Photographs and videos are turned upright as their tags say: all results have the size and the orientation of what a
+viewer shows.
+"""
 
 from __future__ import annotations
 
@@ -169,7 +173,7 @@ def predict_image(
     page: GalleryPage | None,
 ) -> None:
     """Predicts one image file."""
-    image = read_image(one.source, upright=predictor.info.upright, max_pixels=guard.check(one.source))
+    image = read_image(one.source, max_pixels=guard.check(one.source))
     stride = thinning(image.shape[:2], MAX_SEED_SIDE)
     if page is not None and stride > 1:
         tqdm.write(f"{one}: larger than {MAX_SEED_SIDE} pixels a side, not on the page", file=sys.stderr)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
 from ovenet.data.dataset import ListDataset
+from ovenet.data.files import read_size
 from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
@@ -122,11 +122,8 @@ def _predict_into(
 
 def image_sizes(dataset: ListDataset, names: dict[str, str]) -> dict[str, tuple[int, int]]:
     """Size ``(H, W)`` of each image, by the name of its prediction."""
-    sizes = {}
-    for image_name, name in names.items():
-        with Image.open(dataset.folder / image_name) as image:
-            sizes[name] = (image.height, image.width)
-    return sizes
+    upright = dataset.info.upright
+    return {name: read_size(dataset.folder / image, upright=upright) for image, name in names.items()}
 
 
 def score(path: Path, dataset: ListDataset, names: dict[str, str], ignore_label: int) -> EvalResult:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name
+from ovenet.data.description import begun_description
+from ovenet.data.files import why_unlisted
 from ovenet.data.info import SPLITS
 from ovenet.data.prepare import bring, prepare_dataset
+from ovenet.data.recognition import recognize_layouts
 from ovenet.dataset_tools.annotations import FORMS, import_annotations
 from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
+from ovenet.dataset_tools.mask_values import describe
 from ovenet.dataset_tools.pascal_context import ANNOTATIONS, find_devkit, write_labels
 from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
+
+EXPERIMENT = "experiment.yaml"  # of an own dataset, beside its dataset.json
 
 
 def main() -> None:
@@ -25,9 +34,20 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="DATASET.ROOT (default: data)")
     parser.add_argument("--source", type=Path, help="folder to link to ROOT/DATASET")
     parser.add_argument("--copy", action="store_true", help="copy --source instead of linking it")
-    parser.add_argument("--from", dest="form", choices=FORMS, help="make masks from annotations in --source")
+    parser.add_argument(
+        "--from",
+        dest="form",
+        choices=FORMS,
+        help="make masks from annotations in --source (labelme: a folder, coco: a file); a dataset that is there gets "
+        "them as a further split, and keeps its ids",
+    )
     parser.add_argument(
         "--background", default="", metavar="CLASS", help="with --from: for pixels that no shape covers; else ignored"
+    )
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        help="with --from: of the images; else as the name of the file or folder says (instances_val.json), or divided",
     )
     drawn = parser.add_argument_group("synthetic", "how many scenes are drawn, and how; scenes that exist are kept")
     for split, count in (("train", 200), ("val", 40), ("test", 10)):
@@ -35,8 +55,9 @@ def main() -> None:
     drawn.add_argument("--size", type=int, nargs=2, default=(512, 256), metavar=("WIDTH", "HEIGHT"))
     drawn.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
     args = parser.parse_args()
+    args.dataset = folder_name(args.dataset, args.root)
     known = catalog_name(args.dataset)
-    source = args.source
+    source, missing = args.source, ()
     if known == "synthetic" and source is None:
         draw_scenes(args)
     if known == "pascal_context":
@@ -54,51 +75,119 @@ def main() -> None:
             raise UserError(f"--from {args.form}: name the annotations with --source")
         if known in CATALOG:
             raise UserError(f"--from {args.form}: {args.dataset} is a known dataset; name one of your own")
-        num_images = import_annotations(
-            args.form, source, args.root / args.dataset, background=args.background, copy=args.copy
-        )
-        print(f"{args.root / args.dataset}: masks of {num_images} images, and dataset.json")
+        missing = import_split(args)
         source = None
-    elif args.background:
-        raise UserError("--background goes with --from")
-    if known not in CATALOG and not (args.root / args.dataset / DESCRIPTION).exists():
-        draft_own(args.dataset, args.root, source)
-        source = None
-    preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)
-    for name, num_lines in preparation.num_lines.items():
-        print(f"{preparation.folder / f'{name}.lst'}: {num_lines} lines")
+    elif args.background or args.split:
+        raise UserError(f"--{'background' if args.background else 'split'} goes with --from")
+    experiment = None
+    begun = None if known in CATALOG else begun_description((source or args.root / args.dataset) / DESCRIPTION)
+    if begun is not None:
+        experiment = draft_own(args.dataset, args.root, source, begun)
+    if missing:
+        names = " and no ".join(missing)
+        print(f"note: there is no split {names} yet; until it is imported, lists divide what is there", file=sys.stderr)
+    try:
+        preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)
+    except UserError as error:
+        if not missing:
+            raise
+        print(f"note: no list files before that: {error}", file=sys.stderr)
+        return
+    for line in preparation.lines:
+        print(line)
     for remark in preparation.remarks:
         print(f"note: {remark}", file=sys.stderr)
+    if experiment:
+        print(
+            f"now edit the names in {args.root / args.dataset / DESCRIPTION}, remove what is no class, and look: "
+            f"ovenet audit --cfg {shlex.quote(str(experiment))}"
+        )
 
 
-def draft_own(name: str, root: Path, source: Path | None) -> None:
-    """Drafts ``dataset.json`` and an experiment from the masks of a user's folder, and says what to edit."""
+def import_split(args: argparse.Namespace) -> tuple[str, ...]:
+    """Makes masks from annotations, and says what to know about them; returns the splits that are still missing."""
+    folder = args.root / args.dataset
+    is_new = not (folder / DESCRIPTION).exists()
+    done = import_annotations(
+        args.form,
+        args.source,
+        folder,
+        background=args.background,
+        split=args.split,
+        copy=args.copy,
+        show_progress=sys.stderr.isatty(),
+    )
+    where = f" in the split {done.split}" if done.split else ""
+    print(f"{folder}: masks of {done.num_images} images{where}{', and dataset.json' if is_new else ''}")
+    if done.added and not is_new:
+        print(f"{folder / DESCRIPTION}: {len(done.added)} more classes at its end: {', '.join(done.added)}")
+    for remark in done.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    return done.missing_splits
+
+
+def folder_name(text: str, root: Path) -> str:
+    """The name of a dataset, as the command line gives it.
+
+    Raises:
+        UserError: it is a path that leads elsewhere than below the root, or cannot stand in list files.
+    """
+    path = Path(text)
+    if reason := why_unlisted(path.as_posix()):
+        raise UserError(f"{path!s:.100}: {reason} are no names of datasets; rename the folder".replace("\n", " "))
+    leads_away = path.is_absolute() or path.name in ("", "..") or ".." in path.parts
+    if leads_away or (len(path.parts) > 1 and path.is_dir() and not (root / path).is_dir()):
+        there = path.resolve() if leads_away else path
+        command = shlex.join(["ovenet", "prepare", there.name, "--root", str(there.parent)])
+        raise UserError(f"{text}: give the folder's name, and --root where it lies: {command}")
+    return path.as_posix()
+
+
+def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, Any]) -> Path:
+    """Drafts ``dataset.json`` and an experiment from the masks of a user's folder, and says what they hold.
+
+    Args:
+        name: of the folder below the root.
+        root: ``DATASET.ROOT``.
+        source: a folder elsewhere, which is refused.
+        begun: keys that ``dataset.json`` has already.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        UserError: there is no such folder, or its masks cannot be understood.
+    """
     folder = root / name
     if source is not None:
+        if not source.is_dir():
+            raise UserError(f"--source {source}: no such folder")
         raise UserError(f"{source}: has no {DESCRIPTION}; put the data into {folder}, where one can be drafted")
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder; expected one of {', '.join(CATALOG)}, or a folder of your own with images/ and "
             "labels/ (docs/data.md)"
         )
-    draft = read_draft(folder)
-    write_draft(draft, folder)
-    print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
-    for value, share in draft.shares.items():
-        text = value if isinstance(value, int) else ", ".join(map(str, value))
-        role = "ignored" if draft.is_ignored(value) else "a class"
-        print(f"  {'id' if isinstance(value, int) else 'colour'} {text}: {100 * share:.2f} % of the pixels, {role}")
-    experiments = Path("experiments/folder")
-    experiment = (experiments if experiments.is_dir() else Path()) / f"{name}.yaml"
+    layouts = begun.get("layouts")
+    if not layouts:
+        recognized = recognize_layouts(folder)
+        layouts = recognized.layouts
+        print(f"{folder}: {recognized}")
+    draft = read_draft(folder, layouts, show_progress=sys.stderr.isatty())
+    experiment = folder / EXPERIMENT
     if experiment.exists():
         print(f"{experiment}: is there already, and stays as it is")
     else:
-        write_experiment(draft, name, experiment)
+        write_experiment(draft, name, experiment, root)
         print(f"{experiment}: a small OVeNet, crops and sizes chosen for {draft.size[0]}x{draft.size[1]} pixels")
-    print(
-        f"now edit the names in {folder / DESCRIPTION}, remove what is no class, and look: "
-        f"ovenet audit --cfg {experiment}"
-    )
+    write_draft(draft, folder, begun)
+    print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
+    for value, share in draft.shares.items():
+        role = "ignored" if draft.is_ignored(value) else "a class"
+        print(f"  {describe(value)}: {100 * share:.2f} % of the pixels, {role}")
+    for remark in draft.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    return experiment
 
 
 def draw_scenes(args: argparse.Namespace) -> None:

@@ -2,53 +2,129 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ovenet.errors import UserError
 
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif",
+)  # fmt: skip
 _STRIP_ROWS = 64
 _BYTE_ORDER_MARK = "\ufeff"
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = 1
+# How to see pixels as they are stored in an upright image: exchange its axes, then step through rows and columns.
+_STORED_VIEWS = {
+    1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
+    5: (True, 1, 1), 6: (True, -1, 1), 7: (True, -1, -1), 8: (True, 1, -1),
+}  # fmt: skip
+_PNG_SIGNATURE_BYTES = 8
 _ANY_SIZE = 2**62
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def read_image(path: Path, *, upright: bool = False, max_pixels: int | None = None) -> np.ndarray:
-    """An image file as ``(H, W, 3)`` uint8 RGB.
+def read_image(path: Path, *, upright: bool = True, max_pixels: int | None = None) -> np.ndarray:
+    """An image file as ``(H, W, 3)`` uint8 RGB; whatever of this package reads a photograph reads it here.
 
     Grey images are repeated, alpha is dropped, palettes are looked up, and of 16 bits the upper 8 are taken.
 
+    A photograph is turned upright as its EXIF tag says, as viewers show it, wherever no mask says otherwise: its
+    results, masks and overlays alike, have the size and the orientation of what a viewer shows. Lists of a dataset,
+    with labels and without, are read as `DatasetInfo.upright` says: their masks, and their server, may have been made
+    for the pixels as they are stored. A broken tag, or one that is not 1 to 8, turns nothing. The tag of a TIFF is a
+    part of that format: it is obeyed always, in images and masks.
+
     Args:
         path: the file.
-        upright: turn it as its EXIF tag says, as picture viewers do.
+        upright: turn it as its EXIF tag says.
         max_pixels: refuse larger ones; None leaves it to Pillow, which refuses beyond 179 million.
 
     Raises:
         UserError: the file is missing, no image, or cut off, or its pixels are floating-point numbers.
     """
-    return to_rgb(open_image(path, "image", max_pixels=max_pixels), str(path), upright=upright)
+    with opened(path, "image", max_pixels=max_pixels) as image:
+        orientation = orientation_of(image) if upright else UPRIGHT
+        image.load()
+    return _rgb(image, str(path), orientation)
 
 
-def to_rgb(image: Image.Image, name: str, *, upright: bool = False) -> np.ndarray:
-    """An image in memory as `read_image` gives it; `name` is for messages."""
-    if upright and image.getexif().get(_ORIENTATION, 1) != 1:  # exif_transpose copies the others too
-        image = ImageOps.exif_transpose(image)
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """An image in memory as `read_image` gives it, upright; `name` is for messages."""
+    image.load()  # what follows the pixels in a PNG, and a TIFF's own turn
+    return _rgb(image, name, orientation_of(image))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The turn that an image's pixels still need, as EXIF counts: 1 (none) to 8.
+
+    Args:
+        image: one whose pixels were not read yet is asked for its header alone.
+
+    Returns:
+        1 also where the tag is broken or none of these, and of a TIFF, which Pillow turns as it reads it.
+    """
+    if image.format == "TIFF":
+        return UPRIGHT
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about broken tags
+            value = _exif_of(image).get(_ORIENTATION)
+    except Exception:  # damaged content can fail anywhere in Pillow's parser
+        return UPRIGHT
+    return value if type(value) is int and value in _STORED_VIEWS else UPRIGHT
+
+
+def _exif_of(image: Image.Image) -> Image.Exif:
+    file = getattr(image, "fp", None)
+    if image.format != "PNG" or "exif" in image.info or file is None:
+        return image.getexif()
+    position = file.tell()  # Pillow would read all of its pixels to see what follows them
+    try:
+        late = _chunk_of_png(file, b"eXIf")
+    finally:
+        file.seek(position)
+    if late is None:
+        return Image.Image.getexif(image)
+    exif = Image.Exif()
+    exif.load(late)
+    return exif
+
+
+def _chunk_of_png(file: BinaryIO, wanted: bytes) -> bytes | None:
+    """The content of a PNG's first chunk of a type; its other chunks are skipped, not read."""
+    file.seek(_PNG_SIGNATURE_BYTES)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == wanted:
+            return file.read(length)
+        file.seek(length + 4, os.SEEK_CUR)  # and its checksum
+    return None
+
+
+def _rgb(image: Image.Image, name: str, orientation: int) -> np.ndarray:
+    """Pixels of a loaded image, turned."""
     if image.mode == "F":
         raise UserError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    exchanges_axes, row_step, column_step = _STORED_VIEWS[orientation]
+    size = (image.height, image.width)
+    pixels = np.empty((*(size[::-1] if exchanges_axes else size), 3), np.uint8)
+    stored = (pixels.swapaxes(0, 1) if exchanges_axes else pixels)[::row_step, ::column_step]
     for top in range(0, image.height, _STRIP_ROWS):  # the whole image at once would be held twice more
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
         if image.mode in _SIXTEEN_BIT_MODES:
-            pixels[top : top + strip.height] = (np.asarray(strip).astype(np.int64) >> 8).clip(0, 255)[..., None]
+            stored[top : top + strip.height] = (np.asarray(strip).astype(np.int64) >> 8).clip(0, 255)[..., None]
         else:
-            pixels[top : top + strip.height] = np.asarray(strip.convert("RGB"))
+            stored[top : top + strip.height] = np.asarray(strip.convert("RGB"))
     return pixels
 
 
@@ -63,12 +139,29 @@ def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image
     Raises:
         UserError: it is missing, a directory, no image, cut off, or too large.
     """
+    with opened(path, role, max_pixels=max_pixels) as image:
+        image.load()
+        return image
+
+
+@contextmanager
+def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """An image file whose header is read; errors of what is done with it inside name the file.
+
+    Args:
+        path: the file.
+        role: what it is, for messages.
+        max_pixels: see `read_image`.
+
+    Raises:
+        UserError: as `open_image`.
+    """
     require_file(path, role)
     try:
-        with _pixel_limit(max_pixels), Image.open(path) as image:
-            image.load()
-            return image
-    except MemoryError:
+        # Files that Pillow opens by name may be mapped into memory, and then it misreads TIFFs with an orientation.
+        with _pixel_limit(max_pixels), path.open("rb") as file, Image.open(file) as image:
+            yield image
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # damaged content can fail anywhere in Pillow's decoders
         raise _unreadable(path, role, error) from error
@@ -100,17 +193,24 @@ def _unreadable(path: Path, role: str, error: BaseException) -> UserError:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Size ``(H, W)`` in pixels, from the file's header.
+    """Size ``(H, W)`` in pixels as stored, from the file's header.
 
     Raises:
         UserError: as `open_image`.
     """
-    require_file(path, "image")
-    try:
-        with _pixel_limit(_ANY_SIZE), Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:  # see `open_image`
-        raise _unreadable(path, "image", error) from error
+    return read_size(path, upright=False)
+
+
+def read_size(path: Path, *, upright: bool = True) -> tuple[int, int]:
+    """Size ``(H, W)`` of what `read_image` gives, from the file's header.
+
+    Raises:
+        UserError: as `open_image`.
+    """
+    with opened(path, "image", max_pixels=_ANY_SIZE) as image:
+        size = (image.height, image.width)
+        exchanges_axes, _, _ = _STORED_VIEWS[orientation_of(image) if upright else UPRIGHT]
+    return size[::-1] if exchanges_axes else size
 
 
 def is_utf8(path: Path) -> bool:
@@ -125,27 +225,39 @@ def is_utf8(path: Path) -> bool:
 @contextmanager
 def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
     """Sets what Pillow takes for too large, for a while."""
+    if max_pixels is None:
+        yield
+        return
     before = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None:
-        Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns before
+    Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns before
     try:
         with warnings.catch_warnings():
-            if max_pixels is not None:
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def why_unlisted(name: str) -> str:
+    """What keeps the name of a file out of list files; "" where nothing does."""
+    if any(character in name for character in "\t\r\n"):
+        return "file names with tabs or line breaks"
+    if not is_utf8(Path(name)):
+        return "file names that are not UTF-8"
+    if name != name.strip(" ") or name.startswith(_BYTE_ORDER_MARK):
+        return "file names that begin or end with a space or a byte order mark"
+    return ""
 
 
 def format_line(image: str, label: str | None) -> str:
     """One line of a list file: a tab between the names, so that they may contain spaces.
 
     Raises:
-        UserError: a name contains a tab or a line break.
+        UserError: a name cannot stand in a list, see `why_unlisted`.
     """
     for name in (image, label or ""):
-        if any(character in name for character in "\t\r\n"):
-            raise UserError(f"{name!r}: file names with tabs or line breaks cannot be listed; rename the file")
+        if reason := why_unlisted(name):
+            raise UserError(f"{name!r}: {reason} cannot be listed; rename the file")
     if label is None:
         return f"{image}\t\n" if " " in image else f"{image}\n"
     return f"{image}\t{label}\n"

@@ -116,6 +116,10 @@ class DatasetInfo:
         submission: what the server expects; None where there is no server.
         label_format: ``ids``: label files hold ids; ``colors``: they hold the palette's colours; ``either``: colour
             images are read as colours, the others as ids.
+        snap: pixels at smoothed edges of masks, and those that JPEG changed, are of the class that they are nearest to;
+            otherwise a value of no class is refused.
+        transparent: the class of fully transparent pixels in masks of colours, or ``ignore``; None takes the colour
+            that is hidden there where it can mean one thing only.
         upright: turn photographs as their EXIF tag says before pairing them with labels.
         optional_background: class 0 may be left out; then it is ignored.
         categories: in which its classes may be merged, all of them.
@@ -138,6 +142,8 @@ class DatasetInfo:
     evaluation: EvaluationRule = LONG_SIDE
     submission: SubmissionRule | None = None
     label_format: Literal["ids", "colors", "either"] = "ids"
+    snap: bool = False
+    transparent: str | None = None
     upright: bool = False
     optional_background: bool = False
     categories: tuple[Category, ...] = ()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 
-from ovenet.data.files import is_utf8
+from ovenet.data.files import IMAGE_SUFFIXES, is_utf8
 from ovenet.data.video import pyav
 from ovenet.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _CAMERA = "camera:"
 PIPE = "-"
@@ -168,7 +168,7 @@ class FrameReader:
         self.num_frames = self._source.num_frames
 
     def __iter__(self) -> Iterator[np.ndarray | None]:
-        """``(H, W, 3)`` uint8 RGB; None for a frame that cannot be decoded."""
+        """``(H, W, 3)`` uint8 RGB, turned as players show it; None for a frame that cannot be decoded."""
         return self._source.frames()
 
     def close(self) -> None:
@@ -229,7 +229,8 @@ class _PipeSource:
         frames = self._container.decode(self._stream)
         while True:
             try:
-                yield next(frames).to_ndarray(format="rgb24")
+                frame = next(frames)
+                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame)))
             except StopIteration:
                 return
             except self._error:  # a broken frame, on which the following ones depend
@@ -239,3 +240,12 @@ class _PipeSource:
     def close(self) -> None:
         self._container.close()
         self._file.close()
+
+
+def _quarter_turns(frame: Any) -> int:
+    """Counterclockwise, that bring a frame of PyAV upright; OpenCV turns those that it reads itself."""
+    matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return 0
+    to_x, to_y = np.frombuffer(matrix, np.int32)[:2]  # where the frame's x axis points, y downwards
+    return -round(math.atan2(to_y, to_x) / (math.pi / 2))

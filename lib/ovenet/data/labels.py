@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image
 
-from ovenet.data.files import open_image
-from ovenet.data.info import INVALID, DatasetInfo
+from ovenet.data.description import voc_color
+from ovenet.data.info import INVALID, Color, DatasetInfo
+from ovenet.data.masks import Mask, MaskForm, read_mask
+from ovenet.data.snapping import LOSSY_TOLERANCE, snap
 from ovenet.errors import UserError
 
-_ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 JPEG = (".jpg", ".jpeg")
+
+
+@dataclass(frozen=True)
+class LabelContent:
+    """What a label file means.
+
+    Attributes:
+        train_ids: ``(H, W)`` int16; of no meaning where `unknown`.
+        unknown: ``(H, W)`` whether the value is none of the dataset's.
+        num_snapped: pixels whose value is no class, and that were given one (``snap`` in dataset.json).
+        num_transparent: pixels that are fully transparent and count.
+        num_half_transparent: pixels that are neither opaque nor fully transparent; their colour counts.
+    """
+
+    train_ids: np.ndarray
+    unknown: np.ndarray
+    num_snapped: int = 0
+    num_transparent: int = 0
+    num_half_transparent: int = 0
 
 
 class LabelDecoder:
@@ -25,12 +46,17 @@ class LabelDecoder:
 
     def __init__(self, info: DatasetInfo, ignore_label: int):
         self.info = info
+        self.ignore_label = ignore_label
         self.table = info.train_id_table(ignore_label)
+        self._ids = np.flatnonzero(self.table != INVALID).astype(np.uint8)[:, None]
         colors = np.array([*info.palette, *info.ignored_colors], dtype=np.uint8)
-        train_ids = [*range(info.num_classes), *[ignore_label] * len(info.ignored_colors)]
-        codes = _color_codes(colors)
-        order = np.argsort(codes)
-        self._color_codes, self._color_train_ids = codes[order], np.array(train_ids, dtype=np.int16)[order]
+        train_ids = np.array([*range(info.num_classes), *[ignore_label] * len(info.ignored_colors)], np.int16)
+        order = np.argsort(color_codes(colors))
+        self._colors, self._color_train_ids = colors[order], train_ids[order]
+        self._color_codes = color_codes(self._colors)
+        self._chosen_colors = _chosen_colors(info)
+        is_class = info.transparent in info.class_names
+        self._hidden_train_id = np.int16(info.class_names.index(info.transparent) if is_class else ignore_label)
 
     def read(self, path: Path) -> np.ndarray:
         """A label file as train ids.
@@ -42,122 +68,245 @@ class LabelDecoder:
             ``(H, W)`` int16.
 
         Raises:
-            UserError: the file is missing, no image or cut off, or holds an id or a colour that is no class.
+            UserError: the file is missing, no image or cut off, holds an id or a colour that is no class, or can be
+                read in two ways.
         """
-        image = open_image(path, "label")
-        if self.holds_colors(image):
-            return self.colors_to_train_ids(np.asarray(image.convert("RGB")), path)
-        return self.ids_to_train_ids(label_ids(image, path, self.info), path)
+        return self.read_content(path).train_ids
 
-    def holds_colors(self, image: Image.Image) -> bool:
-        """Whether a label image is to be read by its colours rather than as ids."""
-        return self.info.label_format == "colors" or (
-            self.info.label_format == "either" and image.mode not in _ID_MODES
-        )
-
-    def ids_to_train_ids(self, ids: np.ndarray, path: Path) -> np.ndarray:
-        """Label file ids to train ids.
-
-        Args:
-            ids: ``(H, W)``, any integers.
-            path: the file, for the message.
-
-        Returns:
-            ``(H, W)`` int16.
+    def read_content(self, path: Path) -> LabelContent:
+        """As `read`, and how many pixels were read in a way that is worth knowing.
 
         Raises:
-            UserError: an id is none of the dataset's; names the value and the likely cause.
+            UserError: as `read`.
         """
+        mask = read_mask(path)
+        content = self.decode(mask, path)
+        if content.unknown.any():
+            raise self._unknown_value(mask, content.unknown, path)
+        return content
+
+    def holds_colors(self, form: MaskForm) -> bool:
+        """Whether a label file is to be read by its colours rather than as ids."""
+        return self.info.label_format == "colors" or (self.info.label_format == "either" and not form.holds_ids)
+
+    def decode(self, mask: Mask, path: Path) -> LabelContent:
+        """What a label file's pixels mean, unknown ones included.
+
+        Args:
+            mask: its content.
+            path: the file, for messages.
+
+        Raises:
+            UserError: it is a colour image where ids are expected, a JPEG of values that JPEG mixes up, or can be read
+                in two ways: by its palette's colours or by its indices, or by what is under transparent pixels.
+        """
+        if self.holds_colors(mask.form):
+            return self._decode_colors(mask, path)
+        if mask.samples.ndim == 3:
+            raise UserError(
+                f"{path}: the label is a colour image ({mask.form.mode}); {self.info.name} expects one channel of "
+                "class ids. Convert it, or describe the data with its colours in a dataset.json"
+            )
+        self._refuse_contradicting_palette(mask, path)
+        ids = mask.samples
         in_range = ids if ids.dtype == np.uint8 else np.clip(ids, 0, 255).astype(np.uint8)
         train_ids = self.table[in_range]
-        wrong = (train_ids == INVALID) | (in_range != ids)
-        if wrong.any():
-            values = np.unique(ids[wrong])
-            raise UserError(
-                f"{path}: label value {values[0]} is no class of {self.info.name}; "
-                f"{likely_cause(values, self.info, path)}"
-            )
-        return train_ids
+        unknown = (train_ids == INVALID) | (in_range != ids)
+        if not self._is_snapped(mask.form, self._ids, unknown, path) or (in_range != ids).any():
+            return LabelContent(train_ids, unknown)
+        index = np.searchsorted(self._ids[:, 0], in_range).clip(max=len(self._ids) - 1)
+        index, rest = snap(in_range[..., None], index, ~unknown, unknown, self._ids, is_lossy=mask.form.is_lossy)
+        return LabelContent(self.table[self._ids[index, 0]], rest, int((unknown & ~rest).sum()))
 
-    def colors_to_train_ids(self, pixels: np.ndarray, path: Path) -> np.ndarray:
-        """Colours to train ids.
+    def _decode_colors(self, mask: Mask, path: Path) -> LabelContent:
+        pixels = mask.colors(path)
+        codes = color_codes(pixels)
+        starts, lengths = _runs(codes)
+        run_codes = codes.ravel()[starts]
+        run_index = np.searchsorted(self._color_codes, run_codes).clip(max=len(self._color_codes) - 1)
 
-        Args:
-            pixels: ``(H, W, 3)`` uint8 RGB.
-            path: the file, for the message.
+        def spread(values: np.ndarray) -> np.ndarray:
+            return np.repeat(values, lengths).reshape(codes.shape)
 
-        Returns:
-            ``(H, W)`` int16.
+        known = spread(self._color_codes[run_index] == run_codes)
+        train_ids = spread(self._color_train_ids[run_index])
+        unknown, num_transparent, num_half = ~known, 0, 0
+        if mask.alpha is not None:
+            transparent = mask.alpha == 0
+            num_transparent = int(transparent.sum())
+            num_half = int((mask.alpha < 255).sum()) - num_transparent
+            if self.info.transparent is None:
+                self._refuse_ambiguous_transparency(codes, known, transparent, path)
+            else:
+                train_ids[transparent] = self._hidden_train_id
+                known, unknown = known & ~transparent, unknown & ~transparent
+        rest, num_snapped = unknown, 0
+        if self._is_snapped(mask.form, self._colors, unknown, path):
+            index, rest = snap(pixels, spread(run_index), known, unknown, self._colors, is_lossy=mask.form.is_lossy)
+            snapped = unknown & ~rest
+            train_ids[snapped], num_snapped = self._color_train_ids[index[snapped]], int(snapped.sum())
+        return LabelContent(train_ids, rest, num_snapped, num_transparent, num_half)
+
+    def _is_snapped(self, form: MaskForm, values: np.ndarray, unknown: np.ndarray, path: Path) -> bool:
+        """Whether unknown values of a file are to be given a class.
 
         Raises:
-            UserError: a colour is none of the dataset's; names it.
+            UserError: the file is a JPEG or the like, and what it mixes up are classes.
         """
-        train_ids, wrong = self._look_up(pixels)
-        if wrong.any():
-            color = [int(channel) for channel in pixels[wrong][0]]
-            cause = (
-                "JPEG changes colours: save masks as PNG"
-                if path.suffix.lower() in JPEG
-                else "add it to dataset.json, as a class or under 'ignore', or save the mask without smoothing"
-            )
+        if form.is_lossy and (near := _too_near(values)):
+            first, second = near
             raise UserError(
-                f"{path}: colour {color} is no class of {self.info.name} ({int(wrong.sum())} pixels); {cause}"
+                f"{path}: the label is stored as {form.file_format}, which changes values, and its classes are as near "
+                f"as {first} and {second}: one becomes the other unseen; save it as PNG from the original"
             )
-        return train_ids
+        return self.info.snap and bool(unknown.any())
 
-    def count_colors(self, pixels: np.ndarray) -> tuple[dict[int, int], dict[tuple[int, int, int], int]]:
-        """What colours an image holds.
+    def _refuse_contradicting_palette(self, mask: Mask, path: Path) -> None:
+        """Refuses a palette file whose indices are ids of one class and whose colours are another's.
 
-        Args:
-            pixels: ``(H, W, 3)`` uint8 RGB.
-
-        Returns:
-            Pixels of each train id, and of each colour that is none of the dataset's.
+        A file is only refused where all of its colours are known, and only colours count that the user chose: tools
+        give palettes of their own, and a description has colours for its classes even where nobody gave any.
         """
-        train_ids, wrong = self._look_up(pixels)
-        known = np.unique(train_ids[~wrong], return_counts=True)
-        unknown = np.unique(pixels[wrong], axis=0, return_counts=True)
-        return (
-            {int(k): int(n) for k, n in zip(*known, strict=True)},
-            {tuple(map(int, color)): int(n) for color, n in zip(*unknown, strict=True)},
-        )
-
-    def _look_up(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Train ids ``(H, W)``, and which of them mean nothing since the colour is not known."""
-        codes = _color_codes(pixels)
-        position = np.searchsorted(self._color_codes, codes).clip(max=len(self._color_codes) - 1)
-        return self._color_train_ids[position], self._color_codes[position] != codes
-
-
-def label_ids(image: Image.Image, path: Path, info: DatasetInfo) -> np.ndarray:
-    """Pixels of a label image as ids ``(H, W)``, uint8 or wider.
-
-    Raises:
-        UserError: it is a colour image.
-    """
-    if image.mode not in _ID_MODES:
+        if self.info.label_format != "either" or mask.form.palette is None or not self._chosen_colors:
+            return
+        by_color = {i: self._train_id_of(color) for i, color in enumerate(mask.form.palette)}
+        by_id = dict(enumerate(self.table.tolist()))
+        if all(by_color[i] in (None, by_id[i]) for i in by_color):
+            return  # whichever indices are in use
+        ignored = self.info.ignored_ids
+        used = [i for i, n in enumerate(np.bincount(mask.samples.ravel()).tolist()) if n and i not in ignored]
+        wrong = next((i for i in used if by_color.get(i) != by_id[i]), None)
+        if wrong is None or any(by_color.get(i) is None for i in used):
+            return
+        as_id = self._name(by_id[wrong]) if by_id[wrong] != INVALID else "no class"
         raise UserError(
-            f"{path}: the label is a colour image ({image.mode}); {info.name} expects one channel of class ids. "
-            "Convert it, or describe the data with its colours in a dataset.json"
+            f"{path}: index {wrong} is {as_id} by its number and {self._name(by_color[wrong])} by its palette's colour "
+            f'{list(mask.form.palette[wrong])}; say in dataset.json which holds: "label_format": "colors", or "ids"'
         )
-    ids = np.asarray(image)
-    return ids.astype(np.uint8) if ids.dtype == bool else ids
+
+    def _train_id_of(self, color: Color) -> int | None:
+        """Of a colour that the user gave to a class or to what is ignored."""
+        return self._chosen_colors.get(color, self.ignore_label if color in self.info.ignored_colors else None)
+
+    def _name(self, train_id: int) -> str:
+        return "ignored" if train_id == self.ignore_label else repr(self.info.class_names[train_id])
+
+    def _refuse_ambiguous_transparency(
+        self, codes: np.ndarray, known: np.ndarray, transparent: np.ndarray, path: Path
+    ) -> None:
+        """Lets the colour below transparent pixels count where it is one, a class's, and drawn nowhere else."""
+        hidden = codes[transparent]
+        if hidden.size == 0:
+            return
+        is_one = (hidden == hidden[0]).all() and known[transparent].all()
+        if not is_one or ((codes == hidden[0]) & ~transparent).any():
+            raise UserError(
+                f"{path}: {100 * hidden.size / codes.size:.2g} % of the label is transparent, and the colour hidden "
+                'there says nothing; say in dataset.json what it is: "transparent": the name of a class, or "ignore"'
+            )
+
+    def _unknown_value(self, mask: Mask, unknown: np.ndarray, path: Path) -> UserError:
+        """What to say about values that are no class."""
+        if not self.holds_colors(mask.form):
+            values = np.unique(mask.samples[unknown])
+            return UserError(
+                f"{path}: label value {values[0]} is no class of {self.info.name}; "
+                f"{likely_cause(values, self.info, path, mask.form)}"
+            )
+        color = [int(channel) for channel in mask.colors(path)[unknown][0]]
+        if mask.form.is_lossy:
+            cause = f'{mask.form.file_format} changes colours: save masks as PNG, or set "snap": true in dataset.json'
+        elif self.info.snap:
+            cause = "it is no blend of classes beside it; add it to dataset.json, as a class or under 'ignore'"
+        else:
+            cause = (
+                "add it to dataset.json, as a class or under 'ignore', or save the mask without smoothing; "
+                'if these are smoothed edges alone, set "snap": true there'
+            )
+        return UserError(
+            f"{path}: colour {color} is no class of {self.info.name} ({int(unknown.sum())} pixels); {cause}"
+        )
 
 
-def likely_cause(values: np.ndarray, info: DatasetInfo, path: Path) -> str:
+def color_codes(pixels: np.ndarray) -> np.ndarray:
+    """``(..., 3)`` uint8 RGB to one number per colour, int32."""
+    if pixels.ndim != 3 or pixels.size == 0:
+        wide = pixels.astype(np.int32)
+        return wide[..., 0] | wide[..., 1] << 8 | wide[..., 2] << 16
+    padded = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2RGBA)  # six times as fast; adds a byte of 255
+    return padded.view("<i4")[..., 0] & 0xFFFFFF
+
+
+def count_colors(pixels: np.ndarray) -> dict[Color, int]:
+    """Pixels of each colour.
+
+    Args:
+        pixels: ``(..., 3)`` uint8 RGB.
+    """
+    codes, numbers = count_values(color_codes(pixels))
+    return dict(zip(colors_of_codes(codes), numbers.tolist(), strict=True))
+
+
+def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different integers in an array, sorted, and how often each is there, as ``np.unique`` gives them.
+
+    Masks are counted by runs of the same value, several times as fast.
+    """
+    starts, lengths = _runs(values)
+    found, which = np.unique(values.ravel()[starts], return_inverse=True)
+    return found, np.bincount(which, weights=lengths, minlength=len(found)).astype(np.int64)
+
+
+def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where runs of the same value begin in the flat array, and how long they are."""
+    flat = values.ravel()
+    starts = np.concatenate([np.zeros(min(1, flat.size), np.int64), np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    return starts, np.diff(starts, append=flat.size)
+
+
+def colors_of_codes(codes: np.ndarray) -> list[Color]:
+    """The colours that `color_codes` gave numbers to."""
+    return list(zip((codes & 255).tolist(), (codes >> 8 & 255).tolist(), (codes >> 16).tolist(), strict=True))
+
+
+def _chosen_colors(info: DatasetInfo) -> dict[Color, int]:
+    """Train ids of the colours that are not those that a description gives to classes without any.
+
+    Those stand one place further on where the background is left out.
+    """
+    return {color: k for k, color in enumerate(info.palette) if color not in (voc_color(k + 1), voc_color(k + 2))}
+
+
+def _too_near(values: np.ndarray) -> tuple[str, str] | None:
+    """Two of some values ``(N, C)`` that JPEG may mix up."""
+    for n, value in enumerate(values):
+        apart = np.abs(values[:n].astype(np.int32) - value).max(axis=1, initial=0)
+        if (apart <= 2 * LOSSY_TOLERANCE).any():
+            return tuple(", ".join(map(str, v)) for v in (values[int(apart.argmin())], value))
+    return None
+
+
+def likely_cause(values: np.ndarray, info: DatasetInfo, path: Path, form: MaskForm) -> str:
     """Why a label file may hold ids that its dataset does not know, and what to do.
 
     Args:
         values: the unknown ids, sorted.
         info: the dataset.
         path: the file.
+        form: how it is stored.
     """
     first, last = min(info.known_ids), max(info.known_ids)
     known = f"its ids are {first} to {last}"
     if info.ignored_ids:
         known += f", {info.ignored_ids[0] if len(info.ignored_ids) == 1 else 'the others'} ignored"
-    if path.suffix.lower() in JPEG:
-        return f"{known}. JPEG changes ids: save label files as PNG"
+    if form.is_lossy:
+        return f"{known}. {form.file_format} changes ids: save label files as PNG"
+    if form.bits < 8 and form.palette is None:
+        white = 2**form.bits - 1
+        return (
+            f"{known}. The file has {form.bits} bit{'s' if form.bits > 1 else ''}, so its white is {white}, not 255: "
+            "save label files with 8 bits"
+        )
     if 255 in values and has_cityscapes_ids(info):
         return f"{known}. 255 marks ignored pixels in train id files: list the *_labelIds.png files instead"
     if 255 in values:
@@ -184,9 +333,3 @@ def has_cityscapes_ids(info: DatasetInfo) -> bool:
 
 def _has_train_ids(info: DatasetInfo) -> bool:
     return info.label_ids == tuple(range(info.num_classes))
-
-
-def _color_codes(pixels: np.ndarray) -> np.ndarray:
-    """``(..., 3)`` uint8 to one number per colour."""
-    wide = pixels.astype(np.int32)
-    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]

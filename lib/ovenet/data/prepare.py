@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
-from ovenet.data.catalog import find_dataset
+from tqdm import tqdm
+
+from ovenet.data.catalog import CATALOG, DESCRIPTION, find_dataset
+from ovenet.data.description import blank_description
 from ovenet.data.files import format_line
-from ovenet.data.info import DatasetInfo
-from ovenet.data.layouts import Pairs, SplitLayouts, collect_pairs, find_layout, patterns_of_test
+from ovenet.data.info import SPLITS, DatasetInfo
+from ovenet.data.layouts import LeftOut, Pairs, SplitLayouts, collect_pairs, find_layout, patterns_of_test, told
+from ovenet.data.recognition import recognize_layouts
 from ovenet.errors import UserError
-from ovenet.utils.writing import write_file
+from ovenet.utils.writing import write_bytes, write_file
 
 # Lists of the public code, by the list of the same images here.
 PUBLISHED_LISTS = {"trainList": "train", "valList": "val", "testvalList": "val", "testval": "val"}
@@ -28,12 +35,20 @@ class Preparation:
     Attributes:
         folder: of the lists.
         num_lines: per list that is in place now, by its name without suffix.
+        changes: what became of lists that said something else, by the same names.
         remarks: what the user should know, one sentence each.
     """
 
     folder: Path
     num_lines: Mapping[str, int]
+    changes: Mapping[str, str]
     remarks: tuple[str, ...]
+
+    @property
+    def lines(self) -> list[str]:
+        """One for each list, for the terminal or a log."""
+        changes = {name: f" ({change})" for name, change in self.changes.items()}
+        return [f"{self.folder / name}.lst: {n} lines{changes.get(name, '')}" for name, n in self.num_lines.items()]
 
 
 def prepare_dataset(
@@ -41,7 +56,8 @@ def prepare_dataset(
 ) -> Preparation:
     """Checks the tree under ``root/<name>`` and writes ``root/list/<name>/{train,val,trainval,test}.lst``.
 
-    A dataset with conditions gets a list for each split and condition too.
+    A dataset with conditions gets a list for each split and condition too. Of a user's own, what cannot be used is left
+    out and remarked; a published one has to be whole.
 
     Args:
         name: of the catalog, or of a folder with a ``dataset.json``.
@@ -60,26 +76,72 @@ def prepare_dataset(
     if source is None and name != info.name and (root / name).is_dir() and not folder.exists():
         source, copy = root / name, False  # under the name that public files give it
     if source is not None:
-        find_layout(source, info)  # a wrong folder is refused before it is linked
+        _collect(source, info)  # what cannot be listed is refused before it is linked or copied
         bring(source, folder, copy=copy)
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder; unpack {info.archives or info.name} there, or name a folder with --source"
         )
-    layouts = find_layout(folder, info)
-    lists = _split_lists(folder, layouts, info)
-    remarks = _remarks(lists, layouts, info)
+    lists, remarks = _collect(folder, info)
     for split, pairs in list(lists.items()):
         for condition in info.conditions:
             lists[f"{split}_{condition}"] = [pair for pair in pairs if info.condition_of(pair[0]) == condition]
     lists["trainval"] = lists["train"] + lists["val"]
-    written = {}
-    for list_name, pairs in lists.items():
+    texts = {name: "".join(format_line(image, label) for image, label in pairs) for name, pairs in lists.items()}
+    written, changes = {}, {}
+    for list_name, text in texts.items():
         path = list_path(root, info.name, list_name)
         if not (only_missing and path.exists()):
-            _write_list(path, pairs)
-            written[list_name] = len(pairs)
-    return Preparation(list_path(root, info.name, "train").parent, written, tuple(remarks))
+            change = _write_list(path, text)
+            written[list_name] = len(lists[list_name])
+            changes |= {list_name: change} if change else {}
+    stale = [split for split in SPLITS if split not in lists and list_path(root, info.name, split).exists()]
+    if info.name not in CATALOG:
+        remarks += [
+            f"{list_path(root, info.name, split)}: no images of it any more, and not written" for split in stale
+        ]
+    return Preparation(list_path(root, info.name, "train").parent, written, changes, tuple(remarks))
+
+
+def _collect(folder: Path, info: DatasetInfo) -> tuple[dict[str, Pairs], list[str]]:
+    """The pairs of each split, and what to say about them.
+
+    Raises:
+        UserError: there are none of training or validation, or, of a published dataset, one is not whole.
+    """
+    layouts, lists, remarks = _find_pairs(folder, info)
+    _divide(lists, folder, info)
+    return lists, [*remarks, *_remarks(lists, layouts, info)]
+
+
+def _find_pairs(folder: Path, info: DatasetInfo) -> tuple[SplitLayouts, dict[str, Pairs], list[str]]:
+    """The layouts in which the data lies, the pairs of each, and what is left out.
+
+    Raises:
+        UserError: it lies in none, or nothing pairs.
+    """
+    if info.name in CATALOG:
+        layouts = find_layout(folder, info)
+        return layouts, _pairs(folder, layouts, info, None), []
+    left_out: LeftOut = {}
+    try:
+        layouts = find_layout(folder, info)
+        lists = _pairs(folder, layouts, info, left_out)
+        return layouts, lists, told(left_out)
+    except UserError as error:
+        description = folder / DESCRIPTION
+        if info.layouts != blank_description(info.name).layouts:
+            raise UserError(f"{error}, or correct the layouts in {description}") from error
+    found = recognize_layouts(folder)
+    layouts = find_layout(folder, blank_description(info.name, found.layouts))
+    left_out = {}
+    lists = _pairs(folder, layouts, info, left_out)
+    to_keep = json.dumps({"layouts": found.layouts})[1:-1]
+    return layouts, lists, [f"{folder}: {found}; to keep it so, add to {description}: {to_keep}", *told(left_out)]
+
+
+def _pairs(folder: Path, layouts: SplitLayouts, info: DatasetInfo, left_out: LeftOut | None) -> dict[str, Pairs]:
+    return {split: collect_pairs(folder, layout, info.conditions, left_out) for split, layout in layouts.items()}
 
 
 def list_path(root: Path, name: str, list_name: str) -> Path:
@@ -87,22 +149,27 @@ def list_path(root: Path, name: str, list_name: str) -> Path:
     return root / "list" / name / f"{list_name}.lst"
 
 
-def _split_lists(folder: Path, layouts: SplitLayouts, info: DatasetInfo) -> dict[str, Pairs]:
-    lists = {split: collect_pairs(folder, layout, info.conditions) for split, layout in layouts.items()}
-    if "all" in lists:
-        pairs = lists.pop("all")
-        chosen = [_kept_for_validation(image, info.val_share) for image, _ in pairs]
-        lists["train"] = [pair for pair, val in zip(pairs, chosen, strict=True) if not val]
-        lists["val"] = [pair for pair, val in zip(pairs, chosen, strict=True) if val]
-        for split in ("train", "val"):
-            if not lists[split]:
-                raise UserError(f"{folder}: {len(pairs)} images leave none for {split}; add some, or change val_share")
-    return lists
+def _divide(lists: dict[str, Pairs], folder: Path, info: DatasetInfo) -> None:
+    """Makes training and validation of images that are in no split; each gets one where there are two.
+
+    The choice is by the files' names: adding images moves no other from one split to the other.
+    """
+    if "all" not in lists:
+        return
+    pairs = lists.pop("all")
+    if len(pairs) < 2:
+        raise UserError(f"{folder}: one image with a label leaves none for validation; add some")
+    places = {image: _place_of(image) for image, _ in pairs}
+    chosen = {image for image, place in places.items() if place < info.val_share * 2**64}
+    first, last = min(places, key=places.__getitem__), max(places, key=places.__getitem__)
+    chosen = (chosen | {first}) - {last}
+    lists["train"] = [pair for pair in pairs if pair[0] not in chosen]
+    lists["val"] = [pair for pair in pairs if pair[0] in chosen]
 
 
-def _kept_for_validation(image: str, share: float) -> bool:
-    """A choice by the file's name alone: adding images moves no other from one split to the other."""
-    return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big") < share * 2**64
+def _place_of(image: str) -> int:
+    """A number from 0 to 2**64, as good as drawn for a name."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(image)).digest()[:8], "big")
 
 
 def _remarks(lists: Mapping[str, Pairs], layouts: SplitLayouts, info: DatasetInfo) -> list[str]:
@@ -140,22 +207,30 @@ def bring(source: Path, folder: Path, *, copy: bool) -> None:
             raise UserError(f"{folder} is a link to {os.readlink(folder)}, which does not exist; remove the link")
         folder.symlink_to(source.resolve(), target_is_directory=True)
         return
-    for file in sorted(p for p in source.rglob("*") if p.is_file()):
-        target = folder / file.relative_to(source)
-        if target.exists():
-            if target.stat().st_size != file.stat().st_size:
-                raise UserError(f"{target} exists and differs from {file}; remove it yourself if it may go")
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+    targets = {file: folder / file.relative_to(source) for file in sorted(source.rglob("*")) if file.is_file()}
+    for file, target in targets.items():
+        if target.exists() and target.stat().st_size != file.stat().st_size:
+            raise UserError(f"{target} exists and differs from {file}; remove it yourself if it may go")
+    missing = {file: target for file, target in targets.items() if not target.exists()}
+    for file, target in tqdm(missing.items(), desc="copying", unit="file", delay=1, disable=not sys.stderr.isatty()):
+        write_file(target, partial(shutil.copyfile, file))
 
 
-def _write_list(path: Path, pairs: Pairs) -> None:
-    """Writes a list, keeping a file of the same content as it is and edited ones as ``.old``, ``.old2`` and so on."""
-    text = "".join(format_line(image, label) for image, label in pairs)
+def _write_list(path: Path, text: str) -> str:
+    """Writes a list, keeping a file of the same content as it is and others as ``.old``, ``.old2`` and so on.
+
+    Returns:
+        What changed; "" where nothing was there, or the same.
+    """
+    content, change = text.encode(), ""
     if path.exists():
-        if path.read_text(encoding="utf-8") == text:
-            return
+        before = path.read_bytes()
+        if before == content:
+            return ""
         names = (path.with_name(f"{path.name}.old{number if number > 1 else ''}") for number in count(1))
-        path.replace(next(name for name in names if not name.exists()))
-    write_file(path, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+        kept = next(name for name in names if not name.exists())
+        path.replace(kept)
+        old, new = (set(filter(None, one.splitlines())) for one in (before, content))
+        change = f"{len(old)} before: {len(new - old)} added, {len(old - new)} removed; kept as {kept.name}"
+    write_bytes(path, content)
+    return change

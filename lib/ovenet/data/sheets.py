@@ -13,6 +13,8 @@ from ovenet.structures import Sample
 
 IGNORED_COLOR = (0, 0, 0)
 _OPACITY = 0.6
+_STRIPE_PX = 8  # from one stripe of the hatching to the next, and a fourth of it is drawn
+_STRIPE_COLOR = (200, 200, 200)
 _MARGIN = 6
 _TEXT_HEIGHT = 16
 _BACKGROUND = (255, 255, 255)
@@ -26,10 +28,27 @@ def colorize(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
     return palette[np.where(is_class, labels, info.num_classes)]
 
 
+def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Draws diagonal stripes over a part of a picture: what is ignored, apart from a class that is black.
+
+    Args:
+        picture: ``(H, W, 3)`` uint8, at the size at which it is shown.
+        where: ``(H, W)`` bool.
+
+    Returns:
+        A striped copy.
+    """
+    rows, columns = np.indices(where.shape, sparse=True)
+    is_stripe = where & ((rows + columns) % _STRIPE_PX < _STRIPE_PX // 4)
+    return np.where(is_stripe[..., None], np.uint8(_STRIPE_COLOR), picture)
+
+
 def contact_sheet(
     samples: Sequence[Sample], info: DatasetInfo, *, num_columns: int = 4, tile_width: int = 400
 ) -> np.ndarray:
     """Each sample as it is and with its label laid over, with its name; below, the colours of the classes shown.
+
+    What is ignored is hatched, in the samples and in the legend.
 
     Args:
         samples: at least one; those without a label show their image alone.
@@ -62,7 +81,10 @@ def _tile(sample: Sample, info: DatasetInfo, width: int) -> Image.Image:
     views = [cv2.resize(sample.image, (half, height), interpolation=cv2.INTER_AREA)]
     if sample.labels is not None:
         overlay = cv2.addWeighted(sample.image, 1 - _OPACITY, colorize(sample.labels, info), _OPACITY, 0)
-        views.append(cv2.resize(overlay, (half, height), interpolation=cv2.INTER_AREA))
+        overlay = cv2.resize(overlay, (half, height), interpolation=cv2.INTER_AREA)
+        ignored = (sample.labels < 0) | (sample.labels >= info.num_classes)
+        ignored = cv2.resize(ignored.astype(np.float32), (half, height), interpolation=cv2.INTER_AREA)
+        views.append(hatch(overlay, ignored >= 0.5))
     tile = Image.new("RGB", (width, height + _TEXT_HEIGHT), _BACKGROUND)
     for index, view in enumerate(views):
         tile.paste(Image.fromarray(view), (index * (half + 2), 0))
@@ -82,9 +104,12 @@ def _legend(samples: Sequence[Sample], info: DatasetInfo, width: int) -> Image.I
     per_row = max(1, (width - _MARGIN) // cell)
     legend = Image.new("RGB", (width, (len(entries) + per_row - 1) // per_row * 20 + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(legend)
+    stripes = Image.fromarray(hatch(np.full((13, 17, 3), IGNORED_COLOR, np.uint8), np.ones((13, 17), bool)))
     for index, (name, color) in enumerate(entries):
         left, top = _MARGIN + index % per_row * cell, index // per_row * 20
         draw.rectangle((left, top, left + 18, top + 14), fill=color, outline=_INK)
+        if index == len(entries) - 1:
+            legend.paste(stripes, (left + 1, top + 1))
         draw.text((left + 24, top + 1), name, _INK, font=_font())
     return legend
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import yaml
+from tqdm import tqdm
 
 from ovenet.data.description import MAX_CLASSES, blank_description, voc_color
-from ovenet.data.files import image_size, open_image
+from ovenet.data.files import read_size
+from ovenet.data.info import Color, DatasetInfo
+from ovenet.data.labels import LabelDecoder
 from ovenet.data.layouts import collect_pairs, find_layout
+from ovenet.data.recognition import recognize_layouts
+from ovenet.dataset_tools.mask_values import TRANSPARENT, FileValues, Value, describe, find_classes, read_values, unify
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_text
 
-MAX_MASKS = 200  # that are read
 _IGNORED = (255, (255, 255, 255))  # the usual id and colour of pixels without a label
 _MAX_SIDE, _MAX_CROP = 2048, 512
-Value = int | tuple[int, int, int]
+_MAX_NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -27,94 +34,221 @@ class Draft:
     """What the masks of a folder hold.
 
     Attributes:
-        shares: of each id or colour, of the pixels that were read, the largest first.
+        shares: of each id or colour that may be a class, of the pixels that were read, the largest first.
         num_masks: that were read.
         size: width and height that most images have.
+        colors: of ids that have the same colour in the palettes of all masks.
+        reads_palettes: masks with one channel are read by their colours, since their ids mean different things.
+        snapped: share of the pixels of masks that smoothing or JPEG gave a value of no class, by the masks' names.
+        doubtful: of the ids and colours, those that are nowhere 3 x 3 pixels wide and lie between others.
+        problems: masks that training cannot read, and why.
+        layouts: where images and masks lie, as ``dataset.json`` has it.
     """
 
     shares: dict[Value, float]
     num_masks: int
     size: tuple[int, int]
+    colors: dict[Value, Color]
+    reads_palettes: bool
+    snapped: dict[str, float]
+    doubtful: tuple[Value, ...]
+    problems: tuple[str, ...]
+    layouts: Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
     @property
     def classes(self) -> list[dict]:
         """As ``dataset.json`` has them: by id, or by share where masks are colours."""
-        values = [value for value in self.shares if value not in _IGNORED]
+        values = [value for value in self.shares if not self.is_ignored(value)]
         if all(isinstance(value, int) for value in values):
             return [
-                {"name": f"class {value}", "id": value, "color": list(voc_color(index))}
+                {"name": f"class {value}", "id": value, "color": list(self.colors.get(value, voc_color(index)))}
                 for index, value in enumerate(sorted(values), start=1)
             ]
-        return [{"name": f"class {index}", "color": list(color)} for index, color in enumerate(values)]
+        return [
+            {"name": TRANSPARENT, "color": list(_unused_color(self.shares))}
+            if value == TRANSPARENT
+            else {"name": f"class {index}", "color": list(value)}
+            for index, value in enumerate(values)
+        ]
 
     @property
     def ignore(self) -> list:
         """Ids and colours that are probably no class, as ``dataset.json`` has them."""
-        return [_as_json(value) for value in self.shares if value in _IGNORED]
+        return [_as_json(value) for value in self.shares if self.is_ignored(value)]
+
+    @property
+    def keys(self) -> dict[str, object]:
+        """What else ``dataset.json`` needs for these masks to be found and read as they were here."""
+        return {
+            **({"label_format": "colors"} if self.reads_palettes else {}),
+            **({"transparent": TRANSPARENT} if TRANSPARENT in self.shares else {}),
+            **({"snap": True} if self.snapped else {}),
+            "layouts": self.layouts,
+        }
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know, one line each."""
+        lines = []
+        if self.reads_palettes:
+            lines.append(
+                "palettes differ from mask to mask, or some masks are indices and some colours; so all are read by "
+                'their colours: "label_format": "colors"'
+            )
+        if TRANSPARENT in self.shares:
+            lines.append('transparent pixels are a class of their own; name another, or "ignore", under "transparent"')
+        if self.doubtful:
+            some = ", ".join(f"{describe(v)} ({100 * self.shares[v]:.2g} %)" for v in self.doubtful[:_MAX_NAMED])
+            more = f" and {len(self.doubtful) - _MAX_NAMED} more" if len(self.doubtful) > _MAX_NAMED else ""
+            lines.append(
+                f"nowhere 3 pixels wide, and between two others: {some}{more}; if these are smoothed edges and no "
+                'classes, remove them from dataset.json and add "snap": true'
+            )
+        if self.snapped:
+            lines.append(
+                f"{len(self.snapped)} of {self.num_masks} masks were smoothed or stored as JPEG; their pixels of no "
+                'class are read as the class that they are nearest to: "snap": true'
+            )
+            most = sorted(self.snapped.items(), key=lambda item: -item[1])
+            lines += [f"  {label}: {100 * share:.2g} % of its pixels" for label, share in most[:_MAX_NAMED]]
+            if len(most) > _MAX_NAMED:
+                lines.append(f"  and {len(most) - _MAX_NAMED} more with at most {100 * most[_MAX_NAMED][1]:.2g} % each")
+        return [*lines, *(f"not read, and not counted: {problem}" for problem in self.problems)]
 
     def is_ignored(self, value: Value) -> bool:
-        """Whether an id or a colour is probably no class."""
-        return value in _IGNORED
+        """Whether an id or a colour is probably no class: 255 or white, where two classes are left without it."""
+        return value in _IGNORED and len(self.shares) > 2
 
 
-def read_draft(folder: Path) -> Draft:
-    """Looks at the masks of a folder with ``images/`` and ``labels/``; docs/data.md shows where they may lie.
+def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False) -> Draft:
+    """Looks at the masks of a folder.
+
+    Args:
+        folder: the dataset's.
+        layouts: where images and masks lie, as ``dataset.json`` has it; None looks for them.
+        show_progress: a bar.
 
     Raises:
         UserError: images and labels are not there or do not pair, or the masks hold what cannot be classes.
     """
-    info = blank_description(folder.name)
-    pairs = [
-        pair for layout in find_layout(folder, info).values() for pair in collect_pairs(folder, layout, ()) if pair[1]
-    ]
-    chosen = pairs[:: max(1, -(-len(pairs) // MAX_MASKS))]
-    counts: Counter[Value] = Counter()
-    for _, label in chosen:
-        counts.update(_values(open_image(folder / label, "label"), folder / label))
-        if len(counts) > MAX_CLASSES:
-            raise UserError(
-                f"{folder / label}: with it there are more than {MAX_CLASSES} ids or colours; save masks as PNG, "
-                "and scale them without smoothing"
-            )
-    kinds = {type(value) for value in counts}
-    if len(kinds) > 1:
-        raise UserError(f"{folder}: some masks are ids and some are colours; write {folder / 'dataset.json'} by hand")
-    total = sum(counts.values())
-    sizes = Counter(image_size(folder / image)[::-1] for image, _ in chosen)
-    draft = Draft(
-        {value: count / total for value, count in counts.most_common()}, len(chosen), sizes.most_common(1)[0][0]
-    )
-    if len(draft.classes) < 2:
+    layouts = layouts or recognize_layouts(folder).layouts
+    found = find_layout(folder, blank_description(folder.name, layouts)).values()
+    pairs = [pair for layout in found for pair in collect_pairs(folder, layout, (), {}) if pair[1]]
+    files = read_values(folder, [label for _, label in pairs], show_progress=show_progress)
+    unified, reads_palettes = unify(folder, files)
+    values, doubtful, smoothed = find_classes(folder, unified)
+    if len(values) < 2:
         raise UserError(
-            f"{folder}: the masks hold {len(draft.classes)} value beside 255, and a task needs two classes; "
+            f"{folder}: the masks hold {len(values)} value{_near_ones(files)}, and a task needs two classes; "
             f"write {folder / 'dataset.json'} by hand (docs/data.md)"
         )
-    return draft
+    counts: Counter[Value] = Counter()
+    for file in unified:
+        if file.label not in smoothed:
+            counts.update(file.counts)
+    snapped, problems = {}, []
+    for label in tqdm(sorted(smoothed), desc="smoothed masks", disable=not show_progress, leave=False):
+        try:
+            found, snapped[label] = _snapped(folder / label, values, reads_palettes)
+            counts.update(found)
+        except UserError as error:
+            problems.append(str(error))
+    total = sum(counts.values())
+    chosen = {file.label for file in files}
+    sizes = Counter(read_size(folder / image)[::-1] for image, label in pairs if label in chosen)
+    return Draft(
+        {value: count / total for value, count in counts.most_common()},
+        len(files),
+        sizes.most_common(1)[0][0],
+        _palette_colors(unified),
+        reads_palettes,
+        snapped,
+        tuple(doubtful),
+        tuple(problems),
+        layouts,
+    )
 
 
-def write_draft(draft: Draft, folder: Path) -> None:
-    """Writes ``dataset.json``."""
+def _near_ones(files: Sequence[FileValues]) -> str:
+    """Why a folder of JPEG masks may seem to hold one class."""
+    lossy = next((file for file in files if file.form.is_lossy), None)
+    if lossy is None or len(lossy.counts) == 1:
+        return ""
+    return f" that {lossy.form.file_format}, as in {lossy.label}, keeps apart from others"
+
+
+def _snapped(path: Path, values: Sequence[Value], reads_palettes: bool) -> tuple[dict[Value, int], float]:
+    """A smoothed mask as training will read it: pixels of each value, and the share of those that were changed.
+
+    Raises:
+        UserError: it holds what is no class and no blend of two.
+    """
+    if isinstance(values[0], int):
+        colors = [voc_color(k) for k in range(1, len(values) + 1)]
+    else:
+        colors = [_unused_color(values) if value == TRANSPARENT else value for value in values]
+    info = DatasetInfo(
+        path.parent.name,
+        class_names=tuple(map(str, values)),
+        palette=tuple(colors),
+        label_ids=tuple(values) if isinstance(values[0], int) else tuple(range(len(values))),
+        label_format="colors" if reads_palettes else "either",
+        snap=True,
+        transparent=TRANSPARENT if TRANSPARENT in values else None,
+    )
+    content = LabelDecoder(info, ignore_label=255).read_content(path)
+    numbers = np.bincount(content.train_ids.ravel(), minlength=len(values))
+    return dict(zip(values, numbers.tolist(), strict=True)), content.num_snapped / content.train_ids.size
+
+
+def _palette_colors(files: Sequence[FileValues]) -> dict[Value, Color]:
+    """Colours of ids, where all masks have palettes and no two ids one colour."""
+    if any(file.form.palette is None for file in files):
+        return {}
+    colors = {value: file.color_of(value) for file in files for value in file.counts if isinstance(value, int)}
+    return colors if len(set(colors.values())) == len(colors) else {}
+
+
+def _unused_color(values: Iterable[Value]) -> Color:
+    return next(color for k in range(MAX_CLASSES + 1) if (color := voc_color(k)) not in values)
+
+
+def write_draft(draft: Draft, folder: Path, begun: Mapping[str, Any] | None = None) -> None:
+    """Writes ``dataset.json``.
+
+    Args:
+        draft: what it is to say.
+        folder: the dataset's.
+        begun: keys that the file has already, which stay as they are.
+    """
     classes = ",\n    ".join(json.dumps(row) for row in draft.classes)
-    lines = ["{", f'  "classes": [\n    {classes}\n  ]' + ("," if draft.ignore else "")]
-    if draft.ignore:
-        lines.append(f'  "ignore": {json.dumps(draft.ignore)}')
-    write_text(folder / "dataset.json", "\n".join([*lines, "}", ""]))
+    keys = {**({"ignore": draft.ignore} if draft.ignore else {}), **draft.keys, **(begun or {})}
+    rows = [f'"classes": [\n    {classes}\n  ]', *(f"{json.dumps(key)}: {json.dumps(v)}" for key, v in keys.items())]
+    write_text(folder / "dataset.json", "{\n  " + ",\n  ".join(rows) + "\n}\n")
 
 
-def write_experiment(draft: Draft, name: str, path: Path) -> None:
-    """Writes an experiment that trains a small OVeNet on the folder, its sizes chosen by the images'."""
+def write_experiment(draft: Draft, name: str, path: Path, root: Path = Path("data")) -> None:
+    """Writes an experiment that trains a small OVeNet on the folder, its sizes chosen by the images'.
+
+    Args:
+        draft: of the folder.
+        name: of the dataset.
+        path: of the experiment.
+        root: ``DATASET.ROOT``.
+    """
+    elsewhere = "" if root == Path("data") else f"\n  ROOT: {_quoted(str(root))}"
     long_side = min(_MAX_SIDE, max(draft.size))
     scale = long_side / max(draft.size)
     crop = [min(_MAX_CROP, max(32, int(side * scale) // 32 * 32)) for side in draft.size]
     write_text(
         path,
-        f"""# Drafted from the images of {name}: {draft.size[0]}x{draft.size[1]} pixels, {len(draft.classes)} classes.
+        f"""# Drafted from images of {draft.size[0]}x{draft.size[1]} pixels with {len(draft.classes)} classes.
 _BASE_: folder/ovenet_hrnet_w18_small_v2
 DATASET:
-  DATASET: {json.dumps(name)}
+  DATASET: {_quoted(name)}{elsewhere}
   NUM_CLASSES: {len(draft.classes)}
-  TRAIN_SET: {json.dumps(f"list/{name}/train.lst")}
-  TEST_SET: {json.dumps(f"list/{name}/val.lst")}
+  TRAIN_SET: {_quoted(f"list/{name}/train.lst")}
+  TEST_SET: {_quoted(f"list/{name}/val.lst")}
 TRAIN:
   IMAGE_SIZE: {crop}  # width and height of the crops
   BASE_SIZE: {long_side}  # long side of an image at scale 1
@@ -124,15 +258,9 @@ TEST:
     )
 
 
-def _values(mask: Image.Image, path: Path) -> Counter[Value]:
-    """How many pixels have each id, or each colour."""
-    if mask.mode in ("L", "P", "1"):
-        pixels = np.asarray(mask.convert("L") if mask.mode == "1" else mask)
-        return Counter({int(v): int(n) for v, n in zip(*np.unique(pixels, return_counts=True), strict=True)})
-    if mask.mode not in ("RGB", "RGBA"):
-        raise UserError(f"{path}: a mask of mode {mask.mode}; expected ids of 8 bits, or colours")
-    colors, numbers = np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3), axis=0, return_counts=True)
-    return Counter({tuple(map(int, color)): int(n) for color, n in zip(colors, numbers, strict=True)})
+def _quoted(text: str) -> str:
+    """A text as YAML has it; JSON's escapes of what is beyond 16 bits are none there."""
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).strip()
 
 
 def _as_json(value: Value) -> int | list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ovenet.dataset_tools.annotations import coco_shape, read_json
+from ovenet.dataset_tools.annotations import fill, read_json, run_spans
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_file, write_text
 
@@ -87,8 +87,11 @@ def _draw(size: tuple[int, int], shapes: list[tuple[int, dict]], source: Path) -
     for category, segmentation in shapes:
         if category not in CATEGORIES:
             raise UserError(f"{source}: the category {category} is none of the 59 classes; download the file again")
-        mask = coco_shape(str(category), segmentation, source).mask
-        if mask is None or mask.shape != size:
+        try:
+            mask_size, spans = run_spans(segmentation)
+        except UserError as error:
+            raise UserError(f"{source}: a mask of category {category}: {error}") from error
+        if mask_size != size:
             raise UserError(f"{source}: a mask is not of its image's size; download the file again")
-        label[mask] = CATEGORIES.index(category)
+        label[fill(spans, size)] = CATEGORIES.index(category)
     return label

@@ -29,8 +29,8 @@ class ExportedFile:
         dataset_info: the classes, see `DatasetInfo.as_dict`.
         normalization: of the network's pixels.
         is_normalized: whether the file expects normalised pixels; else RGB from 0 to 255.
-        size: ``(H, W)`` of its input; None for any multiple of `multiple`.
-        multiple: see `size`.
+        size: ``(H, W)`` of its input; None for any.
+        multiple: of the sides, where `size` is None: 1; files of earlier versions were wrong at other sizes than 32's.
         tensors: names of its outputs, in their order.
         stride: of its score maps.
         score_kind: what they hold.

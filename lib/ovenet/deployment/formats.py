@@ -106,9 +106,34 @@ def write_onnx(
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": list(tensors), "opset_version": opset}
     with _told(f"ONNX opset {opset}"), torch.no_grad():
         if is_dynamic:
-            torch.onnx.export(network, (example,), str(path), dynamo=False, dynamic_axes=axes, **names)
+            with _traceable():
+                torch.onnx.export(network, (example,), str(path), dynamo=False, dynamic_axes=axes, **names)
         else:
             torch.onnx.export(network, (example,), str(path), dynamo=True, external_data=False, verbose=False, **names)
+
+
+@contextmanager
+def _traceable() -> Any:
+    """What the tracing exporter cannot write for any size, written otherwise.
+
+    It loses track of the sizes that `torch.Tensor.unflatten` leaves, and takes those of the example for those of every
+    image in whatever is computed from them; a reshape it understands. It does not know the one fused operation of
+    `torch.nn.MultiheadAttention`.
+    """
+    unflatten, is_fused = torch.Tensor.unflatten, torch.backends.mha.get_fastpath_enabled()
+    torch.Tensor.unflatten = _reshaped
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.Tensor.unflatten = unflatten
+        torch.backends.mha.set_fastpath_enabled(is_fused)
+
+
+def _reshaped(values: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
+    """`torch.Tensor.unflatten` as a reshape."""
+    axis %= values.ndim
+    return values.reshape(*values.shape[:axis], *sizes, *values.shape[axis + 1 :])
 
 
 @contextmanager

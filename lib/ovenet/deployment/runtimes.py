@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -211,7 +212,12 @@ def _onnx_session(path: Path) -> Run:
     except Exception as error:
         raise UserError(f"{path.name}: ONNX Runtime cannot run it: {str(error).splitlines()[0][:300]}") from error
     (name,) = (one.name for one in session.get_inputs())
-    return lambda pixels: session.run(None, {name: pixels})
+
+    def run(pixels: np.ndarray) -> list[np.ndarray]:
+        with _runnable(path, "ONNX Runtime", pixels):
+            return session.run(None, {name: pixels})
+
+    return run
 
 
 def _openvino_session(path: Path, precision: str) -> Run:
@@ -224,10 +230,22 @@ def _openvino_session(path: Path, precision: str) -> Run:
         raise UserError(f"{path.name}: OpenVINO cannot run it: …{reason[-200:]}") from error
 
     def run(pixels: np.ndarray) -> list[np.ndarray]:
-        results = compiled(pixels)
+        with _runnable(path, "OpenVINO", pixels):
+            results = compiled(pixels)
         return [results[index].copy() for index in range(len(results))]
 
     return run
+
+
+@contextmanager
+def _runnable(path: Path, runtime: str, pixels: np.ndarray) -> Iterator[None]:
+    """Failures of a runtime, which have classes of its own, in one line."""
+    try:
+        yield
+    except Exception as error:
+        batch, _, height, width = pixels.shape
+        reason = " ".join(str(error).split())[-200:]
+        raise UserError(f"{path.name}: {runtime} cannot run {batch} image(s) of {width}x{height}: …{reason}") from error
 
 
 def _require_precision(runtime: str, precision: str) -> None:

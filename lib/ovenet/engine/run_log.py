@@ -179,7 +179,7 @@ class Progress:
         Args:
             step: iterations of this epoch that are done.
             summary: from `Meter.summary`, and ``mfu``, the share of the cards' peak, if known.
-            lr: learning rate.
+            lr: learning rate of that step.
             later_steps: iterations of the epochs to come.
         """
         if not self.enabled:
@@ -187,10 +187,10 @@ class Progress:
         _, eta = self._pace(step, later_steps)
         self._told = time.perf_counter()
         if self._has_bar:
-            self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.5f} ETA {eta}")
+            self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.4g} ETA {eta}")
         terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in summary.items() if name.startswith("loss_"))
         get_logger().info(
-            "%s, iteration %d/%d: loss %.4f (%s) lr %.6f, %.1f images/s%s, ETA %s",
+            "%s, iteration %d/%d: loss %.4f (%s) lr %.4g, %.1f images/s%s, ETA %s",
             self.title,
             step,
             self.num_steps,
@@ -211,6 +211,8 @@ class RunLog:
         run_dir: where ``log.jsonl`` goes.
         tensorboard_dir: where TensorBoard's files go.
         iteration: where the run goes on; what was written beyond it, by a run that was cut off, is dropped.
+        is_validation_due: whether it goes on with the validation after that iteration; what was written of it is
+            dropped too.
         wandb_project: project of Weights & Biases that gets the numbers too; "" for none.
         mlflow_experiment: experiment of MLflow that gets them too; "" for none.
         config: the run's settings as YAML, for both.
@@ -225,6 +227,7 @@ class RunLog:
         tensorboard_dir: Path,
         *,
         iteration: int,
+        is_validation_due: bool = False,
         wandb_project: str = "",
         mlflow_experiment: str = "",
         config: str = "",
@@ -238,7 +241,7 @@ class RunLog:
             if mlflow_experiment:
                 self._mlflow = _start_mlflow(run_dir, mlflow_experiment, config)
             self._path = run_dir / JSON_LOG
-            _cut(self._path, iteration)
+            _cut(self._path, iteration, is_validation_due=is_validation_due)
             self._writer = SummaryWriter(str(tensorboard_dir), purge_step=iteration + 1)
 
     def __enter__(self) -> RunLog:
@@ -323,14 +326,16 @@ def _start_mlflow(run_dir: Path, experiment: str, config: str) -> Any:
     return mlflow
 
 
-def _cut(path: Path, iteration: int) -> None:
-    """Keeps the lines up to an iteration; a last line that was cut off is dropped too."""
+def _cut(path: Path, iteration: int, *, is_validation_due: bool) -> None:
+    """Keeps the lines up to an iteration, see `RunLog`; a last line that was cut off is dropped too."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["iteration"] <= iteration:
+            point = json.loads(line)
+            is_repeated = is_validation_due and point["kind"] == "val" and point["iteration"] == iteration
+            if point["iteration"] <= iteration and not is_repeated:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue

@@ -47,7 +47,7 @@ class StepSettings:
         precision: of convolutions and matrix products; losses and seed sampling are always float32.
         clip_grad_norm: longest gradient over all parameters; 0 for no limit.
         ema_decay: of the averaged weights; 0 for none.
-        frozen: names of the parameters that do not learn during the first epochs.
+        resting_parts: of the model, that rest during the first epochs, see `Segmentor.rest`.
         compile_mode: `mode` of `torch.compile` for the whole network, or ``blocks`` for those that it repeats; None
             runs eagerly.
         normalization: of the pixels, the model's.
@@ -60,7 +60,7 @@ class StepSettings:
     precision: Precision = "fp32"
     clip_grad_norm: float = 0.0
     ema_decay: float = 0.0
-    frozen: frozenset[str] = frozenset()
+    resting_parts: tuple[str, ...] = ()
     compile_mode: str | None = None
     cuda_graph: bool = False
     normalization: Normalization = IMAGENET
@@ -72,12 +72,14 @@ class StepResult:
 
     Args:
         losses: of its micro-batches on this process.
+        lr: learning rate of the optimizer's first group of parameters in it.
         flags: whole numbers, above 0 where on some process: the loss is not finite, the gradient is not finite, the
             process was asked to stop, a checkpoint is due, the loss is scaled up (float16).
     """
 
-    def __init__(self, losses: Sequence[LossTerms], flags: Tensor):
+    def __init__(self, losses: Sequence[LossTerms], lr: float, flags: Tensor):
         self._losses = losses
+        self.lr = lr
         self._flags = torch.empty_like(flags, device="cpu", pin_memory=flags.is_cuda)
         self._flags.copy_(flags, non_blocking=True)
         self._is_copied = torch.cuda.Event() if flags.is_cuda else None
@@ -185,7 +187,8 @@ class TrainStep:
         self.parallel = self._joined()
         self._guard = BufferGuard(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._frozen = [p for name, p in model.named_parameters() if name in settings.frozen]
+        self._is_resting = False
+        self._resting = [p for part in settings.resting_parts for p in model.get_submodule(part).parameters()]
         self._graphed = GraphedFunction(
             self._passes,
             device,
@@ -206,7 +209,7 @@ class TrainStep:
 
         Args:
             batches: micro-batches of equal size, whose gradients are averaged.
-            freeze: leave the frozen parameters as they are.
+            freeze: leave the resting parts as they are.
             stop: this process was asked to stop.
             save: this process holds a checkpoint due; told to all of them with the step's own sum.
 
@@ -214,10 +217,13 @@ class TrainStep:
             What happened. If the loss or the gradient is not finite on some process, no process changes its model: the
             device decides that, nobody waits for it.
         """
+        if self.settings.resting_parts and freeze != self._is_resting:
+            self._is_resting = freeze
+            self.model.rest(self.settings.resting_parts if freeze else ())
         self._guard.snapshot()
         losses = self._losses(batches)
-        if freeze:
-            for parameter in self._frozen:
+        if freeze:  # without a gradient there is no momentum and no weight decay either
+            for parameter in self._resting:
                 parameter.grad = None
         flags = self._agree(losses, stop, save)
         is_bad = flags[:2].sum() > 0
@@ -227,8 +233,9 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update(is_bad)
         self.scaler.update()
+        lr = self.optimizer.param_groups[0]["lr"]  # before the schedule goes on to the next step's
         self.schedule.step()
-        return StepResult(losses, flags)
+        return StepResult(losses, lr, flags)
 
     def _losses(self, batches: Sequence[Batch]) -> list[LossTerms]:
         """Losses of the micro-batches; leaves the gradient of their mean, scaled, in the parameters.
@@ -242,7 +249,7 @@ class TrainStep:
             return self._passes(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))[0]
         if self.schedule.last_epoch < self.criterion.settles_at:
             return self._graphed.eagerly(*tensors)[0]
-        losses, gradients = self._graphed(*tensors, key=self.parallel.training)
+        losses, gradients = self._graphed(*tensors, key=(self.parallel.training, self._is_resting))
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient  # of the graph's memory; frozen ones have been taken away
         return [  # read after the next replay has begun

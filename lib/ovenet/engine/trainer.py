@@ -58,7 +58,7 @@ class TrainSettings:
         max_skipped: the run ends after this many skipped iterations in a row.
         metadata: saved with every file of weights: the config, class names and so on.
         accumulate: micro-batches per iteration.
-        freeze_epochs: the frozen parameters (see `StepSettings`) rest until this epoch.
+        freeze_epochs: parts of the model (see `StepSettings.resting_parts`) rest until this epoch.
         checkpoint_every: iterations between checkpoints inside an epoch; 0 for none.
         checkpoint_minutes: minutes between them; 0 for none.
         num_checkpoints: how many are kept.
@@ -212,6 +212,7 @@ class Trainer:
             settings.run_dir,
             settings.log_dir,
             iteration=self.iteration,
+            is_validation_due=self.is_validation_due,
             wandb_project=settings.wandb_project,
             mlflow_experiment=settings.mlflow_experiment,
             config=settings.metadata["config"],
@@ -287,9 +288,10 @@ class Trainer:
                 if self._num_run == _NUM_SETTLING:
                     release_unused(self.step.device)
                 is_last = self.steps_in_epoch == total
-                stop, save = drain(0 if is_last else self.step.latency)
-                if (self.steps_in_epoch % self.settings.print_freq == 0 or is_last) and len(meter):
-                    self._report(progress, log, meter.summary(), remaining)
+                is_reported = self.steps_in_epoch % self.settings.print_freq == 0 or is_last
+                stop, save = drain(0 if is_reported else self.step.latency)  # a summary waits for the device anyway
+                if is_reported and len(meter):
+                    self._report(progress, log, meter.summary(), result.lr, remaining)
                     meter = Meter()
                 progress.advance(remaining)
                 if stop:
@@ -318,8 +320,7 @@ class Trainer:
         """Samples of this epoch that all processes together have used."""
         return self.steps_in_epoch * self.settings.accumulate * self.phase.loader.batch_size * distributed.world_size()
 
-    def _report(self, progress: Progress, log: RunLog, summary: Mapping[str, float], remaining: int) -> None:
-        lr = self.step.optimizer.param_groups[0]["lr"]
+    def _report(self, progress: Progress, log: RunLog, summary: Mapping[str, float], lr: float, remaining: int) -> None:
         if self.settings.peak_images_per_second:
             summary = {**summary, "mfu": summary["images_per_second"] / self.settings.peak_images_per_second}
         progress.report(self.steps_in_epoch, summary, lr, remaining)

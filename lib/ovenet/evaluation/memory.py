@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovenet.data.files import image_size
+from ovenet.data.files import read_size
 from ovenet.errors import UserError
 from ovenet.evaluation.inference import SlidingWindowInferencer, thinning
 from ovenet.utils.environment import peak_memory_bytes
@@ -63,7 +63,7 @@ class MemoryGuard:
         Raises:
             UserError: it is no image, or needs too much memory.
         """
-        size = image_size(path)
+        size = read_size(path)
         needed = self.base_bytes + self.image_bytes(size)
         if needed > self.max_bytes:
             may_use = f"--max-memory is {self.max_bytes / _GB:.1f}"

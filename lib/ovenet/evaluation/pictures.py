@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
-from ovenet.data.sheets import colorize
+from ovenet.data.sheets import colorize, hatch
 from ovenet.data.transforms import scaled_size
 from ovenet.evaluation.inference import SlidingWindowInferencer
 from ovenet.evaluation.writers import SYMBOLS
@@ -81,8 +81,8 @@ def picture_row(
 ) -> Tensor:
     """Image, label, every prediction, errors, offsets and confidence, side by side under captions.
 
-    The errors are those of S_f: grey where it is right, blue where the seeds corrected S_i, orange where they broke it,
-    yellow where both are wrong, black where there is no label.
+    Ignored pixels of the label are hatched. The errors are those of S_f: grey where it is right, blue where the seeds
+    corrected S_i, orange where they broke it, yellow where both are wrong, black where there is no label.
 
     Args:
         sample: the image and, where there is one, its label.
@@ -102,8 +102,10 @@ def picture_row(
         predicted[name] = scores[0].argmax(dim=0).cpu()
     if sample.labels is not None:
         labels = torch.from_numpy(sample.labels)
-        tiles["label"] = colorize_labels(labels, info)
         labels = F.interpolate(labels[None, None].float(), size, mode="nearest")[0, 0].long()
+        ignored = (labels < 0) | (labels >= info.num_classes)
+        hatched = hatch(colorize(labels.numpy(), info), ignored.numpy())
+        tiles["label"] = torch.from_numpy(hatched).permute(2, 0, 1)
     tiles |= {SYMBOLS[name]: colorize_labels(classes, info) for name, classes in predicted.items()}
     if sample.labels is not None:
         tiles["errors"] = error_map(labels, predicted, info.num_classes)

@@ -47,8 +47,9 @@ def _sum(padded: Tensor, taps: Tensor) -> Tensor:
 
 def _windows(padded: Tensor, taps: Tensor) -> Iterator[Tensor]:
     """The part of the padded map that each tap reads, a view ``(B, C, h, w)``."""
-    height, width = taps.shape[-2:]
-    for top, left in product(range(math.isqrt(taps.shape[1])), repeat=2):
+    side = math.isqrt(taps.shape[1])
+    height, width = (n - side + 1 for n in padded.shape[-2:])  # the exporter takes those of `taps` for fixed
+    for top, left in product(range(side), repeat=2):
         yield padded[..., top : top + height, left : left + width]
 
 

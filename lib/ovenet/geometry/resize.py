@@ -53,6 +53,30 @@ def resize_features(values: Tensor, size: tuple[int, int], *, align_corners: boo
         return F.interpolate(values, size=size, mode="bilinear", align_corners=align_corners)
 
 
+def average_pool(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """`torch.nn.functional.adaptive_avg_pool2d`; traced, as two products of matrices, which take any size.
+
+    Args:
+        values: ``(B, C, h, w)``.
+        size: ``(H, W)`` in pixels.
+
+    Returns:
+        ``(B, C, H, W)``: means of the rows and columns from ``floor(i * h / H)`` to ``ceil((i + 1) * h / H)``.
+    """
+    if not torch.jit.is_tracing():
+        return F.adaptive_avg_pool2d(values, size)
+    rows, columns = (_shares(n, out, values) for n, out in zip(values.shape[-2:], size, strict=True))
+    return rows @ values @ columns.transpose(0, 1)
+
+
+def _shares(length: int, num_bins: int, like: Tensor) -> Tensor:
+    """``(num_bins, length)``: how much each pixel counts in the mean of each bin, along one axis."""
+    bins = torch.arange(num_bins, device=like.device)[:, None]
+    pixels = torch.arange(length, device=like.device)
+    first, end = bins * length // num_bins, ((bins + 1) * length + num_bins - 1) // num_bins
+    return ((pixels >= first) & (pixels < end)).to(like.dtype) / (end - first).to(like.dtype)
+
+
 def _without_autocast(values: Tensor) -> AbstractContextManager[Any]:
     """Autocast leaves float32 and float64 alone, and does not know every device, meta among them."""
     device = values.device.type

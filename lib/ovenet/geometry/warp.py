@@ -62,7 +62,7 @@ def warp(values: Tensor, displacement: Tensor, convention: WarpConvention, *, nu
     Returns:
         ``(B, C, H, W)``. A displacement of zero is the identity where both have one size.
     """
-    batch, size = len(values), displacement.shape[-2:]
+    batch, size = values.shape[0], displacement.shape[-2:]  # a trace would take len() for fixed
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     fields = displacement.to(values.dtype).unflatten(1, (num_groups, 2)).flatten(0, 1)  # (B G, 2, H, W)
     grid = pixel_grid(size, device=values.device, dtype=values.dtype, align_corners=convention.align_corners)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ovenet.structures import Normalization, QueryOutput, ScoreKind
@@ -180,6 +181,11 @@ class Head(Part):
     reads_stacks: ClassVar[bool] = False
     feature_channels: int
     stride: int
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether the loss is to be computed, which reads more than scores; a head that rests is in evaluation mode."""
+        return self.training or torch.is_grad_enabled()
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> SegOutput:

@@ -31,7 +31,8 @@ class Segmentor(nn.Module):
         self.backbone = backbone
         self.neck = neck
         self.head = head
-        self.frozen_parts: tuple[str, ...] = ()
+        self.frozen_parts: tuple[str, ...] = ()  # that never learn again
+        self.resting_parts: tuple[str, ...] = ()  # that do not learn for now
 
     @property
     def normalization(self) -> Normalization:
@@ -109,6 +110,18 @@ class Segmentor(nn.Module):
         self.frozen_parts = (*self.frozen_parts, *parts)
         self.train(self.training)
 
+    def rest(self, parts: Sequence[str]) -> None:
+        """Lets some parts be as they are until the next call: BatchNorm statistics and dropout rest.
+
+        Their gradients are still computed, since processes that average them expect all of them; whoever steps the
+        optimizer leaves them out.
+
+        Args:
+            parts: names as for `freeze`; none for all to learn.
+        """
+        self.resting_parts = tuple(parts)
+        self.train(self.training)
+
     def part(self, name: str) -> nn.Module:
         """A part by its name, see `freeze`.
 
@@ -125,9 +138,9 @@ class Segmentor(nn.Module):
             ) from None
 
     def train(self, mode: bool = True) -> Segmentor:
-        """Like `torch.nn.Module.train`, but frozen parts stay in evaluation mode, so that their statistics rest."""
+        """Like `torch.nn.Module.train`, but frozen and resting parts stay in evaluation mode, with their statistics."""
         super().train(mode)
-        for name in self.frozen_parts:
+        for name in (*self.frozen_parts, *self.resting_parts):
             self.get_submodule(name).eval()
         return self
 
@@ -159,5 +172,5 @@ def _joined(values: Tensor, unread: Sequence[Tensor]) -> Tensor:
 
 def cropped(values: Tensor, images: Tensor, stride: int) -> Tensor:
     """A map ``(B, C, h, w)`` of padded images without what lies in the padding."""
-    h, w = (-(-n // stride) for n in images.shape[-2:])
+    h, w = ((n + stride - 1) // stride for n in images.shape[-2:])  # traced, -(-n // stride) would round down
     return values[..., :h, :w]

@@ -29,15 +29,17 @@ from ovenet.evaluation.backend import best_class
 from ovenet.geometry import resize_bilinear
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
-from ovenet.structures import OVeNetOutput
 from ovenet.trained.model import TrainedModel
 from ovenet.trained.run_folder import without_places
 from ovenet.utils.logging import get_logger
 from ovenet.version import version
 
 ReadSample = Callable[[int], tuple[np.ndarray, np.ndarray | None]]  # image and labels, by index
-_MULTIPLE = 32  # of sizes that may change
-_EXAMPLE_SIDE = 64  # of an image for which a network of changing size is traced: too small hides what depends on it
+# Of an image for which a network of changing size is traced. All maps have odd sides, down to a stride of 32: what is
+# left out where a map has a size already, a resize or a padding, is then in the file, and no size is left out.
+EXAMPLE_SIZE = (321, 449)
+_PROBE_SIZE = (64, 64)
+_LEAST_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ExportOptions:
     """What to write.
 
     Attributes:
-        size: ``(H, W)`` of the images; None for any multiple of 32.
+        size: ``(H, W)`` of the images; None for any.
         tensors: see `ExportedFile`.
         normalize: take the normalisation of the pixels into the file.
         int8: quantise.
@@ -86,9 +88,7 @@ def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
     trained = _repeatable(trained)
     tensors = _checked_tensors(options.tensors, has_seed=trained.model.max_offset is not None)
     size = options.size or _traced_size(trained)
-    with torch.no_grad():
-        probe = trained.model(torch.zeros(1, 3, *size))
-    about = _about(trained, options, tensors, probe, stride=round(size[1] / probe.fused[-1].shape[3]))
+    about = _about(trained, options, tensors)
     fast = _network(trained, options, tensors, fuse_conv_bn(trained.model))
     example = _pixels(trained, options, np.zeros((*size, 3), np.uint8))
 
@@ -150,8 +150,10 @@ def _parity(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, .
         return dict(zip(tensors, plain(_pixels(trained, options, image)), strict=True))
 
     def by_file(image: np.ndarray) -> dict[str, Tensor]:
-        outputs = run(_pixels(trained, options, image).numpy())
-        return dict(zip(tensors, map(torch.from_numpy, outputs), strict=True))
+        pixels = _pixels(trained, options, image)
+        if options.size is None:  # another image beside it must not change what comes out
+            pixels = torch.cat((pixels, pixels.flip(3)))
+        return dict(zip(tensors, (torch.from_numpy(x[:1]) for x in run(pixels.numpy())), strict=True))
 
     def classes(maps: dict[str, Tensor], size: tuple[int, int]) -> Tensor:
         if tensors == (LABELS,):
@@ -184,22 +186,28 @@ def _checked_tensors(tensors: tuple[str, ...], *, has_seed: bool) -> tuple[str, 
 def _traced_size(trained: TrainedModel) -> tuple[int, int]:
     if trained.model.backbone.fixed_size is not None:
         raise UserError("--size dynamic: the backbone takes images of one size alone; name it: --size HxW")
-    return 5 * _EXAMPLE_SIDE, 7 * _EXAMPLE_SIDE
+    if trained.cfg.MODEL.HEAD.NAME == "mask2former":
+        raise UserError(
+            "--size dynamic: the head mask2former computes with the sizes of its maps as they are when it is written; "
+            "name one size: --size HxW"
+        )
+    return EXAMPLE_SIZE
 
 
-def _about(
-    trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], probe: OVeNetOutput, *, stride: int
-) -> ExportedFile:
+@torch.no_grad()
+def _about(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...]) -> ExportedFile:
     info = trained.info
+    size = trained.model.backbone.fixed_size or _PROBE_SIZE
+    probe = trained.model(torch.zeros(1, 3, *size))
     return ExportedFile(
         config=without_places(trained.cfg),
         dataset_info=info.as_dict(),
         normalization=trained.normalization,
         is_normalized=not options.normalize,
         size=options.size,
-        multiple=_MULTIPLE,
+        multiple=1,
         tensors=tensors,
-        stride=stride,
+        stride=round(size[1] / probe.fused[-1].shape[3]),
         score_kind=probe.score_kind,
         max_offset=trained.model.max_offset if tensors == TENSORS else None,
         precision="int8" if options.int8 else "float32",
@@ -215,19 +223,19 @@ def _samples(
     trained: TrainedModel, options: ExportOptions, list_file: str, number: int
 ) -> Iterator[tuple[np.ndarray, Tensor | None]]:
     """Images of the network's size, evenly spread over a list, with labels where there are any."""
-    read, num_images = _images_of(trained, options) if options.images else _listed(trained.cfg, list_file)
-    for index in spread(num_images, number):
+    read, num_images = _images_of(options) if options.images else _listed(trained.cfg, list_file)
+    for place, index in enumerate(spread(num_images, number)):
         image, labels = read(index)
-        size = options.size or _nearest_multiple(trained, image)
+        size = options.size or _varied_size(trained, image, place)
         resized = None if labels is None else torch.from_numpy(resize_labels(labels, size))
         yield resize_image(image, size), resized
 
 
-def _images_of(trained: TrainedModel, options: ExportOptions) -> tuple[ReadSample, int]:
+def _images_of(options: ExportOptions) -> tuple[ReadSample, int]:
     found = [one for one in find_inputs(options.images) if one.kind == "image"]
     if not found:
         raise UserError("--images: there is no image among them")
-    return lambda index: (read_image(found[index].source, upright=trained.info.upright), None), len(found)
+    return lambda index: (read_image(found[index].source), None), len(found)
 
 
 def _listed(cfg: CfgNode, list_file: str) -> tuple[ReadSample, int]:
@@ -246,6 +254,7 @@ def _listed(cfg: CfgNode, list_file: str) -> tuple[ReadSample, int]:
     return read, len(dataset)
 
 
-def _nearest_multiple(trained: TrainedModel, image: np.ndarray) -> tuple[int, int]:
+def _varied_size(trained: TrainedModel, image: np.ndarray, place: int) -> tuple[int, int]:
+    """The size at which an image is run, a few pixels smaller for each image: one list has images of one size."""
     size = trained.settings.scaled_size(image.shape[:2], 1.0)
-    return tuple(max(_MULTIPLE, _MULTIPLE * round(n / _MULTIPLE)) for n in size)
+    return tuple(max(_LEAST_SIDE, n - place * step % 32) for n, step in zip(size, (5, 11), strict=True))

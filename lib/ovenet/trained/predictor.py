@@ -157,10 +157,11 @@ class Predictor(SlidingWindowInferencer):
         """Predicts an image, a list of images, or one after the other from an iterator.
 
         Args:
-            images: a file; a Pillow image; an array ``(H, W, 3)`` RGB, ``(H, W)`` or ``(H, W, 4)``, uint8 or uint16
-                (of which the upper 8 bits are taken); or a tensor ``(3, H, W)`` or ``(1, H, W)`` RGB, uint8 or real
-                numbers from 0 to 1. A list or a tuple of them, or a tensor ``(B, 3, H, W)``, gives a list; any other
-                iterable a generator, which reads the next image while it predicts one, and keeps none.
+            images: a file or a Pillow image, turned upright as its EXIF tag says, and so is the result (see
+                `ovenet.data.files.read_image`); an array ``(H, W, 3)`` RGB, ``(H, W)`` or ``(H, W, 4)``, uint8 or
+                uint16 (of which the upper 8 bits are taken); or a tensor ``(3, H, W)`` or ``(1, H, W)`` RGB, uint8 or
+                real numbers from 0 to 1. A list or a tuple of them, or a tensor ``(B, 3, H, W)``, gives a list; any
+                other iterable a generator, which reads the next image while it predicts one, and keeps none.
             scores: give probabilities of all classes too, ``4 K`` bytes a pixel.
 
         Raises:
@@ -169,7 +170,7 @@ class Predictor(SlidingWindowInferencer):
         if isinstance(images, Tensor) and images.ndim == 4:
             images = list(images)
         if isinstance(images, (np.ndarray, Image.Image, Tensor, str, Path)):
-            return self._result(as_image(images, upright=self.info.upright), scores=scores)
+            return self._result(as_image(images), scores=scores)
         if isinstance(images, (list, tuple)):
             return list(self._results(images, scores=scores))
         if isinstance(images, Iterable):
@@ -181,7 +182,7 @@ class Predictor(SlidingWindowInferencer):
 
         def read() -> np.ndarray | None:
             for image in source:
-                return as_image(image, upright=self.info.upright)
+                return as_image(image)
             return None
 
         with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
@@ -242,14 +243,14 @@ def seed_pixels(offset: np.ndarray) -> np.ndarray:
     return np.stack((x.clip(0, width - 1), y.clip(0, height - 1)), axis=-1)
 
 
-def as_image(image: ImageLike, *, upright: bool = False) -> np.ndarray:
+def as_image(image: ImageLike) -> np.ndarray:
     """Any image as ``(H, W, 3)`` uint8 RGB, see `Predictor.__call__`."""
     if isinstance(image, (str, Path)):
         if "://" in str(image):
             raise UserError(f"{image}: addresses are not fetched; download the image, and name its file")
-        return read_image(Path(image), upright=upright)
+        return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return to_rgb(image, "the image", upright=upright)
+        return to_rgb(image, "the image")
     if isinstance(image, Tensor):
         image = _tensor_as_array(image)
     if not isinstance(image, np.ndarray):

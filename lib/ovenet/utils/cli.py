@@ -87,7 +87,8 @@ def run_main(main: Callable[[], None]) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
+            # Names of files need not be Unicode; what goes to a file or a pipe keeps the order in which it is said.
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
         sys.stdout.flush()

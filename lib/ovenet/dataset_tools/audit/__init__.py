@@ -1,6 +1,13 @@
 """Checks a dataset for what makes training wrong, and names the classic mistakes with their fix."""
 
-from ovenet.dataset_tools.audit.lists import audit_list, missing_files, shared_images, suggested_weights
+from ovenet.dataset_tools.audit.lists import (
+    audit_list,
+    findings_about_both,
+    findings_between,
+    missing_files,
+    suggested_weights,
+)
+from ovenet.dataset_tools.audit.repeats import copied_images, shared_images
 from ovenet.dataset_tools.audit.reports import Finding, ListReport
 from ovenet.dataset_tools.audit.tables import audit_as_dict, format_audit, format_finding, read_suggested_weights
 
@@ -9,6 +16,9 @@ __all__ = [
     "ListReport",
     "audit_as_dict",
     "audit_list",
+    "copied_images",
+    "findings_about_both",
+    "findings_between",
     "format_audit",
     "format_finding",
     "missing_files",

@@ -14,17 +14,21 @@ from ovenet.dataset_tools.audit.reports import Finding, PairReport
 
 _MAX_TRAIN_ID = 18  # of Cityscapes; a list of its label id files holds higher ones (vegetation, sky, car)
 _MIN_TRAIN_IDS = 8  # fewer different small ids are no evidence
+_MIN_BLENDS = 3  # ids between two others; fewer may be classes that were forgotten
+_MAX_BLENDED_SHARE = 0.2  # edges are few pixels
 _MAX_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """Ids in the label files of a list."""
+    """Ids in the label files of a list; shares are of the pixels of the files with ids that are not known."""
 
     info: DatasetInfo
     present: frozenset[int]
     unknown: frozenset[int]
     label_names: tuple[str, ...]
+    unknown_share: float
+    all_lossy: bool
 
     @property
     def first(self) -> int:
@@ -42,17 +46,24 @@ class _Facts:
 
 def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
     """The first mistake that explains the ids, or nothing."""
+    concerned = [report for report in reports if report.counts.unknown_ids]
+    num_unknown = sum(report.counts.id_pixels[value] for report in concerned for value in report.counts.unknown_ids)
     facts = _Facts(
         info,
-        frozenset(value for report in reports for value in report.id_pixels),
-        frozenset(value for report in reports for value in report.unknown_ids),
+        frozenset(value for report in reports for value in report.counts.id_pixels),
+        frozenset(value for report in concerned for value in report.counts.unknown_ids),
         tuple(report.label for report in reports),
+        num_unknown / max(1, sum(report.num_pixels for report in concerned)),
+        all(report.form is not None and report.form.is_lossy for report in concerned),
     )
+    share = num_unknown / max(1, sum(report.num_pixels for report in reports))
     for kind, explain in _MISTAKES:
         message = explain(facts)
         if message:
-            names = tuple(report.label for report in reports if report.unknown_ids or 255 in report.id_pixels)
-            return [Finding(kind, True, message, names or facts.label_names)]
+            names = tuple(
+                report.label for report in reports if report.counts.unknown_ids or 255 in report.counts.id_pixels
+            )
+            return [Finding(kind, True, message, names or facts.label_names, share if concerned else None)]
     return []
 
 
@@ -66,6 +77,26 @@ def _foreground_is_255(facts: _Facts) -> str | None:
         f"the only values are 0 and 255, and 255 {'is ignored by' if ignored else 'is no class of'} "
         f"{facts.info.name}: a foreground mask saved as black and white. "
         'Give the foreground its id, or write "id": 255 for its class in dataset.json'
+    )
+
+
+def _changed_by_compression(facts: _Facts) -> str | None:
+    if not facts.all_lossy:
+        return None
+    return (
+        f"id {_shown(facts)} found, {facts.expected}: JPEG changes ids: save masks as PNG, or set "
+        '"snap": true in dataset.json'
+    )
+
+
+def _smoothed(facts: _Facts) -> str | None:
+    known = facts.present - facts.unknown
+    is_blend = known and all(min(known) < value < max(known) for value in facts.unknown)
+    if not is_blend or len(facts.unknown) < _MIN_BLENDS or facts.unknown_share > _MAX_BLENDED_SHARE:
+        return None
+    return (
+        f"{len(facts.unknown)} ids ({_shown(facts)}) lie between others on few pixels, {facts.expected}: masks were "
+        'drawn or scaled with smoothing; save them without, or set "snap": true in dataset.json'
     )
 
 
@@ -152,11 +183,13 @@ def _if_unknown(explain: Callable[[_Facts], str | None]) -> Callable[[_Facts], s
 
 _MISTAKES: tuple[tuple[str, Callable[[_Facts], str | None]], ...] = (
     ("255 as foreground", _foreground_is_255),
+    ("unknown id", _if_unknown(_changed_by_compression)),
     ("wrong kind of ids", _train_ids_for_label_ids),
     ("wrong kind of ids", _if_unknown(_label_ids_for_train_ids)),
     ("off by one", _if_unknown(_counted_from_one_more)),
     ("off by one", _if_unknown(_counted_from_one_less)),
     ("off by one", _if_unknown(_shifted_already)),
+    ("smoothed edges", _if_unknown(_smoothed)),
     ("255 is unknown", _if_unknown(_foreign_ignore_value)),
     ("wrong class count", _if_unknown(_too_many_classes)),
     ("unknown id", _if_unknown(_foreign_ids)),

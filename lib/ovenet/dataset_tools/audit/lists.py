@@ -5,30 +5,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from ovenet.data.info import DatasetInfo
-from ovenet.data.labels import JPEG, LabelDecoder
+from ovenet.data.labels import LabelDecoder
+from ovenet.dataset_tools.audit.colors import findings_about_colors
+from ovenet.dataset_tools.audit.forms import findings_about_forms
 from ovenet.dataset_tools.audit.ids import findings_about_ids
 from ovenet.dataset_tools.audit.pairs import audit_pair
+from ovenet.dataset_tools.audit.repeats import Pairs, copied_images, findings_about_repeats, shared_images
 from ovenet.dataset_tools.audit.reports import Finding, ListReport, PairReport
 
 _ASKED_AT_ONCE = 16
 _MAX_NAMES = 12
+_MAX_MESSAGES = 8  # of a kind, before the others are told as one
+_AND_OTHERS = "and others of this kind, with numbers of their own"
 _AHEAD = 64  # pairs that are read ahead of the one that is reported
 
 
 def audit_list(
     name: str,
     folder: Path,
-    pairs: Sequence[tuple[str, str | None]],
+    pairs: Pairs,
     info: DatasetInfo,
     *,
     num_threads: int,
     decode_images: bool = False,
+    if_missing: str = "",
     on_pair: Callable[[], object] = lambda: None,
 ) -> ListReport:
     """Checks all pairs of a list.
@@ -40,29 +47,32 @@ def audit_list(
         info: the dataset.
         num_threads: files that are read at the same time.
         decode_images: read the images' pixels too, not only their headers and ends.
+        if_missing: what to do about files that do not exist; "" for the usual.
         on_pair: called after each pair.
     """
     decoder = LabelDecoder(info, ignore_label=255)
     with ThreadPoolExecutor(num_threads) as pool:
 
         def audit(pair: tuple[str, str | None]) -> PairReport:
-            return audit_pair(folder, *pair, decoder, decode_image=decode_images)
+            return audit_pair(folder, *pair, decoder, decode_image=decode_images, if_missing=if_missing)
 
-        reports = []
+        reports, forms = [], {}
         for report in _map_lazily(pool, audit, pairs):
-            reports.append(report)
+            reports.append(replace(report, form=forms.setdefault(report.form, report.form)))  # one for all alike
             on_pair()
     class_pixels, class_images = np.zeros((2, info.num_classes), np.int64)
     id_pixels: Counter[int] = Counter()
     for report in reports:
-        id_pixels.update(report.id_pixels)
-        for k, num_pixels in report.class_pixels.items():
+        id_pixels.update(report.counts.id_pixels)
+        for k, num_pixels in report.counts.class_pixels.items():
             class_pixels[k] += num_pixels
             class_images[k] += 1
+    num_pixels = sum(report.num_pixels for report in reports)
     findings = [
+        *findings_about_forms(reports, info),
         *findings_about_ids(reports, info),
-        *_about_colors(reports, info),
-        *(finding for report in reports for finding in report.findings),
+        *findings_about_colors(reports, info),
+        *_about_pairs(reports, num_pixels),
         *_about_list(pairs, reports, class_images, info),
     ]
     sizes = Counter(report.size for report in reports if report.size is not None)
@@ -73,8 +83,9 @@ def audit_list(
         class_pixels=class_pixels,
         class_images=class_images,
         id_pixels=id_pixels,
-        num_pixels=sum(report.num_pixels for report in reports),
+        num_pixels=num_pixels,
         findings=_merged(findings),
+        pairs=tuple(reports),
     )
 
 
@@ -88,34 +99,8 @@ def _map_lazily(pool: ThreadPoolExecutor, function: Callable, items: Sequence) -
         ahead.extend(pool.submit(function, item) for item in islice(remaining, 1))
 
 
-def _about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> Iterator[Finding]:
-    """All colours that are no class, in one finding for PNGs and one for JPEGs, which have colours of their own."""
-    for is_jpeg in (False, True):
-        concerned = [r for r in reports if r.unknown_colors and (Path(r.label).suffix.lower() in JPEG) == is_jpeg]
-        if not concerned:
-            continue
-        colors: Counter[tuple[int, int, int]] = Counter()
-        for report in concerned:
-            colors.update(report.unknown_colors)
-        num_pixels = sum(report.num_pixels for report in concerned)
-        most = colors.most_common(_MAX_NAMES)
-        shown = ", ".join(f"{list(color)} {100 * n / num_pixels:.2g} %" for color, n in most)
-        more = f" and {len(colors) - len(most)} more" if len(colors) > len(most) else ""
-        if is_jpeg:
-            advice = "JPEG changes colours: save masks as PNG"
-        else:
-            rows = ", ".join(f'{{"name": "…", "color": {list(color)}}}' for color, _ in most)
-            ignored = ", ".join(str(list(color)) for color, _ in most)
-            advice = (
-                f'if they are classes, add to dataset.json: {rows}; if not: "ignore": [{ignored}]; if masks were '
-                "smoothed, save them without"
-            )
-        message = f"{len(colors)} colours are no class of {info.name} ({shown}{more} of these masks' pixels); {advice}"
-        yield Finding("unknown colour", True, message, tuple(report.label for report in concerned))
-
-
 def _about_list(
-    pairs: Sequence[tuple[str, str | None]],
+    pairs: Pairs,
     reports: Sequence[PairReport],
     class_images: np.ndarray,
     info: DatasetInfo,
@@ -125,9 +110,7 @@ def _about_list(
     if unlabelled:
         message = "training and validation need `image label` on every line of their lists; add the labels"
         yield Finding("line without a label", True, message, unlabelled)
-    repeated = [name for name, times in Counter(image for image, _ in pairs).items() if times > 1]
-    if repeated:
-        yield Finding("repeated image", False, "listed more than once, so it counts more than once", tuple(repeated))
+    yield from findings_about_repeats(pairs)
     absent = [name for name, images in zip(info.class_names, class_images, strict=True) if not images]
     if absent and any(label for _, label in pairs):
         names = ", ".join(absent[:_MAX_NAMES])
@@ -135,35 +118,81 @@ def _about_list(
             names += f" and {len(absent) - _MAX_NAMES} more"
         message = f"no labelled pixel of {names}: not learned from this list, and not scored on it"
         yield Finding("absent class", False, message)
-    empty = tuple(
-        r.label
-        for r in reports
-        if r.num_pixels and not (r.class_pixels or r.unknown_ids or r.unknown_colors or r.findings)
-    )
+    empty = tuple(report.label for report in reports if _is_ignored(report))
     if empty:
         yield Finding("label without a class", False, "every pixel is ignored; nothing is learned from it", empty)
 
 
+def _is_ignored(report: PairReport) -> bool:
+    """Whether a label that can be read has no pixel of a class."""
+    counts = report.counts
+    holds_something = counts.class_pixels or counts.unknown_ids or counts.unknown_colors
+    return report.num_pixels > 0 and not holds_something and not any(f.is_error for f in report.findings)
+
+
+def _about_pairs(reports: Sequence[PairReport], num_pixels: int) -> Iterator[Finding]:
+    """What is said of each pair, with its share of all pixels."""
+    for report in reports:
+        for finding in report.findings:
+            share = None if finding.share is None else finding.share * report.num_pixels / num_pixels
+            yield replace(finding, share=share)
+
+
 def _merged(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """One finding for each kind and message, errors first."""
-    paths: dict[tuple[bool, str, str], list[str]] = {}
+    """One finding for each kind and message, errors first; messages of a kind that go on and on are told as one."""
+    kinds: dict[tuple[bool, str], dict[str, list[Finding]]] = {}
     for finding in findings:
-        paths.setdefault((not finding.is_error, finding.kind, finding.message), []).extend(finding.paths)
-    ordered = sorted(paths.items(), key=lambda item: item[0][0])
-    return tuple(Finding(kind, not mild, message, tuple(names)) for (mild, kind, message), names in ordered)
+        by_message = kinds.setdefault((not finding.is_error, finding.kind), {})
+        is_told = finding.message in by_message or len(by_message) < _MAX_MESSAGES
+        by_message.setdefault(finding.message if is_told else _AND_OTHERS, []).append(finding)
+    merged = []
+    for _, by_message in sorted(kinds.items(), key=lambda item: item[0][0]):
+        for message, group in by_message.items():
+            shares = [finding.share for finding in group if finding.share is not None]
+            paths = tuple(path for finding in group for path in finding.paths)
+            merged.append(replace(group[0], message=message, paths=paths, share=sum(shares) if shares else None))
+    return tuple(merged)
 
 
-def missing_files(folder: Path, pairs: Sequence[tuple[str, str | None]]) -> list[str]:
+def findings_about_both(
+    folder: Path, lists: Sequence[Pairs], reports: Sequence[ListReport], info: DatasetInfo
+) -> list[Finding]:
+    """What is wrong with two lists together.
+
+    Args:
+        folder: of the dataset.
+        lists: pairs of training and validation, all of them.
+        reports: of the same lists.
+        info: the dataset.
+    """
+    findings = findings_between(reports, info)
+    shared = shared_images(*lists)
+    if shared:
+        message = f"{len(shared)} images are in both lists: scores on them say little about new images"
+        findings.append(Finding("shared image", False, message, tuple(shared)))
+    copies = copied_images(folder, *lists)
+    if copies:
+        message = (
+            f"{len(copies)} images are in both lists under different names (like {' and '.join(copies[0])}): scores on "
+            "them say little about new images"
+        )
+        findings.append(Finding("shared image", False, message, tuple(other for _, other in copies)))
+    return findings
+
+
+def findings_between(reports: Sequence[ListReport], info: DatasetInfo) -> list[Finding]:
+    """Label files of different lists that do not go together, unless those of one list do not already."""
+    said = {finding.kind for report in reports for finding in report.findings}
+    together = [pair for report in reports for pair in report.pairs]
+    return [finding for finding in findings_about_forms(together, info) if finding.kind not in said]
+
+
+def missing_files(folder: Path, pairs: Pairs) -> list[str]:
     """Listed files that do not exist; asked for side by side, since on network drives each question takes long."""
     names = [name for pair in pairs for name in pair if name is not None]
     with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
         there = pool.map(lambda name: (folder / name).exists(), names, chunksize=256)
         return [name for name, exists in zip(names, there, strict=True) if not exists]
-
-
-def shared_images(first: Sequence[tuple[str, str | None]], second: Sequence[tuple[str, str | None]]) -> list[str]:
-    """Images that two lists have in common."""
-    return sorted({image for image, _ in first} & {image for image, _ in second})
 
 
 def suggested_weights(class_pixels: np.ndarray) -> np.ndarray:

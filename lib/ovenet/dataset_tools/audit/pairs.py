@@ -2,116 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from ovenet.data.files import open_image, require_file
-from ovenet.data.info import INVALID, DatasetInfo
-from ovenet.data.labels import LabelDecoder, label_ids
+from ovenet.data.files import open_image, opened, orientation_of
+from ovenet.data.labels import LabelDecoder
+from ovenet.dataset_tools.audit.content import LabelCounts, LabelValues, count_label, read_values
+from ovenet.dataset_tools.audit.forms import findings_about_form
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
+from ovenet.dataset_tools.audit.turns import Pair, check_turns, remark_on_turn, size_as_read
 from ovenet.errors import UserError
 
-_EXIF_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 _FEW_VALUES = 64  # a photograph has more grey levels or colours
 
 
+@dataclass(frozen=True)
+class _Image:
+    """Size ``(H, W)`` as stored, and EXIF orientation of an image."""
+
+    size: tuple[int, int]
+    turn: int
+
+
 def audit_pair(
-    folder: Path, image_name: str, label_name: str | None, decoder: LabelDecoder, *, decode_image: bool = False
+    folder: Path,
+    image_name: str,
+    label_name: str | None,
+    decoder: LabelDecoder,
+    *,
+    decode_image: bool = False,
+    if_missing: str = "",
 ) -> PairReport:
-    """Checks one image and its label; what is wrong with them is reported, never raised."""
-    info, findings = decoder.info, []
-    size, orientation = None, 1
+    """Checks one image and its label; what is wrong with them is reported, never raised.
+
+    Args:
+        folder: of the dataset.
+        image_name: relative to it.
+        label_name: likewise; None for an image without.
+        decoder: of the dataset's labels.
+        decode_image: read the image's pixels too, not only its header and its end.
+        if_missing: what to do about a file that does not exist; "" for the usual.
+    """
+    findings: list[Finding] = []
+    image, upright = None, decoder.info.upright
     try:
-        size, orientation, remarks = _check_image(folder / image_name, info, decode=decode_image)
+        image, remarks = _check_image(folder / image_name, decode=decode_image)
         findings += [Finding(kind, False, message, (image_name,)) for kind, message in remarks]
     except UserError as error:
-        findings.append(_unreadable(error, folder / image_name, image_name))
-    id_pixels: dict[int, int] = {}
-    class_pixels: dict[int, int] = {}
-    num_pixels, unknown = 0, ()
-    unknown_colors: dict[tuple[int, int, int], int] = {}
-    if label_name is not None:
-        try:
-            label = open_image(folder / label_name, "label")
-            num_pixels = label.width * label.height
-            if size is not None:
-                findings += _check_sizes(label, size, orientation, label_name, info)
-            if decoder.holds_colors(label):
-                counts, unknown_colors = decoder.count_colors(np.asarray(label.convert("RGB")))
-                class_pixels = {k: n for k, n in counts.items() if 0 <= k < info.num_classes}
-            else:
-                id_pixels = _count_ids(label, folder / label_name, info)
-                class_pixels = _pixels_by_class(id_pixels, info)
-                unknown = tuple(i for i in id_pixels if not 0 <= i < 256 or decoder.table[i] == INVALID)
-        except UserError as error:
-            findings.append(_swapped_or(error, folder, image_name, label_name, decoder))
-        if (unknown or unknown_colors) and _is_swapped(folder, image_name, label_name, decoder):
-            findings.append(_swapped(label_name))
-            id_pixels, unknown, unknown_colors = {}, (), {}
-    return PairReport(
-        label_name or "", size, num_pixels, id_pixels, class_pixels, unknown, tuple(findings), unknown_colors
-    )
+        message = _message(error, folder / image_name, if_missing)
+        findings.append(Finding("unreadable file", True, message, (image_name,)))
+    report = PairReport(label_name or "", image and size_as_read(image.size, image.turn, upright=upright))
+    if label_name is None:
+        findings += remark_on_turn(image_name, image.size, image.turn, upright=upright) if image else ()
+        return replace(report, findings=tuple(findings))
+    values = None
+    try:
+        values = read_values(folder / label_name, decoder)
+        form = values.mask.form
+        if image is not None:
+            pair = Pair(image_name, label_name, image.size, form.size, image.turn, form.orientation)
+            findings += check_turns(pair, upright=upright)
+        report = replace(report, form=replace(form, palette=None), num_pixels=form.size[0] * form.size[1])
+        counts = count_label(values, folder / label_name, decoder)
+    except UserError as error:
+        message = _message(error, folder / label_name, if_missing)
+        is_swapped = _is_swapped(folder, image_name, label_name, decoder)
+        finding = _swapped(label_name) if is_swapped else Finding(_kind(values, decoder), True, message, (label_name,))
+        return replace(report, findings=(*findings, finding))
+    if (counts.unknown_ids or counts.unknown_colors) and _is_swapped(folder, image_name, label_name, decoder):
+        counts = LabelCounts(class_pixels=counts.class_pixels)
+        return replace(report, findings=(*findings, _swapped(label_name)), counts=counts)
+    findings += findings_about_form(form, counts, label_name, as_colors=decoder.holds_colors(form))
+    used = None if form.palette is None else {i: form.palette[i] for i in counts.id_pixels if i < len(form.palette)}
+    return replace(report, counts=counts, findings=tuple(findings), palette=used, palette_number=hash(form.palette))
 
 
-def _pixels_by_class(id_pixels: Mapping[int, int], info: DatasetInfo) -> dict[int, int]:
-    classes = {label_id: k for k, label_id in enumerate(info.label_ids)} | dict(info.merged_ids)
-    pixels: dict[int, int] = {}
-    for label_id, k in classes.items():
-        if label_id in id_pixels:
-            pixels[k] = pixels.get(k, 0) + id_pixels[label_id]
-    return pixels
+def _kind(values: LabelValues | None, decoder: LabelDecoder) -> str:
+    """Of a label that is not read: by its file, or by how it is stored."""
+    if values is None:
+        return "unreadable file"
+    mask = values.mask
+    if mask.samples.ndim == 3 and not decoder.holds_colors(mask.form):
+        return "RGB mask"
+    if mask.form.is_lossy:
+        return "lossy mask"
+    if mask.alpha is not None:
+        return "transparent mask"
+    return "palette contradicts ids" if mask.form.palette is not None else "unreadable file"
 
 
-def _count_ids(label: Image.Image, path: Path, info: DatasetInfo) -> dict[int, int]:
-    """Pixels of each id of a label image."""
-    if label.mode in ("L", "P"):
-        return {i: n for i, n in enumerate(label.histogram()[:256]) if n}
-    return _count(label_ids(label, path, info))
-
-
-def _count(values: np.ndarray) -> dict[int, int]:
-    return {int(value): int(n) for value, n in zip(*np.unique(values, return_counts=True), strict=True)}
-
-
-def _check_image(path: Path, info: DatasetInfo, *, decode: bool) -> tuple[tuple[int, int], int, list[tuple[str, str]]]:
-    """Size ``(H, W)`` as training will see it, EXIF orientation, and remarks as ``(kind, message)``.
+def _check_image(path: Path, *, decode: bool) -> tuple[_Image, list[tuple[str, str]]]:
+    """How an image is stored, and remarks as ``(kind, message)``.
 
     Raises:
         UserError: the image is missing, unreadable or cut off.
     """
-    require_file(path, "image")
-    try:
-        with Image.open(path) as image:
-            remarks = list(_remarks_on_format(image, path))
-            orientation = _orientation(image)
-            size = (image.height, image.width)
-    except Exception:  # damaged content can fail anywhere in Pillow's decoders
-        open_image(path, "image")  # says what is the matter
-        raise
+    with opened(path, "image") as image:
+        remarks = list(_remarks_on_format(image, path))
+        stored = _Image((image.height, image.width), orientation_of(image))
     if decode or not _ends_properly(path):
         open_image(path, "image")
-    if orientation != 1:
-        done = "turned upright" if info.upright else "read as stored, not turned"
-        remarks.append(
-            (
-                "EXIF-rotated image",
-                f"the tag asks to turn it (orientation {orientation}); it is {done}: see in the pictures that the "
-                'label fits, and set "upright" in dataset.json if it does not',
-            )
-        )
-    if info.upright and orientation in _TURNED:
-        size = size[::-1]
-    return size, orientation, remarks
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "PNG" and "exif" not in image.info:
-        return 1  # asking would read all of its pixels
-    return image.getexif().get(_EXIF_ORIENTATION, 1)
+    return stored, remarks
 
 
 def _remarks_on_format(image: Image.Image, path: Path) -> Iterator[tuple[str, str]]:
@@ -149,33 +143,9 @@ def _ends_properly(path: Path) -> bool:
     return head[:2] == b"\xff\xd8" and b"\xff\xd9" in tail
 
 
-def _check_sizes(
-    label: Image.Image, size: tuple[int, int], orientation: int, label_name: str, info: DatasetInfo
-) -> list[Finding]:
-    if (label.height, label.width) == size:
-        return []
-    message = (
-        f"the label is {label.width}x{label.height} pixels, its image {size[1]}x{size[0]}; "
-        "check that the list pairs them rightly, and resize neither"
-    )
-    if orientation in _TURNED and (label.width, label.height) == size:
-        change = "false" if info.upright else "true"
-        message += f': the image\'s EXIF tag turns it, so set "upright": {change} in dataset.json'
-    return [Finding("size differs", True, message, (label_name,))]
-
-
-def _unreadable(error: ValueError, path: Path, name: str) -> Finding:
-    return Finding("unreadable file", True, str(error).removeprefix(f"{path}: "), (name,))
-
-
-def _swapped_or(error: ValueError, folder: Path, image_name: str, label_name: str, decoder: LabelDecoder) -> Finding:
-    """What an unusable label means."""
-    message = str(error).removeprefix(f"{folder / label_name}: ")
-    if _is_swapped(folder, image_name, label_name, decoder):
-        return _swapped(label_name)
-    if "colour image" in message:
-        return Finding("RGB mask", True, message, (label_name,))
-    return Finding("unreadable file", True, message, (label_name,))
+def _message(error: UserError, path: Path, if_missing: str) -> str:
+    message = str(error).removeprefix(f"{path}: ")
+    return f"{message.split(';')[0]}; {if_missing}" if if_missing and not path.exists() else message
 
 
 def _swapped(label_name: str) -> Finding:

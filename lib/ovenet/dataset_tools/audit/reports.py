@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ovenet.data.info import Color
+from ovenet.data.masks import MaskForm
+from ovenet.dataset_tools.audit.content import LabelCounts
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -17,12 +21,14 @@ class Finding:
         is_error: whether training would be wrong.
         message: what it means, and what to do.
         paths: the files; empty where it is about the whole list.
+        share: of the label's pixels, or of all labels' of the list; None where it is not about pixels.
     """
 
     kind: str
     is_error: bool
     message: str
     paths: tuple[str, ...] = ()
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,23 +37,23 @@ class PairReport:
 
     Attributes:
         label: path of the label; "" for none.
-        size: ``(H, W)`` of the image; None if it cannot be read.
+        size: ``(H, W)`` of the image as training sees it; None if it cannot be read.
         num_pixels: of the label, ignored ones included.
-        id_pixels: pixels of each id in the label file; empty for labels that hold colours.
-        class_pixels: pixels of each class, by train id.
-        unknown_ids: ids that the dataset does not know.
-        unknown_colors: pixels of each colour that the dataset does not know.
+        counts: what the label holds; nothing where it cannot be read.
         findings: about this pair.
+        form: how the label is stored, without its palette; None without a label that can be read.
+        palette: colours of the indices in use, where they are read as ids; None without a palette.
+        palette_number: the same for labels of the same whole palette.
     """
 
     label: str
     size: tuple[int, int] | None
-    num_pixels: int
-    id_pixels: Mapping[int, int]
-    class_pixels: Mapping[int, int]
-    unknown_ids: tuple[int, ...]
-    findings: tuple[Finding, ...]
-    unknown_colors: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    num_pixels: int = 0
+    counts: LabelCounts = field(default_factory=LabelCounts)
+    findings: tuple[Finding, ...] = ()
+    form: MaskForm | None = None
+    palette: Mapping[int, Color] | None = None
+    palette_number: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class ListReport:
         id_pixels: pixels of each id in the label files.
         num_pixels: labelled pixels, ignored ones included.
         findings: errors first.
+        pairs: what was found of each.
     """
 
     name: str
@@ -73,3 +80,4 @@ class ListReport:
     id_pixels: Mapping[int, int]
     num_pixels: int
     findings: tuple[Finding, ...]
+    pairs: tuple[PairReport, ...] = ()

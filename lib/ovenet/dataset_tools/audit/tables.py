@@ -53,15 +53,24 @@ def _sizes(report: ListReport) -> str:
 
 
 def format_finding(finding: Finding, list_name: str) -> str:
-    """One finding in one line."""
+    """One finding in one line, with its share of the pixels and examples of files."""
+    share = "" if finding.share is None else f" ({100 * finding.share:.2g} % of all pixels)"
     files, rest = "", len(finding.paths) - _MAX_EXAMPLES
     if finding.paths:
         files = f" [{', '.join(finding.paths[:_MAX_EXAMPLES])}{f' and {rest} more' if rest > 0 else ''}]"
-    return f"{'error' if finding.is_error else 'note'}: {list_name}: {finding.kind}: {finding.message}{files}"
+    return f"{'error' if finding.is_error else 'note'}: {list_name}: {finding.kind}: {finding.message}{share}{files}"
 
 
-def audit_as_dict(reports: Sequence[ListReport], info: DatasetInfo) -> dict[str, Any]:
-    """Everything that was counted and found, and the suggested class weights of the first list."""
+def audit_as_dict(
+    reports: Sequence[ListReport], info: DatasetInfo, about_both: Sequence[Finding] = ()
+) -> dict[str, Any]:
+    """Everything that was counted and found, and the suggested class weights of the first list.
+
+    Args:
+        reports: of the lists.
+        info: the dataset.
+        about_both: findings about the lists together.
+    """
     weights = suggested_weights(reports[0].class_pixels)
     return {
         "dataset": info.name,
@@ -75,14 +84,18 @@ def audit_as_dict(reports: Sequence[ListReport], info: DatasetInfo) -> dict[str,
                 "class_pixels": [int(n) for n in report.class_pixels],
                 "class_images": [int(n) for n in report.class_images],
                 "id_pixels": {str(i): n for i, n in sorted(report.id_pixels.items())},
-                "findings": [
-                    {"kind": f.kind, "error": f.is_error, "message": f.message, "paths": list(f.paths)}
-                    for f in report.findings
-                ],
+                "findings": [_finding_as_dict(finding) for finding in report.findings],
             }
             for report in reports
         },
+        "findings": [_finding_as_dict(finding) for finding in about_both],
     }
+
+
+def _finding_as_dict(finding: Finding) -> dict[str, Any]:
+    content = {"kind": finding.kind, "error": finding.is_error, "message": finding.message}
+    share = {} if finding.share is None else {"share": finding.share}
+    return content | share | {"paths": list(finding.paths)}
 
 
 def read_suggested_weights(path: Path, info: DatasetInfo) -> list[float]:

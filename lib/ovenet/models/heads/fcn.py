@@ -92,7 +92,7 @@ class ConvHead(Head):
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`."""
         scores, embedding = self.classifier(self.dropout(features[-1])), None
-        if self.embedding is not None and self.training:
+        if self.embedding is not None and self.is_learning:
             embedding = self.embedding(features[-1])
             embedding = F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
         return SegOutput((scores,), features[-1], embedding)

@@ -171,9 +171,9 @@ class Mask2FormerHead(Head):
         decoded = self.transformer(pixels.multi_scale_features, pixels.mask_features)
         masks = decoded.masks_queries_logits
         states = decoded.intermediate_hidden_states  # (Q, B, C) each
-        chosen = range(len(states)) if self.training else [len(states) - 1]
+        chosen = range(len(states)) if self.is_learning else [len(states) - 1]
         classes = {i: self.classifier(states[i].transpose(0, 1)) for i in chosen}
-        queries = QueryOutput(tuple(classes.values()), tuple(masks)) if self.training else None
+        queries = QueryOutput(tuple(classes.values()), tuple(masks)) if self.is_learning else None
         scores = semantic_scores(classes[len(states) - 1], masks[-1])
         return SegOutput((scores,), pixels.mask_features, score_kind="unnormalized", queries=queries)
 

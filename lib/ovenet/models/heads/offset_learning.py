@@ -79,7 +79,9 @@ class Offsets(Part):
         Returns:
             Each ``(B, n, K)``, ``N`` pixels in all.
         """
-        blocks = pixels.split(max(1, BLOCK_SCORES // (len(pixels) * classes.shape[1])), dim=1)
+        block_size = max(1, BLOCK_SCORES // (len(pixels) * classes.shape[1]))
+        # A trace would have the blocks of the size that it was made for, whatever comes.
+        blocks = [pixels] if torch.jit.is_tracing() else pixels.split(block_size, dim=1)
         tables = [_affinity(classes, block) for block in blocks]
         moved = classes + self.of_classes(_mean_pixels(tables, blocks))
         # Not called as a module: torch's FLOP counter does not take a parameter as a module's input.
@@ -125,7 +127,7 @@ class OffsetLearning(Part):
     def forward(self, features: Tensor) -> Tensor:
         """``(B, C, h, w)`` to scores ``(B, K, h, w)``."""
         pixels = features.flatten(2).transpose(1, 2)
-        classes = self.classes.expand(len(pixels), -1, -1)
+        classes = self.classes.expand(pixels.shape[0], -1, -1)
         scores = torch.cat([self.norm(block) for block in self.offsets.products(classes, pixels)], dim=1)
         return scores.transpose(1, 2).unflatten(2, features.shape[-2:])
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_features
+from ovenet.geometry import average_pool, resize_features
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.interfaces import initialize_convolutions
 from ovenet.models.norm import BatchNorm2d
@@ -108,7 +108,7 @@ class ContextualRefinement(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """All maps to one."""
         size = features[-1].shape[-2:]
-        pooled = torch.cat([F.adaptive_avg_pool2d(x, size) for x in features], dim=1)
+        pooled = torch.cat([average_pool(x, size) for x in features], dim=1)
         return self.smooth(self.attend_pixels(self.reduce(self.attend_channels(pooled))))
 
 
@@ -123,8 +123,7 @@ class PyramidPooling(nn.Module):
     def __init__(self, in_channels: Sequence[int], channels: int):
         super().__init__()
         self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(side), *conv_bn(in_channels[-1], channels, kernel=1))
-            for side in (1, 2, 3, 6)
+            nn.Sequential(_AveragePool(side), *conv_bn(in_channels[-1], channels, kernel=1)) for side in (1, 2, 3, 6)
         )
         self.mix = conv_bn(in_channels[-1] + 4 * channels, channels)
         initialize_convolutions(self)
@@ -134,6 +133,17 @@ class PyramidPooling(nn.Module):
         x = features[-1]
         pooled = [resize_features(pool(x), x.shape[-2:], align_corners=False) for pool in self.pools]
         return self.mix(torch.cat((x, *pooled), dim=1))
+
+
+class _AveragePool(nn.Module):
+    """Means over ``side * side`` parts of a map."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return average_pool(x, (self.side, self.side))
 
 
 class AggregatedPyramidPooling(nn.Module):
@@ -210,7 +220,8 @@ class CrissCrossAttention(_SelfAttention):
         height, width = x.shape[-2:]
         by_column = _at_least_float32(torch.einsum("bcyx,bcvx->byxv", query, key))
         by_row = _at_least_float32(torch.einsum("bcyx,bcyu->byxu", query, key))
-        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None]  # already counted in its row
+        rows = torch.arange(height, device=x.device)
+        itself = (rows[:, None] == rows)[:, None]  # already counted in its row
         weights = torch.cat((by_column.masked_fill(itself, -math.inf), by_row), dim=3).softmax(dim=3).to(value.dtype)
         column, row = weights.split((height, width), dim=3)
         attended = torch.einsum("byxv,bcvx->bcyx", column, value) + torch.einsum("byxu,bcyu->bcyx", row, value)

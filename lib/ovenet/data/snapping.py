@@ -1,0 +1,105 @@
+"""Which class the pixels of a mask belong to that smoothing or JPEG gave a value of no class.
+
+Shapes: ``H W`` of the mask, ``C`` channels (1 for ids, 3 for colours), ``N`` values of classes, ``R`` pixels without
+a class, ``U`` different values among these.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+REACH_PX = 4  # how far from a pixel the classes may be that it is blended of
+LOSSY_TOLERANCE = 32  # levels a channel, by which JPEG may change an even area
+MAX_SHARE = 0.25  # of the pixels; more are no edges
+# How far from the straight line between two classes' values their blends may lie. Blending in linear light bows the
+# line between red and blue by 86, and where three classes meet, their even blend is 104 from each line.
+_TOLERANCE = {1: 16.0, 3: 110.0}
+
+
+def snap(
+    values: np.ndarray,
+    index: np.ndarray,
+    known: np.ndarray,
+    unknown: np.ndarray,
+    choices: np.ndarray,
+    *,
+    is_lossy: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives pixels of unknown values the known value that they are nearest to.
+
+    An edge pixel gets the nearest of the values that lie within `REACH_PX` of it where these are two or more, so that
+    the edge between black and white never becomes grey; where there is one, as beside a thin line, the nearest of all.
+    What lies near none, or is no blend of one nearby with any other, stays unknown: it is a class that was forgotten.
+
+    Args:
+        values: ``(H, W, C)`` uint8.
+        index: ``(H, W)`` which of `choices` a pixel is, where `known`.
+        known: ``(H, W)``.
+        unknown: ``(H, W)``; pixels that are neither play no part.
+        choices: ``(N, C)`` values of classes and of what is ignored.
+        is_lossy: JPEG or the like: values within `LOSSY_TOLERANCE` of a choice are that one, wherever they lie.
+
+    Returns:
+        `index`, and what is unknown still.
+    """
+    index, known, unknown = index.copy(), known.copy(), unknown.copy()
+    rest = np.flatnonzero(unknown)
+    found, which = np.unique(_codes(values[unknown]), return_inverse=True)
+    found_values = (found[:, None] >> 8 * np.arange(values.shape[-1]) & 255).astype(np.float32)  # (U, C)
+    offsets = found_values[:, None] - choices.astype(np.float32)  # (U, N, C)
+    distances = np.linalg.norm(offsets, axis=2)
+
+    def settle(some: np.ndarray, chosen: np.ndarray) -> None:
+        index.ravel()[some], known.ravel()[some], unknown.ravel()[some] = chosen, True, False
+
+    if is_lossy:
+        nearest = distances.argmin(1)
+        is_clear = (np.abs(offsets[np.arange(len(found)), nearest]).max(1) <= LOSSY_TOLERANCE)[which]
+        settle(rest[is_clear], nearest[which[is_clear]])
+        rest, which = rest[~is_clear], which[~is_clear]
+    if len(rest) == 0 or len(rest) > MAX_SHARE * unknown.size:
+        return index, unknown
+    near = _near(index, known, rest, len(choices))  # (R, N)
+    explained = near if is_lossy else near & is_blend(found_values, choices, near.any(0))[which]
+    several = near.sum(1, keepdims=True) >= 2
+    nearest = np.where(near | ~several, distances[which], np.inf).argmin(1)
+    is_explained = explained.any(1)
+    settle(rest[is_explained], nearest[is_explained])
+    return index, unknown
+
+
+def _codes(values: np.ndarray) -> np.ndarray:
+    """``(R, C)`` uint8 to one number a pixel."""
+    return (values.astype(np.int32) << 8 * np.arange(values.shape[-1], dtype=np.int32)).sum(-1)
+
+
+def _near(index: np.ndarray, known: np.ndarray, rest: np.ndarray, num_choices: int) -> np.ndarray:
+    """Which values lie within reach of each of some pixels, given by their place in the flat array; ``(R, N)``."""
+    near = np.zeros((len(rest), num_choices), bool)
+    window = np.ones((2 * REACH_PX + 1,) * 2, np.uint8)
+    for n in np.unique(index[known]):
+        near[:, n] = cv2.dilate(((index == n) & known).astype(np.uint8), window).ravel()[rest] > 0
+    return near
+
+
+def is_blend(values: np.ndarray, choices: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Whether values may be blends of two others.
+
+    Args:
+        values: ``(U, C)`` float32.
+        choices: ``(N, C)`` what they may be blended of.
+        present: ``(N,)`` which of them may be one of the two.
+
+    Returns:
+        ``(U, N)`` whether a value lies near the line from a choice to any other; False for those not `present`.
+    """
+    blends = np.zeros((len(values), len(choices)), bool)
+    ends = choices.astype(np.float32)
+    for n in np.flatnonzero(present):
+        line = ends - ends[n]  # (N, C)
+        from_start = values - ends[n]  # (U, C)
+        along = np.clip(from_start @ line.T / np.maximum((line**2).sum(1), 1), 0, 1)  # (U, N)
+        away = np.linalg.norm(from_start[:, None] - along[..., None] * line, axis=2)
+        blends[:, n] = (away <= _TOLERANCE[values.shape[1]]).any(1)
+    return blends

@@ -1,0 +1,87 @@
+"""Colours of label files that are no class: classes that were forgotten, edges that were smoothed, JPEG."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ovenet.data.info import Color, DatasetInfo
+from ovenet.dataset_tools.audit.reports import Finding, PairReport
+
+_ADVICE = {
+    "smoothed": "they lie between two classes' colours: masks were drawn or scaled with smoothing; save them without, "
+    'or set "snap": true in dataset.json, which gives them the nearer class',
+    "lossy": 'JPEG changes colours: save masks as PNG, or set "snap": true in dataset.json',
+}
+_MAX_NAMES = 12  # of colours that may be classes
+_FEW_NAMES = 3  # of others
+_MIN_BLENDS = 3  # colours between two others; one or two may be a class that was forgotten
+_MAX_BLENDED_SHARE = 0.2  # edges are few pixels
+_MAX_DISTANCE = 3.0  # in grey levels, of a rounded blend from the line between its two colours
+_MAX_TRIED = 4096  # colours; a mask with more is a photograph
+
+
+def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> Iterator[Finding]:
+    """All colours that are no class, in one finding for each probable cause."""
+    groups: dict[str, list[PairReport]] = {"forgotten": [], "smoothed": [], "lossy": []}
+    for report in reports:
+        if report.counts.unknown_colors:
+            is_lossy = report.form is not None and report.form.is_lossy
+            cause = "lossy" if is_lossy else "smoothed" if _is_smoothed(report, info) else "forgotten"
+            groups[cause].append(report)
+    num_pixels = sum(report.num_pixels for report in reports)
+    for cause, concerned in groups.items():
+        if concerned:
+            colors = _most(concerned)
+            num_named = _MAX_NAMES if cause == "forgotten" else _FEW_NAMES
+            advice = _ADVICE.get(cause) or _advice_to_paste(colors[:num_named])
+            message = f"{_described(colors, num_named, concerned, info)}; {advice}"
+            kind = "smoothed edges" if cause == "smoothed" else "unknown colour"
+            share = sum(number for _, number in colors) / num_pixels
+            yield Finding(kind, True, message, tuple(report.label for report in concerned), share)
+
+
+def _described(
+    colors: Sequence[tuple[Color, int]], num_named: int, reports: Sequence[PairReport], info: DatasetInfo
+) -> str:
+    num_pixels = sum(report.num_pixels for report in reports)
+    shown = ", ".join(f"{list(color)} {100 * n / num_pixels:.2g} %" for color, n in colors[:num_named])
+    more = f" and {len(colors) - num_named} more" if len(colors) > num_named else ""
+    return f"{len(colors)} colours are no class of {info.name} ({shown}{more} of these masks' pixels)"
+
+
+def _most(reports: Sequence[PairReport]) -> list[tuple[Color, int]]:
+    colors: Counter[Color] = Counter()
+    for report in reports:
+        colors.update(report.counts.unknown_colors)
+    return colors.most_common()
+
+
+def _advice_to_paste(colors: Sequence[tuple[Color, int]]) -> str:
+    rows = ", ".join(f'{{"name": "…", "color": {list(color)}}}' for color, _ in colors)
+    ignored = ", ".join(str(list(color)) for color, _ in colors)
+    return f'if they are classes, add to dataset.json: {rows}; if not: "ignore": [{ignored}]'
+
+
+def _is_smoothed(report: PairReport, info: DatasetInfo) -> bool:
+    """Whether nearly all unknown colours of a mask lie between two colours that it holds, on few pixels."""
+    unknown = report.counts.unknown_colors
+    num_unknown = sum(unknown.values())
+    if not _MIN_BLENDS <= len(unknown) <= _MAX_TRIED or num_unknown > _MAX_BLENDED_SHARE * report.num_pixels:
+        return False
+    pure = [info.palette[k] for k in report.counts.class_pixels] + list(info.ignored_colors)
+    blended = _between(np.array(list(unknown), float), np.array(pure, float).reshape(-1, 3))
+    return np.array(list(unknown.values()))[blended].sum() >= 0.9 * num_unknown
+
+
+def _between(colors: np.ndarray, pure: np.ndarray) -> np.ndarray:
+    """Which of the colours ``(C, 3)`` lie near a line between two of ``(P, 3)``; ``(C,)`` bool."""
+    found = np.zeros(len(colors), bool)
+    for index, start in enumerate(pure):
+        for end in pure[index + 1 :]:
+            along = end - start
+            place = ((colors - start) @ along / max(1.0, along @ along)).clip(0, 1)
+            found |= np.linalg.norm(start + place[:, None] * along - colors, axis=1) <= _MAX_DISTANCE
+    return found
