@@ -54,9 +54,10 @@ def family_step(cfg, device, *, graphs, new_graph=CudaGraph, num_warmup=1, dropo
                 setattr(module, name, 0.0)
     model = model.to(device, memory_format=torch.channels_last)
     step = build_train_step(model, cfg, device, [Phase(range(25), None, 2)])
-    settings = replace(step.settings, cuda_graph=graphs)
+    settings = replace(step.settings, cuda_graph="auto" if graphs else "off")
     step = TrainStep(
-        model, step.criterion, step.optimizer, step.schedule, device, settings, new_graph=new_graph
+        model, step.criterion, step.optimizer, step.schedule, device, settings, resting_parts=step.resting_parts,
+        new_graph=new_graph if graphs else None,
     )  # fmt: skip
     step._graphed.num_warmup = num_warmup
     return step

@@ -98,7 +98,7 @@ def test_activations_of_resting_parts_are_not_kept_either(tiny_cfg):
 
     def kept(*settings):
         step = family_step(family_config(tiny_cfg, "hrnet_fcn", *settings), CPU, graphs=False)
-        step.model.rest(step.settings.resting_parts)
+        step.model.rest(step.resting_parts)
         numbers = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: numbers.append(x.numel()) or x, lambda x: x):
             step.model(torch.zeros(2, 3, 64, 96))

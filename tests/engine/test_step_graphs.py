@@ -17,9 +17,10 @@ NUM_WARMUP = 3
 
 def with_graphs(step, new_graph=RecordedGraph, **settings):
     """The same step, of the same model, whose passes are captured."""
-    settings = replace(step.settings, cuda_graph=True, **settings)
+    settings = replace(step.settings, cuda_graph="auto", **settings)
     return TrainStep(
-        step.model, step.criterion, step.optimizer, step.schedule, CPU, settings, new_graph=new_graph
+        step.model, step.criterion, step.optimizer, step.schedule, CPU, settings, resting_parts=step.resting_parts,
+        new_graph=new_graph,
     )  # fmt: skip
 
 
@@ -199,7 +200,7 @@ def test_a_step_that_cannot_be_captured_is_not_lost(tiny_cfg, warnings_of):
     ("overrides", "settings", "cause"),
     [
         (("MODEL.HEAD.NAME", "conv1x1", "MODEL.HEAD.EMBEDDING", 8), {}, "LOSS.CONTRAST draws"),
-        ((), {"compile_mode": "max-autotune"}, "TRAIN.COMPILE max-autotune makes graphs of its own"),
+        ((), {"compile": "max-autotune"}, "TRAIN.COMPILE max-autotune makes graphs of its own"),
     ],
 )
 def test_what_is_known_not_to_go_is_not_tried(tiny_cfg, warnings_of, overrides, settings, cause):

@@ -16,6 +16,7 @@ from ovenet.builders import build_model, build_optimizer, build_train_step
 from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import CHECKPOINT, read_checkpoint
 from ovenet.engine.optim import build_schedule, go_to
+from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings, StepSettings
 from ovenet.engine.trainer import BEST, BEST_EMA, FINAL, FINAL_EMA, Phase, Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.structures import Batch
@@ -56,10 +57,12 @@ def make_trainer(
         counts = torch.tensor([[100 - wrong, wrong], [0, 0]])
         return {"fused": scores_from_counts(counts, ("a", "b"))}
 
-    settings = TrainSettings(**{
-        "run_dir": run_dir, "log_dir": run_dir / "tensorboard", "begin_epoch": 0,
-        "eval_interval": 1, "print_freq": 1, "max_skipped": 2, "metadata": {"config": "c"}, **options,
-    })  # fmt: skip
+    options = {"print_freq": 1, "max_skipped": 2, **options}
+    parts = {"run": RunSettings, "schedule": ScheduleSettings, "step": StepSettings, "checkpoints": CheckpointSettings}
+    for name, part in parts.items():
+        names = [field.name for field in dataclasses.fields(part)]
+        options[name] = part(**{key: options.pop(key) for key in names if key in options})
+    settings = TrainSettings(run_dir, run_dir / "tensorboard", {"config": "c"}, **options)
     phases = [Phase(loader, sampler, end_epoch, iterations)]
     cfg = cfg.clone()
     cfg.merge_from_list(["TRAIN.END_EPOCH", end_epoch])
@@ -247,7 +250,7 @@ def test_a_picture_is_drawn_every_epoch(cfg, tmp_path):
     trainer = make_trainer(cfg, tmp_path / "run")
     drawn = []
     trainer.draw_picture = lambda: drawn.append(trainer.epoch) or torch.zeros(3, 4, 4, dtype=torch.uint8)
-    trainer.settings = dataclasses.replace(trainer.settings, eval_interval=3)
+    trainer.settings = dataclasses.replace(trainer.settings, checkpoints=CheckpointSettings(eval_interval=3))
     trainer.fit()
     assert drawn == [1, 2, 3]
 

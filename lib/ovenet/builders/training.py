@@ -21,9 +21,11 @@ from ovenet.builders.models import (
     initialize_model,
     prediction_names,
 )
+from ovenet.config.schema import section
 from ovenet.engine.checkpoint import CheckpointStore
 from ovenet.engine.optim import build_schedule
-from ovenet.engine.step import StepSettings, TrainStep
+from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings, StepSettings
+from ovenet.engine.step import TrainStep
 from ovenet.engine.trainer import Phase, Trainer, TrainSettings, phase_lengths
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
@@ -112,16 +114,6 @@ def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phase
     warn_of_emulation("TRAIN.PRECISION", cfg.TRAIN.PRECISION, device)
     lengths = [length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, cfg.TRAIN.ACCUMULATE)]
     optimizer = build_optimizer(model, cfg)
-    settings = StepSettings(
-        precision=cfg.TRAIN.PRECISION,
-        clip_grad_norm=cfg.TRAIN.CLIP_GRAD_NORM,
-        ema_decay=cfg.TRAIN.EMA,
-        resting_parts=_resting_parts(model, cfg),
-        compile_mode=None if cfg.TRAIN.COMPILE == "none" else cfg.TRAIN.COMPILE,
-        cuda_graph=cfg.TRAIN.CUDA_GRAPH == "auto" and device.type == "cuda",
-        normalization=model.normalization,
-        compression=cfg.TRAIN.GRADIENT_COMPRESSION,
-    )
     schedule = build_schedule(
         optimizer,
         lengths[0],
@@ -131,7 +123,15 @@ def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phase
         lr_min=cfg.TRAIN.LR_MIN,
         power=cfg.TRAIN.LR_POWER,
     )
-    return TrainStep(model, build_criterion(cfg).to(device), optimizer, schedule, device, settings)
+    return TrainStep(
+        model,
+        build_criterion(cfg).to(device),
+        optimizer,
+        schedule,
+        device,
+        section(cfg, StepSettings),
+        resting_parts=_resting_parts(model, cfg),
+    )
 
 
 def _resting_parts(model: Segmentor, cfg: CfgNode) -> tuple[str, ...]:
@@ -194,17 +194,10 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         settings=TrainSettings(
             run_dir=run_dir,
             log_dir=log_dir,
-            begin_epoch=cfg.TRAIN.BEGIN_EPOCH,
-            eval_interval=cfg.TRAIN.EVAL_INTERVAL,
-            print_freq=cfg.PRINT_FREQ,
-            max_skipped=cfg.TRAIN.MAX_SKIPPED,
-            accumulate=cfg.TRAIN.ACCUMULATE,
-            freeze_epochs=cfg.TRAIN.FREEZE_EPOCHS,
-            checkpoint_every=cfg.TRAIN.CHECKPOINT_EVERY,
-            checkpoint_minutes=cfg.TRAIN.CHECKPOINT_MINUTES,
-            num_checkpoints=cfg.TRAIN.KEEP_CHECKPOINTS,
-            wandb_project=cfg.WANDB,
-            mlflow_experiment=cfg.MLFLOW,
+            run=section(cfg, RunSettings),
+            schedule=section(cfg, ScheduleSettings),
+            step=section(cfg, StepSettings),
+            checkpoints=section(cfg, CheckpointSettings),
             peak_images_per_second=_told_peak(cfg, device),
             metadata={
                 "config": cfg.dump(),

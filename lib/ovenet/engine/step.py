@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ovenet.data.augmentation import prepared
-from ovenet.data.transforms import IMAGENET
 from ovenet.engine.averaging import MovingAverage
 from ovenet.engine.optim import go_to, restore_optimizer
+from ovenet.engine.settings import StepSettings
 from ovenet.errors import UserError
 from ovenet.losses import SegmentationCriterion
 from ovenet.models.block_compilation import compile_blocks, compiler_problem
-from ovenet.structures import Batch, LossTerms, Normalization
+from ovenet.structures import Batch, LossTerms
 from ovenet.utils import distributed
 from ovenet.utils.cuda_graph import CudaGraph, Graph, GraphedFunction, aside
 from ovenet.utils.logging import get_logger
 
-Precision = Literal["fp32", "bf16", "fp16"]
-Compression = Literal["none", "bf16", "powersgd"]
 _POWERSGD_RANK = 2
 _POWERSGD_START = 1000  # steps before it are not compressed, as torch advises
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,34 +34,6 @@ _NUM_WARMUP, _NUM_WARMUP_TOGETHER = 3, 11  # eager steps before a capture; torch
 _OLDEST_NCCL = (2, 9, 6)
 _NEVER = 2**31 - 1
 _SAME_WIDTH = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """How a step is computed.
-
-    Attributes:
-        precision: of convolutions and matrix products; losses and seed sampling are always float32.
-        clip_grad_norm: longest gradient over all parameters; 0 for no limit.
-        ema_decay: of the averaged weights; 0 for none.
-        resting_parts: of the model, that rest during the first epochs, see `Segmentor.rest`.
-        compile_mode: `mode` of `torch.compile` for the whole network, or ``blocks`` for those that it repeats; None
-            runs eagerly.
-        normalization: of the pixels, the model's.
-        cuda_graph: launch a step's passes as one CUDA graph after some eager steps.
-        compression: of the gradients that processes send each other: ``none``; ``bf16``, half the bytes, 8 bits of
-            mantissa; ``powersgd``, products of two thin matrices (Vogels et al., 2019), whose remainders each process
-            keeps for its next step.
-    """
-
-    precision: Precision = "fp32"
-    clip_grad_norm: float = 0.0
-    ema_decay: float = 0.0
-    resting_parts: tuple[str, ...] = ()
-    compile_mode: str | None = None
-    cuda_graph: bool = False
-    normalization: Normalization = IMAGENET
-    compression: Compression = "none"
 
 
 class StepResult:
@@ -154,7 +123,8 @@ class TrainStep:
         schedule: stepped once per call.
         device: of this process.
         settings: of every step.
-        new_graph: makes the graphs.
+        resting_parts: modules of the model that rest during the first epochs, see `Segmentor.rest`.
+        new_graph: makes the graphs, on any device; None makes CUDA graphs on CUDA.
 
     Attributes:
         latency: steps in flight: started before the result of one is read, so that the device never waits.
@@ -170,7 +140,8 @@ class TrainStep:
         device: torch.device,
         settings: StepSettings,
         *,
-        new_graph: Callable[[torch.device], Graph] = CudaGraph,
+        resting_parts: Sequence[str] = (),
+        new_graph: Callable[[torch.device], Graph] | None = None,
     ):
         self.model = model
         self.criterion = criterion
@@ -180,15 +151,18 @@ class TrainStep:
         self.settings = settings
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         self.latency = 1 if device.type == "cuda" else 0
-        self.ema = MovingAverage(model, settings.ema_decay) if settings.ema_decay else None
-        cause = _why_eager(criterion, settings, device) if settings.cuda_graph else ""
-        self._has_graphs = settings.cuda_graph and not cause
+        self.ema = MovingAverage(model, settings.ema) if settings.ema else None
+        self.resting_parts = tuple(resting_parts)
+        self._normalization = model.normalization
+        wants_graphs = settings.cuda_graph == "auto" and (device.type == "cuda" or new_graph is not None)
+        cause = _why_eager(criterion, settings, device) if wants_graphs else ""
+        self._has_graphs = wants_graphs and not cause
         self._compiled = _compiled(model, device, settings)
         self.parallel = self._joined()
         self._guard = BufferGuard(model)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._is_resting = False
-        self._resting = [p for part in settings.resting_parts for p in model.get_submodule(part).parameters()]
+        self._resting = [p for part in resting_parts for p in model.get_submodule(part).parameters()]
         self._graphed = GraphedFunction(
             self._passes,
             device,
@@ -197,7 +171,7 @@ class TrainStep:
             num_warmup=_NUM_WARMUP if distributed.world_size() == 1 else _NUM_WARMUP_TOGETHER,
             agreed=self._on_all,
             recover=self._join_again,
-            new_graph=new_graph,
+            new_graph=new_graph or CudaGraph,
         )
         if cause:
             self._graphed.give_up(cause)
@@ -217,9 +191,9 @@ class TrainStep:
             What happened. If the loss or the gradient is not finite on some process, no process changes its model: the
             device decides that, nobody waits for it.
         """
-        if self.settings.resting_parts and freeze != self._is_resting:
+        if self.resting_parts and freeze != self._is_resting:
             self._is_resting = freeze
-            self.model.rest(self.settings.resting_parts if freeze else ())
+            self.model.rest(self.resting_parts if freeze else ())
         self._guard.snapshot()
         losses = self._losses(batches)
         if freeze:  # without a gradient there is no momentum and no weight decay either
@@ -278,7 +252,7 @@ class TrainStep:
         return losses, [parameter.grad for parameter in self._parameters]
 
     def _forward(self, batch: Batch) -> LossTerms:
-        images, labels = prepared(batch, self.settings.normalization)
+        images, labels = prepared(batch, self._normalization)
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
             output = _with_batch_norm(self.parallel, images)
@@ -348,10 +322,10 @@ class TrainStep:
 
 def _compiled(model: nn.Module, device: torch.device, settings: StepSettings) -> nn.Module:
     """The model, compiled if asked."""
-    if settings.compile_mode == "blocks":
+    if settings.compile == "blocks":
         _compile_blocks(model, device)
-    elif settings.compile_mode is not None:
-        model = torch.compile(model, mode=settings.compile_mode, dynamic=False)
+    elif settings.compile != "none":
+        model = torch.compile(model, mode=settings.compile, dynamic=False)
     return model
 
 
@@ -362,11 +336,11 @@ def _joined(model: nn.Module, device: torch.device, settings: StepSettings) -> n
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,  # gradients are averaged in place
     )
-    if settings.cuda_graph:
+    if settings.cuda_graph == "auto" and device.type == "cuda":
         parallel._set_ddp_runtime_logging_sample_rate(_NEVER)  # reads a clock, which a capture does not allow
-    if settings.compression == "bf16":
+    if settings.gradient_compression == "bf16":
         parallel.register_comm_hook(None, bf16_compress_hook)
-    elif settings.compression == "powersgd":
+    elif settings.gradient_compression == "powersgd":
         state = PowerSGDState(None, matrix_approximation_rank=_POWERSGD_RANK, start_powerSGD_iter=_POWERSGD_START)
         parallel.register_comm_hook(state, powerSGD_hook)
     return parallel
@@ -387,14 +361,14 @@ def _why_eager(criterion: SegmentationCriterion, settings: StepSettings, device:
         return "the loss of masks and their classes finds pairs on the CPU"
     if criterion.contrast is not None:
         return "LOSS.CONTRAST draws as many pixels as there are"
-    if settings.compile_mode in ("reduce-overhead", "max-autotune"):
-        return f"TRAIN.COMPILE {settings.compile_mode} makes graphs of its own"
+    if settings.compile in ("reduce-overhead", "max-autotune"):
+        return f"TRAIN.COMPILE {settings.compile} makes graphs of its own"
     if distributed.world_size() == 1:
         return ""
-    if settings.compression != "none":
-        return f"TRAIN.GRADIENT_COMPRESSION {settings.compression} is not known to be safe in a graph"
-    if settings.compile_mode not in (None, "blocks"):
-        return f"TRAIN.COMPILE {settings.compile_mode} on several processes is not known to be safe in a graph"
+    if settings.gradient_compression != "none":
+        return f"TRAIN.GRADIENT_COMPRESSION {settings.gradient_compression} is not known to be safe in a graph"
+    if settings.compile not in ("none", "blocks"):
+        return f"TRAIN.COMPILE {settings.compile} on several processes is not known to be safe in a graph"
     if device.type == "cuda" and torch.cuda.nccl.version() < _OLDEST_NCCL:
         return f"NCCL is {'.'.join(map(str, torch.cuda.nccl.version()))}, which cannot be captured"
     return ""

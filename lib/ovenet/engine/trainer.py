@@ -28,6 +28,7 @@ from ovenet.engine.checkpoint import (
 )
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.run_log import Meter, Progress, RunLog, WaitingClock
+from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings, StepSettings
 from ovenet.engine.step import StepResult, TrainStep
 from ovenet.errors import UserError
 from ovenet.structures import Batch, EvalResult, LossTerms
@@ -52,35 +53,19 @@ class TrainSettings:
     Attributes:
         run_dir: where checkpoints go.
         log_dir: where TensorBoard files go.
-        begin_epoch: number of the first epoch of a fresh run.
-        eval_interval: epochs between validations.
-        print_freq: iterations between log lines.
-        max_skipped: the run ends after this many skipped iterations in a row.
         metadata: saved with every file of weights: the config, class names and so on.
-        accumulate: micro-batches per iteration.
-        freeze_epochs: parts of the model (see `StepSettings.resting_parts`) rest until this epoch.
-        checkpoint_every: iterations between checkpoints inside an epoch; 0 for none.
-        checkpoint_minutes: minutes between them; 0 for none.
-        num_checkpoints: how many are kept.
-        wandb_project, mlflow_experiment: see `RunLog`.
+        run, schedule, step, checkpoints: see there.
         peak_images_per_second: what all cards could train if they did nothing but the network's arithmetic at their
             dense bfloat16 peak; None if not known.
     """
 
     run_dir: Path
     log_dir: Path
-    begin_epoch: int
-    eval_interval: int
-    print_freq: int
-    max_skipped: int
     metadata: Mapping[str, Any]
-    accumulate: int = 1
-    freeze_epochs: int = 0
-    checkpoint_every: int = 0
-    checkpoint_minutes: float = 0.0
-    num_checkpoints: int = 2
-    wandb_project: str = ""
-    mlflow_experiment: str = ""
+    run: RunSettings
+    schedule: ScheduleSettings
+    step: StepSettings
+    checkpoints: CheckpointSettings
     peak_images_per_second: float | None = None
 
 
@@ -143,8 +128,8 @@ class Trainer:
         self.evaluate = evaluate
         self.draw_picture = draw_picture
         self.settings = settings
-        self.store = CheckpointStore(settings.run_dir, settings.num_checkpoints)
-        self.epoch = settings.begin_epoch
+        self.store = CheckpointStore(settings.run_dir, settings.checkpoints.keep_checkpoints)
+        self.epoch = settings.schedule.begin_epoch
         self.iteration = 0
         self._num_run = 0  # steps of this process
         self.steps_in_epoch = 0
@@ -165,7 +150,7 @@ class Trainer:
     @property
     def num_iterations(self) -> int:
         """Of the whole schedule; `position` of them are done. With other numbers of processes they are others."""
-        lengths = phase_lengths(self.phases, self.settings.begin_epoch, self.settings.accumulate)
+        lengths = phase_lengths(self.phases, self.settings.schedule.begin_epoch, self.settings.step.accumulate)
         return sum(length for _, length in lengths)
 
     @property
@@ -189,7 +174,7 @@ class Trainer:
     @property
     def iterations_per_epoch(self) -> int:
         """Of this process, the same on every one, in the phase at hand."""
-        return len(self.phase.loader) // self.settings.accumulate
+        return len(self.phase.loader) // self.settings.step.accumulate
 
     def fit(self, interruption: Interruption | None = None) -> float:
         """Trains to the last epoch. A request to stop ends the process after a checkpoint.
@@ -213,8 +198,8 @@ class Trainer:
             settings.log_dir,
             iteration=self.iteration,
             is_validation_due=self.is_validation_due,
-            wandb_project=settings.wandb_project,
-            mlflow_experiment=settings.mlflow_experiment,
+            wandb_project=settings.run.wandb,
+            mlflow_experiment=settings.run.mlflow,
             config=settings.metadata["config"],
         )
         with log, Interruption() if interruption is None else nullcontext(interruption) as interruption:
@@ -264,9 +249,9 @@ class Trainer:
         meter, total = Meter(), min(self.iterations_per_epoch, self.steps_in_epoch + left)
         title = f"epoch {self.epoch + 1}/{self.end_epoch}"
         remaining = left - (total - self.steps_in_epoch)
-        freeze = self.epoch < self.settings.freeze_epochs
+        freeze = self.epoch < self.settings.step.freeze_epochs
         clock = WaitingClock()
-        groups = clock.watch(_groups(loader, self.settings.accumulate, total - self.steps_in_epoch))
+        groups = clock.watch(_groups(loader, self.settings.step.accumulate, total - self.steps_in_epoch))
         in_flight: deque[tuple[int, StepResult, Sequence[Batch]]] = deque()  # steps whose results are still to be read
 
         def drain(max_in_flight: int) -> tuple[bool, bool]:
@@ -288,7 +273,7 @@ class Trainer:
                 if self._num_run == _NUM_SETTLING:
                     release_unused(self.step.device)
                 is_last = self.steps_in_epoch == total
-                is_reported = self.steps_in_epoch % self.settings.print_freq == 0 or is_last
+                is_reported = self.steps_in_epoch % self.settings.run.print_freq == 0 or is_last
                 stop, save = drain(0 if is_reported else self.step.latency)  # a summary waits for the device anyway
                 if is_reported and len(meter):
                     self._report(progress, log, meter.summary(), result.lr, remaining)
@@ -297,7 +282,7 @@ class Trainer:
                 if stop:
                     drain(0)
                     return True
-                every = self.settings.checkpoint_every
+                every = self.settings.checkpoints.checkpoint_every
                 if not is_last and (save or (every and self.iteration % every == 0)):
                     drain(0)
                     self._save_checkpoint()
@@ -318,7 +303,12 @@ class Trainer:
 
     def _samples_done(self) -> int:
         """Samples of this epoch that all processes together have used."""
-        return self.steps_in_epoch * self.settings.accumulate * self.phase.loader.batch_size * distributed.world_size()
+        return (
+            self.steps_in_epoch
+            * self.settings.step.accumulate
+            * self.phase.loader.batch_size
+            * distributed.world_size()
+        )
 
     def _report(self, progress: Progress, log: RunLog, summary: Mapping[str, float], lr: float, remaining: int) -> None:
         if self.settings.peak_images_per_second:
@@ -346,7 +336,7 @@ class Trainer:
         )
         if self.num_skipped == 1:
             self._save_repro(iteration, batches)
-        if self.num_skipped_in_row >= self.settings.max_skipped:
+        if self.num_skipped_in_row >= self.settings.step.max_skipped:
             raise UserError(
                 f"loss or gradient was not finite in {self.num_skipped_in_row} iterations in a row "
                 "(TRAIN.MAX_SKIPPED); lower TRAIN.LR or look at the images named above; "
@@ -361,8 +351,8 @@ class Trainer:
             get_logger().warning("the batch cannot be kept: %s", error)
 
     def _is_epoch_validated(self) -> bool:
-        done = self.epoch - self.settings.begin_epoch
-        return done % self.settings.eval_interval == 0 or self.is_done
+        done = self.epoch - self.settings.schedule.begin_epoch
+        return done % self.settings.checkpoints.eval_interval == 0 or self.is_done
 
     def _validate(self, log: RunLog, interruption: Interruption) -> bool:
         """Scores the model, and the averaged one; whether some process was asked to stop before that was done."""
@@ -408,7 +398,7 @@ class Trainer:
 
     def _minutes_are_over(self) -> bool:
         """By the clock of this process; the processes tell each other with the step's flags."""
-        minutes = self.settings.checkpoint_minutes
+        minutes = self.settings.checkpoints.checkpoint_minutes
         return bool(minutes) and time.monotonic() - self._saved_at > 60 * minutes
 
     def _save_checkpoint(self, *, replaces_newest: bool = False) -> None:
@@ -487,13 +477,13 @@ class Trainer:
         With another batch size or number of processes there are other iterations: the step is the one that repeats
         fewer samples, and the place in the schedule is the same share of it.
         """
-        per_step = self.settings.accumulate * self.phase.loader.batch_size * distributed.world_size()
+        per_step = self.settings.step.accumulate * self.phase.loader.batch_size * distributed.world_size()
         self.steps_in_epoch = min(-(-samples_done // per_step), self.iterations_per_epoch)
         if self.phases[-1].num_iterations and progress is not None:
             self.position = round(progress * self.num_iterations)
             return
-        self.position, begin = self.steps_in_epoch, self.settings.begin_epoch
-        lengths = phase_lengths(self.phases, begin, self.settings.accumulate)
+        self.position, begin = self.steps_in_epoch, self.settings.schedule.begin_epoch
+        lengths = phase_lengths(self.phases, begin, self.settings.step.accumulate)
         for phase, (per_epoch, _) in zip(self.phases, lengths, strict=True):
             self.position += per_epoch * (min(self.epoch, phase.end_epoch) - begin)
             begin = min(self.epoch, phase.end_epoch)
