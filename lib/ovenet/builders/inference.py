@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from yacs.config import CfgNode
 
 from ovenet.builders.models import build_model, dataset_info, prediction_names
 from ovenet.config import changed_settings, load_config_text
+from ovenet.config.schema import is_of_the_test
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment import ConvertedNetwork, FileNetwork, choose_runtime, is_exported
 from ovenet.deployment.formats import read_about
@@ -27,10 +27,7 @@ from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
 
-_SEEN_IN_TRAINING = re.compile(
-    r"(MODEL\.(?!BACKBONE\.PRETRAINED|SEED\.PRETRAINED|FROZEN|ALLOW_PARTIAL|BN_MOMENTUM)"
-    r"|TEST\.(IMAGE_SIZE|BASE_SIZE|BASE_BOX) )"
-)
+_SIZES_SEEN = ("TEST.IMAGE_SIZE", "TEST.BASE_SIZE", "TEST.BASE_BOX")
 _OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
 
 
@@ -125,7 +122,12 @@ def settings_unlike_training(text: str, cfg: CfgNode) -> list[str]:
     Returns:
         ``KEY was OLD, is NEW``.
     """
-    return [change for change in changed_settings(text, cfg) if _SEEN_IN_TRAINING.match(change)]
+    changes = changed_settings(text, cfg)
+    return [change for key, change in changes.items() if key in _SIZES_SEEN or _is_of_the_network(key)]
+
+
+def _is_of_the_network(key: str) -> bool:
+    return key.startswith("MODEL.") and is_of_the_test(key)
 
 
 def inference_model(model: Segmentor, cfg: CfgNode, device: torch.device) -> nn.Module:

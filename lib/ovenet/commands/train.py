@@ -41,7 +41,7 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
         require_own_folder(cfg, run_dir)
         trainer = builders.build_trainer(cfg, run_dir, run_folder.log_directory(cfg, config_file), device)
         if cfg.TRAIN.RESUME and trainer.store.exists():
-            changes = changed_settings(trainer.resume(), cfg)
+            changes = list(changed_settings(trainer.resume(), cfg).values())
             if changes:
                 get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes))
             if trainer.is_done:

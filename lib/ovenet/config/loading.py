@@ -195,7 +195,7 @@ def present_settings(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> d
     return {key: usual[key] for key in settings if key in usual} | kept
 
 
-def changed_settings(before: str, cfg: CfgNode) -> list[str]:
+def changed_settings(before: str, cfg: CfgNode) -> dict[str, str]:
     """What differs between a configuration saved earlier and the present one.
 
     Args:
@@ -203,12 +203,11 @@ def changed_settings(before: str, cfg: CfgNode) -> list[str]:
         cfg: the present configuration.
 
     Returns:
-        ``KEY was OLD, is NEW`` for every key whose value differs or that only one of them has.
+        ``KEY was OLD, is NEW`` by key, for every one whose value differs or that only one of them has.
     """
     old, new = flat_settings(load_config_text(before, "the checkpoint")), flat_settings(cfg)
-    return [
-        f"{key} was {old.get(key)}, is {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)
-    ]
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return {key: f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed}
 
 
 def _file_sources(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[str, dict[str, Any]]]:

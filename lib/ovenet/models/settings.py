@@ -64,5 +64,5 @@ class ModelSettings:
         (), "parts that are not trained: backbone, neck, head, seed, or modules in them (backbone.layer1)"
     )
     allow_partial: bool = setting(
-        False, "accept files that lack tensors: over 5 % of what training starts from, any in a test", in_test=True
+        False, "accept files that lack tensors: over 5 % of what training starts from, any in a test"
     )
