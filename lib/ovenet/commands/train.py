@@ -41,9 +41,9 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
         require_own_folder(cfg, run_dir)
         trainer = builders.build_trainer(cfg, run_dir, run_folder.log_directory(cfg, config_file), device)
         if cfg.TRAIN.RESUME and trainer.store.exists():
-            changes = list(changed_settings(trainer.resume(), cfg).values())
+            changes = changed_settings(trainer.resume(), cfg)
             if changes:
-                get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes))
+                get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes.values()))
             if trainer.is_done:
                 get_logger().warning(
                     "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
