@@ -43,7 +43,8 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
         if cfg.TRAIN.RESUME and trainer.store.exists():
             changes = changed_settings(trainer.resume(), cfg)
             if changes:
-                get_logger().warning("the run began with other settings: %s; the new ones hold", "; ".join(changes.values()))
+                listed = "; ".join(changes.values())
+                get_logger().warning("the run began with other settings: %s; the new ones hold", listed)
             if trainer.is_done:
                 get_logger().warning(
                     "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
