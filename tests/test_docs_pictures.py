@@ -1,10 +1,10 @@
 """The scripts that draw the pictures of the documentation."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forking
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -14,8 +14,7 @@ def test_a_picture_is_not_replaced_unasked(tmp_path, command):
     script, *arguments = command
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"mine")
-    line = [sys.executable, str(DOCS / script), *arguments, "--output", str(picture)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = forking.run([DOCS / script, *arguments, "--output", picture])
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert str(picture) in done.stderr

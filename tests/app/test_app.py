@@ -9,8 +9,6 @@ import re
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
 import threading
 import zlib
@@ -21,6 +19,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from tests import forking
 
 from ovenet.app import server as app_server
 from ovenet.app.server import AppServer
@@ -210,9 +209,7 @@ def test_too_many_are_told_to_wait(server):
     ],
 )
 def test_bad_arguments(arguments, message):
-    command = [sys.executable, "-m", "ovenet", "app", *arguments]
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2] / "lib"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = forking.run(["-m", "ovenet", "app", *arguments], env={"PATH": "/usr/bin:/bin"})
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

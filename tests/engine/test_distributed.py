@@ -24,6 +24,14 @@ from ovenet.losses import QueryLoss
 from ovenet.structures import Batch, QueryOutput
 from ovenet.utils import distributed
 
+# Processes that a fresh interpreter forks, which has imported torch; ovenet and the tests are imported by each.
+mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "cv2"])
+
+
+def start_two(function, arguments) -> None:
+    """Runs ``function(rank, *arguments)`` in two processes to its end."""
+    mp.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+
 
 def free_port() -> int:
     """A port of this host that nobody listens to."""
@@ -62,7 +70,7 @@ def test_a_bad_loss_on_one_process_skips_the_step_on_both(tmp_path, write_config
     config = tmp_path / "config.yaml"
     config.write_text(cfg.dump())
     port = free_port()
-    mp.spawn(_steps_with_a_bad_one, (port, config, tmp_path / "run", tmp_path), nprocs=2)
+    start_two(_steps_with_a_bad_one, (port, config, tmp_path / "run", tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     assert first["outcomes"] == second["outcomes"] == [True, False, True]
     assert first["saves"] == second["saves"] == [False, False, True]
@@ -112,7 +120,7 @@ def test_compressed_gradients_train_alike(tmp_path, tiny_cfg, compression, atol)
     curves = {}
     for name in ("none", compression):
         config.write_text(tiny_cfg("TRAIN.LR", 0.0004, "TRAIN.GRADIENT_COMPRESSION", name).dump())
-        mp.spawn(_loss_curve, (2, port, config, tmp_path / name, tmp_path), nprocs=2)
+        start_two(_loss_curve, (2, port, config, tmp_path / name, tmp_path))
         first, second = (torch.load(tmp_path / f"2_{rank}.pth") for rank in (0, 1))
         assert torch.equal(first["weights"], second["weights"])
         curves[name] = first["losses"]
@@ -133,7 +141,7 @@ def test_of_a_contrasts_terms_only_the_sampled_one_depends_on_the_processes(tmp_
     threads = torch.get_num_threads()
     _loss_curve(0, 1, port, config, tmp_path / "run", tmp_path)
     torch.set_num_threads(threads)
-    mp.spawn(_loss_curve, (2, port, config, tmp_path / "run", tmp_path), nprocs=2)
+    start_two(_loss_curve, (2, port, config, tmp_path / "run", tmp_path))
     one, two = (torch.load(tmp_path / f"{name}.pth")["terms"] for name in ("1_0", "2_0"))
     for name in ("initial", "seed", "fused", "confidence"):
         np.testing.assert_allclose(
@@ -154,7 +162,7 @@ def test_two_processes_with_half_the_batch_give_the_curve_of_one(tmp_path, write
     threads = torch.get_num_threads()
     _loss_curve(0, 1, port, config, tmp_path / "run", tmp_path)
     torch.set_num_threads(threads)
-    mp.spawn(_loss_curve, (2, port, config, tmp_path / "run", tmp_path), nprocs=2)
+    start_two(_loss_curve, (2, port, config, tmp_path / "run", tmp_path))
     one, first, second = (torch.load(tmp_path / f"{name}.pth") for name in ("1_0", "2_0", "2_1"))
     assert len(one["losses"]) == 20
     assert one["losses"][-1] < 0.95 * one["losses"][0]  # something was learned
@@ -180,7 +188,7 @@ def _mask_term(rank, port, results):
 
 @pytest.mark.slow
 def test_masks_of_all_processes_count_alike(tmp_path):
-    mp.spawn(_mask_term, (free_port(), tmp_path), nprocs=2)
+    start_two(_mask_term, (free_port(), tmp_path))
     terms = [float((tmp_path / f"{rank}.txt").read_text()) for rank in range(2)]
     average = 2  # masks per process
     assert terms == pytest.approx([5 * math.log(2) * 1 / average, 5 * math.log(2) * 3 / average])
@@ -205,7 +213,7 @@ def _wait_for_a_late_one(rank, port, results):
 @pytest.mark.slow
 def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path):
     port = free_port()
-    mp.spawn(_wait_for_a_late_one, (port, tmp_path), nprocs=2)
+    start_two(_wait_for_a_late_one, (port, tmp_path))
     message = (tmp_path / "0.txt").read_text()
     assert message.startswith("process 0 of 2 lost the others in iteration 7: ")
     assert "DIST_TIMEOUT" in message
@@ -317,7 +325,7 @@ def _steps_with_a_refused_capture(rank, port, config, run_dir, results, new_grap
 def test_a_capture_that_fails_on_one_process_is_used_by_none(tmp_path, tiny_cfg, new_graph):
     config = tmp_path / "config.yaml"
     config.write_text(tiny_cfg("TRAIN.LR", 0.05).dump())
-    mp.spawn(_steps_with_a_refused_capture, (free_port(), config, tmp_path / "run", tmp_path, new_graph), nprocs=2)
+    start_two(_steps_with_a_refused_capture, (free_port(), config, tmp_path / "run", tmp_path, new_graph))
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     assert first["graphs"] == second["graphs"] == 0
     assert first["total"] == second["total"]

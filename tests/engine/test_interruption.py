@@ -3,24 +3,22 @@
 import functools
 import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from tests import forking
 
 from ovenet.engine.interruption import EXIT_REQUEUE, Interruption
 
 TIMEOUT_S = 60
 IS_CHILD = "OVENET_TEST_IS_CHILD"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def in_a_child(test):
-    """Runs a test in a fresh interpreter, with a pytest of its own.
+    """Runs a test in a process of its own, with a pytest of its own.
 
-    Not in a fork: forks of a test worker that had run other files were seen to crash at their first signal.
+    Not in a fork of this one: forks of a test worker that had run other files were seen to crash at their first signal.
     """
 
     @functools.wraps(test)
@@ -29,14 +27,8 @@ def in_a_child(test):
             return test(*args, **kwargs)
         name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {IS_CHILD: "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", name],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
+        command = ["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--assert=plain", name]
+        done = forking.run(command, env=environment, timeout=TIMEOUT_S)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "1 passed" in done.stdout
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests import forking
 
 from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.utils.cli import run_main
@@ -42,6 +43,16 @@ def scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
     list(write_dataset(root / "synthetic", {"train": 4, "val": 1, "test": 1}, size=(64, 128), seed=0))
     return root
+
+
+@pytest.fixture
+def run_fork():
+    """Runs ``script.py`` and arguments from the repository's root in a process that need not import torch again."""
+
+    def run(*command: object) -> subprocess.CompletedProcess:
+        return forking.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+    return run
 
 
 @pytest.fixture

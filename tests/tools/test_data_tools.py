@@ -3,13 +3,12 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests import forking
 from tests.annotation_files import annotation, coco
 from tests.conftest import tiny_settings
 
@@ -213,8 +212,7 @@ def prepare(tmp_path):
     """Runs ``prepare_data.py`` as a process in a folder of its own."""
 
     def run(*arguments, code=0):
-        command = [sys.executable, str(Path("tools/prepare_data.py").resolve()), *map(str, arguments)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = forking.run([Path("tools/prepare_data.py").resolve(), *arguments], cwd=tmp_path)
         assert done.returncode == code, done.stderr
         if code:
             assert len(done.stderr.splitlines()) == 1

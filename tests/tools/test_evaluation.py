@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
 from tests.conftest import tiny_settings
-from tests.tools.conftest import ROOT
+from tests.forking import Forked
 
 from ovenet import build_model, builders, load_config
 from ovenet.utils.run_lock import run_lock
@@ -82,9 +81,8 @@ def test_an_interrupted_evaluation_goes_on(trained, run_tool, monkeypatch):
 def test_a_signal_saves_what_was_counted(trained, run_tool):
     config, _ = trained
     slow = ("TEST.SCALE_LIST", "8,8,8,8,8,8", "TEST.IMAGE_SIZE", "[512,512]", "PRINT_FREQ", "1")
-    command = [sys.executable, "tools/test.py", "--cfg", str(config), *slow]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = Forked(["tools/test.py", "--cfg", config, *slow], env=environment)
     for line in process.stderr:
         if "train.lst: 2/6" in line:
             process.send_signal(signal.SIGTERM)

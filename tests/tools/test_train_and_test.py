@@ -51,9 +51,9 @@ def test_a_cache_changes_no_bit(run_tool, experiment, tiny_data):
     assert len(list((tiny_data / "cache").rglob("*.npy"))) == 12
 
 
-def test_the_cache_in_memory_is_removed_at_the_end(run_process, experiment):
+def test_the_cache_in_memory_is_removed_at_the_end(run_fork, experiment):
     settings = ("DATASET.CACHE", "ram", "TRAIN.END_EPOCH", 1)
-    trained = run_process(sys.executable, "tools/train.py", "--cfg", experiment[0], *settings)
+    trained = run_fork("tools/train.py", "--cfg", experiment[0], *settings)
     assert trained.returncode == 0, trained.stderr
     line = next(line for line in trained.stderr.splitlines() if "decoding 6 of 6 pairs" in line)
     folder = Path(line.split(": ")[0].split()[-1])
