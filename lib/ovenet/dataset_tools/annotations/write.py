@@ -216,7 +216,7 @@ def _write_masks(
         labelled, contested = labelled + num_labelled, contested + num_contested
         overlapping += [one.where] if num_contested else []
     if contested:
-        share = f"{100 * contested / labelled:.2g} % of the labelled pixels"
+        share = f"{100 * contested / labelled:.3g} % of the labelled pixels"
         above = "smaller" if smaller_above else "later"
         remarks.add_all(f"images in which classes overlap ({share}), the {above} shape lies above", overlapping)
     return labelled
