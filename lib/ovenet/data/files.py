@@ -111,14 +111,28 @@ def _chunk_of_png(file: BinaryIO, wanted: bytes) -> bytes | None:
     return None
 
 
+def stored_view(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels of an upright image in the order in which its file holds them; no pixel is copied.
+
+    Args:
+        upright: ``(H, W, ...)``.
+        orientation: EXIF's, 1 to 8.
+
+    Returns:
+        ``(H, W, ...)``, or ``(W, H, ...)``.
+    """
+    exchanges_axes, row_step, column_step = _STORED_VIEWS[orientation]
+    return (upright.swapaxes(0, 1) if exchanges_axes else upright)[::row_step, ::column_step]
+
+
 def _rgb(image: Image.Image, name: str, orientation: int) -> np.ndarray:
     """Pixels of a loaded image, turned."""
     if image.mode == "F":
         raise UserError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
-    exchanges_axes, row_step, column_step = _STORED_VIEWS[orientation]
+    exchanges_axes, _, _ = _STORED_VIEWS[orientation]
     size = (image.height, image.width)
     pixels = np.empty((*(size[::-1] if exchanges_axes else size), 3), np.uint8)
-    stored = (pixels.swapaxes(0, 1) if exchanges_axes else pixels)[::row_step, ::column_step]
+    stored = stored_view(pixels, orientation)
     for top in range(0, image.height, _STRIP_ROWS):  # the whole image at once would be held twice more
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
         if image.mode in _SIXTEEN_BIT_MODES:

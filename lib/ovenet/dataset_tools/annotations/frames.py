@@ -12,22 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import opened, orientation_of
+from ovenet.data.files import opened, orientation_of, stored_view
 from ovenet.dataset_tools.annotations.labelme import embedded_image
 from ovenet.dataset_tools.annotations.shapes import Annotated, Remarks
 from ovenet.dataset_tools.annotations.spans import Size
 from ovenet.errors import UserError
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_TURNS_BACK = {**_TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 @dataclass(frozen=True)
@@ -50,8 +39,11 @@ class Frame:
         """A mask ``(H, W)`` as it belongs to the photograph that is read upright, or as it is stored."""
         if upright == self.is_upright or self.orientation == 1:
             return mask
-        turns = _TURNS if upright else _TURNS_BACK
-        return np.asarray(Image.fromarray(mask).transpose(turns[self.orientation]))
+        if not upright:
+            return np.ascontiguousarray(stored_view(mask, self.orientation))
+        turned = np.empty(mask.shape[::-1] if self.orientation > 4 else mask.shape, mask.dtype)
+        stored_view(turned, self.orientation)[...] = mask
+        return turned
 
 
 def find_frames(found: Sequence[Annotated], remarks: Remarks, where: Path) -> list[Frame]:
