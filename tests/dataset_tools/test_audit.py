@@ -100,6 +100,15 @@ def test_classes_are_not_called_absent_where_a_label_could_not_be_read(data):
     assert not data.notes(info)
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>no such file</html>"])
+def test_files_that_are_no_images_are_called_so(data, content):
+    data.add([0, 1, 2, 3], image=content).add([0] * 4, label=content)
+    assert {(message, paths) for _, message, paths in data.errors()} == {
+        ("the image cannot be read (it is no image, or damaged); replace it", ("0.png",)),
+        ("the label cannot be read (it is no image, or damaged); replace it", ("1_label.png",)),
+    }
+
+
 def test_a_share_of_all_pixels_is_written_out():
     finding = Finding("kind", False, "message", (), 1.0)
     assert format_finding(finding, "train") == "note: train: kind: message (100 % of all pixels)"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ovenet.errors import UserError
 
@@ -203,6 +203,8 @@ def require_file(path: Path, role: str) -> None:
 
 def _unreadable(path: Path, role: str, error: BaseException) -> UserError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is no image, or damaged"
     return UserError(f"{path}: the {role} cannot be read ({reason}); replace it")
 
 

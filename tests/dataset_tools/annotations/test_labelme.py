@@ -254,7 +254,7 @@ def test_images_that_are_annotated_twice_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "a.json, line 1, column 2: cannot be read as JSON"),
         ("[]", "expected {...}, got a list"),
         ('{"shapes": 3}', "not a file of labelme"),
         ('{"shapes": []}', "not a file of labelme"),
@@ -271,3 +271,10 @@ def test_bad_files(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         imported("labelme", tmp_path / "in")
     assert str(caught.value).startswith(str(tmp_path / f"in/{name}.json"))
+
+
+def test_a_class_whose_name_has_two_lines(tmp_path):
+    labelme(tmp_path / "in", "a", [shape("blue\nsky", square(0, 0, 5)), shape("sea", square(6, 0, 5))])
+    with pytest.raises(UserError, match=r"in/a\.json: shape 0: the label is 'blue\\nsky'; expected .* on one line"):
+        imported("labelme", tmp_path / "in")
+    assert not (tmp_path / "out").exists()

@@ -69,6 +69,26 @@ def _last_before(x: np.ndarray, slope: np.ndarray, border: np.ndarray) -> np.nda
     return guess - 1 + sum((x + slope * step + 0.5 >= border) != (slope > 0) for step in steps)
 
 
+def has_ring_in_ring(rings: Sequence[np.ndarray]) -> bool:
+    """Whether all corners of a polygon ``(N, 2)`` lie inside another; the area of both is that of the outer one."""
+    return any(
+        (inner.min(0) > outer.min(0)).all() and (inner.max(0) < outer.max(0)).all() and _are_inside(inner, outer)
+        for inner in rings
+        for outer in rings
+    )
+
+
+def _are_inside(points: np.ndarray, ring: np.ndarray) -> bool:
+    """Whether a line from each of the points to the right crosses the outline an odd number of times."""
+    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+    for x, y in points:
+        crossing = (y0 <= y) != (y1 <= y)
+        at = x0[crossing] + (y - y0[crossing]) / (y1 - y0)[crossing] * (x1 - x0)[crossing]
+        if (at > x).sum() % 2 == 0:
+            return False
+    return True
+
+
 def run_spans(segmentation: Any) -> tuple[Size, np.ndarray]:
     """The size of an image and the pixels of COCO's run lengths, compressed or not.
 
