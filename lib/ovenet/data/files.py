@@ -6,8 +6,9 @@ import os
 import posixpath
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -102,13 +103,28 @@ def _exif_of(image: Image.Image) -> Image.Exif:
 
 def _chunk_of_png(file: BinaryIO, wanted: bytes) -> bytes | None:
     """The content of a PNG's first chunk of a type; its other chunks are skipped, not read."""
-    file.seek(_PNG_SIGNATURE_BYTES)
-    while len(head := file.read(8)) == 8:
+    read_at = _reader_of(file)
+    position = _PNG_SIGNATURE_BYTES
+    while len(head := read_at(8, position)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind == wanted:
-            return file.read(length)
-        file.seek(length + 4, os.SEEK_CUR)  # and its checksum
+            return read_at(length, position + 8)
+        position += 12 + length  # with its checksum
     return None
+
+
+def _reader_of(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """Reads so many bytes of a file at a place; on disk no more than these, many times as fast where chunks are far
+    apart."""
+
+    def read_at(num_bytes: int, position: int) -> bytes:
+        file.seek(position)
+        return file.read(num_bytes)
+
+    try:
+        return partial(os.pread, file.fileno())
+    except (AttributeError, OSError):  # in memory, or on a system without
+        return read_at
 
 
 def stored_view(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -123,6 +139,24 @@ def stored_view(upright: np.ndarray, orientation: int) -> np.ndarray:
     """
     exchanges_axes, row_step, column_step = _STORED_VIEWS[orientation]
     return (upright.swapaxes(0, 1) if exchanges_axes else upright)[::row_step, ::column_step]
+
+
+def first_bytes(image: Image.Image, num_bytes: int) -> bytes:
+    """The beginning of the file of an image that `opened` gives."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(num_bytes)
+    image.fp.seek(position)
+    return head
+
+
+def last_bytes(image: Image.Image, num_bytes: int) -> bytes:
+    """The end of the file of an image that `opened` gives."""
+    position = image.fp.tell()
+    image.fp.seek(max(0, image.fp.seek(0, os.SEEK_END) - num_bytes))
+    tail = image.fp.read()
+    image.fp.seek(position)
+    return tail
 
 
 def _rgb(image: Image.Image, name: str, orientation: int) -> np.ndarray:
@@ -191,14 +225,15 @@ def require_file(path: Path, role: str) -> None:
     Raises:
         UserError: it is missing, a directory, a pipe or the like.
     """
+    if path.is_file():
+        return
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: the {role} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
         raise UserError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
     if path.is_dir():
         raise UserError(f"{path}: the {role} is a directory; expected a file")
-    if not path.is_file():
-        raise UserError(f"{path}: the {role} is a pipe, a socket or a device; expected a file")
+    raise UserError(f"{path}: the {role} is a pipe, a socket or a device; expected a file")
 
 
 def _unreadable(path: Path, role: str, error: BaseException) -> UserError:
