@@ -29,6 +29,7 @@ _STORED_VIEWS = {
     1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
     5: (True, 1, 1), 6: (True, -1, 1), 7: (True, -1, -1), 8: (True, 1, -1),
 }  # fmt: skip
+EXCHANGES_SIDES = tuple(turn for turn, (exchanges_axes, _, _) in _STORED_VIEWS.items() if exchanges_axes)
 _PNG_SIGNATURE_BYTES = 8
 _ANY_SIZE = 2**62
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -163,9 +164,8 @@ def _rgb(image: Image.Image, name: str, orientation: int) -> np.ndarray:
     """Pixels of a loaded image, turned."""
     if image.mode == "F":
         raise UserError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
-    exchanges_axes, _, _ = _STORED_VIEWS[orientation]
     size = (image.height, image.width)
-    pixels = np.empty((*(size[::-1] if exchanges_axes else size), 3), np.uint8)
+    pixels = np.empty((*(size[::-1] if orientation in EXCHANGES_SIDES else size), 3), np.uint8)
     stored = stored_view(pixels, orientation)
     for top in range(0, image.height, _STRIP_ROWS):  # the whole image at once would be held twice more
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
@@ -260,8 +260,8 @@ def read_size(path: Path, *, upright: bool = True) -> tuple[int, int]:
     """
     with opened(path, "image", max_pixels=_ANY_SIZE) as image:
         size = (image.height, image.width)
-        exchanges_axes, _, _ = _STORED_VIEWS[orientation_of(image) if upright else UPRIGHT]
-    return size[::-1] if exchanges_axes else size
+        is_sideways = upright and orientation_of(image) in EXCHANGES_SIDES
+    return size[::-1] if is_sideways else size
 
 
 def is_utf8(path: Path) -> bool:
