@@ -6,12 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from tests.dataset_tools.audited import FIVE, RNG, Data, only
+from tests.dataset_tools.audited import FIVE, RNG, Data, bands_of, only
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import DatasetInfo
 from ovenet.dataset_tools.audit import (
+    Finding,
     audit_as_dict,
+    audit_list,
+    findings_about_both,
     format_audit,
     format_finding,
     missing_files,
@@ -19,6 +22,8 @@ from ovenet.dataset_tools.audit import (
     shared_images,
     suggested_weights,
 )
+
+CRACKS = DatasetInfo("cracks", ("ground", "crack"), ((0, 0, 0), (1, 1, 1)), (0, 1), ignored_ids=(255,))
 
 
 @pytest.fixture
@@ -46,9 +51,68 @@ def test_1_foreground_saved_as_255(data):
     assert kind == "255 as foreground"
     assert '"id": 255' in message
     assert paths == ("0_label.png",)
-    two = DatasetInfo("two", ("ground", "crack"), ((0, 0, 0), (1, 1, 1)), (0, 1), ignored_ids=(255,))
-    assert only(data.errors(two))[0] == "255 as foreground"  # else nothing but the ground is learned
-    assert not data.errors(replace(two, label_ids=(0, 255), ignored_ids=()))
+    assert not data.errors(replace(CRACKS, label_ids=(0, 255), ignored_ids=()))
+
+
+def together(folder, lists, info, *, num_pairs=None):
+    """What the audit finds in two lists together, of which it saw the first pairs."""
+    reports = [audit_list("one", folder, pairs[:num_pairs], info, num_threads=2) for pairs in lists]
+    assert not any(finding.is_error for report in reports for finding in report.findings)
+    return findings_about_both(folder, lists, reports, info)
+
+
+def test_255_as_foreground_where_255_is_ignored_is_judged_over_all_pairs_of_both_lists(data, tmp_path):
+    for _ in range(6):
+        data.add([0, 255, 255, 0])
+    lists = [data.pairs[:4], data.pairs[4:]]
+    finding = only(together(tmp_path, lists, CRACKS))
+    assert finding.kind == "255 as foreground"
+    assert finding.is_error  # nothing but the ground would be learnt
+    assert '"id": 255' in finding.message
+    finding = only(together(tmp_path, lists, CRACKS, num_pairs=1))
+    assert not finding.is_error
+    assert "in the labels looked at" in finding.message
+    with_crack = Data(tmp_path).add([0, 1, 255, 0], name="crack").pairs
+    assert not together(tmp_path, [data.pairs, with_crack], CRACKS)  # ignored borders, and no crack in one list
+    assert not together(tmp_path, [with_crack, data.pairs], CRACKS)
+    assert not together(tmp_path, lists, replace(FIVE, ignored_ids=(255,)))
+
+
+def test_grey_levels_of_colors_read_as_ids(data):
+    """Of a dataset.json with grey colours and no ids."""
+    info = DatasetInfo(
+        "grey", ("a", "b", "c"), ((0, 0, 0), (128, 128, 128), (255, 255, 255)), (0, 1, 2), label_format="either"
+    )
+    data.add([0, 128, 255, 0])
+    assert '"label_format": "colors"' in only(data.errors(info))[1]
+    assert not data.notes(info)  # no class is absent of which nobody knows
+    assert not data.errors(replace(info, label_format="colors"))
+    data.add([0, 5, 0, 0])
+    assert "label_format" not in only(data.errors(info))[1]
+
+
+def test_classes_are_not_called_absent_where_a_label_could_not_be_read(data):
+    info = replace(FIVE, palette=tuple((10 * i, 200, 0) for i in range(5)), label_format="either")
+    picture = Image.fromarray(bands_of([0, 1, 2, 2]))
+    picture.putpalette([0, 200, 0, 20, 200, 0, 10, 200, 0])
+    data.add([0] * 4, label=picture)
+    assert only(data.errors(info))[0] == "palette contradicts ids"
+    assert not data.notes(info)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>no such file</html>"])
+def test_files_that_are_no_images_are_called_so(data, content):
+    data.add([0, 1, 2, 3], image=content).add([0] * 4, label=content)
+    assert {(message, paths) for _, message, paths in data.errors()} == {
+        ("the image cannot be read (it is no image, or damaged); replace it", ("0.png",)),
+        ("the label cannot be read (it is no image, or damaged); replace it", ("1_label.png",)),
+    }
+
+
+def test_a_share_of_all_pixels_is_written_out():
+    finding = Finding("kind", False, "message", (), 1.0)
+    assert format_finding(finding, "train") == "note: train: kind: message (100 % of all pixels)"
+    assert "(0.0123 % of" in format_finding(replace(finding, share=0.0001234), "train")
 
 
 def test_2_rgb_mask_read_as_ids(data):

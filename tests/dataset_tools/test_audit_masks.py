@@ -191,7 +191,7 @@ def test_transparent_pixels_count_as_the_colours_that_they_hide(data):
     assert "count as the colours that they hide" in finding.message
     line = format_finding(finding, "train")
     assert line.startswith("note: train: transparent mask: ")
-    assert line.endswith(" (12 % of all pixels) [0_label.png]")
+    assert line.endswith(" (12.5 % of all pixels) [0_label.png]")
     (row,) = (
         row for row in audit_as_dict([data.audit(COLORED)], COLORED)["lists"]["train"]["findings"] if "share" in row
     )

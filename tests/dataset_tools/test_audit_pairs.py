@@ -95,6 +95,7 @@ def test_an_image_with_two_labels_and_a_label_of_two_images(data):
 def test_one_picture_under_two_names_in_both_lists(data, tmp_path):
     data.add([0, 1, 2, 3]).add([4, 1, 2, 3])
     (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    (tmp_path / "again.png").write_bytes((tmp_path / "0.png").read_bytes())
     almost = bytearray((tmp_path / "1.png").read_bytes())
     almost[40] ^= 1  # of the same size
     (tmp_path / "almost.png").write_bytes(almost)
@@ -103,6 +104,9 @@ def test_one_picture_under_two_names_in_both_lists(data, tmp_path):
     finding = only(findings_about_both(tmp_path, [train, val], [data.audit()], FIVE))
     assert (finding.kind, finding.is_error, finding.paths) == ("shared image", False, ("copy.png",))
     assert "1 images are in both lists under different names (like 0.png and copy.png)" in finding.message
+    finding = only(findings_about_both(tmp_path, [[*train, ("again.png", "0_label.png")], val], [data.audit()], FIVE))
+    assert finding.paths == ("copy.png",)  # once, however many it is like
+    assert finding.message.startswith("1 images")
 
 
 def test_a_removed_pair_names_the_command_that_writes_the_lists_anew(data, tmp_path):

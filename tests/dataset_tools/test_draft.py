@@ -67,14 +67,14 @@ def test_colours(folder):
 
 def test_the_experiment_loads_from_anywhere(folder, tmp_path):
     draft = read_draft(folder([ids(0, 1)] * 10))
-    write_experiment(draft, "cracks", tmp_path / "elsewhere.yaml")
+    write_experiment("cracks", tmp_path / "elsewhere.yaml", size=draft.size, num_classes=len(draft.classes))
     cfg = load_config(tmp_path / "elsewhere.yaml")
     assert (cfg.DATASET.DATASET, cfg.DATASET.NUM_CLASSES, cfg.MODEL.SEED.NAME) == ("cracks", 2, "fork")
     assert (list(cfg.TRAIN.IMAGE_SIZE), cfg.TRAIN.BASE_SIZE) == ([32, 32], 60)
 
 
 def test_a_name_that_looks_like_a_number_stays_a_name(folder, tmp_path):
-    write_experiment(read_draft(folder([ids(0, 1)] * 10)), "2024", tmp_path / "a.yaml")
+    write_experiment("2024", tmp_path / "a.yaml", size=(20, 16), num_classes=2)
     assert load_config(tmp_path / "a.yaml").DATASET.DATASET == "2024"
 
 

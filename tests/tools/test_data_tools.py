@@ -165,6 +165,12 @@ def test_annotations_become_a_dataset(run_tool, tmp_path):
     assert "masks of 5 images" in done.out
     lines = (tmp_path / "data/list/mine/trainval.lst").read_text().splitlines()
     assert len(lines) == 5
+    experiment = tmp_path / "data/mine/experiment.yaml"
+    assert done.out.endswith(f"\nnow look: ovenet audit --cfg {experiment}\n")
+    cfg = load_config(experiment)
+    assert (cfg.DATASET.NUM_CLASSES, cfg.TEST.BASE_SIZE) == (2, 30)
+    lists = [builders.list_dataset(cfg, name) for name in (cfg.DATASET.TRAIN_SET, cfg.DATASET.TEST_SET)]
+    assert sum(map(len, lists)) == 5
     again = run_tool(*command, "--source", source)
     assert again.code == 2
     assert "has files in it already" in again.err
@@ -183,7 +189,11 @@ def test_splits_are_imported_one_after_the_other(run_tool, tmp_path):
     train = coco(tmp_path, rows, name="instances_train.json")
     done = run_tool(*command, train)
     assert done.code == 0, done.err
-    assert done.out == f"{tmp_path / 'data/mine'}: masks of 1 images in the split train, and dataset.json\n"
+    folder = tmp_path / "data/mine"
+    assert done.out.splitlines() == [
+        f"{folder}: masks of 1 images in the split train, and dataset.json",
+        f"{folder}/experiment.yaml: a small OVeNet, crops and sizes chosen for 30x20 pixels",
+    ]  # what to do next waits for the lists
     notes = done.err.splitlines()
     assert notes[:3] == [
         "note: annotations without an outline, left out: 1 (annotation 101 ('tree'))",
@@ -198,6 +208,8 @@ def test_splits_are_imported_one_after_the_other(run_tool, tmp_path):
     assert done.code == 0, done.err
     assert "masks of 1 images in the split val\n" in done.out
     assert "dataset.json: 1 more classes at its end: ant" in done.out
+    assert "experiment.yaml: is there already, and stays as it is; DATASET.NUM_CLASSES has to be 3\n" in done.out
+    assert done.out.endswith(f"\nnow look: ovenet audit --cfg {folder}/experiment.yaml\n")
     for split in ("train", "val"):
         lines = (tmp_path / f"data/list/mine/{split}.lst").read_text()
         assert lines == f"images/{split}/a.png\tlabels/{split}/a.png\n"
@@ -248,6 +260,31 @@ def test_a_folder_becomes_an_experiment_in_one_step(prepare, tmp_path):
     earlier.parent.mkdir(parents=True)
     earlier.write_text((tmp_path / "data/leaves/experiment.yaml").read_text())
     assert load_config(earlier) == cfg
+
+
+def test_a_drafted_dataset_takes_an_import(prepare, tmp_path):
+    """Its layouts name the splits that were there when it was drafted."""
+    for split, names in (("train", range(4)), ("val", range(4, 6))):
+        plant(tmp_path / "data/leaves", f"images/{split}/#.png", f"labels/{split}/#.png", names)
+    prepare("leaves")
+    description = tmp_path / "data/leaves/dataset.json"
+    assert "test" not in json.loads(description.read_text())["layouts"]["split_names"]
+    test = coco(tmp_path, [annotation(3, [[2, 3, 12, 3, 12, 15, 2, 15]])], name="test.json")
+    done = prepare("leaves", "--from", "coco", "--source", test, "--background", "class 0")
+    assert "masks of 1 images in the split test" in done.stdout
+    assert "list/leaves/test.lst: 1 lines" in done.stdout
+    assert (tmp_path / "data/list/leaves/test.lst").read_text() == "images/test/a.png\tlabels/test/a.png\n"
+    content = json.loads(description.read_text())
+    assert content["layouts"]["split_names"] == {"train": "train", "val": "val", "test": "test"}
+
+
+def test_one_image_is_refused_before_anything_is_written(prepare, tmp_path):
+    plant(tmp_path / "data/leaves", names=["a"])
+    mask = np.arange(48 * 64, dtype=np.uint8).reshape(48, 64) // 128  # two values
+    Image.fromarray(mask).save(tmp_path / "data/leaves/labels/a.png")
+    refused = prepare("leaves", code=2)
+    assert "one image with a label leaves none for validation; add some" in refused.stderr
+    assert {path.name for path in (tmp_path / "data/leaves").iterdir()} == {"images", "labels"}
 
 
 def test_photos_and_masks_are_recognized_and_what_is_alone_is_named(prepare, tmp_path):

@@ -161,7 +161,11 @@ def check_data(cfg: CfgNode, datasets: Sequence[ListDataset]) -> None:
     if not cfg.DATASET.AUDIT:
         return
     reports = [_check_list(cfg, dataset) for dataset in datasets]
-    _refuse_errors(findings_between(reports, datasets[0].decoder.info), datasets[0].folder, reports)
+    is_whole = sum(report.num_pairs for report in reports) == sum(map(len, datasets))
+    together = findings_between(reports, datasets[0].decoder.info, is_whole=is_whole)
+    _refuse_errors(together, datasets[0].folder, reports)
+    for finding in together:
+        get_logger().warning("%s", format_finding(finding, " and ".join(report.name for report in reports)))
 
 
 def _check_list(cfg: CfgNode, dataset: ListDataset) -> ListReport:

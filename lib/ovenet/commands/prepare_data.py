@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name
+from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name, find_dataset
 from ovenet.data.description import begun_description
 from ovenet.data.files import why_unlisted
 from ovenet.data.info import SPLITS
-from ovenet.data.prepare import bring, prepare_dataset
+from ovenet.data.prepare import bring, prepare_dataset, require_two_images
 from ovenet.data.recognition import recognize_layouts
 from ovenet.dataset_tools.annotations import FORMS, import_annotations
 from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
@@ -28,7 +28,30 @@ EXPERIMENT = "experiment.yaml"  # of an own dataset, beside its dataset.json
 
 
 def main() -> None:
-    """Parses the command line and prepares one dataset."""
+    """Prepares one dataset: draws, imports or drafts it where that is asked for, and writes its lists."""
+    args = parse_arguments()
+    known = catalog_name(args.dataset)
+    source, missing, advice = args.source, (), ""
+    if args.form:
+        missing, advice = import_split(args)
+        source = None
+    elif known == "synthetic" and source is None:
+        draw_scenes(args)
+    elif known == "pascal_context":
+        source = write_context_labels(args)
+    elif known not in CATALOG:
+        begun = begun_description((source or args.root / args.dataset) / DESCRIPTION)
+        advice = draft_own(args.dataset, args.root, source, begun) if begun is not None else ""
+    if write_lists(args, source, missing) and advice:
+        print(advice)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line, with the name of the dataset as it stands in list files.
+
+    Raises:
+        UserError: an option is missing, or goes with another.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", help=f"{', '.join(CATALOG)}, or the folder of your own below --root")
     parser.add_argument("--root", type=Path, default=Path("data"), help="DATASET.ROOT (default: data)")
@@ -56,33 +79,29 @@ def main() -> None:
     drawn.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
     args = parser.parse_args()
     args.dataset = folder_name(args.dataset, args.root)
-    known = catalog_name(args.dataset)
-    source, missing = args.source, ()
-    if known == "synthetic" and source is None:
-        draw_scenes(args)
-    if known == "pascal_context":
-        # Labels are written into the copy, not into the user's folder.
-        if source and args.copy and (devkit := find_devkit(source)) and (devkit / ANNOTATIONS).is_file():
-            bring(source, args.root / known, copy=True)
-            source = None
-        folders = [source] if source else [args.root / args.dataset, args.root / known]
-        for folder in dict.fromkeys(folders):
-            num_labels = write_labels(folder, show_progress=sys.stderr.isatty())
-            if num_labels:
-                print(f"{folder}: {num_labels} label files written from {ANNOTATIONS}")
-    if args.form:
-        if source is None:
-            raise UserError(f"--from {args.form}: name the annotations with --source")
-        if known in CATALOG:
-            raise UserError(f"--from {args.form}: {args.dataset} is a known dataset; name one of your own")
-        missing = import_split(args)
-        source = None
-    elif args.background or args.split:
+    if args.form and args.source is None:
+        raise UserError(f"--from {args.form}: name the annotations with --source")
+    if args.form and catalog_name(args.dataset) in CATALOG:
+        raise UserError(f"--from {args.form}: {args.dataset} is a known dataset; name one of your own")
+    if not args.form and (args.background or args.split):
         raise UserError(f"--{'background' if args.background else 'split'} goes with --from")
-    experiment = None
-    begun = None if known in CATALOG else begun_description((source or args.root / args.dataset) / DESCRIPTION)
-    if begun is not None:
-        experiment = draft_own(args.dataset, args.root, source, begun)
+    return args
+
+
+def write_lists(args: argparse.Namespace, source: Path | None, missing: Sequence[str]) -> bool:
+    """Writes the lists, and says what is in them.
+
+    Args:
+        args: the command line.
+        source: a folder to link or copy first; None if the data is there already.
+        missing: splits that are still to be imported.
+
+    Returns:
+        Whether they were written; what is there may not be enough while a split is missing.
+
+    Raises:
+        UserError: see `prepare_dataset`.
+    """
     if missing:
         names = " and no ".join(missing)
         print(f"note: there is no split {names} yet; until it is imported, lists divide what is there", file=sys.stderr)
@@ -92,20 +111,35 @@ def main() -> None:
         if not missing:
             raise
         print(f"note: no list files before that: {error}", file=sys.stderr)
-        return
+        return False
     for line in preparation.lines:
         print(line)
     for remark in preparation.remarks:
         print(f"note: {remark}", file=sys.stderr)
-    if experiment:
-        print(
-            f"now edit the names in {args.root / args.dataset / DESCRIPTION}, remove what is no class, and look: "
-            f"ovenet audit --cfg {shlex.quote(str(experiment))}"
-        )
+    return True
 
 
-def import_split(args: argparse.Namespace) -> tuple[str, ...]:
-    """Makes masks from annotations, and says what to know about them; returns the splits that are still missing."""
+def write_context_labels(args: argparse.Namespace) -> Path | None:
+    """Writes the label files of PASCAL-Context; returns the folder that is still to be linked or copied."""
+    source = args.source
+    # Labels are written into the copy, not into the user's folder.
+    if source and args.copy and (devkit := find_devkit(source)) and (devkit / ANNOTATIONS).is_file():
+        bring(source, args.root / "pascal_context", copy=True)
+        source = None
+    folders = [source] if source else [args.root / args.dataset, args.root / "pascal_context"]
+    for folder in dict.fromkeys(folders):
+        num_labels = write_labels(folder, show_progress=sys.stderr.isatty())
+        if num_labels:
+            print(f"{folder}: {num_labels} label files written from {ANNOTATIONS}")
+    return source
+
+
+def import_split(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
+    """Makes masks from annotations and an experiment, and says what to know about them.
+
+    Returns:
+        The splits that are still missing, and what to do next.
+    """
     folder = args.root / args.dataset
     is_new = not (folder / DESCRIPTION).exists()
     done = import_annotations(
@@ -121,9 +155,11 @@ def import_split(args: argparse.Namespace) -> tuple[str, ...]:
     print(f"{folder}: masks of {done.num_images} images{where}{', and dataset.json' if is_new else ''}")
     if done.added and not is_new:
         print(f"{folder / DESCRIPTION}: {len(done.added)} more classes at its end: {', '.join(done.added)}")
+    num_classes = find_dataset(args.dataset, folder).num_classes
+    experiment = begin_experiment(args.dataset, args.root, done.size, num_classes)
     for remark in done.remarks:
         print(f"note: {remark}", file=sys.stderr)
-    return done.missing_splits
+    return done.missing_splits, f"now look: {_audit_of(experiment)}"
 
 
 def folder_name(text: str, root: Path) -> str:
@@ -143,7 +179,7 @@ def folder_name(text: str, root: Path) -> str:
     return path.as_posix()
 
 
-def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, Any]) -> Path:
+def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, Any]) -> str:
     """Drafts ``dataset.json`` and an experiment from the masks of a user's folder, and says what they hold.
 
     Args:
@@ -153,7 +189,7 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         begun: keys that ``dataset.json`` has already.
 
     Returns:
-        The experiment.
+        What to do next.
 
     Raises:
         UserError: there is no such folder, or its masks cannot be understood.
@@ -174,12 +210,8 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         layouts = recognized.layouts
         print(f"{folder}: {recognized}")
     draft = read_draft(folder, layouts, show_progress=sys.stderr.isatty())
-    experiment = folder / EXPERIMENT
-    if experiment.exists():
-        print(f"{experiment}: is there already, and stays as it is")
-    else:
-        write_experiment(draft, name, experiment, root)
-        print(f"{experiment}: a small OVeNet, crops and sizes chosen for {draft.size[0]}x{draft.size[1]} pixels")
+    require_two_images(draft.num_masks, folder)
+    experiment = begin_experiment(name, root, draft.size, len(draft.classes))
     write_draft(draft, folder, begun)
     print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
     for value, share in draft.shares.items():
@@ -187,7 +219,22 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         print(f"  {describe(value)}: {100 * share:.2f} % of the pixels, {role}")
     for remark in draft.remarks:
         print(f"note: {remark}", file=sys.stderr)
+    return f"now edit the names in {folder / DESCRIPTION}, remove what is no class, and look: {_audit_of(experiment)}"
+
+
+def begin_experiment(name: str, root: Path, size: tuple[int, int], num_classes: int) -> Path:
+    """Drafts an experiment of a user's dataset, unless there is one; arguments as of `write_experiment`."""
+    experiment = root / name / EXPERIMENT
+    if experiment.exists():
+        print(f"{experiment}: is there already, and stays as it is; DATASET.NUM_CLASSES has to be {num_classes}")
+    else:
+        write_experiment(name, experiment, root, size=size, num_classes=num_classes)
+        print(f"{experiment}: a small OVeNet, crops and sizes chosen for {size[0]}x{size[1]} pixels")
     return experiment
+
+
+def _audit_of(experiment: Path) -> str:
+    return f"ovenet audit --cfg {shlex.quote(str(experiment))}"
 
 
 def draw_scenes(args: argparse.Namespace) -> None:

@@ -6,13 +6,14 @@ import os
 import posixpath
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ovenet.errors import UserError
 
@@ -28,6 +29,7 @@ _STORED_VIEWS = {
     1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
     5: (True, 1, 1), 6: (True, -1, 1), 7: (True, -1, -1), 8: (True, 1, -1),
 }  # fmt: skip
+EXCHANGES_SIDES = tuple(turn for turn, (exchanges_axes, _, _) in _STORED_VIEWS.items() if exchanges_axes)
 _PNG_SIGNATURE_BYTES = 8
 _ANY_SIZE = 2**62
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -102,23 +104,69 @@ def _exif_of(image: Image.Image) -> Image.Exif:
 
 def _chunk_of_png(file: BinaryIO, wanted: bytes) -> bytes | None:
     """The content of a PNG's first chunk of a type; its other chunks are skipped, not read."""
-    file.seek(_PNG_SIGNATURE_BYTES)
-    while len(head := file.read(8)) == 8:
+    read_at = _reader_of(file)
+    position = _PNG_SIGNATURE_BYTES
+    while len(head := read_at(8, position)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind == wanted:
-            return file.read(length)
-        file.seek(length + 4, os.SEEK_CUR)  # and its checksum
+            return read_at(length, position + 8)
+        position += 12 + length  # with its checksum
     return None
+
+
+def _reader_of(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """Reads so many bytes of a file at a place; on disk no more than these, many times as fast where chunks are far
+    apart."""
+
+    def read_at(num_bytes: int, position: int) -> bytes:
+        file.seek(position)
+        return file.read(num_bytes)
+
+    try:
+        return partial(os.pread, file.fileno())
+    except (AttributeError, OSError):  # in memory, or on a system without
+        return read_at
+
+
+def stored_view(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels of an upright image in the order in which its file holds them; no pixel is copied.
+
+    Args:
+        upright: ``(H, W, ...)``.
+        orientation: EXIF's, 1 to 8.
+
+    Returns:
+        ``(H, W, ...)``, or ``(W, H, ...)``.
+    """
+    exchanges_axes, row_step, column_step = _STORED_VIEWS[orientation]
+    return (upright.swapaxes(0, 1) if exchanges_axes else upright)[::row_step, ::column_step]
+
+
+def first_bytes(image: Image.Image, num_bytes: int) -> bytes:
+    """The beginning of the file of an image that `opened` gives."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(num_bytes)
+    image.fp.seek(position)
+    return head
+
+
+def last_bytes(image: Image.Image, num_bytes: int) -> bytes:
+    """The end of the file of an image that `opened` gives."""
+    position = image.fp.tell()
+    image.fp.seek(max(0, image.fp.seek(0, os.SEEK_END) - num_bytes))
+    tail = image.fp.read()
+    image.fp.seek(position)
+    return tail
 
 
 def _rgb(image: Image.Image, name: str, orientation: int) -> np.ndarray:
     """Pixels of a loaded image, turned."""
     if image.mode == "F":
         raise UserError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
-    exchanges_axes, row_step, column_step = _STORED_VIEWS[orientation]
     size = (image.height, image.width)
-    pixels = np.empty((*(size[::-1] if exchanges_axes else size), 3), np.uint8)
-    stored = (pixels.swapaxes(0, 1) if exchanges_axes else pixels)[::row_step, ::column_step]
+    pixels = np.empty((*(size[::-1] if orientation in EXCHANGES_SIDES else size), 3), np.uint8)
+    stored = stored_view(pixels, orientation)
     for top in range(0, image.height, _STRIP_ROWS):  # the whole image at once would be held twice more
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
         if image.mode in _SIXTEEN_BIT_MODES:
@@ -177,18 +225,21 @@ def require_file(path: Path, role: str) -> None:
     Raises:
         UserError: it is missing, a directory, a pipe or the like.
     """
+    if path.is_file():
+        return
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: the {role} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
         raise UserError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
     if path.is_dir():
         raise UserError(f"{path}: the {role} is a directory; expected a file")
-    if not path.is_file():
-        raise UserError(f"{path}: the {role} is a pipe, a socket or a device; expected a file")
+    raise UserError(f"{path}: the {role} is a pipe, a socket or a device; expected a file")
 
 
 def _unreadable(path: Path, role: str, error: BaseException) -> UserError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is no image, or damaged"
     return UserError(f"{path}: the {role} cannot be read ({reason}); replace it")
 
 
@@ -209,8 +260,8 @@ def read_size(path: Path, *, upright: bool = True) -> tuple[int, int]:
     """
     with opened(path, "image", max_pixels=_ANY_SIZE) as image:
         size = (image.height, image.width)
-        exchanges_axes, _, _ = _STORED_VIEWS[orientation_of(image) if upright else UPRIGHT]
-    return size[::-1] if exchanges_axes else size
+        is_sideways = upright and orientation_of(image) in EXCHANGES_SIDES
+    return size[::-1] if is_sideways else size
 
 
 def is_utf8(path: Path) -> bool:

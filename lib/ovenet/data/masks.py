@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import opened, orientation_of
+from ovenet.data.files import first_bytes, opened, orientation_of
 from ovenet.data.info import Color
 from ovenet.errors import UserError
 
@@ -173,14 +173,12 @@ def count_plain_ids(path: Path, *, num_rows: int) -> tuple[MaskForm, dict[int, i
 
 def _form(image: Image.Image, path: Path) -> MaskForm:
     """The form of an image that is open but not decoded."""
-    with path.open("rb") as file:
-        head = file.read(64)
     bits = _MODE_BITS.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
     inverted = False
     if image.format == "PNG":
-        bits = head[24]
+        bits = first_bytes(image, 25)[24]
     elif image.format == "BMP":
-        bits = int.from_bytes(head[28:30], "little") if not image.mode.startswith("RGB") else 8
+        bits = int.from_bytes(first_bytes(image, 30)[28:], "little") if not image.mode.startswith("RGB") else 8
     elif image.format == "TIFF":
         bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0]
         inverted = image.mode in ("1", "L") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO

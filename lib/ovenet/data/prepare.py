@@ -157,14 +157,23 @@ def _divide(lists: dict[str, Pairs], folder: Path, info: DatasetInfo) -> None:
     if "all" not in lists:
         return
     pairs = lists.pop("all")
-    if len(pairs) < 2:
-        raise UserError(f"{folder}: one image with a label leaves none for validation; add some")
+    require_two_images(len(pairs), folder)
     places = {image: _place_of(image) for image, _ in pairs}
     chosen = {image for image, place in places.items() if place < info.val_share * 2**64}
     first, last = min(places, key=places.__getitem__), max(places, key=places.__getitem__)
     chosen = (chosen | {first}) - {last}
     lists["train"] = [pair for pair in pairs if pair[0] not in chosen]
     lists["val"] = [pair for pair in pairs if pair[0] in chosen]
+
+
+def require_two_images(num_images: int, folder: Path) -> None:
+    """Refuses a folder with a single image.
+
+    Raises:
+        UserError: says so.
+    """
+    if num_images < 2:
+        raise UserError(f"{folder}: one image with a label leaves none for validation; add some")
 
 
 def _place_of(image: str) -> int:

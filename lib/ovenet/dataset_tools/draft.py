@@ -227,26 +227,29 @@ def write_draft(draft: Draft, folder: Path, begun: Mapping[str, Any] | None = No
     write_text(folder / "dataset.json", "{\n  " + ",\n  ".join(rows) + "\n}\n")
 
 
-def write_experiment(draft: Draft, name: str, path: Path, root: Path = Path("data")) -> None:
-    """Writes an experiment that trains a small OVeNet on the folder, its sizes chosen by the images'.
+def write_experiment(
+    name: str, path: Path, root: Path = Path("data"), *, size: tuple[int, int], num_classes: int
+) -> None:
+    """Writes an experiment that trains a small OVeNet on a dataset, its sizes chosen by the images'.
 
     Args:
-        draft: of the folder.
         name: of the dataset.
         path: of the experiment.
         root: ``DATASET.ROOT``.
+        size: width and height that most images have.
+        num_classes: of the dataset.
     """
     elsewhere = "" if root == Path("data") else f"\n  ROOT: {_quoted(str(root))}"
-    long_side = min(_MAX_SIDE, max(draft.size))
-    scale = long_side / max(draft.size)
-    crop = [min(_MAX_CROP, max(32, int(side * scale) // 32 * 32)) for side in draft.size]
+    long_side = min(_MAX_SIDE, max(size))
+    scale = long_side / max(size)
+    crop = [min(_MAX_CROP, max(32, int(side * scale) // 32 * 32)) for side in size]
     write_text(
         path,
-        f"""# Drafted from images of {draft.size[0]}x{draft.size[1]} pixels with {len(draft.classes)} classes.
+        f"""# Drafted from images of {size[0]}x{size[1]} pixels with {num_classes} classes.
 _BASE_: folder/ovenet_hrnet_w18_small_v2
 DATASET:
   DATASET: {_quoted(name)}{elsewhere}
-  NUM_CLASSES: {len(draft.classes)}
+  NUM_CLASSES: {num_classes}
   TRAIN_SET: {_quoted(f"list/{name}/train.lst")}
   TEST_SET: {_quoted(f"list/{name}/val.lst")}
 TRAIN:

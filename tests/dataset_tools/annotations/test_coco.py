@@ -11,7 +11,7 @@ from ovenet.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 
-TREE = [[2, 3, 12, 3, 12, 15, 2, 15]]
+TREE, BIRD = [[2, 3, 12, 3, 12, 15, 2, 15]], [[20, 2, 24, 2, 24, 6, 20, 6]]
 
 
 def runs_of(pixels, *, is_compressed):
@@ -172,3 +172,42 @@ def test_names_that_lists_cannot_have(tmp_path):
         path = coco(tmp_path, [annotation(3, TREE)], images=[{"id": 7, "file_name": name}])
         with pytest.raises(UserError, match=message):
             imported("coco", path, background="rest")
+
+
+@pytest.mark.parametrize(
+    ("inner", "is_told"),
+    [
+        ([5, 6, 9, 6, 9, 12, 5, 12], True),  # within the tree
+        ([14, 6, 18, 6, 18, 12, 14, 12], False),  # beside it
+        ([9, 6, 14, 6, 14, 12, 9, 12], False),  # across its edge
+        (TREE[0], False),
+    ],
+)
+def test_a_ring_within_a_ring_is_filled_and_told(tmp_path, inner, is_told):
+    """Some programs export holes so; COCO's polygons have none."""
+    done, folder = imported("coco", coco(tmp_path, [annotation(3, [*TREE, inner]), annotation(5, BIRD)]))
+    told = [line for line in done.remarks if "inside another" in line]
+    assert bool(told) == is_told
+    if is_told:
+        assert told[0].startswith("annotations with a polygon inside another, filled as pycocotools does")
+        assert told[0].endswith(": 1 (instances.json: annotation 100 ('tree'))")
+        assert (mask(folder)[3:15, 2:12] == classes(folder)["tree"]).all()
+
+
+def test_a_ring_in_the_bay_of_another_is_not_told(tmp_path):
+    """Inside of its box, and outside of its area."""
+    bay = [1, 1, 15, 1, 15, 3, 3, 3, 3, 15, 15, 15, 15, 17, 1, 17]
+    done, _ = imported("coco", coco(tmp_path, [annotation(3, [bay, [6, 6, 9, 6, 9, 9]]), annotation(5, BIRD)]))
+    assert not done.remarks
+
+
+@pytest.mark.parametrize("folder", ["train2017", "images/train2017"])
+def test_cocos_own_folders(tmp_path, folder):
+    """annotations/instances_train2017.json beside train2017/; images of another split may have the same names."""
+    path = coco(tmp_path, [annotation(3, TREE), annotation(5, BIRD)], name="instances_train2017.json")
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / "images/a.png").rename(tmp_path / folder / "a.png")
+    write_image(tmp_path / "val2017/a.png", (7, 7))
+    done, out = imported("coco", path)
+    assert done.num_images == 1
+    assert (out / "images/train/a.png").resolve() == tmp_path / folder / "a.png"

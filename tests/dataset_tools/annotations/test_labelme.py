@@ -254,7 +254,7 @@ def test_images_that_are_annotated_twice_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "a.json, line 1, column 2: cannot be read as JSON"),
         ("[]", "expected {...}, got a list"),
         ('{"shapes": 3}', "not a file of labelme"),
         ('{"shapes": []}', "not a file of labelme"),
@@ -271,3 +271,25 @@ def test_bad_files(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         imported("labelme", tmp_path / "in")
     assert str(caught.value).startswith(str(tmp_path / f"in/{name}.json"))
+
+
+def test_a_class_whose_name_has_two_lines(tmp_path):
+    labelme(tmp_path / "in", "a", [shape("blue\nsky", square(0, 0, 5)), shape("sea", square(6, 0, 5))])
+    with pytest.raises(UserError, match=r"in/a\.json: shape 0: the label is 'blue\\nsky'; expected .* on one line"):
+        imported("labelme", tmp_path / "in")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_polygon_that_crosses_itself_is_told(tmp_path):
+    """A star drawn in one go: its middle is gone around twice, and is no part of it."""
+    angles = 2 * np.pi * np.arange(5) * 2 / 5
+    star = np.stack([12 + 9 * np.sin(angles), 10 - 9 * np.cos(angles)], axis=1)
+    outline = star[[0, 3, 1, 4, 2]]  # the same corners in the order around
+    labelme(tmp_path / "in", "a", [shape("star", star.tolist()), shape("sky", square(24, 0, 5))])
+    labelme(tmp_path / "in", "b", [shape("star", outline.tolist()), shape("sky", square(24, 0, 5))])
+    done, folder = imported("labelme", tmp_path / "in")
+    assert done.remarks == (
+        "polygons that cross themselves, what they go around twice is left out: 1 (a.json shape 0 ('star'))",
+    )
+    assert mask(folder, "a")[10, 12] == 0
+    assert mask(folder, "b")[10, 12] == classes(folder)["star"]

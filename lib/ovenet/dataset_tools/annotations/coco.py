@@ -19,7 +19,7 @@ from ovenet.dataset_tools.annotations.shapes import (
     named_size,
     read_json,
 )
-from ovenet.dataset_tools.annotations.spans import Size, run_spans
+from ovenet.dataset_tools.annotations.spans import Size, has_ring_in_ring, run_spans
 from ovenet.errors import UserError
 
 
@@ -56,6 +56,9 @@ def read_coco(source: Path, remarks: Remarks) -> tuple[list[Annotated], set[str]
             raise UserError(f"{source}: {where} ({name!r}): {error}") from error
         sizes[key] = sizes[key] or size
         shapes[key] += [shape] if shape else []
+        if shape and has_ring_in_ring(shape.rings):
+            kind = "annotations with a polygon inside another, filled as pycocotools does (a hole needs run lengths)"
+            remarks.add(kind, f"{source.name}: {shape.where}")
     _remark_on_ids(annotations, names, shapes, remarks)
     found = []
     for row in images:
@@ -152,10 +155,20 @@ def _find_image(row: Mapping[str, Any], source: Path) -> tuple[PurePosixPath, Pa
     file = PurePosixPath(name.replace("\\", "/"))
     if file.is_absolute() or ".." in file.parts:
         raise UserError(f"{source}: the image {file} lies outside of the dataset")
-    folders = (source.parent, source.parent / "images", source.parent.parent, source.parent.parent / "images")
+    above, split = source.parent.parent, source.stem.split("_")[-1]  # instances_train2017.json beside train2017/
+    folders = (
+        source.parent,
+        source.parent / "images",
+        above / split,
+        above / "images" / split,
+        above,
+        above / "images",
+    )
     image = next((folder / file for folder in folders if (folder / file).is_file()), None)
     if image is None:
-        raise UserError(f"{source}: its image {file} does not exist; put it beside the JSON file, or in images/")
+        raise UserError(
+            f"{source}: its image {file} does not exist; put it beside the JSON file, in images/ or in ../{split}/"
+        )
     return file, image
 
 

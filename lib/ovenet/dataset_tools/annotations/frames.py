@@ -12,22 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import opened, orientation_of
+from ovenet.data.files import EXCHANGES_SIDES, opened, orientation_of, stored_view
 from ovenet.dataset_tools.annotations.labelme import embedded_image
 from ovenet.dataset_tools.annotations.shapes import Annotated, Remarks
 from ovenet.dataset_tools.annotations.spans import Size
 from ovenet.errors import UserError
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_TURNS_BACK = {**_TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 @dataclass(frozen=True)
@@ -50,8 +39,11 @@ class Frame:
         """A mask ``(H, W)`` as it belongs to the photograph that is read upright, or as it is stored."""
         if upright == self.is_upright or self.orientation == 1:
             return mask
-        turns = _TURNS if upright else _TURNS_BACK
-        return np.asarray(Image.fromarray(mask).transpose(turns[self.orientation]))
+        if not upright:
+            return np.ascontiguousarray(stored_view(mask, self.orientation))
+        turned = np.empty(mask.shape[::-1] if self.orientation in EXCHANGES_SIDES else mask.shape, mask.dtype)
+        stored_view(turned, self.orientation)[...] = mask
+        return turned
 
 
 def find_frames(found: Sequence[Annotated], remarks: Remarks, where: Path) -> list[Frame]:
@@ -87,7 +79,11 @@ def find_frames(found: Sequence[Annotated], remarks: Remarks, where: Path) -> li
 def _choices(one: Annotated, where: Path) -> list[Frame]:
     """Frames that the named size fits: exactly or, without such, by its aspect."""
     size, orientation = _read_header(one)
-    sizes = {True: size} if orientation == 1 else {True: size[::-1] if orientation > 4 else size, False: size}
+    sizes = (
+        {True: size}
+        if orientation == 1
+        else {True: size[::-1] if orientation in EXCHANGES_SIDES else size, False: size}
+    )
     named = one.named
     for fits in (_is_same, _is_resized):
         choices = [
@@ -97,7 +93,7 @@ def _choices(one: Annotated, where: Path) -> list[Frame]:
         ]
         if choices:
             return choices
-    turned = f" ({_text(sizes[True])} upright)" if orientation > 4 else ""
+    turned = f" ({_text(sizes[True])} upright)" if orientation in EXCHANGES_SIDES else ""
     raise UserError(
         f"{where}: {one.where} was annotated with {_text(named)} pixels, and its image {one.image} has {_text(size)}"
         f"{turned}, which is no resized version; put the image there that was annotated"

@@ -22,7 +22,7 @@ from ovenet.dataset_tools.annotations.shapes import (
     points_of,
     read_json,
 )
-from ovenet.dataset_tools.annotations.spans import Size, mask_spans
+from ovenet.dataset_tools.annotations.spans import Size, crosses_itself, mask_spans
 from ovenet.errors import UserError
 
 # How wide labelme's own masks draw shapes without an area, in pixels (`shape_to_mask` in its labelme/utils/shape.py).
@@ -121,6 +121,8 @@ def _shape(name: str, row: dict[str, Any], where: str, size: Size | None, remark
             f"points {2 * _POINT_RADIUS})",
             where,
         )
+    if kind == "polygon" and crosses_itself(points):
+        remarks.add("polygons that cross themselves, what they go around twice is left out", where)
     return Shape(name, where, _rings(kind, points))
 
 

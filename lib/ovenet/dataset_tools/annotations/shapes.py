@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ovenet.data.schema import is_text
 from ovenet.dataset_tools.annotations.spans import Size, join, polygon_spans, resize
 from ovenet.errors import UserError
 
@@ -101,11 +102,11 @@ def class_name(value: Any, what: str) -> str:
     """The name of a class from a file of annotations; spaces around it do not count.
 
     Raises:
-        UserError: it is no text, or empty.
+        UserError: it is no text, empty, or has several lines.
     """
     name = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
-    if not name:
-        raise UserError(f"the {what} is {value!r}; expected the name of a class")
+    if not name or not is_text(name):
+        raise UserError(f"the {what} is {value!r}; expected the name of a class, on one line")
     return name
 
 
@@ -150,8 +151,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}, column {error.colno}: cannot be read as JSON ({error.msg}); export it again"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({type(error).__name__})") from error
+        raise UserError(f"{path}: cannot be read as JSON ({type(error).__name__}); export it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected {{...}}, got a {type(content).__name__}")
     return content

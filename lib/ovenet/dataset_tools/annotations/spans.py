@@ -18,6 +18,7 @@ Size = tuple[int, int]  # (H, W)
 _UPSAMPLING = 5  # pycocotools draws outlines on a grid of a fifth of a pixel
 _CENTER = 2  # of a pixel's five cells
 _FAR = 1e12  # pixels; what lies beyond is as good as there, and still an exact float
+_MAX_CROSSED = 2000  # corners; each edge is held against each
 _MAX_CHARACTERS = 7  # of one compressed length: 35 bits
 _FIRST_CHARACTER = 48  # "0"
 
@@ -67,6 +68,36 @@ def _last_before(x: np.ndarray, slope: np.ndarray, border: np.ndarray) -> np.nda
     guess = np.floor((border - 0.5 - x) / np.where(slope == 0, 1, slope)) - 1
     steps = (guess + one for one in range(3))
     return guess - 1 + sum((x + slope * step + 0.5 >= border) != (slope > 0) for step in steps)
+
+
+def crosses_itself(ring: np.ndarray) -> bool:
+    """Whether two edges of a polygon ``(N, 2)`` cross; what it goes around twice is not of its area."""
+    if not 4 <= len(ring) <= _MAX_CROSSED:
+        return False
+    along, apart = np.roll(ring, -1, axis=0) - ring, ring[None] - ring[:, None]
+    side = along[:, :1] * apart[..., 1] - along[:, 1:] * apart[..., 0]  # of each edge, on which each corner lies
+    ends_differ = side * np.roll(side, -1, axis=1) < 0
+    return bool((ends_differ & ends_differ.T).any())
+
+
+def has_ring_in_ring(rings: Sequence[np.ndarray]) -> bool:
+    """Whether all corners of a polygon ``(N, 2)`` lie inside another; the area of both is that of the outer one."""
+    return any(
+        (inner.min(0) > outer.min(0)).all() and (inner.max(0) < outer.max(0)).all() and _are_inside(inner, outer)
+        for inner in rings
+        for outer in rings
+    )
+
+
+def _are_inside(points: np.ndarray, ring: np.ndarray) -> bool:
+    """Whether a line from each of the points to the right crosses the outline an odd number of times."""
+    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+    for x, y in points:
+        crossing = (y0 <= y) != (y1 <= y)
+        at = x0[crossing] + (y - y0[crossing]) / (y1 - y0)[crossing] * (x1 - x0)[crossing]
+        if (at > x).sum() % 2 == 0:
+            return False
+    return True
 
 
 def run_spans(segmentation: Any) -> tuple[Size, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,10 +137,12 @@ def _unlabelled(path: Path, ids: dict[str, int], ignored: tuple[int, ...], backg
         )
         raise UserError(
             f"--background {background}: pixels that no shape covers {so_far} in {path}; "
-            + (f"say --background {at_zero}" if at_zero else "leave it out")
+            + (f"say --background {shlex.quote(at_zero)}" if at_zero else "leave it out")
         )
     if at_zero is not None:
-        raise UserError(f"{path}: pixels that no shape covers have the id of {at_zero!r}; say --background {at_zero}")
+        raise UserError(
+            f"{path}: pixels that no shape covers have the id of {at_zero!r}; say --background {shlex.quote(at_zero)}"
+        )
     if not ignored:
         raise UserError(f'{path}: no id is ignored, which pixels without a shape could have; add "ignore": [0]')
     return UNLABELLED if UNLABELLED in ignored else ignored[0]

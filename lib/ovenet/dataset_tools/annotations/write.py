@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -47,6 +48,7 @@ class Import:
         split: to which they belong; None where ``val_share`` divides them.
         missing_splits: of training and validation, those that the dataset does not have yet.
         added: classes that ``dataset.json`` did not have before.
+        size: width and height that most of the masks have.
         remarks: what the user should know, one line each.
     """
 
@@ -54,6 +56,7 @@ class Import:
     split: str | None
     missing_splits: tuple[str, ...]
     added: tuple[str, ...]
+    size: tuple[int, int]
     remarks: tuple[str, ...]
 
 
@@ -96,6 +99,7 @@ def import_annotations(
     description = folder / _DESCRIPTION
     if description.is_file():
         table = extended_table(description, used | categories, background)
+        _place_split(table.content, split)
     else:
         require_two_classes(used, background, source)
         table = new_table(used | categories, background, source)
@@ -103,13 +107,14 @@ def import_annotations(
     with _unfinished(folder) as place:
         _write_images(found, place, split, copy=copy)
         bar = tqdm(list(zip(found, frames, strict=True)), desc="masks", disable=not show_progress)
-        if not _write_masks(bar, table, place / "labels" / (split or ""), remarks, smaller_above=form == "coco"):
+        sizes = _write_masks(bar, table, place / "labels" / (split or ""), remarks, smaller_above=form == "coco")
+        if not sizes:
             raise UserError("; ".join([f"{source}: no shape covers a pixel of its image", *remarks.lines()]))
         if not description.is_file() or read_json(description) != table.content:
             write_text(place / _DESCRIPTION, json.dumps(table.content, indent=2, ensure_ascii=False) + "\n")
         missing = _check(place, folder, split, len(found))
         _move(place, folder, split)
-    return Import(len(found), split, missing, table.added, tuple(remarks.lines()))
+    return Import(len(found), split, missing, table.added, sizes.most_common(1)[0][0], tuple(remarks.lines()))
 
 
 def _split_of(source: Path) -> str | None:
@@ -119,6 +124,14 @@ def _split_of(source: Path) -> str | None:
         folder = source.resolve().parent if source.is_file() else source.resolve()
         words = set(_SPLIT_OF_FOLDER.findall(folder.name))
     return next((_SPLIT_NAMES.get(word.lower(), word.lower()) for word in words), None)
+
+
+def _place_split(content: dict[str, Any], split: str | None) -> None:
+    """Adds a split to the layouts of a ``dataset.json`` that name others, if its files lie as those of an import."""
+    layouts = content.get("layouts")
+    names = layouts.get("split_names") if isinstance(layouts, dict) else None
+    if split and names and "all" not in names and layouts["images"].startswith("images/{split}/"):
+        names.setdefault(split, split)
 
 
 def _require_room(folder: Path, split: str | None) -> None:
@@ -199,13 +212,14 @@ def _write_images(found: Sequence[Annotated], place: Path, split: str | None, *,
 
 def _write_masks(
     found: Iterable[tuple[Annotated, Frame]], table: ClassTable, folder: Path, remarks: Remarks, *, smaller_above: bool
-) -> int:
+) -> Counter[tuple[int, int]]:
     """Draws the masks.
 
     Returns:
-        How many pixels have a shape.
+        How many of them have which width and height; nothing where no pixel has a shape.
     """
     labelled = contested = 0
+    sizes: Counter[tuple[int, int]] = Counter()
     overlapping = []
     for one, frame in found:
         if not one.shapes:
@@ -214,12 +228,13 @@ def _write_masks(
         mask = frame.bring(mask, upright=table.upright)
         write_file(folder / f"{one.name}.png", Image.fromarray(mask).save)
         labelled, contested = labelled + num_labelled, contested + num_contested
+        sizes[mask.shape[::-1]] += 1
         overlapping += [one.where] if num_contested else []
     if contested:
-        share = f"{100 * contested / labelled:.2g} % of the labelled pixels"
+        share = f"{100 * contested / labelled:.3g} % of the labelled pixels"
         above = "smaller" if smaller_above else "later"
         remarks.add_all(f"images in which classes overlap ({share}), the {above} shape lies above", overlapping)
-    return labelled
+    return sizes if labelled else Counter()
 
 
 def _check(place: Path, folder: Path, split: str | None, num_images: int) -> tuple[str, ...]:

@@ -17,6 +17,10 @@ _MIN_TRAIN_IDS = 8  # fewer different small ids are no evidence
 _MIN_BLENDS = 3  # ids between two others; fewer may be classes that were forgotten
 _MAX_BLENDED_SHARE = 0.2  # edges are few pixels
 _MAX_SHOWN = 8
+_BLACK_AND_WHITE = (
+    'a foreground mask saved as black and white. Give the foreground its id, or write "id": 255 for its class in '
+    "dataset.json"
+)
 
 
 @dataclass(frozen=True)
@@ -60,23 +64,47 @@ def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list
     for kind, explain in _MISTAKES:
         message = explain(facts)
         if message:
-            names = tuple(
-                report.label for report in reports if report.counts.unknown_ids or 255 in report.counts.id_pixels
-            )
+            names = tuple(report.label for report in concerned)
             return [Finding(kind, True, message, names or facts.label_names, share if concerned else None)]
     return []
 
 
+def findings_about_ignored_foreground(
+    reports: Sequence[PairReport], info: DatasetInfo, *, is_whole: bool
+) -> list[Finding]:
+    """Labels of two classes that hold 0 and 255 alone, where 255 is ignored: nothing but class 0 would be learnt.
+
+    Ignored borders around rare objects look the same in some of the labels; so all lists are to be looked at together.
+
+    Args:
+        reports: of the pairs of all lists.
+        info: the dataset.
+        is_whole: whether these are all pairs; what a sample lacks may be in the others, so it is only noted.
+    """
+    present = {value for report in reports for value in report.counts.id_pixels}
+    if present != {0, 255} or info.num_classes != 2 or 255 not in info.ignored_ids:
+        return []
+    names = tuple(report.label for report in reports if 255 in report.counts.id_pixels)
+    where = "" if is_whole else " in the labels looked at"
+    doubt = "" if is_whole else "if that holds for all, it is "
+    message = f"the only values{where} are 0 and 255, and 255 is ignored by {info.name}: {doubt}{_BLACK_AND_WHITE}"
+    return [Finding("255 as foreground", is_whole, message, names)]
+
+
 def _foreground_is_255(facts: _Facts) -> str | None:
-    if facts.present != {0, 255} or 255 in facts.info.known_ids:
+    if facts.present != {0, 255} or 255 not in facts.unknown:
         return None
-    ignored = 255 in facts.info.ignored_ids
-    if ignored and facts.info.num_classes > 2:
-        return None  # a few images of background and ignored pixels
+    return f"the only values are 0 and 255, and 255 is no class of {facts.info.name}: {_BLACK_AND_WHITE}"
+
+
+def _grey_levels_of_colors(facts: _Facts) -> str | None:
+    """Grey masks that show the colours of the classes, where these are grey."""
+    colors = (*facts.info.palette, *facts.info.ignored_colors)
+    if facts.info.label_format != "either" or not facts.present <= {red for red, *rest in colors if rest == [red, red]}:
+        return None
     return (
-        f"the only values are 0 and 255, and 255 {'is ignored by' if ignored else 'is no class of'} "
-        f"{facts.info.name}: a foreground mask saved as black and white. "
-        'Give the foreground its id, or write "id": 255 for its class in dataset.json'
+        f"id {_shown(facts)} found, {facts.expected}; these are the grey levels of its colours: if the masks show "
+        'colours, add "label_format": "colors" to dataset.json'
     )
 
 
@@ -182,7 +210,8 @@ def _if_unknown(explain: Callable[[_Facts], str | None]) -> Callable[[_Facts], s
 
 
 _MISTAKES: tuple[tuple[str, Callable[[_Facts], str | None]], ...] = (
-    ("255 as foreground", _foreground_is_255),
+    ("grey levels of colours", _if_unknown(_grey_levels_of_colors)),
+    ("255 as foreground", _if_unknown(_foreground_is_255)),
     ("unknown id", _if_unknown(_changed_by_compression)),
     ("wrong kind of ids", _train_ids_for_label_ids),
     ("wrong kind of ids", _if_unknown(_label_ids_for_train_ids)),

@@ -15,7 +15,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import LabelDecoder
 from ovenet.dataset_tools.audit.colors import findings_about_colors
 from ovenet.dataset_tools.audit.forms import findings_about_forms
-from ovenet.dataset_tools.audit.ids import findings_about_ids
+from ovenet.dataset_tools.audit.ids import findings_about_ids, findings_about_ignored_foreground
 from ovenet.dataset_tools.audit.pairs import audit_pair
 from ovenet.dataset_tools.audit.repeats import Pairs, copied_images, findings_about_repeats, shared_images
 from ovenet.dataset_tools.audit.reports import Finding, ListReport, PairReport
@@ -112,7 +112,7 @@ def _about_list(
         yield Finding("line without a label", True, message, unlabelled)
     yield from findings_about_repeats(pairs)
     absent = [name for name, images in zip(info.class_names, class_images, strict=True) if not images]
-    if absent and any(label for _, label in pairs):
+    if absent and any(label for _, label in pairs) and not any(map(_may_hold_more, reports)):
         names = ", ".join(absent[:_MAX_NAMES])
         if len(absent) > _MAX_NAMES:
             names += f" and {len(absent) - _MAX_NAMES} more"
@@ -121,6 +121,13 @@ def _about_list(
     empty = tuple(report.label for report in reports if _is_ignored(report))
     if empty:
         yield Finding("label without a class", False, "every pixel is ignored; nothing is learned from it", empty)
+
+
+def _may_hold_more(report: PairReport) -> bool:
+    """Whether a label may show classes that were not counted: it was not read, or the values were not understood."""
+    counts = report.counts
+    is_read = counts.id_pixels or counts.class_pixels or counts.unknown_colors
+    return bool(counts.unknown_ids) or (not is_read and any(f.is_error for f in report.findings))
 
 
 def _is_ignored(report: PairReport) -> bool:
@@ -165,26 +172,35 @@ def findings_about_both(
         reports: of the same lists.
         info: the dataset.
     """
-    findings = findings_between(reports, info)
+    is_whole = sum(report.num_pairs for report in reports) == sum(map(len, lists))
+    findings = findings_between(reports, info, is_whole=is_whole)
     shared = shared_images(*lists)
     if shared:
         message = f"{len(shared)} images are in both lists: scores on them say little about new images"
         findings.append(Finding("shared image", False, message, tuple(shared)))
     copies = copied_images(folder, *lists)
     if copies:
+        others = tuple(dict.fromkeys(other for _, other in copies))
         message = (
-            f"{len(copies)} images are in both lists under different names (like {' and '.join(copies[0])}): scores on "
+            f"{len(others)} images are in both lists under different names (like {' and '.join(copies[0])}): scores on "
             "them say little about new images"
         )
-        findings.append(Finding("shared image", False, message, tuple(other for _, other in copies)))
+        findings.append(Finding("shared image", False, message, others))
     return findings
 
 
-def findings_between(reports: Sequence[ListReport], info: DatasetInfo) -> list[Finding]:
-    """Label files of different lists that do not go together, unless those of one list do not already."""
+def findings_between(reports: Sequence[ListReport], info: DatasetInfo, *, is_whole: bool) -> list[Finding]:
+    """Label files of different lists that do not go together, unless those of one list do not already.
+
+    Args:
+        reports: of the lists.
+        info: the dataset.
+        is_whole: whether all of their pairs were looked at.
+    """
     said = {finding.kind for report in reports for finding in report.findings}
     together = [pair for report in reports for pair in report.pairs]
-    return [finding for finding in findings_about_forms(together, info) if finding.kind not in said]
+    about_forms = [finding for finding in findings_about_forms(together, info) if finding.kind not in said]
+    return about_forms + findings_about_ignored_foreground(together, info, is_whole=is_whole)
 
 
 def missing_files(folder: Path, pairs: Pairs) -> list[str]:

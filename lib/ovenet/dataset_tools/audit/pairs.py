@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ovenet.data.files import open_image, opened, orientation_of
+from ovenet.data.files import first_bytes, last_bytes, open_image, opened, orientation_of
 from ovenet.data.labels import LabelDecoder
 from ovenet.dataset_tools.audit.content import LabelCounts, LabelValues, count_label, read_values
 from ovenet.dataset_tools.audit.forms import findings_about_form
@@ -16,6 +16,7 @@ from ovenet.dataset_tools.audit.reports import Finding, PairReport
 from ovenet.dataset_tools.audit.turns import Pair, check_turns, remark_on_turn, size_as_read
 from ovenet.errors import UserError
 
+_END_BYTES = 16
 _FEW_VALUES = 64  # a photograph has more grey levels or colours
 
 
@@ -101,14 +102,15 @@ def _check_image(path: Path, *, decode: bool) -> tuple[_Image, list[tuple[str, s
         UserError: the image is missing, unreadable or cut off.
     """
     with opened(path, "image") as image:
-        remarks = list(_remarks_on_format(image, path))
+        remarks = list(_remarks_on_format(image))
         stored = _Image((image.height, image.width), orientation_of(image))
-    if decode or not _ends_properly(path):
+        is_whole = _ends_properly(image)
+    if decode or not is_whole:
         open_image(path, "image")
     return stored, remarks
 
 
-def _remarks_on_format(image: Image.Image, path: Path) -> Iterator[tuple[str, str]]:
+def _remarks_on_format(image: Image.Image) -> Iterator[tuple[str, str]]:
     if image.mode in ("L", "LA", "1") or image.mode.startswith("I"):
         yield "grey image", "its one channel is repeated three times; nothing to do if that is meant"
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -117,7 +119,7 @@ def _remarks_on_format(image: Image.Image, path: Path) -> Iterator[tuple[str, st
         yield "palette image", "its colours are looked up in its palette; if it is a label file, correct the list"
     if image.mode == "CMYK":
         yield "CMYK image", "it is converted to RGB; convert it yourself where colours matter"
-    if image.mode.startswith("I") or _png_bit_depth(path) == 16:
+    if image.mode.startswith("I") or _png_bit_depth(image) == 16:
         yield (
             "16-bit image",
             "the upper 8 of its 16 bits are used; if it holds fewer than 16 (10 or 12 bit sensors) it comes out dark: "
@@ -125,22 +127,15 @@ def _remarks_on_format(image: Image.Image, path: Path) -> Iterator[tuple[str, st
         )
 
 
-def _png_bit_depth(path: Path) -> int | None:
+def _png_bit_depth(image: Image.Image) -> int | None:
     """Bits per channel of a PNG, whose 25th byte says so; None for other files."""
-    with path.open("rb") as file:
-        head = file.read(25)
-    return head[24] if head.startswith(b"\x89PNG") and len(head) == 25 else None
+    return first_bytes(image, 25)[24] if image.format == "PNG" else None
 
 
-def _ends_properly(path: Path) -> bool:
+def _ends_properly(image: Image.Image) -> bool:
     """Whether a PNG or JPEG has its end mark; a file that was cut off has none."""
-    with path.open("rb") as file:
-        head = file.read(4)
-        file.seek(max(0, path.stat().st_size - 16))
-        tail = file.read()
-    if head == b"\x89PNG":
-        return b"IEND" in tail
-    return head[:2] == b"\xff\xd8" and b"\xff\xd9" in tail
+    mark = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}.get(image.format or "")
+    return mark is not None and mark in last_bytes(image, _END_BYTES)
 
 
 def _message(error: UserError, path: Path, if_missing: str) -> str:

@@ -54,7 +54,7 @@ def _sizes(report: ListReport) -> str:
 
 def format_finding(finding: Finding, list_name: str) -> str:
     """One finding in one line, with its share of the pixels and examples of files."""
-    share = "" if finding.share is None else f" ({100 * finding.share:.2g} % of all pixels)"
+    share = "" if finding.share is None else f" ({100 * finding.share:.3g} % of all pixels)"
     files, rest = "", len(finding.paths) - _MAX_EXAMPLES
     if finding.paths:
         files = f" [{', '.join(finding.paths[:_MAX_EXAMPLES])}{f' and {rest} more' if rest > 0 else ''}]"

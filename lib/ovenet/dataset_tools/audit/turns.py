@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ovenet.data.files import UPRIGHT
+from ovenet.data.files import EXCHANGES_SIDES, UPRIGHT
 from ovenet.dataset_tools.audit.reports import Finding
 
-_EXCHANGES_SIDES = (5, 6, 7, 8)
 Size = tuple[int, int]
 
 
@@ -20,7 +19,7 @@ def size_as_read(size: Size, turn: int, *, upright: bool) -> Size:
         turn: its EXIF orientation.
         upright: whether it is turned as that says.
     """
-    return size[::-1] if upright and turn in _EXCHANGES_SIDES else size
+    return size[::-1] if upright and turn in EXCHANGES_SIDES else size
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def remark_on_turn(image: str, size: Size, turn: int, *, upright: bool) -> Itera
         return
     done = "turned upright" if upright else "read as stored, not turned"
     message = f"the tag asks to turn it (orientation {turn}); it is {done}"
-    if turn not in _EXCHANGES_SIDES or size[0] == size[1]:
+    if turn not in EXCHANGES_SIDES or size[0] == size[1]:
         message += (
             ": the sizes cannot tell, so see in the pictures that the label fits, and "
             f'set "upright": {_other(upright)} in dataset.json if it does not'
@@ -86,11 +85,11 @@ def _sizes(pair: Pair, upright: bool) -> str:
         f"the label is {pair.label_size[1]}x{pair.label_size[0]} pixels, its image {width}x{height}; "
         "check that the list pairs them rightly, and resize neither"
     )
-    if pair.label_size == (width, height) and pair.image_turn in _EXCHANGES_SIDES:
+    if pair.label_size == (width, height) and pair.image_turn in EXCHANGES_SIDES:
         message += f': the image\'s EXIF tag turns it, so set "upright": {_other(upright)} in dataset.json'
         if pair.image_turn == pair.label_turn:
             message += " (the label has the same tag, and labels are read as stored)"
-    elif pair.label_size == (width, height) and pair.label_turn in _EXCHANGES_SIDES:
+    elif pair.label_size == (width, height) and pair.label_turn in EXCHANGES_SIDES:
         message += ": the label's EXIF tag asks to turn it, but labels are read as stored; save it turned, without tag"
     return message
 
