@@ -32,6 +32,7 @@ _STORED_VIEWS = {
 EXCHANGES_SIDES = tuple(turn for turn, (exchanges_axes, _, _) in _STORED_VIEWS.items() if exchanges_axes)
 _PNG_SIGNATURE_BYTES = 8
 _ANY_SIZE = 2**62
+_TIFF_SIZE = (256, 257)  # tags: width, height
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -64,6 +65,14 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
     """An image in memory as `read_image` gives it, upright; `name` is for messages."""
     image.load()  # what follows the pixels in a PNG, and a TIFF's own turn
     return _rgb(image, name, orientation_of(image))
+
+
+def header_size(image: Image.Image) -> tuple[int, int]:
+    """Size ``(H, W)`` that an image has once its pixels are read; of a TIFF older releases of Pillow turn it only then."""
+    if image.format != "TIFF":
+        return image.height, image.width
+    width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIZE)
+    return (width, height) if image.tag_v2.get(_ORIENTATION) in EXCHANGES_SIDES else (height, width)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -259,7 +268,7 @@ def read_size(path: Path, *, upright: bool = True) -> tuple[int, int]:
         UserError: as `open_image`.
     """
     with opened(path, "image", max_pixels=_ANY_SIZE) as image:
-        size = (image.height, image.width)
+        size = header_size(image)
         is_sideways = upright and orientation_of(image) in EXCHANGES_SIDES
     return size[::-1] if is_sideways else size
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import first_bytes, opened, orientation_of
+from ovenet.data.files import first_bytes, header_size, opened, orientation_of
 from ovenet.data.info import Color
 from ovenet.errors import UserError
 
@@ -189,7 +189,7 @@ def _form(image: Image.Image, path: Path) -> MaskForm:
         file_format=image.format or "",
         mode=image.mode,
         bits=bits,
-        size=(image.height, image.width),
+        size=header_size(image),
         palette=_palette(image),
         alpha=_kind_of_alpha(image),
         color_chunks=tuple(name for name, key in chunks if image.info.get(key, _SRGB_GAMMA) != _SRGB_GAMMA),

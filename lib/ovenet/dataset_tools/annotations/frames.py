@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import EXCHANGES_SIDES, opened, orientation_of, stored_view
+from ovenet.data.files import EXCHANGES_SIDES, header_size, opened, orientation_of, stored_view
 from ovenet.dataset_tools.annotations.labelme import embedded_image
 from ovenet.dataset_tools.annotations.shapes import Annotated, Remarks
 from ovenet.dataset_tools.annotations.spans import Size
@@ -121,7 +121,7 @@ def _read_header(one: Annotated) -> tuple[Size, int]:
     source = one.image if one.embedded_in is None else io.BytesIO(embedded_image(one.embedded_in))
     header = opened(source, "image", max_pixels=2**62) if isinstance(source, Path) else Image.open(source)
     with header as image:
-        return (image.height, image.width), orientation_of(image)
+        return header_size(image), orientation_of(image)
 
 
 def _text(size: Size | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ovenet.data.files import first_bytes, last_bytes, open_image, opened, orientation_of
+from ovenet.data.files import first_bytes, header_size, last_bytes, open_image, opened, orientation_of
 from ovenet.data.labels import LabelDecoder
 from ovenet.dataset_tools.audit.content import LabelCounts, LabelValues, count_label, read_values
 from ovenet.dataset_tools.audit.forms import findings_about_form
@@ -103,7 +103,7 @@ def _check_image(path: Path, *, decode: bool) -> tuple[_Image, list[tuple[str, s
     """
     with opened(path, "image") as image:
         remarks = list(_remarks_on_format(image))
-        stored = _Image((image.height, image.width), orientation_of(image))
+        stored = _Image(header_size(image), orientation_of(image))
         is_whole = _ends_properly(image)
     if decode or not is_whole:
         open_image(path, "image")
