@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 from ovenet.data.description import MAX_CLASSES, blank_description, voc_color
 from ovenet.data.files import read_size
@@ -20,7 +19,16 @@ from ovenet.data.info import Color, DatasetInfo
 from ovenet.data.labels import LabelDecoder
 from ovenet.data.layouts import collect_pairs, find_layout
 from ovenet.data.recognition import recognize_layouts
-from ovenet.dataset_tools.mask_values import TRANSPARENT, FileValues, Value, describe, find_classes, read_values, unify
+from ovenet.dataset_tools.mask_values import (
+    TRANSPARENT,
+    Classes,
+    FileValues,
+    Value,
+    describe,
+    find_classes,
+    read_all_values,
+    unify,
+)
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_text
 
@@ -36,22 +44,26 @@ class Draft:
     Attributes:
         shares: of each id or colour that may be a class, of the pixels that were read, the largest first.
         num_masks: that were read.
+        num_labels: masks that are there.
         size: width and height that most images have.
         colors: of ids that have the same colour in the palettes of all masks.
         reads_palettes: masks with one channel are read by their colours, since their ids mean different things.
         snapped: share of the pixels of masks that smoothing or JPEG gave a value of no class, by the masks' names.
-        doubtful: of the ids and colours, those that are nowhere 3 x 3 pixels wide and lie between others.
+        doubtful: of the ids and colours, those that may be smoothed edges.
+        edges: ids and colours that are smoothed edges and no classes, with their share of the pixels.
         problems: masks that training cannot read, and why.
         layouts: where images and masks lie, as ``dataset.json`` has it.
     """
 
     shares: dict[Value, float]
     num_masks: int
+    num_labels: int
     size: tuple[int, int]
     colors: dict[Value, Color]
     reads_palettes: bool
     snapped: dict[str, float]
     doubtful: tuple[Value, ...]
+    edges: dict[Value, float]
     problems: tuple[str, ...]
     layouts: Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -98,12 +110,13 @@ class Draft:
         if TRANSPARENT in self.shares:
             lines.append('transparent pixels are a class of their own; name another, or "ignore", under "transparent"')
         if self.doubtful:
-            some = ", ".join(f"{describe(v)} ({100 * self.shares[v]:.2g} %)" for v in self.doubtful[:_MAX_NAMED])
-            more = f" and {len(self.doubtful) - _MAX_NAMED} more" if len(self.doubtful) > _MAX_NAMED else ""
             lines.append(
-                f"nowhere 3 pixels wide, and between two others: {some}{more}; if these are smoothed edges and no "
-                'classes, remove them from dataset.json and add "snap": true'
+                f"masks look smoothed, or have thin classes: {_named({v: self.shares[v] for v in self.doubtful})} lie "
+                "where two others meet, and between their values; if these are no classes, save masks with nearest "
+                f'neighbour, or keep only {self._kept()} under classes and set "snap": true'
             )
+        if self.edges:
+            lines.append(f"smoothed edges, and no classes: {_named(self.edges)}")
         if self.snapped:
             lines.append(
                 f"{len(self.snapped)} of {self.num_masks} masks were smoothed or stored as JPEG; their pixels of no "
@@ -114,6 +127,11 @@ class Draft:
             if len(most) > _MAX_NAMED:
                 lines.append(f"  and {len(most) - _MAX_NAMED} more with at most {100 * most[_MAX_NAMED][1]:.2g} % each")
         return [*lines, *(f"not read, and not counted: {problem}" for problem in self.problems)]
+
+    def _kept(self) -> str:
+        kept = [value for value in self.shares if value not in self.doubtful and not self.is_ignored(value)]
+        more = f" and {len(kept) - _MAX_NAMED} more" if len(kept) > _MAX_NAMED else ""
+        return ", ".join(map(describe, kept[:_MAX_NAMED])) + more
 
     def is_ignored(self, value: Value) -> bool:
         """Whether an id or a colour is probably no class: 255 or white, where two classes are left without it."""
@@ -134,39 +152,60 @@ def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False
     layouts = layouts or recognize_layouts(folder).layouts
     found = find_layout(folder, blank_description(folder.name, layouts)).values()
     pairs = [pair for layout in found for pair in collect_pairs(folder, layout, (), {}) if pair[1]]
-    files = read_values(folder, [label for _, label in pairs], show_progress=show_progress)
+    labels = [label for _, label in pairs]
+    files, problems = read_all_values(folder, labels, show_progress=show_progress)
     unified, reads_palettes = unify(folder, files)
-    values, doubtful, smoothed = find_classes(folder, unified)
-    if len(values) < 2:
+    classes = find_classes(folder, unified)
+    counts, snapped, unread = _count_as_read(folder, unified, classes, reads_palettes)
+    if classes.edges and 2 * len(unread) > len(classes.smoothed):  # they are no edges, then
+        classes = find_classes(folder, unified, has_edges=False)
+        counts, snapped, unread = _count_as_read(folder, unified, classes, reads_palettes)
+    if len(counts) < 2:
         raise UserError(
-            f"{folder}: the masks hold {len(values)} value{_near_ones(files)}, and a task needs two classes; "
+            f"{folder}: the masks hold {len(counts)} value{_near_ones(files)}, and a task needs two classes; "
             f"write {folder / 'dataset.json'} by hand (docs/data.md)"
         )
-    counts: Counter[Value] = Counter()
-    for file in unified:
-        if file.label not in smoothed:
-            counts.update(file.counts)
-    snapped, problems = {}, []
-    for label in tqdm(sorted(smoothed), desc="smoothed masks", disable=not show_progress, leave=False):
-        try:
-            found, snapped[label] = _snapped(folder / label, values, reads_palettes)
-            counts.update(found)
-        except UserError as error:
-            problems.append(str(error))
     total = sum(counts.values())
     chosen = {file.label for file in files}
     sizes = Counter(read_size(folder / image)[::-1] for image, label in pairs if label in chosen)
     return Draft(
         {value: count / total for value, count in counts.most_common()},
         len(files),
+        len(labels),
         sizes.most_common(1)[0][0],
         _palette_colors(unified),
         reads_palettes,
         snapped,
-        tuple(doubtful),
-        tuple(problems),
+        tuple(value for value in classes.doubtful if value in counts),
+        {value: count / sum(sum(file.counts.values()) for file in files) for value, count in classes.edges.items()},
+        (*problems, *unread),
         layouts,
     )
+
+
+def _count_as_read(
+    folder: Path, files: Sequence[FileValues], classes: Classes, reads_palettes: bool
+) -> tuple[Counter[Value], dict[str, float], list[str]]:
+    """Pixels of each class as training will read them, the share of those that are snapped in smoothed masks, and why
+    masks cannot be read."""
+    counts: Counter[Value] = Counter()
+    snapped, problems = {}, []
+    for file in files:
+        if file.label not in classes.smoothed:
+            counts.update(file.counts)
+            continue
+        try:
+            found, snapped[file.label] = _snapped(folder / file.label, classes.values, reads_palettes)
+            counts.update(found)
+        except UserError as error:
+            problems.append(str(error))
+    return +counts, snapped, problems
+
+
+def _named(shares: Mapping[Value, float]) -> str:
+    """Some values with their shares of the pixels."""
+    some = ", ".join(f"{describe(value)} ({100 * share:.2g} %)" for value, share in list(shares.items())[:_MAX_NAMED])
+    return some + (f" and {len(shares) - _MAX_NAMED} more" if len(shares) > _MAX_NAMED else "")
 
 
 def _near_ones(files: Sequence[FileValues]) -> str:
