@@ -168,10 +168,20 @@ def test_a_forgotten_class_is_no_edge(decoder, path):
     save(path, pixels)
     with pytest.raises(UserError, match=r"colour \[0, 0, 255\] is no class of mine \(400 pixels\); it is no blend"):
         decoder(BLACK, RED, WHITE, snap=True).read(path)
-    pixels[20:40, 20:40] = GREY  # a blend of black and white by its colour, but too wide for an edge
+
+
+@pytest.mark.parametrize("side", [20, 3])
+def test_a_forgotten_class_between_two_others_is_no_edge_where_it_is_wide(decoder, path, side):
+    pixels = np.zeros((60, 60, 3), np.uint8)
+    pixels[20 : 20 + side, 20:40] = GREY  # a blend of black and white by its colour
+    pixels[50, 10:50] = GREY  # and it is a class where it is thin, too
     save(path, pixels)
-    with pytest.raises(UserError, match=r"colour \[128, 128, 128\] is no class of mine \(144 pixels\)"):
-        decoder(BLACK, RED, WHITE, snap=True).read(path)  # 20 - 2 * 4 pixels wide beyond the reach
+    number = 20 * side + 40
+    with pytest.raises(UserError, match=rf"colour \[128, 128, 128\] is no class of mine \({number} pixels\)"):
+        decoder(BLACK, RED, WHITE, snap=True).read(path)
+    save(path, pixels[..., 0])
+    with pytest.raises(UserError, match="label value 128 is no class of mine"):
+        decoder({"id": 0}, {"id": 255}, snap=True).read(path)
 
 
 def test_a_photograph_is_not_snapped(decoder, path):

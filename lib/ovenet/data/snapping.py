@@ -30,7 +30,8 @@ def snap(
 
     An edge pixel gets the nearest of the values that lie within `REACH_PX` of it where these are two or more, so that
     the edge between black and white never becomes grey; where there is one, as beside a thin line, the nearest of all.
-    What lies near none, or is no blend of one nearby with any other, stays unknown: it is a class that was forgotten.
+    What lies near none, is no blend of one nearby with any other, or has a value that covers 3 x 3 pixels somewhere,
+    stays unknown: it is a class that was forgotten.
 
     Args:
         values: ``(H, W, C)`` uint8.
@@ -45,7 +46,9 @@ def snap(
     """
     index, known, unknown = index.copy(), known.copy(), unknown.copy()
     rest = np.flatnonzero(unknown)
-    found, which = np.unique(_codes(values[unknown]), return_inverse=True)
+    codes = np.full(unknown.shape, -1, np.int32)
+    codes[unknown] = _codes(values[unknown])
+    found, which = np.unique(codes[unknown], return_inverse=True)
     found_values = (found[:, None] >> 8 * np.arange(values.shape[-1]) & 255).astype(np.float32)  # (U, C)
     offsets = found_values[:, None] - choices.astype(np.float32)  # (U, N, C)
     distances = np.linalg.norm(offsets, axis=2)
@@ -58,6 +61,9 @@ def snap(
         is_clear = (np.abs(offsets[np.arange(len(found)), nearest]).max(1) <= LOSSY_TOLERANCE)[which]
         settle(rest[is_clear], nearest[which[is_clear]])
         rest, which = rest[~is_clear], which[~is_clear]
+    elif len(rest):
+        is_even = np.isin(found, even_values(codes, np.append(found, -1)))[which]
+        rest, which = rest[~is_even], which[~is_even]
     if len(rest) == 0 or len(rest) > MAX_SHARE * unknown.size:
         return index, unknown
     near = near_choices(index, known, rest, len(choices))  # (R, N)

@@ -29,6 +29,7 @@ _FEW = 16  # values of a mask between others that may be thin classes; smoothing
 _MAX_THIN = 64  # values of a mask that are nowhere wide and cover much of it; photographs have more
 _MAX_WRONG = 0.2  # share of masks that cannot be such, for the draft to go on without them
 _MIN_BLENDS = 5  # colours of a mask on the lines between those of classes beside them, which is no chance
+_NEARLY_ALL = 0.9  # of a value's pixels between others, with which it may be an edge
 _MAX_AWAY = 3.0  # levels from such a line; blends are rounded
 _MIN_APART = 64  # levels, of the colours at its ends
 _MAX_NAMED = 3
@@ -302,7 +303,7 @@ def _edges(folder: Path, files: Sequence[FileValues], even: set[Value]) -> tuple
             between[int(is_smoothed)] += loose if is_much_blended else strict
     is_between = 2 * between >= pixels
     edges = is_between.all(0) & (pixels[1] > 0)
-    doubtful = (2 * between.sum(0) >= np.maximum(1, pixels.sum(0))) & ~edges
+    doubtful = (between.sum(0) >= _NEARLY_ALL * np.maximum(1, pixels.sum(0))) & ~edges
     return values.named(edges), values.named(doubtful)
 
 
