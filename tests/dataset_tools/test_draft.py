@@ -1,6 +1,7 @@
 """A folder of images and masks becomes a dataset and an experiment."""
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -272,8 +273,44 @@ def test_a_mask_that_is_no_blend_of_classes_is_named_and_left_out(folder):
     draft = read_draft(folder([smooth] * 9 + [wide]))
     assert set(draft.shares) == {BLACK, RED}
     assert len(draft.problems) == 1
-    assert draft.remarks[-1].startswith("not read, and not counted: ")
-    assert "labels/9.png" in draft.remarks[-1]
+    assert re.match(r"not read, and not counted: .*labels/9\.png: looks like a photograph", draft.remarks[-1])
+
+
+def test_one_damaged_mask_and_one_photograph_are_named_and_left_out(folder):
+    root = folder([painted(ids(0, 1))] * 28 + [NOISE, painted(ids(2, 2))])
+    path = root / "labels/29.png"
+    path.write_bytes(path.read_bytes()[:60])
+    draft = read_draft(root)
+    assert draft.shares == {BLACK: 0.5, RED: 0.5}
+    assert (draft.num_masks, draft.num_labels) == (28, 30)
+    assert re.search(r"labels/28\.png: looks like a photograph", "\n".join(draft.remarks))
+    assert re.search(r"labels/29\.png: the label cannot be read", "\n".join(draft.remarks))
+    for k in range(20):
+        Image.fromarray(NOISE).save(root / f"labels/{k}.png")
+    with pytest.raises(UserError, match=r"labels/0\.png: looks like a photograph"):
+        read_draft(root)
+
+
+def test_a_grey_photograph(folder):
+    with pytest.raises(UserError, match=r"labels/0\.png: looks like a photograph"):
+        read_draft(folder([NOISE[..., 0]] * 10))
+
+
+@pytest.mark.parametrize(("rare", "size"), [(5, 3), (5, 1), (255, 1)])
+def test_an_id_in_one_mask_of_many(folder, rare, size):
+    mask = ids(0, 1)
+    mask[:size, :size] = rare
+    root = folder([ids(0, 1)] * 250)
+    Image.fromarray(mask).save(root / "labels/101.png")
+    draft = read_draft(root)
+    assert (draft.num_masks, draft.num_labels) == (250, 250)
+    assert draft.shares[rare] == pytest.approx(size**2 / 250 / 2400)
+    assert draft.shares[1] == 0.5
+
+
+def test_of_many_masks_of_colours_some_are_read(folder):
+    draft = read_draft(folder([painted(ids(0, 1))] * 250))
+    assert (draft.num_masks, draft.num_labels) == (125, 250)
 
 
 @pytest.mark.parametrize("quality", [75, 95])

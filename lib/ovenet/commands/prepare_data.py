@@ -181,7 +181,8 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         write_experiment(draft, name, experiment, root)
         print(f"{experiment}: a small OVeNet, crops and sizes chosen for {draft.size[0]}x{draft.size[1]} pixels")
     write_draft(draft, folder, begun)
-    print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
+    some = "" if draft.num_masks == draft.num_labels else f"the pixels of {draft.num_masks} of "
+    print(f"{folder / DESCRIPTION}: drafted from {some}{draft.num_labels} masks")
     for value, share in draft.shares.items():
         role = "ignored" if draft.is_ignored(value) else "a class"
         print(f"  {describe(value)}: {100 * share:.2f} % of the pixels, {role}")

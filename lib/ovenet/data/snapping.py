@@ -12,6 +12,7 @@ import numpy as np
 REACH_PX = 4  # how far from a pixel the classes may be that it is blended of
 LOSSY_TOLERANCE = 32  # levels a channel, by which JPEG may change an even area
 MAX_SHARE = 0.25  # of the pixels; more are no edges
+MANY_VALUES = 64  # on more than this share of the pixels are a photograph
 # How far from the straight line between two classes' values their blends may lie. Blending in linear light bows the
 # line between red and blue by 86, and where three classes meet, their even blend is 104 from each line.
 TOLERANCE = {1: 16.0, 3: 110.0}

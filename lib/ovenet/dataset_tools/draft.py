@@ -160,6 +160,8 @@ def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False
     if classes.edges and 2 * len(unread) > len(classes.smoothed):  # they are no edges, then
         classes = find_classes(folder, unified, has_edges=False)
         counts, snapped, unread = _count_as_read(folder, unified, classes, reads_palettes)
+    if len(counts) < 2 and unread:
+        raise UserError(unread[0])
     if len(counts) < 2:
         raise UserError(
             f"{folder}: the masks hold {len(counts)} value{_near_ones(files)}, and a task needs two classes; "

@@ -17,7 +17,7 @@ from ovenet.data.description import MAX_CLASSES
 from ovenet.data.info import Color
 from ovenet.data.labels import color_codes, colors_of_codes, count_values
 from ovenet.data.masks import MaskForm, count_plain_ids, read_form, read_mask
-from ovenet.data.snapping import LOSSY_TOLERANCE, MAX_SHARE, TOLERANCE, even_values, near_choices, on_line
+from ovenet.data.snapping import LOSSY_TOLERANCE, MANY_VALUES, MAX_SHARE, TOLERANCE, even_values, near_choices, on_line
 from ovenet.errors import UserError
 
 MAX_MASKS = 200  # that are read, unless they are stored in different ways
@@ -26,7 +26,6 @@ Value = int | Color | Literal["transparent"]
 
 _NUM_THREADS = 4
 _FEW = 16  # values of a mask between others that may be thin classes; smoothing makes more
-_MAX_THIN = 64  # values of a mask that are nowhere wide and cover much of it; photographs have more
 _MAX_WRONG = 0.2  # share of masks that cannot be such, for the draft to go on without them
 _MIN_BLENDS = 5  # colours of a mask on the lines between those of classes beside them, which is no chance
 _NEARLY_ALL = 0.9  # of a value's pixels between others, with which it may be an edge
@@ -152,7 +151,7 @@ def _values_of(path: Path) -> FileValues:
     found, numbers = count_values(codes)
     even = even_values(codes, found)
     hidden = frozenset() if mask.alpha is None else frozenset(np.unique(mask.samples[mask.alpha == 0]).tolist())
-    most = MAX_CLASSES if mask.form.is_lossy else _MAX_THIN
+    most = MAX_CLASSES if mask.form.is_lossy else MANY_VALUES
     if len(found) - len(even) > most and numbers[~np.isin(found, even)].sum() > MAX_SHARE * codes.size:
         raise UserError(
             f"{path}: looks like a photograph: {len(found)} ids or colours, and most of them nowhere 3 pixels wide; "

@@ -16,7 +16,7 @@ _ADVICE = {
     "lossy": 'JPEG changes colours: save masks as PNG, or set "snap": true in dataset.json',
 }
 _MAX_NAMES = 12  # of colours that may be classes
-_FEW_NAMES = 3  # of others
+_FEW_NAMES = 3  # of others, and where there are more
 _MIN_BLENDS = 3  # colours between two others; one or two may be a class that was forgotten
 _MAX_BLENDED_SHARE = 0.2  # edges are few pixels
 _MAX_DISTANCE = 3.0  # in grey levels, of a rounded blend from the line between its two colours
@@ -35,7 +35,7 @@ def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> I
     for cause, concerned in groups.items():
         if concerned:
             colors = _most(concerned)
-            num_named = _MAX_NAMES if cause == "forgotten" else _FEW_NAMES
+            num_named = _MAX_NAMES if cause == "forgotten" and len(colors) <= _MAX_NAMES else _FEW_NAMES
             advice = _ADVICE.get(cause) or _advice_to_paste(colors[:num_named])
             message = f"{_described(colors, num_named, concerned, info)}; {advice}"
             kind = "smoothed edges" if cause == "smoothed" else "unknown colour"
