@@ -61,6 +61,26 @@ def test_indices_and_colours_that_name_different_classes_are_refused(decoder, pa
     assert decoder(BLACK, RED, label_format="ids").read(path).tolist() == [[0, 1, 1]]
 
 
+DARK_GREEN = (0, 128, 0)  # what a second class gets whose colour nobody chose
+
+
+def test_a_chosen_colour_that_is_a_usual_one_counts(decoder, path):
+    save_palette(path, [[0, 1, 1]], DARK_GREEN, BLACK)
+    with pytest.raises(UserError, match="index 0 is 'c0' by its number and 'c1' by its palette's colour"):
+        decoder(BLACK, DARK_GREEN).read(path)
+    assert decoder(BLACK, {"id": 1}).read(path).tolist() == [[0, 1, 1]]
+    # As a draft of earlier versions wrote them for all classes alike:
+    assert decoder((128, 0, 0), DARK_GREEN).read(path).tolist() == [[0, 1, 1]]
+
+
+def test_one_foreign_colour_does_not_hide_two_that_contradict(decoder, path):
+    save_palette(path, [[0, 1, 2]], RED, BLACK, BLUE)
+    with pytest.raises(UserError, match="index 0 is 'c0' by its number and 'c1' by its palette's colour"):
+        decoder(BLACK, RED, GREY).read(path)
+    save_palette(path, [[0, 1, 2]], BLACK, BLUE, RED)  # one contradicts: a tool's own palette
+    assert decoder(BLACK, RED, GREY).read(path).tolist() == [[0, 1, 2]]
+
+
 def test_an_index_that_is_no_class_but_whose_colour_is(decoder, path):
     save_palette(path, [[0, 2]], BLACK, BLUE, RED)
     with pytest.raises(UserError, match="index 2 is no class by its number and 'c1' by its palette's colour"):

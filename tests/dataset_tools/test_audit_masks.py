@@ -244,7 +244,7 @@ def test_masks_of_several_pages(data, tmp_path):
 
 
 def test_a_palette_that_gives_indices_the_colours_of_other_classes(data):
-    info = replace(COLORED, palette=(*COLORS[:3], (1, 2, 3), (4, 5, 6)))
+    info = replace(COLORED, palette=(*COLORS[:3], (1, 2, 3), (4, 5, 6)), chosen_colors=(0, 1, 2))
     data.add([0] * 4, label=indexed([0, 1, 2, 2], [COLORS[0], COLORS[2], COLORS[1]]))
     kind, message, paths = only(data.errors(info))
     assert (kind, paths) == ("palette contradicts ids", ("0_label.png",))
@@ -341,7 +341,7 @@ def test_a_photograph_for_a_label(data, is_grey):
 def test_of_many_colours_a_few_are_named_to_paste(data):
     label = np.zeros((40, 60, 3), np.uint8)
     label[:, 1::2] = np.arange(30, 70, dtype=np.uint8)[:, None, None]
-    data.add([0], label=label)
+    data.add([0], image=label, label=label)
     assert only(data.errors(COLORED))[1].count('"name"') == 3
 
 

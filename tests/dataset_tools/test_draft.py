@@ -265,6 +265,7 @@ def test_a_thin_class_of_a_smoothed_mask_is_kept(folder):
     mask[10] = RED
     draft = read_draft(folder([mask] * 10))
     assert set(draft.shares) == {BLACK, WHITE, RED}
+    assert draft.remarks[0].startswith("masks look smoothed, or have thin classes: colour 255, 0, 0 (1 %), which are")
 
 
 def test_a_mask_that_is_no_blend_of_classes_is_named_and_left_out(folder):
@@ -368,9 +369,9 @@ def test_a_few_values_between_others_are_asked_about(folder):
     draft = read_draft(root)
     assert set(draft.shares) == {0, 90, 200}
     assert draft.remarks == [
-        "masks look smoothed, or have thin classes: id 90 (1.7 %) lie where two others meet, and between their values; "
-        "if these are no classes, save masks with nearest neighbour, or keep only id 0, id 200 under classes and set "
-        '"snap": true'
+        "masks look smoothed, or have thin classes: id 90 (1.7 %), which are thin, and lie between two others or in "
+        "smoothed masks; if these are no classes, save masks with nearest neighbour, or keep only id 0, id 200 under "
+        'classes and set "snap": true'
     ]
     write_draft(draft, root)
     content = json.loads((root / "dataset.json").read_text())

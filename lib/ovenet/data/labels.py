@@ -164,8 +164,8 @@ class LabelDecoder:
     def _refuse_contradicting_palette(self, mask: Mask, path: Path) -> None:
         """Refuses a palette file whose indices are ids of one class and whose colours are another's.
 
-        A file is only refused where all of its colours are known, and only colours count that the user chose: tools
-        give palettes of their own, and a description has colours for its classes even where nobody gave any.
+        Only colours count that the user chose, since a description has some even where nobody gave any; and one that
+        contradicts does not where others are no class: tools give palettes of their own.
         """
         if self.info.label_format != "either" or mask.form.palette is None or not self._chosen_colors:
             return
@@ -175,9 +175,10 @@ class LabelDecoder:
             return  # whichever indices are in use
         ignored = self.info.ignored_ids
         used = [i for i, n in enumerate(np.bincount(mask.samples.ravel()).tolist()) if n and i not in ignored]
-        wrong = next((i for i in used if by_color.get(i) != by_id[i]), None)
-        if wrong is None or any(by_color.get(i) is None for i in used):
+        num_wrong = sum(by_color.get(i) not in (None, by_id[i]) for i in used)
+        if num_wrong == 0 or (num_wrong == 1 and any(by_color.get(i) is None for i in used)):
             return
+        wrong = next(i for i in used if by_color.get(i) not in (None, by_id[i]))
         as_id = self._name(by_id[wrong]) if by_id[wrong] != INVALID else "no class"
         raise UserError(
             f"{path}: index {wrong} is {as_id} by its number and {self._name(by_color[wrong])} by its palette's colour "
@@ -270,11 +271,13 @@ def colors_of_codes(codes: np.ndarray) -> list[Color]:
 
 
 def _chosen_colors(info: DatasetInfo) -> dict[Color, int]:
-    """Train ids of the colours that are not those that a description gives to classes without any.
+    """Train ids of the colours that the user chose.
 
-    Those stand one place further on where the background is left out.
+    Nobody did where all classes have the usual ones, even if they are written: earlier versions drafted them so.
     """
-    return {color: k for k, color in enumerate(info.palette) if color not in (voc_color(k + 1), voc_color(k + 2))}
+    if info.palette == tuple(voc_color(k) for k in range(1, info.num_classes + 1)):
+        return {}
+    return {info.palette[k]: k for k in info.chosen_colors}
 
 
 def _too_near(values: np.ndarray) -> tuple[str, str] | None:

@@ -73,8 +73,9 @@ class Draft:
         values = [value for value in self.shares if not self.is_ignored(value)]
         if all(isinstance(value, int) for value in values):
             return [
-                {"name": f"class {value}", "id": value, "color": list(self.colors.get(value, voc_color(index)))}
-                for index, value in enumerate(sorted(values), start=1)
+                {"name": f"class {value}", "id": value}
+                | ({"color": list(self.colors[value])} if value in self.colors else {})
+                for value in sorted(values)
             ]
         return [
             {"name": TRANSPARENT, "color": list(_unused_color(self.shares))}
@@ -111,9 +112,9 @@ class Draft:
             lines.append('transparent pixels are a class of their own; name another, or "ignore", under "transparent"')
         if self.doubtful:
             lines.append(
-                f"masks look smoothed, or have thin classes: {_named({v: self.shares[v] for v in self.doubtful})} lie "
-                "where two others meet, and between their values; if these are no classes, save masks with nearest "
-                f'neighbour, or keep only {self._kept()} under classes and set "snap": true'
+                f"masks look smoothed, or have thin classes: {_named({v: self.shares[v] for v in self.doubtful})}, "
+                "which are thin, and lie between two others or in smoothed masks; if these are no classes, save masks "
+                f'with nearest neighbour, or keep only {self._kept()} under classes and set "snap": true'
             )
         if self.edges:
             lines.append(f"smoothed edges, and no classes: {_named(self.edges)}")

@@ -280,7 +280,7 @@ def find_classes(folder: Path, files: Sequence[FileValues], *, has_edges: bool =
 
 
 def _edges(folder: Path, files: Sequence[FileValues], even: set[Value]) -> tuple[set[Value], set[Value]]:
-    """Values that smoothing made, and others that it may have made.
+    """Values that smoothing made, and others that it may have made (an image may end where two classes meet).
 
     They are nowhere 3 x 3 pixels wide, and lie between two classes that are: within `REACH_PX` of most of their pixels,
     and by their value. A draft that leaves out a class is worse than one that has edges as classes: so only a mask that
@@ -302,8 +302,8 @@ def _edges(folder: Path, files: Sequence[FileValues], even: set[Value]) -> tuple
             between[int(is_smoothed)] += loose if is_much_blended else strict
     is_between = 2 * between >= pixels
     edges = is_between.all(0) & (pixels[1] > 0)
-    doubtful = (between.sum(0) >= _NEARLY_ALL * np.maximum(1, pixels.sum(0))) & ~edges
-    return values.named(edges), values.named(doubtful)
+    doubtful = (between.sum(0) >= _NEARLY_ALL * np.maximum(1, pixels.sum(0))) | ((pixels[0] == 0) & (pixels[1] > 0))
+    return values.named(edges), values.named(doubtful & ~edges)
 
 
 class _Values:
