@@ -113,16 +113,6 @@ def test_an_image_without_a_mask_is_left_out(folder):
     assert (draft.num_masks, set(draft.shares)) == (9, {0, 1})
 
 
-def test_what_a_begun_description_says_stays(folder):
-    root = folder([ids(0, 1, 255, 255)] * 10)
-    draft = read_draft(root, {"images": "images/*", "labels": "labels/*"})
-    write_draft(draft, root, {"ignore": [255, 7], "val_share": 0.5})
-    content = json.loads((root / "dataset.json").read_text())
-    assert (content["ignore"], content["val_share"]) == ([255, 7], 0.5)
-    assert content["layouts"] == {"images": "images/*", "labels": "labels/*"}
-    assert [row["id"] for row in content["classes"]] == [0, 1]
-
-
 BLACK, RED, BLUE, GREY, WHITE = (0, 0, 0), (255, 0, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)
 CLASSES = (BLACK, RED, BLUE, WHITE)
 
@@ -130,6 +120,29 @@ CLASSES = (BLACK, RED, BLUE, WHITE)
 def painted(indices, *colors):
     """A mask of colours."""
     return np.array(colors or CLASSES, np.uint8)[indices]
+
+
+@pytest.mark.parametrize("masks", [ids(0, 1, 255, 255), painted(ids(0, 1, 3, 3))], ids=["grey", "colours"])
+def test_what_covers_most_pixels_is_not_ignored_unasked(folder, masks):
+    draft = read_draft(folder([masks] * 10))
+    assert (len(draft.classes), draft.ignore) == (3, [])
+    assert re.search('covers the most pixels.*add it to "ignore"', draft.remarks[0])
+
+
+def test_two_classes_are_left_beside_what_is_ignored(folder):
+    with pytest.raises(UserError, match="the masks hold 1 value, and a task needs two classes"):
+        read_draft(folder([ids(0, 255)] * 10), ignored=[255])
+
+
+def test_what_a_begun_description_says_stays(folder):
+    root = folder([ids(0, 1, 255, 255)] * 10)
+    draft = read_draft(root, {"images": "images/*", "labels": "labels/*"}, ignored=[255, 7])
+    assert draft.remarks == []
+    write_draft(draft, root, {"ignore": [255, 7], "val_share": 0.5})
+    content = json.loads((root / "dataset.json").read_text())
+    assert (content["ignore"], content["val_share"]) == ([255, 7], 0.5)
+    assert content["layouts"] == {"images": "images/*", "labels": "labels/*"}
+    assert [row["id"] for row in content["classes"]] == [0, 1]
 
 
 def reader(draft, root):

@@ -173,7 +173,7 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         recognized = recognize_layouts(folder)
         layouts = recognized.layouts
         print(f"{folder}: {recognized}")
-    draft = read_draft(folder, layouts, show_progress=sys.stderr.isatty())
+    draft = read_draft(folder, layouts, ignored=begun.get("ignore", ()), show_progress=sys.stderr.isatty())
     experiment = folder / EXPERIMENT
     if experiment.exists():
         print(f"{experiment}: is there already, and stays as it is")

@@ -53,6 +53,7 @@ class Draft:
         edges: ids and colours that are smoothed edges and no classes, with their share of the pixels.
         problems: masks that training cannot read, and why.
         layouts: where images and masks lie, as ``dataset.json`` has it.
+        ignored: ids and colours that the user says are no class.
     """
 
     shares: dict[Value, float]
@@ -66,6 +67,7 @@ class Draft:
     edges: dict[Value, float]
     problems: tuple[str, ...]
     layouts: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    ignored: frozenset[Value] = frozenset()
 
     @property
     def classes(self) -> list[dict]:
@@ -110,6 +112,12 @@ class Draft:
             )
         if TRANSPARENT in self.shares:
             lines.append('transparent pixels are a class of their own; name another, or "ignore", under "transparent"')
+        first = next(iter(self.shares))
+        if first in _IGNORED and len(self.shares) > 2 and not self.is_ignored(first):
+            lines.append(
+                f"{describe(first)} covers the most pixels, and is drafted as a class; where it marks pixels without a "
+                'label, add it to "ignore" in its place'
+            )
         if self.doubtful:
             lines.append(
                 f"masks look smoothed, or have thin classes: {_named({v: self.shares[v] for v in self.doubtful})}, "
@@ -135,16 +143,19 @@ class Draft:
         return ", ".join(map(describe, kept[:_MAX_NAMED])) + more
 
     def is_ignored(self, value: Value) -> bool:
-        """Whether an id or a colour is probably no class: 255 or white, where two classes are left without it."""
-        return value in _IGNORED and len(self.shares) > 2
+        """Whether an id or a colour is no class: the user says so, or it is 255 or white, but not the background."""
+        return value in self.ignored or (
+            value in _IGNORED and len(self.shares) > 2 and value != next(iter(self.shares))
+        )
 
 
-def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False) -> Draft:
+def read_draft(folder: Path, layouts: Any = None, *, ignored: Sequence[Any] = (), show_progress: bool = False) -> Draft:
     """Looks at the masks of a folder.
 
     Args:
         folder: the dataset's.
         layouts: where images and masks lie, as ``dataset.json`` has it; None looks for them.
+        ignored: ids and colours that are no class, as ``dataset.json`` has them.
         show_progress: a bar.
 
     Raises:
@@ -161,11 +172,13 @@ def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False
     if classes.edges and 2 * len(unread) > len(classes.smoothed):  # they are no edges, then
         classes = find_classes(folder, unified, has_edges=False)
         counts, snapped, unread = _count_as_read(folder, unified, classes, reads_palettes)
-    if len(counts) < 2 and unread:
+    not_classes = frozenset(tuple(value) if isinstance(value, list) else value for value in ignored)
+    num_left = len(counts.keys() - not_classes)
+    if num_left < 2 and unread:
         raise UserError(unread[0])
-    if len(counts) < 2:
+    if num_left < 2:
         raise UserError(
-            f"{folder}: the masks hold {len(counts)} value{_near_ones(files)}, and a task needs two classes; "
+            f"{folder}: the masks hold {num_left} value{_near_ones(files)}, and a task needs two classes; "
             f"write {folder / 'dataset.json'} by hand (docs/data.md)"
         )
     total = sum(counts.values())
@@ -183,6 +196,7 @@ def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False
         {value: count / sum(sum(file.counts.values()) for file in files) for value, count in classes.edges.items()},
         (*problems, *unread),
         layouts,
+        not_classes,
     )
 
 
