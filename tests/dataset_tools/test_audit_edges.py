@@ -37,6 +37,7 @@ def test_thin_things_steps_of_a_scale_and_outlines_are_no_smoothing():
 def test_classes_for_the_outlines_of_others_are_no_smoothing(width):
     drawn = np.concatenate([cells(index, width=width) for index in range(8)])
     assert not are_smoothed(drawn)
+    assert not are_smoothed(drawn.astype(np.int32) * 300 - 400)
     smoothed = Image.fromarray(np.where(drawn % 2, 0, drawn)).resize((70, 450), Image.Resampling.BILINEAR)
     assert are_smoothed(np.asarray(smoothed))
 

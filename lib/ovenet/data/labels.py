@@ -25,15 +25,11 @@ class LabelContent:
         train_ids: ``(H, W)`` int16; of no meaning where `unknown`.
         unknown: ``(H, W)`` whether the value is none of the dataset's.
         num_snapped: pixels whose value is no class, and that were given one (``snap`` in dataset.json).
-        num_transparent: pixels that are fully transparent and count.
-        num_half_transparent: pixels that are neither opaque nor fully transparent; their colour counts.
     """
 
     train_ids: np.ndarray
     unknown: np.ndarray
     num_snapped: int = 0
-    num_transparent: int = 0
-    num_half_transparent: int = 0
 
 
 class LabelDecoder:
@@ -130,11 +126,9 @@ class LabelDecoder:
 
         known = spread(self._color_codes[run_index] == run_codes)
         train_ids = spread(self._color_train_ids[run_index])
-        unknown, num_transparent, num_half = ~known, 0, 0
+        unknown = ~known
         if mask.alpha is not None:
             transparent = mask.alpha == 0
-            num_transparent = int(transparent.sum())
-            num_half = int((mask.alpha < 255).sum()) - num_transparent
             if self.info.transparent is None:
                 self._refuse_ambiguous_transparency(codes, known, transparent, path)
             else:
@@ -145,7 +139,7 @@ class LabelDecoder:
             index, rest = snap(pixels, spread(run_index), known, unknown, self._colors, is_lossy=mask.form.is_lossy)
             snapped = unknown & ~rest
             train_ids[snapped], num_snapped = self._color_train_ids[index[snapped]], int(snapped.sum())
-        return LabelContent(train_ids, rest, num_snapped, num_transparent, num_half)
+        return LabelContent(train_ids, rest, num_snapped)
 
     def _is_snapped(self, form: MaskForm, values: np.ndarray, unknown: np.ndarray, path: Path) -> bool:
         """Whether unknown values of a file are to be given a class.

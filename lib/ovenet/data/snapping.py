@@ -16,6 +16,7 @@ MANY_VALUES = 64  # on more than this share of the pixels are a photograph
 # How far from the straight line between two classes' values their blends may lie. Blending in linear light bows the
 # line between red and blue by 86, and where three classes meet, their even blend is 104 from each line.
 TOLERANCE = {1: 16.0, 3: 110.0}
+ROUNDED = 3.0  # where they were blended as they are stored, and rounded
 
 
 def snap(
@@ -90,20 +91,23 @@ def near_choices(index: np.ndarray, known: np.ndarray, rest: np.ndarray, num_cho
     return near
 
 
-def is_blend(values: np.ndarray, choices: np.ndarray, present: np.ndarray) -> np.ndarray:
+def is_blend(
+    values: np.ndarray, choices: np.ndarray, present: np.ndarray, tolerance: float | None = None
+) -> np.ndarray:
     """Whether values may be blends of two others.
 
     Args:
         values: ``(U, C)`` float32.
         choices: ``(N, C)`` what they may be blended of.
         present: ``(N,)`` which of them may be one of the two.
+        tolerance: levels from the line between them; None is that of masks smoothed in any way.
 
     Returns:
         ``(U, N)`` whether a value lies near the line from a choice to any other; False for those not `present`.
     """
-    blends = np.zeros((len(values), len(choices)), bool)
+    blends, most = np.zeros((len(values), len(choices)), bool), tolerance or TOLERANCE[values.shape[1]]
     for n in np.flatnonzero(present):
-        blends[:, n] = (on_line(values, choices[n], choices)[1] <= TOLERANCE[values.shape[1]]).any(1)
+        blends[:, n] = (on_line(values, choices[n], choices)[1] <= most).any(1)
     return blends
 
 

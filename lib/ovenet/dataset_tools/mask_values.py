@@ -17,7 +17,16 @@ from ovenet.data.description import MAX_CLASSES
 from ovenet.data.info import Color
 from ovenet.data.labels import color_codes, colors_of_codes, count_values
 from ovenet.data.masks import MaskForm, count_plain_ids, read_form, read_mask
-from ovenet.data.snapping import LOSSY_TOLERANCE, MANY_VALUES, MAX_SHARE, TOLERANCE, even_values, near_choices, on_line
+from ovenet.data.snapping import (
+    LOSSY_TOLERANCE,
+    MANY_VALUES,
+    MAX_SHARE,
+    ROUNDED,
+    TOLERANCE,
+    even_values,
+    near_choices,
+    on_line,
+)
 from ovenet.errors import UserError
 
 MAX_MASKS = 200  # that are read, unless they are stored in different ways
@@ -29,7 +38,6 @@ _FEW = 16  # values of a mask between others that may be thin classes; smoothing
 _MAX_WRONG = 0.2  # share of masks that cannot be such, for the draft to go on without them
 _MIN_BLENDS = 5  # colours of a mask on the lines between those of classes beside them, which is no chance
 _NEARLY_ALL = 0.9  # of a value's pixels between others, with which it may be an edge
-_MAX_AWAY = 3.0  # levels from such a line; blends are rounded
 _MIN_APART = 64  # levels, of the colours at its ends
 _MAX_NAMED = 3
 
@@ -362,7 +370,7 @@ def _joined(value: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray
         loose[n] = is_inside & (away[0] <= TOLERANCE[len(value)])
         is_telling = np.abs(ends - start).max(1) >= _MIN_APART
         is_telling &= (np.ptp(ends, axis=1) > 0) | (np.ptp(start) > 0)
-        strict[n] = is_inside & (away[0] <= _MAX_AWAY) & (is_telling | (len(value) == 1))
+        strict[n] = is_inside & (away[0] <= ROUNDED) & (is_telling | (len(value) == 1))
     return strict, loose
 
 

@@ -49,10 +49,10 @@ def _are_outlines(values: np.ndarray, sides: np.ndarray) -> bool:
         values: ``(B,)`` ids between others.
         sides: ``(2, B)`` the ids on both sides.
     """
-    found, numbers = np.unique(values, return_counts=True)
-    found = found[numbers >= _RARE * len(values)]  # where outlines meet, a few lie otherwise
-    beside = [np.bincount(sides[:, values == value].ravel(), minlength=256) for value in found]
-    always = np.array(
-        [counts >= _NEARLY_ALL * (values == value).sum() for counts, value in zip(beside, found, strict=True)]
-    )
-    return bool((always & (always.sum(0) == 1)).any(1).all())
+    ids, ranks = np.unique(np.stack((values, *sides)), return_inverse=True)
+    ranks = ranks.reshape(3, -1)
+    numbers = np.bincount(ranks[0], minlength=len(ids))
+    found = np.flatnonzero(numbers >= _RARE * len(values))  # where outlines meet, a few lie otherwise
+    beside = [np.bincount(ranks[1:, ranks[0] == k].ravel(), minlength=len(ids)) for k in found]
+    always = np.array([counts >= _NEARLY_ALL * numbers[k] for counts, k in zip(beside, found, strict=True)])
+    return len(found) > 0 and bool((always & (always.sum(0) == 1)).any(1).all())
