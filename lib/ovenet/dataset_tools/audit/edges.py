@@ -6,7 +6,7 @@ import numpy as np
 
 _MAX_WIDTH_PX = 2  # of a blend between two areas
 _MIN_BLENDS, _MIN_DIFFERENT = 30, 3
-_RARE, _NEARLY_ALL = 0.05, 0.9
+_RARE, _NEARLY_ALL = 0.05, 0.8  # of the blends
 _MIN_SHARE = 0.5  # of all edges; of drawn street scenes it is below 0.1, of noise 0.4
 
 
