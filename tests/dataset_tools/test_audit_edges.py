@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tests.data.oddities.thin import cells
 from tests.dataset_tools.audited import RNG, Data, only
 
 from ovenet.data.catalog import CATALOG
@@ -30,6 +31,15 @@ def test_thin_things_steps_of_a_scale_and_outlines_are_no_smoothing():
     outlined = np.tile([0] * 9 + [1] + [2] * 9 + [1], (20, 30))
     assert not are_smoothed(outlined)
     assert not are_smoothed(np.zeros((3, 1), np.uint8))
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_classes_for_the_outlines_of_others_are_no_smoothing(width):
+    drawn = np.concatenate([cells(index, width=width) for index in range(8)])
+    assert not are_smoothed(drawn)
+    assert not are_smoothed(drawn.astype(np.int32) * 300 - 400)
+    smoothed = Image.fromarray(np.where(drawn % 2, 0, drawn)).resize((70, 450), Image.Resampling.BILINEAR)
+    assert are_smoothed(np.asarray(smoothed))
 
 
 def test_the_audit_names_smoothed_labels_whose_ids_are_all_known(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.data.pixel_files import png, tiff
-from tests.dataset_tools.audited import FIVE, Data, bands_of, only
+from tests.dataset_tools.audited import FIVE, RNG, Data, bands_of, only
 
 from ovenet.dataset_tools.audit import audit_as_dict, audit_list, findings_about_both, format_finding
 
@@ -244,7 +244,7 @@ def test_masks_of_several_pages(data, tmp_path):
 
 
 def test_a_palette_that_gives_indices_the_colours_of_other_classes(data):
-    info = replace(COLORED, palette=(*COLORS[:3], (1, 2, 3), (4, 5, 6)))
+    info = replace(COLORED, palette=(*COLORS[:3], (1, 2, 3), (4, 5, 6)), chosen_colors=(0, 1, 2))
     data.add([0] * 4, label=indexed([0, 1, 2, 2], [COLORS[0], COLORS[2], COLORS[1]]))
     kind, message, paths = only(data.errors(info))
     assert (kind, paths) == ("palette contradicts ids", ("0_label.png",))
@@ -327,3 +327,25 @@ def test_jpeg_changed_ids(data):
     kind, message, paths = only(data.errors(info))
     assert (kind, paths) == ("unknown id", ("0_label.jpg",))
     assert "JPEG changes ids: save masks as PNG" in message
+
+
+@pytest.mark.parametrize("is_grey", [False, True])
+def test_a_photograph_for_a_label(data, is_grey):
+    photo = RNG.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    data.add([0, 1, 2, 3]).add([0], image=photo, label=photo[..., 0] if is_grey else photo)
+    kind, message, paths = only(data.errors(FIVE if is_grey else COLORED))
+    assert (kind, paths) == ("photograph as label", ("1_label.png",))
+    assert message.startswith("looks like a photograph: ")
+
+
+def test_of_many_colours_a_few_are_named_to_paste(data):
+    label = np.zeros((40, 60, 3), np.uint8)
+    label[:, 1::2] = np.arange(30, 70, dtype=np.uint8)[:, None, None]
+    data.add([0], image=label, label=label)
+    assert only(data.errors(COLORED))[1].count('"name"') == 3
+
+
+def test_an_id_that_an_own_description_lacks(data):
+    own = replace(FIVE, label_format="either")
+    message = only(data.add([0, 1, 2, 9]).errors(own))[1]
+    assert "; add the class to dataset.json, or check that the list names the label files" in message

@@ -1,6 +1,7 @@
 """A folder of images and masks becomes a dataset and an experiment."""
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_a_name_that_looks_like_a_number_stays_a_name(folder, tmp_path):
         (
             [np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)] * 10,
             ".png",
-            "more than 256 ids or colours",
+            r"0\.png: looks like a photograph: \d+ ids or colours",
         ),
         ([ids(0, 1)] * 5 + [np.zeros((*SIZE, 3), np.uint8)] * 5, ".png", "some masks are ids and some are colours"),
         (
@@ -112,16 +113,6 @@ def test_an_image_without_a_mask_is_left_out(folder):
     assert (draft.num_masks, set(draft.shares)) == (9, {0, 1})
 
 
-def test_what_a_begun_description_says_stays(folder):
-    root = folder([ids(0, 1, 255, 255)] * 10)
-    draft = read_draft(root, {"images": "images/*", "labels": "labels/*"})
-    write_draft(draft, root, {"ignore": [255, 7], "val_share": 0.5})
-    content = json.loads((root / "dataset.json").read_text())
-    assert (content["ignore"], content["val_share"]) == ([255, 7], 0.5)
-    assert content["layouts"] == {"images": "images/*", "labels": "labels/*"}
-    assert [row["id"] for row in content["classes"]] == [0, 1]
-
-
 BLACK, RED, BLUE, GREY, WHITE = (0, 0, 0), (255, 0, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)
 CLASSES = (BLACK, RED, BLUE, WHITE)
 
@@ -129,6 +120,29 @@ CLASSES = (BLACK, RED, BLUE, WHITE)
 def painted(indices, *colors):
     """A mask of colours."""
     return np.array(colors or CLASSES, np.uint8)[indices]
+
+
+@pytest.mark.parametrize("masks", [ids(0, 1, 255, 255), painted(ids(0, 1, 3, 3))], ids=["grey", "colours"])
+def test_what_covers_most_pixels_is_not_ignored_unasked(folder, masks):
+    draft = read_draft(folder([masks] * 10))
+    assert (len(draft.classes), draft.ignore) == (3, [])
+    assert re.search('covers the most pixels.*add it to "ignore"', draft.remarks[0])
+
+
+def test_two_classes_are_left_beside_what_is_ignored(folder):
+    with pytest.raises(UserError, match="the masks hold 1 value, and a task needs two classes"):
+        read_draft(folder([ids(0, 255)] * 10), ignored=[255])
+
+
+def test_what_a_begun_description_says_stays(folder):
+    root = folder([ids(0, 1, 255, 255)] * 10)
+    draft = read_draft(root, {"images": "images/*", "labels": "labels/*"}, ignored=[255, 7])
+    assert draft.remarks == []
+    write_draft(draft, root, {"ignore": [255, 7], "val_share": 0.5})
+    content = json.loads((root / "dataset.json").read_text())
+    assert (content["ignore"], content["val_share"]) == ([255, 7], 0.5)
+    assert content["layouts"] == {"images": "images/*", "labels": "labels/*"}
+    assert [row["id"] for row in content["classes"]] == [0, 1]
 
 
 def reader(draft, root):
@@ -239,8 +253,10 @@ def test_one_smoothed_mask_of_thirty(folder):
     num_edge = int(((cover > 0) & (cover < 1)).sum())
     assert set(draft.shares) == {BLACK, RED, BLUE}
     assert draft.snapped == {"labels/17.png": num_edge / 96**2}
-    assert "1 of 29 masks were smoothed" in draft.remarks[0]
-    assert f"labels/17.png: {100 * num_edge / 96**2:.2g} % of its pixels" in draft.remarks[1]
+    assert draft.remarks[0].startswith("smoothed edges, and no classes: colour ")
+    assert sum(draft.edges.values()) == pytest.approx(num_edge / 96**2 / 29)
+    assert "1 of 29 masks were smoothed" in draft.remarks[1]
+    assert f"labels/17.png: {100 * num_edge / 96**2:.2g} % of its pixels" in draft.remarks[2]
     is_half = cover == 0.5
     np.testing.assert_array_equal(as_drawn(draft, root, "17.png")[~is_half], (cover > 0.5)[~is_half])
     np.testing.assert_array_equal(as_drawn(draft, root, "0.png"), thin)
@@ -262,6 +278,7 @@ def test_a_thin_class_of_a_smoothed_mask_is_kept(folder):
     mask[10] = RED
     draft = read_draft(folder([mask] * 10))
     assert set(draft.shares) == {BLACK, WHITE, RED}
+    assert draft.remarks[0].startswith("masks look smoothed, or have thin classes: colour 255, 0, 0 (1 %), which are")
 
 
 def test_a_mask_that_is_no_blend_of_classes_is_named_and_left_out(folder):
@@ -270,8 +287,44 @@ def test_a_mask_that_is_no_blend_of_classes_is_named_and_left_out(folder):
     draft = read_draft(folder([smooth] * 9 + [wide]))
     assert set(draft.shares) == {BLACK, RED}
     assert len(draft.problems) == 1
-    assert draft.remarks[-1].startswith("not read, and not counted: ")
-    assert "labels/9.png" in draft.remarks[-1]
+    assert re.match(r"not read, and not counted: .*labels/9\.png: looks like a photograph", draft.remarks[-1])
+
+
+def test_one_damaged_mask_and_one_photograph_are_named_and_left_out(folder):
+    root = folder([painted(ids(0, 1))] * 28 + [NOISE, painted(ids(2, 2))])
+    path = root / "labels/29.png"
+    path.write_bytes(path.read_bytes()[:60])
+    draft = read_draft(root)
+    assert draft.shares == {BLACK: 0.5, RED: 0.5}
+    assert (draft.num_masks, draft.num_labels) == (28, 30)
+    assert re.search(r"labels/28\.png: looks like a photograph", "\n".join(draft.remarks))
+    assert re.search(r"labels/29\.png: the label cannot be read", "\n".join(draft.remarks))
+    for k in range(20):
+        Image.fromarray(NOISE).save(root / f"labels/{k}.png")
+    with pytest.raises(UserError, match=r"labels/0\.png: looks like a photograph"):
+        read_draft(root)
+
+
+def test_a_grey_photograph(folder):
+    with pytest.raises(UserError, match=r"labels/0\.png: looks like a photograph"):
+        read_draft(folder([NOISE[..., 0]] * 10))
+
+
+@pytest.mark.parametrize(("rare", "size"), [(5, 3), (5, 1), (255, 1)])
+def test_an_id_in_one_mask_of_many(folder, rare, size):
+    mask = ids(0, 1)
+    mask[:size, :size] = rare
+    root = folder([ids(0, 1)] * 250)
+    Image.fromarray(mask).save(root / "labels/101.png")
+    draft = read_draft(root)
+    assert (draft.num_masks, draft.num_labels) == (250, 250)
+    assert draft.shares[rare] == pytest.approx(size**2 / 250 / 2400)
+    assert draft.shares[1] == 0.5
+
+
+def test_of_many_masks_of_colours_some_are_read(folder):
+    draft = read_draft(folder([painted(ids(0, 1))] * 250))
+    assert (draft.num_masks, draft.num_labels) == (125, 250)
 
 
 @pytest.mark.parametrize("quality", [75, 95])
@@ -329,8 +382,9 @@ def test_a_few_values_between_others_are_asked_about(folder):
     draft = read_draft(root)
     assert set(draft.shares) == {0, 90, 200}
     assert draft.remarks == [
-        "nowhere 3 pixels wide, and between two others: id 90 (1.7 %); if these are smoothed edges and no classes, "
-        'remove them from dataset.json and add "snap": true'
+        "masks look smoothed, or have thin classes: id 90 (1.7 %), which are thin, and lie between two others or in "
+        "smoothed masks; if these are no classes, save masks with nearest neighbour, or keep only id 0, id 200 under "
+        'classes and set "snap": true'
     ]
     write_draft(draft, root)
     content = json.loads((root / "dataset.json").read_text())
@@ -367,19 +421,32 @@ def test_transparent_entries_of_palettes_that_differ(folder):
     np.testing.assert_array_equal(as_drawn(draft, root, "1.png")[:20], ids(1, 2, 2, 2)[:20])
 
 
-@pytest.mark.parametrize("colors", [None, (BLACK, RED)])
-def test_a_few_values_where_classes_meet_are_edges(folder, colors):
+@pytest.mark.parametrize(("steps", "colors"), [(17, None), (16, None), (5, (BLACK, RED)), (4, (BLACK, RED))])
+def test_how_many_values_where_classes_meet_are_edges(folder, steps, colors):
     cover = np.zeros((40, 60))
     cover[10:30, 10:50] = 1
-    cover[9, 10:50], cover[30, 10:50], cover[10:30, 9] = 0.25, 0.5, 0.75
+    cover[9, 10:50] = np.arange(1, steps + 1).repeat(40)[::steps] / (steps + 1)
     mask = blended(cover, *colors) if colors else np.round(200 * cover).astype(np.uint8)
     root = folder([mask] * 10)
     draft = read_draft(root)
-    assert set(draft.shares) == ({BLACK, RED} if colors else {0, 200})
-    assert draft.snapped == dict.fromkeys((f"labels/{k}.png" for k in range(10)), 100 / 2400)
-    labels = reader(draft, root)("0.png")
-    expected = np.array([row["id"] if "id" in row else tuple(row["color"]) == RED for row in draft.classes])[labels] > 0
-    np.testing.assert_array_equal(expected[cover != 0.5], (cover > 0.5)[cover != 0.5])
+    are_edges = steps in (17, 5)
+    assert set(draft.shares).issuperset({BLACK, RED} if colors else {0, 200})
+    assert len(draft.shares) == (2 if are_edges else 2 + steps)
+    assert len(draft.edges) == (steps if are_edges else 0)
+    assert draft.snapped == (dict.fromkeys((f"labels/{k}.png" for k in range(10)), 40 / 2400) if are_edges else {})
+    assert draft.remarks[0].startswith("smoothed edges, and no" if are_edges else "masks look smoothed, or have thin")
+    if are_edges:
+        labels = reader(draft, root)("0.png")
+        foreground = np.array([row["id"] if "id" in row else row["color"] == list(RED) for row in draft.classes]) > 0
+        np.testing.assert_array_equal(foreground[labels][cover != 0.5], (cover > 0.5)[cover != 0.5])
+
+
+def test_values_that_could_not_be_snapped_are_no_edges(folder):
+    stripes = np.array([(0, 0, 0, k, 50 + k, 100 + k, 200, 200, 200) for k in range(1, 10)], np.uint8).ravel()
+    draft = read_draft(folder([np.tile(stripes, (40, 1))] * 10))  # a third of the pixels, 27 ids
+    thin = [first + k for first in (0, 50, 100) for k in range(1, 10)]
+    assert draft.shares == {0: 1 / 3, 200: 1 / 3} | dict.fromkeys(thin, 1 / 81)
+    assert (draft.snapped, draft.problems) == ({}, ())
 
 
 def test_thin_classes_with_ids_between_others_are_kept(folder):
@@ -391,7 +458,7 @@ def test_thin_classes_with_ids_between_others_are_kept(folder):
     assert {row["id"] for row in draft.classes} == {0, 1, 2, 3, 4, 5}
     assert draft.ignore == [255]
     assert draft.snapped == {}
-    assert draft.remarks[0].startswith("nowhere 3 pixels wide, and between two others: id 1 (1.2 %)")
+    assert draft.remarks == []
 
 
 def test_an_outline_that_is_a_class_is_kept(folder):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ovenet.dataset_tools.mask_values import even_values
+from ovenet.data.snapping import even_values
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -209,11 +209,12 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         recognized = recognize_layouts(folder)
         layouts = recognized.layouts
         print(f"{folder}: {recognized}")
-    draft = read_draft(folder, layouts, show_progress=sys.stderr.isatty())
-    require_two_images(draft.num_masks, folder)
+    draft = read_draft(folder, layouts, ignored=begun.get("ignore", ()), show_progress=sys.stderr.isatty())
+    require_two_images(draft.num_labels, folder)
     experiment = begin_experiment(name, root, draft.size, len(draft.classes))
     write_draft(draft, folder, begun)
-    print(f"{folder / DESCRIPTION}: drafted from {draft.num_masks} masks")
+    some = "" if draft.num_masks == draft.num_labels else f"the pixels of {draft.num_masks} of "
+    print(f"{folder / DESCRIPTION}: drafted from {some}{draft.num_labels} masks")
     for value, share in draft.shares.items():
         role = "ignored" if draft.is_ignored(value) else "a class"
         print(f"  {describe(value)}: {100 * share:.2f} % of the pixels, {role}")

@@ -146,6 +146,7 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         class_names=class_names,
         palette=palette,
         label_ids=label_ids,
+        chosen_colors=tuple(k for k, row in enumerate(classes) if "color" in row),
         ignored_ids=tuple(value for value in ignored if not isinstance(value, list)),
         ignored_colors=tuple(tuple(value) for value in ignored if isinstance(value, list)),
         layouts=tuple(

@@ -68,7 +68,7 @@ def to_rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def header_size(image: Image.Image) -> tuple[int, int]:
-    """Size ``(H, W)`` that an image has once its pixels are read; of a TIFF older releases of Pillow turn it only then."""
+    """Size ``(H, W)`` of an image once its pixels are read; only then do older releases of Pillow turn a TIFF."""
     if image.format != "TIFF":
         return image.height, image.width
     width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIZE)

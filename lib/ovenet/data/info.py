@@ -125,6 +125,7 @@ class DatasetInfo:
         categories: in which its classes may be merged, all of them.
         merged_ids: further ids in the label files, each with the train id of the class that it belongs to.
         val_share: share of the images that is kept for validation where the layout has no split.
+        chosen_colors: train ids of the classes whose colours somebody chose; the others have the usual ones.
     """
 
     name: str
@@ -149,6 +150,7 @@ class DatasetInfo:
     categories: tuple[Category, ...] = ()
     merged_ids: tuple[tuple[int, int], ...] = ()
     val_share: float = 0.2
+    chosen_colors: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -216,6 +218,7 @@ class DatasetInfo:
             class_names=self.class_names[1:],
             palette=self.palette[1:],
             label_ids=self.label_ids[1:],
+            chosen_colors=tuple(k - 1 for k in self.chosen_colors if k),
             ignored_ids=(*self.ignored_ids, self.label_ids[0]),
             class_weights=self.class_weights[1:] if self.class_weights else None,
             flip_pairs=tuple((a - 1, b - 1) for a, b in self.flip_pairs),
@@ -235,6 +238,7 @@ class DatasetInfo:
             class_names=tuple(first),
             palette=tuple(category.color for category in self.categories),
             label_ids=tuple(first.values()),
+            chosen_colors=(),
             merged_ids=tuple(merged),
             class_weights=None,
             flip_pairs=(),

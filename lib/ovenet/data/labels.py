@@ -25,15 +25,11 @@ class LabelContent:
         train_ids: ``(H, W)`` int16; of no meaning where `unknown`.
         unknown: ``(H, W)`` whether the value is none of the dataset's.
         num_snapped: pixels whose value is no class, and that were given one (``snap`` in dataset.json).
-        num_transparent: pixels that are fully transparent and count.
-        num_half_transparent: pixels that are neither opaque nor fully transparent; their colour counts.
     """
 
     train_ids: np.ndarray
     unknown: np.ndarray
     num_snapped: int = 0
-    num_transparent: int = 0
-    num_half_transparent: int = 0
 
 
 class LabelDecoder:
@@ -130,11 +126,9 @@ class LabelDecoder:
 
         known = spread(self._color_codes[run_index] == run_codes)
         train_ids = spread(self._color_train_ids[run_index])
-        unknown, num_transparent, num_half = ~known, 0, 0
+        unknown = ~known
         if mask.alpha is not None:
             transparent = mask.alpha == 0
-            num_transparent = int(transparent.sum())
-            num_half = int((mask.alpha < 255).sum()) - num_transparent
             if self.info.transparent is None:
                 self._refuse_ambiguous_transparency(codes, known, transparent, path)
             else:
@@ -145,7 +139,7 @@ class LabelDecoder:
             index, rest = snap(pixels, spread(run_index), known, unknown, self._colors, is_lossy=mask.form.is_lossy)
             snapped = unknown & ~rest
             train_ids[snapped], num_snapped = self._color_train_ids[index[snapped]], int(snapped.sum())
-        return LabelContent(train_ids, rest, num_snapped, num_transparent, num_half)
+        return LabelContent(train_ids, rest, num_snapped)
 
     def _is_snapped(self, form: MaskForm, values: np.ndarray, unknown: np.ndarray, path: Path) -> bool:
         """Whether unknown values of a file are to be given a class.
@@ -164,8 +158,8 @@ class LabelDecoder:
     def _refuse_contradicting_palette(self, mask: Mask, path: Path) -> None:
         """Refuses a palette file whose indices are ids of one class and whose colours are another's.
 
-        A file is only refused where all of its colours are known, and only colours count that the user chose: tools
-        give palettes of their own, and a description has colours for its classes even where nobody gave any.
+        Only colours count that the user chose, since a description has some even where nobody gave any; and one that
+        contradicts does not where others are no class: tools give palettes of their own.
         """
         if self.info.label_format != "either" or mask.form.palette is None or not self._chosen_colors:
             return
@@ -175,9 +169,10 @@ class LabelDecoder:
             return  # whichever indices are in use
         ignored = self.info.ignored_ids
         used = [i for i, n in enumerate(np.bincount(mask.samples.ravel()).tolist()) if n and i not in ignored]
-        wrong = next((i for i in used if by_color.get(i) != by_id[i]), None)
-        if wrong is None or any(by_color.get(i) is None for i in used):
+        num_wrong = sum(by_color.get(i) not in (None, by_id[i]) for i in used)
+        if num_wrong == 0 or (num_wrong == 1 and any(by_color.get(i) is None for i in used)):
             return
+        wrong = next(i for i in used if by_color.get(i) not in (None, by_id[i]))
         as_id = self._name(by_id[wrong]) if by_id[wrong] != INVALID else "no class"
         raise UserError(
             f"{path}: index {wrong} is {as_id} by its number and {self._name(by_color[wrong])} by its palette's colour "
@@ -270,11 +265,13 @@ def colors_of_codes(codes: np.ndarray) -> list[Color]:
 
 
 def _chosen_colors(info: DatasetInfo) -> dict[Color, int]:
-    """Train ids of the colours that are not those that a description gives to classes without any.
+    """Train ids of the colours that the user chose.
 
-    Those stand one place further on where the background is left out.
+    Nobody did where all classes have the usual ones, even if they are written: earlier versions drafted them so.
     """
-    return {color: k for k, color in enumerate(info.palette) if color not in (voc_color(k + 1), voc_color(k + 2))}
+    if info.palette == tuple(voc_color(k) for k in range(1, info.num_classes + 1)):
+        return {}
+    return {info.palette[k]: k for k in info.chosen_colors}
 
 
 def _too_near(values: np.ndarray) -> tuple[str, str] | None:

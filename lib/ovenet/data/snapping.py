@@ -12,9 +12,11 @@ import numpy as np
 REACH_PX = 4  # how far from a pixel the classes may be that it is blended of
 LOSSY_TOLERANCE = 32  # levels a channel, by which JPEG may change an even area
 MAX_SHARE = 0.25  # of the pixels; more are no edges
+MANY_VALUES = 64  # on more than this share of the pixels are a photograph
 # How far from the straight line between two classes' values their blends may lie. Blending in linear light bows the
 # line between red and blue by 86, and where three classes meet, their even blend is 104 from each line.
-_TOLERANCE = {1: 16.0, 3: 110.0}
+TOLERANCE = {1: 16.0, 3: 110.0}
+ROUNDED = 3.0  # where they were blended as they are stored, and rounded
 
 
 def snap(
@@ -30,7 +32,8 @@ def snap(
 
     An edge pixel gets the nearest of the values that lie within `REACH_PX` of it where these are two or more, so that
     the edge between black and white never becomes grey; where there is one, as beside a thin line, the nearest of all.
-    What lies near none, or is no blend of one nearby with any other, stays unknown: it is a class that was forgotten.
+    What lies near none, is no blend of one nearby with any other, or has a value that covers 3 x 3 pixels somewhere,
+    stays unknown: it is a class that was forgotten.
 
     Args:
         values: ``(H, W, C)`` uint8.
@@ -45,7 +48,9 @@ def snap(
     """
     index, known, unknown = index.copy(), known.copy(), unknown.copy()
     rest = np.flatnonzero(unknown)
-    found, which = np.unique(_codes(values[unknown]), return_inverse=True)
+    codes = np.full(unknown.shape, -1, np.int32)
+    codes[unknown] = _codes(values[unknown])
+    found, which = np.unique(codes[unknown], return_inverse=True)
     found_values = (found[:, None] >> 8 * np.arange(values.shape[-1]) & 255).astype(np.float32)  # (U, C)
     offsets = found_values[:, None] - choices.astype(np.float32)  # (U, N, C)
     distances = np.linalg.norm(offsets, axis=2)
@@ -58,9 +63,12 @@ def snap(
         is_clear = (np.abs(offsets[np.arange(len(found)), nearest]).max(1) <= LOSSY_TOLERANCE)[which]
         settle(rest[is_clear], nearest[which[is_clear]])
         rest, which = rest[~is_clear], which[~is_clear]
+    elif len(rest):
+        is_even = np.isin(found, even_values(codes, np.append(found, -1)))[which]
+        rest, which = rest[~is_even], which[~is_even]
     if len(rest) == 0 or len(rest) > MAX_SHARE * unknown.size:
         return index, unknown
-    near = _near(index, known, rest, len(choices))  # (R, N)
+    near = near_choices(index, known, rest, len(choices))  # (R, N)
     explained = near if is_lossy else near & is_blend(found_values, choices, near.any(0))[which]
     several = near.sum(1, keepdims=True) >= 2
     nearest = np.where(near | ~several, distances[which], np.inf).argmin(1)
@@ -74,7 +82,7 @@ def _codes(values: np.ndarray) -> np.ndarray:
     return (values.astype(np.int32) << 8 * np.arange(values.shape[-1], dtype=np.int32)).sum(-1)
 
 
-def _near(index: np.ndarray, known: np.ndarray, rest: np.ndarray, num_choices: int) -> np.ndarray:
+def near_choices(index: np.ndarray, known: np.ndarray, rest: np.ndarray, num_choices: int) -> np.ndarray:
     """Which values lie within reach of each of some pixels, given by their place in the flat array; ``(R, N)``."""
     near = np.zeros((len(rest), num_choices), bool)
     window = np.ones((2 * REACH_PX + 1,) * 2, np.uint8)
@@ -83,23 +91,51 @@ def _near(index: np.ndarray, known: np.ndarray, rest: np.ndarray, num_choices: i
     return near
 
 
-def is_blend(values: np.ndarray, choices: np.ndarray, present: np.ndarray) -> np.ndarray:
+def is_blend(
+    values: np.ndarray, choices: np.ndarray, present: np.ndarray, tolerance: float | None = None
+) -> np.ndarray:
     """Whether values may be blends of two others.
 
     Args:
         values: ``(U, C)`` float32.
         choices: ``(N, C)`` what they may be blended of.
         present: ``(N,)`` which of them may be one of the two.
+        tolerance: levels from the line between them; None is that of masks smoothed in any way.
 
     Returns:
         ``(U, N)`` whether a value lies near the line from a choice to any other; False for those not `present`.
     """
-    blends = np.zeros((len(values), len(choices)), bool)
-    ends = choices.astype(np.float32)
+    blends, most = np.zeros((len(values), len(choices)), bool), tolerance or TOLERANCE[values.shape[1]]
     for n in np.flatnonzero(present):
-        line = ends - ends[n]  # (N, C)
-        from_start = values - ends[n]  # (U, C)
-        along = np.clip(from_start @ line.T / np.maximum((line**2).sum(1), 1), 0, 1)  # (U, N)
-        away = np.linalg.norm(from_start[:, None] - along[..., None] * line, axis=2)
-        blends[:, n] = (away <= _TOLERANCE[values.shape[1]]).any(1)
+        blends[:, n] = (on_line(values, choices[n], choices)[1] <= most).any(1)
     return blends
+
+
+def on_line(values: np.ndarray, start: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where values lie beside the straight lines from one to others.
+
+    Args:
+        values: ``(U, C)`` float32.
+        start: ``(C,)``.
+        ends: ``(N, C)``.
+
+    Returns:
+        ``(U, N)`` how far along each line, 0 at its start and 1 at its end, and how many levels from it.
+    """
+    line = ends.astype(np.float32) - start  # (N, C)
+    from_start = values - start.astype(np.float32)  # (U, C)
+    along = np.clip(from_start @ line.T / np.maximum((line**2).sum(1), 1), 0, 1)
+    return along, np.linalg.norm(from_start[:, None] - along[..., None] * line, axis=2)
+
+
+def even_values(codes: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Those of the values `found` in a mask ``(H, W)`` that cover 3 x 3 pixels somewhere."""
+    for step in (8, 1):  # every eighth row shows most of them
+        above, centre, below = (codes[start : len(codes) - 2 + start : step] for start in range(3))
+        same = (above == centre) & (centre == below)
+        same = same[:, 1:-1] & same[:, :-2] & same[:, 2:]
+        middle = centre[:, 1:-1]
+        even = np.unique(middle[same & (middle == centre[:, :-2]) & (middle == centre[:, 2:])])
+        if len(even) == len(found):
+            break
+    return even

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
 from ovenet.data.description import MAX_CLASSES, blank_description, voc_color
 from ovenet.data.files import read_size
@@ -20,7 +19,16 @@ from ovenet.data.info import Color, DatasetInfo
 from ovenet.data.labels import LabelDecoder
 from ovenet.data.layouts import collect_pairs, find_layout
 from ovenet.data.recognition import recognize_layouts
-from ovenet.dataset_tools.mask_values import TRANSPARENT, FileValues, Value, describe, find_classes, read_values, unify
+from ovenet.dataset_tools.mask_values import (
+    TRANSPARENT,
+    Classes,
+    FileValues,
+    Value,
+    describe,
+    find_classes,
+    read_all_values,
+    unify,
+)
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_text
 
@@ -36,24 +44,30 @@ class Draft:
     Attributes:
         shares: of each id or colour that may be a class, of the pixels that were read, the largest first.
         num_masks: that were read.
+        num_labels: masks that are there.
         size: width and height that most images have.
         colors: of ids that have the same colour in the palettes of all masks.
         reads_palettes: masks with one channel are read by their colours, since their ids mean different things.
         snapped: share of the pixels of masks that smoothing or JPEG gave a value of no class, by the masks' names.
-        doubtful: of the ids and colours, those that are nowhere 3 x 3 pixels wide and lie between others.
+        doubtful: of the ids and colours, those that may be smoothed edges.
+        edges: ids and colours that are smoothed edges and no classes, with their share of the pixels.
         problems: masks that training cannot read, and why.
         layouts: where images and masks lie, as ``dataset.json`` has it.
+        ignored: ids and colours that the user says are no class.
     """
 
     shares: dict[Value, float]
     num_masks: int
+    num_labels: int
     size: tuple[int, int]
     colors: dict[Value, Color]
     reads_palettes: bool
     snapped: dict[str, float]
     doubtful: tuple[Value, ...]
+    edges: dict[Value, float]
     problems: tuple[str, ...]
     layouts: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    ignored: frozenset[Value] = frozenset()
 
     @property
     def classes(self) -> list[dict]:
@@ -61,8 +75,9 @@ class Draft:
         values = [value for value in self.shares if not self.is_ignored(value)]
         if all(isinstance(value, int) for value in values):
             return [
-                {"name": f"class {value}", "id": value, "color": list(self.colors.get(value, voc_color(index)))}
-                for index, value in enumerate(sorted(values), start=1)
+                {"name": f"class {value}", "id": value}
+                | ({"color": list(self.colors[value])} if value in self.colors else {})
+                for value in sorted(values)
             ]
         return [
             {"name": TRANSPARENT, "color": list(_unused_color(self.shares))}
@@ -97,13 +112,20 @@ class Draft:
             )
         if TRANSPARENT in self.shares:
             lines.append('transparent pixels are a class of their own; name another, or "ignore", under "transparent"')
-        if self.doubtful:
-            some = ", ".join(f"{describe(v)} ({100 * self.shares[v]:.2g} %)" for v in self.doubtful[:_MAX_NAMED])
-            more = f" and {len(self.doubtful) - _MAX_NAMED} more" if len(self.doubtful) > _MAX_NAMED else ""
+        first = next(iter(self.shares))
+        if first in _IGNORED and len(self.shares) > 2 and not self.is_ignored(first):
             lines.append(
-                f"nowhere 3 pixels wide, and between two others: {some}{more}; if these are smoothed edges and no "
-                'classes, remove them from dataset.json and add "snap": true'
+                f"{describe(first)} covers the most pixels, and is drafted as a class; where it marks pixels without a "
+                'label, add it to "ignore" in its place'
             )
+        if self.doubtful:
+            lines.append(
+                f"masks look smoothed, or have thin classes: {_named({v: self.shares[v] for v in self.doubtful})}, "
+                "which are thin, and lie between two others or in smoothed masks; if these are no classes, save masks "
+                f'with nearest neighbour, or keep only {self._kept()} under classes and set "snap": true'
+            )
+        if self.edges:
+            lines.append(f"smoothed edges, and no classes: {_named(self.edges)}")
         if self.snapped:
             lines.append(
                 f"{len(self.snapped)} of {self.num_masks} masks were smoothed or stored as JPEG; their pixels of no "
@@ -115,17 +137,25 @@ class Draft:
                 lines.append(f"  and {len(most) - _MAX_NAMED} more with at most {100 * most[_MAX_NAMED][1]:.2g} % each")
         return [*lines, *(f"not read, and not counted: {problem}" for problem in self.problems)]
 
+    def _kept(self) -> str:
+        kept = [value for value in self.shares if value not in self.doubtful and not self.is_ignored(value)]
+        more = f" and {len(kept) - _MAX_NAMED} more" if len(kept) > _MAX_NAMED else ""
+        return ", ".join(map(describe, kept[:_MAX_NAMED])) + more
+
     def is_ignored(self, value: Value) -> bool:
-        """Whether an id or a colour is probably no class: 255 or white, where two classes are left without it."""
-        return value in _IGNORED and len(self.shares) > 2
+        """Whether an id or a colour is no class: the user says so, or it is 255 or white, but not the background."""
+        return value in self.ignored or (
+            value in _IGNORED and len(self.shares) > 2 and value != next(iter(self.shares))
+        )
 
 
-def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False) -> Draft:
+def read_draft(folder: Path, layouts: Any = None, *, ignored: Sequence[Any] = (), show_progress: bool = False) -> Draft:
     """Looks at the masks of a folder.
 
     Args:
         folder: the dataset's.
         layouts: where images and masks lie, as ``dataset.json`` has it; None looks for them.
+        ignored: ids and colours that are no class, as ``dataset.json`` has them.
         show_progress: a bar.
 
     Raises:
@@ -134,39 +164,65 @@ def read_draft(folder: Path, layouts: Any = None, *, show_progress: bool = False
     layouts = layouts or recognize_layouts(folder).layouts
     found = find_layout(folder, blank_description(folder.name, layouts)).values()
     pairs = [pair for layout in found for pair in collect_pairs(folder, layout, (), {}) if pair[1]]
-    files = read_values(folder, [label for _, label in pairs], show_progress=show_progress)
+    labels = [label for _, label in pairs]
+    files, problems = read_all_values(folder, labels, show_progress=show_progress)
     unified, reads_palettes = unify(folder, files)
-    values, doubtful, smoothed = find_classes(folder, unified)
-    if len(values) < 2:
+    classes = find_classes(folder, unified)
+    counts, snapped, unread = _count_as_read(folder, unified, classes, reads_palettes)
+    if classes.edges and 2 * len(unread) > len(classes.smoothed):  # they are no edges, then
+        classes = find_classes(folder, unified, has_edges=False)
+        counts, snapped, unread = _count_as_read(folder, unified, classes, reads_palettes)
+    not_classes = frozenset(tuple(value) if isinstance(value, list) else value for value in ignored)
+    num_left = len(counts.keys() - not_classes)
+    if num_left < 2 and unread:
+        raise UserError(unread[0])
+    if num_left < 2:
         raise UserError(
-            f"{folder}: the masks hold {len(values)} value{_near_ones(files)}, and a task needs two classes; "
+            f"{folder}: the masks hold {num_left} value{_near_ones(files)}, and a task needs two classes; "
             f"write {folder / 'dataset.json'} by hand (docs/data.md)"
         )
-    counts: Counter[Value] = Counter()
-    for file in unified:
-        if file.label not in smoothed:
-            counts.update(file.counts)
-    snapped, problems = {}, []
-    for label in tqdm(sorted(smoothed), desc="smoothed masks", disable=not show_progress, leave=False):
-        try:
-            found, snapped[label] = _snapped(folder / label, values, reads_palettes)
-            counts.update(found)
-        except UserError as error:
-            problems.append(str(error))
     total = sum(counts.values())
     chosen = {file.label for file in files}
     sizes = Counter(read_size(folder / image)[::-1] for image, label in pairs if label in chosen)
     return Draft(
         {value: count / total for value, count in counts.most_common()},
         len(files),
+        len(labels),
         sizes.most_common(1)[0][0],
         _palette_colors(unified),
         reads_palettes,
         snapped,
-        tuple(doubtful),
-        tuple(problems),
+        tuple(value for value in classes.doubtful if value in counts),
+        {value: count / sum(sum(file.counts.values()) for file in files) for value, count in classes.edges.items()},
+        (*problems, *unread),
         layouts,
+        not_classes,
     )
+
+
+def _count_as_read(
+    folder: Path, files: Sequence[FileValues], classes: Classes, reads_palettes: bool
+) -> tuple[Counter[Value], dict[str, float], list[str]]:
+    """Pixels of each class as training will read them, the share of those that are snapped in smoothed masks, and why
+    masks cannot be read."""
+    counts: Counter[Value] = Counter()
+    snapped, problems = {}, []
+    for file in files:
+        if file.label not in classes.smoothed:
+            counts.update(file.counts)
+            continue
+        try:
+            found, snapped[file.label] = _snapped(folder / file.label, classes.values, reads_palettes)
+            counts.update(found)
+        except UserError as error:
+            problems.append(str(error))
+    return +counts, snapped, problems
+
+
+def _named(shares: Mapping[Value, float]) -> str:
+    """Some values with their shares of the pixels."""
+    some = ", ".join(f"{describe(value)} ({100 * share:.2g} %)" for value, share in list(shares.items())[:_MAX_NAMED])
+    return some + (f" and {len(shares) - _MAX_NAMED} more" if len(shares) > _MAX_NAMED else "")
 
 
 def _near_ones(files: Sequence[FileValues]) -> str:

@@ -4,21 +4,29 @@ JPEG, or of tools that store the same picture in several ways."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from ovenet.data.description import MAX_CLASSES
 from ovenet.data.info import Color
 from ovenet.data.labels import color_codes, colors_of_codes, count_values
-from ovenet.data.masks import MaskForm, read_form, read_mask
-from ovenet.data.snapping import LOSSY_TOLERANCE, MAX_SHARE, REACH_PX, is_blend
+from ovenet.data.masks import MaskForm, count_plain_ids, read_form, read_mask
+from ovenet.data.snapping import (
+    LOSSY_TOLERANCE,
+    MANY_VALUES,
+    MAX_SHARE,
+    ROUNDED,
+    TOLERANCE,
+    even_values,
+    near_choices,
+    on_line,
+)
 from ovenet.errors import UserError
 
 MAX_MASKS = 200  # that are read, unless they are stored in different ways
@@ -26,10 +34,11 @@ TRANSPARENT: Literal["transparent"] = "transparent"
 Value = int | Color | Literal["transparent"]
 
 _NUM_THREADS = 4
-_MIN_EDGE_VALUES = 3  # smoothing makes more than one; a single one may be a class for outlines
-_FEW = 16  # values of a mask that may be thin classes; smoothing makes more
-_RARE = 0.25  # share of the masks, of which at most so many are taken for drawn in another way
-_SEVERAL = 5  # doubtful values in one mask, with which it may be
+_FEW = 16  # values of a mask between others that may be thin classes; smoothing makes more
+_MAX_WRONG = 0.2  # share of masks that cannot be such, for the draft to go on without them
+_MIN_BLENDS = 5  # colours of a mask on the lines between those of classes beside them, which is no chance
+_NEARLY_ALL = 0.9  # of a value's pixels between others, with which it may be an edge
+_MIN_APART = 64  # levels, of the colours at its ends
 _MAX_NAMED = 3
 
 
@@ -80,24 +89,63 @@ class FileValues:
         return replace(self, counts=counts, even=frozenset(colors[value] for value in self.even))
 
 
-def read_values(folder: Path, labels: Sequence[str], *, show_progress: bool = False) -> list[FileValues]:
-    """Looks at the headers of all masks, and at the pixels of `MAX_MASKS`; of all where depths or palettes differ.
+def read_all_values(
+    folder: Path, labels: Sequence[str], *, show_progress: bool = False
+) -> tuple[list[FileValues], list[str]]:
+    """Looks at the headers of all masks, and at the pixels of `MAX_MASKS`; of all where depths or palettes differ, and
+    where counting is fast.
+
+    Returns:
+        What they hold, and what is wrong with the few that cannot be masks.
 
     Raises:
-        UserError: a mask cannot be read, or holds what cannot be classes.
+        UserError: many cannot be read, or hold what cannot be classes.
     """
     bar = {"disable": not show_progress, "leave": False}
-    forms = [read_form(folder / label) for label in tqdm(labels, desc="headers of masks", **bar)]
-    depths = {form.bits for form in forms if form.holds_ids and form.palette is None}
-    palettes = {form.palette for form in forms if form.palette is not None}
+    problems: list[UserError] = []
+
+    def attempt(read: Callable[[Path], Any], some: Sequence[str], desc: str) -> list[tuple[str, Any]]:
+        found = []
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            tasks = [(label, pool.submit(read, folder / label)) for label in some]
+            for label, task in tqdm(tasks, desc=desc, **bar):
+                try:
+                    found.append((label, task.result()))
+                except UserError as error:
+                    problems.append(error)
+        if len(problems) > _MAX_WRONG * len(labels):
+            raise problems[0]
+        return found
+
+    forms = dict(attempt(read_form, labels, "headers of masks"))
+    depths = {form.bits for form in forms.values() if form.holds_ids and form.palette is None}
+    palettes = {form.palette for form in forms.values() if form.palette is not None}
     is_alike = len(depths) <= 1 and len(palettes) <= 1
-    chosen = labels[:: max(1, -(-len(labels) // MAX_MASKS))] if is_alike else labels
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        values = pool.map(lambda label: _values_of(folder / label, label), chosen)
-        return list(tqdm(values, total=len(chosen), desc="masks", **bar))
+    sound = list(forms)
+    chosen = sound[:: max(1, -(-len(sound) // MAX_MASKS))] if is_alike else sound
+    files = [replace(file, label=label) for label, file in attempt(_values_of, chosen, "masks")]
+    even = frozenset(value for file in files for value in file.even)
+    rest = sorted(set(sound) - set(chosen), key=sound.index) if is_alike else []
+    more = attempt(lambda path: _counts_of(path, even), rest, "further masks")
+    return [*files, *(replace(file, label=label) for label, file in more if file is not None)], list(map(str, problems))
 
 
-def _values_of(path: Path, label: str) -> FileValues:
+def _counts_of(path: Path, even: frozenset[Value]) -> FileValues | None:
+    """A mask whose ids are counted fast; None for others. It is looked at whole where it holds other values than `even`
+    ones."""
+    plain = count_plain_ids(path, num_rows=1)
+    if plain is None:
+        return None
+    form, counts, _ = plain
+    return FileValues("", form, dict(counts), frozenset()) if counts.keys() <= even else _values_of(path)
+
+
+def _values_of(path: Path) -> FileValues:
+    """What a mask holds, its label still to be named.
+
+    Raises:
+        UserError: it cannot be read, or holds what cannot be classes.
+    """
     mask = read_mask(path)
     if mask.samples.ndim == 3:
         codes = color_codes(mask.samples)
@@ -111,8 +159,12 @@ def _values_of(path: Path, label: str) -> FileValues:
     found, numbers = count_values(codes)
     even = even_values(codes, found)
     hidden = frozenset() if mask.alpha is None else frozenset(np.unique(mask.samples[mask.alpha == 0]).tolist())
-    if len(found) > MAX_CLASSES and numbers[~np.isin(found, even)].sum() > MAX_SHARE * codes.size:
-        raise _too_many(path)
+    most = MAX_CLASSES if mask.form.is_lossy else MANY_VALUES
+    if len(found) - len(even) > most and numbers[~np.isin(found, even)].sum() > MAX_SHARE * codes.size:
+        raise UserError(
+            f"{path}: looks like a photograph: {len(found)} ids or colours, and most of them nowhere 3 pixels wide; "
+            "expected a mask of few classes, saved as PNG and without smoothing"
+        )
 
     def named(some: np.ndarray) -> list[Value]:
         if codes is mask.samples:
@@ -120,21 +172,8 @@ def _values_of(path: Path, label: str) -> FileValues:
         return [TRANSPARENT if c < 0 else color for c, color in zip(some, colors_of_codes(some), strict=True)]
 
     return FileValues(
-        label, mask.form, dict(zip(named(found), numbers.tolist(), strict=True)), frozenset(named(even)), hidden
+        "", mask.form, dict(zip(named(found), numbers.tolist(), strict=True)), frozenset(named(even)), hidden
     )
-
-
-def even_values(codes: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Those of the values `found` in a mask ``(H, W)`` that cover 3 x 3 pixels somewhere."""
-    for step in (8, 1):  # every eighth row shows most of them
-        above, centre, below = (codes[start : len(codes) - 2 + start : step] for start in range(3))
-        same = (above == centre) & (centre == below)
-        same = same[:, 1:-1] & same[:, :-2] & same[:, 2:]
-        middle = centre[:, 1:-1]
-        even = np.unique(middle[same & (middle == centre[:, :-2]) & (middle == centre[:, 2:])])
-        if len(even) == len(found):
-            break
-    return even
 
 
 def unify(folder: Path, files: Sequence[FileValues]) -> tuple[list[FileValues], bool]:
@@ -202,107 +241,137 @@ def _refuse_mixed_depths(folder: Path, files: Sequence[FileValues]) -> None:
                 )
 
 
-def find_classes(folder: Path, files: Sequence[FileValues]) -> tuple[list[Value], list[Value], set[str]]:
+@dataclass(frozen=True)
+class Classes:
+    """Which values are classes.
+
+    Attributes:
+        values: of the classes, those with most pixels first.
+        doubtful: those of them that may be smoothed edges.
+        edges: values that are none, with their pixels.
+        smoothed: the masks that hold values of no class.
+    """
+
+    values: list[Value]
+    doubtful: list[Value]
+    edges: dict[Value, int]
+    smoothed: set[str]
+
+
+def find_classes(folder: Path, files: Sequence[FileValues], *, has_edges: bool = True) -> Classes:
     """Tells classes from what smoothing and JPEG made of them.
 
-    Classes are the values that cover 3 x 3 pixels somewhere; of masks that hold few others these too, unless they lie
-    where two classes meet; and values that are no blend of two classes. Of JPEG files, those far from all others.
-
-    Returns:
-        The classes' values, those of them that may be edges, and the masks that hold others.
+    Every value is a class but what `_edges` finds; of JPEG files, those that cover 3 x 3 pixels, far from all others.
 
     Raises:
         UserError: there are more than `MAX_CLASSES`.
     """
     exact = [file for file in files if not file.form.is_lossy]
     even = {value for file in exact for value in file.even}
-    classes = {value for file in exact if len(file.counts.keys() - even) <= _FEW for value in file.counts} | even
     totals: Counter[Value] = Counter()
     for file in files:
         totals.update(file.counts)
-    if len(classes) <= MAX_CLASSES:
-        _add_what_is_no_blend(classes, {v: totals[v] for file in exact for v in file.counts.keys() - classes})
+    edges, doubtful = _edges(folder, exact, even) if has_edges else (set(), set())
+    classes = {value for file in exact for value in file.counts} - edges
     for value in sorted({v for file in files if file.form.is_lossy for v in file.even}, key=lambda v: -totals[v]):
         if len(classes) <= MAX_CLASSES and all(_apart(value, other) > 2 * LOSSY_TOLERANCE for other in classes):
             classes.add(value)
-            even.add(value)
     if len(classes) > MAX_CLASSES:
         raise _too_many(folder / max(files, key=lambda file: len(file.counts)).label)
-    ordered = sorted(classes, key=lambda value: -totals[value])
-    doubtful = _doubtful(ordered, even)
-    edges = _edge_values(folder, files, doubtful, even) if len(doubtful) >= _MIN_EDGE_VALUES else []
-    if len(edges) >= _MIN_EDGE_VALUES:
-        classes -= set(edges)
-    snapped = {file.label for file in files if file.counts.keys() - classes}
-    return [v for v in ordered if v in classes], [v for v in doubtful if v in classes], snapped
-
-
-def _edge_values(folder: Path, files: Sequence[FileValues], doubtful: Sequence[Value], even: set[Value]) -> list[Value]:
-    """Which of some values mostly lie where two wide classes meet: in the 3 x 3 pixels around them.
-
-    Of a few masks of many that alone hold several such values, as one that was drawn with a soft brush: within
-    `REACH_PX`, as far as a brush smooths.
-    """
-    codes, wide = np.sort(_codes_of(doubtful)), np.sort(_codes_of(even - {TRANSPARENT}))
-    on_edges, pixels = np.zeros((2, len(codes)), np.int64)
-    holders = [file for file in files if not file.counts.keys().isdisjoint(doubtful)]
-    is_rare = len(holders) <= _RARE * len(files)
-    for file in holders:
-        mask = read_mask(folder / file.label)
-        has_ids = all(isinstance(value, int) for value in file.counts)
-        image = mask.samples if has_ids else color_codes(mask.colors(folder / file.label))
-        is_odd = is_rare and len(file.counts.keys() & set(doubtful)) >= _SEVERAL
-        meets = _where_classes_meet(image, wide, REACH_PX if is_odd else 1)
-        chosen = np.isin(image, codes)
-        index = np.searchsorted(codes, image[chosen])
-        pixels += np.bincount(index, minlength=len(codes))
-        on_edges += np.bincount(index, weights=meets[chosen], minlength=len(codes)).astype(np.int64)
-    found = set(codes[2 * on_edges >= np.maximum(pixels, 1)].tolist())
-    return [value for value, code in zip(doubtful, _codes_of(doubtful).tolist(), strict=True) if code in found]
-
-
-def _where_classes_meet(image: np.ndarray, wide: np.ndarray, reach: int) -> np.ndarray:
-    """Where ``(H, W)`` two of the sorted values `wide` are within `reach` pixels."""
-    place = np.searchsorted(wide, image).clip(max=len(wide) - 1)
-    is_wide = wide[place] == image
-    highest, lowest = (
-        cv2.dilate(np.where(is_wide, rank, 0).astype(np.float32), np.ones((2 * reach + 1,) * 2, np.uint8))
-        for rank in (place + 1, len(wide) - place)
+    ordered = [value for value, _ in totals.most_common()]
+    return Classes(
+        [value for value in ordered if value in classes],
+        [value for value in ordered if value in doubtful],
+        {value: totals[value] for value in ordered if value in edges},
+        {file.label for file in files if file.counts.keys() - classes},
     )
-    return (highest > 0) & (lowest > 0) & (highest != len(wide) + 1 - lowest)
 
 
-def _codes_of(values: Iterable[Value]) -> np.ndarray:
-    """Ids as they are, colours as `color_codes` gives them."""
-    listed = list(values)
-    return np.array(listed) if isinstance(listed[0], int) else color_codes(np.array(listed, np.uint8))
+def _edges(folder: Path, files: Sequence[FileValues], even: set[Value]) -> tuple[set[Value], set[Value]]:
+    """Values that smoothing made, and others that it may have made (an image may end where two classes meet).
+
+    They are nowhere 3 x 3 pixels wide, and lie between two classes that are: within `REACH_PX` of most of their pixels,
+    and by their value. A draft that leaves out a class is worse than one that has edges as classes: so only a mask that
+    holds many of them is taken for smoothed. Indices of a palette are never smoothed.
+    """
+    wide, thin = even - {TRANSPARENT}, {v for file in files for v in file.counts} - even - {TRANSPARENT}
+    holders = [f for f in files if not (f.form.holds_ids and f.form.palette is not None and _has_ids(f))]
+    holders = [file for file in holders if not thin.isdisjoint(file.counts)]
+    if len(wide) < 2 or not holders:
+        return set(), set()
+    values, ends = _Values(thin), _Values(wide)
+    pixels, between = np.zeros((2, 2, len(thin)), np.int64)  # in other masks and in smoothed ones
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for numbers, (strict, loose) in pool.map(lambda file: _count_between(folder, file, values, ends), holders):
+            some = np.maximum(1, numbers)
+            is_much_blended = (2 * loose >= some).sum() > _FEW
+            is_smoothed = is_much_blended or (values.has_colors and (2 * strict >= some).sum() >= _MIN_BLENDS)
+            pixels[int(is_smoothed)] += numbers
+            between[int(is_smoothed)] += loose if is_much_blended else strict
+    is_between = 2 * between >= pixels
+    edges = is_between.all(0) & (pixels[1] > 0)
+    doubtful = (between.sum(0) >= _NEARLY_ALL * np.maximum(1, pixels.sum(0))) | ((pixels[0] == 0) & (pixels[1] > 0))
+    return values.named(edges), values.named(doubtful & ~edges)
 
 
-def _doubtful(classes: Sequence[Value], even: set[Value]) -> list[Value]:
-    """Classes that are nowhere 3 x 3 pixels wide and may be blends of two that are: thin objects, or smoothed edges."""
-    wide = [value for value in classes if value in even and value != TRANSPARENT]
-    thin = [value for value in classes if value not in even and value != TRANSPARENT]
-    if len(wide) < 2 or not thin:
-        return []
-    values, ends = (np.array([np.atleast_1d(one) for one in some], np.float32) for some in (thin, wide))
-    blended = is_blend(values, ends, np.ones(len(wide), bool)).any(1)
-    return [value for value, is_one in zip(thin, blended, strict=True) if is_one]
+class _Values:
+    """Values in the order of their codes: ids as they are, colours as `color_codes` gives them.
+
+    Attributes:
+        codes: ``(N,)``.
+        levels: ``(N, C)`` float32.
+    """
+
+    def __init__(self, values: Iterable[Value]):
+        listed = list(values)
+        self.has_colors = not isinstance(listed[0], int)
+        codes = color_codes(np.array(listed, np.uint8)) if self.has_colors else np.array(listed)
+        order = np.argsort(codes)
+        self._listed = [listed[k] for k in order]
+        self.codes = codes[order]
+        self.levels = np.array([np.atleast_1d(value) for value in self._listed], np.float32)
+
+    def named(self, chosen: np.ndarray) -> set[Value]:
+        """Those that are chosen ``(N,)``."""
+        return {value for value, is_one in zip(self._listed, chosen, strict=True) if is_one}
 
 
-def _add_what_is_no_blend(classes: set[Value], others: dict[Value, int]) -> None:
-    """Adds thin classes that show only where masks are smoothed, the one with most pixels first."""
-    choices = [one for one in classes if one != TRANSPARENT]
-    left = sorted((value for value in others if value != TRANSPARENT), key=lambda value: -others[value])
-    is_new = [True] * len(choices)
-    while left and len(choices) <= MAX_CLASSES:
-        if choices:
-            values, ends = (np.array([np.atleast_1d(one) for one in some], np.float32) for some in (left, choices))
-            blended = is_blend(values, ends, np.array(is_new)).any(1)
-            left = [value for value, is_one in zip(left, blended, strict=True) if not is_one]
-        choices += left[:1]
-        is_new = [False] * (len(choices) - 1) + [True]
-        left = left[1:]
-    classes.update(choices)
+def _has_ids(file: FileValues) -> bool:
+    return all(isinstance(value, int) for value in file.counts)
+
+
+def _count_between(folder: Path, file: FileValues, thin: _Values, wide: _Values) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels ``(T,)`` of thin values in a mask, and how many of them lie between two wide ones: ``(2, T)``, strictly
+    between them, and within the tolerance that snapping has."""
+    mask = read_mask(folder / file.label)
+    image = mask.samples if _has_ids(file) else color_codes(mask.colors(folder / file.label))
+    chosen = np.flatnonzero(np.isin(image, thin.codes))
+    which = np.searchsorted(thin.codes, image.ravel()[chosen])
+    place = np.searchsorted(wide.codes, image).clip(max=len(wide.codes) - 1)
+    near = near_choices(place, wide.codes[place] == image, chosen, len(wide.codes))
+    near, ends = near[:, near.any(0)], wide.levels[near.any(0)]
+    numbers, between = np.bincount(which, minlength=len(thin.codes)), np.zeros((2, len(thin.codes)), np.int64)
+    for t in np.flatnonzero(numbers):
+        found = near[which == t]
+        for kind, joined in enumerate(_joined(thin.levels[t], ends)):
+            between[kind, t] = ((found.astype(np.float32) @ joined > 0) & found).any(1).sum()
+    return numbers, between
+
+
+def _joined(value: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of which two ends ``(N, C)`` a value ``(C,)`` may be a blend, strictly and loosely; ``(N, N)`` each.
+
+    Colours that are near each other or grey are on a line by chance, or because they are ids in disguise.
+    """
+    strict, loose = np.zeros((2, len(ends), len(ends)), np.float32)
+    for n, start in enumerate(ends):
+        along, away = on_line(value[None], start, ends)
+        is_inside = (along[0] > 0) & (along[0] < 1)
+        loose[n] = is_inside & (away[0] <= TOLERANCE[len(value)])
+        is_telling = np.abs(ends - start).max(1) >= _MIN_APART
+        is_telling &= (np.ptp(ends, axis=1) > 0) | (np.ptp(start) > 0)
+        strict[n] = is_inside & (away[0] <= ROUNDED) & (is_telling | (len(value) == 1))
+    return strict, loose
 
 
 def _too_many(path: Path) -> UserError:

@@ -25,11 +25,13 @@ def dataset(
     num_classes: int = 3,
     description: dict | None = None,
     truth: Callable[[np.ndarray, int], np.ndarray] = lambda classes, index: classes,
+    draw: Callable[[int], np.ndarray] | None = None,
+    num_images: int = NUM_IMAGES,
 ) -> Truth:
-    """Images and masks below ``root/name``."""
+    """Images and masks below ``root/name``; `draw` draws other classes than `scene`."""
     folder, found = root / name, {}
-    for index in range(NUM_IMAGES):
-        classes, stem = scene(index, num_classes), f"street {index}"
+    for index in range(num_images):
+        classes, stem = draw(index) if draw else scene(index, num_classes), f"street {index}"
         for part in ("images", "labels"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph(classes, index)).save(folder / "images" / f"{stem}.png")

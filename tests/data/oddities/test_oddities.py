@@ -14,11 +14,12 @@ from tests.data.oddities.folders import FOLDERS
 from tests.data.oddities.masks import MASKS
 from tests.data.oddities.photographs import PHOTOGRAPHS
 from tests.data.oddities.shapes import SHAPES
+from tests.data.oddities.thin import THIN
 from tests.tools.conftest import run_tool  # noqa: F401, a fixture
 
 from ovenet import builders, load_config
 
-ODDITIES = [*MASKS, *PHOTOGRAPHS, *SHAPES, *FOLDERS, *DESCRIPTIONS]
+ODDITIES = [*MASKS, *THIN, *PHOTOGRAPHS, *SHAPES, *FOLDERS, *DESCRIPTIONS]
 QUIET = "nothing to remark"
 
 

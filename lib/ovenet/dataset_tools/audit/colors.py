@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ovenet.data.info import Color, DatasetInfo
+from ovenet.data.snapping import ROUNDED, is_blend
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
 
 _ADVICE = {
@@ -16,10 +17,9 @@ _ADVICE = {
     "lossy": 'JPEG changes colours: save masks as PNG, or set "snap": true in dataset.json',
 }
 _MAX_NAMES = 12  # of colours that may be classes
-_FEW_NAMES = 3  # of others
+_FEW_NAMES = 3  # of others, and where there are more
 _MIN_BLENDS = 3  # colours between two others; one or two may be a class that was forgotten
 _MAX_BLENDED_SHARE = 0.2  # edges are few pixels
-_MAX_DISTANCE = 3.0  # in grey levels, of a rounded blend from the line between its two colours
 _MAX_TRIED = 4096  # colours; a mask with more is a photograph
 
 
@@ -35,7 +35,7 @@ def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> I
     for cause, concerned in groups.items():
         if concerned:
             colors = _most(concerned)
-            num_named = _MAX_NAMES if cause == "forgotten" else _FEW_NAMES
+            num_named = _MAX_NAMES if cause == "forgotten" and len(colors) <= _MAX_NAMES else _FEW_NAMES
             advice = _ADVICE.get(cause) or _advice_to_paste(colors[:num_named])
             message = f"{_described(colors, num_named, concerned, info)}; {advice}"
             kind = "smoothed edges" if cause == "smoothed" else "unknown colour"
@@ -71,17 +71,6 @@ def _is_smoothed(report: PairReport, info: DatasetInfo) -> bool:
     num_unknown = sum(unknown.values())
     if not _MIN_BLENDS <= len(unknown) <= _MAX_TRIED or num_unknown > _MAX_BLENDED_SHARE * report.num_pixels:
         return False
-    pure = [info.palette[k] for k in report.counts.class_pixels] + list(info.ignored_colors)
-    blended = _between(np.array(list(unknown), float), np.array(pure, float).reshape(-1, 3))
+    pure = np.array([*(info.palette[k] for k in report.counts.class_pixels), *info.ignored_colors]).reshape(-1, 3)
+    blended = is_blend(np.array(list(unknown), np.float32), pure, np.full(len(pure), len(pure) > 1), ROUNDED).any(1)
     return np.array(list(unknown.values()))[blended].sum() >= 0.9 * num_unknown
-
-
-def _between(colors: np.ndarray, pure: np.ndarray) -> np.ndarray:
-    """Which of the colours ``(C, 3)`` lie near a line between two of ``(P, 3)``; ``(C,)`` bool."""
-    found = np.zeros(len(colors), bool)
-    for index, start in enumerate(pure):
-        for end in pure[index + 1 :]:
-            along = end - start
-            place = ((colors - start) @ along / max(1.0, along @ along)).clip(0, 1)
-            found |= np.linalg.norm(start + place[:, None] * along - colors, axis=1) <= _MAX_DISTANCE
-    return found

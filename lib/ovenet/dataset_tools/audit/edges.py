@@ -6,6 +6,7 @@ import numpy as np
 
 _MAX_WIDTH_PX = 2  # of a blend between two areas
 _MIN_BLENDS, _MIN_DIFFERENT = 30, 3
+_RARE, _NEARLY_ALL = 0.05, 0.8  # of the blends
 _MIN_SHARE = 0.5  # of all edges; of drawn street scenes it is below 0.1, of noise 0.4
 
 
@@ -35,4 +36,23 @@ def are_smoothed(rows: np.ndarray) -> bool:
     num_blends = int(is_blend.sum())
     if num_blends < _MIN_BLENDS or len(np.unique(area[is_blend])) < _MIN_DIFFERENT:
         return False
+    places = np.flatnonzero(is_blend)
+    if _are_outlines(area[places], np.stack((area[places - 1], area[places + 1]))):
+        return False
     return num_blends >= _MIN_SHARE * (num_blends + int(is_sharp.sum()))
+
+
+def _are_outlines(values: np.ndarray, sides: np.ndarray) -> bool:
+    """Whether each id is that of the outlines of another: it lies beside this one, and no other id does.
+
+    Args:
+        values: ``(B,)`` ids between others.
+        sides: ``(2, B)`` the ids on both sides.
+    """
+    ids, ranks = np.unique(np.stack((values, *sides)), return_inverse=True)
+    ranks = ranks.reshape(3, -1)
+    numbers = np.bincount(ranks[0], minlength=len(ids))
+    found = np.flatnonzero(numbers >= _RARE * len(values))  # where outlines meet, a few lie otherwise
+    beside = [np.bincount(ranks[1:, ranks[0] == k].ravel(), minlength=len(ids)) for k in found]
+    always = np.array([counts >= _NEARLY_ALL * numbers[k] for counts, k in zip(beside, found, strict=True)])
+    return len(found) > 0 and bool((always & (always.sum(0) == 1)).any(1).all())

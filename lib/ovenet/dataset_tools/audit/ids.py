@@ -197,7 +197,8 @@ def _too_many_classes(facts: _Facts) -> str | None:
 
 
 def _foreign_ids(facts: _Facts) -> str:
-    return f"id {_shown(facts)} found, {facts.expected}; check that the list names the label files of this dataset"
+    add = "add the class to dataset.json, or " if facts.info.label_format == "either" else ""  # of an own dataset
+    return f"id {_shown(facts)} found, {facts.expected}; {add}check that the list names the label files of this dataset"
 
 
 def _shown(facts: _Facts) -> str:

@@ -10,6 +10,8 @@ from PIL import Image
 
 from ovenet.data.files import first_bytes, header_size, last_bytes, open_image, opened, orientation_of
 from ovenet.data.labels import LabelDecoder
+from ovenet.data.masks import MaskForm
+from ovenet.data.snapping import MANY_VALUES, MAX_SHARE
 from ovenet.dataset_tools.audit.content import LabelCounts, LabelValues, count_label, read_values
 from ovenet.dataset_tools.audit.forms import findings_about_form
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
@@ -17,7 +19,6 @@ from ovenet.dataset_tools.audit.turns import Pair, check_turns, remark_on_turn, 
 from ovenet.errors import UserError
 
 _END_BYTES = 16
-_FEW_VALUES = 64  # a photograph has more grey levels or colours
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ def audit_pair(
     if (counts.unknown_ids or counts.unknown_colors) and _is_swapped(folder, image_name, label_name, decoder):
         counts = LabelCounts(class_pixels=counts.class_pixels)
         return replace(report, findings=(*findings, _swapped(label_name)), counts=counts)
+    if _is_photograph(counts, form):
+        message = (
+            f"looks like a photograph: {len(counts.unknown_ids or counts.unknown_colors)} ids or colours are no class; "
+            "list the mask, or correct the folders where they were exchanged"
+        )
+        finding = Finding("photograph as label", True, message, (label_name,), 1.0)
+        return replace(report, findings=(*findings, finding), counts=LabelCounts(class_pixels=counts.class_pixels))
     findings += findings_about_form(form, counts, label_name, as_colors=decoder.holds_colors(form))
     used = None if form.palette is None else {i: form.palette[i] for i in counts.id_pixels if i < len(form.palette)}
     return replace(report, counts=counts, findings=tuple(findings), palette=used, palette_number=hash(form.palette))
@@ -143,6 +151,13 @@ def _message(error: UserError, path: Path, if_missing: str) -> str:
     return f"{message.split(';')[0]}; {if_missing}" if if_missing and not path.exists() else message
 
 
+def _is_photograph(counts: LabelCounts, form: MaskForm) -> bool:
+    """Whether a label has very many values of no class, and not just at edges; JPEG changes them everywhere."""
+    num_pixels = sum(counts.unknown_colors.values()) + sum(counts.id_pixels[value] for value in counts.unknown_ids)
+    is_much = num_pixels > MAX_SHARE * form.size[0] * form.size[1]
+    return is_much and not form.is_lossy and len(counts.unknown_ids or counts.unknown_colors) > MANY_VALUES
+
+
 def _swapped(label_name: str) -> Finding:
     message = "the label looks like a photograph and the image like a label; swap the two columns of the list"
     return Finding("image and label swapped", True, message, (label_name,))
@@ -155,5 +170,5 @@ def _is_swapped(folder: Path, image_name: str, label_name: str, decoder: LabelDe
         as_image = open_image(folder / label_name, "label")
     except UserError:
         return False
-    colors = as_image.convert("RGB").getcolors(maxcolors=_FEW_VALUES)
+    colors = as_image.convert("RGB").getcolors(maxcolors=MANY_VALUES)
     return as_label.size > 0 and colors is None
