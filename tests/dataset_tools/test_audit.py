@@ -92,7 +92,8 @@ def test_grey_levels_of_colors_read_as_ids(data):
 
 
 def test_classes_are_not_called_absent_where_a_label_could_not_be_read(data):
-    info = replace(FIVE, palette=tuple((10 * i, 200, 0) for i in range(5)), label_format="either")
+    colors = tuple((10 * i, 200, 0) for i in range(5))
+    info = replace(FIVE, palette=colors, chosen_colors=tuple(range(5)), label_format="either")
     picture = Image.fromarray(bands_of([0, 1, 2, 2]))
     picture.putpalette([0, 200, 0, 20, 200, 0, 10, 200, 0])
     data.add([0] * 4, label=picture)

@@ -75,7 +75,9 @@ def crosses_itself(ring: np.ndarray) -> bool:
     if not 4 <= len(ring) <= _MAX_CROSSED:
         return False
     along, apart = np.roll(ring, -1, axis=0) - ring, ring[None] - ring[:, None]
-    side = along[:, :1] * apart[..., 1] - along[:, 1:] * apart[..., 0]  # of each edge, on which each corner lies
+    with np.errstate(over="ignore", invalid="ignore"):  # corners may lie anywhere
+        side = along[:, :1] * apart[..., 1] - along[:, 1:] * apart[..., 0]  # of each edge, on which each corner lies
+    side = np.sign(side)
     ends_differ = side * np.roll(side, -1, axis=1) < 0
     return bool((ends_differ & ends_differ.T).any())
 
