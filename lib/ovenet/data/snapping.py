@@ -82,10 +82,12 @@ def _codes(values: np.ndarray) -> np.ndarray:
     return (values.astype(np.int32) << 8 * np.arange(values.shape[-1], dtype=np.int32)).sum(-1)
 
 
-def near_choices(index: np.ndarray, known: np.ndarray, rest: np.ndarray, num_choices: int) -> np.ndarray:
-    """Which values lie within reach of each of some pixels, given by their place in the flat array; ``(R, N)``."""
+def near_choices(
+    index: np.ndarray, known: np.ndarray, rest: np.ndarray, num_choices: int, *, reach: int = REACH_PX
+) -> np.ndarray:
+    """Which values lie within `reach` pixels of some others, given by their place in the flat array; ``(R, N)``."""
     near = np.zeros((len(rest), num_choices), bool)
-    window = np.ones((2 * REACH_PX + 1,) * 2, np.uint8)
+    window = np.ones((2 * reach + 1,) * 2, np.uint8)
     for n in np.unique(index[known]):
         near[:, n] = cv2.dilate(((index == n) & known).astype(np.uint8), window).ravel()[rest] > 0
     return near

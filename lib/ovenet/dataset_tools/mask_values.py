@@ -34,6 +34,7 @@ TRANSPARENT: Literal["transparent"] = "transparent"
 Value = int | Color | Literal["transparent"]
 
 _NUM_THREADS = 4
+_REACH_PX = 8  # to either class: a soft edge is so wide, whose far side a pixel near one class has to see
 _FEW = 16  # values of a mask between others that may be thin classes; smoothing makes more
 _MAX_WRONG = 0.2  # share of masks that cannot be such, for the draft to go on without them
 _MIN_BLENDS = 5  # colours of a mask on the lines between those of classes beside them, which is no chance
@@ -290,7 +291,7 @@ def find_classes(folder: Path, files: Sequence[FileValues], *, has_edges: bool =
 def _edges(folder: Path, files: Sequence[FileValues], even: set[Value]) -> tuple[set[Value], set[Value]]:
     """Values that smoothing made, and others that it may have made (an image may end where two classes meet).
 
-    They are nowhere 3 x 3 pixels wide, and lie between two classes that are: within `REACH_PX` of most of their pixels,
+    They are nowhere 3 x 3 pixels wide, and lie between two classes that are: within `_REACH_PX` of most of them,
     and by their value. A draft that leaves out a class is worse than one that has edges as classes: so only a mask that
     holds many of them is taken for smoothed. Indices of a palette are never smoothed.
     """
@@ -348,7 +349,7 @@ def _count_between(folder: Path, file: FileValues, thin: _Values, wide: _Values)
     chosen = np.flatnonzero(np.isin(image, thin.codes))
     which = np.searchsorted(thin.codes, image.ravel()[chosen])
     place = np.searchsorted(wide.codes, image).clip(max=len(wide.codes) - 1)
-    near = near_choices(place, wide.codes[place] == image, chosen, len(wide.codes))
+    near = near_choices(place, wide.codes[place] == image, chosen, len(wide.codes), reach=_REACH_PX)
     near, ends = near[:, near.any(0)], wide.levels[near.any(0)]
     numbers, between = np.bincount(which, minlength=len(thin.codes)), np.zeros((2, len(thin.codes)), np.int64)
     for t in np.flatnonzero(numbers):

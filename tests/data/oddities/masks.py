@@ -139,11 +139,11 @@ def hidden(classes: np.ndarray, index: int) -> np.ndarray:
     return truth
 
 
-def save_smoothed(classes: np.ndarray, path: Path, index: int) -> None:
+def save_smoothed(classes: np.ndarray, path: Path, index: int, *, sigma: float = 0.6) -> None:
     """One mask was drawn with soft edges."""
     image = Image.fromarray(COLORS[classes])
     if index == 3:
-        image = image.filter(ImageFilter.GaussianBlur(0.6))
+        image = image.filter(ImageFilter.GaussianBlur(sigma))
     image.save(f"{path}.png")
 
 
@@ -156,7 +156,7 @@ def blurred(classes: np.ndarray, index: int) -> np.ndarray:
     """Whatever lies at an edge may be either."""
     truth = classes.astype(int)
     image = Image.fromarray(classes)
-    highest, lowest = (np.asarray(image.filter(kind(5))) for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
+    highest, lowest = (np.asarray(image.filter(kind(9))) for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
     truth[highest != lowest] = ANY
     return truth
 
@@ -226,6 +226,7 @@ MASKS = [
     Oddity("tiff-twice", _of("tiff-twice", save_two_pages), says=("page",)),
     Oddity("holes", _of("holes", save_rgba, truth=hidden), says=("transparent",)),
     Oddity("smoothed", _of("smoothed", save_smoothed, truth=sharp), says=("street 3",)),
+    Oddity("soft-brush", _of("soft-brush", partial(save_smoothed, sigma=1), truth=sharp), says=("street 3",)),
     Oddity("lossy", _of("lossy", save_jpeg), refused_by="prepare", says=("PNG", "street")),
     Oddity(
         "table-with-holes",
