@@ -18,8 +18,8 @@ experiment with the file that each comes from.
 
 The last column says what a setting changes: the **result** of a training, an **input** file that the result depends
 on, the **place** of files on this machine, or the **speed**: time, memory, logs and checkpoints, never a result.
-`sweep` and `compare --seeds` take runs that differ in places and speed alone for the same run; a packed model carries
-neither places nor inputs."""
+`sweep` and `compare --seeds` take runs that differ in places and speed alone, or in `SEED`, for the same; a packed
+model carries neither places nor inputs."""
 
 
 def settings_page() -> str:

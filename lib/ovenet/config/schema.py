@@ -49,10 +49,10 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("TRAIN", CropSettings),
     ("TRAIN", LoaderSettings),
     ("TRAIN", OptimizerSettings),
-    ("TRAIN.LR_MULT", LearningRateMultipliers),
     ("TRAIN", ScheduleSettings),
     ("TRAIN", StepSettings),
     ("TRAIN", CheckpointSettings),
+    ("TRAIN.LR_MULT", LearningRateMultipliers),
     ("TEST", InferenceKeys),
     ("TEST", TestSettings),
 )
