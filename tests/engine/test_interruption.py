@@ -1,6 +1,8 @@
 """Requests to stop, with real signals, each test in a process of its own: what goes wrong must not end the others."""
 
 import functools
+import io
+import logging
 import os
 import signal
 import sys
@@ -10,6 +12,7 @@ import pytest
 from tests import forking
 
 from ovenet.engine.interruption import EXIT_REQUEUE, Interruption
+from ovenet.utils.logging import get_logger
 
 TIMEOUT_S = 60
 IS_CHILD = "OVENET_TEST_IS_CHILD"
@@ -72,6 +75,37 @@ def test_a_scheduler_that_repeats_itself_is_not_a_second_ctrl_c(caplog):
             os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.received == signal.SIGTERM
     assert len(caplog.records) == 1
+
+
+@in_a_child
+def test_a_request_while_a_line_is_written_is_told_too():
+    """Python's buffered files refuse to be written by a signal handler that interrupts them, and logging hides it."""
+
+    class Raw(io.RawIOBase):
+        written = b""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            is_first, self.written = not self.written, self.written + bytes(data)
+            if is_first:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)  # the handler runs here
+            return len(data)
+
+    raw = Raw()
+    stream = io.TextIOWrapper(io.BufferedWriter(raw), write_through=True)
+    handler = logging.StreamHandler(stream)
+    get_logger().addHandler(handler)
+    with Interruption() as interruption:
+        get_logger().warning("first")
+        assert interruption.received == signal.SIGTERM
+        deadline = time.monotonic() + 5
+        while b"saving" not in raw.written and time.monotonic() < deadline:
+            time.sleep(0.01)
+    get_logger().removeHandler(handler)
+    assert raw.written.splitlines() == [b"first", b"SIGTERM: saving after this step"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -53,7 +53,6 @@ def wait_for(process, text):
     for line in process.stdout:
         lines.append(line)
         if text in line:
-            time.sleep(0.05)  # a signal that comes before the line is wholly written costs the line that tells of it
             return "".join(lines)
     raise AssertionError("".join(lines))
 

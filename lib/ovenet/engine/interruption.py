@@ -35,6 +35,7 @@ class Interruption:
         self.received: signal.Signals | None = None
         self.at_once = at_once
         self._previous: dict[signal.Signals, Any] = {}
+        self._telling: threading.Thread | None = None
         self._previous_hook = sys.unraisablehook
 
     def __enter__(self) -> Interruption:
@@ -48,6 +49,8 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         sys.unraisablehook = self._previous_hook
+        if self._telling is not None:
+            self._telling.join()
 
     @property
     def exit_code(self) -> int:
@@ -64,7 +67,10 @@ class Interruption:
             sys.exit(self.exit_code)
         if is_first:  # schedulers and launchers send it more than once
             again = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
-            get_logger().warning("%s: saving after this step%s", self.received.name, again)
+            # By another thread: this one may be writing a line right now, and may not begin another inside it.
+            arguments = ("%s: saving after this step%s", self.received.name, again)
+            self._telling = threading.Thread(target=get_logger().warning, args=arguments)
+            self._telling.start()
 
     def _unraisable(self, fault: Any) -> None:
         """Python goes on after an exception in a finaliser or weakref callback: the request is sent again after it."""
