@@ -54,6 +54,11 @@ class Setting:
             or (self.below is not None and value >= self.below)
         )
 
+    def expected(self, value: Any) -> str:
+        """What a value that is not allowed should be, for messages."""
+        is_above_all = isinstance(value, int) and self.at_most is None and value > LARGEST_INTEGER
+        return f"at most {LARGEST_INTEGER}" if is_above_all and not self.one_of else self.range_text
+
     @property
     def range_text(self) -> str:
         """The range, for messages and docs; "" where every value of the type is allowed."""

@@ -9,6 +9,7 @@ from ovenet.config import default_config, load_config
 from ovenet.config.reference import settings_page
 from ovenet.config.schema import KEYS, is_of_the_result, is_of_the_test, keys_of_role, section
 from ovenet.engine.settings import LearningRateMultipliers, StepSettings
+from ovenet.errors import UserError
 from ovenet.fields import Setting
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,21 @@ def test_a_component_gets_its_settings(write_config):
     step = section(cfg, StepSettings)
     assert (step.clip_grad_norm, step.ema, step.precision) == (2.0, 0.5, "fp32")
     assert section(cfg, LearningRateMultipliers) == LearningRateMultipliers(seed=3.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("TRAIN.WARMUP", "-1", "at least 0"),
+        ("TRAIN.WARMUP", "2147483648", "at most 2147483647"),  # what C libraries take
+        ("TRAIN.END_EPOCH", "2147483648", "at most 2147483647"),
+        ("WORKERS", "65537", "at most 65536"),
+        ("TRAIN.EMA", "1.0", "below 1"),
+    ],
+)
+def test_a_value_out_of_its_range_is_told_which_end(write_config, key, value, expected):
+    with pytest.raises(UserError, match=rf"^{key} is {value}; expected .*{expected}$"):
+        load_config(write_config({}), [key, value])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from ovenet.config.schema import KEYS
 from ovenet.data.settings import LARGEST_SIDE
 from ovenet.errors import UserError
 from ovenet.evaluation.settings import LARGEST_SCALE
-from ovenet.fields import LARGEST_INTEGER
 from ovenet.models.factory import PROVIDED
 from ovenet.models.registry import BACKBONES, HEADS, NECKS, SEEDS
 from ovenet.models.settings import NO_SEED
@@ -30,17 +29,7 @@ def check_config(cfg: CfgNode) -> None:
     """
     for key, one in KEYS.items():
         value = _get(cfg, key)
-        _require(one.setting.allows(value), key, cfg, one.setting.range_text or f"at most {LARGEST_INTEGER}")
-    for key in ("TRAIN.IMAGE_SIZE", "TEST.IMAGE_SIZE"):
-        size = _get(cfg, key)
-        ok = len(size) == 2 and all(isinstance(n, int) and 0 < n <= LARGEST_SIDE for n in size)
-        _require(ok, key, cfg, f"[width, height] in pixels, both whole numbers from 1 to {LARGEST_SIDE}")
-    _require(
-        len(cfg.TEST.SCALE_LIST) > 0 and all(0 < s <= LARGEST_SCALE for s in cfg.TEST.SCALE_LIST),
-        "TEST.SCALE_LIST",
-        cfg,
-        f"at least one scale, all above 0 and at most {LARGEST_SCALE}",
-    )
+        _require(one.setting.allows(value), key, cfg, one.setting.expected(value))
     _require(
         not 0 <= cfg.TRAIN.IGNORE_LABEL < cfg.DATASET.NUM_CLASSES,
         "TRAIN.IGNORE_LABEL",
@@ -67,6 +56,23 @@ def check_config(cfg: CfgNode) -> None:
     )
     _require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
     _require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")
+    _check_sizes(cfg)
+    _check_parts(cfg)
+    _check_outputs(cfg)
+
+
+def _check_sizes(cfg: CfgNode) -> None:
+    """Checks sizes in pixels, and scales."""
+    for key in ("TRAIN.IMAGE_SIZE", "TEST.IMAGE_SIZE"):
+        size = _get(cfg, key)
+        ok = len(size) == 2 and all(isinstance(n, int) and 0 < n <= LARGEST_SIDE for n in size)
+        _require(ok, key, cfg, f"[width, height] in pixels, both whole numbers from 1 to {LARGEST_SIDE}")
+    _require(
+        len(cfg.TEST.SCALE_LIST) > 0 and all(0 < s <= LARGEST_SCALE for s in cfg.TEST.SCALE_LIST),
+        "TEST.SCALE_LIST",
+        cfg,
+        f"at least one scale, all above 0 and at most {LARGEST_SCALE}",
+    )
     scales = cfg.TRAIN.SCALE_RANGE
     ok = not scales or (len(scales) == 2 and 0 < scales[0] <= scales[1] <= LARGEST_SCALE)
     _require(ok, "TRAIN.SCALE_RANGE", cfg, f"[low, high] within 0 to {LARGEST_SCALE}, or [] for TRAIN.SCALE_FACTOR")
@@ -85,8 +91,6 @@ def check_config(cfg: CfgNode) -> None:
         protocol = cfg.TEST.PROTOCOL
         ok = protocol == "default" or not _get(cfg, key)
         _require(ok, key, cfg, f"[] with TEST.PROTOCOL {protocol}, which says that itself")
-    _check_parts(cfg)
-    _check_outputs(cfg)
 
 
 def _check_parts(cfg: CfgNode) -> None:
