@@ -199,7 +199,7 @@ class FrameWriter:
             with self._telling():
                 container.mux(self._stream.encode())
                 container.close()
-            num_frames = _num_readable_frames(self._unfinished)
+            num_frames = self._num_readable_frames()
             if num_frames < self.num_frames:
                 raise OSError(
                     f"cannot write {self.path}: {num_frames} of {self.num_frames} frames are in the file; is the disk "
@@ -209,11 +209,11 @@ class FrameWriter:
         finally:
             self._unfinished.unlink(missing_ok=True)
 
-
-def _num_readable_frames(path: Path) -> int:
-    """How many frames a video says it has; 0 where not even the first can be decoded."""
-    capture = cv2.VideoCapture(str(path))
-    try:
-        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() and capture.read()[0] else 0
-    finally:
-        capture.release()
+    def _num_readable_frames(self) -> int:
+        """How many frames the file says it has; 0 where not even the first can be decoded."""
+        try:
+            with self._av.open(str(self._unfinished)) as container:
+                stream = container.streams.video[0]
+                return stream.frames if next(container.decode(stream), None) is not None else 0
+        except (self._av.error.FFmpegError, IndexError):
+            return 0
