@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.utils.logging import get_logger
+from ovenet.utils.writing import write_file, write_text
 
 FOLDER = "unfinished"
 _SETTINGS = "settings.json"
@@ -62,7 +64,7 @@ class PartialEvaluation:
 
     def exists(self) -> bool:
         """Whether an interrupted evaluation left any counts."""
-        return any(self.folder.glob("*.pth"))
+        return any(self.folder.glob("[!.]*.pth"))
 
     def check_settings(self) -> None:
         """Refuses to go on with counts of another model or other settings.
@@ -130,10 +132,7 @@ class PartialEvaluation:
             OSError: the file system refuses.
         """
         if not self._num_lines:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = self.folder / f"{self._name}.settings"  # other processes write the same
-            unfinished.write_text(json.dumps(self.settings, indent=2), encoding="utf-8")
-            unfinished.replace(self.folder / _SETTINGS)
+            write_text(self.folder / _SETTINGS, json.dumps(self.settings, indent=2))  # other processes write the same
         with (self.folder / f"{self._name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._num_lines += 1
@@ -198,6 +197,5 @@ def _number(path: Path) -> int:
 
 
 def _save(path: Path, counts: Mapping[str, Tensor], num_lines: int) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    torch.save({"counts": {name: table.cpu() for name, table in counts.items()}, "num_lines": num_lines}, unfinished)
-    unfinished.replace(path)
+    content = {"counts": {name: table.cpu() for name, table in counts.items()}, "num_lines": num_lines}
+    write_file(path, partial(torch.save, content))

@@ -14,6 +14,7 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
+from ovenet.utils.writing import write_file
 
 _MAX_FILE_BYTES = 2**25  # of a prediction, unpacked; a zip can declare a thousand times what it holds
 
@@ -61,11 +62,13 @@ def write_zip(folder: Path, names: Iterable[str], path: Path) -> None:
 
     The zip appears only when it is whole.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
-        for name in sorted(names):
-            archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
-    unfinished.replace(path)
+
+    def write(unfinished: Path) -> None:
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+            for name in sorted(names):
+                archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
+
+    write_file(path, write)
 
 
 def validate_zip(path: Path, sizes: Mapping[str, tuple[int, int]], info: DatasetInfo) -> None:
