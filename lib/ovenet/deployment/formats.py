@@ -149,7 +149,7 @@ def _told(what: str) -> Any:
             yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # the exporters run the network's code, and add errors of their own
         while error.__cause__ is not None:  # torch wraps the reason in advice
             error = error.__cause__
         reason = next(iter(str(error).strip().splitlines()), "")
@@ -205,7 +205,7 @@ def _readable(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:
+    except Exception as error:  # protobuf's derive from Exception alone, torch's unpickler raises anything
         raise UserError(f"{path}: not a file of this kind, or a damaged one ({type(error).__name__})") from error
 
 

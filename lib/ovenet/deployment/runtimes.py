@@ -195,7 +195,7 @@ def open_session(path: Path, runtime: str, precision: str = "fp32") -> Run:
     if runtime == "torch" and file_format == "pt2":
         try:
             program = torch.export.load(path).module()
-        except Exception as error:  # torch 2.6 cannot read its own files of these networks
+        except Exception as error:  # damaged bytes; torch 2.6 also fails on its own files of these networks
             raise UserError(
                 f"{path}: torch {torch.__version__} cannot read it ({error!r}); take a newer one"
             ) from error
@@ -209,7 +209,7 @@ def _onnx_session(path: Path) -> Run:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime's errors derive from Exception alone
         raise UserError(f"{path.name}: ONNX Runtime cannot run it: {str(error).splitlines()[0][:300]}") from error
     (name,) = (one.name for one in session.get_inputs())
 
@@ -239,10 +239,10 @@ def _openvino_session(path: Path, precision: str) -> Run:
 
 @contextmanager
 def _runnable(path: Path, runtime: str, pixels: np.ndarray) -> Iterator[None]:
-    """Failures of a runtime, which have classes of its own, in one line."""
+    """Turns a runtime's error into one line."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # as above
         batch, _, height, width = pixels.shape
         reason = " ".join(str(error).split())[-200:]
         raise UserError(f"{path.name}: {runtime} cannot run {batch} image(s) of {width}x{height}: …{reason}") from error
