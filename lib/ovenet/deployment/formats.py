@@ -6,10 +6,11 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -113,20 +114,19 @@ def write_onnx(
 
 
 @contextmanager
-def _traceable() -> Any:
+def _traceable() -> Iterator[None]:
     """What the tracing exporter cannot write for any size, written otherwise.
 
     It loses track of the sizes that `torch.Tensor.unflatten` leaves, and takes those of the example for those of every
     image in whatever is computed from them; a reshape it understands. It does not know the one fused operation of
     `torch.nn.MultiheadAttention`.
     """
-    unflatten, is_fused = torch.Tensor.unflatten, torch.backends.mha.get_fastpath_enabled()
-    torch.Tensor.unflatten = _reshaped
+    is_fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with patch.object(torch.Tensor, "unflatten", _reshaped):
+            yield
     finally:
-        torch.Tensor.unflatten = unflatten
         torch.backends.mha.set_fastpath_enabled(is_fused)
 
 
@@ -137,7 +137,7 @@ def _reshaped(values: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def _told(what: str) -> Any:
+def _told(what: str) -> Iterator[None]:
     """Quiet, and failures of the exporter in one line."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -150,10 +150,11 @@ def _told(what: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # the exporters run the network's code, and add errors of their own
-        while error.__cause__ is not None:  # torch wraps the reason in advice
-            error = error.__cause__
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise UserError(f"{what}: the network cannot be written ({type(error).__name__}: {reason[:300]})") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch wraps the reason in advice
+            cause = cause.__cause__
+        reason = next(iter(str(cause).strip().splitlines()), "")
+        raise UserError(f"{what}: the network cannot be written ({type(cause).__name__}: {reason[:300]})") from cause
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -200,7 +201,7 @@ def _pt2_metadata(path: Path) -> str | None:
 
 
 @contextmanager
-def _readable(path: Path) -> Any:
+def _readable(path: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

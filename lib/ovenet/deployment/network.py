@@ -25,6 +25,9 @@ class ExportableNetwork(nn.Module):
         normalization: taken out of RGB pixels from 0 to 255 here; None for pixels that are normalised already.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         model: Segmentor,
@@ -52,7 +55,8 @@ class ExportableNetwork(nn.Module):
         output = self.model(images)
         scores = output.predictions(self.output_index)
         if self.tensors == (LABELS,):
-            resized = resize_bilinear(scores["fused"], images.shape[-2:], align_corners=self.align_corners)
+            height, width = images.shape[-2:]
+            resized = resize_bilinear(scores["fused"], (height, width), align_corners=self.align_corners)
             return (resized.argmax(dim=1).to(torch.uint8 if resized.shape[1] <= 256 else torch.int16),)
         maps = {**scores, "offset": output.offset, "confidence": output.confidence}
         return tuple(maps[name] for name in self.tensors)

@@ -99,8 +99,8 @@ def compare(
         if labels is not None:
             for index, prediction in enumerate((own, other)):
                 counts[index] += confusion_counts(prediction, labels, len(class_names), ignore_label=ignore_label)
-    means = [scores_from_counts(table, class_names).mean_iou for table in counts]
-    return Parity(num_images, difference, changed / max(1, num_pixels), tuple(means) if counts.any() else None)
+    before, after = (scores_from_counts(table, class_names).mean_iou for table in counts)
+    return Parity(num_images, difference, changed / max(1, num_pixels), (before, after) if counts.any() else None)
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

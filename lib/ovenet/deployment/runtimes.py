@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from ovenet.deployment.about import SUFFIXES, TENSORS
 from ovenet.deployment.formats import read_about, require, write_onnx
 from ovenet.deployment.network import ExportableNetwork
 from ovenet.errors import UserError
+from ovenet.evaluation.views import padded_size
 from ovenet.models import Segmentor
 from ovenet.models.precision import without_autocast
 from ovenet.structures import Normalization, OVeNetOutput, ScoreKind
 from ovenet.utils.logging import get_logger
 
-Runtime = Literal["torch", "onnxruntime", "openvino"]
 RUNTIMES: tuple[str, ...] = ("auto", "torch", "onnxruntime", "openvino")
 _FASTEST_FIRST = ("openvino", "onnxruntime")  # on the CPU, see docs/benchmarks.md
 _PROBE_SIZE = (64, 64)
@@ -32,7 +32,7 @@ _PROBE_SIZE = (64, 64)
 Run = Callable[[np.ndarray], list[np.ndarray]]  # pixels (1, 3, H, W) to the tensors of a file, in their order
 
 
-def choose_runtime(name: str, device: torch.device) -> Runtime:
+def choose_runtime(name: str, device: torch.device) -> str:
     """A runtime that is installed.
 
     Args:
@@ -154,7 +154,7 @@ class FileNetwork(RuntimeNetwork):
         Raises:
             UserError: the image does not fit the file's size.
         """
-        size = tuple(pixels.shape[-2:])
+        size = pixels.shape[-2], pixels.shape[-1]
         padded = self._padded_size(size)
         pixels = F.pad(pixels, (0, padded[1] - size[1], 0, padded[0] - size[0]))
         if not self.about.is_normalized:
@@ -166,7 +166,7 @@ class FileNetwork(RuntimeNetwork):
     def _padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         fixed = self.about.size
         if fixed is None:
-            return tuple(n + -n % self.about.multiple for n in size)
+            return padded_size(size, self.about.multiple)
         if any(n > limit for n, limit in zip(size, fixed, strict=True)):
             raise UserError(
                 f"{self._path}: exported for images of {fixed[1]}x{fixed[0]} pixels, got {size[1]}x{size[0]}; "
@@ -175,7 +175,7 @@ class FileNetwork(RuntimeNetwork):
         return fixed
 
 
-def usual_runtime(path: Path) -> Runtime:
+def usual_runtime(path: Path) -> str:
     """The runtime that a file is made for."""
     return {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}[SUFFIXES[path.suffix]]
 

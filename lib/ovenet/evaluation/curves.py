@@ -61,17 +61,19 @@ def read_curve(run: Path, metric: str, is_of_the_result: Callable[[str], bool]) 
     if not path.is_file():
         raise UserError(f"{path}: there is no such log; expected the folder of a run")
     kind, _, name = metric.partition("/")
-    points, known = [], set()
+    iterations: list[int] = []
+    values: list[float] = []
+    known: set[str] = set()
     for point in read_log(path):
         known |= {f"{point['kind']}/{key}" for key in point if key not in ("kind", "iteration", "epoch", "time")}
         if point["kind"] == kind and point.get(name) is not None:
-            points.append((point["iteration"], point[name]))
-    if not points:
+            iterations.append(point["iteration"])
+            values.append(point[name])
+    if not values:
         raise UserError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
-    iterations, values = zip(*points, strict=True)
     scale = 100.0 if is_percent(metric) else 1.0
-    values = scale * np.array(values, dtype=np.float64)
-    return Curve(str(run), np.array(iterations), values, _settings(run / "config.yaml", is_of_the_result))
+    scaled = scale * np.array(values, dtype=np.float64)
+    return Curve(str(run), np.array(iterations), scaled, _settings(run / "config.yaml", is_of_the_result))
 
 
 def is_percent(metric: str) -> bool:

@@ -62,17 +62,14 @@ class _Begun:
         group: of the conditions.
         confusion: ``(P, D, K, K)`` on the device.
         host: ``(P, K, K)`` on its way from there.
-        true: ``(H, W)`` int16 labels, `IGNORE` where a pixel is ignored; None where only confusion is counted.
-        contour: of them.
-        bands: of distance to it.
+        label_maps: labels, `IGNORE` where a pixel is ignored, their contour, and the bands of distance to it, each
+            ``(H, W)``; None where only the confusion is counted.
     """
 
     group: int
     confusion: Tensor
     host: HostCopies
-    true: np.ndarray | None = None
-    contour: np.ndarray | None = None
-    bands: np.ndarray | None = None
+    label_maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
 
 class SegEvaluator:
@@ -148,12 +145,13 @@ class SegEvaluator:
         Args:
             labels: see `add`, as all arguments.
         """
-        true = contour = bands = None
+        bands = label_maps = None
         if self.detailed:
             true = np.where(labels == self.ignore_label, np.int16(IGNORE), labels.astype(np.int16, copy=False))
             contour = boundaries.contour_mask(true)
             distance = np.minimum(boundaries.distance_to(contour), DISTANCES_PX[-1])
             bands = _DISTANCE_BAND[np.rint(np.square(distance)).astype(np.int32)]
+            label_maps = true, contour, bands
         confusion = confusion_tables(
             [prediction.labels[n].to(self._device) for n in self.prediction_names],
             to_device(labels, self._device),
@@ -163,20 +161,20 @@ class SegEvaluator:
             num_bands=self.counts["confusion"].shape[2],
         )
         group = self._groups.index(self.info.condition_of(name))
-        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), true, contour, bands)
+        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), label_maps)
 
     def finish(self, begun: _Begun, prediction: Prediction) -> ImageCounts:
         """Adds what `begin` started, and counts the rest; `prediction` may have come to the host meanwhile."""
         self.num_images += 1
         self.counts["confusion"][begun.group] += begun.confusion
         seeds = None
-        if begun.true is not None:
-            true = begun.true
+        if begun.label_maps is not None:
+            true, contour, bands = begun.label_maps
             predicted = [prediction.labels[n].cpu().numpy().astype(np.int16) for n in self.prediction_names]
             maps = [np.where(true == IGNORE, np.int16(IGNORE), labels) for labels in predicted]
             if self.has_seed:
-                seeds = self._pool.submit(self._count_seeds, true, maps, begun.bands, prediction)
-            self._count_boundaries_and_segments(true, begun.contour, maps)
+                seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction)
+            self._count_boundaries_and_segments(true, contour, maps)
         (confusion,) = begun.host.wait()
         return ImageCounts(confusion.numpy(), seeds.result() if seeds else None)
 

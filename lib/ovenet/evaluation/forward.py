@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -117,7 +117,10 @@ class Forward:
     ) -> dict[str, Tensor]:
         num_images = len(pixels)
         together = self.flip and together
-        with recorded(self.model) if fields else nullcontext([]) as displacements:
+        recording: AbstractContextManager[list[tuple[str, Tensor]]] = (
+            recorded(self.model) if fields else nullcontext([])
+        )
+        with recording as displacements:
             output = self._run_model(torch.cat((pixels, pixels.flip(3))) if together else pixels)
         maps = _chosen(output.predictions(self.output_index), names)
         if self.flip:
@@ -128,9 +131,10 @@ class Forward:
             maps = {name: (s[:num_images] + self.unflip(flipped[name])) / 2 for name, s in maps.items()}
         maps = {name: scores.float() for name, scores in maps.items()}
         self.kind = output.score_kind
-        if seeds and output.has_seed:
+        if seeds and output.offset is not None and output.confidence is not None:
             offset = output.offset.float()
-            offset = seed_position(offset) - pixel_grid(offset.shape[-2:], device=offset.device)
+            height, width = offset.shape[-2:]
+            offset = seed_position(offset) - pixel_grid((height, width), device=offset.device)
             maps[SEED] = torch.cat((offset, output.confidence.float()), dim=1)[:num_images]
         for title, displacement in displacements:
             stride = round(pixels.shape[3] / displacement.shape[3])

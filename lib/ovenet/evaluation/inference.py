@@ -119,7 +119,8 @@ class InferenceSettings:
 
     def _size_by(self, rule: EvaluationRule, size: tuple[int, int], scale: float) -> tuple[int, int]:
         if rule.resize == "stretch":
-            return tuple(max(1, round(n * scale)) for n in self.window_size)
+            height, width = (max(1, round(n * scale)) for n in self.window_size)
+            return height, width
         is_short = rule.resize == "short_side"
         base_size = self.base_size or (min(size) if is_short else max(size))
         side = max(1, round(base_size * scale))
@@ -379,7 +380,7 @@ class SlidingWindowInferencer:
         is_late = self.settings.score == "mmseg"  # logits come to the image's size
         return ScaledView(
             image,
-            self.settings.tiling(tuple(image.shape[:2])),
+            self.settings.tiling((image.shape[0], image.shape[1])),
             self.backend,
             self.device,
             align_corners=self.settings.align_corners,

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from ovenet.data.files import is_utf8
 from ovenet.data.info import DatasetInfo
@@ -63,7 +64,7 @@ class ResultWriter:
         if "color" in self.kinds:
             save_color_png(labels, self._path("color", name), self.info)
         if prediction.offset is not None and prediction.confidence is not None:
-            self._write_seeds(name, labels.shape, prediction)
+            self._write_seeds(name, labels.shape, prediction.offset, prediction.confidence)
         if "overlay" in self.kinds:
             write_image(draw_overlay(image, labels, self.info), self._path("overlay", name))
 
@@ -90,18 +91,19 @@ class ResultWriter:
         shares = [self.folder / SHARES] if "shares" in self.kinds else []
         return [self._path(kind, name) for kind in self.kinds if kind != "shares"] + seeds + shares
 
-    def _write_seeds(self, name: str, size: tuple[int, int], prediction: Prediction) -> None:
+    def _write_seeds(self, name: str, size: tuple[int, ...], offset: Tensor, confidence: Tensor) -> None:
         if "offset" in self.kinds:
-            save_png(self._wheel_picture(prediction.offset), self._path("offset", name))
+            save_png(self._wheel_picture(offset), self._path("offset", name))
             spans = torch.tensor([(n - 1) / 2 for n in reversed(size)]).view(2, 1, 1)
-            pixels = (prediction.offset.cpu() * spans).numpy()
+            pixels = (offset.cpu() * spans).numpy()
             write_file(self._path("offset", name).with_suffix(".npy"), lambda path: np.save(path, pixels))
         if "confidence" in self.kinds:
-            grey = prediction.confidence[0].mul(255).round().to(torch.uint8).cpu().numpy()
+            grey = confidence[0].mul(255).round().to(torch.uint8).cpu().numpy()
             save_png(grey, self._path("confidence", name))
 
-    def _wheel_picture(self, offset: torch.Tensor) -> np.ndarray:
+    def _wheel_picture(self, offset: Tensor) -> np.ndarray:
         """``(H, W, 3)`` uint8; in bands, since colouring takes some ninety bytes a pixel."""
+        assert self.max_offset is not None  # a model that gives offsets has one
         bands = offset.cpu().split(_BAND_ROWS, dim=1)
         return np.concatenate([colorize_offset(band, self.max_offset).permute(1, 2, 0).numpy() for band in bands])
 
@@ -129,7 +131,7 @@ def write_image(image: np.ndarray, path: Path) -> None:
     is_done, encoded = cv2.imencode(".png", image)
     if not is_done:
         raise OSError(f"cannot write {path}: OpenCV cannot encode the image")
-    write_bytes(path, memoryview(encoded))  # OpenCV itself crashes at names that are not UTF-8
+    write_bytes(path, encoded.data)  # OpenCV itself crashes at names that are not UTF-8
 
 
 class FrameWriter:

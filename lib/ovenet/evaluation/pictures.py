@@ -109,7 +109,7 @@ def picture_row(
     tiles |= {SYMBOLS[name]: colorize_labels(classes, info) for name, classes in predicted.items()}
     if sample.labels is not None:
         tiles["errors"] = error_map(labels, predicted, info.num_classes)
-    if output.has_seed:
+    if output.offset is not None and output.confidence is not None and max_offset is not None:
         tiles["offsets"] = colorize_offset(output.offset[0], max_offset)
         grey = output.confidence[0].mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
         tiles["confidence"] = grey.expand(3, -1, -1)
@@ -118,13 +118,9 @@ def picture_row(
 
 def predicted_row(predictor: SlidingWindowInferencer, sample: Sample, info: DatasetInfo) -> Tensor:
     """`picture_row` of what a network predicts for an image at one scale."""
-    return picture_row(
-        sample,
-        predictor.predict_output(sample.image),
-        info,
-        max_offset=predictor.model.max_offset,
-        align_corners=predictor.settings.align_corners,
-    )
+    max_offset: float | None = getattr(predictor.model, "max_offset", None)
+    output, align_corners = predictor.predict_output(sample.image), predictor.settings.align_corners
+    return picture_row(sample, output, info, max_offset=max_offset, align_corners=align_corners)
 
 
 def error_map(labels: Tensor, predicted: Mapping[str, Tensor], num_classes: int) -> Tensor:

@@ -132,7 +132,7 @@ class SegResult:
     def as_coco(self, file_name: str = "image") -> dict[str, Any]:
         """One annotation for each class, as COCO's panoptic and stuff tools read them."""
         height, width = self.shape
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for train_id in np.unique(self.mask):
             is_class = self.mask == train_id
             rows, columns = (np.flatnonzero(is_class.any(axis=axis)) for axis in (1, 0))
@@ -185,7 +185,7 @@ def _outlines(is_class: np.ndarray) -> Iterator[list[np.ndarray]]:
     OpenCV's contours go through the centres of pixels, those of the area for its holes too. Of a picture twice as large
     each centre lies beside the corner that is meant.
     """
-    doubled = np.kron(is_class.astype(np.uint8), np.ones((2, 2), np.uint8))
+    doubled = is_class.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     rings = [_without_repeats((contour[:, 0] + 1) // 2) for contour in contours]
     for index, (_, _, child, parent) in enumerate(hierarchy[0]):

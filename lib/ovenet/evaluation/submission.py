@@ -42,8 +42,12 @@ def submission_names(image_names: Iterable[str], info: DatasetInfo) -> dict[str,
 
 def submission_ids(info: DatasetInfo) -> np.ndarray:
     """Table ``(K,)`` uint8 from train ids to the ids that the server expects."""
+    return np.arange(info.num_classes, dtype=np.uint8) if _takes_train_ids(info) else info.label_id_table()
+
+
+def _takes_train_ids(info: DatasetInfo) -> bool:
     assert info.submission is not None
-    return np.arange(info.num_classes, dtype=np.uint8) if info.submission.ids == "train_ids" else info.label_id_table()
+    return info.submission.ids == "train_ids"
 
 
 def save_submission_file(labels: Tensor, path: Path, info: DatasetInfo) -> None:
@@ -126,7 +130,7 @@ def _check_file(name: str, image: Image.Image, size: tuple[int, int], info: Data
     if len(wrong):
         raise UserError(
             f"{name} holds the id {wrong[0]}, which is no class; "
-            f"the server takes {'train ids' if info.submission.ids == 'train_ids' else 'label ids'}"
+            f"the server takes {'train ids' if _takes_train_ids(info) else 'label ids'}"
         )
 
 

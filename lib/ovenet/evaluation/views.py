@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ class Tiling:
             multiple: of the padded sides.
         """
         padded = padded_size(size, multiple)
-        window = tuple(min(n, limit) for n, limit in zip(padded, limits or padded, strict=True))
+        limits = limits or padded
+        window = min(padded[0], limits[0]), min(padded[1], limits[1])
         starts = [window_starts(n, w, s) for n, w, s in zip(padded, window, stride or window, strict=True)]
         return cls(padded, window, [(top, left) for top in starts[0] for left in starts[1]])
 
@@ -74,7 +76,7 @@ class Tiling:
             stride = max(1, side * 2 // 3)
             count = max(0, math.ceil((length - side) / stride)) + 1
             starts.append([index * stride for index in range(count)])
-        padded = tuple(axis[-1] + side for axis, side in zip(starts, window, strict=True))
+        padded = starts[0][-1] + window[0], starts[1][-1] + window[1]
         return cls(padded, window, [(top, left) for top in starts[0] for left in starts[1]])
 
 
@@ -118,7 +120,7 @@ class ScaledView:
         self.window = tiling.window
         self.waiting = list(tiling.corners)
         self._image, self._padded = image, tiling.padded
-        self._size = tuple(image.shape[:2])
+        self._size = image.shape[0], image.shape[1]
         self._backend, self._device = backend, device
         self._align_corners, self._averages_logits, self._as_averaged = align_corners, averages_logits, as_averaged
         self._pads_black, self._first_sizes = pads_black, first_sizes
@@ -189,10 +191,13 @@ class ScaledView:
         """Rows ``(n, C, W)`` of size `new`, from those of size `old` that they need."""
         if old == new:
             return bands
-        options = {"align_corners": self._align_corners, "in_height": old[0]}
-        first = self._source(old, new, rows).start
-        resize = self._backend.resize_rows
-        return {name: resize(band, new, rows, first_row=first, **options) for name, band in bands.items()}
+        resize = partial(
+            self._backend.resize_rows,
+            align_corners=self._align_corners,
+            in_height=old[0],
+            first_row=self._source(old, new, rows).start,
+        )
+        return {name: resize(band, new, rows) for name, band in bands.items()}
 
     def _source(self, old: tuple[int, int], new: tuple[int, int], rows: range) -> range:
         """The rows of size `old` that rows of size `new` are resized from."""
@@ -277,7 +282,8 @@ def due_windows(
 
 def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
     """A size ``(H, W)`` up to the next multiples of a number of pixels."""
-    return tuple(n + -n % multiple for n in size)
+    height, width = size
+    return height + -height % multiple, width + -width % multiple
 
 
 def window_starts(length: int, window: int, stride: int) -> Sequence[int]:

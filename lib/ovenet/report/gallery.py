@@ -70,7 +70,7 @@ def picture_data(
     if sample.labels is not None:
         is_class = (sample.labels >= 0) & (sample.labels < num_classes)
         data["maps"]["label"] = _class_map(np.where(is_class, sample.labels, IGNORE_ID), size)
-    if prediction.offset is not None:
+    if prediction.offset is not None and prediction.confidence is not None:
         data["offset"] = _offset_map(prediction.offset[:, ::stride, ::stride])
         confidence = prediction.confidence[0, ::stride, ::stride].mul(255).round().to(torch.uint8)
         data["confidence"] = encode_webp(confidence.cpu().numpy())

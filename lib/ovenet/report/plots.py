@@ -22,7 +22,7 @@ _STYLES = {"initial": ":", "seed": "--", "fused": "-"}
 _MARKERS = (".", "x", "^", "s", "d", "+")
 _INK, _LINE = "#010203", "#040506"  # stand for the page's colours, see `to_svg`
 _MAX_CLASSES_NAMED = 40
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # the keys that matplotlib knows are one type each
     "font.size": 9,
     "axes.grid": True,
     "axes.axisbelow": True,

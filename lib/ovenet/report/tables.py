@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from ovenet.evaluation.writers import SYMBOLS
@@ -92,13 +94,13 @@ def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
         "mean_accuracy": "mean accuracy",
         "mean_dice": "mean Dice",
     }
-    return _table(runs, {title: _scores(runs, lambda scores, key=key: scores[key]) for key, title in titles.items()})
+    return _table(runs, {title: _scores(runs, key) for key, title in titles.items()})
 
 
 def classes(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """IoU of each class."""
     names = runs[0].results["classes"]["names"]
-    return _table(runs, {name: _scores(runs, lambda scores, name=name: scores["iou"][name]) for name in names})
+    return _table(runs, {name: _scores(runs, "iou", name) for name in names})
 
 
 def conditions(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -149,8 +151,9 @@ def seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"title": title, "shares": values} for title, values in rows.items()]
 
 
-def _scores(runs: Sequence[Run], read: Callable[[Any], float | None]) -> list[dict[str, float | None]]:
-    return [{name: read(scores) for name, scores in run.results["results"].items()} for run in runs]
+def _scores(runs: Sequence[Run], *keys: str) -> list[dict[str, float | None]]:
+    """For each run the score under these keys, by prediction."""
+    return [{name: reduce(getitem, keys, scores) for name, scores in run.results["results"].items()} for run in runs]
 
 
 def _table(runs: Sequence[Run], rows: _Rows) -> list[dict[str, Any]]:

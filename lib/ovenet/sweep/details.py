@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def _seeds(summary: Summary) -> list[str]:
         "right pixels that S_f breaks": lambda s: s["broken"]["fused"],
     }
     for length in _LENGTHS:
-        columns[f"offsets up to {length} px"] = lambda s, length=length: _share_up_to(s, length)
+        columns[f"offsets up to {length} px"] = partial(_share_up_to, length=length)
     lines = _header(["%", *columns])
     for name, runs in summary.variants.items():
         seeds = [run.details["seeds"] for run in runs if run.details and run.details.get("seeds")]

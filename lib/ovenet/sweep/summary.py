@@ -189,9 +189,10 @@ def interval_text(interval: tuple[float, float]) -> str:
 
 
 def _boundary_iou(runs: Sequence[RunResult]) -> str:
-    if not all(run.details for run in runs):
+    details = [run.details for run in runs if run.details]
+    if len(details) < len(runs):
         return ""
-    values = [run.details["boundaries"]["mean_iou"]["fused"][-1] for run in runs]  # None where no class has a border
+    values = [one["boundaries"]["mean_iou"]["fused"][-1] for one in details]  # None where no class has a border
     return mean_and_spread(np.array(values, dtype=np.float64))
 
 
