@@ -17,12 +17,12 @@ class ExportableNetwork(nn.Module):
     """Pixels to a tuple of tensors.
 
     Args:
-        model: in evaluation mode.
-        tensors: names of what to give: ``initial``, ``seed``, ``fused``, ``offset``, ``confidence``; or ``labels``
+        model: segmentor in evaluation mode.
+        tensors: names of the outputs: ``initial``, ``seed``, ``fused``, ``offset``, ``confidence``; or ``labels``
             alone, the classes ``(B, H, W)`` uint8 of the fused scores at the image's size.
-        align_corners: convention of bringing scores to that size.
+        align_corners: convention of the score upsampling.
         output_index: which score map, -1 the final one.
-        normalization: taken out of RGB pixels from 0 to 255 here; None for pixels that are normalised already.
+        normalization: applied here to RGB from 0 to 255; None for input that is already normalised.
     """
 
     mean: Tensor

@@ -37,10 +37,10 @@ def choose_runtime(name: str, device: torch.device) -> str:
 
     Args:
         name: ``auto`` takes the fastest on the CPU that is installed, and torch elsewhere.
-        device: where torch would run.
+        device: device that torch would use.
 
     Raises:
-        UserError: it is not installed, or runs on the CPU alone.
+        UserError: the runtime is not installed, or runs on the CPU only.
     """
     if name == "auto":
         installed = [one for one in _FASTEST_FIRST if find_spec(one)] if device.type == "cpu" else []
@@ -55,10 +55,10 @@ def choose_runtime(name: str, device: torch.device) -> str:
 
 
 class RuntimeNetwork(nn.Module):
-    """A network that is run by another runtime. Batches are run image by image.
+    """A network run by another runtime, one image of a batch at a time.
 
     Attributes:
-        normalization: of the pixels that `forward` takes.
+        normalization: how the input of `forward` is normalised.
         max_offset: see `Segmentor.max_offset`.
     """
 
@@ -85,16 +85,16 @@ class RuntimeNetwork(nn.Module):
 
 
 class ConvertedNetwork(RuntimeNetwork):
-    """A segmentor, converted for each size of image when it is first seen.
+    """A segmentor, converted for each image size on first use.
 
     Args:
-        model: fused, on the CPU.
+        model: segmentor on the CPU, its BatchNorm fused.
         runtime: ``onnxruntime`` or ``openvino``.
         output_index: which score map, -1 the final one.
         precision: ``fp32``; with openvino also ``bf16``, for processors that have it.
 
     Raises:
-        UserError: the runtime is not installed, or does not know the precision.
+        UserError: the runtime is not installed, or does not support the precision.
     """
 
     def __init__(self, model: Segmentor, runtime: str, *, output_index: int = -1, precision: str = "fp32"):
@@ -102,7 +102,7 @@ class ConvertedNetwork(RuntimeNetwork):
         super().__init__(model.normalization, model.max_offset, probe.score_kind)
         self._tensors = TENSORS if probe.has_seed else ("fused",)
         network = ExportableNetwork(model, self._tensors, align_corners=True, output_index=output_index).eval()
-        self._network = [network.to(memory_format=torch.contiguous_format)]  # in a list: no part of this module
+        self._network = [network.to(memory_format=torch.contiguous_format)]  # in a list, so that it is no submodule
         self._runtime, self._precision = runtime, precision
         self._sessions: dict[tuple[int, ...], Run] = {}
         _require_precision(runtime, precision)
@@ -124,18 +124,18 @@ class ConvertedNetwork(RuntimeNetwork):
 class FileNetwork(RuntimeNetwork):
     """The network of an exported file.
 
-    Smaller images than a fixed size are padded with the mean colour, and what lies there is cut off again.
+    Images smaller than a fixed size are padded with the mean colour, and the padding is cut off again.
 
     Args:
-        path: the file.
-        runtime: None takes the usual one for the file.
+        path: exported file.
+        runtime: runtime to use; None for the usual one of the format.
         precision: see `ConvertedNetwork`.
 
     Attributes:
-        about: what the file says about itself.
+        about: metadata of the file.
 
     Raises:
-        UserError: the file cannot be read or run so, or gives labels instead of scores.
+        UserError: the file cannot be read or run, or gives labels instead of scores.
     """
 
     def __init__(self, path: Path, runtime: str | None = None, *, precision: str = "fp32"):
@@ -176,12 +176,12 @@ class FileNetwork(RuntimeNetwork):
 
 
 def usual_runtime(path: Path) -> str:
-    """The runtime that a file is made for."""
+    """The usual runtime of a file's format."""
     return {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}[SUFFIXES[path.suffix]]
 
 
 def open_session(path: Path, runtime: str, precision: str = "fp32") -> Run:
-    """A file, ready to run.
+    """A function that runs a file.
 
     Raises:
         UserError: the runtime is not installed, or cannot run the file.
@@ -266,7 +266,7 @@ def _denormalized(pixels: Tensor, normalization: Normalization) -> Tensor:
 
 
 def _cut(maps: Mapping[str, Tensor], size: tuple[int, int], padded: tuple[int, int]) -> dict[str, Tensor]:
-    """Maps of a padded image without what lies in the padding; offsets in units of what is left."""
+    """Crops the maps of a padded image to the image, and rescales offsets to its size."""
     cut: dict[str, Any] = {}
     for name, values in maps.items():
         full = values.shape[-2:]

@@ -1,4 +1,4 @@
-"""Predictions as the test servers take them: one PNG of ids per image, in a zip that is checked file by file."""
+"""Predictions for test servers: one PNG of ids per image, in a zip that is checked file by file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
 from ovenet.utils.writing import write_file
 
-_MAX_FILE_BYTES = 2**25  # of a prediction, unpacked; a zip can declare a thousand times what it holds
+_MAX_FILE_BYTES = 2**25  # of an unpacked prediction; a zip can declare a thousand times its size
 
 
 def submission_names(image_names: Iterable[str], info: DatasetInfo) -> dict[str, str]:
@@ -55,17 +55,14 @@ def save_submission_file(labels: Tensor, path: Path, info: DatasetInfo) -> None:
 
     Args:
         labels: ``(H, W)`` predicted train ids, at the image's own size.
-        path: of the PNG.
-        info: the dataset.
+        path: path of the PNG.
+        info: a dataset with a submission rule.
     """
     save_png(submission_ids(info)[labels.cpu().numpy()], path)
 
 
 def write_zip(folder: Path, names: Iterable[str], path: Path) -> None:
-    """Packs files under `folder` in the order of their names, without their times: equal files give equal zips.
-
-    The zip appears only when it is whole.
-    """
+    """Packs files under `folder`, sorted by name and without times, so that equal files give equal zips."""
 
     def write(unfinished: Path) -> None:
         with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
@@ -142,7 +139,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> Image.Image:
         image = Image.open(io.BytesIO(archive.read(name)))
         if image.width * image.height <= _MAX_FILE_BYTES:  # the check of the size names others
             image.load()
-    except Exception as error:  # encrypted, compressed in a way unknown here, or damaged: each has errors of its own
+    except Exception as error:  # encrypted, compressed in an unknown way, or damaged: each raises other errors
         raise UserError(f"{path}: {name} cannot be read ({' '.join(str(error).split())[:200]})") from error
     return image
 

@@ -24,7 +24,7 @@ def signed(share: float | None) -> str:
 
 
 def direction(share: float | None) -> str:
-    """CSS class of a gain, as far as it shows in two decimals."""
+    """CSS class of a gain, after rounding to two decimals."""
     rounded = 0.0 if share is None else round(100 * share, 2)
     return "up" if rounded > 0 else "down" if rounded < 0 else ""
 
@@ -80,13 +80,13 @@ def cards(run: Run) -> list[dict[str, str]]:
 
 
 def columns(run: Run) -> list[dict[str, str]]:
-    """Titles of a run's values in these tables."""
+    """Titles of a run's columns in these tables."""
     titles = [{"title": SYMBOLS[name], "hue": name} for name in run.predictions]
     return titles + ([{"title": "gain", "hue": ""}] if run.has_seed else [])
 
 
 def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The scores of all classes together."""
+    """Scores over all classes."""
     titles = {
         "mean_iou": "mIoU",
         "frequency_weighted_iou": "frequency-weighted IoU",
@@ -104,7 +104,7 @@ def classes(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def conditions(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """mIoU of each condition; no rows for datasets without any."""
+    """mIoU of each condition; no rows for datasets without conditions."""
     by_run = [run.results.get("conditions", {}) for run in runs]
     names = dict.fromkeys(name for scores in by_run for name in scores)
     return _table(
@@ -136,7 +136,7 @@ def edges(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What seeds and confidences did, of the runs that have them."""
+    """Effect of seeds and confidence, for the runs that have them."""
     details = [run.results["details"] for run in runs if run.has_seed]
     rows = {
         "seeds on their pixel's class": [d["seeds"]["right_class"] for d in details],
