@@ -46,7 +46,7 @@ def test_files_and_cameras(folder):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("nowhere.png", "does not exist"), ("*.nothing", "no image"), ("empty", "no image"), ("camera:x", "number")],
+    [("nowhere.png", "does not exist"), ("*.nothing", "no image"), ("empty", "no image"), ("camera:x", "camera:0")],
 )
 def test_what_names_nothing_is_refused(folder, monkeypatch, argument, message):
     monkeypatch.chdir(folder)

@@ -34,12 +34,12 @@ _UNREADABLE = {
 
 @dataclass(frozen=True)
 class Input:
-    """One thing to predict.
+    """One input of a prediction.
 
     Attributes:
-        kind: see the module.
-        source: the file, or the number of a camera or of an open file.
-        name: of the results, a path without suffix.
+        kind: kind of input.
+        source: path of the file, or number of the camera, or file descriptor of the pipe.
+        name: name of the results, a path without suffix.
     """
 
     kind: Literal["image", "video", "camera", "pipe"]
@@ -51,15 +51,15 @@ class Input:
 
 
 def find_inputs(arguments: Sequence[str], *, frames: bool = False) -> list[Input]:
-    """What a command line names.
+    """The inputs that command line arguments name.
 
     Args:
-        arguments: files; folders, whose images and videos are taken at any depth; patterns with ``*``; and cameras as
-            ``camera:0``; ``-`` is a video from the standard input.
-        frames: the frames of videos have results of their own, in a folder of the video's name.
+        arguments: files; folders, searched for images and videos at any depth; patterns with ``*``; cameras as
+            ``camera:0``; ``-`` for a video from standard input.
+        frames: whether each frame of a video gets results, in a folder named after the video.
 
     Raises:
-        UserError: something does not exist, holds nothing to predict, or two results would have the same name.
+        UserError: an argument does not exist or holds no input, or two results would have the same name.
     """
     inputs: list[Input] = []
     for argument in arguments:
@@ -95,7 +95,7 @@ def _inputs_of(argument: str) -> list[Input]:
     if argument.startswith(_CAMERA):
         number = argument.removeprefix(_CAMERA)
         if not (number.isascii() and number.isdigit() and int(number) <= _LARGEST_CAMERA):
-            raise UserError(f"{argument}: expected a camera's number, such as {_CAMERA}0")
+            raise UserError(f"{argument}: expected the number of a camera, such as {_CAMERA}0")
         return [Input("camera", int(number), f"camera_{number}")]
     path = Path(argument)
     if path.is_dir():
@@ -116,7 +116,7 @@ def _inputs_of(argument: str) -> list[Input]:
 
 
 def _below(path: Path, base: Path) -> Path:
-    """A path relative to a folder; its last part alone where it leads out of it."""
+    """A path relative to a folder; only its last part where it leads out of the folder."""
     relative = Path(os.path.normpath(path.relative_to(base)))
     return Path(path.name) if ".." in relative.parts else relative
 
@@ -140,7 +140,7 @@ def _of_file(path: Path, name: Path) -> Input:
 
 
 def _distinct(inputs: list[Input]) -> list[Input]:
-    """``a.jpg`` beside ``a.png`` keeps the suffix in its name."""
+    """Adds the suffix to names that are not distinct, as of ``a.jpg`` beside ``a.png``."""
     count: dict[str, int] = {}
     for one in inputs:
         count[one.name] = count.get(one.name, 0) + 1
@@ -154,14 +154,14 @@ class FrameReader:
     """The frames of a video, a camera or a pipe.
 
     Args:
-        one: of kind ``video``, ``camera`` or ``pipe``.
+        one: input of kind ``video``, ``camera`` or ``pipe``.
 
     Attributes:
-        rate: frames a second.
-        num_frames: by the file's header; 0 where it is not known.
+        rate: frames per second.
+        num_frames: number of frames by the file's header; 0 if unknown.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: the input cannot be opened.
     """
 
     def __init__(self, one: Input):
