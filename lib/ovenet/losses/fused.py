@@ -153,7 +153,7 @@ class _Fused(torch.autograd.Function):
             gradient = fused_triton.gradient(
                 scores, targets, grad_total.contiguous(), log_total, tuple(mining) or None, align_corners=align_corners
             )
-        except Exception as error:
+        except Exception as error:  # as in the forward pass
             _give_up(shape, error)
             limits = mining[1] if mining else [None] * len(grad_total)
             gradient = _blocked_gradient(scores, targets, kind, grad_total, limits, align_corners)
