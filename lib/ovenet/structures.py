@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-Size = tuple[int, int]  # (height, width) in pixels
+Size = tuple[int, int]  # (height, width), unless a name says (width, height)
 ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # unnormalized: at least 0, but the sum is not 1
 
 

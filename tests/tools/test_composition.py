@@ -57,7 +57,7 @@ def test_pixels_follow_the_backbone_into_training_checkpoints_and_prediction(run
         ("MODEL: {BACKBONE: {NAME: convnext_tini}}", ["there is no backbone 'convnext_tini'"]),
         (
             "MODEL: {BACKBONE: {NAME: mit_b0}, SEED: {NAME: fork}}",
-            ["no stages that a fork could copy", "shared or neck"],
+            ["MODEL.SEED.NAME is fork", "MixTransformer", "shared or neck"],
         ),
         ("MODEL: {NECK: {NAME: concat}, HEAD: {NAME: light_ham}}", ["light_ham head reads at least 3 maps"]),
         (

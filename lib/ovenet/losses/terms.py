@@ -1,7 +1,7 @@
-"""Terms of the semantic loss, by name.
+"""Terms of the semantic loss, by name. Each is a sum and a weight to divide it by.
 
-To add a term, register a class here or in a file that `ovenet.losses` imports. Its arguments are the term's settings in
-``LOSS.TERMS``.
+A new one is a class here or in a file that `ovenet.losses` imports, registered under its name; its arguments are what
+``LOSS.TERMS`` may set.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from ovenet.registry import Registry
 from ovenet.structures import ScoreKind
 
 LOSSES = Registry("loss")
-PROVIDED = ("align_corners", "backend", "average")  # arguments that build_losses passes to the terms that have them
-_IGNORED = -1
+PROVIDED = ("align_corners", "backend", "average")  # arguments that the criterion gives to those that have them
 
 Average = Literal["valid", "all"]
 
@@ -172,6 +171,9 @@ class _RegionLoss:
         labels = targets.labels.masked_fill(~targets.valid, _IGNORED)
         total = self._loss(log_probs.float(), labels).sum()  # softmax restores the probabilities
         return total, total.new_ones(())
+
+
+_IGNORED = -1
 
 
 @LOSSES.register("dice")

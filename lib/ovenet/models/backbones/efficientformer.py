@@ -16,6 +16,7 @@ from torch import Tensor, linspace, nn
 
 from ovenet.errors import UserError
 from ovenet.geometry import spatial_size
+from ovenet.models.backbones.conv_attention import PatchEmbedding
 from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
 from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import BACKBONES
@@ -168,19 +169,6 @@ def _weighted(weights: Tensor, value: Tensor) -> Tensor:
     return (value @ weights.transpose(2, 3)).flatten(1, 2)
 
 
-class Downsample(nn.Module):
-    """Convolution of stride 2 and BatchNorm."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.norm = BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map to the next coarser map."""
-        return self.norm(self.proj(x))
-
-
 class LastDownsample(nn.Module):
     """The sum of a convolution of stride 2 with BatchNorm and `AttentionDownsample`."""
 
@@ -304,9 +292,9 @@ class EfficientFormerV2(Backbone):
         self.network = nn.ModuleList(
             [
                 stage(0),
-                Downsample(channels[0], channels[1]),
+                PatchEmbedding(channels[0], channels[1]),
                 stage(1),
-                Downsample(channels[1], channels[2]),
+                PatchEmbedding(channels[1], channels[2]),
                 stage(2),
                 LastDownsample(channels[2], channels[3], resolution // 16, mode=bias_mode),
                 stage(3),

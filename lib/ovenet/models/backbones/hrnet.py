@@ -24,19 +24,19 @@ from ovenet.models.registry import BACKBONES
 STEM_CHANNELS = 64
 NUM_STAGES = 4
 STRIDES = (4, 8, 16, 32)
-MAX_TAIL_MODULES = {2: 1, 3: 3, 4: 2}  # HR modules of OVeNet's published copies, by stage
+MAX_TAIL_MODULES = {2: 1, 3: 3, 4: 2}  # of OVeNet's published copies, by stage
 
 Flavour = Literal["hrnet", "mmseg"]
 
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One stage, with one resolution per entry of `num_blocks`.
+    """One stage: as many resolutions as there are entries in `num_blocks`.
 
     Attributes:
-        num_modules: number of HR modules.
-        num_blocks: residual blocks of an HR module, for each resolution.
-        num_channels: channels of each resolution, before the block's expansion.
+        num_modules: HR modules in a row.
+        num_blocks: residual blocks per resolution in each unit.
+        num_channels: width per resolution, before the block's expansion.
         block: ``BASIC`` or ``BOTTLENECK``.
     """
 
@@ -47,10 +47,10 @@ class StageSpec:
 
     @classmethod
     def of(cls, settings: StageSpec | Mapping[str, Any], number: int) -> StageSpec:
-        """From the settings ``NUM_MODULES``, ``NUM_BLOCKS``, ``NUM_CHANNELS`` and ``BLOCK`` of stage `number`.
+        """From ``NUM_MODULES``, ``NUM_BLOCKS``, ``NUM_CHANNELS``, ``BLOCK`` of stage `number`, as configs have them.
 
         Raises:
-            UserError: a setting is missing, unknown or of the wrong type, or has not one entry per resolution.
+            UserError: a setting is missing, unknown or of another type, or has not one entry per resolution.
         """
         where = f"stage {number} of HRNet"
         if not isinstance(settings, StageSpec):
@@ -59,11 +59,11 @@ class StageSpec:
             missing = {"num_modules", "num_blocks", "num_channels"} - set(settings)
             if unknown or missing:
                 name = sorted(unknown or missing)[0].upper()
-                raise UserError(f"{where}: {name} is {'not a setting' if unknown else 'not set'}")
+                raise UserError(f"{where}: {name} is {'no setting of it' if unknown else 'not set'}")
             lists = {k: tuple(settings[k]) for k in ("num_blocks", "num_channels") if _is_list_of_counts(settings[k])}
             if len(lists) < 2 or type(settings["num_modules"]) is not int or settings["num_modules"] < 1:
                 raise UserError(
-                    f"{where} is {dict(settings)}; expected positive integers: one for NUM_MODULES, lists of "
+                    f"{where} is {dict(settings)}; expected whole numbers above 0: one for NUM_MODULES, lists of "
                     f"{number} for NUM_BLOCKS and NUM_CHANNELS"
                 )
             settings = cls(settings["num_modules"], **lists, block=settings.get("block", "BASIC"))
@@ -78,12 +78,12 @@ class StageSpec:
 
     @property
     def out_channels(self) -> tuple[int, ...]:
-        """Output channels of each resolution."""
+        """Channels that leave the stage, per resolution."""
         return tuple(c * BLOCKS[self.block].expansion for c in self.num_channels)
 
 
 def usual_copy(spec: StageSpec, number: int) -> StageSpec:
-    """Default copy of stage `number` in an OVeNet, with at most as many HR modules as the published copies."""
+    """The second copy of stage `number` in an OVeNet: with at most as many HR modules as the published copies."""
     return replace(spec, num_modules=min(spec.num_modules, MAX_TAIL_MODULES[number]))
 
 
@@ -311,7 +311,7 @@ def _fuse_layer(source: int, target: int, widths: Sequence[int]) -> nn.Module:
 def _stages(
     width: int, modules: tuple[int, int, int], num_blocks: int, first: tuple[int, int]
 ) -> tuple[StageSpec, ...]:
-    """Stages of a published variant; `first` is the number of blocks and the channels of stage 1."""
+    """Stages of a published variant; `first` has the blocks and the width of stage 1."""
     widths = [width * 2**r for r in range(NUM_STAGES)]
     later = (
         StageSpec(m, (num_blocks,) * n, tuple(widths[:n]))
