@@ -40,12 +40,12 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
     with lock, distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         require_own_folder(cfg, run_dir)
         trainer = builders.build_trainer(cfg, run_dir, run_folder.log_directory(cfg, config_file), device)
-        if cfg.TRAIN.RESUME and trainer.store.exists():
+        if cfg.TRAIN.RESUME and trainer.checkpoints.store.exists():
             changes = changed_settings(trainer.resume(), cfg)
             if changes:
                 listed = "; ".join(changes.values())
                 get_logger().warning("the run began with other settings: %s; the new ones hold", listed)
-            if trainer.is_done:
+            if trainer.state.is_trained:
                 get_logger().warning(
                     "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
                 )
@@ -55,9 +55,9 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
         get_logger().info(
             "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
             run_dir,
-            trainer.epoch,
-            trainer.end_epoch,
-            trainer.iterations_per_epoch,
+            trainer.state.epoch,
+            trainer.state.end_epoch,
+            trainer.state.iterations_per_epoch,
             distributed.world_size(),
             device.type,
         )

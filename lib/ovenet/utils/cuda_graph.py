@@ -225,14 +225,14 @@ class GraphedFunction(Generic[T]):
         """The arguments' own copies, which every replay reads, and the graph; None if it cannot be captured."""
         inputs = [torch.empty_like(x, device=self.device).copy_(x, non_blocking=True) for x in arguments]
         graph = self._new_graph(self.device)
-        result, cause = None, ""
+        captured, cause = None, ""
         try:
-            result = graph.capture(lambda: self.function(*inputs))
-        except Exception as error:  # whatever CUDA, a library or the function say
+            captured = _Captured(inputs, graph, graph.capture(lambda: self.function(*inputs)))
+        except Exception as error:  # any error of CUDA, a library or the function
             cause = _first_cause(error)
-        if self._agreed(not cause):
-            return _Captured(inputs, graph, result)
-        result = None
+        if self._agreed(captured is not None):
+            return captured
+        captured = None
         gc.collect()  # the error holds what was made for the graph, in circles
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
