@@ -215,7 +215,8 @@ def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path
     port = free_port()
     start_two(_wait_for_a_late_one, (port, tmp_path))
     message = (tmp_path / "0.txt").read_text()
-    assert message.startswith("process 0 of 2 lost the others in iteration 7: ")
+    assert message.startswith("process 0 of 2 ")
+    assert "iteration 7" in message
     assert "DIST_TIMEOUT" in message
 
 
@@ -224,20 +225,20 @@ def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path
     [
         pytest.param(
             {"RANK": "0", "WORLD_SIZE": "2"},
-            ["process 0 of 2 did not meet the others", "MASTER_PORT="],
+            ["process 0 of 2 ", "MASTER_PORT="],
             marks=pytest.mark.slow,
         ),
         (
             {"RANK": "1", "WORLD_SIZE": "2"},
-            ["process 1 of 2 did not meet the others within 3 s", "start all processes"],
+            ["process 1 of 2 ", "within 3 s", "RANK"],
         ),
-        ({"RANK": "2", "WORLD_SIZE": "2"}, ["RANK=2 of WORLD_SIZE=2; ranks begin at 0"]),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, ["RANK=first; expected a whole number"]),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, ["RANK=2 of WORLD_SIZE=2"]),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, ["RANK=first", "expected an integer"]),
         pytest.param(
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": ""}, ["MASTER_PORT=not set"], marks=pytest.mark.slow
         ),
         pytest.param(
-            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "taken"}, ["a port that is free"], marks=pytest.mark.slow
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "taken"}, ["did not meet", "port"], marks=pytest.mark.slow
         ),
     ],
 )

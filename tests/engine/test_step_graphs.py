@@ -191,16 +191,16 @@ def test_a_step_that_cannot_be_captured_is_not_lost(tiny_cfg, warnings_of):
     graphed = with_graphs(graphed, Refusing)
     run_both(eager, graphed, [[batch_of(i)] for i in range(7)])
     assert_same(eager, graphed)
-    assert warnings_of() == [
-        "the step runs eagerly: RuntimeError: out of memory; TRAIN.CUDA_GRAPH off silences this"
-    ]  # fmt: skip
+    (warning,) = warnings_of()
+    assert "RuntimeError: out of memory;" in warning
+    assert "TRAIN.CUDA_GRAPH off" in warning
 
 
 @pytest.mark.parametrize(
     ("overrides", "settings", "cause"),
     [
-        (("MODEL.HEAD.NAME", "conv1x1", "MODEL.HEAD.EMBEDDING", 8), {}, "LOSS.CONTRAST draws"),
-        ((), {"compile": "max-autotune"}, "TRAIN.COMPILE max-autotune makes graphs of its own"),
+        (("MODEL.HEAD.NAME", "conv1x1", "MODEL.HEAD.EMBEDDING", 8), {}, "LOSS.CONTRAST"),
+        ((), {"compile": "max-autotune"}, "TRAIN.COMPILE max-autotune"),
     ],
 )
 def test_what_is_known_not_to_go_is_not_tried(tiny_cfg, warnings_of, overrides, settings, cause):
@@ -208,8 +208,9 @@ def test_what_is_known_not_to_go_is_not_tried(tiny_cfg, warnings_of, overrides, 
         overrides = (*overrides, "LOSS.CONTRAST.WEIGHT", 0.1, "MODEL.SEED.NAME", "shared")
     step = with_graphs(make_step(tiny_cfg, *overrides), **settings)
     step.passes.graphed.num_warmup = 0
-    assert len(warnings_of()) == 1
-    assert warnings_of()[0].startswith(f"the step runs eagerly: {cause}")
+    (warning,) = warnings_of()
+    assert warning.startswith("the step runs eagerly")
+    assert cause in warning
 
 
 def test_a_run_that_was_resumed_gets_the_same_bits(tiny_cfg):

@@ -139,7 +139,7 @@ def test_many_such_steps_end_the_run_and_leave_the_checkpoint(cfg, tmp_path):
     broken.resume()
     with torch.no_grad():
         broken.model.head.layers[3].bias[0] = float("inf")
-    with pytest.raises(ValueError, match=r"not finite in 2 iterations in a row \(TRAIN\.MAX_SKIPPED\)"):
+    with pytest.raises(ValueError, match=r"not finite in 2 .*TRAIN\.MAX_SKIPPED"):
         broken.fit()
     assert (tmp_path / "run" / CHECKPOINT).read_bytes() == saved
 
@@ -147,7 +147,7 @@ def test_many_such_steps_end_the_run_and_leave_the_checkpoint(cfg, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(cfg, tiny_cfg, tmp_path):
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
     other = make_trainer(tiny_cfg(offset_branch=0), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"checkpoint\.pth: cannot be resumed with this config"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: .*TRAIN\.RESUME False"):
         other.resume()
 
 
@@ -244,7 +244,7 @@ def test_a_picture_never_ends_a_run(cfg, tmp_path, caplog):
 
     trainer.draw_picture = fail
     trainer.fit()
-    assert "no picture of epoch 1: cannot colour NaN" in caplog.text
+    assert "epoch 1: cannot colour NaN" in caplog.text
 
 
 def test_a_picture_is_drawn_every_epoch(cfg, tmp_path):
@@ -355,7 +355,7 @@ def test_bad_steps_that_are_read_late_end_the_run(cfg, tmp_path):
     trainer.step.latency = 1
     with torch.no_grad():
         trainer.model.head.layers[3].bias[0] = float("inf")
-    with pytest.raises(ValueError, match=r"not finite in 2 iterations in a row \(TRAIN\.MAX_SKIPPED\)"):
+    with pytest.raises(ValueError, match=r"not finite in 2 .*TRAIN\.MAX_SKIPPED"):
         trainer.fit()
 
 
@@ -416,7 +416,7 @@ def test_a_length_in_iterations_ends_inside_an_epoch(cfg, tmp_path):
 def test_momenta_of_another_optimizer_are_refused(cfg, tiny_cfg, tmp_path):
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
     other = make_trainer(tiny_cfg("TRAIN.OPTIMIZER", "adamw"), tmp_path / "run")
-    with pytest.raises(ValueError, match=r"momenta are of another optimizer \(TRAIN\.OPTIMIZER\)"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: .*TRAIN\.OPTIMIZER"):
         other.resume()
 
 

@@ -84,7 +84,7 @@ def require_own_folder(cfg: CfgNode, run_dir: Path) -> None:
     """Refuses to overwrite another run, and starts the log.
 
     Raises:
-        UserError: the folder holds a run and TRAIN.RESUME is False, or what a run left but no checkpoint of it.
+        UserError: the folder holds a run and TRAIN.RESUME is False, or weights of a run without its checkpoint.
     """
     if CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists():
         if not cfg.TRAIN.RESUME:
@@ -98,13 +98,13 @@ def require_own_folder(cfg: CfgNode, run_dir: Path) -> None:
                     f"{run_dir / name}: the weights of an earlier run, with no checkpoint to go on from; choose "
                     "another OUTPUT_DIR, or move them away"
                 )
-    distributed.barrier()  # every process has looked before the first one writes
+    distributed.barrier()  # every rank has looked before the first one writes
     if distributed.is_main():
         configure_logging(file=run_dir / "train.log")
 
 
 def record_start(cfg: CfgNode, run_dir: Path) -> None:
-    """Saves the resolved config, and what the run is made with."""
+    """Saves the resolved config, and appends hardware, versions and code of this start."""
     write_text(run_dir / "config.yaml", cfg.dump())
-    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:  # a line for each start
+    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(describe_environment(Path(__file__).parent)) + "\n")

@@ -20,14 +20,15 @@ _AGAIN_S = 0.05
 
 
 class Interruption:
-    """Remembers the first request while it is active, so that the step at hand can be finished and saved.
+    """Context manager that remembers the first request, so that the current step can be finished and saved.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. A SIGHUP that somebody chose to ignore (nohup) stays ignored.
+    A second Ctrl-C raises KeyboardInterrupt at once. A SIGHUP that is ignored already (nohup) stays ignored.
 
     Args:
         at_once: end the process at the first request, while there is nothing to save yet.
 
     Attributes:
+        received: the latest request; None before the first.
         at_once: as the argument; may be changed at any time.
     """
 

@@ -96,7 +96,7 @@ def go_to(schedule: torch.optim.lr_scheduler.LambdaLR, iteration: int) -> None:
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], saved_names: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Restores momenta by the parameters' names, and keeps the learning rates and the other settings.
+    """Restores momenta by the parameters' names, and keeps the present learning rates and other settings.
 
     Args:
         optimizer: freshly built, changed in place.

@@ -155,7 +155,7 @@ class Trainer:
             for batches in epoch_log.timed(self._batches()):
                 started = self._start_step(batches, interruption)
                 in_flight.append(started)
-                # A log line waits for the device anyway; else the device is kept busy while older results are read.
+                # A log line waits for the device anyway; otherwise it stays busy while older results are read.
                 stop, save = self._collect(in_flight, 0 if epoch_log.is_due else self.step.latency, epoch_log)
                 epoch_log.advance(started.result.lr)
                 if stop:
