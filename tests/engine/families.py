@@ -7,8 +7,8 @@ import torch
 
 from ovenet.builders import build_model, build_train_step
 from ovenet.config import load_config
+from ovenet.engine.phases import Phase
 from ovenet.engine.step import TrainStep
-from ovenet.engine.trainer import Phase
 from ovenet.structures import Batch
 from ovenet.utils.cuda_graph import CudaGraph
 
@@ -59,7 +59,7 @@ def family_step(cfg, device, *, graphs, new_graph=CudaGraph, num_warmup=1, dropo
         model, step.criterion, step.optimizer, step.schedule, device, settings, resting_parts=step.resting_parts,
         new_graph=new_graph if graphs else None,
     )  # fmt: skip
-    step._graphed.num_warmup = num_warmup
+    step.passes.graphed.num_warmup = num_warmup
     return step
 
 

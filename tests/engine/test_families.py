@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ovenet.builders import build_model, build_train_step
 from ovenet.data.transforms import _mean_and_std
-from ovenet.engine.trainer import Phase
+from ovenet.engine.phases import Phase
 from ovenet.losses import fused
 from ovenet.structures import Batch
 from ovenet.utils.environment import tf32
@@ -66,9 +66,9 @@ def test_passes_neither_wait_nor_copy_from_the_cpu(tiny_cfg, family):
     cfg, model = without_values(tiny_cfg, family)
     step = build_train_step(model, cfg, device, [Phase(range(25), None, 2)])
     batch = random_batch(device)
-    step._passes(*batch.tensors)  # tables are made
+    step.passes.eagerly(*batch.tensors)  # tables are made
     with _Crossings() as crossings:
-        step._passes(*batch.tensors)
+        step.passes.eagerly(*batch.tensors)
     assert crossings.num_operations > 500
     assert crossings.found == set()
 
@@ -92,9 +92,9 @@ def test_forward_passes_on_cuda_neither_wait_nor_copy(tiny_cfg, family, override
     with FakeTensorMode(allow_non_fake_inputs=True):
         step = build_train_step(model.to_empty(device=device), cfg, device, [Phase(range(25), None, 2)])
         batch = random_batch(device)
-        step._forward(batch)
+        step.passes.forward(batch)
         with _Crossings() as crossings:
-            loss = step._forward(batch)
+            loss = step.passes.forward(batch)
     _mean_and_std.cache_clear()
     assert loss.total.device == device
     assert crossings.num_operations > 500
@@ -117,7 +117,7 @@ def test_a_family_trains_the_same_with_graphs(tiny_cfg, family):
     graphed, step = losses_of(cfg, CPU, graphs=True, new_graph=RecordedGraph)
     assert graphed == eager
     assert all(math.isfinite(loss) for loss in eager)
-    assert step._graphed.num_graphs == (family not in WITHOUT_GRAPHS)
+    assert step.passes.graphed.num_graphs == (family not in WITHOUT_GRAPHS)
 
 
 @pytest.mark.gpu
@@ -131,7 +131,7 @@ def test_a_family_trains_on_cuda_as_on_the_cpu(tiny_cfg, family, precision, grap
     cfg = family_config(tiny_cfg, family, "TRAIN.PRECISION", precision)
     with tf32(False):
         losses, step = losses_of(cfg, torch.device("cuda", torch.cuda.current_device()), graphs=graphs)
-    assert step._graphed.num_graphs == (graphs and family not in WITHOUT_GRAPHS)
+    assert step.passes.graphed.num_graphs == (graphs and family not in WITHOUT_GRAPHS)
     for own, loss in zip(losses, expected, strict=True):
         if own is not None:  # float16 may scale down first
             assert own == pytest.approx(loss, rel=TOLERANCE[precision])

@@ -9,7 +9,7 @@ import torch
 from tests.engine.families import TOLERANCE, batch_of, family_config, family_step, losses_of
 
 from ovenet.builders import build_model, build_train_step
-from ovenet.engine.trainer import Phase
+from ovenet.engine.phases import Phase
 
 CLOSE = 1e-3  # relative, of losses of trainings whose last bits differ
 
@@ -63,7 +63,7 @@ def test_a_resumed_run_goes_on_as_a_whole_one(tiny_cfg, device):
 
     def train(step, numbers):
         losses = [step([batch_of(number)]).loss.total.item() for number in numbers]
-        assert step._graphed.num_graphs == 1
+        assert step.passes.graphed.num_graphs == 1
         return losses, [x.cpu() for x in step.model.state_dict().values()]
 
     def whole():
@@ -89,7 +89,7 @@ def test_compiled_blocks_go_with_graphs(tiny_cfg, device, precision):
     cfg = family_config(tiny_cfg, "hrnet_fcn", "TRAIN.COMPILE", "blocks", "TRAIN.PRECISION", precision)
     launched, _ = losses_of(cfg, device, num_steps=6, graphs=False)
     captured, step = losses_of(cfg, device, num_steps=6, graphs=True, num_warmup=3)
-    assert step._graphed.num_graphs == 1
+    assert step.passes.graphed.num_graphs == 1
     assert captured == pytest.approx(launched, rel=TOLERANCE[precision])
 
 
@@ -109,6 +109,6 @@ def test_a_step_that_cannot_be_captured_is_not_lost(tiny_cfg, device):
         losses = [step([batch_of(number)]).loss.total.item() for number in range(5)]
         outcomes.append((losses, [x.cpu() for x in step.model.state_dict().values()]))
         random_states.append(torch.cuda.get_rng_state())
-        assert step._graphed.num_graphs == 0
+        assert step.passes.graphed.num_graphs == 0
     assert_same(*outcomes)
     assert all(torch.equal(state, random_states[0]) for state in random_states)

@@ -115,7 +115,7 @@ def test_a_graph_is_captured_for_the_resting_step_and_another_for_the_whole_one(
     for number, freeze in enumerate((True, True, True, False, False, False)):
         for step in (eager, graphed):
             step([batch_of(number)], freeze=freeze)
-    assert graphed._graphed.num_graphs == 2
+    assert graphed.passes.graphed.num_graphs == 2
     ours, theirs = copy_of(graphed.model), copy_of(eager.model)
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)

@@ -16,7 +16,7 @@ from benchmarks.inputs import Options
 from benchmarks.measure import compare
 from benchmarks.networks import EXPERIMENTS, RANDOM, SMALL
 from ovenet import build_model, builders, load_config
-from ovenet.engine.trainer import Phase
+from ovenet.engine.phases import Phase
 from ovenet.structures import Batch
 from ovenet.utils import distributed
 

@@ -22,8 +22,8 @@ from ovenet.builders.inference import inference_model
 from ovenet.data.transforms import normalize_images
 from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork
+from ovenet.engine.phases import Phase
 from ovenet.engine.step import TrainStep
-from ovenet.engine.trainer import Phase
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.structures import Batch, OVeNetOutput

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from yacs.config import CfgNode
 
-from ovenet.builders.data import build_train_loader, check_data, shard_loader, validation_dataset
+from ovenet.builders.data import TestLoader, build_train_loader, check_data, shard_loader, validation_dataset
 from ovenet.builders.inference import build_predictor
 from ovenet.builders.models import (
     build_criterion,
@@ -22,11 +25,14 @@ from ovenet.builders.models import (
     prediction_names,
 )
 from ovenet.config.schema import section
+from ovenet.data.dataset import AugmentedDataset
+from ovenet.data.info import DatasetInfo
 from ovenet.engine.checkpoint import CheckpointStore
 from ovenet.engine.optim import build_schedule
+from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings, StepSettings
 from ovenet.engine.step import TrainStep
-from ovenet.engine.trainer import Phase, Trainer, TrainSettings, phase_lengths
+from ovenet.engine.trainer import Trainer, TrainSettings
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.evaluation.pictures import predicted_row
@@ -41,7 +47,7 @@ from ovenet.utils.seeding import seed_everything
 
 
 def build_phases(cfg: CfgNode) -> list[Phase]:
-    """The training of ``TRAIN.ITERATIONS``, or up to ``TRAIN.END_EPOCH`` and the extra epochs after it, if any."""
+    """One phase of ``TRAIN.ITERATIONS``, or one up to ``TRAIN.END_EPOCH`` and, if asked for, one of extra epochs."""
     loader, sampler = build_train_loader(cfg)
     if len(loader) < cfg.TRAIN.ACCUMULATE:
         raise UserError(
@@ -58,7 +64,7 @@ def build_phases(cfg: CfgNode) -> list[Phase]:
 
 
 def count_step(cfg: CfgNode) -> PassesCost:
-    """What the network's passes of one training step cost a process, counted on the meta device in seconds."""
+    """Cost of the network's passes in one training step of one process, counted on the meta device."""
     width, height = cfg.TRAIN.IMAGE_SIZE
     with torch.device("meta"):
         model = build_model(cfg).train()
@@ -69,12 +75,12 @@ def count_step(cfg: CfgNode) -> PassesCost:
 
 
 def peak_images_per_second(cfg: CfgNode, cost: PassesCost, device_name: str) -> float | None:
-    """What the processes' cards could train at their dense bfloat16 peak; None for a card whose peak is not known.
+    """Training speed of all processes if their cards ran at their dense bfloat16 peak; None if that peak is unknown.
 
     Args:
         cfg: the configuration.
         cost: of a step, from `count_step`.
-        device_name: of the cards.
+        device_name: name of the cards.
     """
     peak = peak_flops(device_name)
     if peak is None:
@@ -83,8 +89,8 @@ def peak_images_per_second(cfg: CfgNode, cost: PassesCost, device_name: str) -> 
     return distributed.world_size() * per_step * peak / cost.flops
 
 
-def _told_peak(cfg: CfgNode, device: torch.device) -> float | None:
-    """`peak_images_per_second` of this run's cards, having said what a step is; None without a card."""
+def _peak_of_run(cfg: CfgNode, device: torch.device) -> float | None:
+    """`peak_images_per_second` of this run's cards, having logged what a step costs; None without a card."""
     if device.type != "cuda":
         return None
     try:
@@ -103,39 +109,24 @@ def _told_peak(cfg: CfgNode, device: torch.device) -> float | None:
 
 
 def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phases: Sequence[Phase]) -> TrainStep:
-    """What an iteration does.
+    """The training step, with optimizer, schedule and loss.
 
     Args:
         model: on `device`, with the weights that training starts from.
         cfg: the configuration.
         device: of this process.
-        phases: from `build_phases`; the schedule has their length.
+        phases: from `build_phases`; their length is that of the schedule.
     """
     warn_of_emulation("TRAIN.PRECISION", cfg.TRAIN.PRECISION, device)
-    lengths = [length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, cfg.TRAIN.ACCUMULATE)]
     optimizer = build_optimizer(model, cfg)
-    schedule = build_schedule(
-        optimizer,
-        lengths[0],
-        warmup=cfg.TRAIN.WARMUP,
-        num_extra=sum(lengths[1:]),
-        extra=cfg.TRAIN.EXTRA_LR / cfg.TRAIN.LR,
-        lr_min=cfg.TRAIN.LR_MIN,
-        power=cfg.TRAIN.LR_POWER,
-    )
-    return TrainStep(
-        model,
-        build_criterion(cfg).to(device),
-        optimizer,
-        schedule,
-        device,
-        section(cfg, StepSettings),
-        resting_parts=_resting_parts(model, cfg),
-    )
+    main, *extra = Timeline(tuple(phases), cfg.TRAIN.BEGIN_EPOCH, cfg.TRAIN.ACCUMULATE).lengths
+    schedule = build_schedule(optimizer, section(cfg, ScheduleSettings), main, sum(extra))
+    criterion, settings = build_criterion(cfg).to(device), section(cfg, StepSettings)
+    return TrainStep(model, criterion, optimizer, schedule, device, settings, resting_parts=_resting_parts(model, cfg))
 
 
 def _resting_parts(model: Segmentor, cfg: CfgNode) -> tuple[str, ...]:
-    """Parts that ``TRAIN.FREEZE_LAYERS`` names, as `Segmentor.rest` knows them.
+    """Parts named by ``TRAIN.FREEZE_LAYERS``, as `Segmentor.rest` takes them.
 
     Raises:
         UserError: an entry names no part of the model and no module of its backbone.
@@ -152,7 +143,7 @@ def _resting_parts(model: Segmentor, cfg: CfgNode) -> tuple[str, ...]:
 
 
 def set_up_cuda(cfg: CfgNode) -> None:
-    """Sets how this process trains on CUDA; before its first convolution."""
+    """Applies the CUDA settings to this process; before its first convolution."""
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
     torch.backends.cudnn.benchmark = cfg.CUDNN.BENCHMARK
     torch.backends.cudnn.deterministic = cfg.CUDNN.DETERMINISTIC
@@ -160,7 +151,17 @@ def set_up_cuda(cfg: CfgNode) -> None:
 
 
 def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
-    """Builds every part and joins them."""
+    """The trainer of a run, with all its parts.
+
+    Args:
+        cfg: the configuration.
+        run_dir: folder of checkpoints and logs.
+        log_dir: folder of TensorBoard files.
+        device: of this process.
+
+    Raises:
+        UserError: the data or the weights to start from do not suit the configuration.
+    """
     set_up_cuda(cfg)
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
@@ -170,8 +171,9 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     if not test_set.has_labels:
         raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
     if distributed.is_main():
-        check_data(cfg, (*(phase.loader.dataset.dataset for phase in phases), test_set))
-    model = build_model(cfg).to(device, memory_format=torch.channels_last)
+        train_sets = (phase.loader.dataset for phase in phases)
+        check_data(cfg, (*(one.dataset for one in train_sets if isinstance(one, AugmentedDataset)), test_set))
+    model = build_model(cfg).to(device).to(memory_format=torch.channels_last)
     reports = initialize_model(model, cfg)
     if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):
         check_frozen_parts(model, cfg, reports)
@@ -179,33 +181,42 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         model = synchronized(model)
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
     predictor = build_predictor(model, cfg, device, single_scale=True)
-    names = prediction_names(cfg)
-
-    def score(model: torch.nn.Module, stop: Callable[[], bool]) -> dict[str, EvalResult]:
-        scorer = build_predictor(model, cfg, device, single_scale=True)
-        samples = takewhile(lambda _: not stop(), test_loader)
-        return evaluate(scorer, samples, info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
-
-    return Trainer(
-        build_train_step(model, cfg, device, phases),
-        phases,
-        evaluate=score,
-        draw_picture=lambda: predicted_row(predictor, test_set[0], test_set.info),
-        settings=TrainSettings(
-            run_dir=run_dir,
-            log_dir=log_dir,
-            run=section(cfg, RunSettings),
-            schedule=section(cfg, ScheduleSettings),
-            step=section(cfg, StepSettings),
-            checkpoints=section(cfg, CheckpointSettings),
-            peak_images_per_second=_told_peak(cfg, device),
-            metadata={
-                "config": cfg.dump(),
-                "dataset": info.name,
-                "class_names": list(info.class_names),
-                "palette": [list(c) for c in info.palette],
-                "dataset_info": info.as_dict(),
-                "normalization": asdict(model.normalization),
-            },
-        ),
+    step = build_train_step(model, cfg, device, phases)
+    settings = TrainSettings(
+        run_dir=run_dir,
+        log_dir=log_dir,
+        metadata=_metadata(cfg, info, model),
+        run=section(cfg, RunSettings),
+        schedule=section(cfg, ScheduleSettings),
+        checkpoints=section(cfg, CheckpointSettings),
+        peak_images_per_second=_peak_of_run(cfg, device),
     )
+    return Trainer(
+        step,
+        phases,
+        evaluate=partial(_validate, cfg, device, test_loader),
+        draw_picture=lambda: predicted_row(predictor, test_set[0], test_set.info),
+        settings=settings,
+    )
+
+
+def _validate(
+    cfg: CfgNode, device: torch.device, loader: TestLoader, model: nn.Module, is_stop_requested: Callable[[], bool]
+) -> dict[str, EvalResult]:
+    """Scores a model on the validation split, as far as this rank gets before a request to stop."""
+    predictor = build_predictor(model, cfg, device, single_scale=True)
+    samples = takewhile(lambda _: not is_stop_requested(), loader)
+    names, ignore_label = prediction_names(cfg), cfg.TRAIN.IGNORE_LABEL
+    return evaluate(predictor, samples, dataset_info(cfg), names, ignore_label=ignore_label).overall
+
+
+def _metadata(cfg: CfgNode, info: DatasetInfo, model: Segmentor) -> dict[str, Any]:
+    """Saved with all weights, so that they can be used without the config file and the dataset's description."""
+    return {
+        "config": cfg.dump(),
+        "dataset": info.name,
+        "class_names": list(info.class_names),
+        "palette": [list(color) for color in info.palette],
+        "dataset_info": info.as_dict(),
+        "normalization": asdict(model.normalization),
+    }

@@ -21,9 +21,9 @@ from ovenet import build_model, builders, load_config
 from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import AugmentedDataset
 from ovenet.data.samplers import spread
+from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.run_log import WaitingClock
 from ovenet.engine.scaling import Workload, remedies, step_time
-from ovenet.engine.trainer import Phase, phase_lengths
 from ovenet.errors import UserError
 from ovenet.structures import Batch
 from ovenet.utils.cli import OUT_OF_MEMORY, command_environment, config_parser, ovenet_command
@@ -167,7 +167,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         "cached_s": cached_s,
         "gradient_bytes": float(gradient_bytes(model, cfg)),
         "num_layers": float(accumulate * num_batch_norms(model) if is_synchronized else 0),
-        "steps": float(sum(length for _, length in phase_lengths(phases, cfg.TRAIN.BEGIN_EPOCH, accumulate))),
+        "steps": float(Timeline(tuple(phases), cfg.TRAIN.BEGIN_EPOCH, accumulate).num_iterations),
     }
 
 

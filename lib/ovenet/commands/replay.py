@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from ovenet import build_criterion, build_model
 from ovenet.config import load_config_text
 from ovenet.data.augmentation import prepared
 from ovenet.engine.checkpoint import read_repro
+from ovenet.models import Segmentor
 from ovenet.structures import Batch
 
 
@@ -31,16 +33,16 @@ def main() -> None:
         replay(model, build_criterion(cfg), batch)
 
 
-def replay(model: nn.Module, criterion: nn.Module, batch: Batch) -> None:
+def replay(model: Segmentor, criterion: nn.Module, batch: Batch) -> None:
     """Prints the loss terms, the first module whose output is not finite, and the first such gradient."""
     bad_modules: list[str] = []
 
-    def watch(name: str):
-        def look(_module: nn.Module, _inputs: object, output: object) -> None:
+    def watch(name: str) -> Callable[[nn.Module, object, object], None]:
+        def check(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and not output.isfinite().all():
                 bad_modules.append(name)
 
-        return look
+        return check
 
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     model.train()

@@ -40,12 +40,12 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
     with lock, distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         require_own_folder(cfg, run_dir)
         trainer = builders.build_trainer(cfg, run_dir, run_folder.log_directory(cfg, config_file), device)
-        if cfg.TRAIN.RESUME and trainer.store.exists():
+        if cfg.TRAIN.RESUME and trainer.checkpoints.store.exists():
             changes = changed_settings(trainer.resume(), cfg)
             if changes:
                 listed = "; ".join(changes.values())
                 get_logger().warning("the run began with other settings: %s; the new ones hold", listed)
-            if trainer.is_done:
+            if trainer.state.is_trained:
                 get_logger().warning(
                     "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
                 )
@@ -55,9 +55,9 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
         get_logger().info(
             "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
             run_dir,
-            trainer.epoch,
-            trainer.end_epoch,
-            trainer.iterations_per_epoch,
+            trainer.state.epoch,
+            trainer.state.end_epoch,
+            trainer.state.iterations_per_epoch,
             distributed.world_size(),
             device.type,
         )
@@ -84,7 +84,7 @@ def require_own_folder(cfg: CfgNode, run_dir: Path) -> None:
     """Refuses to overwrite another run, and starts the log.
 
     Raises:
-        UserError: the folder holds a run and TRAIN.RESUME is False, or what a run left but no checkpoint of it.
+        UserError: the folder holds a run and TRAIN.RESUME is False, or weights of a run without its checkpoint.
     """
     if CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists():
         if not cfg.TRAIN.RESUME:
@@ -98,13 +98,13 @@ def require_own_folder(cfg: CfgNode, run_dir: Path) -> None:
                     f"{run_dir / name}: the weights of an earlier run, with no checkpoint to go on from; choose "
                     "another OUTPUT_DIR, or move them away"
                 )
-    distributed.barrier()  # every process has looked before the first one writes
+    distributed.barrier()  # every rank has looked before the first one writes
     if distributed.is_main():
         configure_logging(file=run_dir / "train.log")
 
 
 def record_start(cfg: CfgNode, run_dir: Path) -> None:
-    """Saves the resolved config, and what the run is made with."""
+    """Saves the resolved config, and appends hardware, versions and code of this start."""
     write_text(run_dir / "config.yaml", cfg.dump())
-    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:  # a line for each start
+    with (run_dir / "environment.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(describe_environment(Path(__file__).parent)) + "\n")

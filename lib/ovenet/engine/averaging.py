@@ -12,14 +12,14 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class MovingAverage(AveragedModel):
-    """Exponential moving average of a model's weights and buffers, which begins with the first model it is told of.
+    """Exponential moving average of a model's weights and buffers, which starts at the first update.
 
-    torch's own way of updating looks at every tensor for itself and copies a count to the device, which waits; here
-    tensors of a type are updated together, and nothing waits.
+    torch's own update handles tensors one by one and copies a count to the device, which waits; here all tensors of a
+    type are updated together, and nothing waits.
 
     Args:
-        model: whose tensors; they must stay the same ones.
-        decay: share of the average that a step keeps.
+        model: the model; its tensors must stay the same ones.
+        decay: share of the average that an update keeps.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -34,7 +34,7 @@ class MovingAverage(AveragedModel):
         self._has_begun = False
 
     def update(self, is_bad: Tensor) -> None:
-        """Counts the model as it is now; leaves the average where `is_bad`, a truth value on the device, holds."""
+        """Includes the current model; keeps the average if `is_bad`, a boolean scalar on the device, is true."""
         weight = (1 - self.decay) * ~is_bad
         for dtype, (averaged, current) in self._groups:
             if self._has_begun and dtype.is_floating_point:
@@ -47,7 +47,7 @@ class MovingAverage(AveragedModel):
         self.n_averaged += 1  # lies on the CPU
 
     def restore(self, state: Mapping[str, Any] | None, model: nn.Module) -> None:
-        """Takes over what ``state_dict()`` gave; without it the average begins with the model.
+        """Restores what ``state_dict()`` returned; without it the average starts at the model.
 
         Raises:
             RuntimeError: the state is of another model.

@@ -7,7 +7,7 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -357,38 +357,6 @@ def with_present_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, 
             raise UserError("it is of version 1, which does not say which momenta belong to which parameters")
         state["parameter_names"] = in_order
     return state
-
-
-def require_fields(state: Mapping[str, Any], *, best_files: Collection[str]) -> None:
-    """Refuses a checkpoint whose fields are not what `Trainer` saves, before any of them is used.
-
-    Args:
-        state: from `CheckpointStore.load`.
-        best_files: those that it must hold a score of.
-
-    Raises:
-        TypeError: names the field.
-    """
-    for name in ("epoch", "iteration", "samples_done", "world_size", "num_skipped", "num_broken_samples"):
-        if type(state[name]) is not int or state[name] < 0:
-            raise TypeError(f"{name} is {state[name]!r}; expected a whole number")
-    if not isinstance(state["config"], str):
-        raise TypeError(f"config is a {type(state['config']).__name__}; expected a text")
-    best = state["best"]
-    if not isinstance(best, Mapping) or not set(best_files) <= best.keys():
-        raise TypeError(f"best is {best!r}; expected a score for {' and '.join(best_files)}")
-    if not all(isinstance(value, float | int) for value in best.values()):
-        raise TypeError(f"best is {best!r}; expected numbers")
-    optimizer = state["optimizer"]
-    if not isinstance(optimizer, Mapping) or not optimizer.get("param_groups"):
-        raise TypeError("optimizer holds no groups of parameters")
-    states = state["random_states"]
-    if not isinstance(states, list) or not all(
-        isinstance(s, Mapping) and isinstance(s.get("cpu"), Tensor) for s in states
-    ):
-        raise TypeError("random_states holds no states of random number generators")
-    if not isinstance(state.get("progress", 0.0), float | int):
-        raise TypeError(f"progress is {state['progress']!r}; expected a number")
 
 
 def _renamed_in_ema(name: str, names: Mapping[str, str | None]) -> str:

@@ -1,4 +1,4 @@
-"""Requests to stop: what schedulers send before they take a machine away, a terminal that is closed, and Ctrl-C."""
+"""Requests to stop: a scheduler's signal before it takes the machine away, a closed terminal, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ _AGAIN_S = 0.05
 
 
 class Interruption:
-    """Remembers the first request while it is active, so that the step at hand can be finished and saved.
+    """Context manager that remembers the first request, so that the current step can be finished and saved.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. A SIGHUP that somebody chose to ignore (nohup) stays ignored.
+    A second Ctrl-C raises KeyboardInterrupt at once. A SIGHUP that is ignored already (nohup) stays ignored.
 
     Args:
         at_once: end the process at the first request, while there is nothing to save yet.
 
     Attributes:
+        received: the latest request; None before the first.
         at_once: as the argument; may be changed at any time.
     """
 
@@ -54,7 +55,7 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """What the process should end with: 130 after Ctrl-C, else the code to requeue on."""
+        """Exit code of the process: 130 after Ctrl-C, else the one to requeue on."""
         return 130 if self.received == signal.SIGINT else EXIT_REQUEUE
 
     def _note(self, number: int, _: FrameType | None) -> None:
@@ -73,20 +74,21 @@ class Interruption:
             self._telling.start()
 
     def _unraisable(self, fault: Any) -> None:
-        """Python goes on after an exception in a finaliser or weakref callback: the request is sent again after it."""
+        """Python swallows exceptions in finalisers and weakref callbacks: the request is sent again after them."""
         if self.received is None or not isinstance(fault.exc_value, (SystemExit, KeyboardInterrupt)):
             return self._previous_hook(fault)
-        again = threading.Timer(_AGAIN_S, self._send_again)
+        again = threading.Timer(_AGAIN_S, self._send_again, [self.received])
         again.daemon = True
         again.start()
 
-    def _send_again(self) -> None:
-        if signal.getsignal(self.received) != self._note:
+    def _send_again(self, number: signal.Signals) -> None:
+        if signal.getsignal(number) != self._note:
             return
-        if hasattr(signal, "pthread_kill"):  # wakes a main thread that sleeps; not on Windows
-            signal.pthread_kill(threading.main_thread().ident, self.received)
+        main = threading.main_thread().ident
+        if main is not None and hasattr(signal, "pthread_kill"):  # wakes a main thread that sleeps; not on Windows
+            signal.pthread_kill(main, number)
         else:
-            signal.raise_signal(self.received)
+            signal.raise_signal(number)
 
 
 @cache

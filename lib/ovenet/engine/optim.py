@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ovenet.engine.settings import ScheduleSettings
 from ovenet.errors import UserError
-
-POLY_POWER = 0.9
 
 
 def build_optimizer(
@@ -57,38 +56,31 @@ def build_optimizer(
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer,
-    num_iterations: int,
-    *,
-    warmup: int = 0,
-    num_extra: int = 0,
-    extra: float = 1.0,
-    lr_min: float = 0.0,
-    power: float = POLY_POWER,
+    optimizer: torch.optim.Optimizer, settings: ScheduleSettings, num_iterations: int, num_extra: int = 0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """``(lr - lr_min) · (1 - it / num_iterations)^power + lr_min``, stepped once per iteration.
+    """``(lr - lr_min) · (1 - it / num_iterations)^lr_power + lr_min``, stepped once per iteration.
 
     Args:
-        optimizer: whose learning rates.
-        num_iterations: after which the rate is `lr_min`.
-        warmup: iterations that rise to it linearly.
-        num_extra: iterations after those, which begin anew and fall the same way.
-        extra: factor on the learning rate at their beginning.
-        lr_min: of every group of parameters.
-        power: 1 falls in a line.
+        optimizer: sets the learning rate of each parameter group at the first iteration; all end at `lr_min`.
+        settings: of the schedule.
+        num_iterations: of the phase before the extra epochs.
+        num_extra: iterations of the extra epochs, in which the rate starts at `extra_lr` and falls the same way.
     """
+    extra = settings.extra_lr / settings.lr
 
     # Not PolynomialLR: that one derives each rate from the last, and a resumed run of another length would drift.
     def fall(done: int, length: int, least: float) -> float:
-        return (1.0 - least) * max(0.0, 1.0 - done / length) ** power + least
+        return (1.0 - least) * max(0.0, 1.0 - done / length) ** settings.lr_power + least
 
     def factor(least: float, iteration: int) -> float:
         if num_extra and iteration >= num_iterations:
             return extra * fall(iteration - num_iterations, num_extra, least)
-        rising = min(1.0, (iteration + 1) / (warmup + 1))
+        rising = min(1.0, (iteration + 1) / (settings.warmup + 1))
         return rising * fall(iteration, num_iterations, least)
 
-    factors = [partial(factor, min(1.0, lr_min / group["lr"])) for group in optimizer.param_groups]
+    factors: list[Callable[[int], float]] = [
+        partial(factor, min(1.0, settings.lr_min / group["lr"])) for group in optimizer.param_groups
+    ]
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 
@@ -104,17 +96,19 @@ def go_to(schedule: torch.optim.lr_scheduler.LambdaLR, iteration: int) -> None:
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], saved_names: Sequence[str], names: Sequence[str]
 ) -> None:
-    """Restores momenta by the parameters' names, and keeps the learning rates and the other settings.
+    """Restores momenta by the parameters' names, and keeps the present learning rates and other settings.
 
     Args:
         optimizer: freshly built, changed in place.
         saved: from ``optimizer.state_dict()``.
-        saved_names: of its parameters, in the order of its groups.
-        names: of the optimizer's own parameters, likewise.
+        saved_names: names of its parameters, in the order of its groups.
+        names: names of the optimizer's own parameters, in the order of its groups.
 
     Raises:
-        UserError: the state is of other parameters, or of another kind of optimizer.
+        UserError: the state is of other parameters, or of another kind of optimizer, or holds no parameter groups.
     """
+    if not saved["param_groups"]:
+        raise UserError("its optimizer has no parameter groups")
     places = {name: index for index, name in enumerate(saved_names)}
     other = places.keys() ^ set(names)
     if other:

@@ -1,4 +1,4 @@
-"""What a run shows while it trains, a bar or lines, and what it writes down: TensorBoard files and JSON lines."""
+"""Progress of a run on the terminal and in its log, and its numbers in TensorBoard files and JSON lines."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ovenet.utils import distributed
 from ovenet.utils.logging import FILE_ONLY, get_logger
 from ovenet.utils.writing import write_text
 
-SILENCE_S = 60.0  # after which a line tells that a run goes on
+SILENCE_S = 60.0  # without a line, after which one says that the run goes on
 JSON_LOG = "log.jsonl"
 T = TypeVar("T")
 
 
 class Meter:
-    """Means over the iterations since it was made."""
+    """Means over iterations, from its creation on."""
 
     def __init__(self) -> None:
         self.num_steps = 0
@@ -50,9 +50,9 @@ class Meter:
         return self.num_steps
 
     def summary(self) -> dict[str, float]:
-        """``loss`` and ``loss_<term>``, means over all processes, and ``images_per_second`` with the waiting for data.
+        """``loss`` and ``loss_<term>``, means over all ranks, and ``images_per_second``, with the wait for data.
 
-        Reached by every process.
+        Every rank must call it.
         """
         sums = distributed.all_reduce_sum(torch.stack([value.double() for value in self._sums.values()]))
         values = (sums / (self.num_steps * distributed.world_size())).tolist()
@@ -61,12 +61,12 @@ class Meter:
 
 
 def track(items: Iterable[T], title: str, num_items: int, *, print_freq: int, enabled: bool) -> Iterator[T]:
-    """Passes items on and shows how many are done: a bar on a terminal, log lines elsewhere.
+    """Yields items and shows how many are done: a bar on a terminal, log lines elsewhere.
 
     Args:
-        items: what to pass on.
-        title: what is going on.
-        num_items: how many there are.
+        items: to yield.
+        title: of the work.
+        num_items: number of items.
         print_freq: items between log lines.
         enabled: False shows nothing.
     """
@@ -81,9 +81,9 @@ def track(items: Iterable[T], title: str, num_items: int, *, print_freq: int, en
 
 
 class WaitingClock:
-    """Measures how much of the time is spent waiting for items."""
+    """Measures the share of time spent waiting for items."""
 
-    BOUND = 0.2  # share of waiting above which more loading processes pay off
+    BOUND = 0.2  # share of waiting above which more loader workers pay off
 
     def __init__(self) -> None:
         self.waited_s = 0.0
@@ -91,16 +91,16 @@ class WaitingClock:
 
     @property
     def total_s(self) -> float:
-        """Seconds since it was made."""
+        """Seconds since its creation, or since the first item."""
         return time.perf_counter() - self._started
 
     @property
     def waiting_share(self) -> float:
-        """Of the time so far, in ``[0, 1]``."""
+        """Share of the time so far, in ``[0, 1]``."""
         return self.waited_s / self.total_s
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
-        """Passes items on and counts the time until each one is there, but for the first: it starts the processes."""
+        """Yields items and counts the time until each one arrives; not the first, which starts the workers."""
         iterator, is_first = iter(items), True
         while True:
             asked = time.perf_counter()
@@ -115,7 +115,7 @@ class WaitingClock:
 
     @classmethod
     def verdict(cls, waiting_share: float) -> str:
-        """What limits the speed, and what to do."""
+        """The bottleneck, and the remedy."""
         return "data-bound: raise WORKERS, or set DATASET.CACHE" if waiting_share > cls.BOUND else "compute-bound"
 
     def __str__(self) -> str:
@@ -125,12 +125,12 @@ class WaitingClock:
 
 
 class Progress:
-    """Progress of one epoch on process 0; a context manager.
+    """Progress of one epoch on rank 0; a context manager.
 
     Args:
-        title: what is going on.
+        title: of the epoch.
         num_steps: iterations of the epoch.
-        done: how many were done before.
+        done: iterations done before.
         enabled: False shows nothing.
     """
 
@@ -156,7 +156,7 @@ class Progress:
         """Counts one iteration; writes a line if none was written for a minute.
 
         Args:
-            later_steps: iterations of the epochs to come.
+            later_steps: iterations of later epochs.
         """
         self._done += 1
         self._bar.update()
@@ -177,10 +177,10 @@ class Progress:
         """Shows the loss, the learning rate and the time to the end of the run.
 
         Args:
-            step: iterations of this epoch that are done.
+            step: iterations of this epoch so far.
             summary: from `Meter.summary`, and ``mfu``, the share of the cards' peak, if known.
-            lr: learning rate of that step.
-            later_steps: iterations of the epochs to come.
+            lr: learning rate of the last iteration.
+            later_steps: iterations of later epochs.
         """
         if not self.enabled:
             return
@@ -205,20 +205,20 @@ class Progress:
 
 
 class RunLog:
-    """Writes on process 0, does nothing on the others; a context manager.
+    """Writes the numbers of a run on rank 0, does nothing on other ranks; a context manager.
 
     Args:
-        run_dir: where ``log.jsonl`` goes.
-        tensorboard_dir: where TensorBoard's files go.
-        iteration: where the run goes on; what was written beyond it, by a run that was cut off, is dropped.
-        is_validation_due: whether it goes on with the validation after that iteration; what was written of it is
-            dropped too.
-        wandb_project: project of Weights & Biases that gets the numbers too; "" for none.
-        mlflow_experiment: experiment of MLflow that gets them too; "" for none.
+        run_dir: folder of ``log.jsonl``.
+        tensorboard_dir: folder of TensorBoard files.
+        iteration: last iteration of the checkpoint; points that an interrupted run wrote after it are dropped.
+        is_validation_due: whether the run goes on with the validation after that iteration; points of that validation
+            are dropped too.
+        wandb_project: Weights & Biases project that receives the numbers too; "" for none.
+        mlflow_experiment: MLflow experiment that receives them too; "" for none.
         config: the run's settings as YAML, for both.
 
     Raises:
-        UserError: one of the two is asked for, but not installed.
+        UserError: wandb or mlflow is asked for, but not installed.
     """
 
     def __init__(
@@ -248,7 +248,7 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes without hiding the error that ended the run: a full disk fails here too."""
+        """Closes; an error here, on a full disk, must not hide the one that ended the run."""
         if self._writer is None:
             return
         if self._wandb is not None:
@@ -266,8 +266,8 @@ class RunLog:
         Args:
             kind: ``train`` or ``val``.
             values: by name; NaN becomes null in the JSON line.
-            iteration: that are done.
-            epoch: the one at hand, from 0.
+            iteration: number of iterations done.
+            epoch: index of the epoch.
         """
         if self._writer is None:
             return
@@ -290,7 +290,7 @@ class RunLog:
 
 
 def _start_wandb(run_dir: Path, project: str, config: str) -> Any:
-    """A run that goes on when the training does: its id is that of the folder."""
+    """A run that a resumed training continues: its id comes from the folder."""
     try:
         import wandb
     except ImportError as error:
@@ -302,9 +302,9 @@ def _start_wandb(run_dir: Path, project: str, config: str) -> Any:
 
 
 def _start_mlflow(run_dir: Path, experiment: str, config: str) -> Any:
-    """A run that goes on when the training does: the folder remembers its id.
+    """A run that a resumed training continues: its id is kept in the folder.
 
-    Without MLFLOW_TRACKING_URI in the environment everything goes to the run's folder: the numbers to a database.
+    Without MLFLOW_TRACKING_URI in the environment everything goes to the run's folder, the numbers to a database.
     """
     try:
         import mlflow
@@ -327,7 +327,7 @@ def _start_mlflow(run_dir: Path, experiment: str, config: str) -> Any:
 
 
 def _cut(path: Path, iteration: int, *, is_validation_due: bool) -> None:
-    """Keeps the lines up to an iteration, see `RunLog`; a last line that was cut off is dropped too."""
+    """Keeps the lines up to an iteration, see `RunLog`; drops an incomplete last line too."""
     if not path.exists():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""A model of a training step on several cards and hosts, to be looked at before they are rented.
+"""A cost model of a training step on several cards and hosts, to consult before renting them.
 
 Nothing here was measured with NCCL; docs/scaling.md says what was checked, and where the numbers come from.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-BACKWARD_SHARE = 2 / 3  # of the computation of a step
-BUCKET_BYTES = 25 * 2**20  # of gradients that DistributedDataParallel sends together
-# Seconds, of NCCL's own tuning model for small messages (src/graph/tuning.cc, protocol LL).
+BACKWARD_SHARE = 2 / 3  # share of a step's computation
+BUCKET_BYTES = 25 * 2**20  # gradients that DistributedDataParallel sends together
+# Seconds from NCCL's own tuning model for small messages (src/graph/tuning.cc, protocol LL).
 TREE_BASE_S, RING_BASE_S = 6.8e-6, 6.6e-6
 NVLINK_HOP_S, HOP_BESIDE_NETWORK_S = 0.6e-6, 1e-6  # the latter in a ring that goes over a network elsewhere
 TREE_NETWORK_HOP_S, RING_NETWORK_HOP_S = 5.0e-6, 2.7e-6
@@ -22,11 +22,11 @@ class Workload:
     """The work of one process in a step.
 
     Attributes:
-        compute_s: seconds of a step alone, input not counted.
-        input_s: seconds that the input of a step takes, which goes on beside it.
-        gradient_bytes: that a process sends for each step before anything is divided among processes.
-        num_layers: of synchronised BatchNorm, each with an all-gather forward and an all-reduce backward; counted for
-            each micro-batch.
+        compute_s: seconds of a step alone, without its input.
+        input_s: seconds that the input of a step takes, in parallel to it.
+        gradient_bytes: bytes of all gradients of a process, as they are sent.
+        num_layers: layers of synchronised BatchNorm, each with an all-gather forward and an all-reduce backward, times
+            the micro-batches.
     """
 
     compute_s: float
@@ -36,7 +36,7 @@ class Workload:
 
     @property
     def wanted_s(self) -> float:
-        """Of a step without other processes."""
+        """Seconds of a step without other processes."""
         return max(self.compute_s, self.input_s)
 
 
@@ -45,10 +45,10 @@ class StepTime:
     """Where the time of a step goes, in seconds.
 
     Attributes:
-        workload: of a process.
-        link_s: that gradients take on the link.
-        exposed_s: of these, what the backward pass does not hide.
-        messages_s: of synchronised BatchNorm.
+        workload: the work of a process.
+        link_s: time of the gradients on the link.
+        exposed_s: part of it that the backward pass does not hide.
+        messages_s: time of synchronised BatchNorm's messages.
     """
 
     workload: Workload
@@ -58,12 +58,12 @@ class StepTime:
 
     @property
     def total_s(self) -> float:
-        """Of a step."""
+        """Seconds of a step."""
         return max(self.workload.compute_s + self.exposed_s + self.messages_s, self.workload.input_s)
 
     @property
     def efficiency(self) -> float:
-        """Share of the speed that the processes would have if each were alone."""
+        """Speed relative to that of as many independent processes."""
         return self.workload.wanted_s / self.total_s
 
     @property
@@ -84,13 +84,13 @@ def step_time(workload: Workload, *, hosts: int, per_host: int, link_gbit: float
 
     Computation and input are measured on one process. Gradients are averaged in a ring of the hosts, whose links carry
     ``2 (n - 1) / n`` times their bytes each way for `n` hosts, while the backward pass still runs; inside a host that
-    is taken to be free. Each BatchNorm waits for its two messages.
+    is assumed to be free. Each BatchNorm waits for its two messages.
 
     Args:
-        workload: of one process.
-        hosts: number of them.
-        per_host: processes of each, with a card of their own.
-        link_gbit: gigabits a second between two hosts, each way.
+        workload: the work of one process.
+        hosts: number of hosts.
+        per_host: processes on each host, with a card of their own.
+        link_gbit: gigabits per second between two hosts, each way.
     """
     sent = 2 * (hosts - 1) / hosts * workload.gradient_bytes
     link_s = 8 * sent / (link_gbit * 1e9)
@@ -115,7 +115,7 @@ def all_reduce_s(hosts: int, per_host: int) -> float:
 
 
 def remedies(workload: Workload) -> dict[str, Workload]:
-    """What helps, and what is left to do with it; a larger batch is taken to cost as much more time.
+    """The workload with each remedy; a larger batch is assumed to take proportionally longer.
 
     Args:
         workload: with gradients of 4 bytes and synchronised BatchNorm.

@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
-from ovenet.data.samplers import TrainSampler
-from ovenet.engine.checkpoint import (
-    CHECKPOINT,
-    CheckpointStore,
-    require_fields,
-    save_atomically,
-    save_repro,
-    weights_of,
-    with_present_names,
-)
+from ovenet.engine.checkpointer import Checkpointer
+from ovenet.engine.epoch_log import CrowdingWarning, EpochLog
+from ovenet.engine.faults import Faults
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.run_log import Meter, Progress, RunLog, WaitingClock
-from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings, StepSettings
+from ovenet.engine.phases import Phase, Timeline
+from ovenet.engine.run_log import RunLog
+from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings
 from ovenet.engine.step import StepResult, TrainStep
-from ovenet.errors import UserError
-from ovenet.structures import Batch, EvalResult, LossTerms
+from ovenet.engine.train_state import BEST, BEST_EMA, TrainState
+from ovenet.engine.validation import Evaluate, Validation
+from ovenet.structures import Batch
 from ovenet.utils import distributed
-from ovenet.utils.environment import crowding, device_memory_used, release_unused
+from ovenet.utils.environment import release_unused
 from ovenet.utils.logging import get_logger
 
-BEST = "best.pth"
-BEST_EMA = "best_ema.pth"
 FINAL = "final_state.pth"
 FINAL_EMA = "final_ema.pth"
-_NUM_SETTLING = 16  # steps of a process after which algorithms are chosen and graphs captured
+_NUM_SETTLING = 16  # iterations of a process after which algorithms are chosen and graphs captured
 
-Evaluate = Callable[[nn.Module, Callable[[], bool]], Mapping[str, EvalResult]]
 DrawPicture = Callable[[], Tensor]
 
 
@@ -51,12 +41,12 @@ class TrainSettings:
     """Settings of the training loop.
 
     Attributes:
-        run_dir: where checkpoints go.
-        log_dir: where TensorBoard files go.
-        metadata: saved with every file of weights: the config, class names and so on.
-        run, schedule, step, checkpoints: see there.
-        peak_images_per_second: what all cards could train if they did nothing but the network's arithmetic at their
-            dense bfloat16 peak; None if not known.
+        run_dir: folder of checkpoints and logs.
+        log_dir: folder of TensorBoard files.
+        metadata: saved with all weights: the config, class names and so on.
+        run, schedule, checkpoints: see their classes.
+        peak_images_per_second: training speed of all cards together if the network's arithmetic ran at their dense
+            bfloat16 peak; None if unknown.
     """
 
     run_dir: Path
@@ -64,53 +54,30 @@ class TrainSettings:
     metadata: Mapping[str, Any]
     run: RunSettings
     schedule: ScheduleSettings
-    step: StepSettings
     checkpoints: CheckpointSettings
     peak_images_per_second: float | None = None
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A part of the training on one list.
+class _Started(NamedTuple):
+    """An iteration whose result may not be read yet."""
 
-    Attributes:
-        loader: micro-batches of one epoch, in the order of `sampler`.
-        sampler: told the epoch, and where in it to begin.
-        end_epoch: number after its last epoch.
-        num_iterations: length in iterations, in place of `end_epoch`; 0 for none. Possible for the only phase.
-    """
-
-    loader: DataLoader[Batch]
-    sampler: TrainSampler
-    end_epoch: int
-    num_iterations: int = 0
-
-
-def phase_lengths(phases: Sequence[Phase], begin_epoch: int, accumulate: int) -> list[tuple[int, int]]:
-    """Iterations of an epoch and of the whole, for each phase.
-
-    Args:
-        phases: one after the other.
-        begin_epoch: number of the first epoch.
-        accumulate: micro-batches per iteration.
-    """
-    lengths = []
-    for phase in phases:
-        per_epoch = len(phase.loader) // accumulate
-        lengths.append((per_epoch, phase.num_iterations or per_epoch * (phase.end_epoch - begin_epoch)))
-        begin_epoch = phase.end_epoch
-    return lengths
+    iteration: int
+    batches: Sequence[Batch]
+    result: StepResult
 
 
 class Trainer:
-    """Fits a model; one per process.
+    """Fits a model; every rank has one.
+
+    What watches the loop (log, checkpoints, faults, validation) are plain objects, called where they are needed: their
+    order matters, because results must be read before a checkpoint, and all ranks must reach each collective together.
 
     Args:
-        step: what an iteration does, with its model.
+        step: does one iteration.
         phases: one after the other.
-        evaluate: scores a model on the validation split; reached by every process. Its second argument says whether
-            this process was asked to stop: then what is left may be skipped, and the scores are not used.
-        draw_picture: a picture ``(3, H, W)`` uint8 for TensorBoard; called on process 0 after every epoch.
+        evaluate: scores a model on the validation split; called on every rank. Its second argument says whether this
+            rank was asked to stop: the remaining samples may then be skipped, and the scores are not used.
+        draw_picture: returns a picture ``(3, H, W)`` uint8 for TensorBoard; called on rank 0 after every epoch.
         settings: of the run.
     """
 
@@ -124,62 +91,30 @@ class Trainer:
     ):
         self.step = step
         self.model = step.model
-        self.phases = tuple(phases)
         self.evaluate = evaluate
         self.draw_picture = draw_picture
         self.settings = settings
-        self.store = CheckpointStore(settings.run_dir, settings.checkpoints.keep_checkpoints)
-        self.epoch = settings.schedule.begin_epoch
-        self.iteration = 0
-        self._num_run = 0  # steps of this process
-        self.steps_in_epoch = 0
-        self.position = 0
-        self.best = {BEST: -1.0, BEST_EMA: -1.0}
-        self.num_skipped = 0
-        self.num_skipped_in_row = 0
-        self.num_broken_samples = 0
-        self.is_validation_due = False
-        self._saved_at = time.monotonic()
-        self._is_crowded = False  # as the log has said
-
-    @property
-    def best_mean_iou(self) -> float:
-        """The best score of the final prediction so far; -1 before the first validation."""
-        return self.best[BEST]
-
-    @property
-    def num_iterations(self) -> int:
-        """Of the whole schedule; `position` of them are done. With other numbers of processes they are others."""
-        lengths = phase_lengths(self.phases, self.settings.schedule.begin_epoch, self.settings.step.accumulate)
-        return sum(length for _, length in lengths)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing is left to train."""
-        return self.position >= self.num_iterations
-
-    @property
-    def end_epoch(self) -> int:
-        """Number after the last epoch, which may be cut short where the length is given in iterations."""
-        if not self.phases[-1].num_iterations:
-            return self.phases[-1].end_epoch
-        left = self.num_iterations - self.position + self.steps_in_epoch
-        return self.epoch + max(-(-left // self.iterations_per_epoch), 1 if self.steps_in_epoch else 0)
+        begin_epoch = settings.schedule.begin_epoch
+        self.state = TrainState(Timeline(tuple(phases), begin_epoch, step.settings.accumulate), begin_epoch)
+        saved = settings.run_dir, settings.metadata
+        self.checkpoints = Checkpointer(step, self.state, *saved, settings.checkpoints)
+        self._faults = Faults(self.state, self.model, *saved, step.settings.max_skipped)
+        self._crowding = CrowdingWarning()
+        self._num_run = 0  # iterations of this process
 
     @property
     def phase(self) -> Phase:
-        """The one that the epoch at hand belongs to."""
-        return next((p for p in self.phases if self.epoch < p.end_epoch or p.num_iterations), self.phases[-1])
+        """The phase of the current epoch."""
+        return self.state.timeline.phase(self.state.epoch)
 
-    @property
-    def iterations_per_epoch(self) -> int:
-        """Of this process, the same on every one, in the phase at hand."""
-        return len(self.phase.loader) // self.settings.step.accumulate
+    def resume(self) -> str:
+        """Resumes from the newest intact checkpoint, see `Checkpointer.resume`."""
+        return self.checkpoints.resume()
 
     def fit(self, interruption: Interruption | None = None) -> float:
-        """Trains to the last epoch. A request to stop ends the process after a checkpoint.
+        """Trains to the last epoch. A request to stop on any rank ends all of them after a checkpoint.
 
-        Every epoch's checkpoint is written before its validation, which a resumed run makes up for.
+        Every epoch is saved before its validation, which a resumed run makes up for.
 
         Args:
             interruption: notes requests to stop; None does so from here on.
@@ -192,324 +127,118 @@ class Trainer:
             OSError: a checkpoint cannot be written; the one before is whole.
             SystemExit: after a request to stop.
         """
+        state = self.state
+        with (
+            self._open_log() as log,
+            Interruption() if interruption is None else nullcontext(interruption) as interruption,
+        ):
+            interruption.at_once = False
+            validation = Validation(self.evaluate, state, self.checkpoints, log, interruption)
+            while state.is_validation_due or not state.is_trained:
+                if not state.is_validation_due:
+                    self._train_epoch(log, interruption)
+                if state.is_validation_due:
+                    self._validate(validation)
+                if distributed.is_main():
+                    self._draw(log)
+        if distributed.is_main():
+            self.checkpoints.save_weights(self.model, FINAL)
+            if self.step.ema is not None:
+                self.checkpoints.save_weights(self.step.ema.module, FINAL_EMA)
+        return state.best_mean_iou
+
+    def _train_epoch(self, log: RunLog, interruption: Interruption) -> None:
+        """Trains to the end of the current epoch and saves it; saves and exits if a rank is asked to stop before."""
+        in_flight: deque[_Started] = deque()
+        self.step.parallel.train()
+        with EpochLog(log, self.state, self.settings.run.print_freq, self.settings.peak_images_per_second) as epoch_log:
+            for batches in epoch_log.timed(self._batches()):
+                started = self._start_step(batches, interruption)
+                in_flight.append(started)
+                # A log line waits for the device anyway; otherwise it stays busy while older results are read.
+                stop, save = self._collect(in_flight, 0 if epoch_log.is_due else self.step.latency, epoch_log)
+                epoch_log.advance(started.result.lr)
+                if stop:
+                    self._collect(in_flight, 0, epoch_log)
+                    self.checkpoints.save()
+                    self._exit(interruption)
+                if (save or self.checkpoints.is_due_by_count) and not self.state.is_epoch_trained:
+                    self._collect(in_flight, 0, epoch_log)
+                    self.checkpoints.save()
+        epoch_log.finish(self.step.device)
+        self._crowding.look(epoch_log.title, self.phase.loader.num_workers)
+        self.state.begin_epoch(self.settings.checkpoints.eval_interval)
+        self.checkpoints.save()
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """Micro-batches of each iteration that is left of the current epoch."""
+        state, phase = self.state, self.phase
+        phase.sampler.epoch, phase.sampler.start = state.epoch, state.samples_done
+        num_left = state.epoch_length - state.steps_in_epoch
+        random_state = torch.get_rng_state()
+        batches = iter(phase.loader)  # draws a seed for its workers; dropout must not depend on how often that is done
+        torch.set_rng_state(random_state)
+        for _ in range(num_left):
+            yield list(islice(batches, state.timeline.accumulate))
+
+    def _start_step(self, batches: list[Batch], interruption: Interruption) -> _Started:
+        """Counts and launches an iteration, without waiting for the device."""
+        self.state.begin_iteration()
+        iteration = self.state.iteration
+        with distributed.activity(f"iteration {iteration}"):
+            result = self.step(
+                batches,
+                freeze=self.state.epoch < self.step.settings.freeze_epochs,
+                stop=interruption.received is not None,
+                save=self.checkpoints.is_due_by_clock,
+            )
+        self._faults.count_broken(batches)
+        self._num_run += 1
+        if self._num_run == _NUM_SETTLING:
+            release_unused(self.step.device)
+        return _Started(iteration, batches, result)
+
+    def _collect(self, in_flight: deque[_Started], max_in_flight: int, epoch_log: EpochLog) -> tuple[bool, bool]:
+        """Reads results until at most `max_in_flight` are left; returns (stop, save), agreed by all ranks."""
+        stop = save = False
+        while len(in_flight) > max_in_flight:
+            iteration, batches, result = in_flight.popleft()
+            flags, loss = result.flags, result.loss
+            if not flags.is_rescaled:
+                self._faults.count_step(iteration, batches, is_skipped=loss is None)
+            if loss is not None:
+                epoch_log.add(loss, batches)
+            stop, save = stop or flags.stop, save or flags.save
+        return stop, save
+
+    def _validate(self, validation: Validation) -> None:
+        """Scores the model and the averaged one; exits if a rank is asked to stop before, and is resumed with it."""
+        is_complete = validation(self.model, self.step.device, BEST)
+        if is_complete and self.step.ema is not None:
+            is_complete = validation(self.step.ema.module, self.step.device, BEST_EMA, "_ema")
+        if not is_complete:
+            self._exit(validation.interruption)
+        self.state.is_validation_due = False
+        self.checkpoints.save(replaces_newest=True)
+
+    def _draw(self, log: RunLog) -> None:
+        try:
+            log.picture("val/picture", self.draw_picture(), iteration=self.state.iteration)
+        except Exception as error:  # a picture that cannot be drawn must not end the run
+            get_logger().warning("no picture of epoch %d: %s", self.state.epoch, " ".join(str(error).split())[:200])
+
+    def _open_log(self) -> RunLog:
         settings = self.settings
-        log = RunLog(
+        return RunLog(
             settings.run_dir,
             settings.log_dir,
-            iteration=self.iteration,
-            is_validation_due=self.is_validation_due,
+            iteration=self.state.iteration,
+            is_validation_due=self.state.is_validation_due,
             wandb_project=settings.run.wandb,
             mlflow_experiment=settings.run.mlflow,
             config=settings.metadata["config"],
         )
-        with log, Interruption() if interruption is None else nullcontext(interruption) as interruption:
-            interruption.at_once = False
-            while not self.is_done or self.is_validation_due:
-                if not self.is_validation_due:
-                    if self._train_epoch(log, interruption):
-                        self._save_checkpoint()
-                        self._leave(interruption)
-                    self.epoch += 1
-                    self.steps_in_epoch = 0
-                    self.is_validation_due = self._is_epoch_validated()
-                    self._save_checkpoint()
-                if self.is_validation_due:
-                    if self._validate(log, interruption):
-                        self._leave(interruption)
-                    self.is_validation_due = False
-                    self._save_checkpoint(replaces_newest=True)
-                if distributed.is_main():
-                    self._draw(log)
-        if distributed.is_main():
-            save_atomically(self._weights(self.model), settings.run_dir / FINAL)
-            if self.step.ema is not None:
-                save_atomically(self._weights(self.step.ema.module), settings.run_dir / FINAL_EMA)
-        return self.best_mean_iou
 
-    def _leave(self, interruption: Interruption) -> NoReturn:
-        get_logger().info("stopped at iteration %d; TRAIN.RESUME True goes on", self.iteration)
+    def _exit(self, interruption: Interruption) -> NoReturn:
+        get_logger().info("stopped at iteration %d; TRAIN.RESUME True goes on", self.state.iteration)
         sys.exit(interruption.exit_code)
-
-    def _draw(self, log: RunLog) -> None:
-        try:
-            log.picture("val/picture", self.draw_picture(), iteration=self.iteration)
-        except Exception as error:  # a picture that cannot be drawn must not end the run
-            get_logger().warning("no picture of epoch %d: %s", self.epoch, " ".join(str(error).split())[:200])
-
-    def _train_epoch(self, log: RunLog, interruption: Interruption) -> bool:
-        """Trains to the end of the epoch at hand.
-
-        Returns:
-            Whether some process was asked to stop before that.
-        """
-        self.step.parallel.train()
-        loader, sampler = self.phase.loader, self.phase.sampler
-        sampler.epoch, sampler.start = self.epoch, self._samples_done()
-        left = self.num_iterations - self.position
-        meter, total = Meter(), min(self.iterations_per_epoch, self.steps_in_epoch + left)
-        title = f"epoch {self.epoch + 1}/{self.end_epoch}"
-        remaining = left - (total - self.steps_in_epoch)
-        freeze = self.epoch < self.settings.step.freeze_epochs
-        clock = WaitingClock()
-        groups = clock.watch(_groups(loader, self.settings.step.accumulate, total - self.steps_in_epoch))
-        in_flight: deque[tuple[int, StepResult, Sequence[Batch]]] = deque()  # steps whose results are still to be read
-
-        def drain(max_in_flight: int) -> tuple[bool, bool]:
-            """Reads results of steps; whether to stop, and whether to save, as all processes are told."""
-            results = [self._count(*in_flight.popleft(), meter) for _ in range(len(in_flight) - max_in_flight)]
-            return any(result.stop for result in results), any(result.save for result in results)
-
-        with Progress(title, total, done=self.steps_in_epoch, enabled=distributed.is_main()) as progress:
-            for batches in groups:
-                self.iteration += 1
-                with distributed.activity(f"iteration {self.iteration}"):
-                    stop = interruption.received is not None
-                    result = self.step(batches, freeze=freeze, stop=stop, save=self._minutes_are_over())
-                in_flight.append((self.iteration, result, batches))
-                self.steps_in_epoch += 1
-                self.position += 1
-                self._count_broken(batches)
-                self._num_run += 1
-                if self._num_run == _NUM_SETTLING:
-                    release_unused(self.step.device)
-                is_last = self.steps_in_epoch == total
-                is_reported = self.steps_in_epoch % self.settings.run.print_freq == 0 or is_last
-                stop, save = drain(0 if is_reported else self.step.latency)  # a summary waits for the device anyway
-                if is_reported and len(meter):
-                    self._report(progress, log, meter.summary(), result.lr, remaining)
-                    meter = Meter()
-                progress.advance(remaining)
-                if stop:
-                    drain(0)
-                    return True
-                every = self.settings.checkpoints.checkpoint_every
-                if not is_last and (save or (every and self.iteration % every == 0)):
-                    drain(0)
-                    self._save_checkpoint()
-        get_logger().info("%s: %s", title, ", ".join(filter(None, (str(clock), device_memory_used(self.step.device)))))
-        crowded = crowding(loader.num_workers)
-        if crowded and not self._is_crowded:
-            get_logger().warning("%s: %s", title, crowded)
-        self._is_crowded = bool(crowded)
-        return False
-
-    def _count(self, iteration: int, result: StepResult, batches: Sequence[Batch], meter: Meter) -> StepResult:
-        """Counts a step."""
-        if not result.is_rescaled:
-            self._count_skipped(iteration, result.loss, batches)
-        if result.loss is not None:
-            meter.add(result.loss, sum(len(b.names) for b in batches) * distributed.world_size())
-        return result
-
-    def _samples_done(self) -> int:
-        """Samples of this epoch that all processes together have used."""
-        return (
-            self.steps_in_epoch
-            * self.settings.step.accumulate
-            * self.phase.loader.batch_size
-            * distributed.world_size()
-        )
-
-    def _report(self, progress: Progress, log: RunLog, summary: Mapping[str, float], lr: float, remaining: int) -> None:
-        if self.settings.peak_images_per_second:
-            summary = {**summary, "mfu": summary["images_per_second"] / self.settings.peak_images_per_second}
-        progress.report(self.steps_in_epoch, summary, lr, remaining)
-        values = {**summary, "lr": lr, "skipped": self.num_skipped}
-        log.scalars("train", values, iteration=self.iteration, epoch=self.epoch)
-
-    def _count_broken(self, batches: Sequence[Batch]) -> None:
-        for problem in (problem for batch in batches for problem in batch.problems):
-            self.num_broken_samples += 1
-            get_logger().warning("sample %d that is left out: %s", self.num_broken_samples, problem)
-
-    def _count_skipped(self, iteration: int, loss: LossTerms | None, batches: Sequence[Batch]) -> None:
-        if loss is not None:
-            self.num_skipped_in_row = 0
-            return
-        self.num_skipped += 1
-        self.num_skipped_in_row += 1
-        names = ", ".join(name for batch in batches for name in batch.names)
-        get_logger().warning(
-            "iteration %d: loss or gradient is not finite, no weight was changed (images here: %s)",
-            iteration,
-            names,
-        )
-        if self.num_skipped == 1:
-            self._save_repro(iteration, batches)
-        if self.num_skipped_in_row >= self.settings.step.max_skipped:
-            raise UserError(
-                f"loss or gradient was not finite in {self.num_skipped_in_row} iterations in a row "
-                "(TRAIN.MAX_SKIPPED); lower TRAIN.LR or look at the images named above; "
-                f"{self.settings.run_dir / CHECKPOINT} is untouched"
-            )
-
-    def _save_repro(self, iteration: int, batches: Sequence[Batch]) -> None:
-        try:
-            path = save_repro(self.settings.run_dir, iteration, self.model, batches, self.settings.metadata)
-            get_logger().warning("saved %s; look at it with: python tools/replay.py %s", path, path)
-        except OSError as error:  # no reason to end the run
-            get_logger().warning("the batch cannot be kept: %s", error)
-
-    def _is_epoch_validated(self) -> bool:
-        done = self.epoch - self.settings.schedule.begin_epoch
-        return done % self.settings.checkpoints.eval_interval == 0 or self.is_done
-
-    def _validate(self, log: RunLog, interruption: Interruption) -> bool:
-        """Scores the model, and the averaged one; whether some process was asked to stop before that was done."""
-        if self._validate_model(self.model, BEST, "", log, interruption):
-            return True
-        return self.step.ema is not None and self._validate_model(
-            self.step.ema.module, BEST_EMA, "_ema", log, interruption
-        )
-
-    def _validate_model(
-        self, model: nn.Module, file: str, suffix: str, log: RunLog, interruption: Interruption
-    ) -> bool:
-        with distributed.activity(f"the validation after epoch {self.epoch}"):
-            results = self.evaluate(model, lambda: interruption.received is not None)
-            asked = torch.tensor(int(interruption.received is not None), device=self.step.device)
-            if bool(distributed.all_reduce_sum(asked)):
-                return True
-        mean_iou = results["fused"].mean_iou
-        is_best = mean_iou > self.best[file]
-        if is_best:
-            self.best[file] = mean_iou
-        if not distributed.is_main():
-            return False
-        if not results["fused"].num_pixels:
-            get_logger().warning("epoch %d: no labelled pixel in the validation list, so no score", self.epoch)
-            return False
-        scores = ", ".join(f"{name}{suffix} {100 * result.mean_iou:.2f} %" for name, result in results.items())
-        best = 100 * self.best[file]
-        get_logger().info("epoch %d: mIoU %s (best fused%s %.2f %%)", self.epoch, scores, suffix, best)
-        values = {f"mean_iou_{name}{suffix}": result.mean_iou for name, result in results.items()}
-        log.scalars("val", values, iteration=self.iteration, epoch=self.epoch - 1)
-        if is_best:
-            save_atomically(self._weights(model), self.settings.run_dir / file)
-        return False
-
-    def _weights(self, model: nn.Module) -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "epoch": self.epoch,
-            "best_mean_iou": self.best_mean_iou,
-            **self.settings.metadata,
-        }
-
-    def _minutes_are_over(self) -> bool:
-        """By the clock of this process; the processes tell each other with the step's flags."""
-        minutes = self.settings.checkpoints.checkpoint_minutes
-        return bool(minutes) and time.monotonic() - self._saved_at > 60 * minutes
-
-    def _save_checkpoint(self, *, replaces_newest: bool = False) -> None:
-        with distributed.activity("saving a checkpoint"):
-            self._write_checkpoint(replaces_newest=replaces_newest)
-        self._saved_at = time.monotonic()
-
-    def _write_checkpoint(self, *, replaces_newest: bool) -> None:
-        random_states = distributed.gather_objects(_random_state())
-        if distributed.is_main():
-            self.store.save(
-                {
-                    **self._weights(self.model),
-                    **self.step.state(),
-                    "iteration": self.iteration,
-                    "steps_in_epoch": self.steps_in_epoch,
-                    "progress": self.position / self.num_iterations,
-                    "samples_done": self._samples_done(),
-                    "world_size": distributed.world_size(),
-                    "best": dict(self.best),
-                    "num_skipped": self.num_skipped,
-                    "num_broken_samples": self.num_broken_samples,
-                    "random_states": random_states,
-                    "is_validation_due": self.is_validation_due,
-                },
-                replaces_newest=replaces_newest,
-            )
-        distributed.barrier()
-
-    def resume(self) -> str:
-        """Resumes from the newest intact checkpoint; settings that differ take their present values.
-
-        Returns:
-            The configuration that the checkpoint was saved with, as YAML.
-
-        Raises:
-            UserError: all checkpoints are damaged, or are of another model.
-        """
-        state, path = self.store.load()
-        try:
-            require_fields(state, best_files=self.best)
-            state = with_present_names({**state, "model": weights_of(state, path)}, self.model)
-            self.model.load_state_dict(state["model"])
-            self.epoch, self.iteration = state["epoch"], state["iteration"]
-            self.best = dict(state["best"])
-            self.num_skipped, self.num_broken_samples = state["num_skipped"], state["num_broken_samples"]
-            self._resume_inside_epoch(state["samples_done"], state.get("progress"))
-            self.step.restore(state, self.position)
-            _set_random_state(state["random_states"])
-            self.is_validation_due = state.get("is_validation_due", False)
-            saved_config = state["config"]
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{path}: cannot be resumed with this config ({reason}); set TRAIN.RESUME False and another OUTPUT_DIR"
-            ) from error
-        get_logger().info(
-            "resumed from %s: epoch %d, iteration %d, %s",
-            path,
-            self.epoch + 1,
-            self.iteration,
-            "no mIoU yet" if self.best_mean_iou < 0 else f"best mIoU {100 * self.best_mean_iou:.2f} %",
-        )
-        if state["world_size"] != distributed.world_size():
-            get_logger().warning(
-                "the run began on %d process(es), now there are %d: the new number holds; the samples of this epoch "
-                "that were used are not used again, random numbers of dropout differ",
-                state["world_size"],
-                distributed.world_size(),
-            )
-        return saved_config
-
-    def _resume_inside_epoch(self, samples_done: int, progress: float | None) -> None:
-        """Finds the step at which an epoch goes on, and the place in the schedule.
-
-        With another batch size or number of processes there are other iterations: the step is the one that repeats
-        fewer samples, and the place in the schedule is the same share of it.
-        """
-        per_step = self.settings.step.accumulate * self.phase.loader.batch_size * distributed.world_size()
-        self.steps_in_epoch = min(-(-samples_done // per_step), self.iterations_per_epoch)
-        if self.phases[-1].num_iterations and progress is not None:
-            self.position = round(progress * self.num_iterations)
-            return
-        self.position, begin = self.steps_in_epoch, self.settings.schedule.begin_epoch
-        lengths = phase_lengths(self.phases, begin, self.settings.step.accumulate)
-        for phase, (per_epoch, _) in zip(self.phases, lengths, strict=True):
-            self.position += per_epoch * (min(self.epoch, phase.end_epoch) - begin)
-            begin = min(self.epoch, phase.end_epoch)
-
-
-def _groups(loader: DataLoader[Batch], size: int, num_groups: int) -> Iterator[list[Batch]]:
-    """The first `num_groups` groups of `size` batches."""
-    state = torch.get_rng_state()
-    batches = iter(loader)  # draws a seed for its processes; dropout must not depend on how often an epoch was begun
-    torch.set_rng_state(state)
-    for _ in range(num_groups):
-        yield list(islice(batches, size))
-
-
-def _random_state() -> dict[str, Tensor]:
-    """States of the random generators used in training (dropout): the CPU's and this process's GPU's."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(states: Sequence[Mapping[str, Tensor]]) -> None:
-    if len(states) != distributed.world_size():
-        return  # saved by another number of processes
-    own = states[distributed.rank()]
-    torch.set_rng_state(own["cpu"])
-    if "cuda" in own and torch.cuda.is_available():
-        torch.cuda.set_rng_state(own["cuda"])

@@ -1,7 +1,7 @@
 """Functions of fixed-size tensors as CUDA graphs: captured once, then launched as a whole.
 
-A graph repeats the kernels of its capture on the same memory. What the function reads of Python, a factor say, is
-frozen in it; what it keeps from one call to the next must not be made during the capture.
+A graph repeats the kernels of its capture on the same memory. Python values that the function reads, such as a factor,
+are frozen in it; tensors that it keeps between calls must not be created during the capture.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 from ovenet.utils.logging import get_logger
 
 T = TypeVar("T")
-_NUM_WARMUP = 3  # kernels are compiled and chosen, tables made, workspaces taken
+_NUM_WARMUP = 3  # calls in which kernels are compiled and chosen, tables made, workspaces allocated
 _MAX_GRAPHS = 4
 
 
 class _Pool:
-    """Memory that graphs share. Its handle ends with the last of them: torch refuses one whose graphs are gone."""
+    """Memory that graphs share. Its handle ends with the last graph: torch refuses a handle without graphs."""
 
     def __init__(self) -> None:
         self.handle = torch.cuda.graph_pool_handle()
@@ -35,21 +35,21 @@ _pools: WeakValueDictionary[int, _Pool] = WeakValueDictionary()
 
 
 class Graph(Protocol):
-    """What is captured once and replayed."""
+    """Work that is captured once and replayed."""
 
     def capture(self, function: Callable[[], T]) -> T:
-        """Records what the function launches, without doing it; its result has values after `replay` alone.
+        """Records the function's kernels without running them; its result has values only after `replay`.
 
         Raises:
-            Exception: it cannot be captured; nothing was done and nothing is left of the attempt.
+            Exception: it cannot be captured; nothing was run, and nothing is left of the attempt.
         """
 
     def replay(self) -> None:
-        """Does what was recorded, on the same memory."""
+        """Runs the recorded kernels, on the same memory."""
 
 
 class CudaGraph:
-    """A `Graph` on a card. All of a process share their memory: a result is read before another graph is replayed.
+    """A `Graph` on a card. The graphs of a process share memory: read a result before another graph is replayed.
 
     Args:
         device: with its index.
@@ -64,11 +64,11 @@ class CudaGraph:
     def capture(self, function: Callable[[], T]) -> T:
         """See `Graph.capture`.
 
-        Other threads, those that pin memory for the loader or watch over NCCL, go on with calls that a capture
-        forbids, so only those of this thread count.
+        Other threads, which pin memory for the loader or watch over NCCL, continue with calls that a capture forbids,
+        so only the calls of this thread count.
         """
         outer = torch.cuda.current_stream(self._index)
-        gc.collect()  # graphs that nobody has any more; torch has left that out since 2.9
+        gc.collect()  # unreferenced graphs; torch has not done this since 2.9
         was_collecting = gc.isenabled()
         gc.disable()  # the end of another graph would end this capture
         try:
@@ -88,7 +88,7 @@ class CudaGraph:
         return torch.cuda.graph(graph, pool=pool, stream=_stream(self._index), capture_error_mode="thread_local")
 
     def _give_memory_back(self) -> None:
-        """What torch does at the end of a capture, if that failed: it would never free memory of the pool again."""
+        """What torch does after a good capture; after a failed one it would never free the pool's memory again."""
         _pools.pop(self._index, None)  # graphs that were captured before keep theirs
         with suppress(RuntimeError):
             self._graph.reset()  # the newest torch does it all here
@@ -100,8 +100,9 @@ class CudaGraph:
                 break
 
     def _free_generator(self) -> None:
-        """Until the end of a capture the random generator refuses eager work, and older torch leaves it so if that
-        end fails; the end of any other capture frees it. Its state, which other graphs share, stays as it is.
+        """Lets the random generator be used eagerly again, which older torch forbids after a failed capture.
+
+        The end of any other capture allows it. The generator's state, which other graphs share, is unchanged.
         """
         with suppress(RuntimeError), self._capturing(torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()):
             torch.zeros(1, device=torch.device("cuda", self._index))
@@ -113,10 +114,10 @@ class CudaGraph:
 
 @contextmanager
 def aside(device: torch.device) -> Iterator[None]:
-    """Work on the stream on which graphs are captured, after what was launched before and before what comes after.
+    """Context manager for work on the stream on which graphs are captured, in order with the current stream.
 
-    autograd adds up a gradient on the stream on which it first did, so what is to be captured runs here from the start.
-    Nothing changes on other devices.
+    autograd accumulates a gradient on the stream of its first use, so work to be captured runs here from the start.
+    Other devices are unaffected.
     """
     if device.type != "cuda":
         yield
@@ -149,14 +150,14 @@ class GraphedFunction(Generic[T]):
     """A function that runs eagerly at first, then as one graph for each size of its arguments.
 
     Args:
-        function: of tensors on `device`; gives tensors in any structure. It must not wait for the device.
+        function: takes tensors on `device`, returns tensors in any structure. It must not wait for the device.
         device: where it runs.
-        name: of what it does, for the log: ``the step``.
-        switch: setting that ends the attempts: ``TRAIN.CUDA_GRAPH off``.
+        name: names the work in the log: ``the step``.
+        switch: setting that turns graphs off: ``TRAIN.CUDA_GRAPH off``.
         num_warmup: eager calls of a size before its capture.
-        max_graphs: sizes beyond them stay eager.
-        agreed: whether a capture that went well here did so on all processes; called after each attempt.
-        recover: called where it did not, before the function runs eagerly, on all processes.
+        max_graphs: number of sizes with a graph; others stay eager.
+        agreed: called after each attempt with whether it succeeded on this rank; returns whether it did on all.
+        recover: called on all ranks after a failed attempt, before the function runs eagerly.
         new_graph: makes an empty `Graph`.
     """
 
@@ -183,15 +184,15 @@ class GraphedFunction(Generic[T]):
 
     @property
     def num_graphs(self) -> int:
-        """Captured so far."""
+        """Number of graphs captured so far."""
         return len(self._captured)
 
     def __call__(self, *arguments: Tensor, key: Hashable = None) -> T:
-        """The function's result, which the next call overwrites.
+        """The function's result; the next call overwrites it.
 
         Args:
-            arguments: on any device; copied without waiting if they lie in page-locked memory.
-            key: what else the kernels depend on, such as the mode of a model.
+            arguments: on any device; copied without waiting from page-locked memory.
+            key: other values that the kernels depend on, such as the mode of a model.
         """
         signature = (key, *((x.shape, x.dtype, x.stride()) for x in arguments))
         if signature not in self._captured:
@@ -215,24 +216,24 @@ class GraphedFunction(Generic[T]):
             return self.function(*(x.to(self.device, non_blocking=True) for x in arguments))
 
     def give_up(self, cause: str) -> None:
-        """Ends all attempts and forgets the graphs; said once."""
+        """Ends all attempts and drops the graphs; warns once."""
         if not self._is_given_up:
             get_logger().warning("%s runs eagerly: %s; %s silences this", self.name, cause, self.switch)
         self._is_given_up = True
         self._captured.clear()
 
     def _capture(self, arguments: Sequence[Tensor]) -> _Captured[T] | None:
-        """The arguments' own copies, which every replay reads, and the graph; None if it cannot be captured."""
+        """The graph, and copies of the arguments that every replay reads; None if it cannot be captured."""
         inputs = [torch.empty_like(x, device=self.device).copy_(x, non_blocking=True) for x in arguments]
         graph = self._new_graph(self.device)
-        result, cause = None, ""
+        captured, cause = None, ""
         try:
-            result = graph.capture(lambda: self.function(*inputs))
-        except Exception as error:  # whatever CUDA, a library or the function say
+            captured = _Captured(inputs, graph, graph.capture(lambda: self.function(*inputs)))
+        except Exception as error:  # any error of CUDA, a library or the function
             cause = _first_cause(error)
-        if self._agreed(not cause):
-            return _Captured(inputs, graph, result)
-        result = None
+        if self._agreed(captured is not None):
+            return captured
+        captured = None
         gc.collect()  # the error holds what was made for the graph, in circles
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -242,7 +243,7 @@ class GraphedFunction(Generic[T]):
 
 
 def _first_cause(error: BaseException) -> str:
-    """In one line; a capture that is broken fails once more when it is ended."""
+    """The first error on one line; a failed capture fails once more when it is ended."""
     while error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,4 +1,4 @@
-"""Process groups. Every function here works, and does nothing, in a single process."""
+"""Process groups. In a single process every function here works and does nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WAY_OUT = "torchrun sets these variables; unset them to run one process"
 
 
 class PeersLostError(UserError):
-    """Another process ended or is late; this one should exit without waiting for anything."""
+    """Another rank ended or is late; this process should exit without waiting for anything."""
 
 
 def is_launched() -> bool:
@@ -34,34 +34,34 @@ def is_launched() -> bool:
 
 
 def is_launch_main() -> bool:
-    """Whether this is process 0, told from the launcher's environment, before the group exists."""
+    """Whether this is rank 0 according to the launcher's environment, before the group exists."""
     return _launcher_number("RANK", 0) == 0
 
 
 def _launcher_number(name: str, default: int) -> int:
-    """What the launcher says in an environment variable.
+    """The value of a launcher's environment variable.
 
     Raises:
-        UserError: it is no whole number.
+        UserError: it is not an integer of at least 0.
     """
     text = os.environ.get(name, str(default))
     if not text.isdigit():
-        raise UserError(f"the environment says {name}={text}; expected a whole number: {_WAY_OUT}")
+        raise UserError(f"the environment says {name}={text}; expected an integer of at least 0: {_WAY_OUT}")
     return int(text)
 
 
 @contextmanager
 def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[None]:
-    """Joins the launcher's group for a while: NCCL on CUDA, gloo on the CPU; nothing in a single process.
+    """Context manager that joins the launcher's group: NCCL on CUDA, gloo on the CPU, none in a single process.
 
-    All processes leave together. After an error a process leaves at once, and the launcher ends the others.
+    All ranks leave together. After an error a rank leaves at once, and the launcher ends the others.
 
     Args:
         device: of this process.
-        timeout_s: seconds that a process waits for the others.
+        timeout_s: seconds that a rank waits for the others.
 
     Raises:
-        PeersLostError: another process ended, or did not come in time; says which process waited in what.
+        PeersLostError: another rank ended, or did not come in time; names the waiting rank and its activity.
     """
     if not is_launched():
         yield
@@ -83,10 +83,11 @@ def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[
 
 
 def _join(device: torch.device, timeout_s: float) -> None:
-    """Meets the other processes.
+    """Initialises the process group.
 
     Raises:
-        PeersLostError: not all came, or the place where they meet cannot be used.
+        UserError: RANK is not below WORLD_SIZE.
+        PeersLostError: not all ranks came, or MASTER_ADDR and MASTER_PORT cannot be used.
     """
     world_size, own = _launcher_number("WORLD_SIZE", 1), _launcher_number("RANK", 0)
     if own >= world_size:
@@ -112,45 +113,45 @@ def activity(name: str) -> Iterator[None]:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this is process 0, the one that writes."""
+    """Whether this is rank 0, the one that writes."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, from 0."""
+    """Rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world_size() -> int:
-    """Number of processes on this machine."""
+    """Number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def barrier() -> None:
-    """Waits until every process is here."""
+    """Waits until every rank is here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """Sum over all processes, in place."""
+    """Sum over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
 
 
 def gather_objects(value: T) -> list[T]:
-    """The values of all processes, by their number."""
+    """The values of all ranks, in their order."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -159,7 +160,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def broadcast(value: T) -> T:
-    """Process 0's value, on every process."""
+    """Rank 0's value, on every rank."""
     if not dist.is_initialized():
         return value
     answer = [value]
@@ -171,10 +172,10 @@ def choose_device(name: str) -> torch.device:
     """The device of this process.
 
     Args:
-        name: ``auto``, ``cpu`` or ``cuda``; with CUDA each local process takes its own card.
+        name: ``auto``, ``cpu`` or ``cuda``; with CUDA each local rank takes its own card.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: CUDA is asked for and not available, or has fewer devices than local ranks.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

@@ -1,0 +1,142 @@
+"""When a run is saved, what its checkpoints hold, and how it resumes from one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ovenet.engine.checkpoint import CheckpointStore, save_atomically, weights_of, with_present_names
+from ovenet.engine.settings import CheckpointSettings
+from ovenet.engine.step import TrainStep
+from ovenet.engine.train_state import TrainState
+from ovenet.errors import UserError
+from ovenet.utils import distributed
+from ovenet.utils.logging import get_logger
+
+
+class Checkpointer:
+    """Saves a run and resumes it. Every rank calls `save`; rank 0 writes.
+
+    Args:
+        step: model, optimizer and averaged weights.
+        state: counters of the run.
+        run_dir: folder of the files.
+        metadata: saved with all weights: the config, class names and so on.
+        settings: when to save, and how many checkpoints to keep.
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        state: TrainState,
+        run_dir: Path,
+        metadata: Mapping[str, Any],
+        settings: CheckpointSettings,
+    ):
+        self.step = step
+        self.state = state
+        self.run_dir = run_dir
+        self.metadata = metadata
+        self.settings = settings
+        self.store = CheckpointStore(run_dir, settings.keep_checkpoints)
+        self._saved_at = time.monotonic()
+
+    @property
+    def is_due_by_clock(self) -> bool:
+        """Whether the minutes between checkpoints are over on this rank's clock; ranks agree by the step's flags."""
+        minutes = self.settings.checkpoint_minutes
+        return bool(minutes) and time.monotonic() - self._saved_at > 60 * minutes
+
+    @property
+    def is_due_by_count(self) -> bool:
+        """Whether the iterations between checkpoints are over."""
+        every = self.settings.checkpoint_every
+        return bool(every) and self.state.iteration % every == 0
+
+    def save(self, *, replaces_newest: bool = False) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            replaces_newest: overwrite the newest one instead of keeping it as an older one.
+
+        Raises:
+            OSError: it cannot be written; the one before is whole.
+        """
+        with distributed.activity("saving a checkpoint"):
+            random_states = distributed.gather_objects(_random_state())
+            if distributed.is_main():
+                content = {**self.metadata, "model": self.step.model.state_dict(), **self.step.state()}
+                content |= {**self.state.state_dict(), "random_states": random_states}
+                self.store.save(content, replaces_newest=replaces_newest)
+            distributed.barrier()
+        self._saved_at = time.monotonic()
+
+    def save_weights(self, model: nn.Module, file: str) -> None:
+        """Writes the weights of a model alone, with the metadata; called on rank 0."""
+        about = {"epoch": self.state.epoch, "best_mean_iou": self.state.best_mean_iou, **self.metadata}
+        save_atomically({"model": model.state_dict(), **about}, self.run_dir / file)
+
+    def resume(self) -> str:
+        """Resumes from the newest intact checkpoint; settings that differ keep their present values.
+
+        Returns:
+            The configuration that the checkpoint was saved with, as YAML.
+
+        Raises:
+            UserError: all checkpoints are damaged, or of another model.
+        """
+        saved, path = self.store.load()
+        try:
+            self._restore(saved, path)
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # any damage, any other model
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path}: cannot be resumed with this config ({reason}); set TRAIN.RESUME False and another OUTPUT_DIR"
+            ) from error
+        best = self.state.best_mean_iou
+        get_logger().info(
+            "resumed from %s: epoch %d, iteration %d, %s",
+            path,
+            self.state.epoch + 1,
+            self.state.iteration,
+            "no mIoU yet" if best < 0 else f"best mIoU {100 * best:.2f} %",
+        )
+        if saved["world_size"] != distributed.world_size():
+            get_logger().warning(
+                "the run began on %d process(es), now there are %d: the new number holds; the samples of this epoch "
+                "that were used are not used again, random numbers of dropout differ",
+                saved["world_size"],
+                distributed.world_size(),
+            )
+        return saved["config"]
+
+    def _restore(self, saved: dict[str, Any], path: Path) -> None:
+        if not isinstance(saved["config"], str):
+            raise TypeError(f"config is a {type(saved['config']).__name__}; expected a string")
+        saved = with_present_names({**saved, "model": weights_of(saved, path)}, self.step.model)
+        self.state.load_state_dict(saved)
+        self.step.model.load_state_dict(saved["model"])
+        self.step.restore(saved, self.state.position)
+        _set_random_state(saved["random_states"])
+
+
+def _random_state() -> dict[str, Tensor]:
+    """States of the random generators used in training (dropout): the CPU's and this process's GPU's."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(states: Sequence[Mapping[str, Tensor]]) -> None:
+    if len(states) != distributed.world_size():
+        return  # saved by another number of ranks
+    own = states[distributed.rank()]
+    torch.set_rng_state(own["cpu"])
+    if "cuda" in own and torch.cuda.is_available():
+        torch.cuda.set_rng_state(own["cuda"])
