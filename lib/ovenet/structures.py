@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+Size = tuple[int, int]  # (height, width) or (width, height), as the name of the variable says
 ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # the last: shares whose sum is not 1
 
 

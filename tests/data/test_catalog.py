@@ -12,8 +12,8 @@ from ovenet.data.catalog import CATALOG, find_dataset
 from ovenet.data.dataset import ListDataset
 from ovenet.data.description import own_description, voc_color
 from ovenet.data.info import INVALID, DatasetInfo
-from ovenet.data.layouts import with_stored_ids
 from ovenet.data.prepare import prepare_dataset
+from ovenet.data.stored_ids import with_stored_ids
 from ovenet.errors import UserError
 
 NUM_CLASSES = {

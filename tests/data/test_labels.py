@@ -8,7 +8,7 @@ from PIL import Image
 from tests.data.pixel_files import png
 
 from ovenet.data.description import own_description
-from ovenet.data.labels import LabelDecoder, count_colors
+from ovenet.data.labels import LabelDecoder, color_codes, colors_of_codes, count_values
 from ovenet.data.masks import read_mask
 from ovenet.errors import UserError
 
@@ -136,8 +136,10 @@ def test_colours_are_counted(path):
     expected = {}
     for pixel in map(tuple, pixels.reshape(-1, 3).tolist()):
         expected[pixel] = expected.get(pixel, 0) + 1
-    assert count_colors(pixels) == expected
-    assert count_colors(pixels[pixels[..., 0] > 5]) == {}
+    codes, numbers = count_values(color_codes(pixels))
+    assert dict(zip(colors_of_codes(codes), numbers.tolist(), strict=True)) == expected
+    codes, numbers = count_values(color_codes(pixels[pixels[..., 0] > 5]))
+    assert colors_of_codes(codes) == numbers.tolist() == []
 
 
 def disc(size=80, radius=25.3, smooth=True):

@@ -92,7 +92,7 @@ def test_signed_bytes_stay_signed(path):
 @pytest.mark.parametrize("value", [0.5, float("nan"), float("inf")])
 def test_floats_that_are_no_ids_are_refused(path, value):
     path.write_bytes(tiff(np.array([[1, value, 2]], "<f4"), 32, sample_format=3))
-    with pytest.raises(UserError, match=rf"mask: the label holds the number {value} \(1 pixels are no whole numbers\)"):
+    with pytest.raises(UserError, match=rf"mask: the label holds the number {value} \(1 pixels are no integers\)"):
         read_mask(path)
 
 

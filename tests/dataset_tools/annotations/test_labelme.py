@@ -260,7 +260,7 @@ def test_images_that_are_annotated_twice_or_not_at_all(tmp_path):
         ('{"shapes": []}', "not a file of labelme"),
         ('{"shapes": [], "imagePath": 3}', "not a file of labelme"),
         ('{"shapes": [], "imagePath": "a.jpg", "imageHeight": "20", "imageWidth": 30}', "its size is named 30 x '20'"),
-        ('{"shapes": [], "imagePath": "a.jpg", "imageHeight": -20, "imageWidth": 30}', "expected whole numbers"),
+        ('{"shapes": [], "imagePath": "a.jpg", "imageHeight": -20, "imageWidth": 30}', "expected integers"),
         ('{"shapes": [], "imagePath": "gone.jpg", "imageData": null}', "does not exist; put it beside the JSON file"),
     ],
 )
