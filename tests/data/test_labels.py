@@ -83,7 +83,7 @@ def test_one_foreign_colour_does_not_hide_two_that_contradict(decoder, path):
 
 def test_an_index_that_is_no_class_but_whose_colour_is(decoder, path):
     save_palette(path, [[0, 2]], BLACK, BLUE, RED)
-    with pytest.raises(UserError, match="index 2 is no class by its number and 'c1' by its palette's colour"):
+    with pytest.raises(UserError, match=r"index 2 .*no class.*'c1'"):
         decoder(BLACK, RED).read(path)
 
 
@@ -228,7 +228,7 @@ def test_jpeg_masks_of_few_far_colours(decoder, tmp_path, quality):
 def test_jpeg_mixes_up_near_ids(decoder, tmp_path, classes, snap):
     path = tmp_path / "mask.jpg"
     save(path, np.zeros((16, 16)))
-    with pytest.raises(UserError, match="stored as JPEG, which changes values, and its classes are as near as 0 and"):
+    with pytest.raises(UserError, match=r"mask.*JPEG.*\b0 and"):
         decoder(*classes, snap=snap).read(path)
 
 

@@ -162,7 +162,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
     """Their masks would have the same file."""
     write_image(tmp_path / "images/a.jpg")
     images = [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "a.jpg"}]
-    with pytest.raises(UserError, match="two images are called a, and so would their masks be"):
+    with pytest.raises(UserError, match=r"two images .*\ba\b.*masks"):
         imported("coco", coco(tmp_path, [annotation(3, TREE)], images=images), background="rest")
 
 
