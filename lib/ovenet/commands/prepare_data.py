@@ -66,18 +66,21 @@ def parse_arguments() -> argparse.Namespace:
         "them as a further split, and keeps its ids",
     )
     parser.add_argument(
-        "--background", default="", metavar="CLASS", help="with --from: for pixels that no shape covers; else ignored"
+        "--background",
+        default="",
+        metavar="CLASS",
+        help="with --from: class of pixels that no shape covers; ignored without it",
     )
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        help="with --from: of the images; else as the name of the file or folder says (instances_val.json), or divided",
+        help="with --from: split of the images; else as the file or folder is named (instances_val.json), or divided",
     )
     drawn = parser.add_argument_group("synthetic", "how many scenes are drawn, and how; scenes that exist are kept")
     for split, count in (("train", 200), ("val", 40), ("test", 10)):
         drawn.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"scenes (default: {count})")
     drawn.add_argument("--size", type=int, nargs=2, default=(512, 256), metavar=("WIDTH", "HEIGHT"))
-    drawn.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
+    drawn.add_argument("--seed", type=int, default=0, help="random seed of the scenes (default: 0)")
     args = parser.parse_args()
     args.dataset = folder_name(args.dataset, args.root)
     if args.form and args.source is None:
@@ -105,7 +108,10 @@ def write_lists(args: argparse.Namespace, source: Path | None, missing: Sequence
     """
     if missing:
         names = " and no ".join(missing)
-        print(f"note: there is no split {names} yet; until it is imported, lists divide what is there", file=sys.stderr)
+        print(
+            f"note: there is no split {names} yet; until it is imported, lists divide the existing images",
+            file=sys.stderr,
+        )
     try:
         preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)
     except UserError as error:
@@ -221,7 +227,7 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         print(f"  {describe(value)}: {100 * share:.2f} % of the pixels, {role}")
     for remark in draft.remarks:
         print(f"note: {remark}", file=sys.stderr)
-    return f"now edit the names in {folder / DESCRIPTION}, remove what is no class, and look: {_audit_of(experiment)}"
+    return f"now edit the names in {folder / DESCRIPTION}, remove values of no class, and look: {_audit_of(experiment)}"
 
 
 def begin_experiment(name: str, root: Path, size: tuple[int, int], num_classes: int) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-INVALID = np.iinfo(np.int16).min  # what `train_id_table` holds for ids that the dataset does not know
+INVALID = np.iinfo(np.int16).min  # train id of ids that the dataset does not know
 SPLITS = ("train", "val", "test")
 
 Color = tuple[int, int, int]
@@ -107,7 +107,7 @@ class DatasetInfo:
         ignored_ids: ignored ids in the label files.
         ignored_colors: ignored colours in label files that hold colours.
         layouts: layout of each split, in every form in which the data is known to lie; the first that fits is used.
-        archives: what to download and unpack, for messages.
+        archives: files to download and unpack, for messages.
         num_images: number of images of each published split.
         class_weights: ``K`` published loss weights, or None.
         conditions: names of subsets that are scored separately; a component of each image's path.

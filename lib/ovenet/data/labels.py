@@ -146,7 +146,7 @@ class LabelDecoder:
                 first, second = (", ".join(map(str, one)) for one in (values[int(apart.argmin())], value))
                 raise UserError(
                     f"{path}: the label is stored as {form.file_format}, which changes values, and its classes are as "
-                    f"near as {first} and {second}: one becomes the other unseen; save it as PNG from the original"
+                    f"near as {first} and {second}, so it may mix them up; save it as PNG from the original"
                 )
         return self.info.snap and bool(unknown.any())
 
@@ -189,8 +189,8 @@ class LabelDecoder:
         is_one = (hidden == hidden[0]).all() and known[transparent].all()
         if not is_one or ((codes == hidden[0]) & ~transparent).any():
             raise UserError(
-                f"{path}: {100 * hidden.size / codes.size:.2g} % of the label is transparent, and the colour hidden "
-                'there says nothing; say in dataset.json what it is: "transparent": the name of a class, or "ignore"'
+                f"{path}: {100 * hidden.size / codes.size:.2g} % of the label is transparent, and the colours hidden "
+                'there are ambiguous; add to dataset.json "transparent": the name of a class, or "ignore"'
             )
 
     def _unknown_value(self, mask: Mask, unknown: np.ndarray, path: Path) -> UserError:

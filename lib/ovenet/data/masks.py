@@ -109,7 +109,7 @@ class Mask:
         if last >= len(self.form.palette):
             raise UserError(
                 f"{path}: the label holds index {last}, and its palette has {len(self.form.palette)} colours; "
-                "save it anew"
+                "save it again"
             )
         return np.array(self.form.palette, np.uint8)[self.samples]
 

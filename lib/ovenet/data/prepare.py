@@ -204,7 +204,7 @@ def bring(source: Path, folder: Path, *, copy: bool) -> None:
         if folder.resolve() == source.resolve():
             return
         if not copy or not folder.is_dir() or folder.is_symlink():
-            raise UserError(f"{folder} exists and is not {source}; move it away, or what is in {source} into it")
+            raise UserError(f"{folder} exists and is not {source}; move it away, or move the files of {source} into it")
     if not copy:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():

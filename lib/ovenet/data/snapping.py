@@ -1,4 +1,4 @@
-"""Gives a class to pixels of a mask whose values smoothing or JPEG changed.
+"""Gives a class to pixels of a mask that were changed by smoothing or JPEG.
 
 Shapes: ``H W`` of the mask, ``C`` channels (1 for ids, 3 for colours), ``N`` values of classes, ``R`` pixels without
 a class, ``U`` different values among these.

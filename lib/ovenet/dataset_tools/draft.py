@@ -50,7 +50,7 @@ class Draft:
         size: width and height of most images.
         colors: colours of ids in the palettes of the masks, where these agree.
         reads_palettes: masks with one channel are read by their colours, since their ids have different meanings.
-        snapped: share of the pixels whose values smoothing or JPEG changed, by the masks' names.
+        snapped: share of the pixels changed by smoothing or JPEG, by the masks' names.
         doubtful: ids and colours in `shares` that may be smoothed edges.
         edges: share of the pixels of each id and colour that is a smoothed edge and no class.
         problems: messages about masks that training cannot read.

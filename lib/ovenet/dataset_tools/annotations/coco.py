@@ -98,7 +98,7 @@ def _by_id(rows: list[dict[str, Any]], what: str, source: Path) -> dict[Any, dic
         if not isinstance(key, (int, str)):
             raise UserError(f"{source}: a {what} has the id {key!r}; expected a number")
         if key in found:
-            raise UserError(f"{source}: two {what} entries have the id {key!r}; number them anew")
+            raise UserError(f"{source}: two {what} entries have the id {key!r}; renumber them")
         found[key] = row
     return found
 

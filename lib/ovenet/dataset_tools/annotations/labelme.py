@@ -121,7 +121,7 @@ def _shape(name: str, row: dict[str, Any], where: str, size: Size | None, remark
             where,
         )
     if kind == "polygon" and crosses_itself(points):
-        remarks.add("polygons that cross themselves, what they go around twice is left out", where)
+        remarks.add("polygons that cross themselves, regions that they enclose twice are left out", where)
     return Shape(name, where, _rings(kind, points))
 
 

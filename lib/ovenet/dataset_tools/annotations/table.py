@@ -48,7 +48,7 @@ def require_two_classes(names: Collection[str], background: str, source: Path) -
     if len(classes) + bool(background) < 2:
         raise UserError(
             f"{source}: all shapes are {classes[0]!r}, and a task needs two classes; "
-            "name what no shape covers: --background CLASS"
+            "name the class of pixels that no shape covers: --background CLASS"
         )
 
 

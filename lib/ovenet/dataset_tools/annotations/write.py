@@ -155,7 +155,7 @@ def _require_room(folder: Path, split: str | None) -> None:
     if whole is not None:
         raise UserError(
             f"{folder}: has files in it already that are in no split ({whole.relative_to(folder)}), and an import adds "
-            "a split; move them into images/train and labels/train, or import all splits anew into another dataset"
+            "a split; move them into images/train and labels/train, or import all splits into another dataset"
         )
     if split is None:
         raise UserError(f"{folder}: has splits already; say which these images are: --split val")

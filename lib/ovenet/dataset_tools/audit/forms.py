@@ -100,7 +100,7 @@ def _about_colors_of_two_indices(reports: Sequence[PairReport]) -> list[Finding]
 
 
 def _about_bits(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
-    """Label files of fewer than 8 bits, and grey palettes, whose values may stand for the levels that viewers show.
+    """Label files of fewer than 8 bits, and grey palettes; their values may stand for the levels in viewers.
 
     Tools that make files small store 0 and 255 in one bit, as 0 and 1, and others read them again as 0 and 255.
     """

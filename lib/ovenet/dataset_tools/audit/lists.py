@@ -1,4 +1,4 @@
-"""Checks a list of images and labels for what makes training wrong."""
+"""Checks a list of images and labels for mistakes that spoil training."""
 
 from __future__ import annotations
 
