@@ -203,13 +203,8 @@ def _placed(patterns: Mapping[str, Any], folder: str, name_on_disk: str) -> Layo
         key: f"{folder}/{value}".lstrip("/").replace("{split}", name_on_disk) if value else None
         for key, value in own.items()
     }
-    return Layout(
-        images=placed["images"],
-        labels=placed["labels"],
-        names=placed["names"],
-        names_not_in=placed["names_not_in"],
-        also=_placed({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None,
-    )
+    also = _placed({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None
+    return Layout(**placed, also=also)
 
 
 def _usual_split_names(layout: Mapping[str, Any]) -> dict[str, str]:

@@ -180,18 +180,12 @@ def findings_about_both(
     """
     is_whole = sum(report.num_pairs for report in reports) == sum(map(len, lists))
     findings = findings_between(reports, info, is_whole=is_whole)
-    shared = shared_images(*lists)
-    if shared:
-        message = f"{len(shared)} images are in both lists: scores on them say little about new images"
-        findings.append(Finding("shared image", False, message, tuple(shared)))
     copies = copied_images(folder, *lists)
-    if copies:
-        others = tuple(dict.fromkeys(other for _, other in copies))
-        message = (
-            f"{len(others)} images are in both lists under different names (like {' and '.join(copies[0])}): scores on "
-            "them say little about new images"
-        )
-        findings.append(Finding("shared image", False, message, others))
+    where = f" under different names (like {' and '.join(copies[0])})" if copies else ""
+    for names, how in ((shared_images(*lists), ""), (list(dict.fromkeys(other for _, other in copies)), where)):
+        if names:
+            message = f"{len(names)} images are in both lists{how}: scores on them say little about new images"
+            findings.append(Finding("shared image", False, message, tuple(names)))
     return findings
 
 
