@@ -227,7 +227,7 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         print(f"  {describe(value)}: {100 * share:.2f} % of the pixels, {role}")
     for remark in draft.remarks:
         print(f"note: {remark}", file=sys.stderr)
-    return f"now edit the names in {folder / DESCRIPTION}, remove values of no class, and look: {_audit_of(experiment)}"
+    return f"now edit the names in {folder / DESCRIPTION}, remove what is no class, and look: {_audit_of(experiment)}"
 
 
 def begin_experiment(name: str, root: Path, size: tuple[int, int], num_classes: int) -> Path:
