@@ -43,7 +43,7 @@ def test_it_trains_tests_reports_and_infers(run_tool, scenes, tmp_path):
         (("LOSS.USE_OHEM", True), "LOSS.USE_OHEM is True, but without a seed the mask2former head is trained by its"),
         (("LOSS.TERMS", "[{'NAME': 'focal'}]"), "LOSS.TERMS is [{'NAME': 'focal'}], but without a seed"),
         (("MODEL.NECK.NAME", "concat"), "the mask2former head reads 4 maps, got 1"),
-        (("MODEL.HEAD.NUM_QUERIES", 0), "NUM_QUERIES of the mask2former head is 0; expected at least 1"),
+        (("MODEL.HEAD.NUM_QUERIES", 0), "MODEL.HEAD.NUM_QUERIES is 0; expected at least 1"),
     ],
 )
 def test_settings_that_do_not_go_with_it(run_tool, scenes, tmp_path, options, message):
