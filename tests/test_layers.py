@@ -21,7 +21,7 @@ ALLOWED = {
     "data": {"fields", "errors", "structures", "utils"},
     "engine": {"fields", "data", "errors", "losses", "models", "geometry", "structures", "utils"},
     "app": {"errors"},
-    "dataset_tools": {"data", "errors", "utils"},
+    "dataset_tools": {"data", "errors", "structures", "utils"},
     "report": {"data", "errors", "evaluation", "structures", "utils"},
     "deployment": {"errors", "evaluation", "geometry", "models", "structures", "utils"},
     "evaluation": {"fields", "data", "errors", "models", "geometry", "structures", "utils"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -13,3 +13,8 @@ class UserError(ValueError):
 def nearest(name: str, known: Iterable[str], *, num: int = 1) -> str:
     """The known names closest to a misspelled one, separated by commas; "" if there are none."""
     return ", ".join(difflib.get_close_matches(name, list(known), n=num, cutoff=0.0))
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, separated by commas, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

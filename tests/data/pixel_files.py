@@ -31,7 +31,7 @@ def tiff(samples, bits, *, photometric=1, sample_format=1, order="<"):
     """An uncompressed TIFF file's bytes: one channel, rows of whole bytes.
 
     Args:
-        samples: ``(H, W)``; whole numbers of up to 8 bits, or an array whose bytes are written as they are.
+        samples: ``(H, W)``; integers of up to 8 bits, or an array whose bytes are written as they are.
         bits: of each sample.
         photometric: 0 where 0 is white, 1 where it is black.
         sample_format: 1 unsigned, 2 signed, 3 floating-point.

@@ -12,8 +12,8 @@ from ovenet.data.catalog import CATALOG, find_dataset
 from ovenet.data.dataset import ListDataset
 from ovenet.data.description import own_description, voc_color
 from ovenet.data.info import INVALID, DatasetInfo
-from ovenet.data.layouts import with_stored_ids
 from ovenet.data.prepare import prepare_dataset
+from ovenet.data.stored_ids import with_stored_ids
 from ovenet.errors import UserError
 
 NUM_CLASSES = {
@@ -172,7 +172,7 @@ def test_own_colour_masks_are_read_by_the_colours_of_the_json(tmp_path):
     np.testing.assert_array_equal(dataset[0].labels[:, 0], [0, 0, 1, 1, 255, 255])
     mask[0, 0] = (201, 0, 0)
     Image.fromarray(mask).save(folder / dataset.pairs[0][1])
-    with pytest.raises(ValueError, match=r"colour \[201, 0, 0\] is no class of cracks \(1 pixels\); add it to"):
+    with pytest.raises(ValueError, match=r"\[201, 0, 0\].*cracks \(1 pixels\)"):
         dataset[0]
 
 
@@ -204,7 +204,7 @@ def test_as_many_classes_as_an_id_can_name(tmp_path):
     """The checks of names and ids are quadratic: 70,000 classes would take a minute."""
     (tmp_path / "dataset.json").write_text(json.dumps({"classes": [{"name": str(i)} for i in range(70_000)]}))
     started = time.monotonic()
-    with pytest.raises(UserError, match=r"classes has 70000 entries; expected at most 256"):
+    with pytest.raises(UserError, match=r"classes .*70000.*at most 256"):
         own_description(tmp_path / "dataset.json", "x")
     assert time.monotonic() - started < 5
 

@@ -65,17 +65,17 @@ def test_palette_labels_are_read_as_ids(tiny_data):
 @pytest.mark.parametrize(
     ("value", "cause"),
     [
-        (255, "255 may be a foreground mask"),
+        (255, "foreground"),
         (12, "may count from 1"),
-        (26, "raw ids instead of train ids"),
-        (100, "Check that the list"),
+        (26, "raw ids.*train ids"),
+        (100, "the list"),
     ],
 )
 def test_a_foreign_label_value_is_named_with_its_likely_cause(tiny_data, value, cause):
     ids = np.zeros((48, 64), np.uint8)
     ids[5, 5] = value
     put(tiny_data, "valannot/0.png", ids)
-    with pytest.raises(ValueError, match=rf"valannot/0\.png: label value {value} is no class of camvid.*{cause}"):
+    with pytest.raises(ValueError, match=rf"valannot/0\.png: .*{value}.*camvid.*{cause}"):
         load(tiny_data)[0]
 
 
@@ -102,7 +102,7 @@ def test_a_colour_mask_is_named(tiny_data):
 
 def test_sizes_must_agree(tiny_data):
     put(tiny_data, "valannot/0.png", np.zeros((48, 63), np.uint8))
-    with pytest.raises(ValueError, match=r"valannot/0\.png: the label is 63x48 pixels, its image .* 64x48"):
+    with pytest.raises(ValueError, match=r"valannot/0\.png: .*63x48.*64x48"):
         load(tiny_data)[0]
 
 
@@ -128,7 +128,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tiny_data):
     np.testing.assert_array_equal(load(tiny_data)[0].image, np.dstack([(grey // 256).astype(np.uint8)] * 3))
     Image.fromarray(grey.astype(np.float32)).save(tiny_data / "camvid/val/1.tiff")
     (tiny_data / "camvid/val/1.tiff").rename(tiny_data / "camvid/val/1.png")
-    with pytest.raises(ValueError, match=r"val/1\.png: the image holds floating-point numbers"):
+    with pytest.raises(ValueError, match=r"val/1\.png: .*floating-point"):
         load(tiny_data)[1]
 
 
@@ -154,18 +154,18 @@ def test_photographs_are_turned_where_the_dataset_says_so(tiny_data):
     assert image.shape == (48, 64, 3)
     assert image[:, :30].max() < 20
     assert image[:, 34:].min() > 180
-    with pytest.raises(ValueError, match=r'64x48.*48x64.*not turned as their EXIF tag says: "upright": true'):
+    with pytest.raises(ValueError, match=r'64x48.*48x64.*EXIF.*"upright": true'):
         load(tiny_data)[0]
     put(tiny_data, "valannot/0.png", np.zeros((64, 48), np.uint8))
     np.testing.assert_array_equal(load(tiny_data)[0].image > 100, stored > 100)
-    with pytest.raises(ValueError, match=r'turned as their EXIF tag says: "upright": false'):
+    with pytest.raises(ValueError, match=r'EXIF.*"upright": false'):
         load(tiny_data, info=replace(CAMVID, upright=True))[0]
 
 
 def test_a_list_may_not_leave_its_folder(tiny_data):
     for entry in ("../secret.png", "val/../../secret.png", "/etc/secret.png"):
         (tiny_data / "list/camvid/bad.lst").write_text(f"val/0.png valannot/0.png\n{entry} valannot/0.png\n")
-        with pytest.raises(ValueError, match=r"bad\.lst, line 2: .*secret\.png lies outside the dataset's folder"):
+        with pytest.raises(ValueError, match=r"bad\.lst, line 2: .*secret\.png .*outside"):
             load(tiny_data, "list/camvid/bad.lst")
     (tiny_data / "list/camvid/good.lst").write_text("val/../train/0.png\ttrainannot/0.png\n")
     assert load(tiny_data, "list/camvid/good.lst")[0].labels is not None
@@ -174,15 +174,15 @@ def test_a_list_may_not_leave_its_folder(tiny_data):
 def test_a_link_to_nowhere_is_named(tiny_data):
     (tiny_data / "camvid/val/0.png").unlink()
     (tiny_data / "camvid/val/0.png").symlink_to(tiny_data / "moved.png")
-    with pytest.raises(ValueError, match=r"val/0\.png: the image is a link to .*moved\.png, which does not exist"):
+    with pytest.raises(ValueError, match=r"val/0\.png: .*link.*moved\.png"):
         load(tiny_data)[0]
 
 
 def test_lists_that_cannot_be_used_are_named(tiny_data):
-    with pytest.raises(ValueError, match=r"none\.lst: there is no such list file; set DATASET\.TRAIN_SET"):
+    with pytest.raises(ValueError, match=r"none\.lst: .*DATASET\.TRAIN_SET"):
         load(tiny_data, "list/camvid/none.lst")
     (tiny_data / "list/camvid/empty.lst").write_text("\n\n")
-    with pytest.raises(ValueError, match=r"empty\.lst: the list is empty"):
+    with pytest.raises(ValueError, match=r"empty\.lst: .*empty"):
         load(tiny_data, "list/camvid/empty.lst")
     (tiny_data / "list/camvid/three.lst").write_text("a b\na b c\n")
     with pytest.raises(ValueError, match=r"three\.lst, line 2: 3 entries"):

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.data.pixel_files import png
 
 from ovenet.data.description import own_description
-from ovenet.data.labels import LabelDecoder, count_colors
+from ovenet.data.labels import LabelDecoder, color_codes, colors_of_codes, count_values
 from ovenet.data.masks import read_mask
 from ovenet.errors import UserError
 
@@ -83,7 +83,7 @@ def test_one_foreign_colour_does_not_hide_two_that_contradict(decoder, path):
 
 def test_an_index_that_is_no_class_but_whose_colour_is(decoder, path):
     save_palette(path, [[0, 2]], BLACK, BLUE, RED)
-    with pytest.raises(UserError, match="index 2 is no class by its number and 'c1' by its palette's colour"):
+    with pytest.raises(UserError, match=r"index 2 .*no class.*'c1'"):
         decoder(BLACK, RED).read(path)
 
 
@@ -136,8 +136,10 @@ def test_colours_are_counted(path):
     expected = {}
     for pixel in map(tuple, pixels.reshape(-1, 3).tolist()):
         expected[pixel] = expected.get(pixel, 0) + 1
-    assert count_colors(pixels) == expected
-    assert count_colors(pixels[pixels[..., 0] > 5]) == {}
+    codes, numbers = count_values(color_codes(pixels))
+    assert dict(zip(colors_of_codes(codes), numbers.tolist(), strict=True)) == expected
+    codes, numbers = count_values(color_codes(pixels[pixels[..., 0] > 5]))
+    assert colors_of_codes(codes) == numbers.tolist() == []
 
 
 def disc(size=80, radius=25.3, smooth=True):
@@ -226,7 +228,7 @@ def test_jpeg_masks_of_few_far_colours(decoder, tmp_path, quality):
 def test_jpeg_mixes_up_near_ids(decoder, tmp_path, classes, snap):
     path = tmp_path / "mask.jpg"
     save(path, np.zeros((16, 16)))
-    with pytest.raises(UserError, match="stored as JPEG, which changes values, and its classes are as near as 0 and"):
+    with pytest.raises(UserError, match=r"mask.*JPEG.*\b0 and"):
         decoder(*classes, snap=snap).read(path)
 
 

@@ -205,7 +205,7 @@ def test_what_does_not_pair_is_left_out_of_an_own_dataset(tmp_path):
         "images/4.png (labels/4.psd is no picture that is read) and 2 more",
         "left out, labels without an image (1): labels/other.png",
     ]
-    with pytest.raises(UserError, match="5 of 10 labels missing"):
+    with pytest.raises(UserError, match="5 of 10 labels"):
         collect_pairs(folder, OWN, ())  # of a published dataset
 
 
@@ -247,9 +247,7 @@ def test_links_and_empty_files(tmp_path):
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path):
     folder = own(tmp_path, "images/Cat.png", "labels/cat.png")
-    with pytest.raises(
-        UserError, match=r"no image with a label is left of images/\*\*; .*Cat.png \(is labels/cat.png m"
-    ):
+    with pytest.raises(UserError, match=r"images/\*\*; .*Cat.png \(is labels/cat.png m"):
         collect_pairs(folder, OWN, (), {})
 
 
@@ -269,7 +267,7 @@ def test_a_folder_that_may_not_be_read_is_one_line():
         if is_root:
             os.seteuid(65534)
         try:
-            with pytest.raises(UserError, match=r"images/closed: the folder cannot be read \(Permission denied\)"):
+            with pytest.raises(UserError, match=r"images/closed: .*\(Permission denied\)"):
                 collect_pairs(folder, OWN, (), {})
         finally:
             if is_root:

@@ -92,7 +92,7 @@ def test_signed_bytes_stay_signed(path):
 @pytest.mark.parametrize("value", [0.5, float("nan"), float("inf")])
 def test_floats_that_are_no_ids_are_refused(path, value):
     path.write_bytes(tiff(np.array([[1, value, 2]], "<f4"), 32, sample_format=3))
-    with pytest.raises(UserError, match=rf"mask: the label holds the number {value} \(1 pixels are no whole numbers\)"):
+    with pytest.raises(UserError, match=rf"mask: .*{value} \(1 pixels.*integers"):
         read_mask(path)
 
 
@@ -124,7 +124,7 @@ def test_a_bmp_that_pillow_takes_for_another_is_refused(path):
     palette = bytes((0, 0, 0, 0, 255, 255, 255, 0))
     start = 14 + len(header) + len(palette)
     path.write_bytes(struct.pack("<2sIHHI", b"BM", start + len(rows), 0, 0, start) + header + palette + rows)
-    with pytest.raises(UserError, match="a BMP of 8 bits with few grey levels; save it as PNG"):
+    with pytest.raises(UserError, match=r"BMP.* 8 bits.*PNG"):
         read_mask(path)
 
 
@@ -142,7 +142,7 @@ def test_the_palette_is_read_from_the_header(path, file_format):
 def test_an_index_beyond_the_palette_has_no_colour(path):
     path.write_bytes(png(np.array([[0, 3]]), 8, color_type=3, chunks=[(b"PLTE", bytes(6))]))
     assert read_mask(path).samples.tolist() == [[0, 3]]
-    with pytest.raises(UserError, match="index 3, and its palette has 2 colours"):
+    with pytest.raises(UserError, match=r"index 3.* 2 colours"):
         read_mask(path).colors(path)
 
 

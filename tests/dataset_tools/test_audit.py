@@ -1,6 +1,7 @@
 """The audit: each classic mistake is planted, and the fix is read in what is found."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -39,7 +40,8 @@ def test_counts_are_right(data):
     assert report.num_pixels == 640
     assert report.sizes == (((16, 20), 2),)
     assert not any(finding.is_error for finding in report.findings)
-    assert data.notes() == {"absent class": "no labelled pixel of d: not learned from this list, and not scored on it"}
+    assert re.fullmatch("no labelled pixel of d: .*", data.notes().pop("absent class"))
+    assert set(data.notes()) == {"absent class"}
 
 
 # The eight classic mistakes, one test each
@@ -120,7 +122,7 @@ def test_2_rgb_mask_read_as_ids(data):
     data.add([0, 1, 2, 3]).add([0], label=np.zeros((4, 20, 3), np.uint8))
     kind, message, paths = only(data.errors())
     assert kind == "RGB mask"
-    assert "describe the data with its colours in a dataset.json" in message
+    assert "dataset.json" in message
     assert paths == ("1_label.png",)
 
 
@@ -154,7 +156,7 @@ def test_4_off_by_one(data, tmp_path):
     data.add([1, 2, 3, 4]).add([5, 5, 1, 1])
     kind, message, _ = only(data.errors())
     assert kind == "off by one"
-    assert "the labels count from 1; subtract 1" in message
+    assert "subtract 1" in message
     (tmp_path / "low").mkdir()
     low = Data(tmp_path / "low").add([0, 1, 2, 3])
     from_one = replace(FIVE, label_ids=(1, 2, 3, 4, 5))
@@ -172,7 +174,7 @@ def test_5_wrong_class_count(data):
     data.add([0, 1, 2, 3]).add([4, 5, 6, 7])
     kind, message, paths = only(data.errors())
     assert kind == "wrong class count"
-    assert "ids up to 7 found, five has the ids 0 to 4 and ignores none" in message
+    assert re.search(r"ids up to 7 .*five .*0 to 4 .*none", message)
     assert "add the classes to dataset.json" in message
     assert paths == ("1_label.png",)
 
@@ -185,13 +187,13 @@ def test_6_image_and_label_swapped_or_of_different_size(data, tmp_path):
     data.add([0], image=labels, label=photograph[..., 0])  # a grey photograph
     kind, message, paths = only(data.errors())
     assert kind == "image and label swapped"
-    assert "swap the two columns of the list" in message
+    assert "swap" in message
     assert paths == ("1_label.png", "2_label.png")
     (tmp_path / "sizes").mkdir()
     sizes = Data(tmp_path / "sizes").add([0, 1], label=np.zeros((8, 19), np.uint8))
     kind, message, _ = only(sizes.errors())
     assert kind == "size differs"
-    assert "the label is 19x8 pixels, its image 20x8" in message
+    assert re.search("19x8.*20x8", message)
 
 
 def test_7_grey_alpha_and_16_bit_images(data):
@@ -326,7 +328,7 @@ def test_colours_of_jpeg_masks_are_not_to_be_pasted(data, tmp_path):
     data.pairs = [(data.pairs[0][0], "mask.jpg")]
     kind, message, _ = only(data.errors(info))
     assert kind == "unknown colour"
-    assert "JPEG changes colours: save masks as PNG" in message
+    assert re.search("JPEG.*PNG", message)
     assert '"name"' not in message
 
 
@@ -389,7 +391,7 @@ def test_weights_of_other_classes_are_refused(data, tmp_path):
     data.add([0, 1, 1, 4])
     path = tmp_path / "audit.json"
     path.write_text(json.dumps(audit_as_dict([data.audit()], FIVE)))
-    with pytest.raises(ValueError, match=r"LOSS\.CLASS_WEIGHTS .*audit\.json: the audit is of five with 5 classes"):
+    with pytest.raises(ValueError, match=r"LOSS\.CLASS_WEIGHTS .*audit\.json: .*five with 5 classes"):
         read_suggested_weights(path, CATALOG["camvid"])
     path.write_text("{}")
     with pytest.raises(ValueError, match="no audit"):

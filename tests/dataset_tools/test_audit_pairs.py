@@ -1,5 +1,6 @@
 """The audit of pairs: EXIF turns of an image and its label, repeated and copied files, stale lists."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -103,10 +104,10 @@ def test_one_picture_under_two_names_in_both_lists(data, tmp_path):
     assert copied_images(tmp_path, train, val) == [("0.png", "copy.png")]
     finding = only(findings_about_both(tmp_path, [train, val], [data.audit()], FIVE))
     assert (finding.kind, finding.is_error, finding.paths) == ("shared image", False, ("copy.png",))
-    assert "1 images are in both lists under different names (like 0.png and copy.png)" in finding.message
+    assert re.match(r"1 images .*0\.png and copy\.png", finding.message)
     finding = only(findings_about_both(tmp_path, [[*train, ("again.png", "0_label.png")], val], [data.audit()], FIVE))
     assert finding.paths == ("copy.png",)  # once, however many it is like
-    assert finding.message.startswith("1 images")
+    assert finding.message.startswith("1 ")
 
 
 def test_a_removed_pair_names_the_command_that_writes_the_lists_anew(data, tmp_path):

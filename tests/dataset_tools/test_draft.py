@@ -82,7 +82,7 @@ def test_a_name_that_looks_like_a_number_stays_a_name(folder, tmp_path):
 @pytest.mark.parametrize(
     ("masks", "suffix", "message"),
     [
-        ([ids(3)] * 10, ".png", "the masks hold 1 value, and a task needs two classes"),
+        ([ids(3)] * 10, ".png", "1 value.*two classes"),
         (
             [ids(0, 1)] * 5 + [ids(0, 1) + np.uint16(300)] * 5,
             ".png",
@@ -97,7 +97,7 @@ def test_a_name_that_looks_like_a_number_stays_a_name(folder, tmp_path):
         (
             [np.repeat(ids(0, 1, 0, 1)[..., None], 3, axis=2)] * 10,
             ".jpg",
-            r"the masks hold 1 value that JPEG, as in labels/0\.jpg, keeps apart from others",
+            r"1 value.*JPEG.*labels/0\.jpg",
         ),
     ],
 )
@@ -130,7 +130,7 @@ def test_what_covers_most_pixels_is_not_ignored_unasked(folder, masks):
 
 
 def test_two_classes_are_left_beside_what_is_ignored(folder):
-    with pytest.raises(UserError, match="the masks hold 1 value, and a task needs two classes"):
+    with pytest.raises(UserError, match=r"1 value.*two classes"):
         read_draft(folder([ids(0, 255)] * 10), ignored=[255])
 
 
@@ -203,13 +203,13 @@ def test_palettes_beside_colours(folder):
 
 def test_black_and_white_of_one_bit_beside_255(folder):
     one_bit = Image.fromarray(ids(0, 1).astype(bool))
-    with pytest.raises(UserError, match=r"0\.png: 1-bit grey, whose 1 a viewer shows as 255, and labels/5\.png of"):
+    with pytest.raises(UserError, match=r"0\.png: 1-bit.* 1 .*255.*labels/5\.png"):
         read_draft(folder([one_bit] * 5 + [ids(0, 255)] * 5))
 
 
 def test_a_black_and_white_palette_beside_255(folder):
     palette = with_palette(ids(0, 1), BLACK, WHITE)
-    with pytest.raises(UserError, match=r"0\.png: a palette, whose 1 a viewer shows as 255, and labels/5\.png of"):
+    with pytest.raises(UserError, match=r"0\.png: .*palette.* 1 .*255.*labels/5\.png"):
         read_draft(folder([palette] * 5 + [ids(0, 255)] * 5))
 
 
@@ -255,7 +255,7 @@ def test_one_smoothed_mask_of_thirty(folder):
     assert draft.snapped == {"labels/17.png": num_edge / 96**2}
     assert draft.remarks[0].startswith("smoothed edges, and no classes: colour ")
     assert sum(draft.edges.values()) == pytest.approx(num_edge / 96**2 / 29)
-    assert "1 of 29 masks were smoothed" in draft.remarks[1]
+    assert "1 of 29" in draft.remarks[1]
     assert f"labels/17.png: {100 * num_edge / 96**2:.2g} % of its pixels" in draft.remarks[2]
     is_half = cover == 0.5
     np.testing.assert_array_equal(as_drawn(draft, root, "17.png")[~is_half], (cover > 0.5)[~is_half])
@@ -278,7 +278,7 @@ def test_a_thin_class_of_a_smoothed_mask_is_kept(folder):
     mask[10] = RED
     draft = read_draft(folder([mask] * 10))
     assert set(draft.shares) == {BLACK, WHITE, RED}
-    assert draft.remarks[0].startswith("masks look smoothed, or have thin classes: colour 255, 0, 0 (1 %), which are")
+    assert re.match(r"masks look smoothed.*: colour 255, 0, 0 \(1 %\), ", draft.remarks[0])
 
 
 def test_a_mask_that_is_no_blend_of_classes_is_named_and_left_out(folder):
@@ -287,7 +287,7 @@ def test_a_mask_that_is_no_blend_of_classes_is_named_and_left_out(folder):
     draft = read_draft(folder([smooth] * 9 + [wide]))
     assert set(draft.shares) == {BLACK, RED}
     assert len(draft.problems) == 1
-    assert re.match(r"not read, and not counted: .*labels/9\.png: looks like a photograph", draft.remarks[-1])
+    assert re.match(r"not read.*: .*labels/9\.png: .*photograph", draft.remarks[-1])
 
 
 def test_one_damaged_mask_and_one_photograph_are_named_and_left_out(folder):
@@ -355,7 +355,7 @@ def test_transparent_pixels_are_a_value_of_their_own(folder):
     labels = reader(draft, root)("0.png")
     assert (labels[:5] == names.index("transparent")).all()
     assert (labels[10:30] == draft.classes.index({"name": "class 0", "color": list(RED)})).all()
-    assert "transparent pixels are a class of their own" in draft.remarks[0]
+    assert '"transparent"' in draft.remarks[0]
 
 
 def test_four_bits_are_ids_as_stored(folder):
@@ -381,11 +381,8 @@ def test_a_few_values_between_others_are_asked_about(folder):
     root = folder([mask] * 10)
     draft = read_draft(root)
     assert set(draft.shares) == {0, 90, 200}
-    assert draft.remarks == [
-        "masks look smoothed, or have thin classes: id 90 (1.7 %), which are thin, and lie between two others or in "
-        "smoothed masks; if these are no classes, save masks with nearest neighbour, or keep only id 0, id 200 under "
-        'classes and set "snap": true'
-    ]
+    assert len(draft.remarks) == 1
+    assert re.fullmatch(r'masks look smoothed.*: id 90 \(1\.7 %\), .* id 0, id 200 .*"snap": true', draft.remarks[0])
     write_draft(draft, root)
     content = json.loads((root / "dataset.json").read_text())
     content["classes"] = [row for row in content["classes"] if row["id"] != 90]
@@ -402,7 +399,7 @@ def test_grey_jpeg_masks_of_black_and_white(folder):
         path.unlink()
     draft = read_draft(root)
     assert len(draft.classes) == 2
-    assert draft.remarks[0].startswith("10 of 10 masks were smoothed or stored as JPEG")
+    assert re.match("10 of 10 masks .*JPEG", draft.remarks[0])
     np.testing.assert_array_equal(reader(draft, root)("3.jpg"), is_disc)
 
 

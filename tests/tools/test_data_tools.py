@@ -198,7 +198,7 @@ def test_splits_are_imported_one_after_the_other(run_tool, tmp_path):
     assert notes[:3] == [
         "note: annotations without an outline, left out: 1 (annotation 101 ('tree'))",
         "note: shapes that reach out of their image, cut off there: 1 (annotation 102 ('bird'))",
-        "note: there is no split val yet; until it is imported, lists divide what is there",
+        "note: there is no split val yet; until it is imported, lists divide the existing images",
     ]
     assert notes[3].startswith("note: no list files before that: ")
     assert len(notes) == 4

@@ -24,14 +24,15 @@ from ovenet.dataset_tools.pascal_context import ANNOTATIONS, find_devkit, write_
 from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
 
-EXPERIMENT = "experiment.yaml"  # of an own dataset, beside its dataset.json
+EXPERIMENT = "experiment.yaml"  # beside the dataset.json of an own dataset
 
 
 def main() -> None:
-    """Prepares one dataset: draws, imports or drafts it where that is asked for, and writes its lists."""
+    """Prepares one dataset: draws, imports or drafts it if requested, and writes its lists."""
     args = parse_arguments()
     known = catalog_name(args.dataset)
-    source, missing, advice = args.source, (), ""
+    source, advice = args.source, ""
+    missing: tuple[str, ...] = ()
     if args.form:
         missing, advice = import_split(args)
         source = None
@@ -47,10 +48,10 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line, with the name of the dataset as it stands in list files.
+    """The command line, with the name of the dataset as in list files.
 
     Raises:
-        UserError: an option is missing, or goes with another.
+        UserError: an option is missing, or needs another.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", help=f"{', '.join(CATALOG)}, or the folder of your own below --root")
@@ -65,18 +66,21 @@ def parse_arguments() -> argparse.Namespace:
         "them as a further split, and keeps its ids",
     )
     parser.add_argument(
-        "--background", default="", metavar="CLASS", help="with --from: for pixels that no shape covers; else ignored"
+        "--background",
+        default="",
+        metavar="CLASS",
+        help="with --from: class of pixels that no shape covers; ignored without it",
     )
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        help="with --from: of the images; else as the name of the file or folder says (instances_val.json), or divided",
+        help="with --from: split of the images; else as the file or folder is named (instances_val.json), or divided",
     )
     drawn = parser.add_argument_group("synthetic", "how many scenes are drawn, and how; scenes that exist are kept")
     for split, count in (("train", 200), ("val", 40), ("test", 10)):
         drawn.add_argument(f"--{split}", type=int, default=count, metavar="N", help=f"scenes (default: {count})")
     drawn.add_argument("--size", type=int, nargs=2, default=(512, 256), metavar=("WIDTH", "HEIGHT"))
-    drawn.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
+    drawn.add_argument("--seed", type=int, default=0, help="random seed of the scenes (default: 0)")
     args = parser.parse_args()
     args.dataset = folder_name(args.dataset, args.root)
     if args.form and args.source is None:
@@ -89,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_lists(args: argparse.Namespace, source: Path | None, missing: Sequence[str]) -> bool:
-    """Writes the lists, and says what is in them.
+    """Writes the lists, and prints their lengths and remarks.
 
     Args:
         args: the command line.
@@ -97,14 +101,17 @@ def write_lists(args: argparse.Namespace, source: Path | None, missing: Sequence
         missing: splits that are still to be imported.
 
     Returns:
-        Whether they were written; what is there may not be enough while a split is missing.
+        Whether they were written; the data may be insufficient while a split is missing.
 
     Raises:
         UserError: see `prepare_dataset`.
     """
     if missing:
         names = " and no ".join(missing)
-        print(f"note: there is no split {names} yet; until it is imported, lists divide what is there", file=sys.stderr)
+        print(
+            f"note: there is no split {names} yet; until it is imported, lists divide the existing images",
+            file=sys.stderr,
+        )
     try:
         preparation = prepare_dataset(args.dataset, args.root, source=source, copy=args.copy)
     except UserError as error:
@@ -120,7 +127,7 @@ def write_lists(args: argparse.Namespace, source: Path | None, missing: Sequence
 
 
 def write_context_labels(args: argparse.Namespace) -> Path | None:
-    """Writes the label files of PASCAL-Context; returns the folder that is still to be linked or copied."""
+    """Writes the label files of PASCAL-Context; returns the folder that remains to be linked or copied."""
     source = args.source
     # Labels are written into the copy, not into the user's folder.
     if source and args.copy and (devkit := find_devkit(source)) and (devkit / ANNOTATIONS).is_file():
@@ -135,10 +142,10 @@ def write_context_labels(args: argparse.Namespace) -> Path | None:
 
 
 def import_split(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
-    """Makes masks from annotations and an experiment, and says what to know about them.
+    """Makes masks from annotations, and an experiment, and prints remarks about them.
 
     Returns:
-        The splits that are still missing, and what to do next.
+        The splits that are still missing, and the next step for the user.
     """
     folder = args.root / args.dataset
     is_new = not (folder / DESCRIPTION).exists()
@@ -163,10 +170,10 @@ def import_split(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
 
 
 def folder_name(text: str, root: Path) -> str:
-    """The name of a dataset, as the command line gives it.
+    """The name of a dataset from the command line.
 
     Raises:
-        UserError: it is a path that leads elsewhere than below the root, or cannot stand in list files.
+        UserError: it is a path that leads out of the root, or cannot stand in list files.
     """
     path = Path(text)
     if reason := why_unlisted(path.as_posix()):
@@ -180,7 +187,7 @@ def folder_name(text: str, root: Path) -> str:
 
 
 def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, Any]) -> str:
-    """Drafts ``dataset.json`` and an experiment from the masks of a user's folder, and says what they hold.
+    """Drafts ``dataset.json`` and an experiment from the masks of a user's folder, and prints the masks' values.
 
     Args:
         name: of the folder below the root.
@@ -189,10 +196,10 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         begun: keys that ``dataset.json`` has already.
 
     Returns:
-        What to do next.
+        The next step for the user.
 
     Raises:
-        UserError: there is no such folder, or its masks cannot be understood.
+        UserError: there is no such folder, or its masks cannot be interpreted.
     """
     folder = root / name
     if source is not None:
@@ -239,10 +246,10 @@ def _audit_of(experiment: Path) -> str:
 
 
 def draw_scenes(args: argparse.Namespace) -> None:
-    """Draws the scenes that are not there yet.
+    """Draws the scenes that are missing.
 
     Raises:
-        UserError: a count, the size or the seed cannot be drawn.
+        UserError: a count, the size or the seed is too small.
     """
     counts = {split: getattr(args, split) for split in SPLITS}
     for option, value, least in (

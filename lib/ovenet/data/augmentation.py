@@ -1,13 +1,13 @@
-"""What is changed about whole batches after cropping, on the device: flips, brightness, colours, normalisation.
+"""Augmentation and normalisation of whole batches on the device: flips, brightness, colours.
 
 The loading processes draw the numbers, a row of `Batch.changes` for each sample, and hand over the crops as bytes; the
 device applies them. Shapes are fixed, nothing depends on values, and nothing is copied from the host, so that CUDA
-graphs can hold it. Photometric distortion is that of SSD (Liu et al., 2016) and mmsegmentation, hue and saturation in
-OpenCV's HSV of 8 bits.
+graphs can capture it. Photometric distortion is that of SSD (Liu et al., 2016) and mmsegmentation, with hue and
+saturation in OpenCV's 8-bit HSV.
 
-Columns of the changes, in the order of their application: 0 flip (0 or 1), 1 shift of the brightness (whole grey
-levels); with photometric distortion also 2 brightness (grey levels), 3 contrast before the colours, 4 saturation,
-5 hue (steps of 2 degrees), 6 contrast after the colours (factors). ``B H W`` are batch and crop.
+Columns of the changes, in order of application: 0 flip (0 or 1), 1 brightness shift (integer grey levels); with
+photometric distortion also 2 brightness (grey levels), 3 contrast before the colours, 4 saturation, 5 hue (steps of 2
+degrees), 6 contrast after the colours (factors). ``B H W`` are batch and crop.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _OPENCV_ONE = 2**12  # OpenCV's fixed-point numbers in colour conversions
 
 
 def prepared(batch: Batch, normalization: Normalization) -> tuple[Tensor, Tensor]:
-    """What the network gets and what it should say.
+    """The network's input and its targets.
 
     Args:
         batch: on the device.
-        normalization: the backbone's.
+        normalization: of the backbone.
 
     Returns:
         Images ``(B, 3, H, W)`` float32 and labels ``(B, H, W)``, augmented.
@@ -40,20 +40,20 @@ def prepared(batch: Batch, normalization: Normalization) -> tuple[Tensor, Tensor
 
 
 def augmented(images: Tensor, labels: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
-    """Images and labels with their changes.
+    """Images and labels with their changes applied.
 
     Args:
         images: ``(B, 3, H, W)`` uint8 RGB, fastest with channels last.
-        labels: ``(B, H, W)`` integers; classes that change places in flipped samples have done so.
+        labels: ``(B, H, W)`` integers; flipped samples already have the classes of the flipped image.
         changes: ``(B, 2)`` or, with photometric distortion, ``(B, 7)`` float32, see the module.
 
     Returns:
-        Whole grey levels from 0 to 255 ``(B, 3, H, W)`` as float32, channels last, and the labels.
+        Integer grey levels from 0 to 255 ``(B, 3, H, W)`` as float32, channels last, and the labels.
     """
     columns = changes.view(*changes.shape, 1, 1).unbind(1)  # each (B, 1, 1)
     flip = columns[0]
     labels = _chosen(labels.flip(-1), labels, flip)
-    pixels = images.permute(0, 2, 3, 1)  # (B, H, W, 3): the rows are long, so that all but colours run along them
+    pixels = images.permute(0, 2, 3, 1)  # (B, H, W, 3): all but the colours runs along long rows
     rows = _chosen(pixels.flip(2).flatten(2), pixels.flatten(2), flip)
     levels = rows.float().add_(columns[1]).clamp_(0, 255)
     levels = levels.view(pixels.shape)
@@ -63,9 +63,9 @@ def augmented(images: Tensor, labels: Tensor, changes: Tensor) -> tuple[Tensor, 
 
 
 def _chosen(changed: Tensor, plain: Tensor, share: Tensor) -> Tensor:
-    """`changed`, in whose memory the result is, where `share` is 1, `plain` where it is 0.
+    """`changed` where `share` is 1, `plain` where it is 0, in place of `changed`.
 
-    Whole numbers are mixed bit by bit, a tenth of the time of `torch.where` on the CPU.
+    Integers are mixed bitwise, which takes a tenth of the time of `torch.where` on the CPU.
     """
     mask = share.to(plain.dtype).neg()
     return changed.bitwise_xor_(plain).bitwise_and_(mask).bitwise_xor_(plain)
@@ -74,7 +74,7 @@ def _chosen(changed: Tensor, plain: Tensor, share: Tensor) -> Tensor:
 def _distorted(
     levels: Tensor, brightness: Tensor, contrast_first: Tensor, saturation: Tensor, hue: Tensor, contrast_last: Tensor
 ) -> Tensor:
-    """Other colours in the memory of `levels`, ``(3, B, H, W)``, rounded after each change; see the module."""
+    """Changes the colours of `levels`, ``(3, B, H, W)``, in place, rounding after each change; see the module."""
     levels.add_(brightness).clamp_(0, 255).floor_()
     levels.mul_(contrast_first).clamp_(0, 255).floor_()
     _recolor(levels, saturation, hue)
@@ -82,10 +82,10 @@ def _distorted(
 
 
 def _recolor(levels: Tensor, saturation: Tensor, hue: Tensor) -> None:
-    """Changes saturation and hue of ``(3, B, H, W)``; samples that keep both stay as they are.
+    """Changes saturation and hue of ``(3, B, H, W)`` in place; samples that keep both stay exactly the same.
 
-    OpenCV rounds hues to 2 degrees and saturations to 1/255, which can be seen; so does this. On the way back it rounds
-    to the nearest grey level, as OpenCV's formula does; OpenCV's vector instructions cut off there.
+    Hues are rounded to 2 degrees and saturations to 1/255 as in OpenCV, which is visible. The way back rounds to the
+    nearest grey level, as OpenCV's formula does; its vector instructions truncate there.
     """
     hues, saturations, values = _to_hsv(levels)
     sectors = hues.add_(hue).remainder_(NUM_HUES).div_(_HUES_PER_SECTOR)  # 0 to 6
@@ -98,14 +98,11 @@ def _recolor(levels: Tensor, saturation: Tensor, hue: Tensor) -> None:
         (blue, (sectors - 4).abs_().sub_(1)),
     ):
         colored = lack.clamp_(0, 1).mul_(chroma).neg_().add_(values).round_()
-        channel.add_(colored.sub_(channel).mul_(is_changed))  # exact: whole numbers
+        channel.add_(colored.sub_(channel).mul_(is_changed))  # exact: integers
 
 
 def _to_hsv(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue, of which multiples of 180 may be left out, saturation and value 0 to 255, each ``(B, H, W)``.
-
-    To the bit what OpenCV's whole numbers are.
-    """
+    """Hue modulo 180, saturation and value 0 to 255, each ``(B, H, W)``, bitwise equal to OpenCV's integers."""
     red, green, blue = levels
     values = torch.maximum(red, green).clamp_(min=blue)
     spread = values - torch.minimum(red, green).clamp_(max=blue)
@@ -116,13 +113,13 @@ def _to_hsv(levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _times_ratio(numbers: Tensor, numerator: int, denominators: Tensor) -> Tensor:
-    """``numbers · numerator / denominators`` by OpenCV's fixed-point numbers; each step is exact in float32."""
+    """``numbers · numerator / denominators`` in OpenCV's fixed-point arithmetic; each step is exact in float32."""
     ratios = torch.reciprocal(denominators.clamp(min=1)).mul_(numerator * _OPENCV_ONE).round_()
     return ratios.mul_(numbers).add_(_OPENCV_ONE // 2).div_(_OPENCV_ONE).floor_()
 
 
 def applied(sample: Sample) -> Sample:
-    """A sample as the network sees it but for the normalisation: with its changes made, and none left."""
+    """A sample with its changes applied, as the network sees it before normalisation."""
     if sample.changes is None or sample.labels is None:
         return sample
     image = torch.from_numpy(sample.image).permute(2, 0, 1)[None]

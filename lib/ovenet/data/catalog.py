@@ -1,4 +1,4 @@
-"""The datasets that are known: those of ``datasets/*.json``, and any folder with a ``dataset.json``."""
+"""The known datasets: the catalog in ``datasets/*.json``, and any folder with a ``dataset.json``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ovenet.errors import UserError
 
 DESCRIPTION = "dataset.json"
 _FOLDER = Path(__file__).parent / "datasets"
-_ALIASES = {"pascal_ctx": "pascal_context"}  # how public config files call it
+_ALIASES = {"pascal_ctx": "pascal_context"}  # names in public config files
 
 CATALOG: dict[str, DatasetInfo] = {
     path.stem: read_description(path, path.stem) for path in sorted(_FOLDER.glob("*.json"))
@@ -18,7 +18,7 @@ CATALOG: dict[str, DatasetInfo] = {
 
 
 def catalog_name(name: str) -> str:
-    """The catalog's name of a dataset that public files may call otherwise."""
+    """The catalog's name of a dataset, which may have another name in public files."""
     return _ALIASES.get(name, name)
 
 
@@ -27,12 +27,12 @@ def find_dataset(name: str, folder: Path, *, num_classes: int | None = None) -> 
 
     Args:
         name: of the dataset.
-        folder: where it lies.
-        num_classes: ``K``, where it decides between variants: 59 or 60 classes of PASCAL-Context, 19 classes or 7
+        folder: folder of the data.
+        num_classes: ``K``, which selects between variants: 59 or 60 classes of PASCAL-Context, 19 classes or 7
             categories of Cityscapes.
 
     Raises:
-        UserError: there is none of that name, or its description cannot be used.
+        UserError: there is no dataset of that name, or its description is wrong.
     """
     name = catalog_name(name)
     if name in CATALOG:

@@ -1,4 +1,4 @@
-"""What the keys of a ``dataset.json`` must be to each other, once each of them is what it may be."""
+"""Checks across the keys of a ``dataset.json``, each of which is valid by itself."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def require_consistent(content: Mapping[str, Any], label_ids: Sequence[int], pal
     """Refuses contradictions.
 
     Args:
-        content: what `ovenet.data.keys.DESCRIPTION` accepts, with what is inherited, and with classes.
-        label_ids: of the classes, given or not.
-        palette: likewise.
+        content: accepted by `ovenet.data.keys.DESCRIPTION`, with inherited keys, and with classes.
+        label_ids: of all classes, including default ids.
+        palette: of all classes, including default colours.
 
     Raises:
         UserError: names the key, its value, and what is expected.
@@ -47,7 +47,7 @@ def require_consistent(content: Mapping[str, Any], label_ids: Sequence[int], pal
 
 
 def as_list(layouts: Any) -> list[Any]:
-    """Of one layout too, which may stand alone."""
+    """The layouts of a description, where a single one may stand without a list."""
     return [layouts] if isinstance(layouts, Mapping) else layouts
 
 
@@ -66,7 +66,7 @@ def _require_one_each(place: str, values: Sequence[Any], num_classes: int) -> No
 
 
 def _require_ids_of_one_meaning(form: str, label_ids: Sequence[int], ignored: Placed) -> None:
-    """Refuses ids of label files that stand for two classes, or for a class and for nothing."""
+    """Refuses ids of label files that stand for two classes, or for a class and ignored pixels."""
     placed = [(form.format(index), value) for index, value in enumerate(label_ids)]
     _require_distinct(placed)
     of_class = {value: place for place, value in placed}

@@ -1,7 +1,7 @@
-"""Windows of resized images, for the price of the window.
+"""Crops of resized images at the cost of the crop.
 
-A crop of a resized image needs few of its pixels. They are computed alone, on the sampling grid of resizing first and
-cropping then: images within one grey level of it (both round), labels exactly.
+Only the pixels of the crop are computed, on the sampling grid of resizing the whole image and then cropping it: images
+agree with that within one grey level (both round), labels exactly.
 
 Sizes are ``(H, W)`` in pixels.
 """
@@ -13,28 +13,30 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ovenet.structures import Size
+
 
 @dataclass(frozen=True)
 class ResizedCrop:
-    """A window of an image after resizing.
+    """A crop of an image after resizing.
 
     Attributes:
-        scaled_size: what the whole image would be resized to.
-        top: first row of the window there.
-        left: first column.
-        size: of the window; what lies below or right of the image is padding.
+        scaled_size: size of the whole image after resizing.
+        top: first row of the crop there.
+        left: first column of the crop there.
+        size: of the crop; below and right of the image it is padded.
     """
 
-    scaled_size: tuple[int, int]
+    scaled_size: Size
     top: int
     left: int
-    size: tuple[int, int]
+    size: Size
 
     def of_image(self, image: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
-        """The window of an image, see `ovenet.data.transforms.resize_image`.
+        """The crop of an image, see `ovenet.data.transforms.resize_image`.
 
         Args:
-            image: ``(H, W, 3)`` uint8; rows and columns that are not needed are not read.
+            image: ``(H, W, 3)`` uint8; only the needed rows and columns are read.
             fill: colour of the padding.
 
         Returns:
@@ -52,10 +54,10 @@ class ResizedCrop:
         return self._padded(cv2.transpose(by_column), fill)
 
     def of_labels(self, labels: np.ndarray, fill: int) -> np.ndarray:
-        """The window of a label map, see `ovenet.data.transforms.resize_labels`.
+        """The crop of a label map, see `ovenet.data.transforms.resize_labels`.
 
         Args:
-            labels: ``(H, W)`` integers; rows that are not needed are not read.
+            labels: ``(H, W)`` integers; only the needed rows are read.
             fill: label of the padding.
 
         Returns:
@@ -69,7 +71,7 @@ class ResizedCrop:
         return self._padded(window.astype(np.int16, copy=False), fill)
 
     def _inside(self) -> tuple[range, range]:
-        """Rows and columns of the resized image that the window shows."""
+        """Rows and columns of the resized image inside the crop."""
         height, width = (
             min(length, whole - start)
             for length, whole, start in zip(self.size, self.scaled_size, (self.top, self.left), strict=True)
@@ -84,7 +86,7 @@ class ResizedCrop:
 
 
 def _linear_grid(out: range, in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixel before each position and the weight of the one after it, as OpenCV's INTER_LINEAR places them."""
+    """Index of the pixel before each position and weight of the pixel after it, as in OpenCV's INTER_LINEAR."""
     position = (np.arange(out.start, out.stop) + 0.5) * (in_size / out_size) - 0.5
     position = position.clip(0, in_size - 1)
     low = position.astype(np.int64)
@@ -92,19 +94,19 @@ def _linear_grid(out: range, in_size: int, out_size: int) -> tuple[np.ndarray, n
 
 
 def _nearest_grid(out: range, in_size: int, out_size: int) -> np.ndarray:
-    """The pixel nearest to each position; OpenCV's versions differ where two are equally near, so it is asked."""
+    """Index of the pixel nearest to each position, from OpenCV, whose versions differ where two are equally near."""
     pixels = np.arange(in_size, dtype=np.int32)[None]
     grid = cv2.resize(pixels, (out_size, 1), interpolation=cv2.INTER_NEAREST_EXACT)[0]
     return grid[out.start : out.stop]
 
 
 def _mixed_rows(pixels: np.ndarray, low: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Row ``low`` and the one after it, mixed by the weight of the latter: ``(len(low), W, C)`` uint8."""
-    # The spare pixel keeps rows from lying a power of two apart, which makes transposing ten times slower.
+    """Row ``low`` and the next, mixed by the weight of the latter: ``(len(low), W, C)`` uint8."""
+    # The spare pixel keeps the row stride from being a power of two, which makes transposing ten times slower.
     mixed = np.empty((len(low), pixels.shape[1] + 1, pixels.shape[2]), np.uint8)[:, :-1]
     first = int(low[0])
     rows = list(pixels[first : int(low[-1]) + 2])
-    rows += rows[-1:]  # the last row has none after it, and gives it no weight
+    rows += rows[-1:]  # for the last row of the image, whose next row has weight 0
     for target, i, share in zip(mixed, (low - first).tolist(), weight.tolist(), strict=True):
-        cv2.addWeighted(rows[i], 1.0 - share, rows[i + 1], share, 0.0, dst=target)  # whole arrays in numpy are slower
+        cv2.addWeighted(rows[i], 1.0 - share, rows[i + 1], share, 0.0, dst=target)  # numpy on whole arrays is slower
     return mixed

@@ -13,7 +13,7 @@ from ovenet.data.cache import DecodedCache
 from ovenet.data.files import read_image, read_list
 from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import LabelDecoder
-from ovenet.data.layouts import with_stored_ids
+from ovenet.data.stored_ids import with_stored_ids
 from ovenet.errors import UserError
 from ovenet.structures import Sample
 from ovenet.utils.logging import get_logger
@@ -28,13 +28,13 @@ class ListDataset(Dataset[Sample]):
     Args:
         root: ``DATASET.ROOT``; the entries of the list are relative to ``root/<dataset's name>``.
         list_path: the list file.
-        info: the dataset's facts.
+        info: the dataset.
         ignore_label: train id of ignored pixels.
         num_samples: use only the first N lines; 0 is all.
 
     Attributes:
-        decoder: reads label files; its `info` has the ids that the listed ones hold.
-        cache: where decoded files are looked for first; None at the beginning.
+        decoder: reads label files; its `info` has the ids that the listed files hold.
+        cache: decoded files that are used in place of the listed ones; None at first.
 
     Raises:
         UserError: the list is missing, empty or malformed.
@@ -62,7 +62,7 @@ class ListDataset(Dataset[Sample]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """One line's image and labels; those from the cache are mapped, not read.
+        """The image and labels of one line; arrays from the cache are memory-mapped.
 
         Raises:
             UserError: see `read_files`.
@@ -76,10 +76,10 @@ class ListDataset(Dataset[Sample]):
         return Sample(*self.read_files(index), image_name)
 
     def read_files(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Decodes one line's files.
+        """Decodes the files of one line.
 
         Returns:
-            The image ``(H, W, 3)`` uint8, and ``(H, W)`` int16 train ids, None without a label.
+            The image ``(H, W, 3)`` uint8, and train ids ``(H, W)`` int16, None without a label.
 
         Raises:
             UserError: a file is missing or unreadable, a label value is no class, or the sizes differ.
@@ -107,13 +107,13 @@ class ListDataset(Dataset[Sample]):
 
 
 class AugmentedDataset(Dataset[Sample]):
-    """Transformed samples by ``(epoch, index)``, the same for a seed whichever process or worker asks.
+    """Transformed samples by ``(epoch, index)``, determined by the seed in every process and worker.
 
     Args:
         dataset: the samples; all of them labelled.
-        transform: applied to each with random numbers of its own.
-        seed: the run's.
-        skip_broken: take the next sample in place of one that cannot be read, and say why in its `problem`.
+        transform: applied to each sample with its own random generator.
+        seed: of the run.
+        skip_broken: replace a sample that cannot be read by the next one, whose `Sample.problem` says why.
 
     Raises:
         UserError: the list has lines without a label.
@@ -138,7 +138,7 @@ class AugmentedDataset(Dataset[Sample]):
         return replace(out, problem=sample.problem)
 
     def _readable(self, index: int) -> Sample:
-        """The sample or, where broken ones are skipped, the next one that can be read."""
+        """The sample or, where broken samples are skipped, the next one that can be read."""
         problems = []
         for following in range(len(self.dataset)):
             try:

@@ -12,12 +12,10 @@ from typing import Any
 from ovenet.data.consistency import as_list, require_consistent
 from ovenet.data.info import SPLITS, Category, Color, DatasetInfo, EvaluationRule, Layout, SubmissionRule
 from ovenet.data.keys import CATALOG_FOLDER, DESCRIPTION
-from ovenet.data.keys import MAX_CLASSES as MAX_CLASSES
 from ovenet.data.schema import WrongValue, shown
-from ovenet.data.schema import is_number as is_number
 from ovenet.errors import UserError
 
-# Where the files of an own dataset are looked for unless its description says otherwise.
+# The layouts of an own dataset unless its description names others.
 _OWN_LAYOUTS = [
     {"images": "images/{split}/**", "labels": "labels/{split}/**"},
     {"images": "{split}/images/**", "labels": "{split}/labels/**"},
@@ -32,10 +30,10 @@ def read_description(path: Path, name: str, **defaults: Any) -> DatasetInfo:
     Args:
         path: the JSON file.
         name: of the dataset.
-        defaults: values of keys that the file does not give.
+        defaults: values of keys that are not in the file.
 
     Raises:
-        UserError: the file is missing, no JSON, or a value is not what its key needs; names file, key and value.
+        UserError: the file is missing, no JSON, or has a wrong value; names file, key and value.
     """
     content = _read_json(path)
     inherited = _inherited(content)
@@ -62,13 +60,13 @@ def own_description(path: Path, name: str) -> DatasetInfo:
 
 
 def blank_description(name: str, layouts: Any = None) -> DatasetInfo:
-    """A folder whose classes are not known yet: two of them, for the sake of its layouts; None is the usual ones."""
+    """A dataset with layouts, None for the default ones, and two placeholders for its classes, not known yet."""
     classes = [{"name": "0"}, {"name": "1"}]
     return _build({"classes": classes, "layouts": layouts or _OWN_LAYOUTS, "archives": "images and labels"}, name)
 
 
 def begun_description(path: Path) -> dict[str, Any] | None:
-    """What a ``dataset.json`` says that has no classes yet; {} where there is no file, None for a whole one.
+    """The content of a ``dataset.json`` without classes; {} without a file, None where the file has classes.
 
     Raises:
         UserError: it cannot be read.
@@ -78,7 +76,7 @@ def begun_description(path: Path) -> dict[str, Any] | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A file's content under present names, each value of which is what its key may hold."""
+    """The content of a file with valid values, earlier names of keys replaced."""
     with _naming(path):
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct_keys)
@@ -102,7 +100,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name before what is wrong with it."""
+    """Puts the file's name before error messages."""
     try:
         yield
     except RecursionError:
@@ -121,7 +119,7 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _inherited(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the dataset gives that a description is like, and the one that this is like."""
+    """The keys of the dataset that ``like`` names, with those that it inherits itself."""
     if "like" not in content:
         return {}
     found = _read_json(CATALOG_FOLDER / f"{content['like']}.json")
@@ -129,7 +127,7 @@ def _inherited(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
-    """The dataset of values that are each what its key may hold.
+    """The dataset of valid values.
 
     Raises:
         UserError: they contradict each other.
@@ -176,7 +174,7 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
 def _by_split(
     layout: Mapping[str, Any], folder: str, ids: tuple[int, ...], content: Mapping[str, Any]
 ) -> dict[str, Layout]:
-    """One layout per split; ``{split}`` stands for the split's name on disk, the splits' own keys win."""
+    """One layout per split; ``{split}`` is replaced by the split's name on disk, a split's own keys take precedence."""
     stored_ids = layout.get("label_ids", ())
     split_names = layout.get("split_names") or _usual_split_names(layout)
     result = {}
@@ -201,11 +199,12 @@ def _by_split(
 def _placed(patterns: Mapping[str, Any], folder: str, name_on_disk: str) -> Layout:
     """The layout of a split, its patterns relative to the dataset's folder."""
     own = {key: value for key, value in patterns.items() if key != "also"}
-    placed = {key: f"{folder}/{value}".lstrip("/") if value else None for key, value in own.items()}
-    return Layout(
-        **{key: value.replace("{split}", name_on_disk) if value else None for key, value in placed.items()},
-        also=_placed({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None,
-    )
+    placed: dict[str, Any] = {
+        key: f"{folder}/{value}".lstrip("/").replace("{split}", name_on_disk) if value else None
+        for key, value in own.items()
+    }
+    also = _placed({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None
+    return Layout(**placed, also=also)
 
 
 def _usual_split_names(layout: Mapping[str, Any]) -> dict[str, str]:
@@ -219,4 +218,7 @@ def _usual_split_names(layout: Mapping[str, Any]) -> dict[str, str]:
 
 def voc_color(index: int) -> Color:
     """Colour of the PASCAL VOC colour map: the bits of the index, dealt out to red, green and blue."""
-    return tuple(sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3))
+    red, green, blue = (
+        sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)
+    )
+    return red, green, blue

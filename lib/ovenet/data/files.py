@@ -6,16 +6,17 @@ import os
 import posixpath
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ovenet.errors import UserError
+from ovenet.structures import Size
 
 IMAGE_SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".gif",
@@ -24,36 +25,37 @@ _STRIP_ROWS = 64
 _BYTE_ORDER_MARK = "\ufeff"
 _ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = 1
-# How to see pixels as they are stored in an upright image: exchange its axes, then step through rows and columns.
+# How an upright image is viewed in the order of its file: whether its axes are exchanged, then the steps along rows and
+# columns.
 _STORED_VIEWS = {
     1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
     5: (True, 1, 1), 6: (True, -1, 1), 7: (True, -1, -1), 8: (True, 1, -1),
 }  # fmt: skip
 EXCHANGES_SIDES = tuple(turn for turn, (exchanges_axes, _, _) in _STORED_VIEWS.items() if exchanges_axes)
 _PNG_SIGNATURE_BYTES = 8
-_ANY_SIZE = 2**62
+ANY_SIZE = 2**62  # pixels: no limit
 _TIFF_SIZE = (256, 257)  # tags: width, height
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def read_image(path: Path, *, upright: bool = True, max_pixels: int | None = None) -> np.ndarray:
-    """An image file as ``(H, W, 3)`` uint8 RGB; whatever of this package reads a photograph reads it here.
+    """An image file as ``(H, W, 3)`` uint8 RGB; the package reads every photograph with this function.
 
-    Grey images are repeated, alpha is dropped, palettes are looked up, and of 16 bits the upper 8 are taken.
+    Grey is repeated, alpha is dropped, palettes are looked up, and the upper 8 of 16 bits are used.
 
-    A photograph is turned upright as its EXIF tag says, as viewers show it, wherever no mask says otherwise: its
-    results, masks and overlays alike, have the size and the orientation of what a viewer shows. Lists of a dataset,
-    with labels and without, are read as `DatasetInfo.upright` says: their masks, and their server, may have been made
-    for the pixels as they are stored. A broken tag, or one that is not 1 to 8, turns nothing. The tag of a TIFF is a
-    part of that format: it is obeyed always, in images and masks.
+    A photograph is turned upright as its EXIF tag says, as viewers do, unless a mask belongs to it: results, masks and
+    overlays have the size and orientation that a viewer shows. Images in a dataset's lists, with or without labels, are
+    read as `DatasetInfo.upright` says, because masks and test servers may use the pixels as stored. A broken tag, or
+    one that is not 1 to 8, turns nothing. The tag of a TIFF is part of that format and is always applied, in images and
+    masks.
 
     Args:
         path: the file.
-        upright: turn it as its EXIF tag says.
-        max_pixels: refuse larger ones; None leaves it to Pillow, which refuses beyond 179 million.
+        upright: turn the image as its EXIF tag says.
+        max_pixels: refuse larger images; None keeps Pillow's limit of 179 million.
 
     Raises:
-        UserError: the file is missing, no image, or cut off, or its pixels are floating-point numbers.
+        UserError: the file is missing, no image, or truncated, or its pixels are floating-point numbers.
     """
     with opened(path, "image", max_pixels=max_pixels) as image:
         orientation = orientation_of(image) if upright else UPRIGHT
@@ -62,29 +64,25 @@ def read_image(path: Path, *, upright: bool = True, max_pixels: int | None = Non
 
 
 def to_rgb(image: Image.Image, name: str) -> np.ndarray:
-    """An image in memory as `read_image` gives it, upright; `name` is for messages."""
-    image.load()  # what follows the pixels in a PNG, and a TIFF's own turn
+    """An image in memory as `read_image` returns it, upright; `name` is for messages."""
+    image.load()  # reads the chunks after the pixels of a PNG, and turns a TIFF
     return _rgb(image, name, orientation_of(image))
 
 
-def header_size(image: Image.Image) -> tuple[int, int]:
-    """Size ``(H, W)`` of an image once its pixels are read; only then do older releases of Pillow turn a TIFF."""
-    if image.format != "TIFF":
+def header_size(image: Image.Image) -> Size:
+    """Size ``(H, W)`` that an image has once its pixels are read; older releases of Pillow turn a TIFF only then."""
+    if not isinstance(image, TiffImageFile):
         return image.height, image.width
     width, height = (int(image.tag_v2[tag]) for tag in _TIFF_SIZE)
     return (width, height) if image.tag_v2.get(_ORIENTATION) in EXCHANGES_SIDES else (height, width)
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The turn that an image's pixels still need, as EXIF counts: 1 (none) to 8.
+    """The EXIF orientation that is still to be applied to an image's pixels, 1 (none) to 8.
 
-    Args:
-        image: one whose pixels were not read yet is asked for its header alone.
-
-    Returns:
-        1 also where the tag is broken or none of these, and of a TIFF, which Pillow turns as it reads it.
+    Pixels are not decoded. 1 also for a broken tag or another value, and for a TIFF, which Pillow turns on reading.
     """
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return UPRIGHT
     try:
         with warnings.catch_warnings():
@@ -99,7 +97,7 @@ def _exif_of(image: Image.Image) -> Image.Exif:
     file = getattr(image, "fp", None)
     if image.format != "PNG" or "exif" in image.info or file is None:
         return image.getexif()
-    position = file.tell()  # Pillow would read all of its pixels to see what follows them
+    position = file.tell()  # Pillow would decode all pixels to reach the chunks after them
     try:
         late = _chunk_of_png(file, b"eXIf")
     finally:
@@ -111,9 +109,16 @@ def _exif_of(image: Image.Image) -> Image.Exif:
     return exif
 
 
-def _chunk_of_png(file: BinaryIO, wanted: bytes) -> bytes | None:
+def _chunk_of_png(file: IO[bytes], wanted: bytes) -> bytes | None:
     """The content of a PNG's first chunk of a type; its other chunks are skipped, not read."""
-    read_at = _reader_of(file)
+
+    def read_at(num_bytes: int, position: int) -> bytes:
+        try:  # no read-ahead, many times as fast where chunks are far apart
+            return os.pread(file.fileno(), num_bytes, position)
+        except (AttributeError, OSError):  # in memory, or not provided by the system
+            file.seek(position)
+            return file.read(num_bytes)
+
     position = _PNG_SIGNATURE_BYTES
     while len(head := read_at(8, position)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -123,22 +128,8 @@ def _chunk_of_png(file: BinaryIO, wanted: bytes) -> bytes | None:
     return None
 
 
-def _reader_of(file: BinaryIO) -> Callable[[int, int], bytes]:
-    """Reads so many bytes of a file at a place; on disk no more than these, many times as fast where chunks are far
-    apart."""
-
-    def read_at(num_bytes: int, position: int) -> bytes:
-        file.seek(position)
-        return file.read(num_bytes)
-
-    try:
-        return partial(os.pread, file.fileno())
-    except (AttributeError, OSError):  # in memory, or on a system without
-        return read_at
-
-
 def stored_view(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """The pixels of an upright image in the order in which its file holds them; no pixel is copied.
+    """A view of an upright image's pixels in the order in which its file holds them.
 
     Args:
         upright: ``(H, W, ...)``.
@@ -151,32 +142,25 @@ def stored_view(upright: np.ndarray, orientation: int) -> np.ndarray:
     return (upright.swapaxes(0, 1) if exchanges_axes else upright)[::row_step, ::column_step]
 
 
-def first_bytes(image: Image.Image, num_bytes: int) -> bytes:
-    """The beginning of the file of an image that `opened` gives."""
-    position = image.fp.tell()
-    image.fp.seek(0)
-    head = image.fp.read(num_bytes)
-    image.fp.seek(position)
-    return head
-
-
-def last_bytes(image: Image.Image, num_bytes: int) -> bytes:
-    """The end of the file of an image that `opened` gives."""
-    position = image.fp.tell()
-    image.fp.seek(max(0, image.fp.seek(0, os.SEEK_END) - num_bytes))
-    tail = image.fp.read()
-    image.fp.seek(position)
-    return tail
+def bytes_of(image: ImageFile.ImageFile, num_bytes: int) -> bytes:
+    """The first bytes of the file of an open image, or its last ones where `num_bytes` is negative."""
+    file = image.fp
+    assert file is not None
+    position = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) + num_bytes) if num_bytes < 0 else 0)
+    content = file.read(abs(num_bytes))
+    file.seek(position)
+    return content
 
 
 def _rgb(image: Image.Image, name: str, orientation: int) -> np.ndarray:
-    """Pixels of a loaded image, turned."""
+    """The pixels of a loaded image, turned."""
     if image.mode == "F":
         raise UserError(f"{name}: the image holds floating-point numbers; convert it to 8 or 16 bits per channel")
     size = (image.height, image.width)
     pixels = np.empty((*(size[::-1] if orientation in EXCHANGES_SIDES else size), 3), np.uint8)
     stored = stored_view(pixels, orientation)
-    for top in range(0, image.height, _STRIP_ROWS):  # the whole image at once would be held twice more
+    for top in range(0, image.height, _STRIP_ROWS):  # converting the whole image at once would take two more copies
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height)))
         if image.mode in _SIXTEEN_BIT_MODES:
             stored[top : top + strip.height] = (np.asarray(strip).astype(np.int64) >> 8).clip(0, 255)[..., None]
@@ -185,51 +169,38 @@ def _rgb(image: Image.Image, name: str, orientation: int) -> np.ndarray:
     return pixels
 
 
-def open_image(path: Path, role: str, *, max_pixels: int | None = None) -> Image.Image:
-    """Reads a whole image file.
-
-    Args:
-        path: the file.
-        role: what it is, for messages.
-        max_pixels: see `read_image`.
-
-    Raises:
-        UserError: it is missing, a directory, no image, cut off, or too large.
-    """
-    with opened(path, role, max_pixels=max_pixels) as image:
-        image.load()
-        return image
-
-
 @contextmanager
-def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """An image file whose header is read; errors of what is done with it inside name the file.
+def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[ImageFile.ImageFile]:
+    """An image file with its header read; errors inside the block, such as those of decoding, name the file.
 
     Args:
         path: the file.
-        role: what it is, for messages.
+        role: ``image`` or ``label``, for messages.
         max_pixels: see `read_image`.
 
     Raises:
-        UserError: as `open_image`.
+        UserError: it is missing, a directory, no image, truncated, or too large.
     """
     require_file(path, role)
     try:
-        # Files that Pillow opens by name may be mapped into memory, and then it misreads TIFFs with an orientation.
+        # Pillow may map files that it opens by name, and then misreads TIFFs with an orientation.
         with _pixel_limit(max_pixels), path.open("rb") as file, Image.open(file) as image:
             yield image
     except (MemoryError, UserError):
         raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path}: the {role} cannot be read (it is no image, or damaged); replace it") from error
     except Exception as error:  # damaged content can fail anywhere in Pillow's decoders
-        raise _unreadable(path, role, error) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: the {role} cannot be read ({reason}); replace it") from error
 
 
 def require_file(path: Path, role: str) -> None:
-    """Refuses what is not a regular file; reading a pipe would wait for ever.
+    """Refuses anything but a regular file; reading a pipe would wait for ever.
 
     Args:
-        path: of the file.
-        role: what it is, for messages.
+        path: the file.
+        role: its role, for messages.
 
     Raises:
         UserError: it is missing, a directory, a pipe or the like.
@@ -245,36 +216,29 @@ def require_file(path: Path, role: str) -> None:
     raise UserError(f"{path}: the {role} is a pipe, a socket or a device; expected a file")
 
 
-def _unreadable(path: Path, role: str, error: BaseException) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    if isinstance(error, UnidentifiedImageError):
-        reason = "it is no image, or damaged"
-    return UserError(f"{path}: the {role} cannot be read ({reason}); replace it")
-
-
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> Size:
     """Size ``(H, W)`` in pixels as stored, from the file's header.
 
     Raises:
-        UserError: as `open_image`.
+        UserError: as `opened`.
     """
     return read_size(path, upright=False)
 
 
-def read_size(path: Path, *, upright: bool = True) -> tuple[int, int]:
-    """Size ``(H, W)`` of what `read_image` gives, from the file's header.
+def read_size(path: Path, *, upright: bool = True) -> Size:
+    """Size ``(H, W)`` of the array that `read_image` returns, from the file's header.
 
     Raises:
-        UserError: as `open_image`.
+        UserError: as `opened`.
     """
-    with opened(path, "image", max_pixels=_ANY_SIZE) as image:
+    with opened(path, "image", max_pixels=ANY_SIZE) as image:
         size = header_size(image)
         is_sideways = upright and orientation_of(image) in EXCHANGES_SIDES
     return size[::-1] if is_sideways else size
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether a file's name is text, which OpenCV needs; Linux takes any bytes."""
+    """Whether a file's name is UTF-8, as OpenCV requires; Linux accepts any bytes."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -284,12 +248,12 @@ def is_utf8(path: Path) -> bool:
 
 @contextmanager
 def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
-    """Sets what Pillow takes for too large, for a while."""
+    """Sets Pillow's limit of pixels for the block."""
     if max_pixels is None:
         yield
         return
     before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns before
+    Image.MAX_IMAGE_PIXELS = max(1, -(-max_pixels // 2))  # Pillow refuses twice as many, and warns of more than this
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -299,7 +263,7 @@ def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
 
 
 def why_unlisted(name: str) -> str:
-    """What keeps the name of a file out of list files; "" where nothing does."""
+    """Why a file name cannot stand in a list file; "" where it can."""
     if any(character in name for character in "\t\r\n"):
         return "file names with tabs or line breaks"
     if not is_utf8(Path(name)):
@@ -313,7 +277,7 @@ def format_line(image: str, label: str | None) -> str:
     """One line of a list file: a tab between the names, so that they may contain spaces.
 
     Raises:
-        UserError: a name cannot stand in a list, see `why_unlisted`.
+        UserError: a name cannot stand in a list file, see `why_unlisted`.
     """
     for name in (image, label or ""):
         if reason := why_unlisted(name):
@@ -324,10 +288,10 @@ def format_line(image: str, label: str | None) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list of names; the names may hold what Python takes for line breaks.
+    """The lines of a list of names, split at ``\\n`` only, since names may hold other characters that Python splits at.
 
     Raises:
-        UserError: it is not in plain UTF-8.
+        UserError: the file is not plain UTF-8.
     """
     try:
         text = path.read_bytes().decode("utf-8")

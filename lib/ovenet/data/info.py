@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-INVALID = np.iinfo(np.int16).min  # what `train_id_table` holds for ids that the dataset does not know
+INVALID = np.iinfo(np.int16).min  # train id of ids that the dataset does not know
 SPLITS = ("train", "val", "test")
 
 Color = tuple[int, int, int]
@@ -20,19 +20,19 @@ Resize = Literal["long_side", "short_side", "stretch"]
 class Layout:
     """Where the files of one split lie, as patterns relative to the dataset's folder and without their suffix.
 
-    ``*`` stands for one path component or a part of it, ``**`` for any number of components. An image and a label
-    belong together where the same text stands for the wildcards.
+    ``*`` matches one path component or a part of it, ``**`` any number of components. An image and a label belong
+    together where the wildcards match the same text.
 
     Attributes:
         images: pattern of the images.
-        labels: pattern of the labels; None for a split without.
-        names: file that names the wildcard's texts of this split, one per line; None takes all files.
-        names_not_in: file that names the texts of another split: all labels but these belong to this one.
+        labels: pattern of the labels; None for a split without labels.
+        names: file with the wildcard's text of each image of this split, one per line; None takes all files.
+        names_not_in: file with the texts of another split: all other labels belong to this one.
         also: where further images of the split lie.
-        stored_ids: pairs of an id of `DatasetInfo.label_ids` and the one that stands for it in these label files; none
-            where they hold the dataset's own.
-        stored_ignored: ids in these label files that are ignored; goes with `stored_ids`.
-        num_images: of the split as published in this form; None for the dataset's own number.
+        stored_ids: pairs of an id of `DatasetInfo.label_ids` and the id that stands for it in these label files; empty
+            where the files hold the dataset's own ids.
+        stored_ignored: ignored ids in these label files; only with `stored_ids`.
+        num_images: number of published images of the split in this form; None for `DatasetInfo.num_images`.
     """
 
     images: str
@@ -50,11 +50,11 @@ class EvaluationRule:
     """How an image is brought to the size at which the network sees it.
 
     Attributes:
-        resize: ``long_side`` scales the long side to ``BASE_SIZE`` and cuts what exceeds ``TEST.IMAGE_SIZE`` into
-            windows; ``short_side`` scales the short side to ``BASE_SIZE`` and runs the image whole; ``stretch`` gives
-            up the proportions for those of ``IMAGE_SIZE``, in training too.
-        multiple_of: pad the right and the bottom until both sides are multiples of this many pixels.
-        keeps_padding: the public test takes that padding for a part of the image, see ``TEST.PROTOCOL``.
+        resize: ``long_side`` scales the long side to ``BASE_SIZE`` and cuts images larger than ``TEST.IMAGE_SIZE`` into
+            windows; ``short_side`` scales the short side to ``BASE_SIZE`` and runs the image whole; ``stretch`` scales
+            to the aspect ratio of ``IMAGE_SIZE``, in training too.
+        multiple_of: pad right and bottom until both sides are multiples of this many pixels.
+        keeps_padding: the public test treats that padding as part of the image, see ``TEST.PROTOCOL``.
     """
 
     resize: Resize = "long_side"
@@ -67,12 +67,12 @@ LONG_SIDE = EvaluationRule()
 
 @dataclass(frozen=True)
 class SubmissionRule:
-    """What the dataset's test server takes: one PNG per image, named like it.
+    """What the dataset's test server accepts: one PNG per image, with the image's name.
 
     Attributes:
-        ids: ``label_ids`` (of the label files) or ``train_ids``.
-        folder: of the PNGs inside the zip; "" for none.
-        num_files: of the test split; None where it is not fixed.
+        ids: which ids the PNGs hold: ``label_ids``, those of the label files, or ``train_ids``.
+        folder: folder of the PNGs inside the zip; "" for none.
+        num_files: number of images in the test split; None where it is not fixed.
     """
 
     ids: Literal["label_ids", "train_ids"]
@@ -82,10 +82,10 @@ class SubmissionRule:
 
 @dataclass(frozen=True)
 class Category:
-    """Classes that may be taken as one.
+    """Classes that may be merged into one.
 
     Attributes:
-        name: of the category.
+        name: name of the category.
         color: ``(R, G, B)``.
         classes: names of its classes.
     """
@@ -102,30 +102,30 @@ class DatasetInfo:
     Attributes:
         name: its folder below ``DATASET.ROOT``, and the value of ``DATASET.DATASET``.
         class_names: ``K`` names, in the order of the train ids.
-        palette: an ``(R, G, B)`` per class.
-        label_ids: the id in the label files of each class, in the order of the train ids.
-        ignored_ids: ids in the label files that are ignored.
-        ignored_colors: likewise for label files that hold colours.
-        layouts: by split, in every form in which the data is known to lie; the first one that fits is taken.
-        archives: what to download and unpack, for messages.
-        num_images: of the published splits.
+        palette: ``(R, G, B)`` of each class.
+        label_ids: id of each class in the label files, in the order of the train ids.
+        ignored_ids: ignored ids in the label files.
+        ignored_colors: ignored colours in label files that hold colours.
+        layouts: layout of each split, in every form in which the data is known to lie; the first that fits is used.
+        archives: files to download and unpack, for messages.
+        num_images: number of images of each published split.
         class_weights: ``K`` published loss weights, or None.
         conditions: names of subsets that are scored separately; a component of each image's path.
-        flip_pairs: pairs of train ids that change places when an image is flipped.
+        flip_pairs: pairs of train ids that are exchanged when an image is flipped.
         evaluation: how images are resized for a test.
-        submission: what the server expects; None where there is no server.
+        submission: what the test server expects; None without a server.
         label_format: ``ids``: label files hold ids; ``colors``: they hold the palette's colours; ``either``: colour
             images are read as colours, the others as ids.
-        snap: pixels at smoothed edges of masks, and those that JPEG changed, are of the class that they are nearest to;
-            otherwise a value of no class is refused.
-        transparent: the class of fully transparent pixels in masks of colours, or ``ignore``; None takes the colour
-            that is hidden there where it can mean one thing only.
+        snap: pixels at smoothed edges of masks, and pixels changed by JPEG, get the nearest class; otherwise a value of
+            no class is refused.
+        transparent: class of fully transparent pixels in colour masks, or ``ignore``; None uses the hidden colour where
+            it is unambiguous.
         upright: turn photographs as their EXIF tag says before pairing them with labels.
         optional_background: class 0 may be left out; then it is ignored.
-        categories: in which its classes may be merged, all of them.
-        merged_ids: further ids in the label files, each with the train id of the class that it belongs to.
+        categories: categories into which all of its classes may be merged.
+        merged_ids: further ids in the label files, each with the train id of its class.
         val_share: share of the images that is kept for validation where the layout has no split.
-        chosen_colors: train ids of the classes whose colours somebody chose; the others have the usual ones.
+        chosen_colors: train ids of the classes with a colour from the description; the others have the usual colours.
     """
 
     name: str
@@ -163,14 +163,8 @@ class DatasetInfo:
         return (*self.label_ids, *(label_id for label_id, _ in self.merged_ids))
 
     def train_id_table(self, ignore_label: int) -> np.ndarray:
-        """Table from label file ids to train ids.
-
-        Args:
-            ignore_label: train id of the ignored ids.
-
-        Returns:
-            ``(256,)`` int16; `INVALID` for ids that the dataset does not know.
-        """
+        """Table ``(256,)`` int16 from label file ids to train ids: `ignore_label` for ignored ids, `INVALID` for ids
+        that the dataset does not know."""
         table = np.full(256, INVALID, dtype=np.int16)
         table[list(self.ignored_ids)] = ignore_label
         table[list(self.label_ids)] = np.arange(self.num_classes)
@@ -190,11 +184,11 @@ class DatasetInfo:
         return table
 
     def condition_of(self, image_name: str) -> str | None:
-        """Which of `conditions` an image belongs to, told from its path; None for none."""
+        """The condition that an image belongs to by its path; None for none."""
         return next((part for part in PurePosixPath(image_name).parts if part in self.conditions), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """All but where the files lie, as plain values: what a checkpoint carries."""
+        """Everything but the layouts as plain values, as checkpoints store it."""
         return {key: value for key, value in asdict(self).items() if key != "layouts"}
 
     @classmethod
@@ -204,12 +198,12 @@ class DatasetInfo:
         Raises:
             TypeError: a key is missing or not known.
         """
-        evaluation, submission = EvaluationRule(**content["evaluation"]), content["submission"]
-        if "mirrored_classes" in content:  # of earlier checkpoints
-            content = {"flip_pairs" if key == "mirrored_classes" else key: value for key, value in content.items()}
-        rules = {"evaluation": evaluation, "submission": submission and SubmissionRule(**submission)}
-        categories = tuple(Category(**category) for category in content.get("categories", ()))
-        return cls(**content | rules | {"categories": categories})
+        old_names = {"mirrored_classes": "flip_pairs"}
+        values = {old_names.get(key, key): value for key, value in content.items()}
+        values["evaluation"] = EvaluationRule(**values["evaluation"])
+        values["submission"] = values["submission"] and SubmissionRule(**values["submission"])
+        values["categories"] = tuple(Category(**category) for category in values.get("categories", ()))
+        return cls(**values)
 
     def without_background(self) -> DatasetInfo:
         """The same dataset with class 0 ignored instead of learned."""
@@ -226,7 +220,7 @@ class DatasetInfo:
         )
 
     def by_category(self) -> DatasetInfo:
-        """The same dataset with its categories for classes; nothing of it can be submitted any more."""
+        """The same dataset with its categories as classes, which cannot be submitted to its test server."""
         first = {c.name: self.label_ids[self.class_names.index(c.classes[0])] for c in self.categories}
         merged = [
             (self.label_ids[self.class_names.index(name)], index)

@@ -1,4 +1,4 @@
-"""Label files: ids or colours on disk, train ids in memory, and messages that name the likely cause."""
+"""Decodes label files, ids or colours, to train ids; its messages name the likely cause of wrong values."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from ovenet.data.masks import Mask, MaskForm, read_mask
 from ovenet.data.snapping import LOSSY_TOLERANCE, snap
 from ovenet.errors import UserError
 
-JPEG = (".jpg", ".jpeg")
-
 
 @dataclass(frozen=True)
 class LabelContent:
-    """What a label file means.
+    """A decoded label file.
 
     Attributes:
-        train_ids: ``(H, W)`` int16; of no meaning where `unknown`.
-        unknown: ``(H, W)`` whether the value is none of the dataset's.
-        num_snapped: pixels whose value is no class, and that were given one (``snap`` in dataset.json).
+        train_ids: ``(H, W)`` int16; undefined where `unknown`.
+        unknown: ``(H, W)`` bool, values that the dataset does not know.
+        num_snapped: pixels of no class that got the nearest class (``snap`` in dataset.json).
     """
 
     train_ids: np.ndarray
@@ -58,23 +56,18 @@ class LabelDecoder:
         """A label file as train ids.
 
         Args:
-            path: an image of ids (one channel, or a palette's indices) or, where the dataset says so, of colours.
+            path: an image of ids (one channel, or palette indices) or, where the dataset says so, of colours.
 
         Returns:
             ``(H, W)`` int16.
 
         Raises:
-            UserError: the file is missing, no image or cut off, holds an id or a colour that is no class, or can be
-                read in two ways.
+            UserError: the file is missing, no image or truncated, holds an id or a colour of no class, or is ambiguous.
         """
         return self.read_content(path).train_ids
 
     def read_content(self, path: Path) -> LabelContent:
-        """As `read`, and how many pixels were read in a way that is worth knowing.
-
-        Raises:
-            UserError: as `read`.
-        """
+        """As `read`, with the number of snapped pixels."""
         mask = read_mask(path)
         content = self.decode(mask, path)
         if content.unknown.any():
@@ -86,15 +79,15 @@ class LabelDecoder:
         return self.info.label_format == "colors" or (self.info.label_format == "either" and not form.holds_ids)
 
     def decode(self, mask: Mask, path: Path) -> LabelContent:
-        """What a label file's pixels mean, unknown ones included.
+        """Decodes a label file; values that the dataset does not know are marked.
 
         Args:
             mask: its content.
             path: the file, for messages.
 
         Raises:
-            UserError: it is a colour image where ids are expected, a JPEG of values that JPEG mixes up, or can be read
-                in two ways: by its palette's colours or by its indices, or by what is under transparent pixels.
+            UserError: it is a colour image where ids are expected, a JPEG of values that JPEG mixes up, or ambiguous:
+                its palette's colours contradict its indices, or the colours hidden under transparent pixels vary.
         """
         if self.holds_colors(mask.form):
             return self._decode_colors(mask, path)
@@ -142,71 +135,71 @@ class LabelDecoder:
         return LabelContent(train_ids, rest, num_snapped)
 
     def _is_snapped(self, form: MaskForm, values: np.ndarray, unknown: np.ndarray, path: Path) -> bool:
-        """Whether unknown values of a file are to be given a class.
+        """Whether unknown values of a file are to get the nearest class.
 
         Raises:
-            UserError: the file is a JPEG or the like, and what it mixes up are classes.
+            UserError: the file is a JPEG or the like, and two classes are so near that it may mix them up.
         """
-        if form.is_lossy and (near := _too_near(values)):
-            first, second = near
-            raise UserError(
-                f"{path}: the label is stored as {form.file_format}, which changes values, and its classes are as near "
-                f"as {first} and {second}: one becomes the other unseen; save it as PNG from the original"
-            )
+        for n, value in enumerate(values if form.is_lossy else ()):
+            apart = np.abs(values[:n].astype(np.int32) - value).max(axis=1, initial=0)
+            if (apart <= 2 * LOSSY_TOLERANCE).any():
+                first, second = (", ".join(map(str, one)) for one in (values[int(apart.argmin())], value))
+                raise UserError(
+                    f"{path}: the label is stored as {form.file_format}, which changes values, and its classes are as "
+                    f"near as {first} and {second}, so it may mix them up; save it as PNG from the original"
+                )
         return self.info.snap and bool(unknown.any())
 
     def _refuse_contradicting_palette(self, mask: Mask, path: Path) -> None:
-        """Refuses a palette file whose indices are ids of one class and whose colours are another's.
+        """Refuses a palette file in which indices are ids of one class and colours those of another.
 
-        Only colours count that the user chose, since a description has some even where nobody gave any; and one that
-        contradicts does not where others are no class: tools give palettes of their own.
+        Only colours in the description count, not the default ones; and a single contradiction does not count where
+        other colours are no class, since tools write palettes of their own.
         """
         if self.info.label_format != "either" or mask.form.palette is None or not self._chosen_colors:
             return
-        by_color = {i: self._train_id_of(color) for i, color in enumerate(mask.form.palette)}
-        by_id = dict(enumerate(self.table.tolist()))
-        if all(by_color[i] in (None, by_id[i]) for i in by_color):
+        meanings = {**dict.fromkeys(self.info.ignored_colors, self.ignore_label), **self._chosen_colors}
+        by_color = {i: meanings[color] for i, color in enumerate(mask.form.palette) if color in meanings}
+        by_id = self.table.tolist()
+        if all(by_id[i] == train_id for i, train_id in by_color.items()):
             return  # whichever indices are in use
         ignored = self.info.ignored_ids
         used = [i for i, n in enumerate(np.bincount(mask.samples.ravel()).tolist()) if n and i not in ignored]
-        num_wrong = sum(by_color.get(i) not in (None, by_id[i]) for i in used)
-        if num_wrong == 0 or (num_wrong == 1 and any(by_color.get(i) is None for i in used)):
+        wrong = [i for i in used if i in by_color and by_color[i] != by_id[i]]
+        if not wrong or (len(wrong) == 1 and any(i not in by_color for i in used)):
             return
-        wrong = next(i for i in used if by_color.get(i) not in (None, by_id[i]))
-        as_id = self._name(by_id[wrong]) if by_id[wrong] != INVALID else "no class"
+        first = wrong[0]
         raise UserError(
-            f"{path}: index {wrong} is {as_id} by its number and {self._name(by_color[wrong])} by its palette's colour "
-            f'{list(mask.form.palette[wrong])}; say in dataset.json which holds: "label_format": "colors", or "ids"'
+            f"{path}: index {first} is {self._name(by_id[first])} by its number and {self._name(by_color[first])} by "
+            f"its palette's colour {list(mask.form.palette[first])}; say in dataset.json which holds: "
+            '"label_format": "colors", or "ids"'
         )
 
-    def _train_id_of(self, color: Color) -> int | None:
-        """Of a colour that the user gave to a class or to what is ignored."""
-        return self._chosen_colors.get(color, self.ignore_label if color in self.info.ignored_colors else None)
-
     def _name(self, train_id: int) -> str:
-        return "ignored" if train_id == self.ignore_label else repr(self.info.class_names[train_id])
+        names = {INVALID: "no class", self.ignore_label: "ignored"}
+        return names.get(train_id) or repr(self.info.class_names[train_id])
 
     def _refuse_ambiguous_transparency(
         self, codes: np.ndarray, known: np.ndarray, transparent: np.ndarray, path: Path
     ) -> None:
-        """Lets the colour below transparent pixels count where it is one, a class's, and drawn nowhere else."""
+        """Refuses transparent pixels unless one class's colour is hidden under all of them and visible nowhere."""
         hidden = codes[transparent]
         if hidden.size == 0:
             return
         is_one = (hidden == hidden[0]).all() and known[transparent].all()
         if not is_one or ((codes == hidden[0]) & ~transparent).any():
             raise UserError(
-                f"{path}: {100 * hidden.size / codes.size:.2g} % of the label is transparent, and the colour hidden "
-                'there says nothing; say in dataset.json what it is: "transparent": the name of a class, or "ignore"'
+                f"{path}: {100 * hidden.size / codes.size:.2g} % of the label is transparent, and the colours hidden "
+                'there are ambiguous; add to dataset.json "transparent": the name of a class, or "ignore"'
             )
 
     def _unknown_value(self, mask: Mask, unknown: np.ndarray, path: Path) -> UserError:
-        """What to say about values that are no class."""
+        """The error about values of no class."""
         if not self.holds_colors(mask.form):
             values = np.unique(mask.samples[unknown])
             return UserError(
                 f"{path}: label value {values[0]} is no class of {self.info.name}; "
-                f"{likely_cause(values, self.info, path, mask.form)}"
+                f"{_likely_cause(values, self.info, mask.form)}"
             )
         color = [int(channel) for channel in mask.colors(path)[unknown][0]]
         if mask.form.is_lossy:
@@ -224,7 +217,7 @@ class LabelDecoder:
 
 
 def color_codes(pixels: np.ndarray) -> np.ndarray:
-    """``(..., 3)`` uint8 RGB to one number per colour, int32."""
+    """One int32 code per pixel of ``(..., 3)`` uint8 RGB."""
     if pixels.ndim != 3 or pixels.size == 0:
         wide = pixels.astype(np.int32)
         return wide[..., 0] | wide[..., 1] << 8 | wide[..., 2] << 16
@@ -232,66 +225,37 @@ def color_codes(pixels: np.ndarray) -> np.ndarray:
     return padded.view("<i4")[..., 0] & 0xFFFFFF
 
 
-def count_colors(pixels: np.ndarray) -> dict[Color, int]:
-    """Pixels of each colour.
-
-    Args:
-        pixels: ``(..., 3)`` uint8 RGB.
-    """
-    codes, numbers = count_values(color_codes(pixels))
-    return dict(zip(colors_of_codes(codes), numbers.tolist(), strict=True))
-
-
 def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different integers in an array, sorted, and how often each is there, as ``np.unique`` gives them.
-
-    Masks are counted by runs of the same value, several times as fast.
-    """
+    """``np.unique`` of integers with counts, by runs of the same value, which is several times as fast on masks."""
     starts, lengths = _runs(values)
     found, which = np.unique(values.ravel()[starts], return_inverse=True)
     return found, np.bincount(which, weights=lengths, minlength=len(found)).astype(np.int64)
 
 
 def _runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where runs of the same value begin in the flat array, and how long they are."""
+    """Starts and lengths of the runs of the same value in the flat array."""
     flat = values.ravel()
     starts = np.concatenate([np.zeros(min(1, flat.size), np.int64), np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     return starts, np.diff(starts, append=flat.size)
 
 
 def colors_of_codes(codes: np.ndarray) -> list[Color]:
-    """The colours that `color_codes` gave numbers to."""
+    """The colours of codes from `color_codes`."""
     return list(zip((codes & 255).tolist(), (codes >> 8 & 255).tolist(), (codes >> 16).tolist(), strict=True))
 
 
 def _chosen_colors(info: DatasetInfo) -> dict[Color, int]:
     """Train ids of the colours that the user chose.
 
-    Nobody did where all classes have the usual ones, even if they are written: earlier versions drafted them so.
+    None where all classes have the default colours, even if these are written down, as earlier versions drafted them.
     """
     if info.palette == tuple(voc_color(k) for k in range(1, info.num_classes + 1)):
         return {}
     return {info.palette[k]: k for k in info.chosen_colors}
 
 
-def _too_near(values: np.ndarray) -> tuple[str, str] | None:
-    """Two of some values ``(N, C)`` that JPEG may mix up."""
-    for n, value in enumerate(values):
-        apart = np.abs(values[:n].astype(np.int32) - value).max(axis=1, initial=0)
-        if (apart <= 2 * LOSSY_TOLERANCE).any():
-            return tuple(", ".join(map(str, v)) for v in (values[int(apart.argmin())], value))
-    return None
-
-
-def likely_cause(values: np.ndarray, info: DatasetInfo, path: Path, form: MaskForm) -> str:
-    """Why a label file may hold ids that its dataset does not know, and what to do.
-
-    Args:
-        values: the unknown ids, sorted.
-        info: the dataset.
-        path: the file.
-        form: how it is stored.
-    """
+def _likely_cause(values: np.ndarray, info: DatasetInfo, form: MaskForm) -> str:
+    """Why a label file may hold the unknown ids `values`, sorted, and the remedy."""
     first, last = min(info.known_ids), max(info.known_ids)
     known = f"its ids are {first} to {last}"
     if info.ignored_ids:
@@ -310,7 +274,7 @@ def likely_cause(values: np.ndarray, info: DatasetInfo, path: Path, form: MaskFo
         return f"{known}. 255 may be a foreground mask or another tool's ignore value: map it to an id first"
     if values[0] == last_known_id(info) + 1 and len(values) == 1:
         return f"{known}. The labels may count from {first + 1}: subtract 1; or they have a class more than the dataset"
-    if _has_train_ids(info) and values.max() <= 33:
+    if info.label_ids == tuple(range(info.num_classes)) and values.max() <= 33:
         return (
             f"{known}. These look like another dataset's raw ids instead of train ids: convert them first "
             "(Cityscapes' *_labelTrainIds.png files hold train ids)"
@@ -319,14 +283,10 @@ def likely_cause(values: np.ndarray, info: DatasetInfo, path: Path, form: MaskFo
 
 
 def last_known_id(info: DatasetInfo) -> int:
-    """The highest id that means something, 255 left out where it only marks what is ignored."""
+    """The highest class or ignored id, except 255 as the ignored one."""
     return max((*info.known_ids, *(i for i in info.ignored_ids if i != 255)))
 
 
 def has_cityscapes_ids(info: DatasetInfo) -> bool:
     """Whether the label files hold the label ids of Cityscapes, 7 to 33 with gaps."""
     return len(info.known_ids) == 19 and max(info.known_ids) == 33
-
-
-def _has_train_ids(info: DatasetInfo) -> bool:
-    return info.label_ids == tuple(range(info.num_classes))

@@ -1,4 +1,4 @@
-"""Label files as they are stored: how (`MaskForm`, from the header alone), and the raw samples (`Mask`).
+"""Label files as stored: the format (`MaskForm`, from the header alone), and the raw samples (`Mask`).
 
 Shapes: ``H W`` size of the file.
 """
@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from ovenet.data.files import first_bytes, header_size, opened, orientation_of
+from ovenet.data.files import bytes_of, header_size, opened, orientation_of
 from ovenet.data.info import Color
 from ovenet.errors import UserError
+from ovenet.structures import Size
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
 _WHITE_IS_ZERO, _SIGNED = 0, 2
-_SRGB_GAMMA = 0.45455  # which changes nothing
+_SRGB_GAMMA = 0.45455  # changes nothing
 _LOSSY_FORMATS = ("JPEG", "MPO", "AVIF")
 _LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")
 _ID_MODES = ("1", "L", "P", "I", "F")  # and I;16, I;16B, ...
 _COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "LA", "La", "PA")
-_STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}  # whose colours are stored multiplied by their opacity
-_BMP_BITS = {"1": 1, "L": 8}  # Pillow takes other files for such, by their palette, and reads them wrongly
+_STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}  # premultiplied modes and their straight counterparts
+_BMP_BITS = {"1": 1, "L": 8}  # Pillow opens other depths in these modes, by their palette, and reads them wrongly
 _MODE_BITS = {"1": 1, "I": 32, "F": 32}
+Alpha = Literal["none", "channel", "palette", "color"]
 
 
 @dataclass(frozen=True)
@@ -33,27 +36,27 @@ class MaskForm:
     """How a label file is stored, from its header.
 
     Attributes:
-        file_format: by content, whatever the suffix says: ``PNG``, ``TIFF``, ``JPEG``, …
-        mode: of its pixels, in Pillow's words: ``1``, ``L``, ``P``, ``I;16``, ``RGB``, ``RGBA``, …
-        bits: of each sample in the file.
+        file_format: by content, not by suffix: ``PNG``, ``TIFF``, ``JPEG``, …
+        mode: Pillow's pixel mode: ``1``, ``L``, ``P``, ``I;16``, ``RGB``, ``RGBA``, …
+        bits: per sample in the file.
         size: ``(H, W)`` in pixels.
         palette: the colour of each index; None without a palette.
-        alpha: where its opacity stands: in a ``channel``, in the ``palette``, or one ``color`` or grey level is marked
-            transparent; ``none`` where all is opaque.
-        color_chunks: which of ``icc``, ``gamma``, ``chromaticity`` say that viewers should change its colours.
-        is_interlaced: a PNG in seven passes.
-        is_lossy: stored in a way that changes samples, like JPEG.
-        is_inverted: a TIFF that calls 0 white.
+        alpha: where the opacity is stored: a ``channel``, the ``palette``, or one ``color`` or grey level is
+            transparent; ``none`` where everything is opaque.
+        color_chunks: which of ``icc``, ``gamma``, ``chromaticity`` tell viewers to change the colours.
+        is_interlaced: an interlaced PNG.
+        is_lossy: compressed in a way that changes samples, like JPEG.
+        is_inverted: a TIFF in which 0 is white.
         num_pages: pages of a TIFF or frames of an animation.
-        orientation: EXIF's; 1 is upright, and so is a TIFF, which is turned as it is read.
+        orientation: EXIF orientation; 1 is upright, and always so for a TIFF, which Pillow turns on reading.
     """
 
     file_format: str
     mode: str
     bits: int
-    size: tuple[int, int]
+    size: Size
     palette: tuple[Color, ...] | None = None
-    alpha: Literal["none", "channel", "palette", "color"] = "none"
+    alpha: Alpha = "none"
     color_chunks: tuple[str, ...] = ()
     is_interlaced: bool = False
     is_lossy: bool = False
@@ -66,6 +69,11 @@ class MaskForm:
         """Whether it has one channel: ids, or indices of a palette."""
         return self.mode in _ID_MODES or self.mode.startswith("I;16")
 
+    @property
+    def grey_step(self) -> int:
+        """Grey levels of 8 bits from one id to the next, as viewers show files of fewer bits."""
+        return 255 // (2**self.bits - 1) if self.bits < 8 else 1
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -73,8 +81,8 @@ class Mask:
 
     Attributes:
         form: how it is stored.
-        samples: ``(H, W)`` ids as stored, never scaled to 255 or inverted, uint8 or wider; of 1 bit, where formats
-            differ in what 0 is, black is 0 and white 1. Or colours ``(H, W, 3)`` uint8 RGB.
+        samples: ``(H, W)`` ids as stored, never scaled to 255 or inverted, uint8 or wider; with 1 bit, black is 0 and
+            white is 1 in every format. Or colours ``(H, W, 3)`` uint8 RGB.
         alpha: ``(H, W)`` uint8 opacity, 0 is transparent; None where every pixel is opaque.
     """
 
@@ -83,10 +91,7 @@ class Mask:
     alpha: np.ndarray | None = None
 
     def colors(self, path: Path) -> np.ndarray:
-        """Colours ``(H, W, 3)`` uint8 RGB: of the palette, grey where there is none.
-
-        Args:
-            path: of the file, for the message.
+        """Colours ``(H, W, 3)`` uint8 RGB, looked up in the palette, or grey without one; `path` is for messages.
 
         Raises:
             UserError: grey levels of more than 8 bits, or an index beyond the palette.
@@ -99,19 +104,18 @@ class Mask:
                     f"{path}: the label holds grey levels of {self.form.bits} bits, and colours are expected; "
                     "save it with 8 bits"
                 )
-            levels = 255 // (2**self.form.bits - 1) if self.form.bits < 8 else 1
-            return np.repeat((self.samples * np.uint8(levels))[..., None], 3, axis=2)
+            return np.repeat((self.samples * np.uint8(self.form.grey_step))[..., None], 3, axis=2)
         last = int(self.samples.max(initial=0))
         if last >= len(self.form.palette):
             raise UserError(
                 f"{path}: the label holds index {last}, and its palette has {len(self.form.palette)} colours; "
-                "save it anew"
+                "save it again"
             )
         return np.array(self.form.palette, np.uint8)[self.samples]
 
 
 def read_form(path: Path) -> MaskForm:
-    """How a label file is stored; its pixels are not decoded.
+    """The form of a label file, without decoding its pixels.
 
     Raises:
         UserError: it is missing, no image or damaged.
@@ -121,11 +125,10 @@ def read_form(path: Path) -> MaskForm:
 
 
 def read_mask(path: Path) -> Mask:
-    """Reads a label file; of several pages or frames the first.
+    """Reads a label file, the first of several pages or frames.
 
     Raises:
-        UserError: it is missing, no image or damaged, its colours are of another kind than RGB, or its samples are no
-            whole numbers.
+        UserError: it is missing, no image or damaged, its colours are not RGB, or its samples are no integers.
     """
     with opened(path, "label") as image:
         form = _form(image, path)
@@ -134,12 +137,10 @@ def read_mask(path: Path) -> Mask:
         if form.file_format == "BMP" and form.bits != _BMP_BITS.get(form.mode, form.bits):
             raise UserError(f"{path}: the label is a BMP of {form.bits} bits with few grey levels; save it as PNG")
         max_sample = _max_sample(image)
-        tags = image.tag_v2 if form.file_format == "TIFF" else {}
-        sample_format = tags.get(_SAMPLE_FORMAT, (1,))[0]
+        is_signed = isinstance(image, TiffImageFile) and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED
         image.load()
         if form.holds_ids:
-            samples = _whole_numbers(np.asarray(image), path)
-            samples = _as_stored(samples, form, max_sample, is_signed=sample_format == _SIGNED)
+            samples = _as_stored(_integers(np.asarray(image), path), form, max_sample, is_signed=is_signed)
         else:
             straight = image.convert(_STRAIGHT_ALPHA[form.mode]) if form.mode in _STRAIGHT_ALPHA else image
             samples = np.asarray(straight if straight.mode == "RGB" else straight.convert("RGB"))
@@ -148,15 +149,15 @@ def read_mask(path: Path) -> Mask:
 
 
 def count_plain_ids(path: Path, *, num_rows: int) -> tuple[MaskForm, dict[int, int], np.ndarray] | None:
-    """How many pixels of a label file have which id, faster than `read_mask` and counting.
+    """Pixels of each id in a label file, faster than counting after `read_mask`.
 
     Args:
         path: the file.
-        num_rows: how many rows to give, evenly spread.
+        num_rows: number of rows to return, evenly spread.
 
     Returns:
-        Its form, the counts, and rows ``(num_rows or less, W)`` uint8; None for all but PNGs of one opaque channel of
-        8 bits, whose samples Pillow leaves as they are.
+        Its form, the counts, and up to `num_rows` rows ``(…, W)`` uint8; None unless it is a PNG with one opaque
+        channel of 8 bits, the samples of which Pillow does not change.
 
     Raises:
         UserError: as `read_mask`.
@@ -171,15 +172,15 @@ def count_plain_ids(path: Path, *, num_rows: int) -> tuple[MaskForm, dict[int, i
         return form, counts, np.asarray(image.resize(size, Image.Resampling.NEAREST))
 
 
-def _form(image: Image.Image, path: Path) -> MaskForm:
+def _form(image: ImageFile.ImageFile, path: Path) -> MaskForm:
     """The form of an image that is open but not decoded."""
     bits = _MODE_BITS.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
     inverted = False
     if image.format == "PNG":
-        bits = first_bytes(image, 25)[24]
+        bits = bytes_of(image, 25)[24]
     elif image.format == "BMP":
-        bits = int.from_bytes(first_bytes(image, 30)[28:], "little") if not image.mode.startswith("RGB") else 8
-    elif image.format == "TIFF":
+        bits = int.from_bytes(bytes_of(image, 30)[28:], "little") if not image.mode.startswith("RGB") else 8
+    elif isinstance(image, TiffImageFile):
         bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0]
         inverted = image.mode in ("1", "L") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     elif max_sample := _max_sample(image):
@@ -201,12 +202,13 @@ def _form(image: Image.Image, path: Path) -> MaskForm:
     )
 
 
-def _max_sample(image: Image.Image) -> int:
-    """What a PGM that is open calls white where that is not the largest number of its bits, so that Pillow scales it to
-    that; else 0."""
-    if image.format != "PPM" or image.mode not in ("L", "I") or image.tile[0][0] == "raw":
+def _max_sample(image: ImageFile.ImageFile) -> int:
+    """The white level of an open PGM whose samples Pillow rescales because it is not the largest value of their bits;
+    else 0."""
+    if image.format != "PPM" or image.mode not in ("L", "I"):
         return 0
-    return image.tile[0][3][1]
+    codec, _, _, arguments = image.tile[0]
+    return arguments[1] if isinstance(arguments, tuple) and codec != "raw" else 0
 
 
 def _palette(image: Image.Image) -> tuple[Color, ...] | None:
@@ -216,11 +218,11 @@ def _palette(image: Image.Image) -> tuple[Color, ...] | None:
     if order != "RGB":
         one_pixel = Image.new("P", (1, 1))
         one_pixel.putpalette(data, order)
-        data = bytes(one_pixel.getpalette("RGB"))
+        data = bytes(one_pixel.getpalette("RGB") or ())
     return tuple(zip(data[::3], data[1::3], data[2::3], strict=False))
 
 
-def _kind_of_alpha(image: Image.Image) -> Literal["none", "channel", "palette", "color"]:
+def _kind_of_alpha(image: Image.Image) -> Alpha:
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         return "channel"
     if "transparency" not in image.info:
@@ -244,13 +246,13 @@ def _has_lossy_chunk(path: Path) -> bool:
         name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         if name in (b"VP8 ", b"VP8L"):
             return name == b"VP8 "
-        # A frame of an animation has 16 bytes of its own before the chunks of its picture.
+        # A frame of an animation has a header of 16 bytes before the chunks of its picture.
         at += 8 + 16 if name == b"ANMF" else 8 + length + length % 2
     return True
 
 
-def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
-    """Integers from what Pillow gives, which may be truth values or floats."""
+def _integers(values: np.ndarray, path: Path) -> np.ndarray:
+    """Pillow's samples, which may be booleans or floats, as integers."""
     if values.dtype == bool:
         return values.astype(np.uint8)
     if values.dtype.kind != "f":
@@ -258,22 +260,22 @@ def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     wrong = ~np.isfinite(values) | (values != np.round(values))
     if wrong.any():
         raise UserError(
-            f"{path}: the label holds the number {values[wrong][0]:g} ({int(wrong.sum())} pixels are no whole "
-            "numbers); save ids as 8-bit integers"
+            f"{path}: the label holds the number {values[wrong][0]:g} ({int(wrong.sum())} pixels are no "
+            "integers); save ids as 8-bit integers"
         )
     return values.clip(-(2.0**62), 2.0**62).astype(np.int64)
 
 
 def _as_stored(samples: np.ndarray, form: MaskForm, max_sample: int, *, is_signed: bool) -> np.ndarray:
-    """Undoes what Pillow does to samples of fewer than 8 bits, of inverted files and of other kinds of integers."""
+    """Undoes Pillow's changes to samples of fewer than 8 bits, of inverted files and of other integer types."""
     if form.mode == "L":
         if form.is_inverted:
             samples = 255 - samples
         if max_sample:
             return np.round(samples * (max_sample / 255)).astype(np.uint8)
         if form.bits in (2, 4):
-            scale = np.uint8(255 // (2**form.bits - 1))
-            # Whether they were scaled is seen, not taken for granted.
+            scale = np.uint8(form.grey_step)
+            # Not every release of Pillow scales them, so the samples tell.
             return samples if (samples % scale).any() else samples // scale
         return samples.view(np.int8) if is_signed else samples
     if form.mode == "I":
@@ -285,11 +287,11 @@ def _as_stored(samples: np.ndarray, form: MaskForm, max_sample: int, *, is_signe
 
 
 def _alpha(image: Image.Image, form: MaskForm, samples: np.ndarray) -> np.ndarray | None:
-    """Opacity ``(H, W)`` uint8; None for files without."""
+    """Opacity ``(H, W)`` uint8; None for files without alpha."""
     if form.alpha == "channel":
         return np.asarray(image.getchannel("a" if form.mode in ("RGBa", "La") else "A"))
     transparent = image.info.get("transparency")
-    if form.alpha == "none" or (form.alpha == "palette" and form.palette is None):
+    if transparent is None or form.alpha == "none" or (form.alpha == "palette" and form.palette is None):
         return None
     if isinstance(transparent, bytes):
         table = np.full(256, 255, np.uint8)

@@ -24,19 +24,19 @@ from ovenet.data.recognition import recognize_layouts
 from ovenet.errors import UserError
 from ovenet.utils.writing import write_bytes, write_file
 
-# Lists of the public code, by the list of the same images here.
+# The list of the same images here, by the name of the public code's list.
 PUBLISHED_LISTS = {"trainList": "train", "valList": "val", "testvalList": "val", "testval": "val"}
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What was found.
+    """The lists of a dataset.
 
     Attributes:
         folder: of the lists.
-        num_lines: per list that is in place now, by its name without suffix.
-        changes: what became of lists that said something else, by the same names.
-        remarks: what the user should know, one sentence each.
+        num_lines: number of lines of each list that was written, by its name without suffix.
+        changes: how lists differ from earlier ones, by the same names.
+        remarks: one sentence each, for the user.
     """
 
     folder: Path
@@ -56,15 +56,15 @@ def prepare_dataset(
 ) -> Preparation:
     """Checks the tree under ``root/<name>`` and writes ``root/list/<name>/{train,val,trainval,test}.lst``.
 
-    A dataset with conditions gets a list for each split and condition too. Of a user's own, what cannot be used is left
-    out and remarked; a published one has to be whole.
+    A dataset with conditions also gets a list for each split and condition. Unusable files of a user's own dataset are
+    left out with a remark; a published dataset must be complete.
 
     Args:
         name: of the catalog, or of a folder with a ``dataset.json``.
         root: ``DATASET.ROOT``.
         source: a folder to link or copy to ``root/<name>`` first; None if the data is there already.
         copy: copy instead of linking.
-        only_missing: leave lists that exist as they are, whatever they say.
+        only_missing: keep lists that exist.
 
     Raises:
         UserError: the folder is missing or lacks a split, or images and labels do not pair.
@@ -76,7 +76,7 @@ def prepare_dataset(
     if source is None and name != info.name and (root / name).is_dir() and not folder.exists():
         source, copy = root / name, False  # under the name that public files give it
     if source is not None:
-        _collect(source, info)  # what cannot be listed is refused before it is linked or copied
+        _collect(source, info)  # errors come before anything is linked or copied
         bring(source, folder, copy=copy)
     if not folder.is_dir():
         raise UserError(
@@ -88,26 +88,25 @@ def prepare_dataset(
             lists[f"{split}_{condition}"] = [pair for pair in pairs if info.condition_of(pair[0]) == condition]
     lists["trainval"] = lists["train"] + lists["val"]
     texts = {name: "".join(format_line(image, label) for image, label in pairs) for name, pairs in lists.items()}
-    written, changes = {}, {}
+    written: dict[str, int] = {}
+    changes: dict[str, str] = {}
     for list_name, text in texts.items():
         path = list_path(root, info.name, list_name)
         if not (only_missing and path.exists()):
-            change = _write_list(path, text)
             written[list_name] = len(lists[list_name])
-            changes |= {list_name: change} if change else {}
-    stale = [split for split in SPLITS if split not in lists and list_path(root, info.name, split).exists()]
+            if change := _write_list(path, text):
+                changes[list_name] = change
     if info.name not in CATALOG:
-        remarks += [
-            f"{list_path(root, info.name, split)}: no images of it any more, and not written" for split in stale
-        ]
+        stale = (list_path(root, info.name, split) for split in SPLITS if split not in lists)
+        remarks += [f"{path}: no images of it any more, and not written" for path in stale if path.exists()]
     return Preparation(list_path(root, info.name, "train").parent, written, changes, tuple(remarks))
 
 
 def _collect(folder: Path, info: DatasetInfo) -> tuple[dict[str, Pairs], list[str]]:
-    """The pairs of each split, and what to say about them.
+    """The pairs of each split, and remarks about them.
 
     Raises:
-        UserError: there are none of training or validation, or, of a published dataset, one is not whole.
+        UserError: training or validation has none, or a published dataset is incomplete.
     """
     layouts, lists, remarks = _find_pairs(folder, info)
     _divide(lists, folder, info)
@@ -115,10 +114,10 @@ def _collect(folder: Path, info: DatasetInfo) -> tuple[dict[str, Pairs], list[st
 
 
 def _find_pairs(folder: Path, info: DatasetInfo) -> tuple[SplitLayouts, dict[str, Pairs], list[str]]:
-    """The layouts in which the data lies, the pairs of each, and what is left out.
+    """The layout of the data, the pairs of each split, and remarks about files that are left out.
 
     Raises:
-        UserError: it lies in none, or nothing pairs.
+        UserError: no layout fits, or nothing pairs.
     """
     if info.name in CATALOG:
         layouts = find_layout(folder, info)
@@ -150,9 +149,9 @@ def list_path(root: Path, name: str, list_name: str) -> Path:
 
 
 def _divide(lists: dict[str, Pairs], folder: Path, info: DatasetInfo) -> None:
-    """Makes training and validation of images that are in no split; each gets one where there are two.
+    """Divides images without a split into training and validation, at least one each.
 
-    The choice is by the files' names: adding images moves no other from one split to the other.
+    The file names decide, so that adding images moves no other image from one split to the other.
     """
     if "all" not in lists:
         return
@@ -167,17 +166,13 @@ def _divide(lists: dict[str, Pairs], folder: Path, info: DatasetInfo) -> None:
 
 
 def require_two_images(num_images: int, folder: Path) -> None:
-    """Refuses a folder with a single image.
-
-    Raises:
-        UserError: says so.
-    """
+    """Raises `UserError` about a folder with a single image."""
     if num_images < 2:
         raise UserError(f"{folder}: one image with a label leaves none for validation; add some")
 
 
 def _place_of(image: str) -> int:
-    """A number from 0 to 2**64, as good as drawn for a name."""
+    """A hash of a name, 0 to 2**64 - 1."""
     return int.from_bytes(hashlib.sha256(os.fsencode(image)).digest()[:8], "big")
 
 
@@ -200,7 +195,7 @@ def _remarks(lists: Mapping[str, Pairs], layouts: SplitLayouts, info: DatasetInf
 
 
 def bring(source: Path, folder: Path, *, copy: bool) -> None:
-    """Links or copies a user's folder to that of the dataset; what is copied already stays as it is.
+    """Links or copies a user's folder to the dataset's; files that were copied before are kept.
 
     Raises:
         UserError: something else is there already.
@@ -209,7 +204,7 @@ def bring(source: Path, folder: Path, *, copy: bool) -> None:
         if folder.resolve() == source.resolve():
             return
         if not copy or not folder.is_dir() or folder.is_symlink():
-            raise UserError(f"{folder} exists and is not {source}; move it away, or what is in {source} into it")
+            raise UserError(f"{folder} exists and is not {source}; move it away, or move the files of {source} into it")
     if not copy:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():
@@ -226,10 +221,10 @@ def bring(source: Path, folder: Path, *, copy: bool) -> None:
 
 
 def _write_list(path: Path, text: str) -> str:
-    """Writes a list, keeping a file of the same content as it is and others as ``.old``, ``.old2`` and so on.
+    """Writes a list unless its content is there already; an earlier list is kept as ``.old``, ``.old2`` and so on.
 
     Returns:
-        What changed; "" where nothing was there, or the same.
+        The changes, for a message; "" where the list is new or the same.
     """
     content, change = text.encode(), ""
     if path.exists():

@@ -1,4 +1,4 @@
-"""Recognises where a user's own folder keeps its images and masks, and says it as ``layouts`` of a ``dataset.json``."""
+"""Recognises where a user's own folder keeps its images and masks, as ``layouts`` of a ``dataset.json``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from ovenet.data.files import IMAGE_SUFFIXES
 from ovenet.data.layouts import image_files
-from ovenet.errors import UserError
+from ovenet.errors import UserError, first_of
 
-# By these words people and tools tell images from masks. Folders: in any case, without punctuation, alone or joined to
+# Words by which people and tools tell images from masks. Folders: in any case, without punctuation, alone or joined to
 # the name of a split, as `ground_truth`, `SegmentationClass` (VOC, CVAT), `masks_machine` (Supervisely), `train_masks`.
 _SPLITS = {"train": ("training", "train"), "val": ("validation", "valid", "val", "dev"), "test": ("testing", "test")}
 _IMAGE_FOLDERS = re.compile("images?|imgs?|imgdir|photos?|pictures?|pics?|frames|rgb|jpegimages|inputs?|originals?|x")
@@ -52,21 +52,20 @@ class Recognized:
             meanings = {"all": "train and val", "test": "test, without masks" if "test" in self.layouts else "test"}
             parts.append(f"{{split}} is {', '.join(f'{name} ({meanings.get(s, s)})' for s, name in names.items())}")
         if self.unused:
-            more = f" and {len(self.unused) - _MAX_NAMED} more" if len(self.unused) > _MAX_NAMED else ""
-            parts.append(f"not used: images in {', '.join(self.unused[:_MAX_NAMED])}{more}")
+            parts.append(f"not used: images in {first_of(self.unused)}")
         return "; ".join(parts)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """How a folder may be understood.
+    """One reading of a folder.
 
     Attributes:
-        frame: its names without the word that makes it one of images or of masks; the two agree in it.
-        split: how the split is called there; "" for none.
-        pattern: of all folders that are understood alike, with ``{split}``.
-        loose: the same with wildcards for the folders above that may be called anything.
-        depth: of the folder below what the pattern names.
+        frame: its path without the word for images or masks; equal for the two folders of a pair.
+        split: name of the split there; "" for none.
+        pattern: of all folders with the same reading, with ``{split}``.
+        loose: the same with wildcards for folders above that may have any name.
+        depth: levels of folders below those that the pattern names.
     """
 
     frame: Folder
@@ -83,9 +82,9 @@ class _Find:
     Attributes:
         images: pattern of the images.
         labels: pattern of the masks.
-        loose: both, see `_Place`.
-        splits: how they are called; "" is none.
-        folders: in which the files lie.
+        loose: the loose patterns of both, see `_Place`.
+        splits: names of the splits; "" is none.
+        folders: folders of the files.
     """
 
     images: str
@@ -96,13 +95,10 @@ class _Find:
 
 
 def recognize_layouts(folder: Path) -> Recognized:
-    """Looks at the names in a folder of images and masks.
-
-    Args:
-        folder: the dataset's.
+    """Recognises the layout of a dataset's folder by its names.
 
     Raises:
-        UserError: nothing goes together, or more than one thing does; says how to write down what is meant.
+        UserError: no images and masks go together, or several do; says how to write down what is meant.
     """
     stems: dict[Folder, set[str]] = defaultdict(set)
     for path in image_files(folder):
@@ -121,7 +117,7 @@ def recognize_layouts(folder: Path) -> Recognized:
 def _pairs_of_folders(
     stems: Mapping[Folder, set[str]],
 ) -> dict[tuple[str, str, tuple[str, str]], list[tuple[_Place, Folder, Folder]]]:
-    """Folders of images with those of masks that may go with them, by their patterns."""
+    """Folders of images with the folders of masks that may go with them, by their patterns."""
     labels: dict[tuple[Folder, str], list[tuple[Folder, _Place]]] = defaultdict(list)
     for names in stems:
         for place in _named_places(names, _LABEL_FOLDERS):
@@ -141,7 +137,7 @@ def _pairs_of_folders(
 
 
 def _named_places(names: Folder, words: re.Pattern[str]) -> Iterator[_Place]:
-    """A folder as one of images, or of masks, by each of its names that is one of the words."""
+    """The readings of a folder as one of images, or of masks: one for each of its names that is one of the words."""
     for index, name in enumerate(names):
         split = _split_beside(name, words)
         if split is None:
@@ -158,7 +154,7 @@ def _named_places(names: Folder, words: re.Pattern[str]) -> Iterator[_Place]:
 
 
 def _plain_place(names: Folder, ending: str) -> _Place:
-    """A folder that is called anything; with the ending ``**`` it stands for all those below it, too."""
+    """The reading of a folder of any name; with the ending ``**`` it includes all folders below."""
     index = next((i for i, name in enumerate(names) if _split_of(name)), None)
     split = "" if index is None else names[index]
     end = len(names) if ending == "*" else 0 if index is None else index + 1
@@ -166,19 +162,20 @@ def _plain_place(names: Folder, ending: str) -> _Place:
 
 
 def _patterns(above: Folder, split: str, rest: Sequence[str]) -> tuple[str, str]:
-    """The strict and the loose one of `_Place`; `split` may be one of the folders above."""
+    """The strict and the loose pattern of `_Place`; `split` may be one of the folders above."""
     strict = ["{split}" if split and name == split else name for name in above]
     loose = [name if name == "{split}" else "*" for name in strict]
     return "/".join([*strict, *rest]), "/".join([*loose, *rest])
 
 
 def _split_of(name: str) -> str:
-    """``train``, ``val`` or ``test``; "" for what is the name of none."""
+    """``train``, ``val`` or ``test``; "" for a name of no split."""
     return next((split for split, words in _SPLITS.items() if name.lower() in words), "")
 
 
 def _split_beside(name: str, words: re.Pattern[str]) -> str | None:
-    """What names the split in a name that is one of the words otherwise, "" for nothing; None for other names."""
+    """The part of a name that says the split, where the rest is one of the words; "" for no split, None for other
+    names."""
     simple = re.sub("[^a-z0-9]", "", name.lower())
     if words.fullmatch(simple):
         return ""
@@ -198,7 +195,7 @@ def _find(
     pairs: Sequence[tuple[_Place, Folder, Folder]],
     stems: Mapping[Folder, set[str]],
 ) -> _Find | None:
-    """What goes together in folders that are understood alike, by the most frequent way of naming files; or nothing.
+    """The images and masks in folders with the same reading, by the most frequent naming of files; None for none.
 
     Raises:
         UserError: an image has two masks, or two images have the same.
@@ -210,8 +207,8 @@ def _find(
             if one == other and image == label:
                 continue
             for key in images[image] & labels[label]:
-                pair = ("/".join([*at, affix.replace("*", key)]) for at, affix in ((one, image), (other, label)))
-                pairings[image, label].add(tuple(pair))
+                names = image.replace("*", key), label.replace("*", key)
+                pairings[image, label].add(("/".join([*one, names[0]]), "/".join([*other, names[1]])))
     if not pairings:
         return None
     image, label = max(pairings, key=lambda affixes: (len(pairings[affixes]), affixes == ("*", "*")))
@@ -235,12 +232,12 @@ def _find(
 
 
 def _by_affix(stems: set[str], words: str, suffixes: str = "(?!)") -> dict[str, set[str]]:
-    """Names by what stands before or after them, as ``*_mask``; all of them by ``*`` too.
+    """Names by the prefix or suffix that marks them, as ``*_mask``; all of them by ``*`` too.
 
     Args:
         stems: names of files.
-        words: a regular expression of what marks a file.
-        suffixes: of what else may stand at the end.
+        words: regular expression of the words that mark a file.
+        suffixes: regular expression of further endings.
     """
     before = re.compile(rf"((?:{words})[_\-. ])(.+)", re.IGNORECASE | re.DOTALL)
     after = re.compile(rf"(.+?)([_\-. ](?:{words})|{suffixes})", re.IGNORECASE | re.DOTALL)
@@ -259,7 +256,7 @@ def _affixed(pattern: str, affix: str) -> str:
 
 
 def _only_one(folder: Path, finds: Sequence[_Find], stems: Mapping[Folder, set[str]]) -> _Find:
-    """The one find; those that differ by folders that may be called anything are one.
+    """The one find; finds that differ only in folders of any name are merged.
 
     Raises:
         UserError: there is none, or there are several.
@@ -267,7 +264,8 @@ def _only_one(folder: Path, finds: Sequence[_Find], stems: Mapping[Folder, set[s
     if not finds:
         raise _nothing(folder, stems)
     if len(finds) > 1 and len({find.loose for find in finds}) == 1:
-        splits, folders = (frozenset().union(*(getattr(one, part) for one in finds)) for part in ("splits", "folders"))
+        splits = frozenset(split for find in finds for split in find.splits)
+        folders = frozenset(names for find in finds for names in find.folders)
         return _Find(*finds[0].loose, finds[0].loose, splits, folders)
     if len(finds) > 1:
         raise _ambiguous(folder, sorted((find.images, find.labels) for find in finds))
@@ -275,7 +273,7 @@ def _only_one(folder: Path, finds: Sequence[_Find], stems: Mapping[Folder, set[s
 
 
 def _unlabelled_tests(find: _Find, stems: Mapping[Folder, set[str]]) -> dict[Folder, str]:
-    """Folders of test images beside the others, where no mask is; with what the split is called in them."""
+    """Folders of test images without masks beside the others, with the name of the split in each."""
     result: dict[Folder, str] = {}
     if "" in find.splits or any(_split_of(split) == "test" for split in find.splits):
         return result

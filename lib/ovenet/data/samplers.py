@@ -1,4 +1,4 @@
-"""Samplers: which process gets which sample."""
+"""Samplers: the samples of each process."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch.utils.data import Sampler
 
 
 class TrainSampler(Sampler[tuple[int, int]]):
-    """This process's share of each epoch, as ``(epoch, index)``; equally many on every process, the rest is dropped.
+    """This rank's share of each epoch, as ``(epoch, index)``; shares are equal, the remainder is dropped.
 
     Args:
-        num_samples: of the whole dataset.
-        rank: number of this process.
+        num_samples: size of the whole dataset.
+        rank: of this process.
         world_size: number of processes.
-        seed: the run's.
+        seed: of the run.
         shuffle: new order every epoch.
 
     Attributes:
-        epoch: the one whose order is given.
-        start: samples of the epoch that all processes together have used before.
+        epoch: the current epoch.
+        start: number of its samples that all ranks together have already used.
     """
 
     def __init__(self, num_samples: int, *, rank: int, world_size: int, seed: int, shuffle: bool = True):
@@ -44,7 +44,7 @@ class TrainSampler(Sampler[tuple[int, int]]):
 
 
 def evaluation_shard(num_samples: int, *, rank: int, world_size: int) -> range:
-    """Indices that this process evaluates: every sample on exactly one process, none twice."""
+    """Indices that this rank evaluates: every sample on exactly one rank."""
     return range(rank, num_samples, world_size)
 
 

@@ -1,4 +1,4 @@
-"""Kinds of values in a JSON file of known keys, and errors that name a value's place: see `ovenet.data.keys`."""
+"""Kinds of values in a JSON file with known keys, and errors that name the place of a value: see `ovenet.data.keys`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _FEW_CHOICES = 3
 
 
 class WrongValue(UserError):
-    """What a key of a description holds is not what it needs.
+    """A wrong value in a description.
 
     Attributes:
-        key: the one at the top, ``classes`` of ``classes[2].color``.
+        key: the top-level key, ``classes`` in ``classes[2].color``.
     """
 
     def __init__(self, place: str, value: Any, expected: str):
@@ -29,11 +29,7 @@ class WrongValue(UserError):
 
 
 class Kind(Protocol):
-    """What a key may hold.
-
-    Attributes:
-        expected: in words.
-    """
+    """A kind of value; `expected` describes it in words."""
 
     @property
     def expected(self) -> str: ...
@@ -44,12 +40,7 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Plain:
-    """A text, a number, true or false, or a short list of them.
-
-    Attributes:
-        expected: see `Kind`.
-        accepts: whether a value is of the kind.
-    """
+    """A string, a number, a boolean, or a short list of them, tested by `accepts`."""
 
     expected: str
     accepts: Callable[[Any], bool]
@@ -61,7 +52,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few texts."""
+    """One of a few strings."""
 
     choices: tuple[str, ...]
 
@@ -77,40 +68,33 @@ class Choice:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of values of one kind.
-
-    Attributes:
-        item: their kind.
-        items: what they are, in words.
-        at_least: how many.
-        at_most: how many.
-    """
+    """A list of `at_least` to `at_most` values of one kind, described by `items`; or one table without a list."""
 
     item: Kind
     items: str
     at_least: int = 0
     at_most: int = sys.maxsize
+    may_be_one_table: bool = False
 
     @property
     def expected(self) -> str:
-        return f"a list of {self.items}"
+        return f"{self.item.expected}, or a list of such tables" if self.may_be_one_table else f"a list of {self.items}"
 
     def check(self, value: Any, place: str) -> None:
+        if self.may_be_one_table and isinstance(value, dict):
+            return self.item.check(value, place)
         if not isinstance(value, list):
-            raise WrongValue(place, value, self.expected)
-        for limit, is_kept, word in (
-            (self.at_least, len(value) >= self.at_least, "least"),
-            (self.at_most, len(value) <= self.at_most, "most"),
-        ):
-            if not is_kept:
-                raise UserError(f"{place} has {len(value)} entries; expected at {word} {limit}")
+            raise WrongValue(place, value, f"a list of {self.items}")
+        if not self.at_least <= len(value) <= self.at_most:
+            limit = f"least {self.at_least}" if len(value) < self.at_least else f"most {self.at_most}"
+            raise UserError(f"{place} has {len(value)} entries; expected at {limit}")
         for index, item in enumerate(value):
             self.item.check(item, f"{place}[{index}]")
 
 
 @dataclass(frozen=True)
 class BySplit:
-    """A table with a value of one kind for each of some splits."""
+    """A table from splits to values of one kind."""
 
     value: Kind
 
@@ -129,15 +113,7 @@ class BySplit:
 
 @dataclass(frozen=True)
 class Key:
-    """One key.
-
-    Attributes:
-        kind: what it may hold.
-        meaning: in words.
-        default: in words.
-        is_required: it must be there.
-        may_be_null: ``null`` stands for none.
-    """
+    """One key of a `Table`; `meaning` and `default` are words for the documentation."""
 
     kind: Kind
     meaning: str
@@ -152,7 +128,7 @@ class Table:
 
     Attributes:
         keys: by name.
-        of_splits: what a key named as one in ``split_names`` holds; None where there is no such key.
+        of_splits: kind of further keys, named as in ``split_names``; None where there are none.
     """
 
     keys: Mapping[str, Key]
@@ -183,32 +159,15 @@ class Table:
         return {**dict.fromkeys(split_names, self.of_splits), **self.keys}
 
 
-@dataclass(frozen=True)
-class OneOrMore:
-    """A table, or a list of such tables."""
-
-    table: Table
-
-    @property
-    def expected(self) -> str:
-        return f"{self.table.expected}, or a list of such tables"
-
-    def check(self, value: Any, place: str) -> None:
-        if isinstance(value, dict):
-            self.table.check(value, place)
-        else:
-            ListOf(self.table, "tables", at_least=1).check(value, place)
-
-
 def shown(value: Any) -> str:
-    """A value on one line, as JSON has it, cut where it is long."""
+    """A value as JSON on one line, shortened where it is long."""
     text = json.dumps(value, ensure_ascii=False)
     text = text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
     return "".join(c if _is_on_one_line(c) else f"\\u{ord(c):04x}" for c in text)
 
 
 def did_you_mean(value: Any, known: Iterable[str]) -> str:
-    """What is added to a message about a misspelled name."""
+    """The end of a message about a misspelled name."""
     if not isinstance(value, str):
         return ""
     guess = nearest(value[:_MAX_SHOWN], known)
@@ -216,7 +175,7 @@ def did_you_mean(value: Any, known: Iterable[str]) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; true and false are none."""
+    """Whether a value is a finite number and no boolean."""
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
@@ -226,15 +185,15 @@ def _inside(place: str, key: str) -> str:
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a text on one line."""
+    """Whether a value is a string on one line."""
     return isinstance(value, str) and _is_on_one_line(value)
 
 
 def is_file_name(value: Any) -> bool:
-    """Whether it may be the name of a file or a folder."""
+    """Whether a value may be the name of a file or a folder."""
     return is_text(value) and bool(value.strip()) and "/" not in value
 
 
 def _is_on_one_line(text: str) -> bool:
-    """Whether it holds no line breaks, no other control characters, and nothing that UTF-8 cannot hold."""
+    """Whether a string has no line breaks, no other control characters, and only characters that UTF-8 can encode."""
     return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)

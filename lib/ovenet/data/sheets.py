@@ -1,4 +1,4 @@
-"""Contact sheets: images with their labels laid over them."""
+"""Contact sheets: images with their labels overlaid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ovenet.structures import Sample
 
 IGNORED_COLOR = (0, 0, 0)
 _OPACITY = 0.6
-_STRIPE_PX = 8  # from one stripe of the hatching to the next, and a fourth of it is drawn
+_STRIPE_PX = 8  # period of the hatching, a fourth of which is drawn
 _STRIPE_COLOR = (200, 200, 200)
 _MARGIN = 6
 _TEXT_HEIGHT = 16
@@ -29,32 +29,29 @@ def colorize(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
 
 
 def hatch(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Draws diagonal stripes over a part of a picture: what is ignored, apart from a class that is black.
+    """A copy of a picture with diagonal stripes over a part of it, which tell ignored pixels from a black class.
 
     Args:
         picture: ``(H, W, 3)`` uint8, at the size at which it is shown.
         where: ``(H, W)`` bool.
-
-    Returns:
-        A striped copy.
     """
-    rows, columns = np.indices(where.shape, sparse=True)
-    is_stripe = where & ((rows + columns) % _STRIPE_PX < _STRIPE_PX // 4)
-    return np.where(is_stripe[..., None], np.uint8(_STRIPE_COLOR), picture)
+    diagonal = np.add.outer(np.arange(where.shape[0]), np.arange(where.shape[1]))
+    is_stripe = where & (diagonal % _STRIPE_PX < _STRIPE_PX // 4)
+    return np.where(is_stripe[..., None], np.array(_STRIPE_COLOR, np.uint8), picture)
 
 
 def contact_sheet(
     samples: Sequence[Sample], info: DatasetInfo, *, num_columns: int = 4, tile_width: int = 400
 ) -> np.ndarray:
-    """Each sample as it is and with its label laid over, with its name; below, the colours of the classes shown.
+    """Each sample with its name, without and with its label overlaid; below, a legend of the classes shown.
 
-    What is ignored is hatched, in the samples and in the legend.
+    Ignored pixels are hatched, in the samples and in the legend.
 
     Args:
-        samples: at least one; those without a label show their image alone.
+        samples: at least one; without a label only the image is shown.
         info: names and colours.
         num_columns: samples side by side.
-        tile_width: of a sample, in pixels.
+        tile_width: width of a sample in pixels.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB.
@@ -82,9 +79,9 @@ def _tile(sample: Sample, info: DatasetInfo, width: int) -> Image.Image:
     if sample.labels is not None:
         overlay = cv2.addWeighted(sample.image, 1 - _OPACITY, colorize(sample.labels, info), _OPACITY, 0)
         overlay = cv2.resize(overlay, (half, height), interpolation=cv2.INTER_AREA)
-        ignored = (sample.labels < 0) | (sample.labels >= info.num_classes)
-        ignored = cv2.resize(ignored.astype(np.float32), (half, height), interpolation=cv2.INTER_AREA)
-        views.append(hatch(overlay, ignored >= 0.5))
+        is_ignored = (sample.labels < 0) | (sample.labels >= info.num_classes)
+        share = cv2.resize(is_ignored.astype(np.float32), (half, height), interpolation=cv2.INTER_AREA)
+        views.append(hatch(overlay, share >= 0.5))
     tile = Image.new("RGB", (width, height + _TEXT_HEIGHT), _BACKGROUND)
     for index, view in enumerate(views):
         tile.paste(Image.fromarray(view), (index * (half + 2), 0))
@@ -115,7 +112,7 @@ def _legend(samples: Sequence[Sample], info: DatasetInfo, width: int) -> Image.I
 
 
 def _shortened(name: str, width: int) -> str:
-    """The end of a path, as far as it fits."""
+    """The end of a path that fits into a width in pixels."""
     font = _font()
     if font.getlength(name) <= width:
         return name

@@ -1,4 +1,4 @@
-"""Joint transforms of images and labels up to the crop, draws for what is changed about it, and normalisation.
+"""Joint transforms of images and labels up to the crop, random numbers for its augmentation, and normalisation.
 
 Sizes are ``(H, W)`` in pixels.
 """
@@ -15,40 +15,40 @@ import torch
 from torch import Tensor
 
 from ovenet.data.crops import ResizedCrop
-from ovenet.structures import Batch, Normalization, Sample
+from ovenet.structures import Batch, Normalization, Sample, Size
 
 MAX_BRIGHTNESS = 32.0  # grey levels
 CONTRAST = SATURATION = (0.5, 1.5)
 MAX_HUE = 18  # of OpenCV's 180
-_FRACTION = 2**15  # draws have so many steps in 1: products with grey levels are exact in float32
+_FRACTION = 2**15  # steps per unit of drawn numbers: products with grey levels are exact in float32
 IMAGENET = Normalization()
 MAX_CROP_TRIES = 10
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, padding and random crop; draws flip, brightness and colours, which the device makes of the crop.
+    """Random scale, padding and random crop; draws flip, brightness and colours, which the device applies to the crop.
 
     Attributes:
-        crop_size: ``(H, W)`` of what comes out.
+        crop_size: ``(H, W)`` of the crops.
         base_size: long side of the image at scale 1, in pixels.
         scale_steps: the scale is 0.5 plus 0 to `scale_steps` tenths; None keeps it at 1.
         flip: flip half of the samples.
         brightness_shift: shift half of the samples by up to this many grey levels; 0 for never.
         ignore_label: train id of padded pixels.
-        rare_class_crops: share of the crops that are laid around a pixel of a class that is drawn evenly from those
-            of the image, so that rare classes are seen more often; the others are laid anywhere.
-        stretch: scale to the proportions of `crop_size` instead of keeping the image's.
-        flip_table: ``(K,)`` train ids of the flipped image, where left and right are classes of their own.
+        rare_class_crops: share of the crops that contain a pixel of a class drawn uniformly from the image's classes,
+            so that rare classes are seen more often; the others are placed anywhere.
+        stretch: scale to the aspect ratio of `crop_size` instead of keeping the image's.
+        flip_table: ``(K,)`` train ids of the flipped image, where left and right are different classes.
         pad_color: RGB of padded pixels, see `Normalization.pad_color`.
-        scale_range: any scale between these two, in place of the steps; None for the steps.
-        base_box: long and short side that the image fits into at scale 1, in place of `base_size`; None for that.
-        cat_max_ratio: crops in which one class has a larger share of the labelled pixels are drawn anew, up to
-            `MAX_CROP_TRIES` times.
+        scale_range: draw any scale between these two instead of the steps; None for the steps.
+        base_box: long and short side of a box into which the image fits at scale 1, instead of `base_size`.
+        cat_max_ratio: draw crops again, up to `MAX_CROP_TRIES` times, in which one class has a larger share of the
+            labelled pixels.
         photometric: change the colours at random, see `ovenet.data.augmentation`.
     """
 
-    crop_size: tuple[int, int]
+    crop_size: Size
     base_size: int
     scale_steps: int | None
     flip: bool
@@ -71,11 +71,11 @@ class TrainTransform:
             rng: the only source of randomness.
 
         Returns:
-            The crop, and its changes that are still to be made; its labels have the classes of a flipped image already.
+            The crop with its pending changes; its labels have the classes of a flipped image already.
         """
         assert sample.labels is not None
         scaled = self._scaled_size(sample.image.shape[:2], self._draw_scale(rng))
-        crop, labels = self._draw_mixed_crop(sample, scaled, rng)
+        crop, labels = self._draw_mixed_crop(sample.labels, scaled, rng)
         image = crop.of_image(sample.image, self.pad_color)
         changes = [0.0, 0.0]
         if self.flip and rng.random() < 0.5:
@@ -93,12 +93,12 @@ class TrainTransform:
         return 1.0 if self.scale_steps is None else 0.5 + int(rng.integers(self.scale_steps + 1)) / 10
 
     def _draw_mixed_crop(
-        self, sample: Sample, scaled: tuple[int, int], rng: np.random.Generator
+        self, whole: np.ndarray, scaled: Size, rng: np.random.Generator
     ) -> tuple[ResizedCrop, np.ndarray]:
-        """A crop and its labels, among which no class has too large a share if a few tries find such a crop."""
+        """A crop of the label map `whole` and its labels, in which no class has too large a share if such is found."""
         for _ in range(MAX_CROP_TRIES):
-            crop = self._draw_crop(sample, scaled, rng)
-            labels = crop.of_labels(sample.labels, self.ignore_label)
+            crop = ResizedCrop(scaled, *self._draw_corner(whole, scaled, rng), self.crop_size)
+            labels = crop.of_labels(whole, self.ignore_label)
             if self.cat_max_ratio == 1.0:
                 break
             counts = np.unique(labels[labels != self.ignore_label], return_counts=True)[1]
@@ -106,36 +106,27 @@ class TrainTransform:
                 break
         return crop, labels
 
-    def _draw_crop(self, sample: Sample, scaled: tuple[int, int], rng: np.random.Generator) -> ResizedCrop:
-        """The crop is drawn first, so that only its pixels have to be resized."""
+    def _draw_corner(self, labels: np.ndarray, scaled: Size, rng: np.random.Generator) -> tuple[int, int]:
+        """First row and column of a crop of the resized image: anywhere, or so that it has a pixel of a drawn class."""
+        limits = [max(n - crop, 0) for n, crop in zip(scaled, self.crop_size, strict=True)]
         if self.rare_class_crops and rng.random() < self.rare_class_crops:
-            top, left = self._corner_near_class(sample.labels, scaled, rng)
-        else:
-            top, left = (int(rng.integers(limit + 1)) for limit in self._limits(scaled))
-        return ResizedCrop(scaled, top, left, self.crop_size)
+            classes = np.unique(labels)
+            classes = classes[classes != self.ignore_label]
+            if len(classes):
+                pixel = np.unravel_index(rng.choice(np.flatnonzero(labels == rng.choice(classes))), labels.shape)
+                top, left = (
+                    int(np.clip((2 * at + 1) * whole // (2 * own) - rng.integers(crop), 0, limit))
+                    for at, own, whole, crop, limit in zip(
+                        pixel, labels.shape, scaled, self.crop_size, limits, strict=True
+                    )
+                )
+                return top, left
+        return int(rng.integers(limits[0] + 1)), int(rng.integers(limits[1] + 1))
 
-    def _limits(self, scaled: tuple[int, int]) -> list[int]:
-        """The last row and column where a crop of the resized image may begin."""
-        return [max(n - crop, 0) for n, crop in zip(scaled, self.crop_size, strict=True)]
-
-    def _corner_near_class(
-        self, labels: np.ndarray, scaled: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[int, int]:
-        """Top left corner of a crop that holds a pixel of an evenly drawn class, at a random place."""
-        limits = self._limits(scaled)
-        classes = np.unique(labels)
-        classes = classes[classes != self.ignore_label]
-        if not len(classes):
-            return tuple(int(rng.integers(limit + 1)) for limit in limits)
-        pixel = np.unravel_index(rng.choice(np.flatnonzero(labels == rng.choice(classes))), labels.shape)
-        return tuple(
-            int(np.clip((2 * at + 1) * whole // (2 * own) - rng.integers(crop), 0, limit))
-            for at, own, whole, crop, limit in zip(pixel, labels.shape, scaled, self.crop_size, limits, strict=True)
-        )
-
-    def _scaled_size(self, size: tuple[int, int], scale: float) -> tuple[int, int]:
+    def _scaled_size(self, size: Size, scale: float) -> Size:
         if self.stretch:
-            return tuple(max(1, round(n * scale)) for n in self.crop_size)
+            height, width = self.crop_size
+            return max(1, round(height * scale)), max(1, round(width * scale))
         if self.base_box is not None:
             return box_size(size, self.base_box, scale)
         return scaled_size(size, round(self.base_size * scale))
@@ -162,8 +153,8 @@ def _draw(rng: np.random.Generator, low: float, high: float) -> float:
     return round(rng.uniform(low, high) * _FRACTION) / _FRACTION
 
 
-def scaled_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """The size with the given long side and the same proportions, at least one pixel.
+def scaled_size(size: Size, long_side: int) -> Size:
+    """The size with the given long side and the same aspect ratio, at least one pixel.
 
     Args:
         size: ``(H, W)``.
@@ -175,8 +166,8 @@ def scaled_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
     return max(1, round(height * long_side / width)), long_side
 
 
-def box_size(size: tuple[int, int], box: tuple[int, int], scale: float) -> tuple[int, int]:
-    """The largest size with the same proportions that fits into a box, as mmsegmentation rounds it.
+def box_size(size: Size, box: tuple[int, int], scale: float) -> Size:
+    """The largest size with the same aspect ratio that fits into a box, rounded as in mmsegmentation.
 
     Args:
         size: ``(H, W)``.
@@ -185,17 +176,18 @@ def box_size(size: tuple[int, int], box: tuple[int, int], scale: float) -> tuple
     """
     long, short = (int(side * scale) for side in box)
     factor = min(long / max(size), short / min(size))
-    return tuple(max(1, int(n * factor + 0.5)) for n in size)
+    height, width = (max(1, int(n * factor + 0.5)) for n in size)
+    return height, width
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear resize of ``(H, W, 3)`` uint8 to `size`, pixel centres mapped by proportion."""
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Bilinear resize of ``(H, W, 3)`` uint8 to `size`, with half-pixel centres."""
     if image.shape[:2] == tuple(size):
         return image
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_labels(labels: np.ndarray, size: Size) -> np.ndarray:
     """Nearest-neighbour resize of ``(H, W)`` int16 to `size`, on the grid of `resize_image`."""
     if labels.shape == tuple(size):
         return labels
@@ -203,9 +195,9 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples of one size; nothing is converted here, the device does that faster."""
+    """Stacks labelled samples of one size; converting them is left to the device, which is faster."""
     images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.stack([s.labels for s in samples]))
+    labels = torch.from_numpy(np.stack([s.labels for s in samples if s.labels is not None]))
     drawn = [s.changes for s in samples if s.changes is not None]
     changes = torch.from_numpy(np.stack(drawn)) if drawn else None
     problems = tuple(s.problem for s in samples if s.problem)
@@ -213,15 +205,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def normalize_images(images: Tensor, normalization: Normalization = IMAGENET) -> Tensor:
-    """Pixels as the network expects them.
+    """Normalised images, the input of the network.
 
     Args:
         images: ``(B, 3, H, W)`` RGB, grey levels from 0 to 255, uint8 or float32; fastest with channels last.
-        normalization: the backbone's.
+        normalization: of the backbone.
 
     Returns:
-        ``(B, 3, H, W)`` float32 in the network's order of channels, mean and deviation taken out, on the same device;
-        channels last.
+        ``(B, 3, H, W)`` float32 in the network's order of channels, with zero mean and unit deviation, on the same
+        device; channels last.
     """
     if normalization.channel_order == "BGR":
         images = images.flip(1)
@@ -233,6 +225,6 @@ def normalize_images(images: Tensor, normalization: Normalization = IMAGENET) ->
 
 @cache
 def _mean_and_std(normalization: Normalization, device: torch.device) -> tuple[Tensor, Tensor]:
-    """In grey levels, per channel; cached, since every copy to the device synchronises."""
+    """Mean and deviation per channel in grey levels; cached, since every copy to the device synchronises."""
     mean, std = (torch.tensor(v, device=device).mul(255) for v in (normalization.mean, normalization.std))
     return mean, std

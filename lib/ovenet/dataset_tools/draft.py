@@ -1,4 +1,4 @@
-"""A first description of a folder of images and masks, from what the masks hold, and an experiment to start with."""
+"""Drafts a description of a folder of images and masks from the masks' values, and an experiment to start with."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ovenet.data.description import MAX_CLASSES, blank_description, voc_color
+from ovenet.data.description import blank_description, voc_color
 from ovenet.data.files import read_size
 from ovenet.data.info import Color, DatasetInfo
+from ovenet.data.keys import MAX_CLASSES
 from ovenet.data.labels import LabelDecoder
 from ovenet.data.layouts import collect_pairs, find_layout
 from ovenet.data.recognition import recognize_layouts
@@ -29,7 +30,8 @@ from ovenet.dataset_tools.mask_values import (
     read_all_values,
     unify,
 )
-from ovenet.errors import UserError
+from ovenet.errors import UserError, first_of
+from ovenet.structures import Size
 from ovenet.utils.writing import write_text
 
 _IGNORED = (255, (255, 255, 255))  # the usual id and colour of pixels without a label
@@ -39,27 +41,27 @@ _MAX_NAMED = 12
 
 @dataclass(frozen=True)
 class Draft:
-    """What the masks of a folder hold.
+    """The values in the masks of a folder.
 
     Attributes:
-        shares: of each id or colour that may be a class, of the pixels that were read, the largest first.
-        num_masks: that were read.
-        num_labels: masks that are there.
-        size: width and height that most images have.
-        colors: of ids that have the same colour in the palettes of all masks.
-        reads_palettes: masks with one channel are read by their colours, since their ids mean different things.
-        snapped: share of the pixels of masks that smoothing or JPEG gave a value of no class, by the masks' names.
-        doubtful: of the ids and colours, those that may be smoothed edges.
-        edges: ids and colours that are smoothed edges and no classes, with their share of the pixels.
-        problems: masks that training cannot read, and why.
-        layouts: where images and masks lie, as ``dataset.json`` has it.
-        ignored: ids and colours that the user says are no class.
+        shares: share of the pixels of each id or colour that may be a class, in decreasing order.
+        num_masks: number of masks whose pixels were read.
+        num_labels: number of masks in the folder.
+        size: width and height of most images.
+        colors: colours of ids in the palettes of the masks, where these agree.
+        reads_palettes: masks with one channel are read by their colours, since their ids have different meanings.
+        snapped: share of the pixels changed by smoothing or JPEG, by the masks' names.
+        doubtful: ids and colours in `shares` that may be smoothed edges.
+        edges: share of the pixels of each id and colour that is a smoothed edge and no class.
+        problems: messages about masks that training cannot read.
+        layouts: as in ``dataset.json``.
+        ignored: ids and colours that the user has named as no class.
     """
 
     shares: dict[Value, float]
     num_masks: int
     num_labels: int
-    size: tuple[int, int]
+    size: Size
     colors: dict[Value, Color]
     reads_palettes: bool
     snapped: dict[str, float]
@@ -70,30 +72,28 @@ class Draft:
     ignored: frozenset[Value] = frozenset()
 
     @property
-    def classes(self) -> list[dict]:
-        """As ``dataset.json`` has them: by id, or by share where masks are colours."""
+    def classes(self) -> list[dict[str, Any]]:
+        """As in ``dataset.json``: in the order of ids, or of shares where masks are colours."""
         values = [value for value in self.shares if not self.is_ignored(value)]
-        if all(isinstance(value, int) for value in values):
-            return [
-                {"name": f"class {value}", "id": value}
-                | ({"color": list(self.colors[value])} if value in self.colors else {})
-                for value in sorted(values)
-            ]
+        ids = sorted(value for value in values if isinstance(value, int))
+        if len(ids) == len(values):
+            colors = ({"color": list(self.colors[i])} if i in self.colors else {} for i in ids)
+            return [{"name": f"class {i}", "id": i, **color} for i, color in zip(ids, colors, strict=True)]
         return [
             {"name": TRANSPARENT, "color": list(_unused_color(self.shares))}
             if value == TRANSPARENT
-            else {"name": f"class {index}", "color": list(value)}
+            else {"name": f"class {index}", "color": _as_json(value)}
             for index, value in enumerate(values)
         ]
 
     @property
-    def ignore(self) -> list:
-        """Ids and colours that are probably no class, as ``dataset.json`` has them."""
+    def ignore(self) -> list[Any]:
+        """Ids and colours that are probably no class, as in ``dataset.json``."""
         return [_as_json(value) for value in self.shares if self.is_ignored(value)]
 
     @property
-    def keys(self) -> dict[str, object]:
-        """What else ``dataset.json`` needs for these masks to be found and read as they were here."""
+    def keys(self) -> dict[str, Any]:
+        """The other keys of a ``dataset.json`` with which these masks are found and read in the same way."""
         return {
             **({"label_format": "colors"} if self.reads_palettes else {}),
             **({"transparent": TRANSPARENT} if TRANSPARENT in self.shares else {}),
@@ -103,7 +103,7 @@ class Draft:
 
     @property
     def remarks(self) -> list[str]:
-        """What the user should know, one line each."""
+        """Remarks for the user, one line each."""
         lines = []
         if self.reads_palettes:
             lines.append(
@@ -119,10 +119,11 @@ class Draft:
                 'label, add it to "ignore" in its place'
             )
         if self.doubtful:
+            kept = [describe(v) for v in self.shares if v not in self.doubtful and not self.is_ignored(v)]
             lines.append(
                 f"masks look smoothed, or have thin classes: {_named({v: self.shares[v] for v in self.doubtful})}, "
                 "which are thin, and lie between two others or in smoothed masks; if these are no classes, save masks "
-                f'with nearest neighbour, or keep only {self._kept()} under classes and set "snap": true'
+                f'with nearest neighbour, or keep only {first_of(kept, _MAX_NAMED)} under classes and set "snap": true'
             )
         if self.edges:
             lines.append(f"smoothed edges, and no classes: {_named(self.edges)}")
@@ -137,34 +138,29 @@ class Draft:
                 lines.append(f"  and {len(most) - _MAX_NAMED} more with at most {100 * most[_MAX_NAMED][1]:.2g} % each")
         return [*lines, *(f"not read, and not counted: {problem}" for problem in self.problems)]
 
-    def _kept(self) -> str:
-        kept = [value for value in self.shares if value not in self.doubtful and not self.is_ignored(value)]
-        more = f" and {len(kept) - _MAX_NAMED} more" if len(kept) > _MAX_NAMED else ""
-        return ", ".join(map(describe, kept[:_MAX_NAMED])) + more
-
     def is_ignored(self, value: Value) -> bool:
-        """Whether an id or a colour is no class: the user says so, or it is 255 or white, but not the background."""
+        """Whether an id or a colour is no class: the user named it, or it is 255 or white, but not the background."""
         return value in self.ignored or (
             value in _IGNORED and len(self.shares) > 2 and value != next(iter(self.shares))
         )
 
 
 def read_draft(folder: Path, layouts: Any = None, *, ignored: Sequence[Any] = (), show_progress: bool = False) -> Draft:
-    """Looks at the masks of a folder.
+    """Reads the masks of a folder.
 
     Args:
-        folder: the dataset's.
-        layouts: where images and masks lie, as ``dataset.json`` has it; None looks for them.
-        ignored: ids and colours that are no class, as ``dataset.json`` has them.
-        show_progress: a bar.
+        folder: of the dataset.
+        layouts: as in ``dataset.json``; None recognises them.
+        ignored: ids and colours of no class, as in ``dataset.json``.
+        show_progress: show a progress bar.
 
     Raises:
-        UserError: images and labels are not there or do not pair, or the masks hold what cannot be classes.
+        UserError: images and labels are missing or do not pair, or the masks hold values that cannot be classes.
     """
     layouts = layouts or recognize_layouts(folder).layouts
     found = find_layout(folder, blank_description(folder.name, layouts)).values()
-    pairs = [pair for layout in found for pair in collect_pairs(folder, layout, (), {}) if pair[1]]
-    labels = [label for _, label in pairs]
+    pairs = [pair for layout in found for pair in collect_pairs(folder, layout, (), {})]
+    labels = [label for _, label in pairs if label]
     files, problems = read_all_values(folder, labels, show_progress=show_progress)
     unified, reads_palettes = unify(folder, files)
     classes = find_classes(folder, unified)
@@ -181,32 +177,33 @@ def read_draft(folder: Path, layouts: Any = None, *, ignored: Sequence[Any] = ()
             f"{folder}: the masks hold {num_left} value{_near_ones(files)}, and a task needs two classes; "
             f"write {folder / 'dataset.json'} by hand (docs/data.md)"
         )
-    total = sum(counts.values())
+    total, num_pixels = sum(counts.values()), sum(sum(file.counts.values()) for file in files)
     chosen = {file.label for file in files}
     sizes = Counter(read_size(folder / image)[::-1] for image, label in pairs if label in chosen)
     return Draft(
-        {value: count / total for value, count in counts.most_common()},
-        len(files),
-        len(labels),
-        sizes.most_common(1)[0][0],
-        _palette_colors(unified),
-        reads_palettes,
-        snapped,
-        tuple(value for value in classes.doubtful if value in counts),
-        {value: count / sum(sum(file.counts.values()) for file in files) for value, count in classes.edges.items()},
-        (*problems, *unread),
-        layouts,
-        not_classes,
+        shares={value: count / total for value, count in counts.most_common()},
+        num_masks=len(files),
+        num_labels=len(labels),
+        size=sizes.most_common(1)[0][0],
+        colors=_palette_colors(unified),
+        reads_palettes=reads_palettes,
+        snapped=snapped,
+        doubtful=tuple(value for value in classes.doubtful if value in counts),
+        edges={value: count / num_pixels for value, count in classes.edges.items()},
+        problems=(*problems, *unread),
+        layouts=layouts,
+        ignored=not_classes,
     )
 
 
 def _count_as_read(
     folder: Path, files: Sequence[FileValues], classes: Classes, reads_palettes: bool
 ) -> tuple[Counter[Value], dict[str, float], list[str]]:
-    """Pixels of each class as training will read them, the share of those that are snapped in smoothed masks, and why
-    masks cannot be read."""
+    """Pixels of each class as training will read them, the share of snapped pixels in each smoothed mask, and messages
+    about masks that cannot be read."""
     counts: Counter[Value] = Counter()
-    snapped, problems = {}, []
+    snapped: dict[str, float] = {}
+    problems = []
     for file in files:
         if file.label not in classes.smoothed:
             counts.update(file.counts)
@@ -221,12 +218,11 @@ def _count_as_read(
 
 def _named(shares: Mapping[Value, float]) -> str:
     """Some values with their shares of the pixels."""
-    some = ", ".join(f"{describe(value)} ({100 * share:.2g} %)" for value, share in list(shares.items())[:_MAX_NAMED])
-    return some + (f" and {len(shares) - _MAX_NAMED} more" if len(shares) > _MAX_NAMED else "")
+    return first_of([f"{describe(value)} ({100 * share:.2g} %)" for value, share in shares.items()], _MAX_NAMED)
 
 
 def _near_ones(files: Sequence[FileValues]) -> str:
-    """Why a folder of JPEG masks may seem to hold one class."""
+    """Why a folder of JPEG masks may seem to have one class."""
     lossy = next((file for file in files if file.form.is_lossy), None)
     if lossy is None or len(lossy.counts) == 1:
         return ""
@@ -234,20 +230,19 @@ def _near_ones(files: Sequence[FileValues]) -> str:
 
 
 def _snapped(path: Path, values: Sequence[Value], reads_palettes: bool) -> tuple[dict[Value, int], float]:
-    """A smoothed mask as training will read it: pixels of each value, and the share of those that were changed.
+    """A smoothed mask as training will read it: pixels of each value, and the share of the snapped ones.
 
     Raises:
-        UserError: it holds what is no class and no blend of two.
+        UserError: it holds a value of no class that is no blend of two.
     """
-    if isinstance(values[0], int):
-        colors = [voc_color(k) for k in range(1, len(values) + 1)]
-    else:
-        colors = [_unused_color(values) if value == TRANSPARENT else value for value in values]
     info = DatasetInfo(
         path.parent.name,
         class_names=tuple(map(str, values)),
-        palette=tuple(colors),
-        label_ids=tuple(values) if isinstance(values[0], int) else tuple(range(len(values))),
+        palette=tuple(
+            value if isinstance(value, tuple) else voc_color(k) if isinstance(value, int) else _unused_color(values)
+            for k, value in enumerate(values, start=1)
+        ),
+        label_ids=tuple(value if isinstance(value, int) else k for k, value in enumerate(values)),
         label_format="colors" if reads_palettes else "either",
         snap=True,
         transparent=TRANSPARENT if TRANSPARENT in values else None,
@@ -258,10 +253,12 @@ def _snapped(path: Path, values: Sequence[Value], reads_palettes: bool) -> tuple
 
 
 def _palette_colors(files: Sequence[FileValues]) -> dict[Value, Color]:
-    """Colours of ids, where all masks have palettes and no two ids one colour."""
+    """Colours of ids, where all masks have palettes and no two ids the same colour."""
     if any(file.form.palette is None for file in files):
         return {}
-    colors = {value: file.color_of(value) for file in files for value in file.counts if isinstance(value, int)}
+    colors: dict[Value, Color] = {
+        value: file.color_of(value) for file in files for value in file.counts if isinstance(value, int)
+    }
     return colors if len(set(colors.values())) == len(colors) else {}
 
 
@@ -273,9 +270,9 @@ def write_draft(draft: Draft, folder: Path, begun: Mapping[str, Any] | None = No
     """Writes ``dataset.json``.
 
     Args:
-        draft: what it is to say.
-        folder: the dataset's.
-        begun: keys that the file has already, which stay as they are.
+        draft: its content.
+        folder: of the dataset.
+        begun: keys that the file has already, which are kept.
     """
     classes = ",\n    ".join(json.dumps(row) for row in draft.classes)
     keys = {**({"ignore": draft.ignore} if draft.ignore else {}), **draft.keys, **(begun or {})}
@@ -283,16 +280,14 @@ def write_draft(draft: Draft, folder: Path, begun: Mapping[str, Any] | None = No
     write_text(folder / "dataset.json", "{\n  " + ",\n  ".join(rows) + "\n}\n")
 
 
-def write_experiment(
-    name: str, path: Path, root: Path = Path("data"), *, size: tuple[int, int], num_classes: int
-) -> None:
-    """Writes an experiment that trains a small OVeNet on a dataset, its sizes chosen by the images'.
+def write_experiment(name: str, path: Path, root: Path = Path("data"), *, size: Size, num_classes: int) -> None:
+    """Writes an experiment that trains a small OVeNet on a dataset, with sizes that suit the images.
 
     Args:
         name: of the dataset.
         path: of the experiment.
         root: ``DATASET.ROOT``.
-        size: width and height that most images have.
+        size: width and height of most images.
         num_classes: of the dataset.
     """
     elsewhere = "" if root == Path("data") else f"\n  ROOT: {_quoted(str(root))}"
@@ -318,9 +313,9 @@ TEST:
 
 
 def _quoted(text: str) -> str:
-    """A text as YAML has it; JSON's escapes of what is beyond 16 bits are none there."""
+    """A string in YAML, which lacks JSON's escapes of characters beyond 16 bits."""
     return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).strip()
 
 
-def _as_json(value: Value) -> int | list[int]:
-    return value if isinstance(value, int) else list(value)
+def _as_json(value: Value) -> Any:
+    return list(value) if isinstance(value, tuple) else value

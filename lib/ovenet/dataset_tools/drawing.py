@@ -1,4 +1,4 @@
-"""A canvas that paints colour, label and depth together, through a camera above a flat street.
+"""A canvas for colour, label and depth, seen through a camera above a flat street.
 
 World coordinates in metres: ``X`` to the right of the camera, ``Y`` above the ground, ``Z`` ahead. Points in the image
 are ``(x, y)`` in pixels.
@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from ovenet.structures import Size
+
 Color = np.ndarray  # (3,) float RGB in 0..255
+Points = Sequence[tuple[float, float]]
 
 CAMERA_HEIGHT_M = 1.5
 NEAREST_M = 1.2
@@ -27,7 +30,7 @@ class Canvas:
         rng: the scene's random numbers.
     """
 
-    def __init__(self, size: tuple[int, int], rng: np.random.Generator):
+    def __init__(self, size: Size, rng: np.random.Generator):
         height, width = size
         self.size = size
         self.rng = rng
@@ -50,21 +53,19 @@ class Canvas:
         """Pixels per metre at a depth."""
         return self.focal_px / max(z, NEAREST_M)
 
-    def mask_of(self, points: Sequence[tuple[float, float]]) -> np.ndarray:
+    def mask_of(self, points: Points) -> np.ndarray:
         """Pixels inside a polygon, ``(H, W)`` bool."""
         mask = np.zeros(self.size, np.uint8)
         fixed = np.round(np.clip(points, -20000, 20000) * np.array(2**_SUBPIXEL_BITS)).astype(np.int32)
         cv2.fillPoly(mask, [fixed], 1, shift=_SUBPIXEL_BITS)
         return mask.astype(bool)
 
-    def ellipse_mask(self, center: tuple[float, float], axes: tuple[float, float], angle: float = 0) -> np.ndarray:
-        """Pixels inside an ellipse."""
+    def ellipse_mask(self, center: tuple[float, float], axes: tuple[float, float]) -> np.ndarray:
+        """Pixels inside an upright ellipse."""
         t = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        cos, sin = np.cos(angle), np.sin(angle)
-        x, y = axes[0] * np.cos(t), axes[1] * np.sin(t)
-        return self.mask_of(list(zip(center[0] + cos * x - sin * y, center[1] + sin * x + cos * y, strict=True)))
+        return self.mask_of(list(zip(center[0] + axes[0] * np.cos(t), center[1] + axes[1] * np.sin(t), strict=True)))
 
-    def line_mask(self, points: Sequence[tuple[float, float]], width_px: float) -> np.ndarray:
+    def line_mask(self, points: Points, width_px: float) -> np.ndarray:
         """Pixels on a polyline, at least one pixel wide."""
         mask = np.zeros(self.size, np.uint8)
         fixed = np.round(np.clip(points, -20000, 20000)).astype(np.int32)
@@ -79,16 +80,24 @@ class Canvas:
             color: base colour.
             label: id to write; None leaves the ids.
             z: depth in metres; None leaves the depth.
-            grain: strength of the texture, as a share of the colour.
+            grain: strength of the texture, relative to the colour.
         """
         scales = self.rng.dirichlet((1.0, 1.5, 1.5, 1.0))
         texture = sum(s * field[mask] for s, field in zip(scales, self.noise.values(), strict=True))
         self.color[mask] = np.asarray(color, np.float32) * (1 + 2.5 * grain * texture[:, None])
         self._mark(mask, label, z)
 
-    def paint_texture(
-        self, corners: Sequence[tuple[float, float]], texture: np.ndarray, *, label: int, z: float
-    ) -> None:
+    def paint_front(self, x: float, z: float, corners: Points, color: Color, *, label: int, grain: float = 0.1) -> None:
+        """Fills a polygon that faces the camera, its corners ``(dx, y)`` metres beside `x` and above the ground."""
+        points = [self.project(x + dx, y, z) for dx, y in corners]
+        self.paint(self.mask_of(points), color, label=label, z=z, grain=grain)
+
+    def paint_side(self, x: float, z: float, corners: Points, color: Color, *, label: int, grain: float = 0.1) -> None:
+        """Fills a polygon along the street, its corners ``(z, y)`` in metres; `z` is its depth."""
+        points = [self.project(x, y, depth) for depth, y in corners]
+        self.paint(self.mask_of(points), color, label=label, z=z, grain=grain)
+
+    def paint_texture(self, corners: Points, texture: np.ndarray, *, label: int, z: float) -> None:
         """Maps a texture ``(h, w, 3)`` onto a quadrilateral given from its upper left corner clockwise."""
         h, w = texture.shape[:2]
         source = np.array([(0, 0), (w, 0), (w, h), (0, h)], np.float32)
@@ -109,18 +118,14 @@ class Canvas:
             self.depth[mask] = z
 
 
-def noise_field(size: tuple[int, int], cell: int, rng: np.random.Generator) -> np.ndarray:
+def noise_field(size: Size, cell: int, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise ``(H, W)`` of about unit deviation, with blobs of `cell` pixels."""
     height, width = size
     small = rng.standard_normal((height // cell + 2, width // cell + 2)).astype(np.float32)
-    if cell > 1:
-        small = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-    return small[:height, :width]
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC) if cell > 1 else small[:height, :width]
 
 
-def random_color(
-    rng: np.random.Generator, base: tuple[float, float, float], spread: float = 25.0, light: float = 0.2
-) -> Color:
-    """A colour near `base`: every channel varies by `spread` grey levels, the whole by the share `light`."""
+def random_color(rng: np.random.Generator, base: Sequence[float], spread: float = 25.0, light: float = 0.2) -> Color:
+    """A colour near `base`: each channel varies by `spread` grey levels, the brightness by the fraction `light`."""
     color = np.array(base) + rng.uniform(-spread, spread, 3)
     return np.clip(color * rng.uniform(1 - light, 1 + light), 8, 247)

@@ -1,20 +1,20 @@
-"""Which ids or colours the masks of a folder hold, which of them are classes, and which are the work of smoothing, of
-JPEG, or of tools that store the same picture in several ways."""
+"""Ids and colours in the masks of a folder: which of them are classes, and which come from smoothing, from JPEG, or
+from tools that store the same picture in several ways."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from ovenet.data.description import MAX_CLASSES
 from ovenet.data.info import Color
+from ovenet.data.keys import MAX_CLASSES
 from ovenet.data.labels import color_codes, colors_of_codes, count_values
 from ovenet.data.masks import MaskForm, count_plain_ids, read_form, read_mask
 from ovenet.data.snapping import (
@@ -27,20 +27,20 @@ from ovenet.data.snapping import (
     near_choices,
     on_line,
 )
-from ovenet.errors import UserError
+from ovenet.errors import UserError, first_of
 
-MAX_MASKS = 200  # that are read, unless they are stored in different ways
+MAX_MASKS = 200  # masks to read, unless they are stored in different ways
 TRANSPARENT: Literal["transparent"] = "transparent"
 Value = int | Color | Literal["transparent"]
+T = TypeVar("T")
 
 _NUM_THREADS = 4
-_REACH_PX = 8  # to either class: a soft edge is so wide, whose far side a pixel near one class has to see
+_REACH_PX = 8  # largest distance from a pixel in a soft edge to the class on either side
 _FEW = 16  # values of a mask between others that may be thin classes; smoothing makes more
-_MAX_WRONG = 0.2  # share of masks that cannot be such, for the draft to go on without them
-_MIN_BLENDS = 5  # colours of a mask on the lines between those of classes beside them, which is no chance
-_NEARLY_ALL = 0.9  # of a value's pixels between others, with which it may be an edge
-_MIN_APART = 64  # levels, of the colours at its ends
-_MAX_NAMED = 3
+_MAX_WRONG = 0.2  # largest share of unusable masks with which the draft goes on without them
+_MIN_BLENDS = 5  # colours of a mask on lines between classes beside them; fewer may be chance
+_NEARLY_ALL = 0.9  # least share of a value's pixels between others for it to be a possible edge
+_MIN_APART = 64  # levels between the colours of the classes beside an edge
 
 
 def describe(value: Value) -> str:
@@ -52,38 +52,46 @@ def describe(value: Value) -> str:
 
 @dataclass(frozen=True)
 class FileValues:
-    """What one mask holds.
+    """The values in one mask.
 
     Attributes:
-        label: its name.
+        label: name of the mask.
         form: how it is stored.
         counts: pixels of each id, index or colour.
-        even: those that cover 3 x 3 pixels somewhere.
+        even: values that cover 3 x 3 pixels somewhere.
         hidden: ids and indices that are marked transparent.
     """
 
     label: str
     form: MaskForm
-    counts: dict[Value, int]
+    counts: Mapping[Value, int]
     even: frozenset[Value]
     hidden: frozenset[int] = frozenset()
 
     @property
     def is_grey(self) -> bool:
-        """Whether its samples are grey levels, and no indices or colours."""
+        """Whether its samples are grey levels rather than indices or colours."""
         return self.form.holds_ids and self.form.palette is None
 
-    def color_of(self, value: Value) -> Value:
-        """The colour in which a viewer shows a value."""
-        if not isinstance(value, int):
-            return value
+    @property
+    def has_ids(self) -> bool:
+        """Whether its values are ids or indices rather than colours."""
+        return all(isinstance(value, int) for value in self.counts)
+
+    def color_of(self, value: int) -> Color:
+        """The colour of an id or index in a viewer."""
         if self.form.palette is not None:
             return self.form.palette[value] if value < len(self.form.palette) else (0, 0, 0)
-        return (value * (255 // (2**self.form.bits - 1) if self.form.bits < 8 else 1),) * 3
+        level = value * self.form.grey_step
+        return level, level, level
 
     def in_colors(self) -> FileValues:
-        """The same, each value by its colour."""
-        colors = {value: TRANSPARENT if value in self.hidden else self.color_of(value) for value in self.counts}
+        """The same mask with each value as its colour."""
+        colors: dict[Value, Value] = {}
+        for value in self.counts:
+            colors[value] = self.color_of(value) if isinstance(value, int) else value
+            if value in self.hidden:
+                colors[value] = TRANSPARENT
         counts: Counter[Value] = Counter()
         for value, number in self.counts.items():
             counts[colors[value]] += number
@@ -93,23 +101,22 @@ class FileValues:
 def read_all_values(
     folder: Path, labels: Sequence[str], *, show_progress: bool = False
 ) -> tuple[list[FileValues], list[str]]:
-    """Looks at the headers of all masks, and at the pixels of `MAX_MASKS`; of all where depths or palettes differ, and
-    where counting is fast.
+    """Reads the headers of all masks, and the pixels of `MAX_MASKS`; of all where depths or palettes differ, and where
+    counting is fast.
 
     Returns:
-        What they hold, and what is wrong with the few that cannot be masks.
+        The values of each mask, and error messages about the few that cannot be masks.
 
     Raises:
-        UserError: many cannot be read, or hold what cannot be classes.
+        UserError: many cannot be read, or hold values that cannot be classes.
     """
-    bar = {"disable": not show_progress, "leave": False}
     problems: list[UserError] = []
 
-    def attempt(read: Callable[[Path], Any], some: Sequence[str], desc: str) -> list[tuple[str, Any]]:
+    def attempt(read: Callable[[Path], T], some: Sequence[str], desc: str) -> list[tuple[str, T]]:
         found = []
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             tasks = [(label, pool.submit(read, folder / label)) for label in some]
-            for label, task in tqdm(tasks, desc=desc, **bar):
+            for label, task in tqdm(tasks, desc=desc, disable=not show_progress, leave=False):
                 try:
                     found.append((label, task.result()))
                 except UserError as error:
@@ -122,30 +129,29 @@ def read_all_values(
     depths = {form.bits for form in forms.values() if form.holds_ids and form.palette is None}
     palettes = {form.palette for form in forms.values() if form.palette is not None}
     is_alike = len(depths) <= 1 and len(palettes) <= 1
-    sound = list(forms)
-    chosen = sound[:: max(1, -(-len(sound) // MAX_MASKS))] if is_alike else sound
-    files = [replace(file, label=label) for label, file in attempt(_values_of, chosen, "masks")]
+    chosen = dict.fromkeys(list(forms)[:: max(1, -(-len(forms) // MAX_MASKS)) if is_alike else 1])
+    files = [replace(file, label=label) for label, file in attempt(_values_of, list(chosen), "masks")]
     even = frozenset(value for file in files for value in file.even)
-    rest = sorted(set(sound) - set(chosen), key=sound.index) if is_alike else []
+    rest = [label for label in forms if label not in chosen]
     more = attempt(lambda path: _counts_of(path, even), rest, "further masks")
     return [*files, *(replace(file, label=label) for label, file in more if file is not None)], list(map(str, problems))
 
 
 def _counts_of(path: Path, even: frozenset[Value]) -> FileValues | None:
-    """A mask whose ids are counted fast; None for others. It is looked at whole where it holds other values than `even`
-    ones."""
+    """A mask whose ids can be counted fast, read whole where it has other values than `even`; None for other masks."""
     plain = count_plain_ids(path, num_rows=1)
     if plain is None:
         return None
     form, counts, _ = plain
-    return FileValues("", form, dict(counts), frozenset()) if counts.keys() <= even else _values_of(path)
+    numbers: dict[Value, int] = dict(counts.items())
+    return FileValues("", form, numbers, frozenset()) if numbers.keys() <= even else _values_of(path)
 
 
 def _values_of(path: Path) -> FileValues:
-    """What a mask holds, its label still to be named.
+    """The values in a mask, without its name.
 
     Raises:
-        UserError: it cannot be read, or holds what cannot be classes.
+        UserError: it cannot be read, or holds values that cannot be classes.
     """
     mask = read_mask(path)
     if mask.samples.ndim == 3:
@@ -178,79 +184,78 @@ def _values_of(path: Path) -> FileValues:
 
 
 def unify(folder: Path, files: Sequence[FileValues]) -> tuple[list[FileValues], bool]:
-    """Reads all masks in one way: as ids, or, where ids would mean different things, by their colours.
+    """Reads all masks in the same way: as ids, or by their colours where ids have different meanings.
 
     Returns:
         The masks, and whether files with one channel are read by their colours.
 
     Raises:
-        UserError: they cannot be read in one way.
+        UserError: they cannot be read in the same way.
     """
     _refuse_mixed_depths(folder, files)
-    with_ids = [file for file in files if file.form.holds_ids]
-    colored = [file for file in files if not file.form.holds_ids]
-    if not colored and not _palettes_differ(files):
-        return list(files), False
-    if not with_ids:
+    num_ids = sum(file.form.holds_ids for file in files)
+    if num_ids == 0 or (num_ids == len(files) and not _palettes_differ(files)):
         return list(files), False
     unified = [file.in_colors() for file in files]
     known = {value for file in unified if not file.is_grey for value in file.counts}
     for file in unified:
-        if file.is_grey and (foreign := next((value for value in file.counts if value not in known), None)):
+        foreign = next((value for value in file.counts if value not in known), None) if file.is_grey else None
+        if foreign is not None:
             other = next(file for file in files if not file.is_grey)
             why = "by colours" if not other.form.holds_ids else "by palettes that differ, so by colours"
             raise UserError(
                 f"{folder}: some masks are ids and some are colours: {other.label} is read {why}, and {file.label} has "
-                f"grey {list(foreign)}, which no other has; write {folder / 'dataset.json'} by hand"
+                f"grey {list(foreign) if isinstance(foreign, tuple) else foreign}, which no other has; write "
+                f"{folder / 'dataset.json'} by hand"
             )
     return unified, True
 
 
 def _palettes_differ(files: Sequence[FileValues]) -> bool:
-    """Whether an index that is in use has two colours, or a colour two indices in files of different palettes."""
-    colors: dict[Value, Value] = {}
-    first: dict[Value, tuple[Value, FileValues]] = {}
+    """Whether an index in use has two colours, or a colour has two indices in files of different palettes."""
+    colors: dict[int, Color] = {}
+    first: dict[Color, tuple[int, FileValues]] = {}
     for file in files:
         for value in file.counts if file.form.palette is not None else ():
-            color = file.color_of(value)
-            index, other = first.setdefault(color, (value, file))
-            if colors.setdefault(value, color) != color:
-                return True
-            if index != value and other.form.palette != file.form.palette:
-                return True
+            if isinstance(value, int):
+                color = file.color_of(value)
+                index, other = first.setdefault(color, (value, file))
+                if colors.setdefault(value, color) != color:
+                    return True
+                if index != value and other.form.palette != file.form.palette:
+                    return True
     return False
 
 
 def _refuse_mixed_depths(folder: Path, files: Sequence[FileValues]) -> None:
-    """Refuses masks whose samples, shown in a viewer, are other ids that further masks hold.
+    """Refuses masks whose samples, as viewers show them, are other ids in use in further masks.
 
-    A program that makes files small stores black and white (0 and 255) as 1 bit (0 and 1), or as a palette of two.
+    Programs that make files small store black and white (0 and 255) as 1 bit (0 and 1), or as a palette of two.
     """
     plain = [file for file in files if file.is_grey and file.form.bits >= 8]
-    levels = {(value,) * 3: file.label for file in reversed(plain) for value in file.counts}
+    levels = {(value, value, value): file.label for file in reversed(plain) for value in file.counts}
     for file in files:
-        for value in file.counts:
-            shown = file.color_of(value)
-            if file.form.holds_ids and shown in levels and shown != (value,) * 3:
+        for value in file.counts if file.form.holds_ids else ():
+            shown = file.color_of(value) if isinstance(value, int) else value
+            if isinstance(shown, tuple) and shown in levels and shown != (value, value, value):
                 kind = "a palette" if file.form.palette is not None else f"{file.form.bits}-bit grey"
                 concerned = [f.label for f in files if f.form.bits == file.form.bits and f.is_grey == file.is_grey]
-                more = f" and {len(concerned) - _MAX_NAMED} more" if len(concerned) > _MAX_NAMED else ""
                 raise UserError(
                     f"{folder / file.label}: {kind}, whose {value} a viewer shows as {shown[0]}, and {levels[shown]} "
                     f"of 8 bits holds {shown[0]}: whether both are one class cannot be told; save as 8-bit grey: "
-                    f"{', '.join(concerned[:_MAX_NAMED])}{more}"
+                    f"{first_of(concerned)}"
                 )
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Which values are classes.
+    """The values that are classes, and the others.
 
     Attributes:
-        values: of the classes, those with most pixels first.
-        doubtful: those of them that may be smoothed edges.
-        edges: values that are none, with their pixels.
-        smoothed: the masks that hold values of no class.
+        values: of the classes, in decreasing order of pixels.
+        doubtful: values of classes that may be smoothed edges.
+        edges: pixels of each value that is an edge and no class.
+        smoothed: the masks with values of no class.
     """
 
     values: list[Value]
@@ -260,9 +265,9 @@ class Classes:
 
 
 def find_classes(folder: Path, files: Sequence[FileValues], *, has_edges: bool = True) -> Classes:
-    """Tells classes from what smoothing and JPEG made of them.
+    """Tells classes from the values that smoothing and JPEG made of them.
 
-    Every value is a class but what `_edges` finds; of JPEG files, those that cover 3 x 3 pixels, far from all others.
+    Every value is a class unless `_edges` finds it; in JPEG files only values that cover 3 x 3 pixels, far from others.
 
     Raises:
         UserError: there are more than `MAX_CLASSES`.
@@ -278,7 +283,11 @@ def find_classes(folder: Path, files: Sequence[FileValues], *, has_edges: bool =
         if len(classes) <= MAX_CLASSES and all(_apart(value, other) > 2 * LOSSY_TOLERANCE for other in classes):
             classes.add(value)
     if len(classes) > MAX_CLASSES:
-        raise _too_many(folder / max(files, key=lambda file: len(file.counts)).label)
+        largest = max(files, key=lambda file: len(file.counts))
+        raise UserError(
+            f"{folder / largest.label}: with it there are more than {MAX_CLASSES} ids or colours; save masks as PNG, "
+            "and scale them without smoothing"
+        )
     ordered = [value for value, _ in totals.most_common()]
     return Classes(
         [value for value in ordered if value in classes],
@@ -289,19 +298,19 @@ def find_classes(folder: Path, files: Sequence[FileValues], *, has_edges: bool =
 
 
 def _edges(folder: Path, files: Sequence[FileValues], even: set[Value]) -> tuple[set[Value], set[Value]]:
-    """Values that smoothing made, and others that it may have made (an image may end where two classes meet).
+    """Values that smoothing made, and values that it may have made (an image may end where two classes meet).
 
-    They are nowhere 3 x 3 pixels wide, and lie between two classes that are: within `_REACH_PX` of most of them,
-    and by their value. A draft that leaves out a class is worse than one that has edges as classes: so only a mask that
-    holds many of them is taken for smoothed. Indices of a palette are never smoothed.
+    They are nowhere 3 x 3 pixels wide, and lie between two classes that are: most of their pixels within `_REACH_PX` of
+    both, and their value between both. Leaving out a class is worse than drafting edges as classes, so a mask counts as
+    smoothed only if it has many such values. Indices of a palette are never smoothed.
     """
     wide, thin = even - {TRANSPARENT}, {v for file in files for v in file.counts} - even - {TRANSPARENT}
-    holders = [f for f in files if not (f.form.holds_ids and f.form.palette is not None and _has_ids(f))]
+    holders = [f for f in files if not (f.form.holds_ids and f.form.palette is not None and f.has_ids)]
     holders = [file for file in holders if not thin.isdisjoint(file.counts)]
     if len(wide) < 2 or not holders:
         return set(), set()
     values, ends = _Values(thin), _Values(wide)
-    pixels, between = np.zeros((2, 2, len(thin)), np.int64)  # in other masks and in smoothed ones
+    pixels, between = np.zeros((2, 2, len(thin)), np.int64)  # in sharp and in smoothed masks
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for numbers, (strict, loose) in pool.map(lambda file: _count_between(folder, file, values, ends), holders):
             some = np.maximum(1, numbers)
@@ -316,7 +325,7 @@ def _edges(folder: Path, files: Sequence[FileValues], even: set[Value]) -> tuple
 
 
 class _Values:
-    """Values in the order of their codes: ids as they are, colours as `color_codes` gives them.
+    """Values in the order of their codes: ids themselves, colours by `color_codes`.
 
     Attributes:
         codes: ``(N,)``.
@@ -333,19 +342,15 @@ class _Values:
         self.levels = np.array([np.atleast_1d(value) for value in self._listed], np.float32)
 
     def named(self, chosen: np.ndarray) -> set[Value]:
-        """Those that are chosen ``(N,)``."""
+        """The values that are `chosen`, ``(N,)`` bool."""
         return {value for value, is_one in zip(self._listed, chosen, strict=True) if is_one}
 
 
-def _has_ids(file: FileValues) -> bool:
-    return all(isinstance(value, int) for value in file.counts)
-
-
 def _count_between(folder: Path, file: FileValues, thin: _Values, wide: _Values) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels ``(T,)`` of thin values in a mask, and how many of them lie between two wide ones: ``(2, T)``, strictly
-    between them, and within the tolerance that snapping has."""
+    """Pixels ``(T,)`` of thin values in a mask, and their pixels between two wide values ``(2, T)``: strictly between
+    them, and within the tolerance of snapping."""
     mask = read_mask(folder / file.label)
-    image = mask.samples if _has_ids(file) else color_codes(mask.colors(folder / file.label))
+    image = mask.samples if file.has_ids else color_codes(mask.colors(folder / file.label))
     chosen = np.flatnonzero(np.isin(image, thin.codes))
     which = np.searchsorted(thin.codes, image.ravel()[chosen])
     place = np.searchsorted(wide.codes, image).clip(max=len(wide.codes) - 1)
@@ -360,9 +365,9 @@ def _count_between(folder: Path, file: FileValues, thin: _Values, wide: _Values)
 
 
 def _joined(value: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of which two ends ``(N, C)`` a value ``(C,)`` may be a blend, strictly and loosely; ``(N, N)`` each.
+    """Whether a value ``(C,)`` may be a blend of two of the `ends` ``(N, C)``, strictly and loosely; ``(N, N)`` each.
 
-    Colours that are near each other or grey are on a line by chance, or because they are ids in disguise.
+    Colours that are near each other, or grey, may lie on a line by chance, or because they are ids.
     """
     strict, loose = np.zeros((2, len(ends), len(ends)), np.float32)
     for n, start in enumerate(ends):
@@ -375,15 +380,8 @@ def _joined(value: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return strict, loose
 
 
-def _too_many(path: Path) -> UserError:
-    return UserError(
-        f"{path}: with it there are more than {MAX_CLASSES} ids or colours; save masks as PNG, and scale them without "
-        "smoothing"
-    )
-
-
 def _apart(value: Value, other: Value) -> int:
-    """Levels between two values, in the channel where they differ most."""
+    """Levels between two values in the channel where they differ most."""
     if TRANSPARENT in (value, other):
         return MAX_CLASSES
     return int(np.abs(np.atleast_1d(value) - np.atleast_1d(other)).max())

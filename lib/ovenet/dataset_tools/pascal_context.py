@@ -30,14 +30,14 @@ def write_labels(folder: Path, *, show_progress: bool = False) -> int:
 
     Args:
         folder: of the dataset.
-        show_progress: a bar.
+        show_progress: show a progress bar.
 
     Returns:
         The number of label files.
 
     Raises:
-        UserError: the annotation file is damaged, has a category that is none of the 59 classes, or is missing where
-            there are images and no labels.
+        UserError: the annotation file is damaged, has a category that is none of the 59 classes, or is missing while
+            there are images without labels.
     """
     devkit = find_devkit(folder)
     if devkit is None:
@@ -69,13 +69,13 @@ def write_labels(folder: Path, *, show_progress: bool = False) -> int:
         raise
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{source}: not the annotation file of PASCAL-Context ({error!r})") from error
-    for phase, path in lists.items():  # last: what is cut off before is done again
+    for phase, path in lists.items():  # last, so that an interrupted run is repeated
         write_text(path, "".join(f"{name}\n" for name in sorted(names[phase])))
     return len(images)
 
 
 def find_devkit(folder: Path) -> Path | None:
-    """The folder of the annotation file, else the one of the images; None without either."""
+    """The folder of the annotation file, otherwise of the images; None without either."""
     places = [folder / name for name in _DEVKITS]
     return next((place for what in (ANNOTATIONS, "JPEGImages") for place in places if (place / what).exists()), None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ovenet.dataset_tools.drawing import Canvas, random_color
+from ovenet.dataset_tools.drawing import Canvas, Color, random_color
 
 POLE, TRAFFIC_LIGHT, TRAFFIC_SIGN, VEGETATION = 17, 19, 20, 21
 PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 24, 25, 26, 27, 28, 31, 32, 33
@@ -52,61 +52,55 @@ def _wheels(canvas: Canvas, label: int, x: float, z: float, width: float, length
         color = random_color(canvas.rng, (25, 25, 28), 8)
         canvas.paint(canvas.ellipse_mask(center, (0.2 * scale, 0.33 * scale)), color, label=label, z=z)
     for dx in (-width / 2 + 0.15, width / 2 - 0.15):
-        left, bottom = canvas.project(x + dx - 0.12, 0, z)
-        right, top = canvas.project(x + dx + 0.12, 0.5, z)
-        box = [(left, bottom), (right, bottom), (right, top), (left, top)]
-        canvas.paint(canvas.mask_of(box), random_color(canvas.rng, (20, 20, 22), 6), label=label, z=z)
+        box = [(-0.12, 0), (0.12, 0), (0.12, 0.5), (-0.12, 0.5)]
+        canvas.paint_front(x + dx, z, box, random_color(canvas.rng, (20, 20, 22), 6), label=label)
 
 
-def _side(canvas: Canvas, label: int, x: float, z: float, size: tuple[float, float, float], paint, glass) -> None:
+def _side(
+    canvas: Canvas, label: int, x: float, z: float, size: tuple[float, float, float], paint: Color, glass: Color
+) -> None:
     width, height, length = size
     edge = x - np.sign(x) * width / 2
     low, far = 0.25, z + length
     waist = height * (0.55 if label == CAR else 0.45)
-    body = [canvas.project(edge, low, z), canvas.project(edge, low, far), canvas.project(edge, waist, far)]
-    canvas.paint(canvas.mask_of([*body, canvas.project(edge, waist, z)]), paint * 0.75, label=label, z=z, grain=0.05)
+    body = [(z, low), (far, low), (far, waist), (z, waist)]
+    canvas.paint_side(edge, z, body, paint * 0.75, label=label, grain=0.05)
     if label == CAR:
         roof = [(z + 0.2, waist), (z + 0.9, height), (z + 0.65 * length, height), (z + 0.85 * length, waist)]
     else:
         roof = [(z, waist), (z, height), (far, height), (far, waist)]
-    canvas.paint(
-        canvas.mask_of([canvas.project(edge, h, d) for d, h in roof]), paint * 0.7, label=label, z=z, grain=0.05
-    )
+    canvas.paint_side(edge, z, roof, paint * 0.7, label=label, grain=0.05)
     if label == TRUCK:
         return
     panes = 2 if label == CAR else int(length // 1.6)
     start, stop = (z + 0.9, z + 0.65 * length) if label == CAR else (z + 0.4, far - 0.4)
-    for near, end in _spans(start, stop, panes, 0.12):
+    step = (stop - start) / max(panes, 1)
+    for near, end in ((start + i * step, start + (i + 1) * step - 0.12) for i in range(panes)):
         corners = [(near, waist), (near, height * 0.93), (end, height * 0.93), (end, waist)]
-        canvas.paint(canvas.mask_of([canvas.project(edge, h, d) for d, h in corners]), glass, label=label, z=z)
+        canvas.paint_side(edge, z, corners, glass, label=label)
 
 
-def _rear(canvas: Canvas, label: int, x: float, z: float, size: tuple[float, float], paint, glass) -> None:
+def _rear(
+    canvas: Canvas, label: int, x: float, z: float, size: tuple[float, float], paint: Color, glass: Color
+) -> None:
     width, height = size
     half, inset = width / 2, (0.22 if label == CAR else 0.04)
     waist = height * (0.58 if label == CAR else 0.5)
     outline = [(-half, 0.25), (half, 0.25), (half, waist), (half - inset, height), (-half + inset, height)]
     outline.append((-half, waist))
-    canvas.paint(
-        canvas.mask_of([canvas.project(x + dx, h, z) for dx, h in outline]), paint, label=label, z=z, grain=0.07
-    )
+    canvas.paint_front(x, z, outline, paint, label=label, grain=0.07)
     if label != TRUCK:
         pane = [(-half + 0.15, waist), (half - 0.15, waist)]
         pane += [(half - inset - 0.1, height * 0.92), (-half + inset + 0.1, height * 0.92)]
-        canvas.paint(canvas.mask_of([canvas.project(x + dx, h, z) for dx, h in pane]), glass, label=label, z=z)
+        canvas.paint_front(x, z, pane, glass, label=label)
     lamp = random_color(canvas.rng, (190, 30, 30) if canvas.rng.random() < 0.6 else (235, 230, 200), 20)
     for dx in (-half + 0.2, half - 0.2):
         center, scale = canvas.project(x + dx, 0.7, z), canvas.scale_px(z)
         canvas.paint(canvas.ellipse_mask(center, (0.13 * scale, 0.09 * scale)), lamp, label=label, z=z)
 
 
-def _spans(start: float, stop: float, count: int, gap: float) -> list[tuple[float, float]]:
-    step = (stop - start) / max(count, 1)
-    return [(start + i * step, start + (i + 1) * step - gap) for i in range(count)]
-
-
 def person(canvas: Canvas, x: float, z: float, *, label: int = PERSON, seat_m: float = 0.0) -> None:
-    """A walking person, or with `seat_m` above the ground the upper part of one who sits."""
+    """A walking person or, with a seat `seat_m` above the ground, the upper part of a rider."""
     rng = canvas.rng
     height = rng.uniform(1.5, 1.9) if label == RIDER or rng.random() < 0.85 else rng.uniform(1.0, 1.35)
     lean, stride = rng.uniform(-0.06, 0.06), rng.uniform(0.08, 0.3)
@@ -127,8 +121,8 @@ def person(canvas: Canvas, x: float, z: float, *, label: int = PERSON, seat_m: f
         canvas.paint(canvas.line_mask(leg, 0.15 * scale), trousers, label=label, z=z)
         hand = [at(lean, shoulder - 0.05), at(direction * 0.25, hip + 0.25), at(direction * 0.22, hip)]
         canvas.paint(canvas.line_mask(hand, 0.09 * scale), top * 0.9, label=label, z=z)
-    torso = [at(-0.17, hip), at(0.17, hip), at(0.21 + lean, shoulder), at(-0.21 + lean, shoulder)]
-    canvas.paint(canvas.mask_of(torso), top, label=label, z=z, grain=0.15)
+    torso = [(-0.17, hip), (0.17, hip), (0.21 + lean, shoulder), (-0.21 + lean, shoulder)]
+    canvas.paint_front(x, z, torso, top, label=label, grain=0.15)
     head = at(lean, shoulder + 0.16)
     canvas.paint(canvas.ellipse_mask(head, (0.1 * scale, 0.13 * scale)), skin, label=label, z=z)
     hair = random_color(rng, [(40, 30, 25), (140, 110, 70), (90, 90, 90)][rng.integers(3)], 15)
@@ -181,8 +175,8 @@ def pole(canvas: Canvas, x: float, z: float) -> None:
 
 def _traffic_light(canvas: Canvas, x: float, y: float, z: float) -> None:
     rng, scale = canvas.rng, canvas.scale_px(z)
-    corners = [canvas.project(x + dx, y + dy, z) for dx, dy in ((-0.2, -0.5), (0.2, -0.5), (0.2, 0.5), (-0.2, 0.5))]
-    canvas.paint(canvas.mask_of(corners), random_color(rng, (38, 40, 38), 15), label=TRAFFIC_LIGHT, z=z)
+    box = [(-0.2, y - 0.5), (0.2, y - 0.5), (0.2, y + 0.5), (-0.2, y + 0.5)]
+    canvas.paint_front(x, z, box, random_color(rng, (38, 40, 38), 15), label=TRAFFIC_LIGHT)
     lit = rng.integers(3)
     for i, color in enumerate(((230, 50, 40), (240, 180, 50), (60, 210, 120))):
         shade = random_color(rng, color, 15) * (1.0 if i == lit else 0.25)
@@ -204,7 +198,7 @@ def _traffic_sign(canvas: Canvas, x: float, y: float, z: float) -> None:
 
 
 def tree(canvas: Canvas, x: float, z: float) -> None:
-    """A trunk and a crown of leaf clusters, which lets the background through at its rim."""
+    """A trunk and a crown of leaf clusters, with gaps at its rim."""
     rng, scale = canvas.rng, canvas.scale_px(z)
     height, radius = rng.uniform(3.5, 9.0), rng.uniform(1.2, 2.8)
     bark = random_color(rng, (85, 68, 52), 15, 0.3)
@@ -232,8 +226,7 @@ def clutter(canvas: Canvas, x: float, z: float) -> None:
     width, height = rng.uniform(0.3, 0.7), rng.uniform(0.5, 1.2)
     contact_shadow(canvas, x, z, width, 0.3)
     corners = [(-width / 2, 0), (width / 2, 0), (width / 2, height), (-width / 2, height)]
-    mask = canvas.mask_of([canvas.project(x + dx, y, z) for dx, y in corners])
-    canvas.paint(mask, random_color(rng, tuple(rng.uniform(30, 180, 3)), 15), label=STATIC, z=z, grain=0.2)
+    canvas.paint_front(x, z, corners, random_color(rng, tuple(rng.uniform(30, 180, 3)), 15), label=STATIC, grain=0.2)
 
 
 def facade_texture(rng: np.random.Generator, length_m: float, height_m: float) -> np.ndarray:

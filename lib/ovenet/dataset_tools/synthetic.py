@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,32 +18,34 @@ from PIL import Image
 
 from ovenet.dataset_tools import street_objects as objects
 from ovenet.dataset_tools.drawing import FARTHEST_M, Canvas, noise_field, random_color
+from ovenet.structures import Size
 from ovenet.utils.writing import write_file
 
 ROAD, SIDEWALK, BUILDING, WALL, FENCE, TERRAIN, SKY = 7, 8, 11, 12, 13, 22, 23
 EGO_VEHICLE = 1
 SPLIT_NUMBERS = {"train": 0, "val": 1, "test": 2}
 CITY = "drawnville"
+Draw = Callable[[Canvas, float], None]  # draws one object at a depth
 
 
-def write_dataset(folder: Path, counts: dict[str, int], *, size: tuple[int, int], seed: int) -> Iterator[Path]:
+def write_dataset(folder: Path, counts: dict[str, int], *, size: Size, seed: int) -> Iterator[Path]:
     """Draws scenes into ``leftImg8bit/<split>/…`` and ``gtFine/<split>/…`` with all cores; files that exist are kept.
 
     Args:
-        folder: the dataset's.
+        folder: of the dataset.
         counts: scenes per split.
         size: ``(H, W)`` in pixels.
         seed: of all scenes.
 
     Yields:
-        The path of each scene's image, as soon as it is there.
+        The path of each scene's image once it is written.
     """
     scenes = [(folder, split, number, size, seed) for split, count in counts.items() for number in range(count)]
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         yield from pool.map(_write_scene, scenes, chunksize=4)
 
 
-def _write_scene(scene: tuple[Path, str, int, tuple[int, int], int]) -> Path:
+def _write_scene(scene: tuple[Path, str, int, Size, int]) -> Path:
     folder, split, number, size, seed = scene
     cv2.setNumThreads(0)  # the processes already share the cores
     stem = f"{CITY}_{number:06d}_{seed:06d}"
@@ -55,7 +58,7 @@ def _write_scene(scene: tuple[Path, str, int, tuple[int, int], int]) -> Path:
     return image_path
 
 
-def draw_scene(size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(size: Size, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One street.
 
     Args:
@@ -80,7 +83,7 @@ def draw_scene(size: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndar
 
 
 class _Street:
-    """The layout that ground, buildings and objects agree on, in metres."""
+    """The layout shared by ground, buildings and objects, in metres."""
 
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
@@ -198,14 +201,11 @@ def _draw_plane(
 
 
 def _draw_gable(canvas: Canvas, x: float, side: int, near: float, height: float) -> None:
-    """The end wall that faces the camera where a building stands free."""
+    """The end wall of a free-standing building, which faces the camera."""
     if near < 3:
         return
-    corners = [(x, 0.0), (x + side * 30, 0.0), (x + side * 30, height), (x, height)]
-    wall = random_color(canvas.rng, (150, 138, 125), 25)
-    canvas.paint(
-        canvas.mask_of([canvas.project(px, py, near) for px, py in corners]), wall, label=BUILDING, z=near, grain=0.1
-    )
+    corners = [(0.0, 0.0), (side * 30, 0.0), (side * 30, height), (0.0, height)]
+    canvas.paint_front(x, near, corners, random_color(canvas.rng, (150, 138, 125), 25), label=BUILDING)
 
 
 def _draw_greenery(canvas: Canvas, front: float, side: int, near: float, far: float) -> None:
@@ -242,12 +242,12 @@ def _draw_barrier(canvas: Canvas, x: float, near: float, far: float) -> None:
     canvas.paint(slats & area, color, label=None, z=(near + far) / 2)
 
 
-def _place_objects(street: _Street) -> list[tuple[float, Callable[[Canvas, float], None]]]:
+def _place_objects(street: _Street) -> list[tuple[float, Draw]]:
     """The objects of the street, as ``(depth, drawing)``."""
     rng = street.rng
-    items: list[tuple[float, Callable[[Canvas, float], None]]] = []
+    items: list[tuple[float, Draw]] = []
 
-    def add(low: float, high: float, draw: Callable[[Canvas, float], None]) -> None:
+    def add(low: float, high: float, draw: Draw) -> None:
         items.append((float(rng.uniform(low, high)), draw))
 
     def x_on_road() -> float:
@@ -256,8 +256,11 @@ def _place_objects(street: _Street) -> list[tuple[float, Callable[[Canvas, float
     def x_on_sidewalk(side: int) -> float:
         return street.kerb(side) + side * float(rng.uniform(0.4, street.sidewalk[side]))
 
-    def vehicle(label: int, x: float) -> Callable[[Canvas, float], None]:
+    def vehicle(label: int, x: float) -> Draw:
         return lambda canvas, z: objects.vehicle(canvas, label, x, z)
+
+    def placed(draw: Callable[..., None], x: float, **options: Any) -> Draw:
+        return lambda canvas, z: draw(canvas, x=x, z=z, **options)
 
     for _ in range(rng.integers(1, 6)):
         add(7, 70, vehicle(objects.CAR, x_on_road()))
@@ -273,23 +276,23 @@ def _place_objects(street: _Street) -> list[tuple[float, Callable[[Canvas, float
     for _ in range(rng.integers(1, 9)):
         side = rng.choice((-1, 1))
         x = x_on_sidewalk(side) if rng.random() < 0.8 else x_on_road()
-        add(5, 50, lambda canvas, z, x=x: objects.person(canvas, x, z))
+        add(5, 50, placed(objects.person, x))
     for label, chance in ((objects.BICYCLE, 0.55), (objects.MOTORCYCLE, 0.4)):
         for _ in range(2):
             if rng.random() < chance:
                 ridden = rng.random() < 0.6
                 x = x_on_road() if ridden else x_on_sidewalk(rng.choice((-1, 1)))
-                add(5, 35, lambda canvas, z, x=x, r=ridden, k=label: objects.two_wheeler(canvas, k, x, z, ridden=r))
+                add(5, 35, placed(objects.two_wheeler, x, label=label, ridden=ridden))
     for side in (-1, 1):
         for draw, count in ((objects.pole, 6), (objects.tree, 4), (objects.clutter, 3)):
             for _ in range(rng.integers(0, count)):
                 x = x_on_sidewalk(side)
-                add(5, 60, lambda canvas, z, x=x, d=draw: d(canvas, x, z))
+                add(5, 60, placed(draw, x))
     return items
 
 
 def _draw_hood(canvas: Canvas) -> None:
-    """The camera car's own hood, which is not scored."""
+    """The hood of the camera car, which is not scored."""
     rng, (height, width) = canvas.rng, canvas.size
     center, axes = (width * rng.uniform(0.45, 0.55), height * 1.08), (width * 0.55, height * rng.uniform(0.12, 0.2))
     canvas.paint(canvas.ellipse_mask(center, axes), random_color(rng, (60, 62, 66), 30), label=EGO_VEHICLE, z=1.5)
@@ -298,7 +301,7 @@ def _draw_hood(canvas: Canvas) -> None:
 def _photograph(canvas: Canvas) -> np.ndarray:
     """Fog by depth, exposure, colour cast, uneven light, blur and sensor noise."""
     rng, (height, width) = canvas.rng, canvas.size
-    image = canvas.color
+    image: np.ndarray = canvas.color
     if rng.random() < 0.35:
         clear = np.exp(-canvas.depth / rng.uniform(40, 200))[..., None]
         image = image * clear + random_color(rng, (195, 198, 202), 10) * (1 - clear)

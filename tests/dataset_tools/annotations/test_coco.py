@@ -109,7 +109,7 @@ def test_what_is_left_out_is_said(tmp_path):
         (annotation(3, {"size": [20, 30], "counts": [5, 5]}), r"do not make up 20 x 30 pixels \(10 pixels in all\)"),
         (annotation(3, {"size": [20, 30], "counts": [10**12]}), "one of 1000000000000"),
         (annotation(3, {"size": [20, 30], "counts": "04"}), r"do not make up"),
-        (annotation(3, {"size": [20, 30]}), "no whole numbers"),
+        (annotation(3, {"size": [20, 30]}), "no integers"),
         (annotation(3, {"size": [30, 20], "counts": [600]}), r"its mask has 20 x 30 pixels and its image 30 x 20"),
         (annotation(4, TREE), r"annotation 101: its category_id 4 is not in the file"),
         (annotation([3], TREE), "its category_id"),
@@ -162,7 +162,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
     """Their masks would have the same file."""
     write_image(tmp_path / "images/a.jpg")
     images = [{"id": 7, "file_name": "a.png"}, {"id": 8, "file_name": "a.jpg"}]
-    with pytest.raises(UserError, match="two images are called a, and so would their masks be"):
+    with pytest.raises(UserError, match=r"two images .*\ba\b.*masks"):
         imported("coco", coco(tmp_path, [annotation(3, TREE)], images=images), background="rest")
 
 

@@ -63,7 +63,7 @@ def test_names_of_splits(tmp_path, place, split):
     path = path.rename(tmp_path / place)
     write_image(path.parent / "a.png")
     if split is None:
-        with pytest.raises(UserError, match="one image with a label leaves none for validation"):
+        with pytest.raises(UserError, match=r"one image.*validation"):
             import_annotations("coco", path, tmp_path / "out")
         assert not (tmp_path / "out").exists()
         return
@@ -80,7 +80,7 @@ def test_folders_of_splits_in_one_import(tmp_path):
     done = import_annotations("labelme", tmp_path / "in", tmp_path / "out")
     assert (done.num_images, done.split, done.remarks) == (4, None, ())
     assert prepare_dataset("out", tmp_path).num_lines == {"train": 2, "val": 1, "test": 1, "trainval": 3}
-    with pytest.raises(UserError, match="has a split test already"):
+    with pytest.raises(UserError, match="split test already"):
         import_annotations("labelme", tmp_path / "more", tmp_path / "out", split="test")
 
 
@@ -163,7 +163,7 @@ def test_a_dataset_that_is_no_import(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / "mine").touch()
-    with pytest.raises(UserError, match="has files in it already, and no dataset"):
+    with pytest.raises(UserError, match=r"already.*dataset.json"):
         import_annotations("coco", path, folder, split="val")
     rows = [{"name": "tree", "id": 7, "color": [1, 2, 3]}, {"name": "ant", "id": 2}]
     (folder / "dataset.json").write_text(
@@ -219,7 +219,7 @@ def test_one_class(tmp_path):
     import_annotations("coco", path, tmp_path / "out", split="train", background="rest")
     assert classes(tmp_path / "out") == {"rest": 0, "bird": 1, "tree": 2}
     labelme(tmp_path / "in", "a", [shape("rest", square(1, 1, 5))])
-    with pytest.raises(UserError, match="there is no shape of a class beside 'rest'"):
+    with pytest.raises(UserError, match=r"no shape.*'rest'"):
         import_annotations("labelme", tmp_path / "in", tmp_path / "other", split="train", background="rest")
 
 
@@ -230,7 +230,7 @@ def test_more_classes_than_ids(tmp_path):
         new_table({*names, "x"}, "", tmp_path)
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps(new_table(names, "", tmp_path).content))
-    with pytest.raises(UserError, match="255 classes, and 1 more do not fit"):
+    with pytest.raises(UserError, match="255 classes, and 1 more"):
         extended_table(path, {"x"}, "")
 
 

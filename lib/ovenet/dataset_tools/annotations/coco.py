@@ -19,16 +19,17 @@ from ovenet.dataset_tools.annotations.shapes import (
     named_size,
     read_json,
 )
-from ovenet.dataset_tools.annotations.spans import Size, has_ring_in_ring, run_spans
+from ovenet.dataset_tools.annotations.spans import has_ring_in_ring, run_spans
 from ovenet.errors import UserError
+from ovenet.structures import Size
 
 
 def read_coco(source: Path, remarks: Remarks) -> tuple[list[Annotated], set[str]]:
-    """The images of a file, beside whose folder or in whose folder they lie.
+    """The images of a file, which lie in its folder or beside it.
 
     Returns:
-        The images, and the names of all categories, used or not, so that ids do not depend on the split; labelme's for
-        pixels without a class are none.
+        The images, and the names of all categories, used or not, so that ids do not depend on the split; without
+        labelme's names for pixels of no class.
 
     Raises:
         UserError: the file is not COCO's, an annotation is broken, or an image is missing.
@@ -36,12 +37,16 @@ def read_coco(source: Path, remarks: Remarks) -> tuple[list[Annotated], set[str]
     if not source.is_file():
         raise UserError(f"--source {source}: no such file; expected COCO's JSON file (instances_train.json)")
     images, annotations, categories = _tables(source)
-    names = _by_id(categories, "category", source)
-    names = {key: _checked_name(row, source) for key, row in names.items()}
-    sizes, shapes = {}, {}
+    names: dict[Any, str] = {}
+    for key, row in _by_id(categories, "category", source).items():
+        try:
+            names[key] = class_name(row.get("name"), f"name of category {key!r}")
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+    sizes: dict[Any, Size | None] = {}
     for key, row in _by_id(images, "image", source).items():
         sizes[key] = named_size(row.get("height"), row.get("width"), f"{source}: image {key!r}")
-        shapes[key] = []
+    shapes: dict[Any, list[Shape]] = {key: [] for key in sizes}
     for index, row in enumerate(annotations):
         where = f"annotation {row.get('id', index)!r}"
         for what, known in (("category_id", names), ("image_id", shapes)):
@@ -93,20 +98,13 @@ def _by_id(rows: list[dict[str, Any]], what: str, source: Path) -> dict[Any, dic
         if not isinstance(key, (int, str)):
             raise UserError(f"{source}: a {what} has the id {key!r}; expected a number")
         if key in found:
-            raise UserError(f"{source}: two {what} entries have the id {key!r}; number them anew")
+            raise UserError(f"{source}: two {what} entries have the id {key!r}; renumber them")
         found[key] = row
     return found
 
 
-def _checked_name(row: Mapping[str, Any], source: Path) -> str:
-    try:
-        return class_name(row.get("name"), f"name of category {row.get('id')!r}")
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
-
-
 def _shape(name: str, segmentation: Any, where: str, remarks: Remarks) -> tuple[Shape | None, Size | None]:
-    """A shape, None where it has no area, which is noted; and the size that run lengths name."""
+    """A shape, None where it has no area, with a remark; and the size in run lengths."""
     if isinstance(segmentation, dict):
         size, spans = run_spans(segmentation)
         return Shape(name, where, spans=spans), size
@@ -139,7 +137,9 @@ def _ring(values: Any) -> np.ndarray:
     return numbers.reshape(-1, 2)
 
 
-def _remark_on_ids(annotations: list[dict], names: dict, shapes: dict[Any, list], remarks: Remarks) -> None:
+def _remark_on_ids(
+    annotations: list[dict[str, Any]], names: Mapping[Any, str], shapes: Mapping[Any, list[Shape]], remarks: Remarks
+) -> None:
     for key, num in Counter(row["id"] for row in annotations if isinstance(row.get("id"), (int, str))).items():
         if num > 1:
             remarks.add("ids that several annotations have, all of which are drawn", f"annotation {key!r}")

@@ -1,32 +1,31 @@
-"""Which pixels the coordinates of annotations mean: of a photograph as it is stored or as its EXIF tag turns it, and at
-which size."""
+"""The frame of annotations' coordinates: the photograph as stored or as its EXIF tag turns it, and its size."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ovenet.data.files import EXCHANGES_SIDES, header_size, opened, orientation_of, stored_view
+from ovenet.data.files import ANY_SIZE, EXCHANGES_SIDES, header_size, opened, orientation_of, stored_view
 from ovenet.dataset_tools.annotations.labelme import embedded_image
 from ovenet.dataset_tools.annotations.shapes import Annotated, Remarks
-from ovenet.dataset_tools.annotations.spans import Size
 from ovenet.errors import UserError
+from ovenet.structures import Size
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the shapes of an image are drawn on.
+    """The pixels on which the shapes of an image are drawn.
 
     Attributes:
         size: ``(H, W)``.
-        named: the size that their coordinates are of.
-        is_upright: whether these are the pixels as the EXIF tag turns them, and not as they are stored.
+        named: ``(H, W)`` to which the coordinates refer.
+        is_upright: whether the pixels are turned as the EXIF tag says, rather than as stored.
         orientation: the tag; 1 without.
     """
 
@@ -36,7 +35,7 @@ class Frame:
     orientation: int
 
     def bring(self, mask: np.ndarray, *, upright: bool) -> np.ndarray:
-        """A mask ``(H, W)`` as it belongs to the photograph that is read upright, or as it is stored."""
+        """A mask ``(H, W)`` for the photograph read upright, or as stored."""
         if upright == self.is_upright or self.orientation == 1:
             return mask
         if not upright:
@@ -47,18 +46,18 @@ class Frame:
 
 
 def find_frames(found: Sequence[Annotated], remarks: Remarks, where: Path) -> list[Frame]:
-    """The frame of each image: the one whose size is named.
+    """The frame of each image, by the size in its annotations.
 
-    Where that does not tell whether a photograph was turned (a turn by half, a square), the other images of the import
-    tell it and, if none does, it was, as programs show photographs.
+    Where the size does not tell whether a photograph was turned (a half turn, a square), the other images of the import
+    do; if none does, it is taken as turned, as programs show photographs.
 
     Args:
         found: images.
-        remarks: gets what was resized, and what could not be told.
+        remarks: receives images that were resized, and those with an unknown turn.
         where: the annotations, for messages.
 
     Raises:
-        UserError: an image is unreadable, or has another shape than the one that was annotated.
+        UserError: an image is unreadable, or has another aspect ratio than its annotations.
     """
     choices = [_choices(one, where) for one in found]
     votes = Counter(frames[0].is_upright for frames in choices if len(frames) == 1 and frames[0].orientation != 1)
@@ -77,52 +76,36 @@ def find_frames(found: Sequence[Annotated], remarks: Remarks, where: Path) -> li
 
 
 def _choices(one: Annotated, where: Path) -> list[Frame]:
-    """Frames that the named size fits: exactly or, without such, by its aspect."""
+    """The frames with the named size or, without such, with its aspect ratio."""
     size, orientation = _read_header(one)
-    sizes = (
-        {True: size}
-        if orientation == 1
-        else {True: size[::-1] if orientation in EXCHANGES_SIDES else size, False: size}
-    )
-    named = one.named
-    for fits in (_is_same, _is_resized):
-        choices = [
-            Frame(size, named or size, is_upright, orientation)
-            for is_upright, size in sizes.items()
-            if fits(named or size, size)
-        ]
-        if choices:
-            return choices
-    turned = f" ({_text(sizes[True])} upright)" if orientation in EXCHANGES_SIDES else ""
-    raise UserError(
-        f"{where}: {one.where} was annotated with {_text(named)} pixels, and its image {one.image} has {_text(size)}"
-        f"{turned}, which is no resized version; put the image there that was annotated"
-    )
-
-
-def _is_same(named: Size, size: Size) -> bool:
-    return named == size
+    upright = size[::-1] if orientation in EXCHANGES_SIDES else size
+    frames = [Frame(upright, one.named or upright, True, orientation)]
+    if orientation != 1:
+        frames.append(Frame(size, one.named or size, False, orientation))
+    choices = [frame for frame in frames if frame.named == frame.size]
+    choices = choices or [frame for frame in frames if _is_resized(frame.named, frame.size)]
+    if not choices:
+        turned = f" ({_text(upright)} upright)" if orientation in EXCHANGES_SIDES else ""
+        raise UserError(
+            f"{where}: {one.where} was annotated with {_text(one.named or size)} pixels, and its image {one.image} has "
+            f"{_text(size)}{turned}, which is no resized version; put the image there that was annotated"
+        )
+    return choices
 
 
 def _is_resized(named: Size, size: Size) -> bool:
-    """Whether one of them is the other at some scale, each side rounded to a pixel."""
-    return any(
-        max((side - 1) / old for old, side in sides) < min((side + 1) / old for old, side in sides)
-        for sides in (_pairs(named, size), _pairs(size, named))
-    )
-
-
-def _pairs(old: Size, new: Size) -> Iterable[tuple[int, int]]:
-    return list(zip(old, new, strict=True))
+    """Whether one size is the other at some scale, each side rounded to a pixel."""
+    ways = (list(zip(named, size, strict=True)), list(zip(size, named, strict=True)))
+    return any(max((new - 1) / old for old, new in way) < min((new + 1) / old for old, new in way) for way in ways)
 
 
 def _read_header(one: Annotated) -> tuple[Size, int]:
     """Size as stored, and the EXIF orientation."""
     source = one.image if one.embedded_in is None else io.BytesIO(embedded_image(one.embedded_in))
-    header = opened(source, "image", max_pixels=2**62) if isinstance(source, Path) else Image.open(source)
+    header = opened(source, "image", max_pixels=ANY_SIZE) if isinstance(source, Path) else Image.open(source)
     with header as image:
         return header_size(image), orientation_of(image)
 
 
-def _text(size: Size | None) -> str:
-    return f"{size[1]}x{size[0]}" if size else "an unknown number of"
+def _text(size: Size) -> str:
+    return f"{size[1]}x{size[0]}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ovenet.data.layouts import IMAGE_SUFFIXES
+from ovenet.data.files import IMAGE_SUFFIXES
 from ovenet.dataset_tools.annotations.shapes import (
     Annotated,
     Remarks,
@@ -22,15 +22,16 @@ from ovenet.dataset_tools.annotations.shapes import (
     points_of,
     read_json,
 )
-from ovenet.dataset_tools.annotations.spans import Size, crosses_itself, mask_spans
+from ovenet.dataset_tools.annotations.spans import crosses_itself, mask_spans
 from ovenet.errors import UserError
+from ovenet.structures import Size
 
-# How wide labelme's own masks draw shapes without an area, in pixels (`shape_to_mask` in its labelme/utils/shape.py).
+# Width of shapes without an area in labelme's own masks, in pixels (`shape_to_mask` in its labelme/utils/shape.py).
 _LINE_WIDTH = 10
 _POINT_RADIUS = 5
 _LEAST_CORNERS = 64  # of a circle
 _NUM_POINTS = {"rectangle": (2, 4), "circle": (2,), "line": (2,), "point": (1,), "oriented_rectangle": (4,)}
-_NUM_POINTS["rotation"] = _NUM_POINTS["oriented_rectangle"]  # as X-AnyLabeling calls it
+_NUM_POINTS["rotation"] = _NUM_POINTS["oriented_rectangle"]  # X-AnyLabeling's name
 _WITHOUT_AREA = ("line", "linestrip", "point")
 
 
@@ -42,7 +43,8 @@ def read_labelme(source: Path, remarks: Remarks) -> list[Annotated]:
     """
     if not source.is_dir():
         raise UserError(f"--source {source}: no such folder; labelme's JSON files are looked for in it")
-    found, owners = [], {}
+    found: list[Annotated] = []
+    owners: dict[Path, Path] = {}
     for path in sorted(source.rglob("*.json")):
         one = _read_file(path, source, remarks)
         image = (one.embedded_in or one.image).resolve()
@@ -57,10 +59,10 @@ def read_labelme(source: Path, remarks: Remarks) -> list[Annotated]:
 
 
 def embedded_image(path: Path) -> bytes:
-    """The image file that a JSON file of labelme holds.
+    """The image file embedded in a JSON file of labelme.
 
     Raises:
-        UserError: it holds none.
+        UserError: there is none.
     """
     return _decode(read_json(path).get("imageData"), f"{path}: imageData")
 
@@ -73,7 +75,9 @@ def _read_file(path: Path, source: Path, remarks: Remarks) -> Annotated:
     where = path.relative_to(source).as_posix()
     size = named_size(content.get("imageHeight"), content.get("imageWidth"), str(path))
     image, embedded = path.parent / PurePosixPath(image_path.replace("\\", "/")), None
-    image = image if image.is_file() else next(iter(_beside(path)), image)
+    if not image.is_file():
+        beside = (one for one in sorted(path.parent.iterdir()) if one.stem == path.stem)
+        image = next((one for one in beside if one.suffix.lower() in IMAGE_SUFFIXES), image)
     if not image.is_file():
         if not content.get("imageData"):
             raise UserError(f"{path}: its image {image} does not exist; put it beside the JSON file")
@@ -95,13 +99,8 @@ def _read_file(path: Path, source: Path, remarks: Remarks) -> Annotated:
     return Annotated(image, name, where, size, shapes, embedded)
 
 
-def _beside(path: Path) -> list[Path]:
-    """Images that are called like a JSON file."""
-    return [p for p in sorted(path.parent.iterdir()) if p.stem == path.stem and p.suffix.lower() in IMAGE_SUFFIXES]
-
-
 def _shape(name: str, row: dict[str, Any], where: str, size: Size | None, remarks: Remarks) -> Shape | None:
-    """A shape; None where it has no area, which is noted."""
+    """A shape; None where it has no area, with a remark."""
     kind, points = row.get("shape_type") or "polygon", points_of(row.get("points"))
     if kind == "mask":
         return Shape(name, where, spans=_mask_spans(row, points, size))
@@ -122,7 +121,7 @@ def _shape(name: str, row: dict[str, Any], where: str, size: Size | None, remark
             where,
         )
     if kind == "polygon" and crosses_itself(points):
-        remarks.add("polygons that cross themselves, what they go around twice is left out", where)
+        remarks.add("polygons that cross themselves, regions that they enclose twice are left out", where)
     return Shape(name, where, _rings(kind, points))
 
 
@@ -141,7 +140,7 @@ def _rings(kind: str, points: np.ndarray) -> list[np.ndarray]:
 
 
 def _circle(center: np.ndarray, radius: float) -> np.ndarray:
-    """A polygon that leaves the circle by a tenth of a pixel at most, however large it is."""
+    """A polygon that deviates from the circle by a tenth of a pixel at most, except for very large ones."""
     num = int(min(max(_LEAST_CORNERS, math.pi * math.sqrt(5 * radius)), 10_000))
     angles = 2 * math.pi / num * np.arange(num)
     return center + radius * np.stack((np.cos(angles), np.sin(angles)), axis=1)
@@ -155,7 +154,7 @@ def _band(begin: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def _mask_spans(row: dict[str, Any], points: np.ndarray, size: Size | None) -> np.ndarray:
-    """The pixels of a shape of type mask: an image, and the corners of its box, both of them inside."""
+    """The pixels of a shape of type mask: an image, and the inclusive corners of its box."""
     if size is None:
         raise UserError("a mask in a file without imageHeight and imageWidth; save it again with labelme")
     if len(points) != 2 or np.abs(points).max() > 1e6:
@@ -192,7 +191,6 @@ def _decode(text: Any, what: str) -> bytes:
 def _suffix(content: bytes, path: Path) -> str:
     try:
         with Image.open(io.BytesIO(content)) as image:
-            suffix = {"JPEG": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())
+            return {"JPEG": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())
     except Exception as error:  # damaged content, as in `_mask_spans`
         raise UserError(f"{path}: its imageData cannot be read as an image ({type(error).__name__})") from error
-    return suffix

@@ -1,4 +1,4 @@
-"""What readers of annotations give: images with their shapes, and what there is to say about them."""
+"""The results of reading annotations: images with their shapes, and remarks."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from typing import Any
 import numpy as np
 
 from ovenet.data.schema import is_text
-from ovenet.dataset_tools.annotations.spans import Size, join, polygon_spans, resize
+from ovenet.dataset_tools.annotations.spans import join, polygon_spans, resize
 from ovenet.errors import UserError
+from ovenet.structures import Size
 
-IGNORED = "__ignore__"  # labelme's names for pixels that belong to no class, and for those that no shape covers
-BACKGROUND = "_background_"
+IGNORED = "__ignore__"  # labelme's name for pixels of no class
+BACKGROUND = "_background_"  # labelme's name for pixels that no shape covers
 _MAX_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An area of one class, in pixels of the size that its file names.
+    """An area of one class, in pixels of the size in its file.
 
     Attributes:
         name: of the class.
-        where: which shape it is, for messages.
-        rings: polygons ``(N, 2)`` of finite ``(x, y)``, whose areas are joined.
-        spans: pixels instead of polygons, see `spans`; None for those.
+        where: the shape, for messages.
+        rings: polygons ``(N, 2)`` of finite ``(x, y)``; the shape is their union.
+        spans: pixels instead of polygons, see `spans`; None for polygons.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Shape:
         """Its spans in an image.
 
         Args:
-            named: the size that its coordinates are of.
+            named: the size to which its coordinates refer.
             size: of the image, which was resized where it differs.
         """
         if self.spans is not None:
@@ -55,15 +56,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image and its shapes, those below first.
+    """An image and its shapes, from bottom to top.
 
     Attributes:
-        image: the file; where there is none, its name.
+        image: the file; its name where the image is embedded.
         name: relative to the dataset, without suffix.
-        where: its name in the file of annotations, for messages.
-        named: ``(H, W)`` that the annotations name; None where they name none.
+        where: its name in the annotations, for messages.
+        named: ``(H, W)`` in the annotations; None where they have no size.
         shapes: drawn in this order.
-        embedded_in: the file of labelme that holds the image itself; None where `image` is a file.
+        embedded_in: the file of labelme in which the image is embedded; None where `image` is a file.
     """
 
     image: Path
@@ -76,33 +77,28 @@ class Annotated:
 
 @dataclass
 class Remarks:
-    """What a user should know, by kind: how often, and the first examples."""
+    """Remarks for the user, by kind: their number, and the first examples."""
 
     found: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, kind: str, where: str) -> None:
-        """Notes one more of a kind."""
+        """Adds a remark of a kind."""
         self.found[kind].append(where)
 
-    def add_all(self, kind: str, places: Sequence[str]) -> None:
-        """Notes several of a kind."""
-        self.found[kind] += places
-
     def lines(self) -> list[str]:
-        """One for each kind."""
-        return [f"{kind}: {len(places)} ({name_first(places)})" for kind, places in self.found.items()]
-
-
-def name_first(names: Sequence[str]) -> str:
-    """The first few of them, and that there are more."""
-    return ", ".join(names[:_MAX_NAMED]) + (", …" if len(names) > _MAX_NAMED else "")
+        """One line for each kind."""
+        examples = {
+            kind: ", ".join([*places[:_MAX_NAMED], *["…"] * (len(places) > _MAX_NAMED)])
+            for kind, places in self.found.items()
+        }
+        return [f"{kind}: {len(self.found[kind])} ({some})" for kind, some in examples.items()]
 
 
 def class_name(value: Any, what: str) -> str:
-    """The name of a class from a file of annotations; spaces around it do not count.
+    """The name of a class in annotations, without spaces around it.
 
     Raises:
-        UserError: it is no text, empty, or has several lines.
+        UserError: it is no string, empty, or has several lines.
     """
     name = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
     if not name or not is_text(name):
@@ -130,7 +126,7 @@ def points_of(values: Any) -> np.ndarray:
 
 
 def named_size(height: Any, width: Any, what: str) -> Size | None:
-    """The size that annotations name; None where they name none.
+    """The size ``(H, W)`` in annotations; None where they have no size.
 
     Raises:
         UserError: a side is no number of pixels.
@@ -139,7 +135,7 @@ def named_size(height: Any, width: Any, what: str) -> Size | None:
         return None
     for side in (height, width):
         if not (isinstance(side, (int, float)) and not isinstance(side, bool) and side >= 1 and side == side // 1):
-            raise UserError(f"{what}: its size is named {width!r} x {height!r}; expected whole numbers of pixels")
+            raise UserError(f"{what}: its size is named {width!r} x {height!r}; expected integers of pixels")
     return int(height), int(width)
 
 

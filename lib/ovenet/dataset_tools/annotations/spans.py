@@ -1,7 +1,7 @@
-"""Areas as spans of pixels: polygons and run lengths cover the same ones as in pycocotools.
+"""Areas as spans of pixels: polygons and run lengths cover the same pixels as in pycocotools.
 
-Spans are ``(N, 2)`` int64, sorted and disjoint: each a first pixel and the one after the last, counted down the columns
-of an image (``x * H + y``) as COCO's run lengths are.
+Spans are ``(N, 2)`` int64, sorted and disjoint: indices of the first pixel and of the one after the last, counted down
+the columns of an image (``x * H + y``) like COCO's run lengths.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from typing import Any
 import numpy as np
 
 from ovenet.errors import UserError
-
-Size = tuple[int, int]  # (H, W)
+from ovenet.structures import Size
 
 _UPSAMPLING = 5  # pycocotools draws outlines on a grid of a fifth of a pixel
 _CENTER = 2  # of a pixel's five cells
-_FAR = 1e12  # pixels; what lies beyond is as good as there, and still an exact float
-_MAX_CROSSED = 2000  # corners; each edge is held against each
+_FAR = 1e12  # pixels; corners beyond are moved here, where floats are still exact
+_MAX_CROSSED = 2000  # corners; each edge is compared with each
 _MAX_CHARACTERS = 7  # of one compressed length: 35 bits
 _FIRST_CHARACTER = 48  # "0"
 
 
 def polygon_spans(ring: np.ndarray, size: Size) -> np.ndarray:
-    """The pixels of a polygon, as ``pycocotools.mask.frPyObjects`` has them (``rleFrPoly`` in its maskApi.c).
+    """The pixels of a polygon, as in ``pycocotools.mask.frPyObjects`` (``rleFrPoly`` in its maskApi.c).
 
-    The outline runs over the cells of a grid of a fifth of a pixel. Where it crosses the middle of a column of pixels
+    The outline runs over the cells of a grid of a fifth of a pixel. Where it crosses the middle of a column of pixels,
     the column changes between outside and inside.
 
     Args:
@@ -61,9 +60,9 @@ def polygon_spans(ring: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _last_before(x: np.ndarray, slope: np.ndarray, border: np.ndarray) -> np.ndarray:
-    """The last step at which steep edges have not yet crossed a border of cells.
+    """The last step before steep edges cross a border of cells.
 
-    The quotient may be off by a rounding; what counts is the sum of `x` and the steps, as pycocotools computes it.
+    The quotient may be off by rounding; the sum of `x` and the steps decides, as pycocotools computes it.
     """
     guess = np.floor((border - 0.5 - x) / np.where(slope == 0, 1, slope)) - 1
     steps = (guess + one for one in range(3))
@@ -71,19 +70,19 @@ def _last_before(x: np.ndarray, slope: np.ndarray, border: np.ndarray) -> np.nda
 
 
 def crosses_itself(ring: np.ndarray) -> bool:
-    """Whether two edges of a polygon ``(N, 2)`` cross; what it goes around twice is not of its area."""
+    """Whether two edges of a polygon ``(N, 2)`` cross; regions that it encloses twice are not part of its area."""
     if not 4 <= len(ring) <= _MAX_CROSSED:
         return False
     along, apart = np.roll(ring, -1, axis=0) - ring, ring[None] - ring[:, None]
     with np.errstate(over="ignore", invalid="ignore"):  # corners may lie anywhere
-        side = along[:, :1] * apart[..., 1] - along[:, 1:] * apart[..., 0]  # of each edge, on which each corner lies
+        side = along[:, :1] * apart[..., 1] - along[:, 1:] * apart[..., 0]  # the side of each edge of each corner
     side = np.sign(side)
     ends_differ = side * np.roll(side, -1, axis=1) < 0
     return bool((ends_differ & ends_differ.T).any())
 
 
 def has_ring_in_ring(rings: Sequence[np.ndarray]) -> bool:
-    """Whether all corners of a polygon ``(N, 2)`` lie inside another; the area of both is that of the outer one."""
+    """Whether all corners of a polygon ``(N, 2)`` lie inside another; the union of both is the outer one."""
     return any(
         (inner.min(0) > outer.min(0)).all() and (inner.max(0) < outer.max(0)).all() and _are_inside(inner, outer)
         for inner in rings
@@ -127,7 +126,7 @@ def run_spans(segmentation: Any) -> tuple[Size, np.ndarray]:
 
 def _whole(counts: Any) -> np.ndarray:
     if not (isinstance(counts, list) and all(type(one) in (int, float) and one == one // 1 for one in counts)):
-        raise UserError("the run lengths are no whole numbers; export the file again")
+        raise UserError("the run lengths are no integers; export the file again")
     try:
         return np.array(counts, dtype=object).astype(np.int64)
     except OverflowError:
@@ -135,8 +134,8 @@ def _whole(counts: Any) -> np.ndarray:
 
 
 def _decompressed(text: str) -> np.ndarray:
-    """COCO's compressed run lengths: 5 bits a character, lowest first, the sixth says that more follow, and the highest
-    of the last is the sign. From the fourth number on they are differences to the one before the last."""
+    """COCO's compressed run lengths: 5 bits per character, lowest first; the sixth bit says that more follow, and the
+    highest bit of the last is the sign. From the fourth number on they are differences to the last but one."""
     codes = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int64) - _FIRST_CHARACTER
     if codes.size and (codes.min() < 0 or codes.max() > 63):
         raise UserError("the compressed run lengths hold a character that stands for nothing; export the file again")
@@ -161,7 +160,7 @@ def mask_spans(mask: np.ndarray) -> np.ndarray:
 
 
 def join(spans: Sequence[np.ndarray]) -> np.ndarray:
-    """The pixels of any of them."""
+    """The union of several areas."""
     if len(spans) == 1:
         return spans[0]
     borders = np.concatenate([np.zeros(0, np.int64), *(one.ravel() for one in spans)])
@@ -173,19 +172,19 @@ def join(spans: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def resize(spans: np.ndarray, size: Size, new_size: Size) -> np.ndarray:
-    """The pixels of an image of another size, each the nearest of the old ones; no mask of the old size is made."""
+    """The area in an image of another size, nearest neighbour; no mask of the old size is made."""
     y, x = ((np.arange(new) + 0.5) * old / new for old, new in zip(size, new_size, strict=True))
     pixels = x.astype(np.int64)[None] * size[0] + y.astype(np.int64)[:, None]
     return mask_spans(np.searchsorted(spans.ravel(), pixels, side="right") % 2 == 1)
 
 
 def count_pixels(spans: np.ndarray) -> int:
-    """How many pixels they cover."""
+    """The number of pixels of an area."""
     return int((spans[:, 1] - spans[:, 0]).sum())
 
 
 def cover(spans: np.ndarray) -> tuple[slice, np.ndarray]:
-    """The part of an image's pixels between the first and the last, and which of them are covered."""
+    """The pixels of an image from the first to the last of an area, and which of them are covered."""
     first, last = (int(spans[0, 0]), int(spans[-1, 1])) if len(spans) else (0, 0)
     steps = np.zeros(last - first + 1, np.int8)
     steps[spans[:, 0] - first] += 1

@@ -1,4 +1,4 @@
-"""Which id each class has: those of a ``dataset.json`` that is there stay, new classes follow."""
+"""The ids of classes: ids in an existing ``dataset.json`` are kept, new classes follow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ovenet.data.description import MAX_CLASSES, own_description, voc_color
+from ovenet.data.description import own_description, voc_color
+from ovenet.data.keys import MAX_CLASSES
 from ovenet.dataset_tools.annotations.shapes import BACKGROUND, IGNORED, read_json
 from ovenet.errors import UserError
 
@@ -21,11 +22,11 @@ class ClassTable:
     """The classes of a dataset.
 
     Attributes:
-        ids: by name; has labelme's ``__ignore__`` too.
+        ids: by name, including labelme's ``__ignore__``.
         unlabelled: id of pixels that no shape covers.
         content: of ``dataset.json``.
         added: names that were not in it before.
-        upright: whether photographs are read as their EXIF tag says.
+        upright: whether photographs are turned as their EXIF tag says.
     """
 
     ids: dict[str, int]
@@ -36,7 +37,7 @@ class ClassTable:
 
 
 def require_two_classes(names: Collection[str], background: str, source: Path) -> None:
-    """Refuses a dataset with a single class, of which nothing can be learnt; arguments as of `new_table`.
+    """Refuses a dataset with a single class, which is no task; arguments as in `new_table`.
 
     Raises:
         UserError: says how to get two.
@@ -47,12 +48,12 @@ def require_two_classes(names: Collection[str], background: str, source: Path) -
     if len(classes) + bool(background) < 2:
         raise UserError(
             f"{source}: all shapes are {classes[0]!r}, and a task needs two classes; "
-            "name what no shape covers: --background CLASS"
+            "name the class of pixels that no shape covers: --background CLASS"
         )
 
 
 def new_table(names: Collection[str], background: str, source: Path) -> ClassTable:
-    """Ids from 1 in the order of the names; 0 is what no shape covers.
+    """Ids from 1 in the order of the names; 0 stands for pixels that no shape covers.
 
     Args:
         names: of the shapes.
@@ -78,15 +79,15 @@ def new_table(names: Collection[str], background: str, source: Path) -> ClassTab
 
 
 def extended_table(path: Path, names: Collection[str], background: str) -> ClassTable:
-    """The table of a ``dataset.json`` that is there: no id changes, new classes stand at its end.
+    """The table of an existing ``dataset.json``: no id changes, new classes are appended.
 
     Args:
         path: the file.
         names: see `new_table`.
-        background: see `new_table`; must be what it was before.
+        background: see `new_table`; must be as before.
 
     Raises:
-        UserError: the file is broken, its masks are not ids, or pixels that no shape covers were something else.
+        UserError: the file is broken, its masks are not ids, or pixels that no shape covers had another meaning.
     """
     info, content = own_description(path, path.parent.name), read_json(path)
     if info.label_format == "colors":
@@ -127,7 +128,7 @@ def _with_aliases(ids: dict[str, int], ignored: int, background: str) -> dict[st
 
 
 def _unlabelled(path: Path, ids: dict[str, int], ignored: tuple[int, ...], background: str) -> int:
-    """The id of pixels that no shape covers, as it was in earlier imports."""
+    """The id of pixels that no shape covers, as in earlier imports."""
     at_zero = next((name for name, number in ids.items() if number == UNLABELLED), None)
     if background:
         if background in ids and UNLABELLED not in ignored:

@@ -1,4 +1,4 @@
-"""Checks a dataset for what makes training wrong, and names the classic mistakes with their fix."""
+"""Checks a dataset for mistakes that spoil training, and names the remedy of the classic ones."""
 
 from ovenet.dataset_tools.audit.lists import (
     audit_list,

@@ -1,4 +1,4 @@
-"""Colours of label files that are no class: classes that were forgotten, edges that were smoothed, JPEG."""
+"""Colours of label files that are no class: forgotten classes, smoothed edges, JPEG."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import numpy as np
 from ovenet.data.info import Color, DatasetInfo
 from ovenet.data.snapping import ROUNDED, is_blend
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
+from ovenet.errors import first_of
 
 _ADVICE = {
     "smoothed": "they lie between two classes' colours: masks were drawn or scaled with smoothing; save them without, "
     'or set "snap": true in dataset.json, which gives them the nearer class',
     "lossy": 'JPEG changes colours: save masks as PNG, or set "snap": true in dataset.json',
 }
-_MAX_NAMES = 12  # of colours that may be classes
-_FEW_NAMES = 3  # of others, and where there are more
-_MIN_BLENDS = 3  # colours between two others; one or two may be a class that was forgotten
-_MAX_BLENDED_SHARE = 0.2  # edges are few pixels
+_MAX_NAMES = 12  # colours to name that may be classes
+_FEW_NAMES = 3  # other colours to name, and where there are more
+_MIN_BLENDS = 3  # colours between two others; one or two may be a forgotten class
+_MAX_BLENDED_SHARE = 0.2  # of the pixels that may be edges
 _MAX_TRIED = 4096  # colours; a mask with more is a photograph
 
 
 def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> Iterator[Finding]:
-    """All colours that are no class, in one finding for each probable cause."""
+    """Colours of no class, in one finding for each probable cause."""
     groups: dict[str, list[PairReport]] = {"forgotten": [], "smoothed": [], "lossy": []}
     for report in reports:
         if report.counts.unknown_colors:
@@ -34,29 +35,17 @@ def findings_about_colors(reports: Sequence[PairReport], info: DatasetInfo) -> I
     num_pixels = sum(report.num_pixels for report in reports)
     for cause, concerned in groups.items():
         if concerned:
-            colors = _most(concerned)
+            totals: Counter[Color] = Counter()
+            for report in concerned:
+                totals.update(report.counts.unknown_colors)
+            colors, of_these = totals.most_common(), sum(report.num_pixels for report in concerned)
             num_named = _MAX_NAMES if cause == "forgotten" and len(colors) <= _MAX_NAMES else _FEW_NAMES
             advice = _ADVICE.get(cause) or _advice_to_paste(colors[:num_named])
-            message = f"{_described(colors, num_named, concerned, info)}; {advice}"
+            shown = first_of([f"{list(color)} {100 * n / of_these:.2g} %" for color, n in colors], num_named)
+            message = f"{len(colors)} colours are no class of {info.name} ({shown} of these masks' pixels); {advice}"
             kind = "smoothed edges" if cause == "smoothed" else "unknown colour"
-            share = sum(number for _, number in colors) / num_pixels
-            yield Finding(kind, True, message, tuple(report.label for report in concerned), share)
-
-
-def _described(
-    colors: Sequence[tuple[Color, int]], num_named: int, reports: Sequence[PairReport], info: DatasetInfo
-) -> str:
-    num_pixels = sum(report.num_pixels for report in reports)
-    shown = ", ".join(f"{list(color)} {100 * n / num_pixels:.2g} %" for color, n in colors[:num_named])
-    more = f" and {len(colors) - num_named} more" if len(colors) > num_named else ""
-    return f"{len(colors)} colours are no class of {info.name} ({shown}{more} of these masks' pixels)"
-
-
-def _most(reports: Sequence[PairReport]) -> list[tuple[Color, int]]:
-    colors: Counter[Color] = Counter()
-    for report in reports:
-        colors.update(report.counts.unknown_colors)
-    return colors.most_common()
+            labels = tuple(report.label for report in concerned)
+            yield Finding(kind, True, message, labels, sum(totals.values()) / num_pixels)
 
 
 def _advice_to_paste(colors: Sequence[tuple[Color, int]]) -> str:
@@ -66,11 +55,12 @@ def _advice_to_paste(colors: Sequence[tuple[Color, int]]) -> str:
 
 
 def _is_smoothed(report: PairReport, info: DatasetInfo) -> bool:
-    """Whether nearly all unknown colours of a mask lie between two colours that it holds, on few pixels."""
+    """Whether nearly all unknown colours of a mask lie between two of its known colours, on few pixels."""
     unknown = report.counts.unknown_colors
     num_unknown = sum(unknown.values())
     if not _MIN_BLENDS <= len(unknown) <= _MAX_TRIED or num_unknown > _MAX_BLENDED_SHARE * report.num_pixels:
         return False
     pure = np.array([*(info.palette[k] for k in report.counts.class_pixels), *info.ignored_colors]).reshape(-1, 3)
-    blended = is_blend(np.array(list(unknown), np.float32), pure, np.full(len(pure), len(pure) > 1), ROUNDED).any(1)
+    ends = np.arange(len(pure) if len(pure) > 1 else 0)
+    blended = is_blend(np.array(list(unknown), np.float32), pure, ends, ROUNDED).any(1)
     return np.array(list(unknown.values()))[blended].sum() >= 0.9 * num_unknown

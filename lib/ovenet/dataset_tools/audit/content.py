@@ -1,4 +1,4 @@
-"""What a label file holds, counted: ids or colours, the classes that they mean, and what they do not.
+"""Counts of the values in a label file: ids or colours, their classes, and unknown values.
 
 Shapes: ``H W`` size of the file, ``N`` different values in it.
 """
@@ -13,25 +13,25 @@ from pathlib import Path
 import numpy as np
 
 from ovenet.data.info import Color
-from ovenet.data.labels import LabelDecoder, color_codes, colors_of_codes, count_colors, count_values
+from ovenet.data.labels import LabelDecoder, color_codes, colors_of_codes, count_values
 from ovenet.data.masks import Mask, count_plain_ids, read_mask
 from ovenet.dataset_tools.audit.edges import are_smoothed
 
-_NUM_ROWS = 16  # of a label in which smoothed edges are looked for
+_NUM_ROWS = 16  # rows of a label in which smoothed edges are looked for
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Pixels of a label file.
+    """Counts of a label file's pixels.
 
     Attributes:
-        id_pixels: of each id; empty for a file that is read by its colours.
-        class_pixels: of each class, by train id.
+        id_pixels: pixels of each id; empty for a file that is read by its colours.
+        class_pixels: pixels of each class, by train id.
         unknown_ids: ids that the dataset does not know.
-        unknown_colors: pixels of each colour that it does not know.
-        num_snapped: pixels of no class that were given one.
-        num_transparent: pixels that are not opaque, and whose colour or id counts.
-        is_smoothed: whether edges run through ids that are not there.
+        unknown_colors: pixels of each colour that the dataset does not know.
+        num_snapped: pixels of no class that got the nearest class.
+        num_transparent: pixels that are not opaque, but count by their colour or id.
+        is_smoothed: whether edges run through the ids between those of both sides.
     """
 
     id_pixels: Mapping[int, int] = field(default_factory=dict)
@@ -45,12 +45,12 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class LabelValues:
-    """A label file, or what it comes down to where the places of its values do not matter.
+    """A label file, or its different values where their positions do not matter.
 
     Attributes:
-        mask: all of the file, or its different values, ``(1, N)``.
-        numbers: how many pixels have each of them, ``(1, N)``; None for all of the file.
-        rows: ``(R, W)`` some rows of a file of ids; None for one of colours.
+        mask: the whole file, or its different values ``(1, N)``.
+        numbers: pixels of each value ``(1, N)``; None for the whole file.
+        rows: ``(R, W)`` some rows of a file of ids; None for a file of colours.
     """
 
     mask: Mask
@@ -59,33 +59,31 @@ class LabelValues:
 
 
 def read_values(path: Path, decoder: LabelDecoder) -> LabelValues:
-    """Reads a label file as far as its counts need.
+    """Reads a label file as far as its counts require.
 
     Args:
         path: the file.
-        decoder: that would read it.
+        decoder: of the dataset's labels.
 
     Raises:
         UserError: the file is missing, unreadable or damaged.
     """
     plain = None if decoder.info.snap else count_plain_ids(path, num_rows=_NUM_ROWS)
     if plain is not None:
-        form, counts, rows = plain
-        return LabelValues(Mask(form, np.array([list(counts)], np.uint8)), np.array([list(counts.values())]), rows)
+        form, counts, some = plain
+        return LabelValues(Mask(form, np.array([list(counts)], np.uint8)), np.array([list(counts.values())]), some)
     mask = read_mask(path)
     rows = mask.samples[:: -(-mask.samples.shape[0] // _NUM_ROWS)] if mask.samples.ndim == 2 else None
     if decoder.info.snap or mask.alpha is not None:
         return LabelValues(mask, None, rows)
-    if rows is not None:
-        different, numbers = count_values(mask.samples)
-    else:
-        counts = count_colors(mask.samples)
-        different, numbers = np.array(list(counts), np.uint8), np.array(list(counts.values()))
+    different, numbers = count_values(mask.samples if rows is not None else color_codes(mask.samples))
+    if rows is None:
+        different = np.array(colors_of_codes(different), np.uint8)
     return LabelValues(Mask(mask.form, different[None]), numbers[None], rows)
 
 
 def count_label(values: LabelValues, path: Path, decoder: LabelDecoder) -> LabelCounts:
-    """Counts what a label file means.
+    """Counts the classes and the unknown values of a label file.
 
     Args:
         values: of the file.
@@ -93,7 +91,7 @@ def count_label(values: LabelValues, path: Path, decoder: LabelDecoder) -> Label
         decoder: of the dataset's labels.
 
     Raises:
-        UserError: the file cannot be read as the dataset says, or in two ways.
+        UserError: the file cannot be read as the dataset says, or is ambiguous.
     """
     mask, numbers = values.mask, values.numbers
     content = decoder.decode(mask, path)
@@ -110,7 +108,8 @@ def count_label(values: LabelValues, path: Path, decoder: LabelDecoder) -> Label
         counts = LabelCounts({}, class_pixels, (), unknown_colors, content.num_snapped)
     else:
         id_pixels = count(mask.samples, np.ones_like(unknown))
-        unknown_ids, is_smoothed = tuple(count(mask.samples, unknown)), are_smoothed(values.rows)
+        is_smoothed = values.rows is not None and are_smoothed(values.rows)
+        unknown_ids = tuple(count(mask.samples, unknown))
         counts = LabelCounts(id_pixels, class_pixels, unknown_ids, {}, content.num_snapped, 0, is_smoothed)
     if mask.alpha is None:
         return counts
@@ -120,7 +119,7 @@ def count_label(values: LabelValues, path: Path, decoder: LabelDecoder) -> Label
 
 
 def _count(values: np.ndarray, numbers: np.ndarray | None) -> dict[int, int]:
-    """Sums the numbers of equal values, of which there are few; None counts each as one."""
+    """The sum of the numbers of each value; None counts each value as one."""
     if numbers is None:
         values, numbers = count_values(values)
     sums: Counter[int] = Counter()

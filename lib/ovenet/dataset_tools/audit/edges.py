@@ -1,20 +1,19 @@
-"""Label files of ids that were scaled like photographs: edges get ids of classes that are not there."""
+"""Label files of ids that were scaled like photographs: edges get ids of other classes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_MAX_WIDTH_PX = 2  # of a blend between two areas
+_MAX_WIDTH_PX = 2  # widest blend between two areas
 _MIN_BLENDS, _MIN_DIFFERENT = 30, 3
 _RARE, _NEARLY_ALL = 0.05, 0.8  # of the blends
 _MIN_SHARE = 0.5  # of all edges; of drawn street scenes it is below 0.1, of noise 0.4
 
 
 def are_smoothed(rows: np.ndarray) -> bool:
-    """Whether most edges between areas whose ids are apart run through ids between, one or two pixels wide.
+    """Whether most edges between areas with ids apart run through ids between, one or two pixels wide.
 
-    An edge between the ids 7 and 11 becomes 7, 9, 11 when a label is scaled with smoothing, and nobody sees it where 9
-    is a class too.
+    Smoothing makes 7, 9, 11 of an edge between the ids 7 and 11, which goes unnoticed where 9 is a class too.
 
     Args:
         rows: ``(R, W)`` ids of some rows.
@@ -43,7 +42,7 @@ def are_smoothed(rows: np.ndarray) -> bool:
 
 
 def _are_outlines(values: np.ndarray, sides: np.ndarray) -> bool:
-    """Whether each id is that of the outlines of another: it lies beside this one, and no other id does.
+    """Whether each id is that of outlines around another id: only this id always lies beside it.
 
     Args:
         values: ``(B,)`` ids between others.

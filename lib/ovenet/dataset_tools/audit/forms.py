@@ -1,9 +1,9 @@
-"""How label files are stored: what may be wrong with one, and what does not go together in a list."""
+"""How label files are stored: problems of single files, and differences within a list."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from ovenet.data.info import Color, DatasetInfo
 from ovenet.data.masks import MaskForm
@@ -12,13 +12,13 @@ from ovenet.dataset_tools.audit.reports import Finding, PairReport
 
 
 def findings_about_form(form: MaskForm, counts: LabelCounts, label: str, *, as_colors: bool) -> Iterator[Finding]:
-    """What is remarked of one label file, by how it is stored.
+    """Remarks about the storage of one label file.
 
     Args:
         form: of the file.
-        counts: what it holds.
+        counts: of its values.
         label: its path.
-        as_colors: whether its colours are looked up, not its ids.
+        as_colors: whether it is read by its colours rather than its ids.
     """
     what, num_pixels = "colours" if as_colors else "ids", max(1, form.size[0] * form.size[1])
     if form.is_lossy:
@@ -51,16 +51,17 @@ def findings_about_form(form: MaskForm, counts: LabelCounts, label: str, *, as_c
 
 
 def findings_about_forms(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
-    """Label files that are read as ids and do not go together."""
+    """Label files that are read as ids and disagree in their form."""
     return _about_palettes(reports, info) + _about_bits(reports, info)
 
 
 def _about_palettes(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
-    """Indices that mean other colours in other files, where indices are read as ids."""
+    """Indices with different colours in different files, where indices are read as ids."""
     files: dict[int, dict[Color, list[str]]] = defaultdict(lambda: defaultdict(list))
     for report in reports:
-        if _says_something(report.palette):
-            for index, color in report.palette.items():
+        palette = report.palette or {}
+        if any(color != (index,) * 3 for index, color in palette.items()):  # more than the indices as grey levels
+            for index, color in palette.items():
                 files[index][color].append(report.label)
     for index, by_color in sorted(files.items()):
         if len(by_color) > 1:
@@ -84,7 +85,7 @@ def _about_palettes(reports: Sequence[PairReport], info: DatasetInfo) -> list[Fi
 
 
 def _about_colors_of_two_indices(reports: Sequence[PairReport]) -> list[Finding]:
-    """Palettes of the same colours in another order, of which no index is in use in two files."""
+    """Palettes with the same colours in another order, where no index is in use in two files."""
     first: dict[Color, tuple[int, PairReport]] = {}
     for report in reports:
         for index, color in (report.palette or {}).items():
@@ -98,29 +99,24 @@ def _about_colors_of_two_indices(reports: Sequence[PairReport]) -> list[Finding]
     return []
 
 
-def _says_something(palette: Mapping[int, Color] | None) -> bool:
-    """Whether colours stand for indices, and do not just repeat them as grey levels."""
-    return palette is not None and any(color != (index,) * 3 for index, color in palette.items())
-
-
 def _about_bits(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
-    """Label files of fewer than 8 bits, and palettes of grey, whose values may stand for what viewers show.
+    """Label files of fewer than 8 bits, and grey palettes; their values may stand for the levels in viewers.
 
     Tools that make files small store 0 and 255 in one bit, as 0 and 1, and others read them again as 0 and 255.
     """
-    with_ids = [report for report in reports if report.counts.id_pixels]
-    grey = [report for report in with_ids if report.palette is None]
-    shallow = [report for report in grey if report.form.bits < 8]
-    depths = {min(8, report.form.bits) for report in grey}
-    in_8_bits = frozenset(value for report in grey if report.form.bits >= 8 for value in report.counts.id_pixels)
+    with_ids = [(report, report.form.bits) for report in reports if report.form and report.counts.id_pixels]
+    grey = [(report, bits) for report, bits in with_ids if report.palette is None]
+    shallow = [report for report, bits in grey if bits < 8]
+    depths = {min(8, bits) for _, bits in grey}
+    in_8_bits = frozenset(value for report, bits in grey if bits >= 8 for value in report.counts.id_pixels)
     in_use = in_8_bits.union(info.known_ids, info.ignored_ids)
     unsure: dict[tuple[str, int, int], list[str]] = defaultdict(list)
-    for report in with_ids:
-        for value, shown in _shown_levels(report).items():
+    for report, bits in with_ids:
+        for value, shown in _shown_levels(report, bits).items():
             if report.palette is not None:
                 stored, is_unsure = "a palette", shown in in_8_bits
             else:
-                stored = f"{report.form.bits}-bit grey"
+                stored = f"{bits}-bit grey"
                 is_unsure = shown in in_use and (value in report.counts.unknown_ids or len(depths) > 1)
             if is_unsure:
                 unsure[stored, value, shown].append(report.label)
@@ -139,12 +135,12 @@ def _about_bits(reports: Sequence[PairReport], info: DatasetInfo) -> list[Findin
     return [Finding("bits differ", False, message, tuple(report.label for report in shallow))]
 
 
-def _shown_levels(report: PairReport) -> dict[int, int]:
-    """The grey levels that viewers show for ids, where these are others."""
+def _shown_levels(report: PairReport, bits: int) -> dict[int, int]:
+    """The grey levels that viewers show for ids, where they differ from the ids."""
     if report.palette is not None:
         levels = {index: color[0] for index, color in report.palette.items() if len(set(color)) == 1}
-    elif report.form.bits < 8:
-        levels = {value: value * 255 // (2**report.form.bits - 1) for value in report.counts.id_pixels}
+    elif bits < 8:
+        levels = {value: value * 255 // (2**bits - 1) for value in report.counts.id_pixels}
     else:
         return {}
     return {value: level for value, level in levels.items() if level != value}

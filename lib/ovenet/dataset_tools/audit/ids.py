@@ -1,6 +1,6 @@
-"""Classic mistakes in label ids, recognised from the ids of all label files together, each with its fix.
+"""Classic mistakes in label ids, recognised from the ids of all label files together, each with its remedy.
 
-A mistake is a function from the facts to a message, or None where it was not made.
+A mistake is a function from the facts to a message, or None where it does not apply.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import has_cityscapes_ids, last_known_id
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
 
-_MAX_TRAIN_ID = 18  # of Cityscapes; a list of its label id files holds higher ones (vegetation, sky, car)
+_MAX_TRAIN_ID = 18  # of Cityscapes; its label id files hold higher ids (vegetation, sky, car)
 _MIN_TRAIN_IDS = 8  # fewer different small ids are no evidence
-_MIN_BLENDS = 3  # ids between two others; fewer may be classes that were forgotten
-_MAX_BLENDED_SHARE = 0.2  # edges are few pixels
+_MIN_BLENDS = 3  # ids between two others; fewer may be forgotten classes
+_MAX_BLENDED_SHARE = 0.2  # of the pixels that may be edges
 _MAX_SHOWN = 8
 _BLACK_AND_WHITE = (
     'a foreground mask saved as black and white. Give the foreground its id, or write "id": 255 for its class in '
@@ -25,7 +25,7 @@ _BLACK_AND_WHITE = (
 
 @dataclass(frozen=True)
 class _Facts:
-    """Ids in the label files of a list; shares are of the pixels of the files with ids that are not known."""
+    """Ids in the label files of a list; `unknown_share` is relative to the pixels of files with unknown ids."""
 
     info: DatasetInfo
     present: frozenset[int]
@@ -43,13 +43,18 @@ class _Facts:
         return max(self.info.known_ids)
 
     @property
+    def shown(self) -> str:
+        ids = sorted(self.unknown)
+        return ", ".join(map(str, ids[:_MAX_SHOWN])) + ("…" if len(ids) > _MAX_SHOWN else "")
+
+    @property
     def expected(self) -> str:
         ignored = ", ".join(map(str, self.info.ignored_ids)) or "none"
         return f"{self.info.name} has the ids {self.first} to {self.last} and ignores {ignored}"
 
 
 def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list[Finding]:
-    """The first mistake that explains the ids, or nothing."""
+    """A finding about the first mistake that explains the ids; none where there is no such mistake."""
     concerned = [report for report in reports if report.counts.unknown_ids]
     num_unknown = sum(report.counts.id_pixels[value] for report in concerned for value in report.counts.unknown_ids)
     facts = _Facts(
@@ -62,8 +67,9 @@ def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list
     )
     share = num_unknown / max(1, sum(report.num_pixels for report in reports))
     for kind, explain in _MISTAKES:
-        message = explain(facts)
-        if message:
+        if not facts.unknown and explain is not _train_ids_for_label_ids:
+            continue
+        if message := explain(facts):
             names = tuple(report.label for report in concerned)
             return [Finding(kind, True, message, names or facts.label_names, share if concerned else None)]
     return []
@@ -72,14 +78,14 @@ def findings_about_ids(reports: Sequence[PairReport], info: DatasetInfo) -> list
 def findings_about_ignored_foreground(
     reports: Sequence[PairReport], info: DatasetInfo, *, is_whole: bool
 ) -> list[Finding]:
-    """Labels of two classes that hold 0 and 255 alone, where 255 is ignored: nothing but class 0 would be learnt.
+    """Labels of two classes that hold only 0 and 255, where 255 is ignored: only class 0 would be learned.
 
-    Ignored borders around rare objects look the same in some of the labels; so all lists are to be looked at together.
+    Ignored borders around rare objects look the same in single labels, so all lists are needed together.
 
     Args:
         reports: of the pairs of all lists.
         info: the dataset.
-        is_whole: whether these are all pairs; what a sample lacks may be in the others, so it is only noted.
+        is_whole: whether these are all pairs; a sample may lack the other ids, so the finding is only a remark.
     """
     present = {value for report in reports for value in report.counts.id_pixels}
     if present != {0, 255} or info.num_classes != 2 or 255 not in info.ignored_ids:
@@ -98,12 +104,13 @@ def _foreground_is_255(facts: _Facts) -> str | None:
 
 
 def _grey_levels_of_colors(facts: _Facts) -> str | None:
-    """Grey masks that show the colours of the classes, where these are grey."""
+    """Grey masks with the colours of the classes, where these are grey."""
     colors = (*facts.info.palette, *facts.info.ignored_colors)
-    if facts.info.label_format != "either" or not facts.present <= {red for red, *rest in colors if rest == [red, red]}:
+    greys = {red for red, green, blue in colors if red == green == blue}
+    if facts.info.label_format != "either" or not facts.present <= greys:
         return None
     return (
-        f"id {_shown(facts)} found, {facts.expected}; these are the grey levels of its colours: if the masks show "
+        f"id {facts.shown} found, {facts.expected}; these are the grey levels of its colours: if the masks show "
         'colours, add "label_format": "colors" to dataset.json'
     )
 
@@ -112,7 +119,7 @@ def _changed_by_compression(facts: _Facts) -> str | None:
     if not facts.all_lossy:
         return None
     return (
-        f"id {_shown(facts)} found, {facts.expected}: JPEG changes ids: save masks as PNG, or set "
+        f"id {facts.shown} found, {facts.expected}: JPEG changes ids: save masks as PNG, or set "
         '"snap": true in dataset.json'
     )
 
@@ -123,7 +130,7 @@ def _smoothed(facts: _Facts) -> str | None:
     if not is_blend or len(facts.unknown) < _MIN_BLENDS or facts.unknown_share > _MAX_BLENDED_SHARE:
         return None
     return (
-        f"{len(facts.unknown)} ids ({_shown(facts)}) lie between others on few pixels, {facts.expected}: masks were "
+        f"{len(facts.unknown)} ids ({facts.shown}) lie between others on few pixels, {facts.expected}: masks were "
         'drawn or scaled with smoothing; save them without, or set "snap": true in dataset.json'
     )
 
@@ -145,7 +152,7 @@ def _label_ids_for_train_ids(facts: _Facts) -> str | None:
     if facts.info.label_ids != tuple(range(19)) or not facts.unknown <= set(range(19, 34)):
         return None
     return (
-        f"id {_shown(facts)} found, {facts.expected}: these are the label ids of Cityscapes where train ids are "
+        f"id {facts.shown} found, {facts.expected}: these are the label ids of Cityscapes where train ids are "
         "expected; list the *_labelTrainIds.png files"
     )
 
@@ -154,7 +161,7 @@ def _counted_from_one_more(facts: _Facts) -> str | None:
     if facts.unknown != {last_known_id(facts.info) + 1} or facts.first in facts.present:
         return None
     return (
-        f"id {_shown(facts)} found and {facts.first} never, {facts.expected}: "
+        f"id {facts.shown} found and {facts.first} never, {facts.expected}: "
         f"the labels count from {facts.first + 1}; subtract 1"
     )
 
@@ -163,13 +170,13 @@ def _counted_from_one_less(facts: _Facts) -> str | None:
     if facts.unknown != {facts.first - 1} or facts.last in facts.present:
         return None
     return (
-        f"id {_shown(facts)} found and {facts.last} never, {facts.expected}: "
+        f"id {facts.shown} found and {facts.last} never, {facts.expected}: "
         f"the labels count from {facts.first - 1}; add 1"
     )
 
 
 def _shifted_already(facts: _Facts) -> str | None:
-    """For datasets like ADE20K, whose id 0 is ignored and whose classes begin with 1."""
+    """For datasets like ADE20K, where id 0 is ignored and the classes begin with 1."""
     if facts.unknown != {255} or facts.info.ignored_ids != (facts.first - 1,) or facts.last in facts.present:
         return None
     return (
@@ -198,29 +205,20 @@ def _too_many_classes(facts: _Facts) -> str | None:
 
 def _foreign_ids(facts: _Facts) -> str:
     add = "add the class to dataset.json, or " if facts.info.label_format == "either" else ""  # of an own dataset
-    return f"id {_shown(facts)} found, {facts.expected}; {add}check that the list names the label files of this dataset"
-
-
-def _shown(facts: _Facts) -> str:
-    ids = sorted(facts.unknown)
-    return ", ".join(map(str, ids[:_MAX_SHOWN])) + ("…" if len(ids) > _MAX_SHOWN else "")
-
-
-def _if_unknown(explain: Callable[[_Facts], str | None]) -> Callable[[_Facts], str | None]:
-    return lambda facts: explain(facts) if facts.unknown else None
+    return f"id {facts.shown} found, {facts.expected}; {add}check that the list names the label files of this dataset"
 
 
 _MISTAKES: tuple[tuple[str, Callable[[_Facts], str | None]], ...] = (
-    ("grey levels of colours", _if_unknown(_grey_levels_of_colors)),
-    ("255 as foreground", _if_unknown(_foreground_is_255)),
-    ("unknown id", _if_unknown(_changed_by_compression)),
+    ("grey levels of colours", _grey_levels_of_colors),
+    ("255 as foreground", _foreground_is_255),
+    ("unknown id", _changed_by_compression),
     ("wrong kind of ids", _train_ids_for_label_ids),
-    ("wrong kind of ids", _if_unknown(_label_ids_for_train_ids)),
-    ("off by one", _if_unknown(_counted_from_one_more)),
-    ("off by one", _if_unknown(_counted_from_one_less)),
-    ("off by one", _if_unknown(_shifted_already)),
-    ("smoothed edges", _if_unknown(_smoothed)),
-    ("255 is unknown", _if_unknown(_foreign_ignore_value)),
-    ("wrong class count", _if_unknown(_too_many_classes)),
-    ("unknown id", _if_unknown(_foreign_ids)),
+    ("wrong kind of ids", _label_ids_for_train_ids),
+    ("off by one", _counted_from_one_more),
+    ("off by one", _counted_from_one_less),
+    ("off by one", _shifted_already),
+    ("smoothed edges", _smoothed),
+    ("255 is unknown", _foreign_ignore_value),
+    ("wrong class count", _too_many_classes),
+    ("unknown id", _foreign_ids),
 )

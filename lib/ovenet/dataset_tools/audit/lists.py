@@ -1,4 +1,4 @@
-"""Checks a list of images and labels for what makes training wrong."""
+"""Checks a list of images and labels for mistakes that spoil training."""
 
 from __future__ import annotations
 
@@ -8,23 +8,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import LabelDecoder
+from ovenet.data.masks import MaskForm
 from ovenet.dataset_tools.audit.colors import findings_about_colors
 from ovenet.dataset_tools.audit.forms import findings_about_forms
 from ovenet.dataset_tools.audit.ids import findings_about_ids, findings_about_ignored_foreground
 from ovenet.dataset_tools.audit.pairs import audit_pair
-from ovenet.dataset_tools.audit.repeats import Pairs, copied_images, findings_about_repeats, shared_images
+from ovenet.dataset_tools.audit.repeats import (
+    LOOKED_UP_AT_ONCE,
+    Pairs,
+    copied_images,
+    findings_about_repeats,
+    shared_images,
+)
 from ovenet.dataset_tools.audit.reports import Finding, ListReport, PairReport
+from ovenet.errors import first_of
 
-_ASKED_AT_ONCE = 16
+T = TypeVar("T")
+R = TypeVar("R")
+
 _MAX_NAMES = 12
-_MAX_MESSAGES = 8  # of a kind, before the others are told as one
+_MAX_MESSAGES = 8  # messages of a kind, before the others are merged
 _AND_OTHERS = "and others of this kind, with numbers of their own"
-_AHEAD = 64  # pairs that are read ahead of the one that is reported
+_AHEAD = 64  # pairs that are read ahead of the reported one
 
 
 def audit_list(
@@ -45,9 +56,9 @@ def audit_list(
         folder: of the dataset.
         pairs: images and labels, relative to the folder.
         info: the dataset.
-        num_threads: files that are read at the same time.
-        decode_images: read the images' pixels too, not only their headers and ends.
-        if_missing: what to do about files that do not exist; "" for the usual.
+        num_threads: number of files to read at the same time.
+        decode_images: decode the images' pixels too, in addition to checking their headers and ends.
+        if_missing: the remedy for files that do not exist; "" for the default.
         on_pair: called after each pair.
     """
     decoder = LabelDecoder(info, ignore_label=255)
@@ -56,9 +67,10 @@ def audit_list(
         def audit(pair: tuple[str, str | None]) -> PairReport:
             return audit_pair(folder, *pair, decoder, decode_image=decode_images, if_missing=if_missing)
 
-        reports, forms = [], {}
+        reports: list[PairReport] = []
+        forms: dict[MaskForm | None, MaskForm | None] = {}
         for report in _map_lazily(pool, audit, pairs):
-            reports.append(replace(report, form=forms.setdefault(report.form, report.form)))  # one for all alike
+            reports.append(replace(report, form=forms.setdefault(report.form, report.form)))  # equal forms are shared
             on_pair()
     class_pixels, class_images = np.zeros((2, info.num_classes), np.int64)
     id_pixels: Counter[int] = Counter()
@@ -89,23 +101,19 @@ def audit_list(
     )
 
 
-def _map_lazily(pool: ThreadPoolExecutor, function: Callable, items: Sequence) -> Iterator:
+def _map_lazily(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """``pool.map``, but with a bounded number of calls ahead, so that an interruption ends soon."""
-    remaining, ahead = iter(items), []
-    for item in islice(remaining, _AHEAD):
-        ahead.append(pool.submit(function, item))
+    remaining = iter(items)
+    ahead = [pool.submit(function, item) for item in islice(remaining, _AHEAD)]
     while ahead:
         yield ahead.pop(0).result()
         ahead.extend(pool.submit(function, item) for item in islice(remaining, 1))
 
 
 def _about_list(
-    pairs: Pairs,
-    reports: Sequence[PairReport],
-    class_images: np.ndarray,
-    info: DatasetInfo,
+    pairs: Pairs, reports: Sequence[PairReport], class_images: np.ndarray, info: DatasetInfo
 ) -> Iterator[Finding]:
-    """Lines without a label, repeated lines, absent classes, labels without content."""
+    """Lines without a label, repeated lines, absent classes, labels without a class."""
     unlabelled = tuple(image for image, label in pairs if label is None)
     if unlabelled:
         message = "training and validation need `image label` on every line of their lists; add the labels"
@@ -113,9 +121,7 @@ def _about_list(
     yield from findings_about_repeats(pairs)
     absent = [name for name, images in zip(info.class_names, class_images, strict=True) if not images]
     if absent and any(label for _, label in pairs) and not any(map(_may_hold_more, reports)):
-        names = ", ".join(absent[:_MAX_NAMES])
-        if len(absent) > _MAX_NAMES:
-            names += f" and {len(absent) - _MAX_NAMES} more"
+        names = first_of(absent, _MAX_NAMES)
         message = f"no labelled pixel of {names}: not learned from this list, and not scored on it"
         yield Finding("absent class", False, message)
     empty = tuple(report.label for report in reports if _is_ignored(report))
@@ -124,21 +130,21 @@ def _about_list(
 
 
 def _may_hold_more(report: PairReport) -> bool:
-    """Whether a label may show classes that were not counted: it was not read, or the values were not understood."""
+    """Whether a label may have classes that were not counted: it was not read, or has unknown values."""
     counts = report.counts
     is_read = counts.id_pixels or counts.class_pixels or counts.unknown_colors
     return bool(counts.unknown_ids) or (not is_read and any(f.is_error for f in report.findings))
 
 
 def _is_ignored(report: PairReport) -> bool:
-    """Whether a label that can be read has no pixel of a class."""
+    """Whether a readable label has no pixel of a class."""
     counts = report.counts
     holds_something = counts.class_pixels or counts.unknown_ids or counts.unknown_colors
     return report.num_pixels > 0 and not holds_something and not any(f.is_error for f in report.findings)
 
 
 def _about_pairs(reports: Sequence[PairReport], num_pixels: int) -> Iterator[Finding]:
-    """What is said of each pair, with its share of all pixels."""
+    """The findings of each pair, with shares of all pixels."""
     for report in reports:
         for finding in report.findings:
             share = None if finding.share is None else finding.share * report.num_pixels / num_pixels
@@ -146,7 +152,7 @@ def _about_pairs(reports: Sequence[PairReport], num_pixels: int) -> Iterator[Fin
 
 
 def _merged(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """One finding for each kind and message, errors first; messages of a kind that go on and on are told as one."""
+    """One finding for each kind and message, errors first; from `_MAX_MESSAGES` of a kind on, the others are merged."""
     kinds: dict[tuple[bool, str], dict[str, list[Finding]]] = {}
     for finding in findings:
         by_message = kinds.setdefault((not finding.is_error, finding.kind), {})
@@ -164,7 +170,7 @@ def _merged(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 def findings_about_both(
     folder: Path, lists: Sequence[Pairs], reports: Sequence[ListReport], info: DatasetInfo
 ) -> list[Finding]:
-    """What is wrong with two lists together.
+    """Findings about two lists together.
 
     Args:
         folder: of the dataset.
@@ -174,23 +180,17 @@ def findings_about_both(
     """
     is_whole = sum(report.num_pairs for report in reports) == sum(map(len, lists))
     findings = findings_between(reports, info, is_whole=is_whole)
-    shared = shared_images(*lists)
-    if shared:
-        message = f"{len(shared)} images are in both lists: scores on them say little about new images"
-        findings.append(Finding("shared image", False, message, tuple(shared)))
     copies = copied_images(folder, *lists)
-    if copies:
-        others = tuple(dict.fromkeys(other for _, other in copies))
-        message = (
-            f"{len(others)} images are in both lists under different names (like {' and '.join(copies[0])}): scores on "
-            "them say little about new images"
-        )
-        findings.append(Finding("shared image", False, message, others))
+    where = f" under different names (like {' and '.join(copies[0])})" if copies else ""
+    for names, how in ((shared_images(*lists), ""), (list(dict.fromkeys(other for _, other in copies)), where)):
+        if names:
+            message = f"{len(names)} images are in both lists{how}: scores on them say little about new images"
+            findings.append(Finding("shared image", False, message, tuple(names)))
     return findings
 
 
 def findings_between(reports: Sequence[ListReport], info: DatasetInfo, *, is_whole: bool) -> list[Finding]:
-    """Label files of different lists that do not go together, unless those of one list do not already.
+    """Label files of different lists that disagree, unless those of one list already do.
 
     Args:
         reports: of the lists.
@@ -204,9 +204,9 @@ def findings_between(reports: Sequence[ListReport], info: DatasetInfo, *, is_who
 
 
 def missing_files(folder: Path, pairs: Pairs) -> list[str]:
-    """Listed files that do not exist; asked for side by side, since on network drives each question takes long."""
+    """Listed files that do not exist; looked up in parallel, since network drives have a high latency."""
     names = [name for pair in pairs for name in pair if name is not None]
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+    with ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:
         there = pool.map(lambda name: (folder / name).exists(), names, chunksize=256)
         return [name for name, exists in zip(names, there, strict=True) if not exists]
 

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
+from PIL import ImageFile
 
-from ovenet.data.files import first_bytes, header_size, last_bytes, open_image, opened, orientation_of
+from ovenet.data.files import bytes_of, header_size, opened, orientation_of
 from ovenet.data.labels import LabelDecoder
 from ovenet.data.masks import MaskForm
 from ovenet.data.snapping import MANY_VALUES, MAX_SHARE
 from ovenet.dataset_tools.audit.content import LabelCounts, LabelValues, count_label, read_values
 from ovenet.dataset_tools.audit.forms import findings_about_form
 from ovenet.dataset_tools.audit.reports import Finding, PairReport
-from ovenet.dataset_tools.audit.turns import Pair, check_turns, remark_on_turn, size_as_read
+from ovenet.dataset_tools.audit.turns import Stored, check_turns, remark_on_turn
 from ovenet.errors import UserError
 
 _END_BYTES = 16
-
-
-@dataclass(frozen=True)
-class _Image:
-    """Size ``(H, W)`` as stored, and EXIF orientation of an image."""
-
-    size: tuple[int, int]
-    turn: int
 
 
 def audit_pair(
@@ -38,35 +30,34 @@ def audit_pair(
     decode_image: bool = False,
     if_missing: str = "",
 ) -> PairReport:
-    """Checks one image and its label; what is wrong with them is reported, never raised.
+    """Checks one image and its label; errors are reported, never raised.
 
     Args:
         folder: of the dataset.
-        image_name: relative to it.
-        label_name: likewise; None for an image without.
+        image_name: relative to `folder`.
+        label_name: relative to `folder`; None for an image without a label.
         decoder: of the dataset's labels.
-        decode_image: read the image's pixels too, not only its header and its end.
-        if_missing: what to do about a file that does not exist; "" for the usual.
+        decode_image: decode the image's pixels too, in addition to checking its header and its end.
+        if_missing: the remedy for a file that does not exist; "" for the default.
     """
     findings: list[Finding] = []
     image, upright = None, decoder.info.upright
     try:
-        image, remarks = _check_image(folder / image_name, decode=decode_image)
+        image, remarks = _check_image(folder, image_name, decode=decode_image)
         findings += [Finding(kind, False, message, (image_name,)) for kind, message in remarks]
     except UserError as error:
         message = _message(error, folder / image_name, if_missing)
         findings.append(Finding("unreadable file", True, message, (image_name,)))
-    report = PairReport(label_name or "", image and size_as_read(image.size, image.turn, upright=upright))
+    report = PairReport(label_name or "", image.size_as_read(upright=upright) if image else None)
     if label_name is None:
-        findings += remark_on_turn(image_name, image.size, image.turn, upright=upright) if image else ()
+        findings += remark_on_turn(image, upright=upright) if image else ()
         return replace(report, findings=tuple(findings))
     values = None
     try:
         values = read_values(folder / label_name, decoder)
         form = values.mask.form
         if image is not None:
-            pair = Pair(image_name, label_name, image.size, form.size, image.turn, form.orientation)
-            findings += check_turns(pair, upright=upright)
+            findings += check_turns(image, Stored(label_name, form.size, form.orientation), upright=upright)
         report = replace(report, form=replace(form, palette=None), num_pixels=form.size[0] * form.size[1])
         counts = count_label(values, folder / label_name, decoder)
     except UserError as error:
@@ -90,7 +81,7 @@ def audit_pair(
 
 
 def _kind(values: LabelValues | None, decoder: LabelDecoder) -> str:
-    """Of a label that is not read: by its file, or by how it is stored."""
+    """The kind of finding about a label that cannot be read."""
     if values is None:
         return "unreadable file"
     mask = values.mask
@@ -103,22 +94,21 @@ def _kind(values: LabelValues | None, decoder: LabelDecoder) -> str:
     return "palette contradicts ids" if mask.form.palette is not None else "unreadable file"
 
 
-def _check_image(path: Path, *, decode: bool) -> tuple[_Image, list[tuple[str, str]]]:
+def _check_image(folder: Path, name: str, *, decode: bool) -> tuple[Stored, list[tuple[str, str]]]:
     """How an image is stored, and remarks as ``(kind, message)``.
 
     Raises:
-        UserError: the image is missing, unreadable or cut off.
+        UserError: the image is missing, unreadable or truncated.
     """
-    with opened(path, "image") as image:
+    with opened(folder / name, "image") as image:
         remarks = list(_remarks_on_format(image))
-        stored = _Image(header_size(image), orientation_of(image))
-        is_whole = _ends_properly(image)
-    if decode or not is_whole:
-        open_image(path, "image")
+        stored = Stored(name, header_size(image), orientation_of(image))
+        if decode or not _ends_properly(image):
+            image.load()
     return stored, remarks
 
 
-def _remarks_on_format(image: Image.Image) -> Iterator[tuple[str, str]]:
+def _remarks_on_format(image: ImageFile.ImageFile) -> Iterator[tuple[str, str]]:
     if image.mode in ("L", "LA", "1") or image.mode.startswith("I"):
         yield "grey image", "its one channel is repeated three times; nothing to do if that is meant"
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -127,7 +117,7 @@ def _remarks_on_format(image: Image.Image) -> Iterator[tuple[str, str]]:
         yield "palette image", "its colours are looked up in its palette; if it is a label file, correct the list"
     if image.mode == "CMYK":
         yield "CMYK image", "it is converted to RGB; convert it yourself where colours matter"
-    if image.mode.startswith("I") or _png_bit_depth(image) == 16:
+    if image.mode.startswith("I") or (image.format == "PNG" and bytes_of(image, 25)[24] == 16):
         yield (
             "16-bit image",
             "the upper 8 of its 16 bits are used; if it holds fewer than 16 (10 or 12 bit sensors) it comes out dark: "
@@ -135,15 +125,10 @@ def _remarks_on_format(image: Image.Image) -> Iterator[tuple[str, str]]:
         )
 
 
-def _png_bit_depth(image: Image.Image) -> int | None:
-    """Bits per channel of a PNG, whose 25th byte says so; None for other files."""
-    return first_bytes(image, 25)[24] if image.format == "PNG" else None
-
-
-def _ends_properly(image: Image.Image) -> bool:
-    """Whether a PNG or JPEG has its end mark; a file that was cut off has none."""
+def _ends_properly(image: ImageFile.ImageFile) -> bool:
+    """Whether a PNG or JPEG has its end mark; a truncated file has none."""
     mark = {"PNG": b"IEND", "JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}.get(image.format or "")
-    return mark is not None and mark in last_bytes(image, _END_BYTES)
+    return mark is not None and mark in bytes_of(image, -_END_BYTES)
 
 
 def _message(error: UserError, path: Path, if_missing: str) -> str:
@@ -152,7 +137,7 @@ def _message(error: UserError, path: Path, if_missing: str) -> str:
 
 
 def _is_photograph(counts: LabelCounts, form: MaskForm) -> bool:
-    """Whether a label has very many values of no class, and not just at edges; JPEG changes them everywhere."""
+    """Whether a label has very many values of no class, not only at edges; JPEG changes values everywhere."""
     num_pixels = sum(counts.unknown_colors.values()) + sum(counts.id_pixels[value] for value in counts.unknown_ids)
     is_much = num_pixels > MAX_SHARE * form.size[0] * form.size[1]
     return is_much and not form.is_lossy and len(counts.unknown_ids or counts.unknown_colors) > MANY_VALUES
@@ -164,11 +149,12 @@ def _swapped(label_name: str) -> Finding:
 
 
 def _is_swapped(folder: Path, image_name: str, label_name: str, decoder: LabelDecoder) -> bool:
-    """Whether the image file would do as a label, and the label file has far more values than labels have."""
+    """Whether the image file is a valid label, and the label file has far more values than labels have."""
     try:
         as_label = decoder.read(folder / image_name)
-        as_image = open_image(folder / label_name, "label")
+        with opened(folder / label_name, "label") as as_image:
+            as_image.load()
+            colors = as_image.convert("RGB").getcolors(maxcolors=MANY_VALUES)
     except UserError:
         return False
-    colors = as_image.convert("RGB").getcolors(maxcolors=MANY_VALUES)
     return as_label.size > 0 and colors is None

@@ -1,4 +1,4 @@
-"""Files that a list names more than once, or that two lists share under one name or two."""
+"""Files that a list names more than once, or that two lists share under the same or different names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stat import S_ISREG
 
 from ovenet.dataset_tools.audit.reports import Finding
 
-_ASKED_AT_ONCE = 16
+LOOKED_UP_AT_ONCE = 16
 _SAMPLE_BYTES = 4096
 Pairs = Sequence[tuple[str, str | None]]
 
@@ -46,22 +46,22 @@ def shared_images(first: Pairs, second: Pairs) -> list[str]:
 
 
 def copied_images(folder: Path, first: Pairs, second: Pairs) -> list[tuple[str, str]]:
-    """Images of two lists that are one picture under two names: files with the same bytes.
+    """Images that two lists have in common under different names: files with the same bytes.
 
     Args:
         folder: of the dataset.
         first: a list.
-        second: another; what both name is left out.
+        second: another list; names in both are left out.
 
     Returns:
-        The names in either list.
+        The name in each list.
     """
     both = set(shared_images(first, second))
     of_first = _by_size(folder, (image for image, _ in first if image not in both))
     of_second = _by_size(folder, (image for image, _ in second if image not in both))
     copies = []
     for size in sorted(of_first.keys() & of_second.keys()):
-        looks_like = defaultdict(list)  # of files without compression thousands have one size
+        looks_like = defaultdict(list)  # thousands of uncompressed files have the same size
         for one in of_first[size]:
             looks_like[_middle(folder / one)].append(one)
         copies += [
@@ -74,13 +74,13 @@ def copied_images(folder: Path, first: Pairs, second: Pairs) -> list[tuple[str, 
 
 
 def _by_size(folder: Path, names: Iterable[str]) -> dict[int, list[str]]:
-    """Files by their bytes; what is missing is said of its list."""
-    names, sizes = list(dict.fromkeys(names)), defaultdict(list)
-    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:  # on network drives each question takes long
+    """Files by their size in bytes; missing ones are left out."""
+    names, by_size = list(dict.fromkeys(names)), defaultdict(list)
+    with ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:  # network drives have a high latency
         for name, size in zip(names, pool.map(lambda name: _size(folder / name), names, chunksize=256), strict=True):
             if size:
-                sizes[size].append(name)
-    return sizes
+                by_size[size].append(name)
+    return by_size
 
 
 def _size(path: Path) -> int:

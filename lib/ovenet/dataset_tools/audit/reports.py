@@ -1,4 +1,4 @@
-"""What an audit finds, as dataclasses."""
+"""The results of an audit as dataclasses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from ovenet.data.info import Color
 from ovenet.data.masks import MaskForm
 from ovenet.dataset_tools.audit.content import LabelCounts
+from ovenet.structures import Size
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,11 @@ class Finding:
     """One problem or remark.
 
     Attributes:
-        kind: what, in a word or two; the same for the same mistake.
+        kind: the mistake in a word or two.
         is_error: whether training would be wrong.
-        message: what it means, and what to do.
-        paths: the files; empty where it is about the whole list.
-        share: of the label's pixels, or of all labels' of the list; None where it is not about pixels.
+        message: its meaning and its remedy.
+        paths: the files; empty for the whole list.
+        share: of the label's pixels, or of the pixels of all labels in the list; None where it is not about pixels.
     """
 
     kind: str
@@ -38,16 +39,16 @@ class PairReport:
     Attributes:
         label: path of the label; "" for none.
         size: ``(H, W)`` of the image as training sees it; None if it cannot be read.
-        num_pixels: of the label, ignored ones included.
-        counts: what the label holds; nothing where it cannot be read.
+        num_pixels: of the label, including ignored pixels.
+        counts: of the label's values; empty if it cannot be read.
         findings: about this pair.
-        form: how the label is stored, without its palette; None without a label that can be read.
+        form: of the label, without its palette; None without a readable label.
         palette: colours of the indices in use, where they are read as ids; None without a palette.
-        palette_number: the same for labels of the same whole palette.
+        palette_number: equal for labels with the same whole palette.
     """
 
     label: str
-    size: tuple[int, int] | None
+    size: Size | None
     num_pixels: int = 0
     counts: LabelCounts = field(default_factory=LabelCounts)
     findings: tuple[Finding, ...] = ()
@@ -62,19 +63,19 @@ class ListReport:
 
     Attributes:
         name: of the list.
-        num_pairs: lines.
-        sizes: how many images have which ``(H, W)``, the most frequent first.
+        num_pairs: number of lines.
+        sizes: each ``(H, W)`` with its number of images, in decreasing order.
         class_pixels: ``(K,)`` pixels of each class.
-        class_images: ``(K,)`` images that show each class.
+        class_images: ``(K,)`` images with each class.
         id_pixels: pixels of each id in the label files.
-        num_pixels: labelled pixels, ignored ones included.
+        num_pixels: pixels of all labels, including ignored ones.
         findings: errors first.
-        pairs: what was found of each.
+        pairs: report of each pair.
     """
 
     name: str
     num_pairs: int
-    sizes: tuple[tuple[tuple[int, int], int], ...]
+    sizes: tuple[tuple[Size, int], ...]
     class_pixels: np.ndarray
     class_images: np.ndarray
     id_pixels: Mapping[int, int]

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ovenet.data.description import is_number
 from ovenet.data.info import DatasetInfo
+from ovenet.data.schema import is_number
 from ovenet.dataset_tools.audit.lists import suggested_weights
 from ovenet.dataset_tools.audit.reports import Finding, ListReport
-from ovenet.errors import UserError
+from ovenet.errors import UserError, first_of
 
 _MAX_SIZES = 3
-_MAX_EXAMPLES = 3
 
 
 def format_audit(reports: Sequence[ListReport], info: DatasetInfo) -> str:
-    """Sizes, a table of the classes in all lists, and what was found, errors first.
+    """Sizes, a table of the classes in all lists, and the findings, errors first.
 
     Args:
         reports: of the lists; weights are suggested from the first, the training list.
@@ -55,16 +54,14 @@ def _sizes(report: ListReport) -> str:
 def format_finding(finding: Finding, list_name: str) -> str:
     """One finding in one line, with its share of the pixels and examples of files."""
     share = "" if finding.share is None else f" ({100 * finding.share:.3g} % of all pixels)"
-    files, rest = "", len(finding.paths) - _MAX_EXAMPLES
-    if finding.paths:
-        files = f" [{', '.join(finding.paths[:_MAX_EXAMPLES])}{f' and {rest} more' if rest > 0 else ''}]"
+    files = f" [{first_of(finding.paths)}]" if finding.paths else ""
     return f"{'error' if finding.is_error else 'note'}: {list_name}: {finding.kind}: {finding.message}{share}{files}"
 
 
 def audit_as_dict(
     reports: Sequence[ListReport], info: DatasetInfo, about_both: Sequence[Finding] = ()
 ) -> dict[str, Any]:
-    """Everything that was counted and found, and the suggested class weights of the first list.
+    """All counts and findings, and the class weights suggested from the first list.
 
     Args:
         reports: of the lists.
