@@ -2,7 +2,7 @@
 
 import pytest
 
-from ovenet.config import load_config
+from ovenet.config import check_parts, load_config
 from ovenet.errors import UserError
 
 
@@ -49,7 +49,7 @@ def model(**parts):
 )
 def test_bad_parts_are_named(write_config, settings, message):
     with pytest.raises(UserError, match=message) as error:
-        load_config(write_config(settings))
+        check_parts(load_config(write_config(settings)))
     assert "\n" not in str(error.value)
 
 

@@ -1,7 +1,7 @@
 """The terms that a semantic loss is made of, by name. Each is a sum and what to divide it by.
 
-A new one is a class here or in a file that `ovenet.losses` imports, registered under its name; its arguments are what
-``LOSS.TERMS`` may set.
+A new one is a class here or in a module that `ovenet.losses.registry` names, registered under its name; ``LOSS.TERMS``
+sets its arguments.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from torch import Tensor
 from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.losses import functional
+from ovenet.losses.registry import LOSSES
 from ovenet.losses.targets import OhemSettings, Targets
 from ovenet.losses.upsampled import BackendName, upsampled_cross_entropy
-from ovenet.registry import Registry
 from ovenet.structures import ScoreKind
 
-LOSSES = Registry("loss")
 PROVIDED = ("align_corners", "backend", "average")  # arguments that the criterion gives to those that have them
 
 Average = Literal["valid", "all"]
