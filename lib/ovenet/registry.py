@@ -21,13 +21,19 @@ class Registry(Generic[B]):
     Args:
         kind: for messages.
         modules: imported before a name is looked up; they register the parts of this package.
+        provided: arguments of builders that are no settings, as the program sets them itself.
         fallback: gives a builder for a name that is not registered, or None.
     """
 
-    def __init__(self, kind: str, modules: Sequence[str] = (), fallback: Callable[[str], B | None] = lambda name: None):
+    def __init__(
+        self,
+        kind: str,
+        modules: Sequence[str] = (),
+        provided: Sequence[str] = (),
+        fallback: Callable[[str], B | None] = lambda name: None,
+    ):
         self.kind = kind
-        self._modules = modules
-        self._fallback = fallback
+        self._modules, self._provided, self._fallback = modules, provided, fallback
         self._builders: dict[str, B] = {}
 
     def register(self, name: str) -> Callable[[B], B]:
@@ -55,20 +61,19 @@ class Registry(Generic[B]):
         """Whether a part's builder has an argument."""
         return argument in _arguments(self[name])
 
-    def check(self, name: str, settings: Mapping[str, Any], provided: Sequence[str], where: str) -> dict[str, Any]:
+    def check(self, name: str, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Converts settings to the types in the part's signature.
 
         Args:
             name: of the part.
             settings: by argument name, in any case.
-            provided: arguments that the program sets itself.
             where: section of the settings, for messages: ``MODEL.HEAD``.
 
         Raises:
             UserError: the part does not exist, or an argument is unknown, missing or of another type.
         """
         builder = self[name]
-        parameters = {k: p for k, p in _arguments(builder).items() if k not in provided}
+        parameters = {k: p for k, p in _arguments(builder).items() if k not in self._provided}
         hints = _type_hints(builder)
         checked = {}
         for key, value in settings.items():

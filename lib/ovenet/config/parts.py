@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from yacs.config import CfgNode
 
 from ovenet.config.checks import part_settings, require
 from ovenet.errors import UserError
-from ovenet.models.registry import BACKBONES, HEADS, NECKS, PROVIDED, SEEDS
+from ovenet.models.registry import BACKBONES, HEADS, PARTS, SEEDS
 from ovenet.models.settings import NO_SEED
-from ovenet.registry import Registry
-
-_REGISTRIES: dict[str, Registry[Any]] = {"BACKBONE": BACKBONES, "NECK": NECKS, "HEAD": HEADS, "SEED": SEEDS}
 
 
 def check_parts(cfg: CfgNode) -> None:
@@ -26,15 +21,16 @@ def check_parts(cfg: CfgNode) -> None:
     Raises:
         UserError: one line that names the key.
     """
-    for part, registry in _REGISTRIES.items():
-        name, where = cfg.MODEL[part].NAME, f"MODEL.{part}"
-        if part in ("NECK", "SEED") and name in (NO_SEED, ""):
+    for kind, registry in PARTS.items():
+        node, where = cfg.MODEL[kind.upper()], f"MODEL.{kind.upper()}"
+        name = node.NAME
+        if kind in ("neck", "seed") and name in (NO_SEED, ""):
             continue
         try:
             registry[name]
         except UserError as error:
             raise UserError(f"{where}.NAME is {name!r}: {error}") from None
-        registry.check(name, part_settings(cfg.MODEL[part]), PROVIDED[part.lower()], where)
+        registry.check(name, part_settings(node), where)
     backbone, head, seed = (cfg.MODEL[part].NAME for part in ("BACKBONE", "HEAD", "SEED"))
     require(
         not cfg.TRAIN.CHECKPOINT_ACTIVATIONS or BACKBONES.takes(backbone, "checkpoint_activations"),
@@ -48,7 +44,7 @@ def check_parts(cfg: CfgNode) -> None:
         cfg,
         f"0 with MODEL.SEED.NAME {seed}, which predicts no offsets",
     )
-    num_outputs = getattr(HEADS[head], "num_outputs", 1)
+    num_outputs = HEADS[head].num_outputs
     require(
         len(cfg.LOSS.BALANCE_WEIGHTS) in (0, num_outputs) and all(weight >= 0 for weight in cfg.LOSS.BALANCE_WEIGHTS),
         "LOSS.BALANCE_WEIGHTS",

@@ -11,4 +11,6 @@ if TYPE_CHECKING:
     from ovenet.losses.terms import ScoreLoss
 
 # The modules register losses when they are imported.
-LOSSES: Registry[Callable[..., ScoreLoss]] = Registry("loss", ("ovenet.losses.terms",))
+LOSSES: Registry[Callable[..., ScoreLoss]] = Registry(
+    "loss", ("ovenet.losses.terms",), provided=("align_corners", "backend", "average")
+)

@@ -21,8 +21,6 @@ from ovenet.losses.targets import OhemSettings, Targets
 from ovenet.losses.upsampled import BackendName, upsampled_cross_entropy
 from ovenet.structures import ScoreKind
 
-PROVIDED = ("align_corners", "backend", "average")  # arguments that the criterion gives to those that have them
-
 Average = Literal["valid", "all"]
 
 
@@ -248,7 +246,7 @@ def build_losses(
             raise UserError(f"{where} is {term}; expected a NAME, one of {', '.join(LOSSES.names())}")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise UserError(f"{where}.WEIGHT is {weight!r}; expected a number of at least 0")
-        arguments = LOSSES.check(name, settings, PROVIDED, where)
+        arguments = LOSSES.check(name, settings, where)
         given = {key: value for key, value in provided.items() if LOSSES.takes(name, key)}
         built.append(WeightedLoss(name, LOSSES[name](**given, **arguments), float(weight)))
     return tuple(built)

@@ -9,7 +9,7 @@ from typing import Any
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, Head, Neck
 from ovenet.models.ovenet import OVeNet
-from ovenet.models.registry import BACKBONES, HEADS, NECKS, PROVIDED, SEEDS
+from ovenet.models.registry import BACKBONES, HEADS, NECKS, PARTS, SEEDS
 from ovenet.models.segmentor import Segmentor
 from ovenet.registry import Registry
 
@@ -50,8 +50,7 @@ def build_segmentor(
         align_corners = not (head == "fcn" and backbone.startswith("hrnet"))
 
     def build(registry: Registry[Any], name: str, settings: Settings | None, **known: Any) -> Any:
-        part = registry.kind
-        chosen = registry.check(name, settings or {}, PROVIDED[part], f"{part}_args")
+        chosen = registry.check(name, settings or {}, f"{registry.kind}_args")
         given = {k: v for k, v in {**known, "align_corners": align_corners}.items() if registry.takes(name, k)}
         return registry[name](**given, **chosen)
 
@@ -111,7 +110,6 @@ def describe(kind: str, name: str) -> Callable[..., Any]:
     Raises:
         UserError: the kind or the part does not exist.
     """
-    registries = {registry.kind: registry for registry in (BACKBONES, NECKS, HEADS, SEEDS)}
-    if kind not in registries:
-        raise UserError(f"there is no kind of part {kind!r}; the kinds are {', '.join(registries)}")
-    return registries[kind][name]
+    if kind not in PARTS:
+        raise UserError(f"there is no kind of part {kind!r}; the kinds are {', '.join(PARTS)}")
+    return PARTS[kind][name]

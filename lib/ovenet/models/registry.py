@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ovenet.registry import Registry
 
@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from ovenet.models.ovenet import Seed
 
 _MAPS = ("in_channels", "in_strides", "align_corners")
-PROVIDED: dict[str, tuple[str, ...]] = {  # arguments that the model sets itself, by kind of part
-    "backbone": ("align_corners", "checkpoint_activations", "timm_name"),
-    "neck": (*_MAPS, "stacks"),
-    "head": (*_MAPS, "num_classes"),
-    "seed": (*_MAPS, "num_classes", "backbone", "head"),
-}
 
 
 def _timm_builder(name: str) -> Callable[..., Backbone] | None:
@@ -26,7 +20,19 @@ def _timm_builder(name: str) -> Callable[..., Backbone] | None:
     return find_timm_backbone(name)
 
 
-BACKBONES: Registry[Callable[..., Backbone]] = Registry("backbone", ("ovenet.models.backbones",), _timm_builder)
-NECKS: Registry[type[Neck]] = Registry("neck", ("ovenet.models.necks", "ovenet.models.controls"))
-HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",))
-SEEDS: Registry[type[Seed]] = Registry("seed", ("ovenet.models.ovenet", "ovenet.models.controls"))
+BACKBONES: Registry[Callable[..., Backbone]] = Registry(
+    "backbone",
+    ("ovenet.models.backbones",),
+    provided=("align_corners", "checkpoint_activations", "timm_name"),
+    fallback=_timm_builder,
+)
+NECKS: Registry[type[Neck]] = Registry(
+    "neck", ("ovenet.models.necks", "ovenet.models.controls"), provided=(*_MAPS, "stacks")
+)
+HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",), provided=(*_MAPS, "num_classes"))
+SEEDS: Registry[type[Seed]] = Registry(
+    "seed",
+    ("ovenet.models.ovenet", "ovenet.models.controls"),
+    provided=(*_MAPS, "num_classes", "backbone", "head"),
+)
+PARTS: dict[str, Registry[Any]] = {"backbone": BACKBONES, "neck": NECKS, "head": HEADS, "seed": SEEDS}
