@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
-LIMIT_S = 1.0  # twice what is wanted, for a busy machine; with the models imported, it was above 2 on an idle one
+LIMIT_S = (
+    1.0  # of processor time, so that a busy machine does not count; 0.2 s now, over 2.5 s with the models imported
+)
 
 LOAD = """
 import sys
@@ -46,12 +47,8 @@ def test_a_published_file_is_translated_without_torch(tmp_path):
 
 
 def test_it_is_quick():
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        imported_by(LOAD.format(path="camvid/ovenet_hrnet_w18_small_v2", seed="fork"))
-        times.append(time.perf_counter() - started)
-    assert min(times) < LIMIT_S
+    code = LOAD.format(path="camvid/ovenet_hrnet_w18_small_v2", seed="fork") + "import time; print(time.process_time())"
+    assert min(float(imported_by(code)[-1]) for _ in range(3)) < LIMIT_S
 
 
 def test_parts_are_there_when_they_are_looked_up():
