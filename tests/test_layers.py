@@ -9,15 +9,28 @@ LIB = Path(__file__).parents[1] / "lib" / "ovenet"
 # What each part may import of the package, itself always included.
 ALLOWED = {
     "errors": set(),
+    "conversion": set(),
+    "lazy": set(),
     "version": set(),
     "structures": set(),
     "fields": set(),
-    "registry": {"errors"},
+    "registry": {"conversion", "errors"},
     "utils": {"errors", "version"},
     "geometry": {"structures"},
-    "config": {"data", "engine", "errors", "evaluation", "fields", "losses", "models", "utils"},  # their settings
-    "models": {"fields", "errors", "geometry", "registry", "structures"},
-    "losses": {"fields", "errors", "geometry", "registry", "structures", "utils"},
+    "config": {
+        "conversion",
+        "data",
+        "engine",
+        "errors",
+        "evaluation",
+        "fields",
+        "losses",
+        "models",
+        "registry",
+        "utils",
+    },  # the settings of each, and the names of parts; no torch
+    "models": {"fields", "errors", "geometry", "lazy", "registry", "structures"},
+    "losses": {"fields", "errors", "geometry", "lazy", "registry", "structures", "utils"},
     "data": {"fields", "errors", "structures", "utils"},
     "engine": {"fields", "data", "errors", "losses", "models", "geometry", "structures", "utils"},
     "app": {"errors"},

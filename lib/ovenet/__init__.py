@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ovenet.lazy import lazy_names
+
 if TYPE_CHECKING:
     from ovenet.builders import build_criterion, build_model, load_checkpoint
     from ovenet.builders.models import create_model
@@ -53,12 +55,11 @@ __all__ = [
 ]
 
 
+_find = lazy_names(__name__, _MODULES)
+
+
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return import_module("ovenet.version").version()
-    if name in _MODULES:
-        return getattr(import_module(f"ovenet.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'ovenet' has no attribute {name!r}")
+    return import_module("ovenet.version").version() if name == "__version__" else _find(name)
 
 
 def __dir__() -> list[str]:

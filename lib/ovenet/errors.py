@@ -1,4 +1,4 @@
-"""Errors that the user can fix, in contrast to faults of this program."""
+"""Errors that the user can fix, as opposed to bugs of this program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """Bad input: the message says on one line what was received, where, and what to do. Tools exit with code 2."""
+    """Bad input. The one-line message names the key or file, the value and the remedy; tools exit with code 2."""
 
 
 def nearest(name: str, known: Iterable[str], *, num: int = 1) -> str:

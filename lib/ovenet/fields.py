@@ -1,7 +1,7 @@
-"""Settings as fields of dataclasses: type, default, meaning, range and role of each in one line, beside its component.
+"""Settings as dataclass fields, declared beside their component: type, default, meaning, range and role in one place.
 
-`ovenet.config.schema` composes these dataclasses into the tree that users edit, checks values against them, and gives
-each component its own.
+`ovenet.config.schema` composes these dataclasses into the tree that users edit, and hands each component its own;
+`ovenet.config.checks` checks values against them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Setting:
 
     Attributes:
         meaning: one line with the unit.
-        one_of: allowed values; empty for any.
+        one_of: allowed values; empty for no such limit.
         at_least: lower bound, included.
         above: lower bound, excluded.
         at_most: upper bound, included.
         below: upper bound, excluded.
-        role: ``result``: results depend on its value; ``input``: they depend on the file that it names; ``place``:
-            paths and names on this machine; ``speed``: time, memory, logs and checkpoints, never results.
-        in_test: a test of given weights depends on it.
+        role: ``result``: results depend on the value; ``input``: results depend on the file it names; ``place``: paths
+            and names on this machine; ``speed``: time, memory, logs and checkpoints, never results.
+        in_test: the counts of a test of given weights depend on the value.
     """
 
     meaning: str
@@ -55,7 +55,7 @@ class Setting:
         )
 
     def expected(self, value: Any) -> str:
-        """What a value that is not allowed should be, for messages."""
+        """The range, as a message about a value outside it says it."""
         is_above_all = isinstance(value, int) and self.at_most is None and value > LARGEST_INTEGER
         return f"at most {LARGEST_INTEGER}" if is_above_all and not self.one_of else self.range_text
 
@@ -100,7 +100,7 @@ def settings_of(component: type) -> dict[str, tuple[dataclasses.Field[Any], Sett
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested tables as values by their whole keys, ``SECTION.KEY``."""
+    """Yields the values of nested tables by their whole keys, ``SECTION.KEY``."""
     for name, value in content.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")

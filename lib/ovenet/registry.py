@@ -5,31 +5,41 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from importlib import import_module
+from typing import Any, Generic, TypeVar, get_type_hints
 
+from ovenet.conversion import convert, described
 from ovenet.errors import UserError, nearest
 
 Builder = Callable[..., Any]
+B = TypeVar("B", bound=Builder)
 
 
-class Registry:
-    """Builders of one kind of part, by name.
+class Registry(Generic[B]):
+    """Builders of one kind of part, by name: classes, or functions.
 
     Args:
         kind: for messages.
-        fallback: gives a builder for names that are not registered, or None.
+        modules: imported before a name is looked up; they register the parts of this package.
+        provided: arguments of builders that are no settings, as the program sets them itself.
+        fallback: gives a builder for a name that is not registered, or None.
     """
 
-    def __init__(self, kind: str, fallback: Callable[[str], Builder | None] = lambda name: None):
+    def __init__(
+        self,
+        kind: str,
+        modules: Sequence[str] = (),
+        provided: Sequence[str] = (),
+        fallback: Callable[[str], B | None] = lambda name: None,
+    ):
         self.kind = kind
-        self._fallback = fallback
-        self._builders: dict[str, Builder] = {}
+        self._modules, self._provided, self._fallback = modules, provided, fallback
+        self._builders: dict[str, B] = {}
 
-    def register(self, name: str) -> Callable[[Builder], Builder]:
+    def register(self, name: str) -> Callable[[B], B]:
         """Decorates a class or function that builds the part; its arguments are the part's settings."""
 
-        def add(builder: Builder) -> Builder:
+        def add(builder: B) -> B:
             assert name not in self._builders, f"two {self.kind}s are called {name}"
             self._builders[name] = builder
             return builder
@@ -38,45 +48,53 @@ class Registry:
 
     def names(self) -> list[str]:
         """All registered names."""
-        return sorted(self._builders)
+        return sorted(self._registered())
 
-    def __getitem__(self, name: str) -> Builder:
-        builder = self._builders.get(name) or self._fallback(name)
+    def __getitem__(self, name: str) -> B:
+        registered = self._registered()
+        builder = registered.get(name) or self._fallback(name)
         if builder is None:
-            raise UserError(f"there is no {self.kind} {name!r}; the nearest are {nearest(name, self._builders, num=3)}")
+            raise UserError(f"there is no {self.kind} {name!r}; the nearest are {nearest(name, registered, num=3)}")
         return builder
 
     def takes(self, name: str, argument: str) -> bool:
         """Whether a part's builder has an argument."""
         return argument in _arguments(self[name])
 
-    def check(self, name: str, settings: Mapping[str, Any], provided: Sequence[str], where: str) -> dict[str, Any]:
+    def check(self, name: str, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Converts settings to the types in the part's signature.
 
         Args:
             name: of the part.
             settings: by argument name, in any case.
-            provided: arguments that the program gives itself.
-            where: what the settings are called, for messages: ``MODEL.HEAD``.
+            where: section of the settings, for messages: ``MODEL.HEAD``.
 
         Raises:
-            UserError: no such part, an argument that it does not have, lacks, or of another type.
+            UserError: the part does not exist, or an argument is unknown, missing or of another type.
         """
         builder = self[name]
-        parameters = {k: p for k, p in _arguments(builder).items() if k not in provided}
+        parameters = {k: p for k, p in _arguments(builder).items() if k not in self._provided}
         hints = _type_hints(builder)
         checked = {}
         for key, value in settings.items():
             argument = key.lower()
-            shown = f"{where}.{key}"
             if argument not in parameters:
                 has = f"did you mean {nearest(argument, parameters).upper()}?" if parameters else "it has none"
-                raise UserError(f"{shown}: the {self.kind} {name} has no such argument; {has}")
-            checked[argument] = _converted(value, hints.get(argument, Any), shown)
+                raise UserError(f"{where}.{key}: the {self.kind} {name} has no such argument; {has}")
+            hint = hints.get(argument, Any)
+            try:
+                checked[argument] = convert(value, hint)
+            except TypeError:
+                raise UserError(f"{where}.{key} is {value!r}; expected {described(hint)}") from None
         for argument, parameter in parameters.items():
             if parameter.default is inspect.Parameter.empty and argument not in checked:
                 raise UserError(f"{where}.{argument.upper()} is not set; the {self.kind} {name} needs it")
         return checked
+
+    def _registered(self) -> Mapping[str, B]:
+        for module in self._modules:
+            import_module(module)
+        return self._builders
 
 
 def _initializers(cls: type) -> list[Callable[..., None]]:
@@ -111,61 +129,3 @@ def _type_hints(builder: Builder) -> dict[str, Any]:
     if not inspect.isclass(function):
         return get_type_hints(function)
     return {k: v for f in reversed(_initializers(function)) for k, v in get_type_hints(f).items()}
-
-
-def _converted(value: Any, hint: Any, shown: str) -> Any:
-    try:
-        return _convert(value, hint)
-    except TypeError:
-        raise UserError(f"{shown} is {value!r}; expected {_described(hint)}") from None
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """The value converted to the type, if nothing is lost.
-
-    Raises:
-        TypeError: it does not fit.
-    """
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin is Literal:
-        if value in args:
-            return value
-    elif origin in (Union, UnionType):
-        for option in args:
-            try:
-                return _convert(value, option)
-            except TypeError:
-                continue
-    elif origin in (tuple, Sequence):
-        if isinstance(value, (list, tuple)):
-            if origin is tuple and args[-1] is not Ellipsis:
-                if len(args) == len(value):
-                    return tuple(_convert(v, a) for v, a in zip(value, args, strict=True))
-            else:
-                return tuple(_convert(v, args[0]) for v in value)
-    elif origin is Mapping:
-        if isinstance(value, Mapping):
-            return dict(value)
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    elif hint is NoneType:
-        if value is None:
-            return None
-    elif isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
-        return value
-    raise TypeError
-
-
-def _described(hint: Any) -> str:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin in (Union, UnionType):
-        return " or ".join(_described(a) for a in args)
-    if origin in (tuple, Sequence):
-        return "a list of " + _described(args[0]).removeprefix("a ") + "s"
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "nothing"}
-    return names.get(hint, "a table of settings")

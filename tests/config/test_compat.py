@@ -127,12 +127,12 @@ def test_the_branched_name_without_a_branch_is_said_to_be_the_baseline(write_con
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"TRAIN": {"NONBACKBONE_KEYWORDS": ["stage4"]}}, r"NONBACKBONE_KEYWORDS is \['stage4'\]; .*TRAIN\.LR_MULT"),
-        ({"MODEL": {"EXTRA": {"STAGE2": {"FUSE_METHOD": "CAT"}}}}, r"STAGE2\.FUSE_METHOD is 'CAT'; expected SUM"),
-        ({"MODEL": {"EXTRA": {"STAGE4": {"NUM_MODULES": 0}}}}, r"STAGE4\.NUM_MODULES is 0; expected at least 1"),
-        ({"MODEL": {"EXTRA": {"FINAL_CONV_KERNEL": 2}}}, r"FINAL_CONV_KERNEL is 2; expected one of 1, 3"),
+        ({"TRAIN": {"NONBACKBONE_KEYWORDS": ["stage4"]}}, r"NONBACKBONE_KEYWORDS.*\['stage4'\]; .*TRAIN\.LR_MULT"),
+        ({"MODEL": {"EXTRA": {"STAGE2": {"FUSE_METHOD": "CAT"}}}}, r"STAGE2\.FUSE_METHOD.*'CAT'.*SUM"),
+        ({"MODEL": {"EXTRA": {"STAGE4": {"NUM_MODULES": 0}}}}, r"STAGE4\.NUM_MODULES is 0.*at least 1"),
+        ({"MODEL": {"EXTRA": {"FINAL_CONV_KERNEL": 2}}}, r"FINAL_CONV_KERNEL is 2.*one of 1, 3"),
         ({"MODEL": {"EXTRA": {"STAGE5": {"NUM_MODULES": 1}}}}, r"unknown key MODEL\.EXTRA\.STAGE5"),
-        ({"VERSION": 3}, r"a config of version 3; this program knows 2"),
+        ({"VERSION": 3}, r"version 3.*\b2\b"),
     ],
 )
 def test_bad_published_settings_are_named(write_config, settings, message):

@@ -10,9 +10,8 @@ import yaml
 from tests.conftest import tiny_settings
 from tests.shipped import shipped
 
-from ovenet.config import default_config, load_config
+from ovenet.config import check_parts, default_config, flatten, load_config
 from ovenet.config.compat import INERT_KEYS, TRANSLATED
-from ovenet.config.loading import _leaves
 from ovenet.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -64,78 +63,78 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
 @pytest.mark.parametrize(
     ("settings", "overrides", "message"),
     [
-        ({"TRAIN": {"LEARNING_RATE": 1}}, [], r"unknown key TRAIN\.LEARNING_RATE; did you mean TRAIN\.\w+\?"),
-        ({"TEST": {"STRIDE": [0, 5]}}, [], r"TEST\.STRIDE is \[0, 5\]; expected \[width, height\] from 1 to those of"),
-        ({"TEST": {"STRIDE": [2049, 5]}}, [], r"TEST\.STRIDE is \[2049, 5\]; .*\[2048, 1024\], or \[\]"),
-        ({"TEST": {"STRIDE": [5]}}, [], r"TEST\.STRIDE is \[5\]"),
+        ({"TRAIN": {"LEARNING_RATE": 1}}, [], r"TRAIN\.LEARNING_RATE.*TRAIN\.\w+\?"),
+        ({"TEST": {"STRIDE": [0, 5]}}, [], r"TEST\.STRIDE.*\[0, 5\].*\[width, height\] from 1 to those of"),
+        ({"TEST": {"STRIDE": [2049, 5]}}, [], r"TEST\.STRIDE.*\[2049, 5\]; .*\[2048, 1024\], or \[\]"),
+        ({"TEST": {"STRIDE": [5]}}, [], r"TEST\.STRIDE.*\[5\]"),
         (
             {"TEST": {"STRIDE": [5, 5], "PROTOCOL": "ovenet"}},
             [],
-            r"TEST\.STRIDE is \[5, 5\]; expected \[\] with TEST\.PROTOCOL ovenet",
+            r"TEST\.STRIDE.*\[5, 5\].*\[\] with TEST\.PROTOCOL ovenet",
         ),
         (
             {"TEST": {"BASE_BOX": [5, 5]}},
             ["TEST.PROTOCOL", "hrnet"],
             r"TEST\.BASE_BOX .* TEST\.PROTOCOL hrnet",
         ),
-        ({"TEST": {"PROTOCOL": "mmseg"}}, [], r"TEST\.PROTOCOL is 'mmseg'; expected one of default, ovenet, hrnet"),
-        ({"TRIAN": {"LR": 1}}, [], r"unknown key TRIAN\.LR; did you mean TRAIN\.LR\?"),
-        ({}, ["TEST.FLIPTEST", "True"], r"the command line: unknown key TEST\.FLIPTEST; did you mean TEST\.FLIP_TEST"),
-        ({"TRAIN": {"LR": "fast"}}, [], r"TRAIN\.LR is 'fast'; expected a number"),
-        ({"TRAIN": {"FLIP": "yes please"}}, [], r"TRAIN\.FLIP is 'yes please'; expected True or False"),
-        ({"TRAIN": {"END_EPOCH": 1.5}}, [], r"TRAIN\.END_EPOCH is 1\.5; expected a whole number"),
-        ({"TRAIN": {"IMAGE_SIZE": "big"}}, [], r"TRAIN\.IMAGE_SIZE is 'big'; expected a list of numbers"),
-        ({"TRAIN": {"IMAGE_SIZE": [64]}}, [], r"TRAIN\.IMAGE_SIZE is \[64\]; expected \[width, height\]"),
-        ({"TRAIN": 3}, [], r"TRAIN is a section, not a key"),
-        ({"MODEL": {"NAME": "unet"}}, [], r"MODEL\.NAME is 'unet'; expected one of seg_hrnet"),
-        ({"MODEL": {"EXTRA": {"OFFSET_BRANCH": 1}}}, [], r"OFFSET_BRANCH is 1; expected one of 0, 2, 3, 4"),
+        ({"TEST": {"PROTOCOL": "mmseg"}}, [], r"TEST\.PROTOCOL.*'mmseg'.*one of default, ovenet, hrnet"),
+        ({"TRIAN": {"LR": 1}}, [], r"TRIAN\.LR.*TRAIN\.LR\?"),
+        ({}, ["TEST.FLIPTEST", "True"], r"the command line.*TEST\.FLIPTEST.*TEST\.FLIP_TEST"),
+        ({"TRAIN": {"LR": "fast"}}, [], r"TRAIN\.LR.*'fast'.*a number"),
+        ({"TRAIN": {"FLIP": "yes please"}}, [], r"TRAIN\.FLIP.*'yes please'.*True or False"),
+        ({"TRAIN": {"END_EPOCH": 1.5}}, [], r"TRAIN\.END_EPOCH is 1\.5.*an integer"),
+        ({"TRAIN": {"IMAGE_SIZE": "big"}}, [], r"TRAIN\.IMAGE_SIZE.*'big'.*a list of integers"),
+        ({"TRAIN": {"IMAGE_SIZE": [64]}}, [], r"TRAIN\.IMAGE_SIZE.*\[64\].*\[width, height\]"),
+        ({"TRAIN": 3}, [], r"TRAIN is a section"),
+        ({"MODEL": {"NAME": "unet"}}, [], r"MODEL\.NAME.*'unet'.*one of seg_hrnet"),
+        ({"MODEL": {"EXTRA": {"OFFSET_BRANCH": 1}}}, [], r"OFFSET_BRANCH is 1.*one of 0, 2, 3, 4"),
         ({"MODEL": {"FREEZED_PAR": True}}, [], r"MODEL\.FREEZED_PAR in published files\) is .*OFFSET_BRANCH"),
-        ({"MODEL": {"OFFSET_PRETRAINED": "x.pth"}}, [], r"MODEL\.OFFSET_PRETRAINED in .* is 'x.pth'; .*OFFSET_BRANCH"),
+        ({"MODEL": {"OFFSET_PRETRAINED": "x.pth"}}, [], r"MODEL\.OFFSET_PRETRAINED in .*'x.pth'; .*OFFSET_BRANCH"),
         (
             {"LOSS": {"BALANCE_WEIGHTS": [0.4, 1]}},
             [],
-            r"LOSS\.BALANCE_WEIGHTS is \[0\.4, 1\]; expected 1 weights",
+            r"LOSS\.BALANCE_WEIGHTS.*\[0\.4, 1\].*1 weights",
         ),
-        ({"LOSS": {"BALANCE_WEIGHTS": [-1]}}, [], r"LOSS\.BALANCE_WEIGHTS is \[-1\]; expected 1 weights of at least 0"),
-        ({"TEST": {"OUTPUT_INDEX": 1}}, [], r"TEST\.OUTPUT_INDEX is 1; expected between -1 and 0"),
+        ({"LOSS": {"BALANCE_WEIGHTS": [-1]}}, [], r"LOSS\.BALANCE_WEIGHTS.*\[-1\].*1 weights of at least 0"),
+        ({"TEST": {"OUTPUT_INDEX": 1}}, [], r"TEST\.OUTPUT_INDEX is 1.*between -1 and 0"),
         ({"TEST": {"SCALE_LIST": [1, -1]}}, [], r"TEST\.SCALE_LIST .* all above 0"),
-        ({"TRAIN": {"IGNORE_LABEL": 3}}, [], r"TRAIN\.IGNORE_LABEL is 3; expected outside the classes 0 to 18"),
-        ({"TRAIN": {"END_EPOCH": 0}}, [], r"TRAIN\.END_EPOCH is 0; expected more than TRAIN\.BEGIN_EPOCH"),
-        ({"TRAIN": {"ITERATIONS": 9, "EXTRA_EPOCH": 2}}, [], r"EXTRA_EPOCH is 2; expected 0 with TRAIN\.ITERATIONS"),
+        ({"TRAIN": {"IGNORE_LABEL": 3}}, [], r"TRAIN\.IGNORE_LABEL is 3.*outside the classes 0 to 18"),
+        ({"TRAIN": {"END_EPOCH": 0}}, [], r"TRAIN\.END_EPOCH is 0.*more than TRAIN\.BEGIN_EPOCH"),
+        ({"TRAIN": {"ITERATIONS": 9, "EXTRA_EPOCH": 2}}, [], r"EXTRA_EPOCH is 2.*0 with TRAIN\.ITERATIONS"),
         (
             {"LOSS": {"OFFSET_TARGET": "right_pixel"}},
             [],
-            r"LOSS\.OFFSET_TARGET is 'right_pixel'; .* without LOSS\.OFFSET",
+            r"LOSS\.OFFSET_TARGET.*'right_pixel'; .* without LOSS\.OFFSET",
         ),
-        ({"LOSS": {"OFFSET": 0.3}}, [], r"LOSS\.OFFSET is 0\.3; expected 0 with MODEL\.SEED\.NAME none, which"),
+        ({"LOSS": {"OFFSET": 0.3}}, [], r"LOSS\.OFFSET is 0\.3.*0 with MODEL\.SEED\.NAME none"),
         (
             {"LOSS": {"OFFSET": 0.3}},
             ["MODEL.SEED.NAME", "corrected"],
-            r"LOSS\.OFFSET is 0\.3; expected 0 with MODEL\.SEED\.NAME corrected, which predicts no offsets",
+            r"LOSS\.OFFSET is 0\.3.*0 with MODEL\.SEED\.NAME corrected",
         ),
         (
             {"LOSS": {"OFFSET": 0.3}},
             ["MODEL.SEED.NAME", "control", "MODEL.SEED.SOURCE", "own"],
-            r"LOSS\.OFFSET is 0\.3; expected 0 with MODEL\.SEED\.NAME control, which predicts no offsets",
+            r"LOSS\.OFFSET is 0\.3.*0 with MODEL\.SEED\.NAME control",
         ),
-        ({"LOSS": {"FUSION_WARMUP": 9}}, [], r"LOSS\.FUSION_WARMUP is 9; expected 0 without a seed"),
+        ({"LOSS": {"FUSION_WARMUP": 9}}, [], r"LOSS\.FUSION_WARMUP is 9.*0 without a seed"),
         (
             {"LOSS": {"CONFIDENCE_TARGET": "better_scores"}},
             [],
-            r"LOSS\.CONFIDENCE_TARGET is 'better_scores'; expected 'same_class' without a seed",
+            r"LOSS\.CONFIDENCE_TARGET.*'better_scores'.*'same_class' without a seed",
         ),
-        ({"TRAIN": {"LR": 0}}, [], r"TRAIN\.LR is 0\.0; expected more than 0"),
-        ({"MODEL": {"EXTRA": {"STAGE3": {"NUM_BLOCKS": [4]}}}}, [], r"STAGE3\.NUM_BLOCKS is \[4\]; expected 3 whole"),
-        ({"MODEL": {"EXTRA": {"STAGE2": {"NUM_BRANCHES": 3}}}}, [], r"STAGE2\.NUM_BRANCHES is 3; expected 2"),
-        ({"MODEL": {"EXTRA": {"STAGE4": {"BLOCK": "BOX"}}}}, [], r"STAGE4\.BLOCK is 'BOX'; expected BASIC or"),
+        ({"TRAIN": {"LR": 0}}, [], r"TRAIN\.LR.*0\.0.*more than 0"),
+        ({"MODEL": {"EXTRA": {"STAGE3": {"NUM_BLOCKS": [4]}}}}, [], r"STAGE3\.NUM_BLOCKS.*\[4\].*3 integers"),
+        ({"MODEL": {"EXTRA": {"STAGE2": {"NUM_BRANCHES": 3}}}}, [], r"STAGE2\.NUM_BRANCHES is 3.*expected 2"),
+        ({"MODEL": {"EXTRA": {"STAGE4": {"BLOCK": "BOX"}}}}, [], r"STAGE4\.BLOCK.*'BOX'.*BASIC or"),
         ({"_BASE_": "config.yaml"}, [], r"_BASE_ leads back"),
-        ({"_BASE_": "nowhere.yaml"}, [], r"nowhere\.yaml: cannot read the config file: No such file"),
+        ({"_BASE_": "nowhere.yaml"}, [], r"nowhere\.yaml.*No such file"),
         ({}, ["TRAIN.LR"], r"TRAIN\.LR has no value"),
     ],
 )
 def test_bad_settings_are_named(write_config, settings, overrides, message):
     with pytest.raises(ValueError, match=message) as error:
-        load_config(write_config(settings), overrides)
+        check_parts(load_config(write_config(settings), overrides))
     assert "\n" not in str(error.value)
 
 
@@ -143,10 +142,10 @@ def test_what_is_no_config_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Is a directory"):
         load_config(tmp_path)
     (tmp_path / "a.yaml").write_text("a: [1, 2")
-    with pytest.raises(ValueError, match="not a YAML file"):
+    with pytest.raises(ValueError, match=r"a\.yaml.*YAML"):
         load_config(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("just text")
-    with pytest.raises(ValueError, match="expected `KEY: value` lines"):
+    with pytest.raises(ValueError, match=r"b\.yaml.*`KEY: value` lines"):
         load_config(tmp_path / "b.yaml")
 
 
@@ -154,14 +153,29 @@ def test_bombs_and_towers_of_yaml_are_refused_in_time(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
     (tmp_path / "bomb.yaml").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=r"bomb\.yaml: more than 100000 values"):
+    with pytest.raises(UserError, match=r"bomb\.yaml, line \d+: .*100000"):
         load_config(tmp_path / "bomb.yaml")
     (tmp_path / "tower.yaml").write_text("TRAIN: " + "[" * 5000 + "]" * 5000)
-    with pytest.raises(UserError, match=r"tower\.yaml: nested too deeply"):
+    with pytest.raises(UserError, match=r"tower\.yaml.*nested"):
         load_config(tmp_path / "tower.yaml")
+    merges = ["a0: &a0 {x: 1}"]
+    merges += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}" for i in range(1, 12)]
+    (tmp_path / "merges.yaml").write_text("\n".join(merges))
+    with pytest.raises(UserError, match=r"merges\.yaml, line \d+: .*100000"):
+        load_config(tmp_path / "merges.yaml")
     (tmp_path / "circle.yaml").write_text("TRAIN: &a\n  LR: *a\n")
-    with pytest.raises(UserError, match=r"circle\.yaml"):
+    with pytest.raises(UserError, match=r"circle\.yaml, line 2.*\*a\b.*&a\b"):
         load_config(tmp_path / "circle.yaml")
+
+
+def test_aliases_are_read(write_config):
+    path = write_config({})
+    path.write_text("TRAIN: &a {BASE_BOX: &box [64, 32], LR: 0.5}\nTEST: {BASE_BOX: *box}\n")
+    cfg = load_config(path)
+    assert (cfg.TRAIN.BASE_BOX, cfg.TEST.BASE_BOX) == ([64, 32], [64, 32])
+    path.write_text("TRAIN: {LR: *rate}\n")
+    with pytest.raises(UserError, match=r"config\.yaml: not a YAML file: .*undefined alias 'rate'"):
+        load_config(path)
 
 
 @pytest.mark.parametrize("base", [3, None, {"a": 1}, [["b.yaml"]], [{"c": 1}]])
@@ -169,7 +183,7 @@ def test_bases_are_files(write_config, base):
     path = write_config({"_BASE_": base} if base is not None else {})
     if base is None:
         path.write_text("_BASE_:\n")
-    with pytest.raises(UserError, match=r"_BASE_ is .*; expected a file, or a list of files"):
+    with pytest.raises(UserError, match=r"_BASE_ is .*a file, or a list of files"):
         load_config(path)
 
 
@@ -241,7 +255,7 @@ def test_every_key_is_read():
     """A key that nothing reads would be a promise that nothing keeps."""
     sources = [p for p in (ROOT / "lib").rglob("*.py") if p.name != "settings.py"]
     code = "\n".join(p.read_text() for p in [*sources, *(ROOT / "tools").glob("*.py")])
-    for key, _ in _leaves(default_config()):
+    for key, _ in flatten(default_config()):
         *sections, name = key.split(".")
         if sections[:1] == ["MODEL"] or sections == ["TRAIN", "LR_MULT"] or key == "VERSION":
             is_read = re.search(rf"\.{name}\b|\"{name}\"", code) is not None  # read through a shorter name
@@ -265,13 +279,13 @@ def test_lists_of_texts(write_config, text):
     path = write_config({"MODEL": {"FROZEN": ["neck"]}})
     assert load_config(path).MODEL.FROZEN == ["neck"]
     assert load_config(path, ["MODEL.FROZEN", text]).MODEL.FROZEN == ["backbone", "head.layers"]
-    with pytest.raises(UserError, match="expected a list of texts"):
+    with pytest.raises(UserError, match=r"MODEL\.FROZEN.*\[1\].*a list of strings"):
         load_config(path, ["MODEL.FROZEN", "[1]"])
 
 
 def test_published_keys_are_no_keys_of_the_schema():
     """They stop at the door."""
-    assert not {*INERT_KEYS, *TRANSLATED} & {key for key, _ in _leaves(default_config())}
+    assert not {*INERT_KEYS, *TRANSLATED} & {key for key, _ in flatten(default_config())}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -301,10 +315,10 @@ def test_a_key_that_stands_twice_is_named(write_config):
     """YAML takes the last one, and the first section's settings are gone."""
     path = write_config({})
     path.write_text("TRAIN: {LR: 0.1}\nSEED: 1\nTRAIN: {WD: 0.2}\n")
-    with pytest.raises(UserError, match=r"config\.yaml, line 3: TRAIN stands there a second time, after line 1"):
+    with pytest.raises(UserError, match=r"config\.yaml, line 3.*TRAIN.*line 1"):
         load_config(path)
     path.write_text("TRAIN:\n  LR: 0.1\n  LR: 0.2\n")
-    with pytest.raises(UserError, match=r"line 3: LR stands there a second time, after line 2"):
+    with pytest.raises(UserError, match=r"line 3.*LR.*line 2"):
         load_config(path)
     path.write_text("A: &a {LR: 0.1}\n".replace("A", "TRAIN") + "# no second one\n")
     assert load_config(path).TRAIN.LR == 0.1
@@ -332,5 +346,5 @@ def test_off_may_be_written_without_quotes(write_config):
     assert load_config(write_config(settings)).TRAIN.CUDA_GRAPH == "off"
     assert load_config(write_config(tiny_settings()), ["TRAIN.CUDA_GRAPH", "off"]).TRAIN.CUDA_GRAPH == "off"
     settings["TRAIN"]["CUDA_GRAPH"] = True
-    with pytest.raises(UserError, match=r"TRAIN\.CUDA_GRAPH is 'on'; expected one of auto, off"):
+    with pytest.raises(UserError, match=r"TRAIN\.CUDA_GRAPH.*'on'.*one of auto, off"):
         load_config(write_config(settings))

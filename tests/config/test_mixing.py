@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import yaml
 
-from ovenet.config import load_config
+from ovenet.config import check_parts, load_config
 from ovenet.config.compat import INERT_KEYS, TRANSLATED
 from ovenet.errors import UserError
 
@@ -218,6 +218,7 @@ def combined(tmp_path, caplog, monkeypatch):
         caplog.clear()
         try:
             cfg = load_config(path_of(CONTEXT, *layers), overrides)
+            check_parts(cfg)
         except UserError as error:
             return None, str(error)
         return cfg, caplog.text

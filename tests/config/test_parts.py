@@ -2,7 +2,7 @@
 
 import pytest
 
-from ovenet.config import load_config
+from ovenet.config import check_parts, load_config
 from ovenet.errors import UserError
 
 
@@ -13,43 +13,43 @@ def model(**parts):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (model(backbone={"NAME": "hrnet_w84"}), r"MODEL\.BACKBONE\.NAME is 'hrnet_w84': .*the nearest are hrnet_w48"),
-        (model(head={"NAME": "orc"}), r"MODEL\.HEAD\.NAME is 'orc': there is no head 'orc'; the nearest are ocr"),
-        (model(neck={"NAME": "fnp"}), r"MODEL\.NECK\.NAME is 'fnp': there is no neck"),
-        (model(seed={"NAME": "forked"}), r"MODEL\.SEED\.NAME is 'forked': there is no seed 'forked'; .*fork"),
+        (model(backbone={"NAME": "hrnet_w84"}), r"MODEL\.BACKBONE\.NAME.*'hrnet_w84'.*hrnet_w48"),
+        (model(head={"NAME": "orc"}), r"MODEL\.HEAD\.NAME.*'orc'.*ocr"),
+        (model(neck={"NAME": "fnp"}), r"MODEL\.NECK\.NAME.*'fnp'.*fpn"),
+        (model(seed={"NAME": "forked"}), r"MODEL\.SEED\.NAME.*'forked'.*fork\b"),
         (
             model(head={"NAME": "ocr", "MID_CHANELS": 3}),
-            r"MODEL\.HEAD\.MID_CHANELS: the head ocr has no .*MID_CHANNELS",
+            r"MODEL\.HEAD\.MID_CHANELS.*MID_CHANNELS",
         ),
         (
             model(backbone={"NAME": "mit_b0", "OUTPUT_STRIDE": 8}),
-            r"OUTPUT_STRIDE: the backbone mit_b0 has no",
+            r"OUTPUT_STRIDE.*mit_b0",
         ),
         (
             model(backbone={"NAME": "resnet50_v1c", "OUTPUT_STRIDE": 9}),
-            r"OUTPUT_STRIDE is 9; expected one of 8, 16, 32",
+            r"OUTPUT_STRIDE is 9.*one of 8, 16, 32",
         ),
         (
             model(head={"NAME": "ocr", "DROPOUT": "some"}),
-            r"HEAD\.DROPOUT is 'some'; expected a number or nothing",
+            r"HEAD\.DROPOUT.*'some'.*a number or nothing",
         ),
-        (model(seed={"NAME": "shared", "FUSE_LOGITS": 1}), r"SEED\.FUSE_LOGITS is 1; expected True or False"),
-        (model(seed={"MAX_OFFSET": 0.2}), r"MODEL\.SEED\.MAX_OFFSET is set, but MODEL\.SEED\.NAME is 'none'"),
-        (model(backbone={"NAME": "hrnet"}), r"MODEL\.BACKBONE\.STAGES is not set; the backbone hrnet needs it"),
+        (model(seed={"NAME": "shared", "FUSE_LOGITS": 1}), r"SEED\.FUSE_LOGITS is 1.*True or False"),
+        (model(seed={"MAX_OFFSET": 0.2}), r"MODEL\.SEED\.MAX_OFFSET .*MODEL\.SEED\.NAME.*'none'"),
+        (model(backbone={"NAME": "hrnet"}), r"MODEL\.BACKBONE\.STAGES is not set.*hrnet"),
         (
             model(backbone={"NAME": "hrnet_w18", "ALIGN_CORNERS": True}),
-            r"ALIGN_CORNERS: the backbone hrnet_w18 has",
+            r"ALIGN_CORNERS.*hrnet_w18",
         ),
-        (model(frozen=["tail"]), r"MODEL\.FROZEN .* is \['tail'\]; expected parts among backbone, neck, head and seed"),
+        (model(frozen=["tail"]), r"MODEL\.FROZEN .*\['tail'\].*parts among backbone, neck, head and seed"),
         (
             model(backbone={"NAME": "mit_b0"}) | {"TRAIN": {"CHECKPOINT_ACTIVATIONS": True}},
-            r"TRAIN\.CHECKPOINT_ACTIVATIONS is True; expected False: the backbone mit_b0 cannot",
+            r"TRAIN\.CHECKPOINT_ACTIVATIONS.*True.*False.*mit_b0",
         ),
     ],
 )
 def test_bad_parts_are_named(write_config, settings, message):
     with pytest.raises(UserError, match=message) as error:
-        load_config(write_config(settings))
+        check_parts(load_config(write_config(settings)))
     assert "\n" not in str(error.value)
 
 

@@ -15,8 +15,7 @@ from tests.shipped import EXPERIMENTS, shipped
 from torch import nn
 
 from ovenet.builders import build_model
-from ovenet.config import load_config
-from ovenet.config.loading import flat_settings
+from ovenet.config import flat_settings, load_config
 
 W48_IMAGENET = "pretrained_models/hrnetv2_w48_imagenet_pretrained.pth"
 W18_IMAGENET = "pretrained_models/hrnet_w18_small_model_v2.pth"

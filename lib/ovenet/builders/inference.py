@@ -11,7 +11,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ovenet.builders.models import build_model, dataset_info, prediction_names
-from ovenet.config import changed_settings, load_config_text
+from ovenet.config import changed_settings, check_parts, load_config_text
 from ovenet.config.schema import is_of_the_test
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment import ConvertedNetwork, FileNetwork, choose_runtime, is_exported
@@ -163,6 +163,7 @@ def exported_model(
     """
     about = read_about(path)
     cfg = load_config_text(about.config, str(path), overrides)
+    check_parts(cfg)
     network = FileNetwork(path, None if runtime in (None, "auto") else runtime, precision=cfg.TEST.PRECISION)
     info = DatasetInfo.from_dict(about.dataset_info)
     settings = inference_settings(cfg, info, about.normalization)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ovenet.config import check_parts
 from ovenet.config.checks import part_settings
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
@@ -56,8 +57,9 @@ def build_model(cfg: CfgNode) -> Segmentor:
     """The network that the config describes, at its random start; see `initialize_model` for weights.
 
     Raises:
-        UserError: parts that do not go together.
+        UserError: a part or an argument of one does not exist, or parts do not go together.
     """
+    check_parts(cfg)
     nodes = cfg.MODEL
     model = build_segmentor(
         nodes.BACKBONE.NAME,
@@ -224,7 +226,8 @@ def _initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[L
 
 def normalization(cfg: CfgNode) -> Normalization:
     """Pixel normalisation of the backbone that the config describes."""
-    return _normalization(CfgNode({"MODEL": cfg.MODEL, "TRAIN": cfg.TRAIN, "DATASET": cfg.DATASET}).dump())
+    sections = ("MODEL", "TRAIN", "DATASET", "LOSS", "TEST")
+    return _normalization(CfgNode({section: cfg[section] for section in sections}).dump())
 
 
 @lru_cache(maxsize=8)

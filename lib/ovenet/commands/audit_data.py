@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovenet import builders, load_config
+from ovenet.config import check_parts
 from ovenet.data.dataset import ListDataset
 from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
@@ -29,6 +30,7 @@ def main() -> None:
             raise UserError(f"--{option} is {getattr(args, option)}; expected at least 0")
     configure_logging()
     cfg = load_config(args.cfg, args.overrides)
+    check_parts(cfg)
     folder = Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / "audit"
     lists = [builders.list_dataset(cfg, name) for name in (cfg.DATASET.TRAIN_SET, cfg.DATASET.TEST_SET)]
     reports = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovenet import builders, load_config
+from ovenet.config import check_parts
 from ovenet.data.augmentation import applied
 from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
@@ -31,6 +32,7 @@ def main() -> None:
             raise UserError(f"--{option} is {getattr(args, option)}; expected 1 to {MAX_SHOWN}")
     configure_logging()
     cfg = load_config(args.cfg, args.overrides)
+    check_parts(cfg)
     dataset = builders.train_dataset(cfg)
     first = cfg.TRAIN.BEGIN_EPOCH
     keys = [(first + i, index) for index in spread(len(dataset), args.samples) for i in range(args.variants)]

@@ -1,4 +1,4 @@
-"""Lists parts with their size and cost."""
+"""Lists backbones with their size and cost."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def main() -> None:
     """Prints a table, one line per backbone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "patterns", nargs="*", default=[], metavar="PATTERN", help="of names; all of this project's else"
+        "patterns", nargs="*", default=[], metavar="PATTERN", help="names, with * and ?; default: all of this project"
     )
     parser.add_argument("--head", default="fcn", help="ocr, segformer, …; see ovenet.list_heads()")
     parser.add_argument("--seed", help="fork, shared or neck for an OVeNet")
     parser.add_argument("--size", nargs=2, type=int, default=(512, 1024), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--latency", action="store_true", help="time a forward pass on this machine's CPU too")
+    parser.add_argument("--latency", action="store_true", help="also time a forward pass on this machine's CPU")
     args = parser.parse_args()
     names = [name for pattern in args.patterns for name in ovenet.list_backbones(pattern)]
     names = names if args.patterns else [name for name in ovenet.list_backbones(timm=False) if name != "hrnet"]
     if not names:
-        raise ovenet.UserError(f"no backbone is called like {' or '.join(args.patterns)}; see ovenet.list_backbones()")
+        raise ovenet.UserError(f"no backbone matches {' or '.join(args.patterns)}; see ovenet.list_backbones()")
     print("| backbone | channels | strides | million parameters: backbone, all | GMAC |" + " ms |" * args.latency)
     print("|---|---|---|---|---|" + "---|" * args.latency)
     for name in names:
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def row(name: str, args: argparse.Namespace) -> str:
-    """A backbone with the head and the seed."""
+    """The line of one backbone, with the head and the seed."""
     size = tuple(args.size)
     with torch.device("meta"):
         model = build_segmentor(name, num_classes=NUM_CLASSES, head=args.head, seed=args.seed).eval()

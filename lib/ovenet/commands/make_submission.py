@@ -12,6 +12,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
+from ovenet.config import check_parts
 from ovenet.data.dataset import ListDataset
 from ovenet.data.files import read_size
 from ovenet.engine.run_log import track
@@ -36,6 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     configure_logging(is_main=distributed.is_launch_main())
     cfg = load_config(args.cfg, args.overrides)
+    check_parts(cfg)
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         list_file = cfg.DATASET.TEST_SET if args.dry_run else "test"

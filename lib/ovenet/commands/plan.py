@@ -18,6 +18,7 @@ import torch
 from yacs.config import CfgNode
 
 from ovenet import build_model, builders, load_config
+from ovenet.config import check_parts
 from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import AugmentedDataset
 from ovenet.data.samplers import spread
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--trial", action="store_true", help="measure, and print JSON")
     args = parser.parse_args()
     cfg = load_config(args.cfg, args.overrides)
+    check_parts(cfg)
     if args.steps < 1 or args.processes < 1 or args.nodes < 1:
         raise UserError("--steps, --processes and --nodes are at least 1")
     if not 0 < args.link < math.inf:

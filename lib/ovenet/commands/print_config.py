@@ -1,19 +1,21 @@
-"""Prints the resolved settings of an experiment, each with where it comes from."""
+"""Prints the resolved settings of an experiment, each with its source."""
 
 from __future__ import annotations
 
 import json
 
-from ovenet.config import default_config, flat_settings, load_config, setting_sources
+from ovenet.config import check_parts, default_config, flat_settings, load_config, setting_sources
 from ovenet.utils.cli import config_parser
 
 
 def main() -> None:
-    """Prints ``KEY: value  # source`` lines, which are a config file themselves."""
+    """Prints ``KEY: value  # source`` lines, a valid config file."""
     parser = config_parser(__doc__)
-    parser.add_argument("--changed", action="store_true", help="only what is not the default")
+    parser.add_argument("--changed", action="store_true", help="leave out defaults")
     args = parser.parse_args()
-    settings, defaults = flat_settings(load_config(args.cfg, args.overrides)), flat_settings(default_config())
+    cfg = load_config(args.cfg, args.overrides)
+    check_parts(cfg)
+    settings, defaults = flat_settings(cfg), flat_settings(default_config())
     sources = setting_sources(args.cfg, args.overrides)
     lines = []
     for key, value in sorted(settings.items()):

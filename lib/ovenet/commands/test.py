@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 from ovenet import builders, load_config
 from ovenet.builders.testing import TestRun
+from ovenet.config import check_parts
 from ovenet.deployment import RUNTIMES
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.report.page import REPORT, write_report
@@ -37,10 +38,12 @@ def main() -> None:
     configure_logging(is_main=distributed.is_launch_main())
     if args.cfg:
         cfg = load_config(args.cfg, args.overrides)
+        check_parts(cfg)
         run_dir = run_folder.run_directory(cfg, args.cfg)
         model_file = run_folder.find_model_file(cfg, run_dir)
     elif args.overrides:
         cfg, model_file = run_folder.open_run(find_weights(args.overrides[0]), args.overrides[1:])
+        check_parts(cfg)
         comes_along = model_file.parent == MODELS
         run_dir = Path(cfg.OUTPUT_DIR) / model_file.stem if comes_along else model_file.parent
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
-from ovenet.config import changed_settings
+from ovenet.config import changed_settings, check_parts
 from ovenet.engine.checkpoint import CHECKPOINT, CheckpointStore
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.trainer import BEST, FINAL
@@ -34,6 +34,7 @@ def main() -> None:
 def train(config_file: str, overrides: list[str], interruption: Interruption) -> None:
     """Trains until the end or a request to stop."""
     cfg = load_config(config_file, overrides)
+    check_parts(cfg)
     device = distributed.choose_device(cfg.DEVICE)
     run_dir = run_folder.run_directory(cfg, config_file)
     lock = run_lock(run_dir) if distributed.is_launch_main() else nullcontext()

@@ -1,7 +1,7 @@
-"""What the keys of published YAML files and of configs of version 1 mean in the present schema.
+"""Keys of published YAML files and of configs of version 1, translated to the present schema.
 
-They describe the model by ``MODEL.NAME`` and ``MODEL.EXTRA`` of an HRNet. A key that did nothing, or does nothing here,
-is inert: accepted, and named in a warning. `ovenet.config.merging` says which of several settings holds.
+They describe the model by ``MODEL.NAME`` and ``MODEL.EXTRA`` of an HRNet. Keys without effect, in the public code or
+here, are inert: accepted, and named in a warning. `ovenet.config.merging` decides which of several settings holds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ovenet.errors import UserError
-from ovenet.models.backbones.hrnet import VARIANTS, StageSpec, usual_copy
+from ovenet.models.hrnet_stages import VARIANTS, StageSpec, usual_copy
 from ovenet.models.registry import SEEDS
 from ovenet.models.settings import NO_SEED
 
@@ -23,7 +23,7 @@ _EXTRA = "MODEL.EXTRA."
 _STAGE_FIELDS = ("NUM_MODULES", "NUM_BLOCKS", "NUM_CHANNELS", "BLOCK")
 KEYWORDS, MULT = "TRAIN.NONBACKBONE_KEYWORDS", "TRAIN.NONBACKBONE_MULT"
 
-# Keys that mean one present key each.
+# Published keys that correspond to one present key each.
 TARGETS = {
     "MODEL.PRETRAINED": "MODEL.BACKBONE.PRETRAINED",
     "MODEL.OFFSET_PRETRAINED": "MODEL.SEED.PRETRAINED",
@@ -37,15 +37,15 @@ TARGETS = {
     f"{_EXTRA}LOGITS": "MODEL.SEED.FUSE_LOGITS",
 }
 
-# The modules of a head and the offset head beside it, as the public code calls them; keywords are pieces of these.
+# The public code's names for the modules of a head and for the offset head; keywords are substrings of these.
 _HEAD_MODULES = {"fcn": ("last_layer",), "ocr": ("conv3x3_ocr", "ocr_distri_head", "cls_head", "aux_head")}
 _OFFSET_HEAD = {"fcn": "offset_layer", "ocr": "aux_head_offset"}
-_WORDS = ("cls", "aux", "ocr", "last_layer", "head", "offset", "offset_layer")  # none is a piece of a backbone's names
+_WORDS = ("cls", "aux", "ocr", "last_layer", "head", "offset", "offset_layer")  # no substrings of a backbone's names
 
-# Keys of earlier configs of this project, which checkpoints carry.
+# Present names of keys in earlier configs of this project, which checkpoints carry.
 RENAMED_KEYS = {"LOSS.ENGINE": "LOSS.BACKEND", "TEST.FOLD_BATCHNORM": "TEST.FUSE_CONV_BN"}
 
-# What to do instead.
+# Inert keys, and what to do instead.
 INERT_KEYS: dict[str, str] = {
     "GPUS": "the number of processes decides: torchrun --nproc_per_node=N",
     "AUTO_RESUME": "use TRAIN.RESUME",
@@ -71,7 +71,7 @@ INERT_KEYS: dict[str, str] = {
 
 
 def _stage_defaults(number: int, suffix: str) -> dict[str, Any]:
-    """What a file that leaves a stage out means: HRNet-W48's, and OVeNet's copies of them."""
+    """Settings of a stage that a file leaves out: those of HRNet-W48, or of OVeNet's copy of it."""
     spec = VARIANTS["hrnet_w48"][number - 1]
     spec = usual_copy(spec, number) if suffix else spec
     values = (spec.num_modules, list(spec.num_blocks), list(spec.num_channels), spec.block)
@@ -80,7 +80,7 @@ def _stage_defaults(number: int, suffix: str) -> dict[str, Any]:
     return {section + key: value for key, value in (*zip(_STAGE_FIELDS, values, strict=True), *branches.items())}
 
 
-# Every translated key, with a value of its type.
+# Every translated key, with its default.
 TRANSLATED: dict[str, Any] = {
     "MODEL.NAME": "seg_hrnet",
     "MODEL.PRETRAINED": "",
@@ -99,14 +99,17 @@ TRANSLATED: dict[str, Any] = {
     **{k: v for number in (1, 2, 3, 4) for k, v in _stage_defaults(number, "").items()},
     **{k: v for number in (2, 3, 4) for k, v in _stage_defaults(number, "_2").items()},
 }
-LISTS_OF_TEXTS = ("TRAIN.NONBACKBONE_KEYWORDS",)
+TRANSLATED_TYPES: dict[str, Any] = {
+    **{key: tuple[int, ...] if isinstance(value, list) else type(value) for key, value in TRANSLATED.items()},
+    KEYWORDS: tuple[str, ...],
+}
 
 
 def present_value(key: str, value: Any, source: str) -> Any:
-    """The value of the present key in `TARGETS` that a published one means.
+    """Translates the value of a published key to that of its present key in `TARGETS`.
 
     Raises:
-        UserError: a value that the public code does not know either.
+        UserError: the public code does not accept the value either.
     """
     if key == "MODEL.FREEZED_PAR":
         return ["backbone", "neck", "head"] if value else []
@@ -116,29 +119,31 @@ def present_value(key: str, value: Any, source: str) -> Any:
 
 
 def why_without_effect(key: str, value: Any, head: str, seed: str) -> str | None:
-    """Why a key of `TARGETS` has nothing to set in a model of these parts, "" if it says just that; None if it has."""
+    """Why a key of `TARGETS` has no effect on a model of these parts; "" needs no warning, None: it has an effect."""
     if key.startswith("MODEL.OCR.") and head != "ocr":
         return f"the head is {head}"
     if key == f"{_EXTRA}FINAL_CONV_KERNEL" and head not in _HEAD_MODULES:
         return f"the head is {head}"
-    if key == "MODEL.OFFSET_PRETRAINED":  # a file for a seed that has no use for it is refused by the checks
+    if key == "MODEL.OFFSET_PRETRAINED":  # the checks refuse a file for a seed without copied stages
         return None if value or seed == "fork" else ""
     section, _, argument = TARGETS[key].rpartition(".")
     if section == "MODEL.SEED" and seed == NO_SEED:
         return "the model has no seed"
-    if section == "MODEL.SEED" and seed in SEEDS.names() and not SEEDS.takes(seed, argument.lower()):
+    if section != "MODEL.SEED" or seed == "fork":  # the published seed; looking others up imports torch
+        return None
+    if seed in SEEDS.names() and not SEEDS.takes(seed, argument.lower()):
         return f"the seed is {seed}"
     return None
 
 
 def named_parts(published: Mapping[str, Setting]) -> dict[str, tuple[Setting, str]]:
-    """The parts that a source names in the public code's way.
+    """The parts that published keys of a source name.
 
     Returns:
-        Present key to its setting, and the published key that says so.
+        Setting and published key, by present key.
 
     Raises:
-        UserError: a value that the public code does not know either.
+        UserError: the public code does not accept a value either.
     """
     out: dict[str, tuple[Setting, str]] = {}
     if "MODEL.NAME" in published:
@@ -160,18 +165,18 @@ def named_parts(published: Mapping[str, Setting]) -> dict[str, tuple[Setting, st
 def conventions(
     published: Mapping[str, Setting], keys: AbstractSet[str], settings: Mapping[str, Setting]
 ) -> dict[str, Setting]:
-    """What the code that a published file is for does without a key for it.
+    """Conventions of the code that a published file is for, where that code has no key for them.
 
-    HRNet's code without OCR, and OVeNet's on it, resizes with half-pixel centres, and its BatchNorm has momentum 0.01.
-    HRNet-OCR's code has keys of its own, the defaults of the present schema, and 0.1, for ``seg_hrnet`` too.
+    HRNet's code without OCR, and OVeNet's based on it, resizes with half-pixel centres and BatchNorm momentum 0.01.
+    HRNet-OCR's code has keys for both; its defaults are those of the present schema, for ``seg_hrnet`` too.
 
     Args:
-        published: the keys in force.
-        keys: those of all files, inert ones among them.
-        settings: all others.
+        published: the published keys in force.
+        keys: all keys of all files, inert ones included.
+        settings: the present settings.
 
     Returns:
-        Settings that hold where nobody says otherwise.
+        Settings that hold unless a source sets them.
     """
     name, source = published.get("MODEL.NAME", ("", ""))
     is_plain = settings["MODEL.HEAD.NAME"][0] == "fcn" and stage_specs(settings) is not None
@@ -181,29 +186,31 @@ def conventions(
 
 
 def shortens_validation(content: Mapping[str, Any]) -> bool:
-    """Whether a file's ``TEST.NUM_SAMPLES`` is of published code: it shortens validation during training, not the test.
+    """Whether ``TEST.NUM_SAMPLES`` of a file shortens validation during training, as in the public code, not tests.
 
     Args:
-        content: values by key, as the file has them.
+        content: the file's values by key.
     """
     own = "TRAIN.EVAL_NUM_SAMPLES" in content
     return "MODEL.NAME" in content and not own and content.get("TEST.NUM_SAMPLES") not in (None, 0, "0")
 
 
 def learning_rate_factors(words: Sequence[str], factor: float, head: str, seed: str) -> dict[str, float]:
-    """What ``TRAIN.NONBACKBONE_KEYWORDS`` do, by present key: the public code looks for them in its parameters' names.
+    """Learning rate factors that ``TRAIN.NONBACKBONE_KEYWORDS`` set, by present key.
+
+    The public code multiplies the learning rate of parameters with one of the keywords in their names.
 
     Args:
-        words: not empty.
-        factor: on the learning rate of what they name.
+        words: the keywords, at least one.
+        factor: on the learning rate of the matching parameters.
         head, seed: names of the parts.
 
     Raises:
-        UserError: they name something else than whole heads.
+        UserError: the keywords select anything but whole heads.
     """
     if not set(words) <= set(_WORDS):
         raise UserError(
-            f"{KEYWORDS} is {list(words)}; expected some of {', '.join(_WORDS)}, which are heads; "
+            f"{KEYWORDS} is {list(words)}; expected some of {', '.join(_WORDS)}, names of heads; "
             "TRAIN.LR_MULT.BACKBONE, HEAD, SEED and OFFSET_HEAD set the factors of the parts"
         )
     if head not in _HEAD_MODULES:
@@ -221,17 +228,17 @@ def learning_rate_factors(words: Sequence[str], factor: float, head: str, seed: 
 
 
 def is_stage(key: str, suffix: str) -> bool:
-    """Whether a key sets a stage: of the network itself (suffix ``""``) or of its offset branch (``_2``)."""
+    """Whether a key belongs to a stage of the network (suffix ``""``) or of its offset branch (``_2``)."""
     return key.startswith(f"{_EXTRA}STAGE") and key[len(_EXTRA) + 6 :].split(".")[0] == suffix
 
 
 def stage_number(key: str) -> int:
-    """Of a key for which `is_stage` holds."""
+    """Number of the stage that a key belongs to, see `is_stage`."""
     return int(key[len(_EXTRA) + 5])
 
 
 def stage_specs(settings: Mapping[str, Setting]) -> tuple[StageSpec, ...] | None:
-    """The stages of the backbone that present settings describe; None if it is no HRNet."""
+    """Stages of the backbone in the present settings; None if it is not an HRNet."""
     name = settings["MODEL.BACKBONE.NAME"][0]
     if name != "hrnet":
         return VARIANTS.get(name)
@@ -240,17 +247,17 @@ def stage_specs(settings: Mapping[str, Setting]) -> tuple[StageSpec, ...] | None
 
 
 def _specs(key: str, stages: Any, numbers: Iterable[int]) -> dict[int, StageSpec]:
-    """Stages as the present schema has them, by their numbers."""
+    """Stages of the present schema's form, by number."""
     if not isinstance(stages, (list, tuple)) or not all(isinstance(stage, (StageSpec, Mapping)) for stage in stages):
         raise UserError(f"{key} is {stages!r}; expected a list of tables, one per stage")
     return {number: StageSpec.of(stage, number) for number, stage in zip(numbers, stages, strict=False)}
 
 
 def changed_stages(published: Mapping[str, Setting], before: Sequence[StageSpec]) -> tuple[StageSpec, ...]:
-    """The stages of a network with what published keys say of them.
+    """Stages of a network, changed by published keys.
 
     Raises:
-        UserError: a value that cannot be.
+        UserError: a value is out of range.
     """
     values = {key: value for key, (value, _) in published.items()}
     base: dict[str, Any] = {}
@@ -260,7 +267,7 @@ def changed_stages(published: Mapping[str, Setting], before: Sequence[StageSpec]
 
 
 def backbone_of(specs: tuple[StageSpec, ...]) -> tuple[str, list[dict[str, Any]] | None]:
-    """Name of the HRNet of these stages, and its ``STAGES``; None if the name says them."""
+    """Name of the HRNet with these stages, and its ``STAGES``; None for a variant with a name of its own."""
     for variant, known in VARIANTS.items():
         if specs == known:
             return variant, None
@@ -270,17 +277,17 @@ def backbone_of(specs: tuple[StageSpec, ...]) -> tuple[str, list[dict[str, Any]]
 def copied_stages(
     published: Mapping[str, Setting], own: Sequence[StageSpec], stage: int, *, so_far: Any = (), of_w48: bool
 ) -> list[dict[str, Any]] | None:
-    """The stages of the offset branch; None if they are the usual ones of this backbone.
+    """Stages of the offset branch; None if they are the usual ones of this backbone.
 
     Args:
         published: keys of stages.
         own: stages of the backbone.
-        stage: the first that is copied.
-        so_far: the copied stages, as the present schema has them; empty for the usual ones.
-        of_w48: what is left out is HRNet-W48's, as in the schema that published files were written for.
+        stage: number of the first copied stage.
+        so_far: the copied stages in the present schema's form; empty for the usual ones.
+        of_w48: missing values are those of HRNet-W48, the defaults that published files were written for.
 
     Raises:
-        UserError: a value that cannot be.
+        UserError: a value is out of range.
     """
     usual = {number: usual_copy(own[number - 1], number) for number in range(stage, 5)}
     base = TRANSLATED
@@ -298,8 +305,8 @@ def _stage(values: Mapping[str, Any], number: int, suffix: str, base: Mapping[st
         if key == "NUM_RANCHES" and section + "NUM_BRANCHES" in values:
             continue
         if values.get(section + key, expected) != expected:
-            what = "the number of the stage" if key != "FUSE_METHOD" else "the only one"
-            raise UserError(f"{section}{key} is {values[section + key]!r}; expected {expected}, {what}")
+            why = "the number of the stage" if key != "FUSE_METHOD" else "the only method"
+            raise UserError(f"{section}{key} is {values[section + key]!r}; expected {expected}, {why}")
     fields = {key: values.get(section + key, base[section + key]) for key in _STAGE_FIELDS}
     if fields["BLOCK"] not in ("BASIC", "BOTTLENECK"):
         raise UserError(f"{section}BLOCK is {fields['BLOCK']!r}; expected BASIC or BOTTLENECK")
@@ -307,9 +314,7 @@ def _stage(values: Mapping[str, Any], number: int, suffix: str, base: Mapping[st
         raise UserError(f"{section}NUM_MODULES is {fields['NUM_MODULES']}; expected at least 1")
     for key in ("NUM_BLOCKS", "NUM_CHANNELS"):
         if len(fields[key]) != number or any(type(v) is not int or v < 1 for v in fields[key]):
-            raise UserError(
-                f"{section}{key} is {fields[key]}; expected {number} whole numbers above 0, one per resolution"
-            )
+            raise UserError(f"{section}{key} is {fields[key]}; expected {number} integers above 0, one per resolution")
     return StageSpec.of(fields, number)
 
 

@@ -1,8 +1,8 @@
-"""Settings from several sources, each in the present schema, in the published one or in both, as one set.
+"""Merges settings of several sources, each in the present schema, in the published one or in both.
 
-A later source wins, whichever schema it is written in. What a published key says stays in force until a later setting
-of the same thing: naming another part drops the arguments of the part before it, and no published key. Inside one
-source there is no order, so that a published key and a present one that contradict each other there are refused.
+A later source wins, whichever schema it is written in. A published key stays in force until a later source sets the
+same thing: naming another part drops the arguments of the part before it, but no published key. Within one source
+there is no order; a published key and a present one that contradict each other there are refused.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _COPIES = "MODEL.SEED.STAGES"
 
 
 class SettingsMerger:
-    """Takes sources one after the other.
+    """Merges sources, added one after the other.
 
     Args:
-        default_names: of the parts, by present key.
+        default_names: names of the default parts, by present key.
     """
 
     def __init__(self, default_names: Mapping[str, str]):
         self._settings: dict[str, Setting] = {key: (name, "") for key, name in default_names.items()}
-        self._published: dict[str, Setting] = {}  # that are in force
-        self._age: dict[str, int] = {}  # number of the source that set a key last
+        self._published: dict[str, Setting] = {}  # in force
+        self._age: dict[str, int] = {}  # number of the last source that set a key
         self._num_sources = 0
         self._is_backbone_named = False
-        self._ignored: dict[str, Setting] = {}  # key to why it has no effect, and its source
+        self._ignored: dict[str, Setting] = {}  # reason and source of keys without effect
 
     def add(self, content: Mapping[str, Setting]) -> None:
         """Adds a source's settings.
@@ -57,8 +57,11 @@ class SettingsMerger:
             self._change_stages(published, own)
 
     def finish(self) -> tuple[dict[str, Setting], dict[str, Setting]]:
-        """All settings in the present schema by key, without a source where they are a part's default name; and the
-        published keys that have no effect: why, and their source.
+        """Translates the published keys.
+
+        Returns:
+            All settings in the present schema by key, the default names of parts with the source ""; and the published
+            keys without effect, each with the reason and its source.
 
         Raises:
             UserError: a source contradicts itself.
@@ -83,7 +86,7 @@ class SettingsMerger:
         return self._published
 
     def _take(self, own: Mapping[str, Setting]) -> None:
-        """Takes present settings: a part of another name begins without arguments; None takes an argument back."""
+        """Takes present settings: a part of another name starts without arguments; None removes an argument."""
         stages = self._stage_keys("") + self._stage_keys("_2")
         replaces = bool({_BACKBONE, _STAGES} & own.keys())
         before = compat.stage_specs(self._settings) if replaces and stages else None
@@ -100,22 +103,22 @@ class SettingsMerger:
         for key in stages:
             _, source = self._published.pop(key)
             if compat.is_stage(key, "_2"):
-                self._ignored[key] = (f"{_BACKBONE} names another network, whose own stages are copied", source)
+                self._ignored[key] = (f"{_BACKBONE} names another network; its own stages are copied", source)
 
     def _stage_keys(self, suffix: str) -> list[str]:
         return [key for key in self._published if compat.is_stage(key, suffix)]
 
     def _change_stages(self, published: Mapping[str, Setting], own: Mapping[str, Setting]) -> None:
-        """Changes the backbone by what the source at hand says of its stages; what else is set of it stays."""
+        """Changes the stages of the backbone as a source says; its other settings stay."""
         keys = [key for key in published if compat.is_stage(key, "")]
         before, (name, _) = compat.stage_specs(self._settings), self._settings[_BACKBONE]
         _, source = published[keys[0]]
         if before is None:
-            raise _contradiction(keys[0], published[keys[0]], _BACKBONE, name, "which is no HRNet")
+            raise _contradiction(keys[0], published[keys[0]], _BACKBONE, name, "which is not an HRNet")
         if _STAGES in own or (_BACKBONE in own and name != "hrnet"):
             for key in keys:
                 if compat.changed_stages({key: published[key]}, before) != before:
-                    raise _contradiction(key, published[key], _BACKBONE, name, "whose stages are others")
+                    raise _contradiction(key, published[key], _BACKBONE, name, "which has other stages")
         variant, stages = compat.backbone_of(compat.changed_stages(self._published, before))
         self._settings[_BACKBONE] = (variant, source)
         self._settings.pop(_STAGES, None)
@@ -123,7 +126,7 @@ class SettingsMerger:
             self._settings[_STAGES] = (stages, source)
 
     def _settle(self, old: str, target: str, value: Any) -> None:
-        """Takes what a published key means, unless a later source set the present one."""
+        """Sets the present key that a published one translates to, unless a later source has set it."""
         age, own_age = self._age[old], self._age.get(target, 0)
         if own_age > age:
             return
@@ -132,7 +135,7 @@ class SettingsMerger:
         self._settings[target] = (value, self._published[old][1])
 
     def _copies(self) -> list[dict[str, Any]] | None:
-        """The stages of the offset branch as published keys have them; None where they are the usual ones, or none."""
+        """Stages of the offset branch by published keys; None for the usual ones, or without an offset branch."""
         specs, first = compat.stage_specs(self._settings), self._first_copy
         if specs is None or self._settings["MODEL.SEED.NAME"][0] != "fork" or first not in (2, 3, 4):
             return None
@@ -164,7 +167,7 @@ class SettingsMerger:
         if own_age == self._age[newest] and _COPIES in self._settings:
             own = self._settings[_COPIES][0]
             if copies != own:
-                raise _contradiction(newest, self._published[newest], _COPIES, own, "whose stages are others")
+                raise _contradiction(newest, self._published[newest], _COPIES, own, "which are other stages")
         self._settings.pop(_COPIES, None)
         if copies is not None:
             self._settings[_COPIES] = (copies, self._published[newest][1])
@@ -192,13 +195,13 @@ class SettingsMerger:
 
 
 def is_argument(key: str) -> bool:
-    """Whether a key may be an argument of a part of the model; the part itself says whether it has it."""
+    """Whether a key is in the section of a part, whose signature decides which arguments it takes."""
     section, _, name = key.rpartition(".")
     return section in PART_SECTIONS and name.isidentifier()
 
 
 def _require_agreement(old: str, setting: Setting, key: str, value: Any, meant: Any) -> None:
-    """Refuses a source whose published key means something else than what it says in the present schema."""
+    """Refuses a source in which a published key and the present one it translates to differ."""
     if value != meant:
         raise _contradiction(old, setting, key, value)
 

@@ -1,13 +1,13 @@
-"""The tree of settings that users edit, composed of the settings of each component, and what is known of each key.
+"""The tree of settings that users edit, composed of the components' settings, with the metadata of each key.
 
-Sizes are ``[width, height]`` in pixels, as in the public HRNet files, whose model keys `ovenet.config.compat` knows.
+Sizes are ``[width, height]`` in pixels, as in public HRNet files, whose model keys `ovenet.config.compat` translates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from yacs.config import CfgNode
 
@@ -33,7 +33,7 @@ from ovenet.models.settings import (
 )
 
 VERSION = 2  # of the schema; 1 described the model as the public HRNet and OVeNet files do
-PARTS = ("BACKBONE", "NECK", "HEAD", "SEED")  # sections of MODEL that take the arguments of the part they name, too
+PARTS = ("BACKBONE", "NECK", "HEAD", "SEED")  # sections of MODEL that also take arguments of the part they name
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("", RunSettings),
     ("", WorkerSettings),
@@ -64,15 +64,15 @@ class Key:
     """One key of the tree.
 
     Attributes:
-        name: with its sections: ``TRAIN.LR``.
-        default: as the tree has it: lists, no tuples.
-        item: type of a list's items; None where it is no list.
+        name: whole key, with its sections: ``TRAIN.LR``.
+        default: in the tree, which has lists for tuples.
+        hint: type of the component's field, which has tuples for lists.
         setting: meaning, range and role.
     """
 
     name: str
     default: Any
-    item: type | None
+    hint: Any
     setting: Setting
 
 
@@ -80,11 +80,8 @@ def _keys() -> Iterator[Key]:
     for prefix, component in SECTIONS:
         hints = get_type_hints(component)
         for name, (field, setting) in settings_of(component).items():
-            hint = hints[field.name]
-            is_list = get_origin(hint) is tuple
-            item = (get_origin(get_args(hint)[0]) or get_args(hint)[0]) if is_list else None
-            default = list(field.default) if is_list else field.default
-            yield Key(f"{prefix}.{name}" if prefix else name, default, item, setting)
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            yield Key(f"{prefix}.{name}" if prefix else name, default, hints[field.name], setting)
 
 
 KEYS: dict[str, Key] = {key.name: key for key in _keys()}
@@ -98,7 +95,7 @@ def default_config() -> CfgNode:
         node = root
         for part in sections:
             node = node.setdefault(part, CfgNode())
-        node[name] = list(key.default) if key.item else key.default
+        node[name] = list(key.default) if isinstance(key.default, list) else key.default
     return root
 
 
@@ -113,17 +110,17 @@ def section(cfg: CfgNode, component: type[T]) -> T:
 
 
 def keys_of_role(*roles: Role) -> frozenset[str]:
-    """The keys that have one of the roles, see `ovenet.fields.Setting`."""
+    """The keys with one of the roles, see `ovenet.fields.Setting`."""
     return frozenset(name for name, key in KEYS.items() if key.setting.role in roles)
 
 
 def is_of_the_result(key: str) -> bool:
-    """Whether a training's result depends on a setting, the random seed left out; arguments of parts are."""
+    """Whether the result of a training depends on a key, as on all arguments of parts; the random seed is left out."""
     return key not in _NOT_OF_THE_RESULT
 
 
 def is_of_the_test(key: str) -> bool:
-    """Whether the counts of a test of given weights depend on a setting; arguments of parts are."""
+    """Whether the counts of a test of given weights depend on a key, as on all arguments of parts."""
     return KEYS[key].setting.in_test if key in KEYS else key.startswith("MODEL.")
 
 

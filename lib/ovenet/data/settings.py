@@ -1,4 +1,4 @@
-"""Settings of the data: where it is, how crops are drawn, and how batches are loaded."""
+"""Settings of the data: its files, random crops and batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DatasetSettings:
     dataset: str = setting(
         "cityscapes", "a dataset of docs/data.md, or a folder ROOT/<name> with a dataset.json", in_test=True
     )
-    num_classes: int = setting(19, "K; must be the dataset's", at_least=2, at_most=2**15 - 1, in_test=True)
+    num_classes: int = setting(19, "K, the number of classes", at_least=2, at_most=2**15 - 1, in_test=True)
     train_set: str = setting(
         "list/cityscapes/train.lst", "relative to ROOT: `image label` per line; written if it is missing"
     )
@@ -29,11 +29,11 @@ class DatasetSettings:
         False, "train on the next sample instead of one that cannot be read; False ends the run"
     )
     audit: int = setting(
-        32, "pairs that are checked before training; tools/audit_data.py checks all", at_least=0, role="speed"
+        32, "number of pairs checked before training; tools/audit_data.py checks all", at_least=0, role="speed"
     )
     cache: str = setting(
         "none",
-        "decoded training images: on disk (in CACHE_DIR) or in ram (shared memory of the machine)",
+        "cache of decoded training images: on disk (in CACHE_DIR) or in ram (shared memory)",
         one_of=("none", "disk", "ram"),
         role="speed",
     )
@@ -62,7 +62,10 @@ class CropSettings:
         1.0, "largest share of one class in a crop; other crops are drawn again, up to 10 times", above=0, at_most=1
     )
     rare_class_crops: float = setting(
-        0.0, "share of crops around a pixel of a class drawn evenly from those of the image", at_least=0, at_most=1
+        0.0,
+        "share of crops around a pixel of a class drawn uniformly from those in the image",
+        at_least=0,
+        at_most=1,
     )
     ignore_label: int = setting(
         255, "train id of ignored pixels; outside 0 … K-1", at_least=-(2**15), at_most=2**15 - 1, in_test=True

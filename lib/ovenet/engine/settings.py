@@ -1,4 +1,4 @@
-"""Settings of a training run, each beside the part of it that they belong to."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a run writes, and on what it runs."""
+    """Output folders, logs and device of a run."""
 
     output_dir: str = setting("output", "runs go to OUTPUT_DIR/<dataset>/<name of the config file>", role="place")
     log_dir: str = setting(
@@ -33,11 +33,11 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class CudnnSettings:
-    """cuDNN's switches."""
+    """cuDNN."""
 
     benchmark: bool = setting(True, "let cuDNN time its algorithms for each input size")
-    deterministic: bool = setting(False, "only algorithms that repeat to the bit")
-    enabled: bool = setting(True, "use cuDNN at all")
+    deterministic: bool = setting(False, "deterministic algorithms only")
+    enabled: bool = setting(True, "use cuDNN")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class ScheduleSettings:
     warmup: int = setting(
         0, "iterations in which the learning rate rises linearly from 0 to the schedule's value", at_least=0
     )
-    begin_epoch: int = setting(0, "number of the first epoch of a fresh run", at_least=0)
-    end_epoch: int = setting(484, "number after the last epoch")
+    begin_epoch: int = setting(0, "index of the first epoch of a fresh run", at_least=0)
+    end_epoch: int = setting(484, "index of the last epoch plus 1")
     iterations: int = setting(
         0, "length of the training in iterations, instead of END_EPOCH; 0 is END_EPOCH", at_least=0
     )
@@ -96,7 +96,7 @@ class StepSettings:
     )
     tf32: bool = setting(True, "CUDA: float32 convolutions and matrix products read 10 bits of mantissa; losses do not")
     accumulate: int = setting(1, "batches whose gradients are averaged in one iteration", at_least=1)
-    clip_grad_norm: float = setting(0.0, "largest norm of the gradient of all parameters; 0 is no limit", at_least=0)
+    clip_grad_norm: float = setting(0.0, "maximum norm of the gradient of all parameters; 0 for no limit", at_least=0)
     ema: float = setting(
         0.0, "decay of the averaged weights, which are validated and saved too; 0 for none", at_least=0, below=1
     )
@@ -104,18 +104,20 @@ class StepSettings:
         True, "CUDA: BatchNorm statistics over the batches of all processes, two messages per layer and step"
     )
     gradient_compression: str = setting(
-        "none", "of what processes send each other; bf16 is half the bytes", one_of=("none", "bf16", "powersgd")
+        "none",
+        "gradient compression between processes; bf16 halves the bytes",
+        one_of=("none", "bf16", "powersgd"),
     )
     freeze_layers: str = setting(
-        "", "parts, or modules of the backbone (layer1,stage2), separated by commas, that rest until FREEZE_EPOCHS"
+        "", "parts, or modules of the backbone (layer1,stage2), separated by commas, frozen until FREEZE_EPOCHS"
     )
-    freeze_epochs: int = setting(-1, "first epoch in which FREEZE_LAYERS learn")
+    freeze_epochs: int = setting(-1, "first epoch in which FREEZE_LAYERS are trained")
     max_skipped: int = setting(
         10, "end the run after this many iterations in a row without a finite loss and gradient", at_least=1
     )
     cuda_graph: str = setting(
         "auto",
-        "auto launches the passes of a step at once where possible (CUDA, crops of one size)",
+        "auto launches a step as one CUDA graph where possible (crops of one size)",
         one_of=("auto", "off"),
         role="speed",
     )
@@ -126,7 +128,7 @@ class StepSettings:
         role="speed",
     )
     checkpoint_activations: bool = setting(
-        False, "less memory for about a third more time: activations are computed twice", role="speed"
+        False, "recompute activations in the backward pass: less memory for about a third more time", role="speed"
     )
 
 
@@ -145,4 +147,4 @@ class CheckpointSettings:
     checkpoint_minutes: float = setting(
         0.0, "minutes between checkpoints inside an epoch; 0 for none", at_least=0, role="speed"
     )
-    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", at_least=1, at_most=1000, role="speed")
+    keep_checkpoints: int = setting(2, "number of newest checkpoints to keep", at_least=1, at_most=1000, role="speed")

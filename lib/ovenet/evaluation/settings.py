@@ -1,4 +1,4 @@
-"""Settings of a test: how images are run through the network, and what is scored."""
+"""Settings of a test: inference and scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class InferenceKeys:
         in_test=True,
     )
     stride: tuple[int, ...] = setting(
-        (), "[width, height] from window to window: overlapping windows; [] for side by side", in_test=True
+        (), "[width, height] between overlapping windows; [] for adjacent ones", in_test=True
     )
     base_size: int = setting(
         2048,
@@ -72,7 +72,7 @@ class InferenceKeys:
     )
     cuda_graph: str = setting(
         "auto",
-        "CUDA: auto makes batches of a size that comes again one launch each",
+        "CUDA: auto launches batches of a recurring size as CUDA graphs",
         one_of=("auto", "off"),
         role="speed",
     )
@@ -96,7 +96,7 @@ class InferenceKeys:
 
 @dataclass(frozen=True)
 class TestSettings:
-    """What is tested, scored and written."""
+    """Weights, images, scores and files of a test."""
 
     __test__ = False  # no test class
 
@@ -105,7 +105,7 @@ class TestSettings:
     save_predictions: bool = setting(False, "write id and colour PNGs", role="speed")
     details: bool = setting(
         True,
-        "score edges, segment sizes, confidence and seeds too; IoU and its like alone are faster",
+        "score edges, segment sizes, confidence and seeds too; False is faster",
         role="speed",
         in_test=True,
     )

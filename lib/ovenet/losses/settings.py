@@ -19,7 +19,7 @@ class LossSettings:
         True, "weight the classes: by CLASS_WEIGHTS or, without it, as published for the dataset"
     )
     class_weights: str = setting(
-        "", 'audit.json of tools/audit_data.py, whose suggested weights are used; "" for none', role="input"
+        "", 'audit.json of tools/audit_data.py, for its suggested weights; "" for none', role="input"
     )
     balance_weights: tuple[float, ...] = setting(
         (), "weight per score map, auxiliary first; [] is [1] or, with OCR, [0.4, 1]"
@@ -36,13 +36,13 @@ class LossSettings:
     lambda_: float = setting(1.0, "λ, weight of the confidence loss", at_least=0)
     confidence_target: str = setting(
         "same_class",
-        "what the confidence learns: same_class is the paper's, see docs/models.md",
+        "target of the confidence: same_class is the paper's, see docs/models.md",
         one_of=("same_class", "better_scores"),
     )
     offset: float = setting(0.0, "weight of a loss on the offsets; 0 is the paper's", at_least=0)
     offset_target: str = setting(
         "same_class",
-        "where that loss draws seeds; right_pixel: from wrong pixels to right ones, see docs/models.md",
+        "target of that loss; right_pixel moves seeds from wrong pixels to right ones, see docs/models.md",
         one_of=("same_class", "right_pixel"),
     )
     fusion_warmup: int = setting(
@@ -50,7 +50,7 @@ class LossSettings:
     )
     backend: str = setting(
         "auto",
-        "how the loss is computed, always with the same result; triton needs CUDA",
+        "implementation of the loss; all give the same result, triton needs CUDA",
         one_of=("auto", "plain", "blocked", "triton"),
         role="speed",
     )
@@ -61,6 +61,6 @@ class ContrastSettings:
     """The contrastive loss between embeddings of pixels, for heads with EMBEDDING."""
 
     weight: float = setting(0.0, "weight of the contrastive loss; 0 for none", at_least=0)
-    start: int = setting(5000, "iterations before it counts", at_least=0)
-    max_samples: int = setting(1024, "pixels of a batch that are compared", at_least=4)
+    start: int = setting(5000, "iterations before the loss is added", at_least=0)
+    max_samples: int = setting(1024, "number of pixels of a batch that are compared", at_least=4)
     max_views: int = setting(100, "of these, pixels per class and image; classes with fewer are left out", at_least=2)

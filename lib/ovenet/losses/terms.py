@@ -1,7 +1,7 @@
 """Terms of the semantic loss, by name. Each is a sum and a weight to divide it by.
 
-A new one is a class here or in a file that `ovenet.losses` imports, registered under its name; its arguments are what
-``LOSS.TERMS`` may set.
+A new one is a class here or in a module that `ovenet.losses.registry` names, registered under its name; ``LOSS.TERMS``
+sets its arguments.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from torch import Tensor
 from ovenet.errors import UserError
 from ovenet.geometry import at_least_float32, resize_bilinear, spatial_size
 from ovenet.losses import functional
+from ovenet.losses.registry import LOSSES
 from ovenet.losses.targets import OhemSettings, Targets
 from ovenet.losses.upsampled import BackendName, upsampled_cross_entropy
-from ovenet.registry import Registry
 from ovenet.structures import ScoreKind
-
-LOSSES = Registry("loss")
-PROVIDED = ("align_corners", "backend", "average")  # arguments that the criterion gives to those that have them
 
 Average = Literal["valid", "all"]
 
@@ -244,7 +241,7 @@ def build_losses(
             raise UserError(f"{where} is {term}; expected a NAME, one of {', '.join(LOSSES.names())}")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
             raise UserError(f"{where}.WEIGHT is {weight!r}; expected a number of at least 0")
-        arguments = LOSSES.check(name, settings, PROVIDED, where)
+        arguments = LOSSES.check(name, settings, where)
         given = {key: value for key, value in provided.items() if LOSSES.takes(name, key)}
         built.append(WeightedLoss(name, LOSSES[name](**given, **arguments), float(weight)))
     return tuple(built)

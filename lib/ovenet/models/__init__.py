@@ -1,22 +1,35 @@
-"""Networks and their weights. Importing this registers every part."""
+"""Networks and their weights. `ovenet.models.registry` finds the parts by name."""
 
-from ovenet.models import backbones, controls, heads, necks
-from ovenet.models.factory import build_segmentor, list_backbones, list_heads, list_necks, list_seeds
-from ovenet.models.fusion import SeedFusion
-from ovenet.models.ovenet import OVeNet
-from ovenet.models.segmentor import Segmentor
+from typing import TYPE_CHECKING
+
+from ovenet.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ovenet.models.factory import build_segmentor, list_backbones, list_heads, list_necks, list_seeds
+    from ovenet.models.fusion import SeedFusion
+    from ovenet.models.ovenet import OVeNet
+    from ovenet.models.segmentor import Segmentor
 
 __all__ = [
     "OVeNet",
     "SeedFusion",
     "Segmentor",
-    "backbones",
     "build_segmentor",
-    "controls",
-    "heads",
     "list_backbones",
     "list_heads",
     "list_necks",
     "list_seeds",
-    "necks",
 ]
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "OVeNet": "ovenet",
+        "SeedFusion": "fusion",
+        "Segmentor": "segmentor",
+        "build_segmentor": "factory",
+        "list_backbones": "factory",
+        "list_heads": "factory",
+        "list_necks": "factory",
+        "list_seeds": "factory",
+    },
+)

@@ -1,4 +1,4 @@
-"""Models from names, as users of timm and segmentation_models.pytorch expect."""
+"""Models built from names, in the manner of timm and segmentation_models.pytorch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,11 @@ from typing import Any
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, Head, Neck
 from ovenet.models.ovenet import OVeNet
-from ovenet.models.registry import BACKBONES, HEADS, NECKS, SEEDS, Registry
+from ovenet.models.registry import BACKBONES, HEADS, NECKS, PARTS, SEEDS
 from ovenet.models.segmentor import Segmentor
+from ovenet.registry import Registry
 
 Settings = Mapping[str, Any]
-
-_MAPS = ("in_channels", "in_strides", "align_corners")
-PROVIDED: dict[str, tuple[str, ...]] = {  # arguments that nobody sets, since the model knows them
-    "backbone": ("align_corners", "checkpoint_activations", "timm_name"),
-    "neck": (*_MAPS, "stacks"),
-    "head": (*_MAPS, "num_classes"),
-    "seed": (*_MAPS, "num_classes", "backbone", "head"),
-}
 
 
 def build_segmentor(
@@ -37,28 +30,27 @@ def build_segmentor(
     seed_args: Settings | None = None,
     checkpoint_activations: bool = False,
 ) -> Segmentor:
-    """A model at its random start.
+    """Builds a model with random weights.
 
     Args:
         backbone: a name of `list_backbones`.
         num_classes: ``K``.
         head: a name of `list_heads`.
-        neck: a name of `list_necks`; None is the head's own.
+        neck: a name of `list_necks`; None is the head's default.
         seed: ``fork``, ``shared`` or ``neck`` (see `ovenet.models.ovenet`) for an OVeNet; None for the baseline.
         align_corners: convention of all resizing of maps. None is False for head ``fcn`` on an HRNet, as HRNet and
             OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
-        backbone_args, neck_args, head_args, seed_args: settings of the parts, by the arguments of their builders.
-        checkpoint_activations: keep few activations of the backbone while training, and compute them again when needed.
+        backbone_args, neck_args, head_args, seed_args: arguments of the parts' builders, see `describe`.
+        checkpoint_activations: recompute the backbone's activations in the backward pass, which saves memory.
 
     Raises:
-        UserError: there is no such part, a setting is wrong, or parts do not go together.
+        UserError: a part does not exist, an argument is wrong, or parts do not go together.
     """
     if align_corners is None:
         align_corners = not (head == "fcn" and backbone.startswith("hrnet"))
 
-    def build(registry: Registry, name: str, settings: Settings | None, **known: Any) -> Any:
-        part = registry.kind
-        chosen = registry.check(name, settings or {}, PROVIDED[part], f"{part}_args")
+    def build(registry: Registry[Any], name: str, settings: Settings | None, **known: Any) -> Any:
+        chosen = registry.check(name, settings or {}, f"{registry.kind}_args")
         given = {k: v for k, v in {**known, "align_corners": align_corners}.items() if registry.takes(name, k)}
         return registry[name](**given, **chosen)
 
@@ -82,8 +74,8 @@ def list_backbones(pattern: str = "*", *, timm: bool = True) -> list[str]:
     """Names of backbones.
 
     Args:
-        pattern: with ``*`` and ``?``.
-        timm: timm's too, except those that are registered here under another name.
+        pattern: of names, with ``*`` and ``?``.
+        timm: include timm's, except those that are registered here under another name.
     """
     own = [name for name in BACKBONES.names() if fnmatchcase(name, pattern)]
     if not timm:
@@ -104,21 +96,20 @@ def list_heads() -> list[str]:
 
 
 def list_seeds() -> list[str]:
-    """Names of the sources of a seed's offsets."""
+    """Names of seeds: the sources of the offsets."""
     return SEEDS.names()
 
 
 def describe(kind: str, name: str) -> Callable[..., Any]:
-    """The builder of a part, whose arguments are the settings of ``MODEL.<KIND>``: look at it with ``help``.
+    """The builder of a part, for ``help``: its arguments are the settings of ``MODEL.<KIND>``.
 
     Args:
         kind: ``backbone``, ``neck``, ``head`` or ``seed``.
         name: of the part.
 
     Raises:
-        UserError: there is no such kind or part.
+        UserError: the kind or the part does not exist.
     """
-    registries = {registry.kind: registry for registry in (BACKBONES, NECKS, HEADS, SEEDS)}
-    if kind not in registries:
-        raise UserError(f"there is no kind of part {kind!r}; the kinds are {', '.join(registries)}")
-    return registries[kind][name]
+    if kind not in PARTS:
+        raise UserError(f"there is no kind of part {kind!r}; the kinds are {', '.join(PARTS)}")
+    return PARTS[kind][name]

@@ -1,17 +1,38 @@
-"""The parts of a network by name."""
+"""The parts of a network by name. Looking one up imports the modules that register them, and torch."""
 
 from __future__ import annotations
 
-from ovenet.registry import Builder, Registry
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ovenet.registry import Registry
+
+if TYPE_CHECKING:
+    from ovenet.models.interfaces import Backbone, Head, Neck
+    from ovenet.models.ovenet import Seed
+
+_MAPS = ("in_channels", "in_strides", "align_corners")
 
 
-def _timm_builder(name: str) -> Builder | None:
+def _timm_builder(name: str) -> Callable[..., Backbone] | None:
     from ovenet.models.backbones.timm import find_timm_backbone  # timm takes a second to import
 
     return find_timm_backbone(name)
 
 
-BACKBONES = Registry("backbone", _timm_builder)
-NECKS = Registry("neck")
-HEADS = Registry("head")
-SEEDS = Registry("seed")
+BACKBONES: Registry[Callable[..., Backbone]] = Registry(
+    "backbone",
+    ("ovenet.models.backbones",),
+    provided=("align_corners", "checkpoint_activations", "timm_name"),
+    fallback=_timm_builder,
+)
+NECKS: Registry[type[Neck]] = Registry(
+    "neck", ("ovenet.models.necks", "ovenet.models.controls"), provided=(*_MAPS, "stacks")
+)
+HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",), provided=(*_MAPS, "num_classes"))
+SEEDS: Registry[type[Seed]] = Registry(
+    "seed",
+    ("ovenet.models.ovenet", "ovenet.models.controls"),
+    provided=(*_MAPS, "num_classes", "backbone", "head"),
+)
+PARTS: dict[str, Registry[Any]] = {"backbone": BACKBONES, "neck": NECKS, "head": HEADS, "seed": SEEDS}

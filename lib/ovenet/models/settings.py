@@ -1,4 +1,4 @@
-"""Settings of the network. Each part takes the arguments of its builder besides these, see `ovenet.describe`."""
+"""Settings of the network. Sections of parts also take the arguments of the part's builder, see `ovenet.describe`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class BackboneSettings:
 
     name: str = setting("hrnet_w48", "a name of ovenet.list_backbones(), timm's among them", in_test=True)
     pretrained: str = setting(
-        "", "file to start from; timm for timm's weights; \"\" is the backbone's own way", role="input"
+        "", "file of initial weights; timm for timm's; \"\" is the backbone's own initialization", role="input"
     )
 
 
@@ -23,7 +23,7 @@ class BackboneSettings:
 class NeckSettings:
     """The neck."""
 
-    name: str = setting("", 'a name of ovenet.list_necks(); "" is the one that goes with the head', in_test=True)
+    name: str = setting("", 'a name of ovenet.list_necks(); "" is the default of the head', in_test=True)
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class SeedSettings:
     """The seed branch of an OVeNet."""
 
     name: str = setting(
-        NO_SEED, "where offsets come from: a name of ovenet.list_seeds(); none is the baseline", in_test=True
+        NO_SEED, "source of the offsets: a name of ovenet.list_seeds(); none is the baseline", in_test=True
     )
     pretrained: str = setting(
-        "", 'fork only: file whose stages initialise the copied ones; "" starts them at random', role="input"
+        "", 'fork only: file with the initial weights of the copied stages; "" for random ones', role="input"
     )
 
 
@@ -51,12 +51,12 @@ class ModelSettings:
 
     align_corners: bool = setting(
         True,
-        "in all resizing of maps: True for networks published with OCR, False for others, mmseg too",
+        "in all resizing of maps: True for networks published with OCR, False for other published ones",
         in_test=True,
     )
     bn_momentum: float = setting(
         0.0,
-        "share of the batch in BatchNorm's running statistics; 0 leaves the parts' own (HRNet: 0.1)",
+        "momentum of BatchNorm's running statistics; 0 keeps that of each part (HRNet: 0.1)",
         at_least=0,
         at_most=1,
     )
@@ -64,5 +64,5 @@ class ModelSettings:
         (), "parts that are not trained: backbone, neck, head, seed, or modules in them (backbone.layer1)"
     )
     allow_partial: bool = setting(
-        False, "accept files that lack tensors: over 5 % of what training starts from, any in a test"
+        False, "accept files with missing tensors: over 5 % of the initial weights, any in a test"
     )

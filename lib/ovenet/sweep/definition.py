@@ -12,7 +12,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from ovenet.config import default_config, flat_settings, flatten, load_config, read_yaml
+from ovenet.config import check_parts, default_config, flat_settings, flatten, load_config, read_yaml
 from ovenet.config.schema import is_of_the_result
 from ovenet.errors import UserError, nearest
 from ovenet.trained.run_folder import run_directory
@@ -162,7 +162,9 @@ def _runs_of(
             of_seed = _as_overrides(content.get("BY_SEED", {}).get(seed, {}), f"{path}: BY_SEED.{seed}")
             settings = (*of_seed, *own, *extra, *overrides)
             if settings not in resolved:  # mostly the same for all seeds
-                resolved[settings] = _settings_of_the_result(load_config(config_file, settings))
+                loaded = load_config(config_file, settings)
+                check_parts(loaded)
+                resolved[settings] = _settings_of_the_result(loaded)
             identity = json.dumps([resolved[settings], seed, list(test)], sort_keys=True)
             key = hashlib.sha256(identity.encode()).hexdigest()
             group = name if extra else ""

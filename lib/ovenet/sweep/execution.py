@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ovenet import builders
-from ovenet.config import load_config
+from ovenet.config import check_parts, load_config
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
@@ -122,7 +122,9 @@ class _Execution:
         sweep, run = self._sweep, self._run
         cfg, run_dir = run_config(run, sweep)
         overrides = training_overrides(run, sweep)
-        tested_on = builders.test_dataset(load_config(run.config_file, [*overrides, *sweep.test]))
+        test_cfg = load_config(run.config_file, [*overrides, *sweep.test])
+        check_parts(test_cfg)
+        tested_on = builders.test_dataset(test_cfg)
         if not tested_on.has_labels:
             raise UserError(f"{tested_on.list_path}: a sweep needs `image label` on every line of what TEST names")
         if not cfg.TRAIN.CHECKPOINT_EVERY and not cfg.TRAIN.CHECKPOINT_MINUTES:

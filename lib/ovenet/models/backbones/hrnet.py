@@ -7,7 +7,6 @@ Shapes: image ``(B, 3, H, W)``; resolution ``r`` of a stage is ``(B, C_r, H/4/2^
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -16,79 +15,16 @@ from torch import Tensor, nn
 from ovenet.errors import UserError
 from ovenet.geometry import resize_features, spatial_size
 from ovenet.models.activation_checkpointing import checkpointed
-from ovenet.models.backbones.blocks import BLOCKS, block_chain, conv_bn
+from ovenet.models.backbones.blocks import block_chain, conv_bn
+from ovenet.models.hrnet_stages import NUM_STAGES, VARIANTS, StageSpec, usual_copy
 from ovenet.models.interfaces import ForkableBackbone, PublishedNames, Tail, initialize_convolutions
 from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import BACKBONES
 
 STEM_CHANNELS = 64
-NUM_STAGES = 4
 STRIDES = (4, 8, 16, 32)
-MAX_TAIL_MODULES = {2: 1, 3: 3, 4: 2}  # of OVeNet's published copies, by stage
 
 Flavour = Literal["hrnet", "mmseg"]
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """One stage: as many resolutions as there are entries in `num_blocks`.
-
-    Attributes:
-        num_modules: HR modules in a row.
-        num_blocks: residual blocks per resolution in each unit.
-        num_channels: width per resolution, before the block's expansion.
-        block: ``BASIC`` or ``BOTTLENECK``.
-    """
-
-    num_modules: int
-    num_blocks: tuple[int, ...]
-    num_channels: tuple[int, ...]
-    block: str = "BASIC"
-
-    @classmethod
-    def of(cls, settings: StageSpec | Mapping[str, Any], number: int) -> StageSpec:
-        """From ``NUM_MODULES``, ``NUM_BLOCKS``, ``NUM_CHANNELS``, ``BLOCK`` of stage `number`, as configs have them.
-
-        Raises:
-            UserError: a setting is missing, unknown or of another type, or has not one entry per resolution.
-        """
-        where = f"stage {number} of HRNet"
-        if not isinstance(settings, StageSpec):
-            settings = {key.lower(): value for key, value in settings.items()}
-            unknown = set(settings) - {"num_modules", "num_blocks", "num_channels", "block"}
-            missing = {"num_modules", "num_blocks", "num_channels"} - set(settings)
-            if unknown or missing:
-                name = sorted(unknown or missing)[0].upper()
-                raise UserError(f"{where}: {name} is {'no setting of it' if unknown else 'not set'}")
-            lists = {k: tuple(settings[k]) for k in ("num_blocks", "num_channels") if _is_list_of_counts(settings[k])}
-            if len(lists) < 2 or type(settings["num_modules"]) is not int or settings["num_modules"] < 1:
-                raise UserError(
-                    f"{where} is {dict(settings)}; expected whole numbers above 0: one for NUM_MODULES, lists of "
-                    f"{number} for NUM_BLOCKS and NUM_CHANNELS"
-                )
-            settings = cls(settings["num_modules"], **lists, block=settings.get("block", "BASIC"))
-        if settings.block not in BLOCKS:
-            raise UserError(f"{where}: BLOCK is {settings.block!r}; expected BASIC or BOTTLENECK")
-        if not len(settings.num_blocks) == len(settings.num_channels) == number:
-            raise UserError(
-                f"{where} needs {number} entries in NUM_BLOCKS and NUM_CHANNELS, one per resolution, got "
-                f"{list(settings.num_blocks)} and {list(settings.num_channels)}"
-            )
-        return settings
-
-    @property
-    def out_channels(self) -> tuple[int, ...]:
-        """Channels that leave the stage, per resolution."""
-        return tuple(c * BLOCKS[self.block].expansion for c in self.num_channels)
-
-
-def usual_copy(spec: StageSpec, number: int) -> StageSpec:
-    """The second copy of stage `number` in an OVeNet: with at most as many HR modules as the published copies."""
-    return replace(spec, num_modules=min(spec.num_modules, MAX_TAIL_MODULES[number]))
-
-
-def _is_list_of_counts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(type(v) is int and v > 0 for v in value)
 
 
 class HRNet(ForkableBackbone):
@@ -306,25 +242,6 @@ def _fuse_layer(source: int, target: int, widths: Sequence[int]) -> nn.Module:
     layers = [conv_bn(widths[source], widths[source], stride=2) for _ in range(steps - 1)]
     layers.append(conv_bn(widths[source], widths[target], stride=2, relu=False))
     return nn.Sequential(*layers)
-
-
-def _stages(
-    width: int, modules: tuple[int, int, int], num_blocks: int, first: tuple[int, int]
-) -> tuple[StageSpec, ...]:
-    """Stages of a published variant; `first` has the blocks and the width of stage 1."""
-    widths = [width * 2**r for r in range(NUM_STAGES)]
-    later = (
-        StageSpec(m, (num_blocks,) * n, tuple(widths[:n]))
-        for n, m in zip(range(2, NUM_STAGES + 1), modules, strict=True)
-    )
-    return (StageSpec(1, (first[0],), (first[1],), "BOTTLENECK"), *later)
-
-
-VARIANTS: dict[str, tuple[StageSpec, ...]] = {
-    "hrnet_w18_small_v1": _stages(16, (1, 1, 1), 2, (1, 32)),
-    "hrnet_w18_small_v2": _stages(18, (1, 3, 2), 2, (2, 64)),
-    **{f"hrnet_w{width}": _stages(width, (1, 4, 3), 4, (4, 64)) for width in (18, 32, 40, 48)},
-}
 
 
 def _hrnet_variant(
