@@ -71,5 +71,5 @@ def test_a_file_beside_the_experiments_may_name_one_by_its_old_place(tmp_path):
 
 
 def test_a_name_of_no_experiment_is_named_as_it_was_given():
-    with pytest.raises(UserError, match=r"^cityscapes/published/no_such: cannot read"):
+    with pytest.raises(UserError, match=r"^cityscapes.published.no_such: cannot read"):
         load_config("cityscapes/published/no_such")
