@@ -101,7 +101,7 @@ def test_every_experiment_of_a_table_has_its_commands(section, num_scores, num_c
 
 
 def test_weights_that_come_along_are_there():
-    for command, _ in commands("Weights that come along"):
+    for command, _ in commands("Bundled weights"):
         _, verb, name, _ = shlex.split(command)
         assert verb in COMMANDS
         assert (ROOT / f"pretrained_models/{name}.safetensors").is_file()
