@@ -1,6 +1,6 @@
-"""Dataclasses that cross the layers of the package.
+"""Types that several packages share.
 
-Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (that over the stride, rounded up).
+Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size (image size over the stride, rounded up).
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # the last: shares whose sum is not 1
+Size = tuple[int, int]  # (height, width), unless a name says (width, height)
+ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # unnormalized: at least 0, but the sum is not 1
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Normalisation of a network's input; the default is ImageNet's, which most published weights were trained with.
+    """Normalisation of a network's input; by default ImageNet's, which most published weights were trained with.
 
     Attributes:
-        mean: per channel, as a share of 255.
-        std: per channel, likewise.
-        channel_order: of the image that enters the network; images are read as RGB.
+        mean: per-channel mean, in [0, 1].
+        std: per-channel standard deviation, in [0, 1].
+        channel_order: channel order of the network's input; image files are read as RGB.
     """
 
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -31,21 +32,22 @@ class Normalization:
 
     @property
     def pad_color(self) -> tuple[int, int, int]:
-        """The RGB grey levels that come out nearest to zero."""
-        color = tuple(round(255 * m) for m in self.mean)
-        return color if self.channel_order == "RGB" else color[::-1]
+        """The RGB colour, in 0 to 255, that is nearest to zero after normalisation."""
+        first, second, third = (round(255 * m) for m in self.mean)
+        return (first, second, third) if self.channel_order == "RGB" else (third, second, first)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as it lies on disk, or as the transforms left it.
+    """One image and its label, as read from disk or as transformed.
 
     Attributes:
         image: ``(H, W, 3)`` uint8 RGB.
-        labels: ``(H, W)`` int16 train ids, the ignore id included; None where the list names no label.
-        name: the image's path relative to its dataset's folder.
-        problem: why another sample was to be here but could not be read; "" for nothing.
-        changes: ``(N,)`` float32, what is still to be done to it, see `ovenet.data.augmentation`; None is nothing.
+        labels: ``(H, W)`` int16 class ids or the ignore id; None where the list names no label.
+        name: path of the image, relative to the dataset's folder.
+        problem: why the sample that this one replaces could not be read; "" if it replaces none.
+        changes: ``(N,)`` float32 parameters of the augmentation that the device still applies, see
+            `ovenet.data.augmentation`; None for no augmentation.
     """
 
     image: np.ndarray
@@ -60,12 +62,12 @@ class Batch:
     """Samples of one size, stacked.
 
     Attributes:
-        images: ``(B, 3, H, W)`` uint8 RGB, channels last in memory; augmented and normalised on the device, see
+        images: ``(B, 3, H, W)`` uint8 RGB, channels last in memory; augmented and normalised on the device by
             `ovenet.data.augmentation.prepared`.
-        labels: ``(B, H, W)`` int16 train ids.
-        names: the image paths, ``B`` of them.
-        problems: why samples that were to be here could not be read.
-        changes: ``(B, N)`` float32, what is still to be done to each sample; None is nothing.
+        labels: ``(B, H, W)`` int16 class ids or the ignore id.
+        names: ``B`` image paths.
+        problems: why each replaced sample could not be read.
+        changes: ``(B, N)`` float32, see `Sample.changes`; None for no augmentation.
     """
 
     images: Tensor
@@ -75,7 +77,7 @@ class Batch:
     changes: Tensor | None = None
 
     def pin_memory(self) -> Batch:
-        """A copy in page-locked memory; torch's loader calls this method."""
+        """A copy in page-locked memory; torch's DataLoader calls this method."""
         return self._mapped(lambda tensor: tensor.pin_memory())
 
     @property
@@ -85,7 +87,7 @@ class Batch:
 
     @classmethod
     def from_tensors(cls, tensors: Sequence[Tensor]) -> list[Batch]:
-        """Nameless batches from their `tensors` in a row; images, of four dimensions, begin the next one."""
+        """Batches without names from their concatenated `tensors`; each batch starts at a 4-dimensional tensor."""
         starts = [index for index, tensor in enumerate(tensors) if tensor.ndim == 4]
         ends = [*starts[1:], len(tensors)]
         parts = [tensors[start:end] for start, end in zip(starts, ends, strict=True)]
@@ -98,10 +100,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class QueryOutput:
-    """Masks and their classes, from each layer of a decoder with ``Q`` queries, the last one last.
+    """Masks and their classes, predicted by a decoder with ``Q`` queries; one entry per decoder layer.
 
     Attributes:
-        classes: logits ``(B, Q, K + 1)``, the last of "nothing".
+        classes: logits ``(B, Q, K + 1)``; the last class is "no object".
         masks: logits ``(B, Q, h, w)``.
     """
 
@@ -111,18 +113,20 @@ class QueryOutput:
 
 @dataclass(frozen=True)
 class OVeNetOutput:
-    """What a segmentor predicts, at the stride of its head. Tuples hold auxiliary maps first and the final one last.
+    """Prediction of a model at the stride of its head. Score maps are tuples: auxiliary first, final last.
+
+    A baseline, a model without a seed, has no `seed` scores, offset or confidence.
 
     Attributes:
         initial: ``S_i``, each ``(B, K, h, w)``.
-        seed: ``S_s``, each pixel's scores fetched from its seed pixel; empty for a baseline.
-        fused: ``S_f``; the same tensors as ``initial`` for a baseline.
-        offset: ``(B, 2, h, w)`` from pixel to seed in ``(x, y)``, normalised so that the image spans ``[-1, 1]``;
-            None for a baseline.
+        seed: ``S_s``, the initial scores sampled at each pixel's seed pixel; empty for a baseline.
+        fused: ``S_f``; the same tensors as `initial` for a baseline.
+        offset: ``(B, 2, h, w)`` from pixel to seed pixel in ``(x, y)``, normalised so that the image spans
+            ``[-1, 1]``; None for a baseline.
         confidence: ``(B, 1, h, w)`` in ``[0, 1]``, the weight of the seed's scores; None for a baseline.
-        score_kind: what the maps hold: logits, or probabilities (``MODEL.SEED.FUSE_LOGITS``).
-        embedding: ``(B, D, h, w)`` for losses that compare pixels; None where the head has none.
-        queries: masks and their classes, while training; None where the head has none.
+        score_kind: whether the score maps hold logits or probabilities (``MODEL.SEED.FUSE_LOGITS``).
+        embedding: ``(B, D, h, w)`` pixel embeddings for contrastive losses; None if the head has none.
+        queries: masks and their classes, in training; None if the head has none.
     """
 
     initial: tuple[Tensor, ...]
@@ -143,7 +147,7 @@ class OVeNetOutput:
         """The score maps to evaluate, by name.
 
         Args:
-            index: which map of each tuple; -1 is the final one.
+            index: index into each tuple of score maps; -1 is the final map.
 
         Returns:
             ``{"initial", "seed", "fused"}``, or ``{"fused"}`` alone for a baseline.
@@ -158,9 +162,9 @@ class LossTerms:
     """The total loss and its unweighted terms, each a scalar.
 
     Attributes:
-        total: what is differentiated.
-        terms: detached values by name: ``initial``, ``seed``, ``fused``, ``confidence``, ``offset``, ``contrast``,
-            ``class``, ``mask``, ``dice``, as far as they exist.
+        total: the weighted sum, to call ``backward`` on.
+        terms: detached terms by name, those that the model has of ``initial``, ``seed``, ``fused``, ``confidence``,
+            ``offset``, ``contrast``, ``class``, ``mask``, ``dice``.
     """
 
     total: Tensor
@@ -169,19 +173,19 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores of one prediction against the labels, all in ``[0, 1]``.
+    """Scores of one score map against the labels, all in ``[0, 1]``.
 
     Attributes:
         class_names: ``K`` names.
         iou: ``(K,)`` intersection over union; NaN for a class without a labelled pixel.
-        accuracy: ``(K,)`` recall of each class; NaN likewise.
-        dice: ``(K,)`` twice the intersection over the sum of both areas; NaN likewise.
+        accuracy: ``(K,)`` recall of each class; NaN for a class without a labelled pixel.
+        dice: ``(K,)`` twice the intersection over the sum of both areas; NaN for a class without a labelled pixel.
         mean_iou: mean of ``iou`` over the classes that have labelled pixels.
         mean_accuracy: mean of ``accuracy`` over the same classes.
         mean_dice: mean of ``dice`` over the same classes.
         frequency_weighted_iou: mean of ``iou`` weighted by the classes' labelled pixels.
-        pixel_accuracy: share of the labelled pixels that are right.
-        num_pixels: labelled pixels that were scored.
+        pixel_accuracy: fraction of the labelled pixels that are predicted correctly.
+        num_pixels: number of labelled pixels.
         absent: names of the classes without a labelled pixel.
     """
 

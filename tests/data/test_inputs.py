@@ -1,6 +1,8 @@
 """What a command line names, and the frames of videos."""
 
+import os
 import re
+import sys
 
 import cv2
 import numpy as np
@@ -44,7 +46,7 @@ def test_files_and_cameras(folder):
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("nowhere.png", "does not exist"), ("*.nothing", "no image"), ("empty", "no image"), ("camera:x", "number")],
+    [("nowhere.png", "does not exist"), ("*.nothing", "no image"), ("empty", "no image"), ("camera:x", "camera:0")],
 )
 def test_what_names_nothing_is_refused(folder, monkeypatch, argument, message):
     monkeypatch.chdir(folder)
@@ -73,7 +75,8 @@ def test_frames_are_rgb_in_order(tmp_path):
     np.testing.assert_allclose(means, [(40 * i, 0, 0) for i in range(6)], atol=4)
 
 
-def test_a_broken_frame_is_told_and_the_next_ones_are_read(tmp_path):
+@pytest.mark.parametrize("kind", ["video", "pipe"])
+def test_a_broken_frame_is_told_and_the_next_ones_are_read(tmp_path, kind):
     write_video(tmp_path / "v.avi")
     data = bytearray((tmp_path / "v.avi").read_bytes())
     starts = [match.end() for match in re.finditer(rb"00dc....(?=\xff\xd8)", data, re.DOTALL)]  # of the JPEGs
@@ -81,8 +84,26 @@ def test_a_broken_frame_is_told_and_the_next_ones_are_read(tmp_path):
     length = int.from_bytes(data[starts[2] - 4 : starts[2]], "little")
     data[starts[2] : starts[2] + length] = b"\0" * length
     (tmp_path / "v.avi").write_bytes(data)
-    frames = list(FrameReader(Input("video", tmp_path / "v.avi", "v")))
+    with open(tmp_path / "v.avi", "rb") as file:
+        frames = list(FrameReader(Input(kind, tmp_path / "v.avi" if kind == "video" else file.fileno(), "v")))
     assert [frame is None for frame in frames] == [False, False, True, False, False, False]
+
+
+def test_the_frames_that_a_file_lacks_are_told(tmp_path):
+    write_video(tmp_path / "v.avi")
+    data = (tmp_path / "v.avi").read_bytes()
+    starts = [match.start() for match in re.finditer(rb"00dc....(?=\xff\xd8)", data, re.DOTALL)]
+    (tmp_path / "v.avi").write_bytes(data[: starts[4]])
+    frames = list(FrameReader(Input("video", tmp_path / "v.avi", "v")))
+    assert [frame is None for frame in frames] == [False, False, False, False, True, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are Unicode")
+def test_the_name_of_a_video_need_not_be_unicode(tmp_path):
+    path = tmp_path / os.fsdecode(b"v\xff.avi")
+    write_video(tmp_path / "v.avi")
+    (tmp_path / "v.avi").rename(path)
+    assert len(list(FrameReader(Input("video", path, "v")))) == 6
 
 
 def test_no_video_and_no_camera(tmp_path):

@@ -128,7 +128,7 @@ def test_a_smaller_image_is_padded_and_cut(trained, exported):
 
 
 def test_a_larger_image_is_named(exported):
-    with pytest.raises(UserError, match="128x96 pixels, got 160x96"):
+    with pytest.raises(UserError, match=r"fixed\.onnx: .*128x96 .*160x96.*--size"):
         FileNetwork(exported / "fixed.onnx")(torch.zeros(1, 3, 96, 160))
 
 
@@ -154,7 +154,7 @@ def test_classes_at_the_size_of_the_image(trained, exported):
         expected = torch.nn.functional.interpolate(scores, SIZE, mode="bilinear", align_corners=True).argmax(dim=1)
     assert labels.dtype == np.uint8
     assert (labels != expected.numpy()).mean() < 1e-3
-    with pytest.raises(UserError, match="gives classes, not scores"):
+    with pytest.raises(UserError, match=r"labels\.onnx: .*--output scores"):
         ovenet.load(exported / "labels.onnx")
 
 
@@ -201,7 +201,7 @@ def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
     real = module.fuse_conv_bn
     monkeypatch.setattr(module, "fuse_conv_bn", spoilt)
     for name in ("spoilt.onnx", "spoilt.xml"):
-        with pytest.raises(UserError, match="of the pixels change their class, at most"):
+        with pytest.raises(UserError, match=r"spoilt.*\d % .* at most 0\.1 %.*--max-changed"):
             export(trained, exported / name, options(exported))
     assert not list(exported.glob("*spoilt*"))
     assert not list(exported.glob(".ovenet-*"))
@@ -237,18 +237,18 @@ def test_files_that_cannot_be_read(exported, tmp_path):
     for suffix in (".onnx", ".xml", ".pt2"):
         path = (tmp_path / "bad").with_suffix(suffix)
         path.write_bytes(b"nothing of the kind")
-        with pytest.raises(UserError, match="not a file of this kind"):
+        with pytest.raises(UserError, match=rf"{path.name}: "):
             ovenet.load(path)
     model = onnx.load(exported / "fixed.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "silent.onnx")
-    with pytest.raises(UserError, match="says nothing about its classes"):
+    with pytest.raises(UserError, match=r"silent\.onnx: .*ovenet export"):
         ovenet.load(tmp_path / "silent.onnx")
     onnx.helper.set_model_props(model, {KEY: json.dumps({"version": 99})})
     onnx.save(model, tmp_path / "newer.onnx")
-    with pytest.raises(UserError, match="form 99"):
+    with pytest.raises(UserError, match=r"newer\.onnx: .*99\b.*\b1\b"):
         ovenet.load(tmp_path / "newer.onnx")
-    with pytest.raises(UserError, match="runtime torch does not run onnx"):
+    with pytest.raises(UserError, match=r"fixed\.onnx: .*torch.*onnx.*onnxruntime"):
         ovenet.load(exported / "fixed.onnx", runtime="torch")
 
 
@@ -270,7 +270,7 @@ def test_a_runtime_that_is_not_installed(monkeypatch):
 def test_auto_is_the_fastest_on_the_cpu():
     assert choose_runtime("auto", torch.device("cpu")) == "openvino"
     assert choose_runtime("auto", torch.device("cuda")) == "torch"
-    with pytest.raises(UserError, match="runs on the CPU"):
+    with pytest.raises(UserError, match=r"openvino .*DEVICE cpu"):
         choose_runtime("openvino", torch.device("cuda"))
 
 
@@ -284,7 +284,7 @@ def test_bfloat16_in_openvino():
 
 
 def test_precisions(trained):
-    with pytest.raises(UserError, match="does not compute in bf16"):
+    with pytest.raises(UserError, match=r"onnxruntime .*bf16.*TEST\.PRECISION fp32"):
         ConvertedNetwork(trained.model, "onnxruntime", precision="bf16")
 
 

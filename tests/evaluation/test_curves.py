@@ -88,9 +88,9 @@ def test_names_of_runs_are_what_tells_them_apart():
 
 
 def test_what_is_not_there_is_named(tmp_path, runs):
-    with pytest.raises(ValueError, match=r"log\.jsonl: nothing called val/loss; there are train/loss, val/iou"):
+    with pytest.raises(ValueError, match=r"log\.jsonl: .*val/loss; .*train/loss, val/iou"):
         read_curve(tmp_path / "a", "val/loss", is_of_the_result)
-    with pytest.raises(ValueError, match="there is no such log"):
+    with pytest.raises(ValueError, match=r"none.log\.jsonl: "):
         read_curve(tmp_path / "none", "val/iou", is_of_the_result)
 
 

@@ -34,15 +34,15 @@ def test_images_are_refused_by_their_header(guard, tmp_path):
     assert guard(None).check(tmp_path / "a.png") == 3500
     tight = guard(100)
     tight.max_bytes = tight.base_bytes + 1000
-    with pytest.raises(ValueError, match=r"a\.png: 70 x 50 pixels need about .* GB of memory; --max-memory is"):
+    with pytest.raises(ValueError, match=r"a\.png: 70 x 50 .* GB .*--max-memory"):
         tight.check(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"b\.png: the image cannot be read"):
+    with pytest.raises(ValueError, match=r"b\.png: "):
         tight.check(tmp_path / "b.png")
 
 
 def test_a_cap_below_the_model_itself_is_refused(guard):
-    with pytest.raises(ValueError, match=r"one window of 64 x 64 pixels needs .* raise it, or lower TEST\.IMAGE_SIZE"):
+    with pytest.raises(ValueError, match=r"--max-memory 0\.01: .*64 x 64 .* GB; .*TEST\.IMAGE_SIZE"):
         guard(0.01)
 
 

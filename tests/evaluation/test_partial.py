@@ -80,7 +80,7 @@ def test_lines_without_counts_are_forgotten(tmp_path):
 
 def test_other_settings_are_refused(tmp_path):
     run(tmp_path / "p", [0])
-    with pytest.raises(ValueError, match=r"begun with a 1, now it is 2; .*delete that folder"):
+    with pytest.raises(ValueError, match=r"\ba 1, .*\b2; .*delete"):
         PartialEvaluation(tmp_path / "p", {"a": 2}).join()
     assert json.loads((tmp_path / "p/settings.json").read_text()) == {"a": 1}
 
@@ -112,7 +112,7 @@ def test_a_damaged_part_is_set_aside_and_done_again(tmp_path, damage, suffix, ca
 
 def test_settings_of_an_earlier_version_are_read_as_present_ones(tmp_path):
     run(tmp_path / "p", [1, 2])
-    with pytest.raises(UserError, match="was begun with b None, now it is 2"):
+    with pytest.raises(UserError, match=r"\bb None, .*\b2;"):
         PartialEvaluation(tmp_path / "p", {"a": 1, "b": 2}).check_settings()
     PartialEvaluation(tmp_path / "p", {"a": 1, "b": 2}, read_settings=lambda found: {"b": 2, **found}).check_settings()
 
@@ -125,5 +125,5 @@ def test_foreign_files_and_settings(tmp_path):
     assert (folder / "notes.pth").read_text() == "mine"
     for content in ("", "[1]", "{"):
         (folder / "settings.json").write_text(content)
-        with pytest.raises(UserError, match=r"settings\.json: missing or damaged.*delete that folder"):
+        with pytest.raises(UserError, match=r"settings\.json: .*delete"):
             joined(folder)

@@ -118,16 +118,16 @@ def renamed(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / LAST).unlink(), rf"{LAST} is missing \(1 of 3 files are\)"),
-        (lambda folder: (folder / "notes.txt").write_text("x"), r"notes\.txt does not belong there"),
-        (renamed(LAST.upper()), rf"is wrongly named; expected {LAST}"),
-        (renamed(LAST.replace("png", "bmp")), rf"is wrongly named; expected {LAST}"),
-        (renamed(f"a/{LAST}"), r"a/.* is wrongly named"),
-        (replaced(png(np.full((6, 9), 7, np.uint8))), r"is 9x6 pixels; its image is 8x6"),
-        (replaced(png(np.full((6, 8, 3), 7, np.uint8))), "is a PNG of mode RGB; expected"),
-        (replaced(png(np.full((6, 8), 7, np.uint16))), "one channel of 8 bits"),
-        (replaced(png(np.full((6, 8), 18, np.uint8))), "holds the id 18, which is no class"),
-        (replaced(b"text"), rf"{LAST} cannot be read"),
+        (lambda folder: (folder / LAST).unlink(), rf"{LAST} is missing.*1 of 3"),
+        (lambda folder: (folder / "notes.txt").write_text("x"), r"notes\.txt .*1 such"),
+        (renamed(LAST.upper()), rf"{LAST.upper()} .*; expected {LAST}"),
+        (renamed(LAST.replace("png", "bmp")), rf"bmp .*; expected {LAST}"),
+        (renamed(f"a/{LAST}"), rf"a/{LAST} .*; expected {LAST}"),
+        (replaced(png(np.full((6, 9), 7, np.uint8))), rf"{LAST} .*9x6 .*8x6"),
+        (replaced(png(np.full((6, 8, 3), 7, np.uint8))), rf"{LAST} .*RGB; expected a PNG with one channel of 8 bits"),
+        (replaced(png(np.full((6, 8), 7, np.uint16))), rf"{LAST} .*I;16; expected a PNG with one channel of 8 bits"),
+        (replaced(png(np.full((6, 8), 18, np.uint8))), rf"{LAST} .* id 18\b.*label ids"),
+        (replaced(b"text"), f"{LAST} "),
     ],
 )
 def test_a_zip_that_the_server_would_refuse(tmp_path, change, message):
@@ -142,12 +142,12 @@ def test_files_that_are_no_zip_or_hold_a_file_twice(tmp_path):
     path, sizes = make_zip(tmp_path, CITYSCAPES, IMAGES)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr(LAST, b"again")
-    with pytest.raises(ValueError, match=rf"{LAST} is in it twice"):
+    with pytest.raises(ValueError, match=f"{LAST} .*twice"):
         validate_zip(path, sizes, CITYSCAPES)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="not a zip file, or a damaged one"):
+    with pytest.raises(ValueError, match=rf"{path.name}: not a zip"):
         validate_zip(path, sizes, CITYSCAPES)
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match=r"none\.zip: "):
         validate_zip(tmp_path / "none.zip", sizes, CITYSCAPES)
 
 
@@ -164,12 +164,12 @@ def test_a_damaged_entry_is_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[60 + len(IMAGES[0])] ^= 255
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"berlin_000000_000010_leftImg8bit\.png cannot be read"):
+    with pytest.raises(ValueError, match=r"berlin_000000_000010_leftImg8bit\.png "):
         validate_zip(path, sizes, CITYSCAPES)
 
 
 def test_names_that_collide_and_datasets_without_a_server():
-    with pytest.raises(ValueError, match=r"b/x\.png: another image's prediction is called x\.png too"):
+    with pytest.raises(ValueError, match=r"b/x\.png: .*\bx\.png "):
         submission_names(["a/x.png", "b/x.png"], CITYSCAPES)
-    with pytest.raises(ValueError, match="camvid has no test server"):
+    with pytest.raises(ValueError, match=r"camvid .*test server"):
         submission_names(["a/x.png"], CATALOG["camvid"])

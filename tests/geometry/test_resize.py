@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ovenet.geometry import add_resized_rows_gradient, resize_features, resize_rows, source_rows
-from ovenet.geometry.resize import _Enlarged, _weights
+from ovenet.geometry.resize import _Upsampled, _weights
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -77,7 +77,7 @@ def test_the_gradient_by_matrix_products_is_that_of_torch(in_size, out_size, mem
     weights = torch.randn(2, 3, *out_size, dtype=torch.float64)
     weights = weights.to(memory_format=memory_format)
     ours, expected = (values.clone().requires_grad_() for _ in range(2))
-    resized = _Enlarged.apply(ours, out_size, align_corners)
+    resized = _Upsampled.apply(ours, out_size, align_corners)
     wanted = F.interpolate(expected, size=out_size, mode="bilinear", align_corners=align_corners)
     assert torch.equal(resized, wanted)
     (resized * weights).sum().backward()
@@ -109,7 +109,7 @@ def test_the_weights_of_16_bits_give_all_of_a_pixels_gradient_away(in_size, out_
 def test_a_gradient_of_16_bits_adds_up_to_that_of_the_output(align_corners):
     values = torch.zeros(1, 4, 128, 128, dtype=torch.bfloat16, requires_grad=True)
     weights = torch.rand(1, 4, 256, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
-    (gradient,) = torch.autograd.grad(_Enlarged.apply(values, (256, 256), align_corners), values, weights)
+    (gradient,) = torch.autograd.grad(_Upsampled.apply(values, (256, 256), align_corners), values, weights)
     assert float(gradient.double().sum() / weights.double().sum()) == pytest.approx(1, abs=2**-9)
 
 

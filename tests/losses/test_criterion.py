@@ -83,7 +83,7 @@ def test_an_ignored_crop_gives_zero_with_a_gradient(name):
 
 
 def test_weights_must_fit_the_outputs():
-    with pytest.raises(ValueError, match=r"BALANCE_WEIGHTS has 2 entries, the model 1"):
+    with pytest.raises(ValueError, match=r"LOSS\.BALANCE_WEIGHTS has 2 .*model has 1 "):
         SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1))(constant_output(0.8, 0.8, 0.8, 0.5), LABELS)
 
 

@@ -131,11 +131,11 @@ def test_terms_are_weighted_and_added():
 @pytest.mark.parametrize(
     ("term", "message"),
     [
-        ({"NAME": "dise"}, "there is no loss 'dise'; the nearest are dice"),
-        ({"NAME": "focal", "GAMA": 1}, r"LOSS\.TERMS\[0\]\.GAMA: the loss focal has no such argument; .*GAMMA"),
-        ({"NAME": "focal", "GAMMA": "much"}, r"LOSS\.TERMS\[0\]\.GAMMA is 'much'; expected a number"),
-        ({"WEIGHT": 1}, "expected a NAME"),
-        ({"NAME": "focal", "WEIGHT": -1}, "expected a number of at least 0"),
+        ({"NAME": "dise"}, r"'dise'.* dice"),
+        ({"NAME": "focal", "GAMA": 1}, r"LOSS\.TERMS\[0\]\.GAMA.*focal.*GAMMA"),
+        ({"NAME": "focal", "GAMMA": "much"}, r"LOSS\.TERMS\[0\]\.GAMMA is 'much'.*number"),
+        ({"WEIGHT": 1}, r"LOSS\.TERMS\[0\] is \{'WEIGHT': 1\}.*NAME.*cross_entropy"),
+        ({"NAME": "focal", "WEIGHT": -1}, r"LOSS\.TERMS\[0\]\.WEIGHT is -1.*at least 0"),
     ],
 )
 def test_bad_terms_are_named(term, message):

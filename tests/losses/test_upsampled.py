@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 from functools import partial
 
@@ -186,7 +187,7 @@ def test_the_whole_criterion_is_the_same_with_every_engine(term):
 
 def test_triton_needs_cuda():
     scores, labels = example((3, 4), (10, 9), 4, "logits")
-    with pytest.raises(ValueError, match=r"LOSS.BACKEND is triton, but the scores are not on a CUDA device"):
+    with pytest.raises(ValueError, match=r"LOSS\.BACKEND is triton.*CUDA"):
         upsampled_cross_entropy([scores], Targets.from_labels(labels, ignore_label=IGNORE), "logits", backend="triton")
 
 
@@ -268,7 +269,7 @@ def test_a_kernel_that_fails_at_any_call_is_replaced(fused_triton, monkeypatch, 
         assert_equal_to_plain(scores, labels, "logits", ohem, True, upsampled_cross_entropy)
     assert calls == 3
     (record,) = caplog.records
-    assert "fail for 5 classes, 2x3 to 5x7 (RuntimeError: PassManager::run failed)" in record.getMessage()
+    assert re.search(r"5 classes, 2x3 to 5x7 .*RuntimeError: PassManager::run failed", record.getMessage())
     assert_equal_to_plain(other, labels, "logits", ohem, True, upsampled_cross_entropy)  # another shape is another try
     assert calls == 4
     assert len(caplog.records) == 2
@@ -280,7 +281,7 @@ def test_kernels_whose_results_differ_are_not_used(fused_triton, monkeypatch, ca
     monkeypatch.setattr(fused_triton, "gradient", lambda *args, **kwargs: factor * run(*args, **kwargs))
     scores, labels = example((2, 3), (5, 7), 5, "logits", batch=1)
     assert_equal_to_plain(scores, labels, "logits", None, True, upsampled_cross_entropy)
-    assert "its results differ from those of the blocked loss" in caplog.text
+    assert re.search(r"RuntimeError: .*differ", caplog.text)
 
 
 def test_scores_that_are_not_finite_are_no_reason_to_give_the_kernels_up(fused_triton):

@@ -109,5 +109,5 @@ def test_the_official_mode_resizes_the_matrix(step):
 
 def test_a_resolution_that_cannot_be_is_named():
     for resolution in (0, 100):
-        with pytest.raises(UserError, match=f"RESOLUTION of EfficientFormerV2 is {resolution}; expected a multiple"):
+        with pytest.raises(UserError, match=rf"MODEL\.BACKBONE\.RESOLUTION is {resolution}.*multiple of 32"):
             BACKBONES["efficientformerv2_s0"](resolution=resolution)

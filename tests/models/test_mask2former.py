@@ -108,9 +108,9 @@ def test_queries_are_predicted_while_training_alone(head):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"channels": 48}, "CHANNELS of the mask2former head is 48; expected a multiple of 32"),
-        ({"num_queries": 0}, "NUM_QUERIES of the mask2former head is 0; expected at least 1"),
-        ({"num_layers": 0}, "NUM_LAYERS of the mask2former head is 0; expected at least 1"),
+        ({"channels": 48}, r"MODEL\.HEAD\.CHANNELS is 48.*multiple of 32"),
+        ({"num_queries": 0}, r"MODEL\.HEAD\.NUM_QUERIES is 0.*at least 1"),
+        ({"num_layers": 0}, r"MODEL\.HEAD\.NUM_LAYERS is 0.*at least 1"),
     ],
 )
 def test_settings_that_cannot_be(args, message):
@@ -119,7 +119,7 @@ def test_settings_that_cannot_be(args, message):
 
 
 def test_another_number_of_maps_is_refused():
-    with pytest.raises(UserError, match=r"reads 4 maps, got 1; set MODEL.NECK none"):
+    with pytest.raises(UserError, match=r"mask2former.* 4 .* 1\b.*MODEL\.NECK\.NAME none"):
         build_segmentor("swin_t", num_classes=3, head="mask2former", neck="concat")
 
 
@@ -128,7 +128,5 @@ def test_without_the_extra_the_error_names_it(monkeypatch, backbone, head):
     for name in [name for name in sys.modules if name.startswith("transformers.models.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(
-        UserError, match=r"transformers is not installed .* install it with: pip install -e \"\.\[mask2f"
-    ):
+    with pytest.raises(UserError, match=r"transformers.*pip install -e \"\.\[mask2former\]"):
         build_segmentor(backbone, num_classes=3, head=head)

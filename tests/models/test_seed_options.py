@@ -112,7 +112,7 @@ def test_a_correction_beside_several_seeds():
 
 def test_a_correction_needs_logits(images):
     model = build(correction=True, fuse_logits=False)
-    with pytest.raises(UserError, match=r"correction .*logits.* probabilities"):
+    with pytest.raises(UserError, match=r"MODEL\.SEED.*logits.*probabilities"):
         model(images)
 
 

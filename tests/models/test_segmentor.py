@@ -100,13 +100,13 @@ def test_freezing_leaves_everything_but_the_offset_branch_untouched(tiny_cfg, na
 
 
 def test_a_baseline_cannot_be_frozen(tiny_cfg):
-    with pytest.raises(UserError, match="nothing of this model would be left to train"):
+    with pytest.raises(UserError, match="backbone, neck, head"):
         build_model(tiny_cfg(offset_branch=0)).freeze(["backbone", "neck", "head"])
 
 
 @pytest.mark.parametrize("part", ["sead", "backbone.layer9", "seed"])
 def test_only_parts_that_are_there_can_be_frozen(tiny_cfg, part):
-    with pytest.raises(UserError, match=rf"no part '{part}'; it has backbone, neck, head, and modules in them"):
+    with pytest.raises(UserError, match=rf"'{part}'.*backbone, neck, head"):
         build_model(tiny_cfg(offset_branch=0)).freeze([part])
 
 

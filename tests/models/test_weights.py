@@ -152,7 +152,7 @@ def test_a_file_that_hardly_fits_is_refused(tiny_cfg):
     state = {k: model.state_dict()[k].clone() for k in names[: int(0.9 * len(names))]}
     report = load_weights(model, state, "file.pth", whole=True)
     assert 0.88 < report.matched_share < 0.92
-    with pytest.raises(ValueError, match=r"file.pth: only .*MODEL.ALLOW_PARTIAL"):
+    with pytest.raises(ValueError, match=r"file\.pth.*95%.*MODEL\.ALLOW_PARTIAL"):
         report.require(0.95)
     report.require(0.95, allow_partial=True)
 
@@ -167,7 +167,7 @@ def test_evaluation_needs_every_tensor(tiny_cfg, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
     del state["seed.head.layers.3.bias"]
     torch.save(state, tmp_path / "less.pth")
-    with pytest.raises(ValueError, match="at least 100%"):
+    with pytest.raises(ValueError, match=r"less\.pth.*100%"):
         load_checkpoint(other, tmp_path / "less.pth")
 
 
@@ -457,7 +457,7 @@ def test_bundled_weights_are_those_of_the_package():
 
 def test_weights_of_another_network_are_refused_by_name(tmp_path):
     torch.save({"layers.0.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(ovenet.UserError, match=r"other\.pth: only 0 of the \d+ tensors that it should"):
+    with pytest.raises(ovenet.UserError, match=r"other\.pth.* 0 of .*backbone\.conv1\.weight"):
         ovenet.create_model("hrnet_w18_small_v1", pretrained=tmp_path / "other.pth")
-    with pytest.raises(ovenet.UserError, match="timm does not have this backbone"):
+    with pytest.raises(ovenet.UserError, match=r"timm.*backbone"):
         ovenet.create_model("mit_b0", pretrained="timm")

@@ -112,7 +112,7 @@ def test_runs_stand_side_by_side(evaluation, baseline, tmp_path):
 
 def test_other_classes_cannot_be_compared(evaluation, other_classes, tmp_path):
     other = write_evaluation(tmp_path / "o/test/x", num_images=1, info=other_classes)
-    with pytest.raises(ValueError, match="other classes than"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(other))}: .*classes.*{re.escape(str(evaluation))}"):
         write_report([evaluation, other], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
@@ -126,7 +126,7 @@ def test_an_evaluation_without_details_is_refused(evaluation, tmp_path):
     with pytest.raises(ValueError, match=r"TEST\.DETAILS True"):
         write_report([folder], tmp_path / "r.html")
     (folder / "results.json").write_text("{")
-    with pytest.raises(ValueError, match="not a JSON file"):
+    with pytest.raises(ValueError, match=r"results\.json: .*JSON"):
         write_report([folder], tmp_path / "r.html")
 
 
@@ -172,7 +172,8 @@ def test_an_index_is_a_number(evaluation, tmp_path, index):
     if index == 10**9:  # a place in a longer list, of which there is no picture
         write_report([folder], tmp_path / "report.html")
     else:
-        with pytest.raises(UserError, match=r"images\.jsonl, line 1: index is .*; expected a whole number"):
+        shown = re.escape(repr(index))
+        with pytest.raises(UserError, match=rf"images\.jsonl, line 1: index is {shown}; .*integer of at least 0"):
             write_report([folder], tmp_path / "report.html")
         assert not (tmp_path / "report.html").exists()
 

@@ -1,5 +1,7 @@
 """Which evaluation a folder stands for, and what it is called."""
 
+import re
+
 import pytest
 
 from ovenet.report.runs import distinct_names, find_evaluation
@@ -7,7 +9,7 @@ from ovenet.report.runs import distinct_names, find_evaluation
 
 def test_a_run_stands_for_its_newest_test(evaluation):
     assert find_evaluation(evaluation.parents[1]) == evaluation
-    with pytest.raises(ValueError, match=r"run tools/test\.py first"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(evaluation.parent))}: .*results\.json.*tools/test\.py"):
         find_evaluation(evaluation.parent)
 
 

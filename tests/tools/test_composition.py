@@ -57,7 +57,7 @@ def test_pixels_follow_the_backbone_into_training_checkpoints_and_prediction(run
         ("MODEL: {BACKBONE: {NAME: convnext_tini}}", ["there is no backbone 'convnext_tini'"]),
         (
             "MODEL: {BACKBONE: {NAME: mit_b0}, SEED: {NAME: fork}}",
-            ["no stages that a fork could copy", "shared or neck"],
+            ["MODEL.SEED.NAME is fork", "MixTransformer", "shared or neck"],
         ),
         ("MODEL: {NECK: {NAME: concat}, HEAD: {NAME: light_ham}}", ["light_ham head reads at least 3 maps"]),
         (
@@ -66,7 +66,7 @@ def test_pixels_follow_the_backbone_into_training_checkpoints_and_prediction(run
         ),
         (
             "MODEL: {BACKBONE: {NAME: hrnet_w18_small_v1}, SEED: {NAME: fork, STAGE: 5}}",
-            ["at stage 2, 3 or 4, not at 5"],
+            ["MODEL.SEED.STAGE is 5", "2, 3 or 4"],
         ),
         ("MODEL: {BACKBONE: {NAME: mit_b0, PRETRAINED: timm}}", ["PRETRAINED is timm, but timm does not have"]),
         (
@@ -75,7 +75,7 @@ def test_pixels_follow_the_backbone_into_training_checkpoints_and_prediction(run
         ),
         (
             "MODEL: {BACKBONE: {NAME: maxvit_pico_rw_256, IMG_SIZE: [64, 64]}}\nTRAIN: {IMAGE_SIZE: [96, 64]}",
-            ["takes images of 64x64 pixels alone, got 96x64", "MODEL.BACKBONE.IMG_SIZE"],
+            ["64x64", "96x64", "MODEL.BACKBONE.IMG_SIZE"],
         ),
         ("MODEL: {SEED: {NAME: shared}, FROZEN: [backbone.stage9]}", ["no part 'backbone.stage9'"]),
         ("TRAIN: {FREEZE_LAYERS: 'layer1,layer9'}", ["TRAIN.FREEZE_LAYERS: 'layer9'"]),
@@ -103,5 +103,5 @@ def test_weights_of_timm_that_cannot_be_reached_are_one_line(run_process, scenes
         *SHORT, "MODEL.BACKBONE.NAME", "convnext_atto", "MODEL.BACKBONE.PRETRAINED", "timm",
     )  # fmt: skip
     assert done.returncode == 2
-    assert "timm's weights of convnext_atto cannot be had" in done.stderr.splitlines()[-1]
-    assert "name the file instead" in done.stderr.splitlines()[-1]
+    assert "timm's weights of convnext_atto" in done.stderr.splitlines()[-1]
+    assert "file" in done.stderr.splitlines()[-1]

@@ -131,9 +131,9 @@ def scores_in(folder):
 
 def test_bad_input(run_tool, sweep, tmp_path):
     for arguments, message in (
-        ([tmp_path / "no.yaml"], "cannot read"),
+        ([tmp_path / "no.yaml"], "no.yaml: "),
         ([*sweep, "--jobs", 0], "--jobs is 0; expected at least 1"),
-        ([*sweep, "TRAIN.LR"], "overrides come as KEY VALUE pairs"),
+        ([*sweep, "TRAIN.LR"], "KEY VALUE pairs"),
     ):
         done = run_tool("sweep", *arguments)
         assert done.code == 2

@@ -42,7 +42,7 @@ class Answers:
     Attributes:
         page: HTML for a model's name, "" for the first.
         predict: JSON of an image file, a model's name and a runtime.
-        film: an mp4 of a video file, likewise.
+        film: an mp4 of a video file, a model's name and a runtime.
     """
 
     page: Callable[[str], str]
@@ -54,8 +54,8 @@ class RefusedError(Exception):
     """A refused request.
 
     Args:
-        status: of HTTP.
-        message: for people.
+        status: HTTP status.
+        message: text of the answer.
     """
 
     def __init__(self, status: HTTPStatus, message: str):
@@ -89,7 +89,7 @@ class AppServer(ThreadingHTTPServer):
         self.answers, self.max_bytes = answers, int(max_mb * _MB)
         self.waiting = threading.BoundedSemaphore(MAX_WAITING)
         self.reading = threading.BoundedSemaphore(_MAX_READING)
-        # One thread for all: each that computes with torch has memory and helpers of its own.
+        # One thread for all predictions: each thread that runs torch has its own memory and its own pool.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="prediction")
         super().__init__((HOST, port), Handler)
 
@@ -145,14 +145,14 @@ class Handler(BaseHTTPRequestHandler):
             self._send_text(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
         except (TimeoutError, ConnectionError):
             self.close_connection = True
-        except Exception as error:  # its text may contain local paths
+        except Exception as error:  # any fault of the program; its text may contain local paths
             self.server.log_fault(error)
             self._send_text(HTTPStatus.INTERNAL_SERVER_ERROR, "a fault of the program; its terminal says more")
         finally:
             self.server.waiting.release()
 
     def _require_own_page(self) -> None:
-        """Refuses what a page of another origin had a browser send."""
+        """Refuses requests that a page of another origin made the browser send."""
         own = {f"{name}:{self.server.server_address[1]}" for name in (HOST, "localhost")}
         if self.headers.get("Host") not in own:
             raise RefusedError(HTTPStatus.FORBIDDEN, "this page is for this machine alone")
@@ -231,4 +231,4 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged: names of what people upload are theirs."""
+        """Requests are not logged: the names of uploads are private."""

@@ -1,6 +1,6 @@
 """The commands of ``ovenet COMMAND …``, and of the scripts in tools/, which are the same.
 
-Each is a module with a function `main`, that reads ``sys.argv``.
+Each is a module with a function `main` that reads ``sys.argv``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ovenet.errors import UserError, nearest
 from ovenet.utils.streams import end_unread
 from ovenet.version import version
 
-COMMANDS = {  # module, and what it does
+COMMANDS = {  # module and help text by name
     "train": ("train", "train a model"),
     "test": ("test", "score a model on a list of images"),
     "infer": ("infer", "predict images, folders, videos and cameras"),

@@ -7,9 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from ovenet.errors import UserError
 from ovenet.report.page import REPORT, write_report
 from ovenet.report.runs import find_evaluation
+from ovenet.utils.cli import require_free
 
 
 def main() -> None:
@@ -25,10 +25,10 @@ def main() -> None:
     args = parser.parse_args()
     folders = [find_evaluation(run) for run in args.runs]
     if args.output is None and len(folders) > 1:
-        parser.error("several runs: say where the report goes, with --output FILE")
+        parser.error("several runs: name the report with --output FILE")
     path = args.output or folders[0] / REPORT
-    if args.output and path.exists() and not args.overwrite:
-        raise UserError(f"{path}: exists; name another file, or add --overwrite")
+    if args.output:
+        require_free(path, overwrite=args.overwrite)
     for folder in folders:
         print(f"evaluation:  {folder}")
     note = write_report(folders, path, command=shlex.join(["python", *sys.argv]))

@@ -1,6 +1,6 @@
 """Runs an experiment with many settings and seeds.
 
-Runs that are finished are not run again; those that were cut short go on. The table has mean ± standard deviation over
+Finished runs are not run again; interrupted ones resume. The table has mean ± standard deviation over
 the seeds; differences are paired by seed, with their 95 % interval over resampled images in brackets.
 """
 
@@ -22,7 +22,7 @@ from ovenet.utils.logging import configure_logging
 
 
 def main() -> None:
-    """Runs what is missing, and writes table, JSON and plot."""
+    """Runs the missing runs, and writes the table, the JSON and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="YAML file, see docs/training.md")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings of all trainings")
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, else for each core)")
     parser.add_argument("--list", action="store_true", help="say which runs are missing, and run none")
     parser.add_argument("--details", action="store_true", help="scores and gains by seed and class, edges, seeds too")
-    parser.add_argument("--reference", metavar="NAME", help="what the others are compared with, instead of REFERENCE")
+    parser.add_argument("--reference", metavar="NAME", help="variant to compare the others with, instead of REFERENCE")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the plot here too: PNG, SVG or PDF")
     parser.add_argument("--overwrite", action="store_true", help="replace that file")
     args = parser.parse_intermixed_args()

@@ -7,14 +7,16 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
-from ovenet.data.files import IMAGE_SUFFIXES, is_utf8
+from ovenet.data.files import IMAGE_SUFFIXES
 from ovenet.data.video import pyav
 from ovenet.errors import UserError
 
@@ -23,17 +25,21 @@ _CAMERA = "camera:"
 PIPE = "-"
 _LARGEST_CAMERA = 2**31 - 1
 _DEFAULT_RATE = 25.0
-_MAX_BROKEN_IN_A_ROW = 100
+_MAX_MISSING = 100  # frames that a file's header promises and the file lacks
+_UNREADABLE = {
+    "video": "cannot be opened as a video",
+    "pipe": "holds no video that can be read; send a stream, such as ffmpeg -i IN -f matroska - | …",
+}
 
 
 @dataclass(frozen=True)
 class Input:
-    """One thing to predict.
+    """One input of a prediction.
 
     Attributes:
-        kind: see the module.
-        source: the file, or the number of a camera or of an open file.
-        name: of the results, a path without suffix.
+        kind: kind of input.
+        source: path of the file, or number of the camera, or file descriptor of the pipe.
+        name: name of the results, a path without suffix.
     """
 
     kind: Literal["image", "video", "camera", "pipe"]
@@ -45,15 +51,15 @@ class Input:
 
 
 def find_inputs(arguments: Sequence[str], *, frames: bool = False) -> list[Input]:
-    """What a command line names.
+    """The inputs that command line arguments name.
 
     Args:
-        arguments: files; folders, whose images and videos are taken at any depth; patterns with ``*``; and cameras as
-            ``camera:0``; ``-`` is a video from the standard input.
-        frames: the frames of videos have results of their own, in a folder of the video's name.
+        arguments: files; folders, searched for images and videos at any depth; patterns with ``*``; cameras as
+            ``camera:0``; ``-`` for a video from standard input.
+        frames: whether each frame of a video gets results, in a folder named after the video.
 
     Raises:
-        UserError: something does not exist, holds nothing to predict, or two results would have the same name.
+        UserError: an argument does not exist or holds no input, or two results would have the same name.
     """
     inputs: list[Input] = []
     for argument in arguments:
@@ -89,7 +95,7 @@ def _inputs_of(argument: str) -> list[Input]:
     if argument.startswith(_CAMERA):
         number = argument.removeprefix(_CAMERA)
         if not (number.isascii() and number.isdigit() and int(number) <= _LARGEST_CAMERA):
-            raise UserError(f"{argument}: expected a camera's number, such as {_CAMERA}0")
+            raise UserError(f"{argument}: expected the number of a camera, such as {_CAMERA}0")
         return [Input("camera", int(number), f"camera_{number}")]
     path = Path(argument)
     if path.is_dir():
@@ -110,7 +116,7 @@ def _inputs_of(argument: str) -> list[Input]:
 
 
 def _below(path: Path, base: Path) -> Path:
-    """A path relative to a folder; its last part alone where it leads out of it."""
+    """A path relative to a folder; only its last part where it leads out of the folder."""
     relative = Path(os.path.normpath(path.relative_to(base)))
     return Path(path.name) if ".." in relative.parts else relative
 
@@ -134,7 +140,7 @@ def _of_file(path: Path, name: Path) -> Input:
 
 
 def _distinct(inputs: list[Input]) -> list[Input]:
-    """``a.jpg`` beside ``a.png`` keeps the suffix in its name."""
+    """Adds the suffix to names that are not distinct, as of ``a.jpg`` beside ``a.png``."""
     count: dict[str, int] = {}
     for one in inputs:
         count[one.name] = count.get(one.name, 0) + 1
@@ -148,21 +154,18 @@ class FrameReader:
     """The frames of a video, a camera or a pipe.
 
     Args:
-        one: of kind ``video``, ``camera`` or ``pipe``.
+        one: input of kind ``video``, ``camera`` or ``pipe``.
 
     Attributes:
-        rate: frames a second.
-        num_frames: as the file says; 0 where it is not known.
+        rate: frames per second.
+        num_frames: number of frames by the file's header; 0 if unknown.
 
     Raises:
-        UserError: it cannot be opened.
+        UserError: the input cannot be opened.
     """
 
     def __init__(self, one: Input):
-        if one.kind == "pipe":
-            self._source: _PipeSource | _CaptureSource = _PipeSource(one)
-        else:
-            self._source = _CaptureSource(one)
+        self._source: _Camera | _Stream = _Camera(one) if one.kind == "camera" else _Stream(one)
         rate = self._source.rate
         self.rate = rate if 0 < rate < 1000 else _DEFAULT_RATE
         self.num_frames = self._source.num_frames
@@ -176,76 +179,74 @@ class FrameReader:
         self._source.close()
 
 
-class _CaptureSource:
-    """A file or a camera by OpenCV."""
+class _Camera:
+    """A camera, opened by OpenCV: FFmpeg, and so PyAV, has no numbers for the cameras of Windows."""
+
+    num_frames = 0
 
     def __init__(self, one: Input):
-        if isinstance(one.source, Path) and not is_utf8(one.source):
-            raise UserError(f"{str(one.source)!r}: OpenCV takes names in UTF-8 alone; rename the video")
-        self._capture = cv2.VideoCapture(one.source if isinstance(one.source, int) else str(one.source))
+        self._capture = cv2.VideoCapture(int(str(one.source)))
         if not self._capture.isOpened():
             raise UserError(f"{one}: cannot be opened as a video")
         self.rate = self._capture.get(cv2.CAP_PROP_FPS)
-        self.num_frames = 0 if one.kind == "camera" else max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
-    def frames(self) -> Iterator[np.ndarray | None]:
-        index = broken = 0
+    def frames(self) -> Iterator[np.ndarray]:
         while True:
             is_read, frame = self._capture.read()
-            if is_read:
-                broken = 0
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            elif index < self.num_frames and broken < _MAX_BROKEN_IN_A_ROW:
-                broken += 1
-                yield None
-            else:
+            if not is_read:
                 return
-            index += 1
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
     def close(self) -> None:
         self._capture.release()
 
 
-class _PipeSource:
-    """A stream without seeking, read by FFmpeg."""
-
-    num_frames = 0
+class _Stream:
+    """A video file or a pipe, decoded by PyAV."""
 
     def __init__(self, one: Input):
         av = pyav(str(one))
         self._error = av.error.FFmpegError
-        self._file = os.fdopen(os.dup(int(one.source)), "rb")
+        try:
+            self._file = FileIO(os.dup(one.source) if isinstance(one.source, int) else one.source)
+        except OSError as error:
+            raise UserError(f"{one}: cannot be opened ({error.strerror})") from error
         try:
             self._container = av.open(self._file)
             self._stream = self._container.streams.video[0]
         except (self._error, IndexError) as error:
             self._file.close()
-            raise UserError(
-                f"{one}: holds no video that can be read; send a stream, such as ffmpeg -i IN -f matroska - | …"
-            ) from error
+            raise UserError(f"{one}: {_UNREADABLE[one.kind]}") from error
+        self._stream.thread_type = "AUTO"
         self.rate = float(self._stream.average_rate or 0)
+        length_s = (self._container.duration or 0) / av.time_base
+        self.num_frames = 0 if one.kind == "pipe" else self._stream.frames or round(length_s * self.rate)
 
     def frames(self) -> Iterator[np.ndarray | None]:
-        frames = self._container.decode(self._stream)
-        while True:
-            try:
-                frame = next(frames)
-                yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame)))
-            except StopIteration:
-                return
-            except self._error:  # a broken frame, on which the following ones depend
-                yield None
-                return
+        packets = self._container.demux(self._stream)
+        index = 0
+        with suppress(self._error):  # a stream that ends within a packet
+            for packet in packets:
+                try:
+                    frames = packet.decode()
+                except self._error:
+                    frames = [None]
+                for frame in frames:
+                    yield None if frame is None else _upright(frame)
+                index += len(frames)
+        for _ in range(min(self.num_frames - index, _MAX_MISSING)):  # of a file that was cut off
+            yield None
 
     def close(self) -> None:
         self._container.close()
         self._file.close()
 
 
-def _quarter_turns(frame: Any) -> int:
-    """Counterclockwise, that bring a frame of PyAV upright; OpenCV turns those that it reads itself."""
+def _upright(frame: Any) -> np.ndarray:
+    """A frame of PyAV as ``(H, W, 3)`` uint8 RGB, turned by its display matrix."""
+    pixels = frame.to_ndarray(format="rgb24")
     matrix = next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
     if matrix is None:
-        return 0
+        return pixels
     to_x, to_y = np.frombuffer(matrix, np.int32)[:2]  # where the frame's x axis points, y downwards
-    return -round(math.atan2(to_y, to_x) / (math.pi / 2))
+    return np.ascontiguousarray(np.rot90(pixels, -round(math.atan2(to_y, to_x) / (math.pi / 2))))

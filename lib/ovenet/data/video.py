@@ -8,13 +8,13 @@ from ovenet.errors import UserError
 
 
 def pyav(name: str) -> ModuleType:
-    """The module, imported where a video is read or written and nowhere else.
+    """The module, imported only where a video is read or written.
 
     Args:
-        name: of the video, for the message.
+        name: name of the video, for the message.
 
     Raises:
-        UserError: it is not installed, or does not load.
+        UserError: PyAV is not installed, or cannot be loaded.
     """
     try:
         import av

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ovenet.dataset_tools import street_objects as objects
 from ovenet.dataset_tools.drawing import FARTHEST_M, Canvas, noise_field, random_color
+from ovenet.utils.writing import write_file
 
 ROAD, SIDEWALK, BUILDING, WALL, FENCE, TERRAIN, SKY = 7, 8, 11, 12, 13, 22, 23
 EGO_VEHICLE = 1
@@ -50,10 +51,7 @@ def _write_scene(scene: tuple[Path, str, int, tuple[int, int], int]) -> Path:
     if not (image_path.exists() and label_path.exists()):
         image, ids = draw_scene(size, np.random.default_rng([seed, SPLIT_NUMBERS[split], number]))
         for path, pixels in ((image_path, image), (label_path, ids)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp.png")
-            Image.fromarray(pixels).save(temporary)
-            temporary.replace(path)
+            write_file(path, Image.fromarray(pixels).save)
     return image_path
 
 

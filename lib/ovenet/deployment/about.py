@@ -11,10 +11,10 @@ from typing import Any, Literal
 from ovenet.errors import UserError
 from ovenet.structures import Normalization, ScoreKind
 
-KEY = "ovenet"  # of the metadata in a file
+KEY = "ovenet"  # of the metadata entry in a file
 VERSION = 1
 SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}
-TENSORS = ("initial", "seed", "fused", "offset", "confidence")  # that a network with a seed can give
+TENSORS = ("initial", "seed", "fused", "offset", "confidence")  # outputs of a network with a seed
 LABELS = "labels"
 
 Precision = Literal["float32", "int8"]
@@ -25,22 +25,22 @@ class ExportedFile:
     """The metadata of an exported file.
 
     Attributes:
-        config: the configuration of the training, as YAML.
+        config: configuration of the training, as YAML.
         dataset_info: the classes, see `DatasetInfo.as_dict`.
-        normalization: of the network's pixels.
-        is_normalized: whether the file expects normalised pixels; else RGB from 0 to 255.
+        normalization: how the network's input is normalised.
+        is_normalized: whether the file expects normalised input; else RGB from 0 to 255.
         size: ``(H, W)`` of its input; None for any.
-        multiple: of the sides, where `size` is None: 1; files of earlier versions were wrong at other sizes than 32's.
-        tensors: names of its outputs, in their order.
-        stride: of its score maps.
-        score_kind: what they hold.
-        max_offset: see `Segmentor.max_offset`; None too where a tensor of the seed is left out.
-        precision: of its weights.
-        source: name of the file of weights.
-        source_sha256: its checksum.
-        versions: of ovenet and torch that wrote it.
-        colors: ``K`` colours ``(R, G, B)``, and
-        class_names: ``K`` names, for programs that read nothing else.
+        multiple: sides must be multiples of this where `size` is None: 1, or 32 in files of earlier versions.
+        tensors: names of the outputs, in order.
+        stride: stride of the score maps.
+        score_kind: logits or probabilities.
+        max_offset: see `Segmentor.max_offset`; None also where one of the seed's tensors is left out.
+        precision: precision of the weights.
+        source: name of the weights file.
+        source_sha256: checksum of the weights file.
+        versions: versions of ovenet and torch that wrote the file.
+        class_names: ``K`` names, for programs that read no configuration.
+        colors: ``K`` colours ``(R, G, B)``, for the same programs.
     """
 
     config: str
@@ -71,14 +71,14 @@ class ExportedFile:
 
     @classmethod
     def from_text(cls, text: str | None, path: Path) -> ExportedFile:
-        """What `as_text` wrote.
+        """Reads the text that `as_text` wrote.
 
         Args:
-            text: of the file; None if it has none.
+            text: metadata in the file; None if there is none.
             path: the file, for messages.
 
         Raises:
-            UserError: there is none, it is damaged, or of another version.
+            UserError: the metadata is missing, damaged, or from another version.
         """
         if not text:
             raise UserError(f"{path}: says nothing about its classes and pixels; write it with: ovenet export WEIGHTS")

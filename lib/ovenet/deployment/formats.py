@@ -6,10 +6,11 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -44,24 +45,24 @@ def write_network(
     opset: int = OPSET,
     prepare: Callable[[Path], None] = lambda onnx_file: None,
 ) -> None:
-    """Writes a file in the format that its suffix says; nothing is left where that fails.
+    """Writes a file in the format of its suffix; on failure nothing is left.
 
     Args:
         network: see `ExportableNetwork`; on the CPU.
         example: an input of the file's size, ``(1, 3, H, W)``.
         path: ``*.onnx``, ``*.pt2``, or ``*.xml``, which gets a ``*.bin`` beside it.
-        about: what the file says about itself.
-        opset: of ONNX.
-        prepare: may change the ONNX file before it is taken further.
+        about: metadata of the file.
+        opset: ONNX opset.
+        prepare: may change the ONNX file before it is converted further.
 
     Raises:
-        UserError: a package is missing, or the network cannot be written so.
+        UserError: a package is missing, or the network cannot be exported.
     """
     file_format = SUFFIXES[path.suffix]
     if file_format == "pt2":
         if about.size is None:
             raise UserError("pt2 files have a fixed size; name it: --size HxW, or write --format onnx")
-        with _told("torch.export"):
+        with _one_line_errors("torch.export"):
             program = torch.export.export(network, (example,), strict=False)
             torch.export.save(program, path, extra_files={KEY: about.as_text()})
         return
@@ -83,19 +84,19 @@ def write_onnx(
 ) -> None:
     """Writes a plain ONNX file.
 
-    A fixed size goes through ``torch.export``. One that may change does not: that takes minutes for a network of this
-    kind, and freezes the size of some grids; the tracing exporter takes seconds and keeps them.
+    A fixed size goes through ``torch.export``. For a dynamic size that takes minutes, and freezes the size of some
+    grids; the tracing exporter takes seconds and keeps them dynamic.
 
     Args:
         network: see `ExportableNetwork`.
         example: ``(1, 3, H, W)``.
-        path: the file.
+        path: output file.
         tensors: names of the outputs.
         is_dynamic: whether batch, height and width may change.
-        opset: of ONNX.
+        opset: ONNX opset.
 
     Raises:
-        UserError: a package is missing, or the network cannot be written so.
+        UserError: a package is missing, or the network cannot be exported.
     """
     onnx = require("onnx", why="ONNX")
     require("onnxscript", why="ONNX")
@@ -104,7 +105,7 @@ def write_onnx(
         raise UserError(f"ONNX opset {opset}: expected {OPSET} to {newest}")
     axes = {INPUT: _AXES, **dict.fromkeys(tensors, _AXES)} if is_dynamic else None
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": list(tensors), "opset_version": opset}
-    with _told(f"ONNX opset {opset}"), torch.no_grad():
+    with _one_line_errors(f"ONNX opset {opset}"), torch.no_grad():
         if is_dynamic:
             with _traceable():
                 torch.onnx.export(network, (example,), str(path), dynamo=False, dynamic_axes=axes, **names)
@@ -113,20 +114,18 @@ def write_onnx(
 
 
 @contextmanager
-def _traceable() -> Any:
-    """What the tracing exporter cannot write for any size, written otherwise.
+def _traceable() -> Iterator[None]:
+    """Replaces operations that the tracing exporter cannot export for dynamic sizes.
 
-    It loses track of the sizes that `torch.Tensor.unflatten` leaves, and takes those of the example for those of every
-    image in whatever is computed from them; a reshape it understands. It does not know the one fused operation of
-    `torch.nn.MultiheadAttention`.
+    After `torch.Tensor.unflatten` it records the example's sizes as constants; a reshape keeps them dynamic. It does
+    not support the fused operation of `torch.nn.MultiheadAttention`.
     """
-    unflatten, is_fused = torch.Tensor.unflatten, torch.backends.mha.get_fastpath_enabled()
-    torch.Tensor.unflatten = _reshaped
+    is_fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with patch.object(torch.Tensor, "unflatten", _reshaped):
+            yield
     finally:
-        torch.Tensor.unflatten = unflatten
         torch.backends.mha.set_fastpath_enabled(is_fused)
 
 
@@ -137,8 +136,8 @@ def _reshaped(values: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
 
 
 @contextmanager
-def _told(what: str) -> Any:
-    """Quiet, and failures of the exporter in one line."""
+def _one_line_errors(what: str) -> Iterator[None]:
+    """Silences the exporter, and turns its errors into one line."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -149,11 +148,12 @@ def _told(what: str) -> Any:
             yield
     except UserError:
         raise
-    except Exception as error:
-        while error.__cause__ is not None:  # torch wraps the reason in advice
-            error = error.__cause__
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise UserError(f"{what}: the network cannot be written ({type(error).__name__}: {reason[:300]})") from error
+    except Exception as error:  # the exporters run the network's code, and add errors of their own
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # torch wraps the reason in advice
+            cause = cause.__cause__
+        reason = next(iter(str(cause).strip().splitlines()), "")
+        raise UserError(f"{what}: the network cannot be written ({type(cause).__name__}: {reason[:300]})") from cause
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
@@ -167,10 +167,10 @@ def _describe_onnx(source: Path, target: Path, about: ExportedFile) -> None:
 
 
 def read_about(path: Path) -> ExportedFile:
-    """What a file says about itself.
+    """The metadata of a file.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or says nothing.
+        UserError: the file does not exist, cannot be read, or has no metadata.
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
@@ -200,16 +200,16 @@ def _pt2_metadata(path: Path) -> str | None:
 
 
 @contextmanager
-def _readable(path: Path) -> Any:
+def _readable(path: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:
+    except Exception as error:  # protobuf's derive from Exception alone, torch's unpickler raises anything
         raise UserError(f"{path}: not a file of this kind, or a damaged one ({type(error).__name__})") from error
 
 
 def move_into_place(source: Path, target: Path) -> None:
-    """Gives a written file, and what lies beside it under the same stem, its name."""
+    """Moves a written file, and the files of the same stem beside it, to the target's name."""
     for part in source.parent.glob(f"{source.stem}.*"):
         shutil.move(part, target.with_suffix(part.suffix))

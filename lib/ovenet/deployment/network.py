@@ -17,13 +17,16 @@ class ExportableNetwork(nn.Module):
     """Pixels to a tuple of tensors.
 
     Args:
-        model: in evaluation mode.
-        tensors: names of what to give: ``initial``, ``seed``, ``fused``, ``offset``, ``confidence``; or ``labels``
+        model: segmentor in evaluation mode.
+        tensors: names of the outputs: ``initial``, ``seed``, ``fused``, ``offset``, ``confidence``; or ``labels``
             alone, the classes ``(B, H, W)`` uint8 of the fused scores at the image's size.
-        align_corners: convention of bringing scores to that size.
+        align_corners: convention of the score upsampling.
         output_index: which score map, -1 the final one.
-        normalization: taken out of RGB pixels from 0 to 255 here; None for pixels that are normalised already.
+        normalization: applied here to RGB from 0 to 255; None for input that is already normalised.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -52,7 +55,8 @@ class ExportableNetwork(nn.Module):
         output = self.model(images)
         scores = output.predictions(self.output_index)
         if self.tensors == (LABELS,):
-            resized = resize_bilinear(scores["fused"], images.shape[-2:], align_corners=self.align_corners)
+            height, width = images.shape[-2:]
+            resized = resize_bilinear(scores["fused"], (height, width), align_corners=self.align_corners)
             return (resized.argmax(dim=1).to(torch.uint8 if resized.shape[1] <= 256 else torch.int16),)
         maps = {**scores, "offset": output.offset, "confidence": output.confidence}
         return tuple(maps[name] for name in self.tensors)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 
-Tensors = Callable[[np.ndarray], dict[str, Tensor]]  # of an image (H, W, 3) uint8, by name
+Tensors = Callable[[np.ndarray], dict[str, Tensor]]  # an image (H, W, 3) uint8 to tensors by name
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an exported network may lose.
+    """Largest allowed differences of an exported network.
 
     Attributes:
-        changed: largest share of the pixels whose class differs.
-        mean_iou: largest loss of mIoU, as a share of 1.
+        changed: share of the pixels with another class.
+        mean_iou: loss of mIoU, in ``[0, 1]``.
     """
 
     changed: float
@@ -36,10 +36,10 @@ class Parity:
     """Differences between an exported network and the trained one.
 
     Attributes:
-        num_images: that were compared.
-        difference: largest of all tensors, as a share of the largest value of the same tensor; 0 for labels.
-        changed: share of the pixels whose class differs.
-        mean_iou: of the trained network and of the exported one against the labels; None where there are no labels.
+        num_images: number of images compared.
+        difference: largest difference of a tensor relative to its largest value; 0 for labels.
+        changed: share of the pixels with another class.
+        mean_iou: mIoU of the trained and of the exported network; None without labels.
     """
 
     num_images: int
@@ -78,14 +78,14 @@ def compare(
     *,
     ignore_label: int,
 ) -> Parity:
-    """Runs both over the same images.
+    """Runs both networks on the same images.
 
     Args:
-        trained, exported: tensors of an image.
-        classes: train ids ``(H, W)`` from them, for an image of that size.
+        trained, exported: compute the tensors of an image.
+        classes: computes train ids ``(H, W)`` from the tensors, for an image of that size.
         samples: images of the network's size, each with its train ids ``(H, W)`` or None.
         class_names: ``K`` names.
-        ignore_label: of ignored pixels.
+        ignore_label: label of ignored pixels.
     """
     num_images, difference, changed, num_pixels = 0, 0.0, 0, 0
     counts = torch.zeros((2, len(class_names), len(class_names)), dtype=torch.int64)
@@ -99,8 +99,8 @@ def compare(
         if labels is not None:
             for index, prediction in enumerate((own, other)):
                 counts[index] += confusion_counts(prediction, labels, len(class_names), ignore_label=ignore_label)
-    means = [scores_from_counts(table, class_names).mean_iou for table in counts]
-    return Parity(num_images, difference, changed / max(1, num_pixels), tuple(means) if counts.any() else None)
+    before, after = (scores_from_counts(table, class_names).mean_iou for table in counts)
+    return Parity(num_images, difference, changed / max(1, num_pixels), (before, after) if counts.any() else None)
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

@@ -16,12 +16,11 @@ from ovenet.deployment.formats import INPUT, require
 def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
     """Quantises the convolutions of an ONNX file to 8 bits, in place.
 
-    Convolutions that nothing but resizing, sampling and arithmetic follows, those of scores and offsets, stay in
-    float32, and so does the sampling.
+    The last convolutions, which compute scores and offsets, and the operations after them stay in float32.
 
     Args:
-        path: of a network with a fixed size.
-        images: inputs ``(1, 3, H, W)`` float32 from which the ranges of values are learned.
+        path: ONNX file of a network with a fixed size.
+        images: inputs ``(1, 3, H, W)`` float32 to calibrate the ranges of values with.
 
     Raises:
         UserError: a package is missing.
@@ -74,7 +73,7 @@ def _last_layers(path: Path) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice that the packages log."""
+    """Silences the advice that the packages log."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from ovenet.deployment.about import SUFFIXES, TENSORS
 from ovenet.deployment.formats import read_about, require, write_onnx
 from ovenet.deployment.network import ExportableNetwork
 from ovenet.errors import UserError
+from ovenet.evaluation.views import padded_size
 from ovenet.models import Segmentor
 from ovenet.models.precision import without_autocast
 from ovenet.structures import Normalization, OVeNetOutput, ScoreKind
 from ovenet.utils.logging import get_logger
 
-Runtime = Literal["torch", "onnxruntime", "openvino"]
 RUNTIMES: tuple[str, ...] = ("auto", "torch", "onnxruntime", "openvino")
 _FASTEST_FIRST = ("openvino", "onnxruntime")  # on the CPU, see docs/benchmarks.md
 _PROBE_SIZE = (64, 64)
@@ -32,15 +32,15 @@ _PROBE_SIZE = (64, 64)
 Run = Callable[[np.ndarray], list[np.ndarray]]  # pixels (1, 3, H, W) to the tensors of a file, in their order
 
 
-def choose_runtime(name: str, device: torch.device) -> Runtime:
+def choose_runtime(name: str, device: torch.device) -> str:
     """A runtime that is installed.
 
     Args:
         name: ``auto`` takes the fastest on the CPU that is installed, and torch elsewhere.
-        device: where torch would run.
+        device: device that torch would use.
 
     Raises:
-        UserError: it is not installed, or runs on the CPU alone.
+        UserError: the runtime is not installed, or runs on the CPU only.
     """
     if name == "auto":
         installed = [one for one in _FASTEST_FIRST if find_spec(one)] if device.type == "cpu" else []
@@ -55,10 +55,10 @@ def choose_runtime(name: str, device: torch.device) -> Runtime:
 
 
 class RuntimeNetwork(nn.Module):
-    """A network that is run by another runtime. Batches are run image by image.
+    """A network run by another runtime, one image of a batch at a time.
 
     Attributes:
-        normalization: of the pixels that `forward` takes.
+        normalization: how the input of `forward` is normalised.
         max_offset: see `Segmentor.max_offset`.
     """
 
@@ -85,16 +85,16 @@ class RuntimeNetwork(nn.Module):
 
 
 class ConvertedNetwork(RuntimeNetwork):
-    """A segmentor, converted for each size of image when it is first seen.
+    """A segmentor, converted for each image size on first use.
 
     Args:
-        model: fused, on the CPU.
+        model: segmentor on the CPU, its BatchNorm fused.
         runtime: ``onnxruntime`` or ``openvino``.
         output_index: which score map, -1 the final one.
         precision: ``fp32``; with openvino also ``bf16``, for processors that have it.
 
     Raises:
-        UserError: the runtime is not installed, or does not know the precision.
+        UserError: the runtime is not installed, or does not support the precision.
     """
 
     def __init__(self, model: Segmentor, runtime: str, *, output_index: int = -1, precision: str = "fp32"):
@@ -102,7 +102,7 @@ class ConvertedNetwork(RuntimeNetwork):
         super().__init__(model.normalization, model.max_offset, probe.score_kind)
         self._tensors = TENSORS if probe.has_seed else ("fused",)
         network = ExportableNetwork(model, self._tensors, align_corners=True, output_index=output_index).eval()
-        self._network = [network.to(memory_format=torch.contiguous_format)]  # in a list: no part of this module
+        self._network = [network.to(memory_format=torch.contiguous_format)]  # in a list, so that it is no submodule
         self._runtime, self._precision = runtime, precision
         self._sessions: dict[tuple[int, ...], Run] = {}
         _require_precision(runtime, precision)
@@ -124,18 +124,18 @@ class ConvertedNetwork(RuntimeNetwork):
 class FileNetwork(RuntimeNetwork):
     """The network of an exported file.
 
-    Smaller images than a fixed size are padded with the mean colour, and what lies there is cut off again.
+    Images smaller than a fixed size are padded with the mean colour, and the padding is cut off again.
 
     Args:
-        path: the file.
-        runtime: None takes the usual one for the file.
+        path: exported file.
+        runtime: runtime to use; None for the usual one of the format.
         precision: see `ConvertedNetwork`.
 
     Attributes:
-        about: what the file says about itself.
+        about: metadata of the file.
 
     Raises:
-        UserError: the file cannot be read or run so, or gives labels instead of scores.
+        UserError: the file cannot be read or run, or gives labels instead of scores.
     """
 
     def __init__(self, path: Path, runtime: str | None = None, *, precision: str = "fp32"):
@@ -154,7 +154,7 @@ class FileNetwork(RuntimeNetwork):
         Raises:
             UserError: the image does not fit the file's size.
         """
-        size = tuple(pixels.shape[-2:])
+        size = pixels.shape[-2], pixels.shape[-1]
         padded = self._padded_size(size)
         pixels = F.pad(pixels, (0, padded[1] - size[1], 0, padded[0] - size[0]))
         if not self.about.is_normalized:
@@ -166,7 +166,7 @@ class FileNetwork(RuntimeNetwork):
     def _padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
         fixed = self.about.size
         if fixed is None:
-            return tuple(n + -n % self.about.multiple for n in size)
+            return padded_size(size, self.about.multiple)
         if any(n > limit for n, limit in zip(size, fixed, strict=True)):
             raise UserError(
                 f"{self._path}: exported for images of {fixed[1]}x{fixed[0]} pixels, got {size[1]}x{size[0]}; "
@@ -175,13 +175,13 @@ class FileNetwork(RuntimeNetwork):
         return fixed
 
 
-def usual_runtime(path: Path) -> Runtime:
-    """The runtime that a file is made for."""
+def usual_runtime(path: Path) -> str:
+    """The usual runtime of a file's format."""
     return {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}[SUFFIXES[path.suffix]]
 
 
 def open_session(path: Path, runtime: str, precision: str = "fp32") -> Run:
-    """A file, ready to run.
+    """A function that runs a file.
 
     Raises:
         UserError: the runtime is not installed, or cannot run the file.
@@ -195,7 +195,7 @@ def open_session(path: Path, runtime: str, precision: str = "fp32") -> Run:
     if runtime == "torch" and file_format == "pt2":
         try:
             program = torch.export.load(path).module()
-        except Exception as error:  # torch 2.6 cannot read its own files of these networks
+        except Exception as error:  # damaged bytes; torch 2.6 also fails on its own files of these networks
             raise UserError(
                 f"{path}: torch {torch.__version__} cannot read it ({error!r}); take a newer one"
             ) from error
@@ -209,7 +209,7 @@ def _onnx_session(path: Path) -> Run:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime's errors derive from Exception alone
         raise UserError(f"{path.name}: ONNX Runtime cannot run it: {str(error).splitlines()[0][:300]}") from error
     (name,) = (one.name for one in session.get_inputs())
 
@@ -239,10 +239,10 @@ def _openvino_session(path: Path, precision: str) -> Run:
 
 @contextmanager
 def _runnable(path: Path, runtime: str, pixels: np.ndarray) -> Iterator[None]:
-    """Failures of a runtime, which have classes of its own, in one line."""
+    """Turns a runtime's error into one line."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # as above
         batch, _, height, width = pixels.shape
         reason = " ".join(str(error).split())[-200:]
         raise UserError(f"{path.name}: {runtime} cannot run {batch} image(s) of {width}x{height}: …{reason}") from error
@@ -266,7 +266,7 @@ def _denormalized(pixels: Tensor, normalization: Normalization) -> Tensor:
 
 
 def _cut(maps: Mapping[str, Tensor], size: tuple[int, int], padded: tuple[int, int]) -> dict[str, Tensor]:
-    """Maps of a padded image without what lies in the padding; offsets in units of what is left."""
+    """Crops the maps of a padded image to the image, and rescales offsets to its size."""
     cut: dict[str, Any] = {}
     for name, values in maps.items():
         full = values.shape[-2:]

@@ -339,6 +339,4 @@ def _cut(path: Path, iteration: int, *, is_validation_due: bool) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text("".join(kept), encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, "".join(kept))

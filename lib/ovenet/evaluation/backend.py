@@ -1,6 +1,6 @@
-"""How maps become scores and classes at the size of an image, on the CPU and on a card.
+"""Scores and classes at image size from the network's maps, on the CPU and on a card.
 
-Shapes: ``n`` rows of a band, ``C`` channels, ``K`` classes; bands are ``(n, C, W)``, whatever lies first in memory.
+Shapes: ``n`` rows of a band, ``C`` channels, ``K`` classes; bands are ``(n, C, W)``, whatever their memory format.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class CpuBackend:
     """On the CPU: bands that stay in the processor's cache, rows first in memory, some at a time in threads.
 
     Attributes:
-        band_elements: scores of one prediction in a band.
-        bands_at_once: finished before windows are checked again.
-        auto_pixels: that a batch of windows holds where no size is asked for; 0 for one window and view at a time.
-        images_ahead: predictions that are launched before the host looks at one.
+        band_elements: number of scores of one prediction in a band.
+        bands_at_once: number of bands finished before windows are checked again.
+        auto_pixels: pixels in a batch of windows if no batch size is set; 0 for one window and view at a time.
+        images_ahead: number of predictions launched before the host reads the first.
     """
 
     band_elements: int = 2**19  # 2 MB
@@ -32,21 +32,21 @@ class CpuBackend:
     images_ahead: int = 0
 
     def batch_size(self, wanted: int, window: tuple[int, int], *, flip: bool) -> int:
-        """Views of a size ``(H, W)`` in a batch; a window's flipped view is one more.
+        """Number of views in a batch; a window's flipped view counts as one more.
 
         Args:
-            wanted: 0 lets the size decide.
-            window: in pixels.
+            wanted: batch size that was set; 0 derives it from the window.
+            window: ``(H, W)`` in pixels.
             flip: whether there are flipped views.
         """
         return wanted or max(2 if flip and self.auto_pixels else 1, self.auto_pixels // math.prod(window))
 
     def keep(self, maps: Tensor) -> list[Tensor]:
-        """Maps ``(B, C, h, w)`` of windows as bands ``(h, C, w)`` of their own memory."""
+        """Copies maps ``(B, C, h, w)`` of windows to bands ``(h, C, w)``."""
         return [window.permute(1, 0, 2).contiguous() for window in maps]
 
     def zeros(self, like: Tensor, num_rows: int, width: int) -> Tensor:
-        """An empty band with the channels of another."""
+        """A band of zeros with the channels of another."""
         return like.new_zeros(num_rows, like.shape[1], width)
 
     def resize_rows(
@@ -74,7 +74,7 @@ class CpuBackend:
 
 @dataclass(frozen=True)
 class CudaBackend(CpuBackend):
-    """On a card, where every launch counts: bands as large as memory allows, channels first, torch's own kernels."""
+    """On a card, where every launch costs: bands as large as memory allows, channels first, torch's kernels."""
 
     band_elements: int = 2**26  # 256 MB: an image of 1024x2048 and 19 classes at once
     bands_at_once: int = 1
@@ -109,7 +109,7 @@ class CudaBackend(CpuBackend):
         return maps[0].permute(1, 0, 2)
 
     def softmax(self, logits: Tensor) -> Tensor:
-        """Over the classes of ``(n, K, w)``, which lie first in memory."""
+        """Over the classes of ``(n, K, w)``, which are the first axis in memory."""
         return logits.permute(1, 0, 2).softmax(dim=0).permute(1, 0, 2)
 
     def best_class(self, scores: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class CudaBackend(CpuBackend):
 def _some_rows(
     maps: Tensor, in_height: int, out_height: int, rows: range, first_row: int, align_corners: bool
 ) -> Tensor:
-    """Rows of maps ``(1, C, h, w)`` that are resized along their height, without a copy from the host."""
+    """Resizes some rows of maps ``(1, C, h, w)`` along the height, without a copy from the host."""
     if in_height == out_height:
         return maps[:, :, rows.start - first_row : rows.stop - first_row]
     with maps.device:

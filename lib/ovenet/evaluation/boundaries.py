@@ -12,7 +12,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-IGNORE = -1  # pixels that are no class
+IGNORE = -1  # pixels without a class
 _FAR = np.iinfo(np.int16).max
 
 
@@ -32,7 +32,7 @@ def contour_mask(labels: np.ndarray) -> np.ndarray:
 
 
 def distance_to(mask: np.ndarray) -> np.ndarray:
-    """Euclidean distance of every pixel to the nearest one of a mask, in pixels; far beyond the image if it is empty.
+    """Euclidean distance of each pixel to the nearest mask pixel, in pixels; far beyond the image if the mask is empty.
 
     Args:
         mask: ``(H, W)`` bool.
@@ -79,14 +79,14 @@ def inner_band_counts(
     prediction_band: np.ndarray,
     num_classes: int,
 ) -> np.ndarray:
-    """Pixels of each class in the bands of both masks, of the label's and of the prediction's.
+    """Pixels of each class in the bands of both masks, of the label and of the prediction.
 
     Args:
         labels: `IGNORE` where a pixel is ignored.
-        label_band: `inner_band` of them, for three widths.
-        label_counts: `band_counts` of both.
+        label_band: `inner_band` of the labels, for three widths.
+        label_counts: `band_counts` of the labels and their band.
         prediction: `IGNORE` at the same pixels.
-        prediction_band: likewise.
+        prediction_band: `inner_band` of the prediction, for the same widths.
         num_classes: ``K``.
 
     Returns:
@@ -94,7 +94,7 @@ def inner_band_counts(
     """
     # A bin per class of the prediction, its band, and the band of both masks where the classes agree (4: they do not).
     both = np.where(labels == prediction, np.maximum(label_band, prediction_band), np.uint8(4))
-    index = prediction.astype(np.int64)  # what bincount works on
+    index = prediction.astype(np.int64)  # the type that bincount works on
     index += 1
     index *= 4
     index += prediction_band
@@ -117,12 +117,12 @@ def band_counts(labels: np.ndarray, band: np.ndarray, num_classes: int) -> np.nd
 
 
 class Contours:
-    """The contour of every class of a map, and which pixels lie near it.
+    """The contour of every class of a map, and the pixels near it.
 
     Args:
         labels: `IGNORE` where a pixel is ignored.
-        mask: `contour_mask` of them.
-        widths: what is near, in pixels.
+        mask: `contour_mask` of the labels.
+        widths: distances that count as near, in pixels.
         num_classes: ``K``.
 
     Attributes:
@@ -141,13 +141,13 @@ class Contours:
         self.points = [(rows[a:b], columns[a:b]) for a, b in pairwise(ends)]
 
     def prepare(self) -> None:
-        """Computes what is near for every class, so that several threads can ask for it."""
+        """Computes the near pixels of every class, so that several threads can read them."""
         for k, (rows, _) in enumerate(self.points):
             if len(rows):
                 self._near(k)
 
     def num_near(self, k: int, rows: np.ndarray, columns: np.ndarray) -> list[int]:
-        """How many of some pixels have a contour pixel of class `k` within each width."""
+        """Number of the given pixels with a contour pixel of class `k` within each width."""
         top, left, near = self._near(k)
         height, width = near[0].shape
         rows, columns = rows - top, columns - left
@@ -156,7 +156,7 @@ class Contours:
         return [int(np.count_nonzero(mask.take(at))) for mask in near]
 
     def _near(self, k: int) -> tuple[int, int, list[np.ndarray]]:
-        """Top, left and pixels of the part of the map that can be near class `k`, by width."""
+        """Top, left and, by width, mask of the part of the map that can be near class `k`."""
         if k not in self._reach:
             rows, columns = self.points[k]
             margin = max(self.widths)
@@ -172,7 +172,7 @@ class Contours:
 
 
 def contour_matches(true: Contours, predicted: Contours) -> np.ndarray:
-    """Contour pixels of each class, and those that find a contour pixel of their class in the other map.
+    """Contour pixels of each class, and those with a contour pixel of the same class near them in the other map.
 
     Args:
         true: contours of the label.

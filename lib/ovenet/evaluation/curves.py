@@ -1,4 +1,4 @@
-"""Curves of several runs, side by side; runs that differ by their seed are summed up by mean and spread."""
+"""Curves of several runs, side by side; runs that differ only in their seed are averaged."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ovenet.fields import flatten
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; those of S_i, S_s and S_f in all plots.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; S_i, S_s and S_f have theirs in all plots.
 PREDICTION_COLORS = {"initial": "#0072B2", "seed": "#E69F00", "fused": "#009E73"}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def plain_text(text: str) -> str:
-    """A name for matplotlib, which takes what stands between two dollars for a formula."""
+    """Escapes a name for matplotlib, which reads text between two dollars as a formula."""
     return text.replace("$", r"\$")
 
 
@@ -35,9 +35,9 @@ class Curve:
 
     Attributes:
         name: the run's folder, or the group's name.
-        iterations: at which it was written.
-        values: of the same length.
-        settings: the run's settings that its result depends on, without the seed, to find runs that differ by it alone.
+        iterations: ``(N,)`` iterations at which it was logged.
+        values: ``(N,)``.
+        settings: settings that the result depends on, without the seed: equal for runs that differ only in the seed.
     """
 
     name: str
@@ -52,35 +52,37 @@ def read_curve(run: Path, metric: str, is_of_the_result: Callable[[str], bool]) 
     Args:
         run: folder of the run.
         metric: ``<kind>/<name>``, as in TensorBoard; mIoU comes in percent, as in the log.
-        is_of_the_result: whether runs that differ in a setting, named by its whole key, are other runs.
+        is_of_the_result: whether the result depends on a setting, by its full key.
 
     Raises:
-        UserError: there is no log, or nothing of that name in it; names what there is.
+        UserError: there is no log, or no such metric in it; names those that exist.
     """
     path = run / "log.jsonl"
     if not path.is_file():
         raise UserError(f"{path}: there is no such log; expected the folder of a run")
     kind, _, name = metric.partition("/")
-    points, known = [], set()
+    iterations: list[int] = []
+    values: list[float] = []
+    known: set[str] = set()
     for point in read_log(path):
         known |= {f"{point['kind']}/{key}" for key in point if key not in ("kind", "iteration", "epoch", "time")}
         if point["kind"] == kind and point.get(name) is not None:
-            points.append((point["iteration"], point[name]))
-    if not points:
+            iterations.append(point["iteration"])
+            values.append(point[name])
+    if not values:
         raise UserError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
-    iterations, values = zip(*points, strict=True)
     scale = 100.0 if is_percent(metric) else 1.0
-    values = scale * np.array(values, dtype=np.float64)
-    return Curve(str(run), np.array(iterations), values, _settings(run / "config.yaml", is_of_the_result))
+    scaled = scale * np.array(values, dtype=np.float64)
+    return Curve(str(run), np.array(iterations), scaled, _settings(run / "config.yaml", is_of_the_result))
 
 
 def is_percent(metric: str) -> bool:
-    """Whether a quantity is a share that people read in percent."""
+    """Whether a metric is shown in percent."""
     return "mean_iou" in metric
 
 
 def short_names(runs: Sequence[Path]) -> list[str]:
-    """The parts of each path that not all of them have; the whole paths where those do not tell them apart."""
+    """Each path without the parts that all share; the whole paths where these names are not distinct."""
     parts = [Path(run).parts for run in runs]
     shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
     names = ["/".join(part for part in path if part not in shared) for path in parts]
@@ -90,7 +92,7 @@ def short_names(runs: Sequence[Path]) -> list[str]:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The points of a run's ``log.jsonl``: ``kind``, ``iteration`` and values by name.
 
-    A line that is being written is left out, and so is what this program does not write.
+    Lines that are incomplete or not of this program are left out.
     """
     points = []
     for line in path.read_bytes().split(b"\n"):
@@ -104,7 +106,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_value(value: object) -> bool:
-    """A number, or None, which stands for one that was not finite."""
+    """Whether this is a number, or None, which stands for one that was not finite."""
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
@@ -119,7 +121,7 @@ def _settings(path: Path, is_of_the_result: Callable[[str], bool]) -> str:
 
 
 def group_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """Runs whose settings differ by the seed alone, under what their names share, else the first one's name."""
+    """Groups runs that differ only in the seed, under the common start of their names, else the first name."""
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
         groups.setdefault(curve.settings or curve.name, []).append(curve)
@@ -130,7 +132,7 @@ def group_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
 
 
 def _shared_name(names: Sequence[str]) -> str:
-    """``OVeNet`` of ``OVeNet-seed2-f9a31b98`` and ``OVeNet-seed3-bfbfc4cf``; the first where nothing is shared."""
+    """``OVeNet`` for ``OVeNet-seed2-f9a31b98`` and ``OVeNet-seed3-bfbfc4cf``; the first name if they share none."""
     if len(names) == 1:
         return names[0]
     positions = zip(*names, strict=False)
@@ -164,8 +166,8 @@ def _spread(values: Sequence[float], metric: str) -> str:
 
 
 def plot_curves(groups: Mapping[str, Sequence[Curve]], metric: str) -> Figure:
-    """All curves in one plot; of a group with several runs the mean, and each run thinly."""
-    from matplotlib.figure import Figure  # takes half a second, which training and testing need not wait for
+    """All curves in one plot; groups of several runs as their mean, and each run as a thin line."""
+    from matplotlib.figure import Figure  # takes half a second, which training and testing do without
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot(title=plain_text(_title(metric)), xlabel="iteration")

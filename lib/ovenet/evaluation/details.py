@@ -1,7 +1,7 @@
-"""Detailed scores from the counts of a split: near edges, by size, of the confidence, of the seeds.
+"""Detailed scores from the counts of a split: near edges, by segment size, of confidence and seeds.
 
-Shapes: ``K`` classes, ``D`` distances, ``W`` boundary widths, ``N`` bins. All shares are in ``[0, 1]``, NaN where there
-was nothing to be counted. Dictionaries are by prediction name.
+Shapes: ``K`` classes, ``D`` distances, ``W`` boundary widths, ``N`` bins. All shares are in ``[0, 1]``, NaN where
+nothing was counted. Dictionaries are by prediction name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ovenet.evaluation.evaluator import BOUNDARY_RATIOS, DISTANCES_PX, LENGTHS_PX, SegEvaluator
-from ovenet.evaluation.metrics import mean_of_present, ratio
+from ovenet.evaluation.metrics import class_iou, mean_of_present, ratio
 
 SEGMENT_SIZES = ("small", "medium", "large")
 NUM_RELIABILITY_BINS = 15  # as Guo et al. (2017) take
@@ -47,8 +47,8 @@ class EdgeCurve:
     Attributes:
         distances_px: upper ends of the bands, the last one infinite.
         pixels: ``(D,)`` pixels in each band.
-        mean_iou: ``(D,)`` mIoU of the pixels in each band alone.
-        accuracy: ``(D,)`` share of them that is right.
+        mean_iou: ``(D,)`` mIoU of the pixels in each band.
+        accuracy: ``(D,)`` share of these pixels that is right.
         trimap_iou: ``(D,)`` mIoU of all pixels up to each distance (Kohli et al., 2009).
     """
 
@@ -65,10 +65,10 @@ class SegmentScores:
 
     Attributes:
         sizes: names, from small to large.
-        num_segments: of each size.
-        recall: share of their pixels that is right, by size.
-        mean_recall: the same per class, averaged over the classes.
-        found: share of the segments of which more than half is right.
+        num_segments: number of segments of each size.
+        recall: share of right pixels, by size.
+        mean_recall: mean over the classes of the share of right pixels, by size.
+        found: share of the segments with more than half of their pixels right, by size.
     """
 
     sizes: tuple[str, ...]
@@ -87,9 +87,9 @@ class Calibration:
         bin_confidence: ``(N,)`` mean confidence of each bin.
         bin_accuracy: ``(N,)`` share of seeds of the right class in each bin.
         bin_pixels: ``(N,)``.
-        coverage: share of the pixels kept, those of highest confidence first.
-        risk: share of seeds of another class among them.
-        area_under_risk: of the risk over the coverage, 0 to 1; smaller is better.
+        coverage: share of the pixels kept, highest confidence first.
+        risk: share of the kept pixels with a seed of another class.
+        area_under_risk: area under risk over coverage, 0 to 1; smaller is better.
     """
 
     expected_error: float
@@ -103,18 +103,18 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SeedScores:
-    """What the seeds change.
+    """Effect of the seeds.
 
     Attributes:
         right_class: share of seeds that lie on the pixel's class.
-        right_class_where_wrong: the same among the pixels that S_i has wrong.
+        right_class_where_wrong: the same share among the pixels that S_i has wrong.
         corrected: share of the pixels that S_i has wrong and S_s, or S_f, has right.
         broken: share of the pixels that S_i has right and S_s, or S_f, has wrong.
         right_class_by_distance: ``(D,)``, bands as in `EdgeCurve`.
         corrected_by_distance: ``(D,)`` by S_f.
         broken_by_distance: ``(D,)`` by S_f.
         lengths_px: upper ends of the bins, the last one infinite.
-        length_pixels: ``(N,)`` pixels whose offset is as long.
+        length_pixels: ``(N,)`` number of pixels in each bin of offset length.
     """
 
     right_class: float
@@ -184,16 +184,11 @@ def edge_curve(confusion: Mapping[str, np.ndarray]) -> EdgeCurve:
     """From ``confusion`` of an evaluator, ``(D, K, K)`` each."""
     mean_iou, accuracy, trimap = {}, {}, {}
     for name, tables in confusion.items():
-        mean_iou[name] = np.array([_mean_iou(table) for table in tables])
+        mean_iou[name] = np.array([mean_of_present(class_iou(table)) for table in tables])
         accuracy[name] = ratio(np.trace(tables, axis1=1, axis2=2), tables.sum(axis=(1, 2)))
-        trimap[name] = np.array([_mean_iou(table) for table in tables.cumsum(axis=0)])
+        trimap[name] = np.array([mean_of_present(class_iou(table)) for table in tables.cumsum(axis=0)])
     pixels = next(iter(confusion.values())).sum(axis=(1, 2))
     return EdgeCurve((*DISTANCES_PX, float("inf")), pixels, mean_iou, accuracy, trimap)
-
-
-def _mean_iou(table: np.ndarray) -> float:
-    right, labelled = table.diagonal(), table.sum(axis=1)
-    return mean_of_present(ratio(right, labelled + table.sum(axis=0) - right, labelled > 0))
 
 
 def segment_scores(counts: Mapping[str, np.ndarray]) -> SegmentScores:

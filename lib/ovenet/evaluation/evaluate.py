@@ -1,4 +1,4 @@
-"""Scoring a split: exact shards, whole numbers, one sum over the processes."""
+"""Scoring a split: exact shards, integer counts, one sum over the processes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Evaluation:
     """Scores of a split.
 
     Attributes:
-        overall: by prediction name, of all images.
-        by_condition: the same for each condition that has labelled pixels.
+        overall: scores of all images, by prediction name.
+        by_condition: scores of each condition with labelled pixels, by prediction name.
         confusion: ``(K, K)`` int64 by prediction name, rows are labels.
-        details: what else was counted; None if nothing was.
+        details: detailed scores; None if they were not counted.
     """
 
     overall: dict[str, EvalResult]
@@ -78,16 +78,16 @@ def count_samples(
     on_image: OnImage | None = None,
     score_side: int = 0,
 ) -> None:
-    """Predicts and counts samples one by one; none of the predictions is kept.
+    """Predicts and counts samples one by one, and keeps no prediction.
 
-    A card is given the next image before the host looks at what it made of the one before.
+    A card gets the next image before the host reads the prediction of the last one.
 
     Args:
         predictor: predicts the images.
         samples: those without labels are predicted but not counted.
-        evaluator: grows.
-        on_image: called with each sample, its prediction, and what was counted (None for nothing).
-        score_side: see `SlidingWindowInferencer.predict`; for `on_image`.
+        evaluator: adds the counts.
+        on_image: called with each sample, its prediction and its counts (None without a label).
+        score_side: see `SlidingWindowInferencer.predict`; scores for `on_image`.
     """
 
     def begin(sample: Sample, scaled: list[Tensor]) -> Callable[[], None]:
@@ -109,7 +109,7 @@ def count_samples(
 
 
 def _prepared(predictor: SlidingWindowInferencer, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[Tensor]]]:
-    """Samples with their image at every scale: the next one is made ready while one is predicted."""
+    """Samples with their image at every scale; the next one is prepared while one is predicted."""
     iterator = iter(samples)
     is_cuda = predictor.device.type == "cuda"
 

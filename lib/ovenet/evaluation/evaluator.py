@@ -1,7 +1,7 @@
 """The integer counts of a split, from which all scores follow.
 
-Shapes: ``P`` predictions, ``K`` classes, ``D`` bands of distance to the nearest label edge. Whole numbers add up to the
-same sum in any order, so that the scores do not depend on how images are distributed over processes.
+Shapes: ``P`` predictions, ``K`` classes, ``D`` bands of distance to the nearest label edge. Sums of integers do not
+depend on their order, so that the scores do not depend on how images are distributed over processes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ CONFIDENCE_LEVELS = 2**16  # steps in which the confidence is counted
 _NUM_THREADS = 3
 _UNKNOWN = 2  # the seed lies on a pixel without a label
 
-# A pixel's distance is 1 on a label's contour. The table is read with the square of the distance to the contour, which
-# is a whole number whatever the last digit of its root.
+# A pixel's distance is 1 on a label's contour. The table is indexed by the squared distance to the contour, which is an
+# integer whatever the rounding of its root.
 _SQUARES = np.arange(DISTANCES_PX[-1] ** 2 + 1)
 _DISTANCE_BAND = np.searchsorted(np.square(np.array(DISTANCES_PX) - 1), _SQUARES).astype(np.uint8)
 
@@ -56,23 +56,20 @@ class ImageCounts:
 
 @dataclass(frozen=True)
 class _Begun:
-    """An image whose counting has begun.
+    """The counts of an image that the device has begun.
 
     Attributes:
-        group: of the conditions.
+        group: index of the condition.
         confusion: ``(P, D, K, K)`` on the device.
-        host: ``(P, K, K)`` on its way from there.
-        true: ``(H, W)`` int16 labels, `IGNORE` where a pixel is ignored; None where only confusion is counted.
-        contour: of them.
-        bands: of distance to it.
+        host: copy ``(P, K, K)`` to the host, under way.
+        label_maps: labels, `IGNORE` where a pixel is ignored, their contour, and the bands of distance to it, each
+            ``(H, W)``; None where only the confusion is counted.
     """
 
     group: int
     confusion: Tensor
     host: HostCopies
-    true: np.ndarray | None = None
-    contour: np.ndarray | None = None
-    bands: np.ndarray | None = None
+    label_maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
 
 class SegEvaluator:
@@ -83,10 +80,10 @@ class SegEvaluator:
         prediction_names: the same on every process.
         ignore_label: label of ignored pixels.
         detailed: count more than the confusion of classes.
-        device: where confusion is counted.
+        device: device that counts the confusion.
 
     Attributes:
-        num_images: images whose counts were being added.
+        num_images: number of images counted, the current one included.
         counts: int64 by name. ``confusion`` is ``(1 + conditions, P, D, K, K)`` with the images of no condition first;
             all others are of the whole split, see `_empty_details`.
     """
@@ -117,7 +114,7 @@ class SegEvaluator:
             self._pool = ThreadPoolExecutor(_NUM_THREADS)  # numpy and OpenCV count outside Python's lock
 
     def _empty_details(self) -> dict[str, Tensor]:
-        """On the CPU, which counts them."""
+        """Zero counts on the CPU."""
         num_predictions, k, num_widths = len(self.prediction_names), self.info.num_classes, len(BOUNDARY_RATIOS)
         shapes: dict[str, tuple[int, ...]] = {
             "inner_band": (num_predictions, num_widths, k, 3),  # see inner_band_counts
@@ -137,23 +134,24 @@ class SegEvaluator:
 
         Args:
             labels: ``(H, W)`` train ids.
-            prediction: of the same size; with offset and confidence where seeds are counted.
-            name: the image's path, which tells its condition.
+            prediction: prediction of the same size, with offset and confidence where seeds are counted.
+            name: path of the image, from which its condition follows.
         """
         return self.finish(self.begin(labels, prediction, name), prediction)
 
     def begin(self, labels: np.ndarray, prediction: Prediction, name: str) -> _Begun:
-        """Starts what the device counts of an image, and does not wait for it; `finish` adds it to the counts.
+        """Launches the counts that the device makes of an image, without waiting; `finish` adds them.
 
         Args:
-            labels: see `add`, as all arguments.
+            labels: see `add`, as for all arguments.
         """
-        true = contour = bands = None
+        bands = label_maps = None
         if self.detailed:
             true = np.where(labels == self.ignore_label, np.int16(IGNORE), labels.astype(np.int16, copy=False))
             contour = boundaries.contour_mask(true)
             distance = np.minimum(boundaries.distance_to(contour), DISTANCES_PX[-1])
             bands = _DISTANCE_BAND[np.rint(np.square(distance)).astype(np.int32)]
+            label_maps = true, contour, bands
         confusion = confusion_tables(
             [prediction.labels[n].to(self._device) for n in self.prediction_names],
             to_device(labels, self._device),
@@ -163,20 +161,20 @@ class SegEvaluator:
             num_bands=self.counts["confusion"].shape[2],
         )
         group = self._groups.index(self.info.condition_of(name))
-        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), true, contour, bands)
+        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), label_maps)
 
     def finish(self, begun: _Begun, prediction: Prediction) -> ImageCounts:
-        """Adds what `begin` started, and counts the rest; `prediction` may have come to the host meanwhile."""
+        """Adds the counts that `begin` launched, and counts the rest; `prediction` may be on the host by now."""
         self.num_images += 1
         self.counts["confusion"][begun.group] += begun.confusion
         seeds = None
-        if begun.true is not None:
-            true = begun.true
+        if begun.label_maps is not None:
+            true, contour, bands = begun.label_maps
             predicted = [prediction.labels[n].cpu().numpy().astype(np.int16) for n in self.prediction_names]
             maps = [np.where(true == IGNORE, np.int16(IGNORE), labels) for labels in predicted]
             if self.has_seed:
-                seeds = self._pool.submit(self._count_seeds, true, maps, begun.bands, prediction)
-            self._count_boundaries_and_segments(true, begun.contour, maps)
+                seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction)
+            self._count_boundaries_and_segments(true, contour, maps)
         (confusion,) = begun.host.wait()
         return ImageCounts(confusion.numpy(), seeds.result() if seeds else None)
 
@@ -218,7 +216,7 @@ class SegEvaluator:
     def _count_seeds(
         self, true: np.ndarray, maps: list[np.ndarray], bands: np.ndarray, prediction: Prediction
     ) -> np.ndarray:
-        """Adds to ``seed``, ``confidence`` and ``length``; returns the image's pixels by what is right."""
+        """Adds to ``seed``, ``confidence`` and ``length``; returns the image's pixels by right predictions."""
         assert prediction.offset is not None
         assert prediction.confidence is not None
         offset = prediction.offset.cpu()

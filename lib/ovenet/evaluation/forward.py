@@ -1,9 +1,9 @@
-"""Windows through the network: flipped views, precision, and on a card one launch for all of it."""
+"""Windows through the network: flipped views, precision, and one launch for all of it on a card."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -20,25 +20,25 @@ SEED = f"{VECTOR}seed"  # offset (x, y) and confidence
 FIELD = f"{VECTOR}field: "  # other displacements (x, y), by title
 SWITCH = "TEST.CUDA_GRAPH off"
 MAX_GRAPHS = 16  # sizes beyond them run eagerly
-_NUM_EAGER = 2  # runs of a size before it is captured: images of ever-changing sizes never are
+_NUM_EAGER = 2  # runs of a size before it is captured; images of ever-changing sizes are never captured
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Forward:
-    """A network with what the settings say of its runs.
+    """Runs a network on batches of windows.
 
     Args:
         model: a segmentor; put into evaluation mode at each call.
-        device: where it lies.
+        device: device of the model.
         flip: average with the flipped views.
         flip_pairs: pairs of train ids that change places when an image is flipped.
         output_index: which score map, -1 the final one.
-        precision: of convolutions and matrix products.
+        precision: precision of convolutions and matrix products.
         allow_tf32: CUDA: float32 convolutions and matrix products read 10 bits of mantissa.
-        new_graph: makes what batches of one size are captured in; None runs all eagerly.
+        new_graph: creates the graph that batches of one size are captured in; None runs everything eagerly.
 
     Attributes:
-        kind: what the scores are, once something was run.
+        kind: kind of the scores, valid after the first run.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Forward:
 
     @property
     def num_graphs(self) -> int:
-        """Captured so far."""
+        """Number of graphs captured so far."""
         return sum(graphed.num_graphs for graphed in self._graphed.values())
 
     def __call__(
@@ -73,16 +73,16 @@ class Forward:
 
         Args:
             pixels: normalised, ``(B, 3, H, W)``.
-            names: the predictions to give; None for all.
-            together: flipped views go into the same batch.
-            seeds: give offset and confidence too, in units of the window.
-            fields: give other displacements too, likewise.
+            names: predictions to return; None for all.
+            together: put flipped views into the same batch.
+            seeds: return offset and confidence too, in units of the window.
+            fields: return other displacements too, in units of the window.
         """
         if self.model.training:
             self.model.eval()
         fields = fields and self._has_fields
         request = None if names is None else tuple(names), together, seeds
-        if self._new_graph is None or fields:  # hooks of displacements hear of no replay
+        if self._new_graph is None or fields:  # a replay calls no hooks
             return self._run(*request, fields, pixels)
         if request not in self._graphed:
             self._graphed[request] = GraphedFunction(
@@ -97,13 +97,13 @@ class Forward:
         return self._graphed[request](pixels)
 
     def output(self, pixels: Tensor) -> OVeNetOutput:
-        """The network's own output, eagerly."""
+        """The network's output, run eagerly."""
         if self.model.training:
             self.model.eval()
         return self._run_model(pixels)
 
     def unflip(self, scores: Tensor) -> Tensor:
-        """Scores ``(B, K, h, w)`` of flipped images, as they are for the images themselves."""
+        """Scores ``(B, K, h, w)`` of flipped images, flipped back."""
         scores = scores.flip(3)
         if not self.flip_pairs:
             return scores
@@ -117,7 +117,10 @@ class Forward:
     ) -> dict[str, Tensor]:
         num_images = len(pixels)
         together = self.flip and together
-        with recorded(self.model) if fields else nullcontext([]) as displacements:
+        recording: AbstractContextManager[list[tuple[str, Tensor]]] = (
+            recorded(self.model) if fields else nullcontext([])
+        )
+        with recording as displacements:
             output = self._run_model(torch.cat((pixels, pixels.flip(3))) if together else pixels)
         maps = _chosen(output.predictions(self.output_index), names)
         if self.flip:
@@ -128,9 +131,10 @@ class Forward:
             maps = {name: (s[:num_images] + self.unflip(flipped[name])) / 2 for name, s in maps.items()}
         maps = {name: scores.float() for name, scores in maps.items()}
         self.kind = output.score_kind
-        if seeds and output.has_seed:
+        if seeds and output.offset is not None and output.confidence is not None:
             offset = output.offset.float()
-            offset = seed_position(offset) - pixel_grid(offset.shape[-2:], device=offset.device)
+            height, width = offset.shape[-2:]
+            offset = seed_position(offset) - pixel_grid((height, width), device=offset.device)
             maps[SEED] = torch.cat((offset, output.confidence.float()), dim=1)[:num_images]
         for title, displacement in displacements:
             stride = round(pixels.shape[3] / displacement.shape[3])

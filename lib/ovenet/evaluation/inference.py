@@ -1,8 +1,8 @@
 """The one predictor: whole images or windows, several scales, flipped views.
 
-What is held for all classes at the size of the image is bounded: the network's maps stay at their own size (stride 4),
-and the image is finished in bands of rows, from top to bottom. Windows are run when the first band needs them, those of
-one size together, whatever their scale.
+Memory for scores at image size is bounded: the network's maps stay at their own size (stride 4), and the image is
+finished in bands of rows, from top to bottom. Windows are run when the first band needs them, windows of one size
+together, whatever their scale.
 
 Shapes: ``K`` classes, ``C`` channels, ``n`` rows of a band. Bands are ``(n, C, W)``; sizes are ``(H, W)`` in pixels.
 """
@@ -43,27 +43,27 @@ class InferenceSettings:
         window_size: ``(H, W)``; a scaled image that fits is run whole, else in windows of this size.
         scales: scores are averaged over them.
         flip: average with the flipped image.
-        score: what is averaged over scales: ``softmax``, probabilities of the flipped and the unflipped view's mean
+        score: quantity averaged over scales: ``softmax``, probabilities of the flipped and the unflipped view's mean
             score; ``exp``, the exponentials of that score, summed, as HRNet and OVeNet do; ``mmseg``, probabilities of
             each view, from its scores at the image's own size, as mmsegmentation does.
         output_index: which score map, -1 the final one.
         align_corners: convention of the score upsampling.
         batch_size: windows per forward pass, a flipped view counting as one more; 0 is one on the CPU, and on CUDA as
             many as have 2^22 pixels together, at least a window and its flipped view.
-        precision: of convolutions and matrix products; everything after the network is float32.
+        precision: precision of convolutions and matrix products; everything after the network is float32.
         rule: the dataset's way of resizing and padding.
         flip_pairs: pairs of train ids that change places when an image is flipped.
-        normalization: of the pixels, the model's.
-        base_box: long and short side, in pixels, that the image fits into at scale 1, where it is run whole, in place
-            of `base_size` and `rule`; None for those.
+        normalization: normalisation of the model's input.
+        base_box: long and short side, in pixels, that the image fits into at scale 1, where it is run whole; None for
+            `base_size` and `rule`.
         tf32: CUDA: float32 convolutions and matrix products of the network read 10 bits of mantissa.
-        cuda_graph: CUDA: batches of a size that comes again are one launch each. Not for a model whose weights are
-            replaced by others while it is used.
+        cuda_graph: CUDA: batches of a repeated size are one launch each. Not for a model whose weight tensors are
+            replaced between calls.
         stride: ``(rows, columns)`` from window to window, up to the window's size: whatever the rule, a scaled image
             is run in windows of `window_size`, whose logits are averaged where they overlap, as mmsegmentation does;
-            None for windows side by side, where one is needed, whose scores are averaged.
-        first_rule: what an image is brought to its size at scale 1 by, padding included, before `rule` scales the
-            result, and scores back; None scales the image itself.
+            None for windows side by side where the image does not fit, with their scores averaged.
+        first_rule: rule that resizes and pads the image at scale 1 before `rule` scales the result; scores go the same
+            way back. None scales the image itself.
         padded_windows: whatever the rule, a scaled image is run in windows of `window_size`, see
             `Tiling.padded_windows`, padded in black.
     """
@@ -101,7 +101,7 @@ class InferenceSettings:
         return self._size_by(self.rule, size, scale)
 
     def first_sizes(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Sizes that `first_rule` brings an image to: padded, and of that what its scores are kept of; None without."""
+        """Sizes after `first_rule`: padded, and the part of it whose scores are kept; None without that rule."""
         if self.first_rule is None:
             return None
         own = self._size_by(self.first_rule, size, 1.0)
@@ -109,7 +109,7 @@ class InferenceSettings:
         return padded, padded if self.first_rule.keeps_padding else own
 
     def first_image(self, image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-        """An image ``(H, W, 3)`` as `first_rule` has it, padded in a colour."""
+        """An image ``(H, W, 3)`` resized by `first_rule`, and padded in a colour."""
         if self.first_rule is None:
             return image
         resized = resize_image(image, self._size_by(self.first_rule, image.shape[:2], 1.0))
@@ -119,7 +119,8 @@ class InferenceSettings:
 
     def _size_by(self, rule: EvaluationRule, size: tuple[int, int], scale: float) -> tuple[int, int]:
         if rule.resize == "stretch":
-            return tuple(max(1, round(n * scale)) for n in self.window_size)
+            height, width = (max(1, round(n * scale)) for n in self.window_size)
+            return height, width
         is_short = rule.resize == "short_side"
         base_size = self.base_size or (min(size) if is_short else max(size))
         side = max(1, round(base_size * scale))
@@ -146,8 +147,8 @@ class Prediction:
             else int16.
         offset: ``(2, H, W)``, or as `seed_stride` thins it out, from pixel to seed in ``(x, y)``, normalised so that
             the image spans ``[-1, 1]``; as the network gave it for the unflipped view at the scale nearest to 1 and,
-            where windows overlap, in the last one. None where it was not asked for, and for a baseline.
-        confidence: ``(1, H, W)`` in ``[0, 1]``, of the same view; None likewise.
+            where windows overlap, in the last one. None where not requested, and for a baseline.
+        confidence: ``(1, H, W)`` in ``[0, 1]``, of the same view; None where `offset` is.
         scores: ``(K, H', W')`` by prediction name, see `score_side` of `SlidingWindowInferencer.predict`.
         fields: ``(2, H', W')`` by title, of other displacements in the network (see `ovenet.models.displacement`), in
             the units of `offset`; with the scores.
@@ -160,7 +161,7 @@ class Prediction:
     fields: dict[str, Tensor] = field(default_factory=dict)
 
     def start_copy(self) -> Callable[[], Prediction]:
-        """Starts a copy to the host; what is returned waits for it."""
+        """Starts a copy to the host; returns a function that waits for it."""
         vectors = [x for x in (self.offset, self.confidence) if x is not None]
         copies = HostCopies((*vectors, *self.labels.values(), *self.scores.values(), *self.fields.values()))
 
@@ -192,8 +193,8 @@ class SlidingWindowInferencer:
     Args:
         model: a segmentor; put into evaluation mode at each call.
         settings: how images are run through it.
-        device: where the model lies.
-        backend: how maps become classes there; None for what is fastest on the device.
+        device: device of the model.
+        backend: computes classes from maps; None for the fastest one of the device.
     """
 
     def __init__(
@@ -227,15 +228,15 @@ class SlidingWindowInferencer:
         seed_stride: int = 1,
         score_side: int = 0,
     ) -> Prediction:
-        """The best class of every pixel, and what else is asked for; on the device, which it does not wait for.
+        """The best class of every pixel, and the other outputs requested; on the device, without waiting for it.
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
-            scaled: what `scaled_images` gives for it, if that is at hand.
-            names: the predictions of the model to give; None for all.
-            seeds: give offset and confidence too.
-            seed_stride: give them for every n-th row and column only.
-            score_side: give the scores too, thinned out until no side has more pixels (see `thinning`); 0 gives none.
+            scaled: result of `scaled_images` for this image, if already computed.
+            names: predictions of the model to return; None for all.
+            seeds: return offset and confidence too.
+            seed_stride: return them for every n-th row and column only.
+            score_side: return scores too, subsampled until no side has more pixels (see `thinning`); 0 for none.
         """
         score_stride = thinning(image.shape[:2], score_side) if score_side else 0
         size = image.shape[:2]
@@ -275,11 +276,10 @@ class SlidingWindowInferencer:
         )
 
     def scaled_images(self, image: np.ndarray) -> list[Tensor]:
-        """An image ``(H, W, 3)`` uint8 at every scale, then flipped where those are views too.
+        """An image ``(H, W, 3)`` uint8 at every scale, then flipped where flips are separate views.
 
-        On the CPU, for a card in page-locked memory.
-
-        May be called ahead of `predict`, in another thread.
+        The tensors are on the CPU, in page-locked memory for a card. May be called ahead of `predict`, in another
+        thread.
         """
         sizes = [self.settings.scaled_size(image.shape[:2], scale) for scale in self.settings.scales]
         image = self.settings.first_image(image, self.settings.normalization.pad_color)
@@ -294,7 +294,7 @@ class SlidingWindowInferencer:
 
     @torch.inference_mode()
     def predict_scores(self, image: np.ndarray) -> dict[str, Tensor]:
-        """Scores of every prediction of the model, all at once: see `predict` for what needs less memory.
+        """Scores of every prediction of the model, all at once; `predict` needs less memory.
 
         Args:
             image: ``(H, W, 3)`` uint8 RGB.
@@ -327,13 +327,13 @@ class SlidingWindowInferencer:
         seeds: bool = False,
         fields: bool = False,
     ) -> Iterator[tuple[range, _T]]:
-        """Rows of the image from top to bottom, and what `finish` makes of what is predicted there, each ``(n, C, W)``.
+        """Rows of the image from top to bottom, with the result of `finish` for the maps ``(n, C, W)`` predicted there.
 
-        On the CPU some bands are finished at the same time.
+        On the CPU several bands are finished at the same time.
         """
         size = height, width = image.shape[:2]
         scales = self.settings.scales
-        nearest = scales.index(min(scales, key=lambda scale: abs(scale - 1)))  # whose vectors are given
+        nearest = scales.index(min(scales, key=lambda scale: abs(scale - 1)))  # its vectors are returned
         scaled = self.scaled_images(image) if scaled is None else scaled
         views = [
             self._view(part, size, seeds=seeds and index == nearest, fields=fields and index == nearest)
@@ -368,7 +368,7 @@ class SlidingWindowInferencer:
                 view.forget_above(size, group[-1].stop)
 
     def _summands(self, view: ScaledView, size: tuple[int, int], rows: range, *, is_flipped: bool) -> dict[str, Tensor]:
-        """What a view adds to the rows of an image ``(H, W)``, ``(n, C, W)`` by name."""
+        """The maps ``(n, C, W)`` that a view adds to rows of an image ``(H, W)``, by name."""
         bands = view.resized_rows(size, rows)
         if self.settings.score == "mmseg":
             for name in filter(is_score, bands):
@@ -379,7 +379,7 @@ class SlidingWindowInferencer:
         is_late = self.settings.score == "mmseg"  # logits come to the image's size
         return ScaledView(
             image,
-            self.settings.tiling(tuple(image.shape[:2])),
+            self.settings.tiling((image.shape[0], image.shape[1])),
             self.backend,
             self.device,
             align_corners=self.settings.align_corners,
@@ -420,7 +420,7 @@ class SlidingWindowInferencer:
         return self.backend.batch_size(self.settings.batch_size, view.window, flip=self._flips_windows)
 
     def _as_averaged(self, scores: Tensor) -> Tensor:
-        """``(n, K, w)`` of the network as they are averaged over scales."""
+        """The network's scores ``(n, K, w)`` as they are averaged over scales."""
         kind = self.forward.kind
         if self.settings.score == "exp":
             return scores.exp()
@@ -430,15 +430,15 @@ class SlidingWindowInferencer:
 
 
 def _is_of(name: str, view: ScaledView) -> bool:
-    """Whether a map of a batch belongs to a scale: vectors are of one scale alone."""
+    """Whether a map of a batch belongs to a view: vectors are of one scale only."""
     return is_score(name) or (view.seeds if name == SEED else view.fields)
 
 
 def _every(band: Tensor, stride: int, rows: range) -> Tensor:
-    """Every `stride`-th row and column of an image, as far as they lie in its rows ``(n, C, W)``."""
+    """Every `stride`-th row and column of an image, those within its rows ``(n, C, W)``."""
     return band[-rows.start % stride :: stride, :, ::stride]
 
 
 def thinning(size: tuple[int, int], side: int) -> int:
-    """The smallest n so that every n-th row and column of an image ``(H, W)`` make at most `side` of each."""
+    """The smallest stride that subsamples an image ``(H, W)`` to at most `side` rows and columns."""
     return max(1, -(-max(size) // side))

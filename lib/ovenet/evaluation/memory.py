@@ -15,10 +15,10 @@ from ovenet.utils.environment import peak_memory_bytes
 
 _GB = 10**9
 _SHARE_OF_FREE = 0.8
-_DECODER_BYTES = 4 + 3  # a pixel in Pillow's memory and in ours, while the one is copied to the other
+_DECODER_BYTES = 4 + 3  # a pixel in Pillow's memory and in its copy as an array
 _IMAGE_BYTES = 3
 _LABEL_BYTES = 1
-_OUTPUT_BYTES = 1  # a file's pixels as ids
+_OUTPUT_BYTES = 1  # a pixel of the id file
 _SEED_BYTES = 3 * 4
 _SEED_PICTURE_BYTES = 2 * 4  # an array of offsets in pixels; pictures of them are smaller
 
@@ -26,16 +26,16 @@ _SEED_PICTURE_BYTES = 2 * 4  # an array of offsets in pixels; pictures of them a
 class MemoryGuard:
     """Refuses images that would need more memory than there may be used.
 
-    Runs one window through the model and takes the process's peak from then on as what every image needs.
+    The process's peak memory after one window is the base that every image needs.
 
     Args:
-        predictor: on the CPU; on another device the images' own share is counted just the same.
+        predictor: on the CPU; on another device the memory of images is counted in the same way.
         num_classes: ``K``.
-        max_gb: for the whole process, in 10^9 bytes; None takes four fifths of what the machine has free.
-        max_seed_side: offsets and confidence are thinned out to this side; 0 if there are none.
+        max_gb: limit of the whole process, in 10^9 bytes; None for the base and 80 % of the free memory.
+        max_seed_side: longest side of offsets and confidence after subsampling; 0 if there are none.
 
     Raises:
-        UserError: a window alone needs more.
+        UserError: one window needs more than the limit.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class MemoryGuard:
             The number of its pixels.
 
         Raises:
-            UserError: it is no image, or needs too much memory.
+            UserError: the file is not an image, or needs too much memory.
         """
         size = read_size(path)
         needed = self.base_bytes + self.image_bytes(size)
@@ -74,7 +74,7 @@ class MemoryGuard:
         return math.prod(size)
 
     def image_bytes(self, size: tuple[int, int]) -> int:
-        """Memory that grows with the image ``(H, W)``: the most of decoding, predicting and writing."""
+        """Memory that grows with the image ``(H, W)``: the maximum of decoding, predicting and writing."""
         pixels = math.prod(size)
         settings = self._predictor.settings
         scaled = [settings.scaled_size(size, scale) for scale in settings.scales]
@@ -97,7 +97,7 @@ class MemoryGuard:
 
 
 def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Memory that new work can have, files that are cached in it included; all there is where Linux does not say."""
+    """Free memory, cached files included; all memory on systems other than Linux."""
     if meminfo.exists():
         for line in meminfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):

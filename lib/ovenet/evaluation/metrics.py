@@ -12,7 +12,7 @@ from torch import Tensor
 from ovenet.structures import EvalResult
 
 _IGNORED = 255
-_EXACT_FLOAT = 2**24  # float32 counts to here
+_EXACT_FLOAT = 2**24  # float32 is exact up to here
 
 
 def confusion_counts(prediction: Tensor, labels: Tensor, num_classes: int, *, ignore_label: int) -> Tensor:
@@ -39,15 +39,15 @@ def confusion_tables(
     bands: Tensor | None = None,
     num_bands: int = 1,
 ) -> Tensor:
-    """`confusion_counts` of several predictions, and of pixels that are counted apart.
+    """`confusion_counts` of several predictions, by bands of pixels.
 
     Args:
         predictions: ``P`` maps of train ids, integers of one shape, on one device.
         labels: train ids of the same shape.
         num_classes: ``K``.
         ignore_label: pixels to leave out.
-        bands: numbers from 0, uint8 of the same shape, by which pixels are counted apart; None for one band.
-        num_bands: ``D``, how many there are.
+        bands: index of each pixel's band, uint8 of the same shape; None for one band.
+        num_bands: ``D``.
 
     Returns:
         ``(P, D, K, K)`` int64 on the same device.
@@ -64,7 +64,7 @@ def _count_on_cpu(
     bands: Tensor | None,
     num_bands: int,
 ) -> Tensor:
-    """By OpenCV's histogram, on all cores; what lies outside of its ranges is left out."""
+    """By OpenCV's histogram, on all cores; values out of range are left out."""
     true = labels.to(torch.uint8)
     if ignore_label != _IGNORED:
         true[labels == ignore_label] = _IGNORED
@@ -100,14 +100,14 @@ def _count_on_device(
 
 
 def _count(index: Tensor, length: int) -> Tensor:
-    """How often each number from 0 to `length` occurs, int64; larger ones are left out."""
+    """Number of times each integer below `length` occurs, int64; larger ones are left out."""
     if index.device.type == "cpu":
         return torch.bincount(index, minlength=length)[:length]
     return sorted_counts(index, length)
 
 
 def sorted_counts(index: Tensor, length: int) -> Tensor:
-    """How often each number from 0 to `length` occurs, as `torch.bincount`, which waits for the device to learn it."""
+    """As `torch.bincount` of integers below `length`, but without waiting for the device."""
     ends = torch.arange(length + 1, dtype=index.dtype, device=index.device)
     return torch.searchsorted(index.sort().values, ends).diff()
 
@@ -120,12 +120,12 @@ def scores_from_counts(counts: Tensor, class_names: Sequence[str]) -> EvalResult
         class_names: ``K`` names.
 
     Returns:
-        The scores; the means leave out classes without a labelled pixel, and are NaN if there is none at all.
+        The scores; the means leave out classes without a labelled pixel, and are NaN if there are none.
     """
     table = counts.cpu().numpy().astype(np.float64)
     right, labelled, predicted = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
     present = labelled > 0
-    iou = ratio(right, labelled + predicted - right, present)
+    iou = class_iou(table)
     accuracy = ratio(right, labelled, present)
     dice = ratio(2 * right, labelled + predicted, present)
     share = labelled / max(labelled.sum(), 1)
@@ -144,8 +144,14 @@ def scores_from_counts(counts: Tensor, class_names: Sequence[str]) -> EvalResult
     )
 
 
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """IoU ``(K,)`` from a confusion matrix ``(K, K)`` with labels as rows; NaN for classes without a labelled pixel."""
+    right, labelled = confusion.diagonal(), confusion.sum(axis=1)
+    return ratio(right, labelled + confusion.sum(axis=0) - right, labelled > 0)
+
+
 def ratio(numerator: np.ndarray, denominator: np.ndarray, is_defined: np.ndarray | None = None) -> np.ndarray:
-    """Quotients of counts, NaN where the denominator is 0 or they are not defined."""
+    """Quotients of counts; NaN where the denominator is 0 or `is_defined` is False."""
     with np.errstate(invalid="ignore", divide="ignore"):
         quotient = np.where(denominator > 0, numerator / denominator, np.nan)
     return quotient if is_defined is None else np.where(is_defined, quotient, np.nan)

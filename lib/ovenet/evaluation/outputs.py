@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from ovenet.data.files import is_utf8
 from ovenet.data.info import DatasetInfo
@@ -29,13 +30,13 @@ _BAND_ROWS = 512
 
 
 class ResultWriter:
-    """Writes ``<folder>/<kind>/<name>.png``, offsets as ``.npy`` too, and one table of the classes' shares.
+    """Writes ``<folder>/<kind>/<name>.png``, offsets also as ``.npy``, and one table of class shares.
 
     Args:
-        folder: for all results.
-        info: the classes.
-        max_offset: longest offset per axis, which is drawn in full colour.
-        kinds: which of `KINDS`.
+        folder: folder of all results.
+        info: classes of the dataset.
+        max_offset: longest offset per axis, drawn in full colour; None for a baseline.
+        kinds: kinds to write, from `KINDS`.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo, max_offset: float | None, kinds: Collection[str]):
@@ -50,8 +51,8 @@ class ResultWriter:
 
         Args:
             name: a path without suffix.
-            image: ``(H, W, 3)`` uint8 RGB; drawn over where an overlay is written.
-            prediction: of the fused scores, with offset and confidence where they are written.
+            image: ``(H, W, 3)`` uint8 RGB; overwritten where an overlay is written.
+            prediction: with ``fused`` labels, and with offset and confidence where they are written.
 
         Raises:
             OSError: the file system refuses.
@@ -63,7 +64,7 @@ class ResultWriter:
         if "color" in self.kinds:
             save_color_png(labels, self._path("color", name), self.info)
         if prediction.offset is not None and prediction.confidence is not None:
-            self._write_seeds(name, labels.shape, prediction)
+            self._write_seeds(name, labels.shape, prediction.offset, prediction.confidence)
         if "overlay" in self.kinds:
             write_image(draw_overlay(image, labels, self.info), self._path("overlay", name))
 
@@ -85,23 +86,24 @@ class ResultWriter:
             write_text(self.folder / SHARES, text.getvalue())
 
     def paths(self, name: str) -> list[Path]:
-        """All files that `write` and `write_shares` may write for a name."""
+        """All files that `write` and `write_shares` can write for a name."""
         seeds = [self._path("offset", name).with_suffix(".npy")] if "offset" in self.kinds else []
         shares = [self.folder / SHARES] if "shares" in self.kinds else []
         return [self._path(kind, name) for kind in self.kinds if kind != "shares"] + seeds + shares
 
-    def _write_seeds(self, name: str, size: tuple[int, int], prediction: Prediction) -> None:
+    def _write_seeds(self, name: str, size: tuple[int, ...], offset: Tensor, confidence: Tensor) -> None:
         if "offset" in self.kinds:
-            save_png(self._wheel_picture(prediction.offset), self._path("offset", name))
+            save_png(self._wheel_picture(offset), self._path("offset", name))
             spans = torch.tensor([(n - 1) / 2 for n in reversed(size)]).view(2, 1, 1)
-            pixels = (prediction.offset.cpu() * spans).numpy()
+            pixels = (offset.cpu() * spans).numpy()
             write_file(self._path("offset", name).with_suffix(".npy"), lambda path: np.save(path, pixels))
         if "confidence" in self.kinds:
-            grey = prediction.confidence[0].mul(255).round().to(torch.uint8).cpu().numpy()
+            grey = confidence[0].mul(255).round().to(torch.uint8).cpu().numpy()
             save_png(grey, self._path("confidence", name))
 
-    def _wheel_picture(self, offset: torch.Tensor) -> np.ndarray:
+    def _wheel_picture(self, offset: Tensor) -> np.ndarray:
         """``(H, W, 3)`` uint8; in bands, since colouring takes some ninety bytes a pixel."""
+        assert self.max_offset is not None  # a model that gives offsets has one
         bands = offset.cpu().split(_BAND_ROWS, dim=1)
         return np.concatenate([colorize_offset(band, self.max_offset).permute(1, 2, 0).numpy() for band in bands])
 
@@ -129,18 +131,18 @@ def write_image(image: np.ndarray, path: Path) -> None:
     is_done, encoded = cv2.imencode(".png", image)
     if not is_done:
         raise OSError(f"cannot write {path}: OpenCV cannot encode the image")
-    write_bytes(path, memoryview(encoded))  # OpenCV itself crashes at names that are not UTF-8
+    write_bytes(path, encoded.data)  # OpenCV itself crashes at names that are not UTF-8
 
 
 class FrameWriter:
-    """An mp4 video in H.264, which browsers play, opened by its first frame. It has its name when it is whole.
+    """An mp4 video in H.264, which browsers play, opened by its first frame and renamed when complete.
 
     Args:
-        path: of the file.
-        rate: frames a second.
+        path: path of the file.
+        rate: frames per second.
 
     Attributes:
-        num_frames: that were written.
+        num_frames: number of frames written.
 
     Raises:
         UserError: PyAV is missing.
@@ -155,7 +157,7 @@ class FrameWriter:
         self.num_frames = 0
 
     def write(self, frame: np.ndarray) -> None:
-        """Appends ``(H, W, 3)`` uint8 RGB, of the size of the first; odd sides are repeated to even ones.
+        """Appends ``(H, W, 3)`` uint8 RGB of the first frame's size; odd sides are padded to even ones.
 
         Raises:
             OSError: the file cannot be written.
@@ -164,42 +166,42 @@ class FrameWriter:
         frame = cv2.copyMakeBorder(frame, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._container is None:
             self._open(frame.shape[:2])
-        with self._telling():
+        with self._one_line_errors():
             self._container.mux(self._stream.encode(self._av.VideoFrame.from_ndarray(frame, "rgb24")))
         self.num_frames += 1
 
     def _open(self, size: tuple[int, int]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not is_utf8(self.path):
-            raise OSError(f"cannot write {str(self.path)!r}: FFmpeg takes names in UTF-8 alone; rename the video")
-        with self._telling():
+            raise OSError(f"cannot write {str(self.path)!r}: FFmpeg takes only names in UTF-8; rename the video")
+        with self._one_line_errors():
             self._container = self._av.open(str(self._unfinished), "w", options={"movflags": "faststart"})
             self._stream = self._container.add_stream("libx264", self.rate, options={"crf": "20"})
             self._stream.height, self._stream.width = size
             self._stream.pix_fmt = "yuv420p"  # a pixel format that all browsers play
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Names the file where FFmpeg fails."""
+    def _one_line_errors(self) -> Iterator[None]:
+        """Adds the file's name to the errors of FFmpeg."""
         try:
             yield
         except (self._av.error.FFmpegError, OSError) as error:
             raise OSError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """Finishes the file, and looks whether all frames are in it: the disk may be full.
+        """Finishes the file, and checks that it holds all frames, which it does not on a full disk.
 
         Raises:
-            OSError: they are not; nothing is left.
+            OSError: frames are missing; no file is left.
         """
         if self._container is None:
             return
         container, self._container = self._container, None
         try:
-            with self._telling():
+            with self._one_line_errors():
                 container.mux(self._stream.encode())
                 container.close()
-            num_frames = _num_readable_frames(self._unfinished)
+            num_frames = self._num_readable_frames()
             if num_frames < self.num_frames:
                 raise OSError(
                     f"cannot write {self.path}: {num_frames} of {self.num_frames} frames are in the file; is the disk "
@@ -209,11 +211,11 @@ class FrameWriter:
         finally:
             self._unfinished.unlink(missing_ok=True)
 
-
-def _num_readable_frames(path: Path) -> int:
-    """How many frames a video says it has; 0 where not even the first can be decoded."""
-    capture = cv2.VideoCapture(str(path))
-    try:
-        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() and capture.read()[0] else 0
-    finally:
-        capture.release()
+    def _num_readable_frames(self) -> int:
+        """Number of frames by the file's header; 0 if the first cannot be decoded."""
+        try:
+            with self._av.open(str(self._unfinished)) as container:
+                stream = container.streams.video[0]
+                return stream.frames if next(container.decode(stream), None) is not None else 0
+        except (self._av.error.FFmpegError, IndexError):
+            return 0

@@ -1,7 +1,7 @@
 """Saved counts of an interrupted evaluation, from which the next one resumes.
 
-Each process keeps a file of counts and a file with a line per counted image. The counts are only as good as the lines
-that they say they cover; later lines are dropped and their images are evaluated again.
+Each process keeps a file of counts and a file with a line per counted image. The counts cover the first `num_lines`
+lines; the images of later lines are evaluated again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.utils.logging import get_logger
+from ovenet.utils.writing import write_file, write_text
 
 FOLDER = "unfinished"
 _SETTINGS = "settings.json"
@@ -27,14 +29,14 @@ _PART = re.compile(r"(\d+)_\w+\.(pth|jsonl)")
 
 
 class PartialEvaluation:
-    """The folder of an evaluation that is not finished.
+    """The folder of an unfinished evaluation.
 
     Args:
-        folder: where it lies; made when there is something to keep.
-        settings: what the counts depend on; they must be the same to go on.
+        folder: path of the folder, created with the first image.
+        settings: settings that the counts depend on; they must be equal to resume.
         interval_s: seconds between two saves.
-        read_settings: makes present settings of those that an earlier version may have saved.
-        before_save: returns when all else that belongs to the images is written; they are not evaluated again.
+        read_settings: converts settings that an earlier version may have saved.
+        before_save: waits until the other files of the images are written, since these are not evaluated again.
 
     Attributes:
         joined: counts that `join` found, on the process that called it.
@@ -62,10 +64,10 @@ class PartialEvaluation:
 
     def exists(self) -> bool:
         """Whether an interrupted evaluation left any counts."""
-        return any(self.folder.glob("*.pth"))
+        return any(self.folder.glob("[!.]*.pth"))
 
     def check_settings(self) -> None:
-        """Refuses to go on with counts of another model or other settings.
+        """Refuses to resume from counts of another model or other settings.
 
         Raises:
             UserError: names the first difference.
@@ -88,10 +90,10 @@ class PartialEvaluation:
                 )
 
     def join(self) -> set[int]:
-        """Makes one pair of files of those of all processes so far; called by process 0 alone.
+        """Merges the files of all processes into one pair; called by rank 0 only.
 
         Returns:
-            The images' places in the list; `joined` then holds what they counted.
+            Indices of the images in the list; `joined` then holds their counts.
 
         Raises:
             UserError: see `check_settings`.
@@ -124,16 +126,13 @@ class PartialEvaluation:
         self._saved_at = monotonic()
 
     def add(self, record: Mapping[str, Any], evaluator: SegEvaluator) -> None:
-        """Notes an image that `evaluator` has counted, and now and then saves the counts.
+        """Records an image that `evaluator` has counted, and saves the counts every `interval_s`.
 
         Raises:
             OSError: the file system refuses.
         """
         if not self._num_lines:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            unfinished = self.folder / f"{self._name}.settings"  # other processes write the same
-            unfinished.write_text(json.dumps(self.settings, indent=2), encoding="utf-8")
-            unfinished.replace(self.folder / _SETTINGS)
+            write_text(self.folder / _SETTINGS, json.dumps(self.settings, indent=2))  # other processes write the same
         with (self.folder / f"{self._name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._num_lines += 1
@@ -142,14 +141,14 @@ class PartialEvaluation:
             self.save(evaluator)
 
     def save(self, evaluator: SegEvaluator) -> None:
-        """Writes the counts of this process, unless they cover an image that was not noted."""
+        """Writes the counts of this process, unless they cover an image that is not recorded."""
         if self._num_lines and self._num_counted == evaluator.num_images:
             self.before_save()
             _save(self.folder / f"{self._name}.pth", evaluator.counts, self._num_lines)
         self._saved_at = monotonic()
 
     def records(self) -> list[dict[str, Any]]:
-        """Of all processes, in the order of the list, once all have saved."""
+        """The records of all processes, in the order of the list, once all have saved."""
         found = {r["index"]: r for path in self._paths() for r in self._read(path)[1]}
         return [found[index] for index in sorted(found)]
 
@@ -158,7 +157,7 @@ class PartialEvaluation:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def discard(self) -> None:
-        """Discards what `join` found."""
+        """Deletes the folder, and the counts that `join` found."""
         self.remove()
         self.joined = {}
 
@@ -198,6 +197,5 @@ def _number(path: Path) -> int:
 
 
 def _save(path: Path, counts: Mapping[str, Tensor], num_lines: int) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    torch.save({"counts": {name: table.cpu() for name, table in counts.items()}, "num_lines": num_lines}, unfinished)
-    unfinished.replace(path)
+    content = {"counts": {name: table.cpu() for name, table in counts.items()}, "num_lines": num_lines}
+    write_file(path, partial(torch.save, content))

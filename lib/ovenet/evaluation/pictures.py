@@ -22,7 +22,7 @@ from ovenet.utils.writing import write_file
 
 _MAX_TILE_PX = 512
 _GAP_PX, _CAPTION_PX = 4, 18
-OUTCOMES = {  # of a pixel, and the colours of error maps, here and in the report
+OUTCOMES = {  # outcomes of a pixel and their colours in error maps, here and in the report
     "right in S_i and S_f": (214, 214, 214),
     "corrected by the seeds": (0, 114, 178),
     "broken by the seeds": (213, 94, 0),
@@ -37,7 +37,7 @@ def save_prediction(labels: Tensor, name: str, folder: Path, info: DatasetInfo) 
     Args:
         labels: ``(H, W)`` predicted train ids.
         name: the image's path relative to its dataset; its folders are kept.
-        folder: where both go.
+        folder: folder of both files.
         info: ids and colours.
     """
     train_ids = labels.cpu().numpy()
@@ -46,12 +46,12 @@ def save_prediction(labels: Tensor, name: str, folder: Path, info: DatasetInfo) 
 
 
 def prediction_path(folder: Path, name: str) -> Path:
-    """Where `save_prediction` writes the ids of an image."""
+    """Path of the ids that `save_prediction` writes for an image."""
     return (folder / "ids" / name).with_suffix(".png")
 
 
 def colorize_labels(labels: Tensor, info: DatasetInfo) -> Tensor:
-    """Train ids ``(H, W)`` to ``(3, H, W)`` uint8 in the dataset's colours; ids that are no class are black."""
+    """Train ids ``(H, W)`` to ``(3, H, W)`` uint8 in the dataset's colours; ids without a class are black."""
     return torch.from_numpy(colorize(labels.cpu().numpy(), info)).permute(2, 0, 1)
 
 
@@ -65,12 +65,12 @@ def colorize_offset(offset: Tensor, max_offset: float) -> Tensor:
     Returns:
         ``(3, h, w)`` uint8, white where the offset is zero.
     """
-    from torchvision.utils import flow_to_image  # torchvision takes longer to import than all else together
+    from torchvision.utils import flow_to_image  # importing torchvision takes longer than all else together
 
     offset = offset.cpu().float()
     length = offset.norm(dim=0, keepdim=True)
     offset = offset * (max_offset / length.clamp_min(max_offset))
-    # flow_to_image scales by the longest vector: an extra column holds one of the full length.
+    # flow_to_image scales by the longest vector: an extra column holds one of full length.
     reference = torch.zeros(2, offset.shape[1], 1)
     reference[0] = max_offset
     return flow_to_image(torch.cat((offset, reference), dim=2))[:, :, :-1]
@@ -109,7 +109,7 @@ def picture_row(
     tiles |= {SYMBOLS[name]: colorize_labels(classes, info) for name, classes in predicted.items()}
     if sample.labels is not None:
         tiles["errors"] = error_map(labels, predicted, info.num_classes)
-    if output.has_seed:
+    if output.offset is not None and output.confidence is not None and max_offset is not None:
         tiles["offsets"] = colorize_offset(output.offset[0], max_offset)
         grey = output.confidence[0].mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
         tiles["confidence"] = grey.expand(3, -1, -1)
@@ -117,21 +117,17 @@ def picture_row(
 
 
 def predicted_row(predictor: SlidingWindowInferencer, sample: Sample, info: DatasetInfo) -> Tensor:
-    """`picture_row` of what a network predicts for an image at one scale."""
-    return picture_row(
-        sample,
-        predictor.predict_output(sample.image),
-        info,
-        max_offset=predictor.model.max_offset,
-        align_corners=predictor.settings.align_corners,
-    )
+    """`picture_row` of a network's prediction at one scale."""
+    max_offset: float | None = getattr(predictor.model, "max_offset", None)
+    output, align_corners = predictor.predict_output(sample.image), predictor.settings.align_corners
+    return picture_row(sample, output, info, max_offset=max_offset, align_corners=align_corners)
 
 
 def error_map(labels: Tensor, predicted: Mapping[str, Tensor], num_classes: int) -> Tensor:
-    """The errors of S_f and, where there are seeds, what they changed, in the colours of `OUTCOMES`.
+    """The errors of S_f and the changes by the seeds, if any, in the colours of `OUTCOMES`.
 
     Args:
-        labels: ``(H, W)`` train ids; what is no class has no label.
+        labels: ``(H, W)`` train ids; other ids count as unlabelled.
         predicted: ``(H, W)`` train ids by prediction name.
         num_classes: ``K``.
 
@@ -146,7 +142,7 @@ def error_map(labels: Tensor, predicted: Mapping[str, Tensor], num_classes: int)
 
 
 def _side_by_side(tiles: dict[str, Tensor]) -> Tensor:
-    """Tiles ``(3, h, w)`` of one size with gaps, each under its title."""
+    """Tiles ``(3, h, w)`` of one size beside each other, each under its title."""
     height, width = next(iter(tiles.values())).shape[1:]
     canvas = Image.new("RGB", (len(tiles) * (width + _GAP_PX) - _GAP_PX, height + _CAPTION_PX), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)

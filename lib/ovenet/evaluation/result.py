@@ -38,8 +38,8 @@ class SegResult:
         mask: ``(H, W)`` train ids, uint8 for up to 256 classes: indices into ``info.class_names``.
         info: names, colours and label ids of the classes.
         confidence: ``(H, W)`` float32 in ``[0, 1]``, the weight of the seed's scores; None for a model without a seed.
-        seed: ``(H, W, 2)`` float32, the ``(x, y)`` in pixels of each pixel's seed; None likewise.
-        scores: ``(K, H, W)`` float32 probabilities of the fused prediction; None where they were not asked for.
+        seed: ``(H, W, 2)`` float32, the ``(x, y)`` in pixels of each pixel's seed; None for a model without a seed.
+        scores: ``(K, H, W)`` float32 probabilities of the fused prediction; None if not requested.
     """
 
     image: np.ndarray
@@ -65,7 +65,7 @@ class SegResult:
         """The image under the colours of its classes.
 
         Args:
-            legend: name the classes that occur, below the picture.
+            legend: list the classes that occur below the picture.
         """
         picture = Image.fromarray(draw_overlay(self.image.copy(), self.mask, self.info))
         return _with_legend(picture, self) if legend else picture
@@ -74,8 +74,8 @@ class SegResult:
         """Outlines of the connected areas of each class.
 
         Args:
-            min_area: of an area, in pixels; smaller ones are left out.
-            tolerance: pixels by which a line may be off when it is simplified.
+            min_area: smallest area in pixels; smaller ones are left out.
+            tolerance: largest distance in pixels by which simplification may move a line.
 
         Returns:
             For each: ``class_name``, ``train_id``, ``area`` in pixels, and ``rings``, lists of ``[x, y]`` corners of
@@ -92,16 +92,16 @@ class SegResult:
         return found
 
     def save(self, path: str | Path, form: str | None = None) -> Path:
-        """Writes the prediction, over a file that is there.
+        """Writes the prediction, replacing an existing file.
 
         Args:
-            path: of the file.
+            path: path of the file.
             form: ``mask`` (PNG of train ids with the classes' colours), ``overlay`` (PNG with a legend), ``geojson``
-                (polygons in pixels) or ``coco`` (COCO's uncompressed run lengths); None takes the suffix's: ``.png`` a
-                mask, ``.geojson``, and ``.json`` COCO.
+                (polygons in pixels) or ``coco`` (COCO's uncompressed run lengths); None derives it from the suffix:
+                ``.png`` mask, ``.geojson``, ``.json`` COCO.
 
         Raises:
-            UserError: there is no such form.
+            UserError: unknown form or suffix.
             OSError: the file system refuses.
         """
         path = Path(path)
@@ -132,7 +132,7 @@ class SegResult:
     def as_coco(self, file_name: str = "image") -> dict[str, Any]:
         """One annotation for each class, as COCO's panoptic and stuff tools read them."""
         height, width = self.shape
-        annotations = []
+        annotations: list[dict[str, Any]] = []
         for train_id in np.unique(self.mask):
             is_class = self.mask == train_id
             rows, columns = (np.flatnonzero(is_class.any(axis=axis)) for axis in (1, 0))
@@ -172,7 +172,7 @@ class SegResult:
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's run lengths of ``(H, W)`` truth values: column by column, how many are false, true, false, …"""
+    """COCO's run lengths of a ``(H, W)`` bool mask, column by column: number of False, True, False, …"""
     flat = mask.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
@@ -182,10 +182,10 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def _outlines(is_class: np.ndarray) -> Iterator[list[np.ndarray]]:
     """Each connected area's outline and its holes, ``(N, 2)`` corners ``(x, y)`` of pixels.
 
-    OpenCV's contours go through the centres of pixels, those of the area for its holes too. Of a picture twice as large
-    each centre lies beside the corner that is meant.
+    OpenCV's contours go through the centres of the area's pixels, also around holes. In a mask of twice the size each
+    such centre lies next to a corner of a pixel.
     """
-    doubled = np.kron(is_class.astype(np.uint8), np.ones((2, 2), np.uint8))
+    doubled = is_class.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     rings = [_without_repeats((contour[:, 0] + 1) // 2) for contour in contours]
     for index, (_, _, child, parent) in enumerate(hierarchy[0]):
@@ -206,13 +206,13 @@ def _area(ring: np.ndarray) -> float:
 
 
 def _simplified(ring: np.ndarray, tolerance: float) -> list[list[int]]:
-    """The ring with fewer corners, as long as an area is left."""
+    """The ring with fewer corners, unless no area would be left."""
     simple = cv2.approxPolyDP(ring.astype(np.int32), tolerance, closed=True)[:, 0]
     return (simple if len(simple) >= 3 else ring).tolist()
 
 
 def _with_legend(picture: Image.Image, result: SegResult) -> Image.Image:
-    """The picture above a row for every class that occurs, in columns as far as there is room."""
+    """The picture above a legend of the classes that occur, in as many columns as fit."""
     entries = [(name, f"{name}  {100 * share:.1f} %") for name, share in result.class_share.items()]
     font = ImageFont.load_default(13)
     width = max(int(font.getlength(text)) for _, text in entries) + 2 * _LEGEND_ROW

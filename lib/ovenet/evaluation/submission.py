@@ -1,4 +1,4 @@
-"""Predictions as the test servers take them: one PNG of ids per image, in a zip that is checked file by file."""
+"""Predictions for test servers: one PNG of ids per image, in a zip that is checked file by file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
 from ovenet.evaluation.pictures import save_png
+from ovenet.utils.writing import write_file
 
-_MAX_FILE_BYTES = 2**25  # of a prediction, unpacked; a zip can declare a thousand times what it holds
+_MAX_FILE_BYTES = 2**25  # of an unpacked prediction; a zip can declare a thousand times its size
 
 
 def submission_names(image_names: Iterable[str], info: DatasetInfo) -> dict[str, str]:
@@ -41,8 +42,12 @@ def submission_names(image_names: Iterable[str], info: DatasetInfo) -> dict[str,
 
 def submission_ids(info: DatasetInfo) -> np.ndarray:
     """Table ``(K,)`` uint8 from train ids to the ids that the server expects."""
+    return np.arange(info.num_classes, dtype=np.uint8) if _takes_train_ids(info) else info.label_id_table()
+
+
+def _takes_train_ids(info: DatasetInfo) -> bool:
     assert info.submission is not None
-    return np.arange(info.num_classes, dtype=np.uint8) if info.submission.ids == "train_ids" else info.label_id_table()
+    return info.submission.ids == "train_ids"
 
 
 def save_submission_file(labels: Tensor, path: Path, info: DatasetInfo) -> None:
@@ -50,22 +55,21 @@ def save_submission_file(labels: Tensor, path: Path, info: DatasetInfo) -> None:
 
     Args:
         labels: ``(H, W)`` predicted train ids, at the image's own size.
-        path: of the PNG.
-        info: the dataset.
+        path: path of the PNG.
+        info: a dataset with a submission rule.
     """
     save_png(submission_ids(info)[labels.cpu().numpy()], path)
 
 
 def write_zip(folder: Path, names: Iterable[str], path: Path) -> None:
-    """Packs files under `folder` in the order of their names, without their times: equal files give equal zips.
+    """Packs files under `folder`, sorted by name and without times, so that equal files give equal zips."""
 
-    The zip appears only when it is whole.
-    """
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
-        for name in sorted(names):
-            archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
-    unfinished.replace(path)
+    def write(unfinished: Path) -> None:
+        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+            for name in sorted(names):
+                archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
+
+    write_file(path, write)
 
 
 def validate_zip(path: Path, sizes: Mapping[str, tuple[int, int]], info: DatasetInfo) -> None:
@@ -123,7 +127,7 @@ def _check_file(name: str, image: Image.Image, size: tuple[int, int], info: Data
     if len(wrong):
         raise UserError(
             f"{name} holds the id {wrong[0]}, which is no class; "
-            f"the server takes {'train ids' if info.submission.ids == 'train_ids' else 'label ids'}"
+            f"the server takes {'train ids' if _takes_train_ids(info) else 'label ids'}"
         )
 
 
@@ -135,7 +139,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> Image.Image:
         image = Image.open(io.BytesIO(archive.read(name)))
         if image.width * image.height <= _MAX_FILE_BYTES:  # the check of the size names others
             image.load()
-    except Exception as error:  # encrypted, compressed in a way unknown here, or damaged: each has errors of its own
+    except Exception as error:  # encrypted, compressed in an unknown way, or damaged: each raises other errors
         raise UserError(f"{path}: {name} cannot be read ({' '.join(str(error).split())[:200]})") from error
     return image
 

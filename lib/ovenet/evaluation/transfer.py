@@ -1,4 +1,4 @@
-"""Copies between the host and a card for which neither waits."""
+"""Asynchronous copies between the host and a card."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def pinned_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor of page-locked memory, of which torch keeps a stock."""
+    """A tensor in page-locked memory, from torch's cache of it."""
     return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """The same memory, or a copy of what torch does not take: read-only or backward."""
+    """A tensor of the same memory; a copy of arrays that torch does not take: read-only or with negative strides."""
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
@@ -28,10 +28,10 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 class HostCopies:
-    """Tensors on their way to the host, from where they are when what was launched before is done.
+    """Copies of tensors to the host, started in the order of the current stream.
 
     Args:
-        tensors: on any device; those on the CPU stay what they are.
+        tensors: tensors on any device; those on the CPU are not copied.
     """
 
     def __init__(self, tensors: Iterable[Tensor]):
@@ -39,11 +39,11 @@ class HostCopies:
         self._copies = [x.to("cpu", non_blocking=True) for x in tensors]
         self._event = None
         if any(x.is_cuda for x in tensors):
-            self._event = torch.cuda.Event(blocking=True)  # a thread that waits leaves the others their core
+            self._event = torch.cuda.Event(blocking=True)  # a waiting thread does not occupy a core
             self._event.record()
 
     def wait(self) -> list[Tensor]:
-        """The copies, once they are there."""
+        """Waits for the copies, and returns them."""
         if self._event is not None:
             self._event.synchronize()
         return self._copies

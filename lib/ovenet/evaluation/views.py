@@ -1,4 +1,4 @@
-"""One scale of an image: where its windows lie, and what the network made of them.
+"""One scale of an image: its windows, and the network's maps of them.
 
 Shapes: ``K`` classes, ``C`` channels, ``n`` rows of a band. Bands are ``(n, C, W)``; sizes are ``(H, W)`` in pixels.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,16 +20,16 @@ from ovenet.evaluation.backend import CpuBackend
 from ovenet.geometry import source_rows
 from ovenet.structures import Normalization
 
-VECTOR = "vector: "  # begins the names of maps that are no scores
+VECTOR = "vector: "  # prefix of the names of maps that are not scores
 
 
 def is_vector(name: str) -> bool:
-    """Whether a map holds vectors."""
+    """Whether a map holds vectors, by its name."""
     return name.startswith(VECTOR)
 
 
 def is_score(name: str) -> bool:
-    """Whether a map holds scores."""
+    """Whether a map holds scores, by its name."""
     return not is_vector(name)
 
 
@@ -37,9 +38,9 @@ class Tiling:
     """Windows of an image.
 
     Attributes:
-        padded: ``(H, W)`` that the image is padded to.
-        window: ``(H, W)`` of each window.
-        corners: ``(top, left)`` of each, row by row.
+        padded: size ``(H, W)`` of the padded image.
+        window: size ``(H, W)`` of each window.
+        corners: ``(top, left)`` of each window, row by row.
     """
 
     padded: tuple[int, int]
@@ -50,16 +51,17 @@ class Tiling:
     def of(
         cls, size: tuple[int, int], limits: tuple[int, int] | None, stride: tuple[int, int] | None, multiple: int
     ) -> Tiling:
-        """Tiles an image ``(H, W)`` in windows of which the last is shifted inward.
+        """Tiles an image ``(H, W)`` into windows, the last ones shifted inward.
 
         Args:
-            size: of the image.
-            limits: largest size of a window; None runs it whole.
-            stride: from window to window; None for windows side by side.
-            multiple: of the padded sides.
+            size: size of the image.
+            limits: largest size of a window; None for one window.
+            stride: step from window to window; None for windows side by side.
+            multiple: padded sides are multiples of this.
         """
         padded = padded_size(size, multiple)
-        window = tuple(min(n, limit) for n, limit in zip(padded, limits or padded, strict=True))
+        limits = limits or padded
+        window = min(padded[0], limits[0]), min(padded[1], limits[1])
         starts = [window_starts(n, w, s) for n, w, s in zip(padded, window, stride or window, strict=True)]
         return cls(padded, window, [(top, left) for top in starts[0] for left in starts[1]])
 
@@ -74,29 +76,29 @@ class Tiling:
             stride = max(1, side * 2 // 3)
             count = max(0, math.ceil((length - side) / stride)) + 1
             starts.append([index * stride for index in range(count)])
-        padded = tuple(axis[-1] + side for axis, side in zip(starts, window, strict=True))
+        padded = starts[0][-1] + window[0], starts[1][-1] + window[1]
         return cls(padded, window, [(top, left) for top in starts[0] for left in starts[1]])
 
 
 class ScaledView:
-    """The network's maps of one scale, window by window, as rows of the image are asked for from top to bottom.
+    """The network's maps of one scale, window by window, while rows of the image are read from top to bottom.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB at this scale, on the CPU.
-        tiling: its windows.
-        backend: of `device`.
-        device: of the network.
+        tiling: windows of the image.
+        backend: backend of the device.
+        device: device of the network.
         align_corners: convention of the score upsampling.
         averages_logits: whether windows are averaged before `as_averaged` is applied, or after it.
-        pads_black: whether what a window lacks is black, or of the mean colour.
-        first_sizes: ``(H, W)`` that scores are brought to before they are brought to the size of the image, and what
-            is kept of that; None brings them there at once.
-        as_averaged: scores ``(n, K, w)`` as they are averaged over scales, from those of the network.
+        pads_black: whether windows are padded in black, or in the mean colour.
+        first_sizes: size ``(H, W)`` that scores are resized to before the size of the image, and the part of it that is
+            kept; None resizes them at once.
+        as_averaged: converts the network's scores ``(n, K, w)`` to those that are averaged over scales.
         seeds: keep offsets and confidence too.
         fields: keep other displacements too.
 
     Attributes:
-        waiting: corners of the windows that have not been run.
+        waiting: corners of the windows that have not run yet.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class ScaledView:
         self.window = tiling.window
         self.waiting = list(tiling.corners)
         self._image, self._padded = image, tiling.padded
-        self._size = tuple(image.shape[:2])
+        self._size = image.shape[0], image.shape[1]
         self._backend, self._device = backend, device
         self._align_corners, self._averages_logits, self._as_averaged = align_corners, averages_logits, as_averaged
         self._pads_black, self._first_sizes = pads_black, first_sizes
@@ -126,7 +128,7 @@ class ScaledView:
         self._done: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def num_due(self, size: tuple[int, int], row: int) -> int:
-        """How many waiting windows the rows above `row` of an image ``(H, W)`` need."""
+        """Number of waiting windows that the rows above `row` of an image ``(H, W)`` need."""
         last = self._own_rows(size, range(row - 1, row)).stop - 1
         return sum(top <= last for top, _ in self.waiting)
 
@@ -136,7 +138,7 @@ class ScaledView:
         if self._strip is None or self._strip[0] != top:  # windows side by side share one copy to the device
             self._strip = top, self._image[top : top + height].to(self._device, non_blocking=True)
         part = self._strip[1][:, left : left + width].permute(2, 0, 1).unsqueeze(0)
-        # At a padded border windows hold less of the image.
+        # At a padded border a window holds less of the image.
         missing = (0, width - part.shape[3], 0, height - part.shape[2])
         if any(missing) and self._pads_black:
             return normalize_images(F.pad(part, missing), normalization)
@@ -144,7 +146,7 @@ class ScaledView:
         return F.pad(part, missing) if any(missing) else part  # zero is the mean colour
 
     def store(self, corner: tuple[int, int], maps: dict[str, Tensor]) -> None:
-        """Keeps the maps ``(h, C, w)`` of a window; vectors that are in units of the window, in those of the image."""
+        """Keeps the maps ``(h, C, w)`` of a window; converts vectors from units of the window to those of the image."""
         for name in filter(is_vector, maps):
             for axis in (0, 1):  # x, y
                 side, window = (sizes[1 - axis] for sizes in (self._size, self.window))
@@ -162,7 +164,7 @@ class ScaledView:
 
     @property
     def num_kept(self) -> int:
-        """Windows whose maps are kept."""
+        """Number of windows with maps in memory."""
         return len(self._done)
 
     def resized_rows(self, size: tuple[int, int], rows: range) -> dict[str, Tensor]:
@@ -170,10 +172,10 @@ class ScaledView:
 
         Args:
             size: ``(H, W)`` of the image.
-            rows: of the image, whose windows have been run.
+            rows: rows of the image; their windows have run.
 
         Returns:
-            ``(n, C, W)`` by name; not of an earlier call's memory.
+            ``(n, C, W)`` by name: fresh tensors, safe to modify.
         """
         bands = self._rows(self._own_rows(size, rows))
         if self._first_sizes is None:
@@ -186,13 +188,16 @@ class ScaledView:
     def _resized(
         self, bands: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int], rows: range
     ) -> dict[str, Tensor]:
-        """Rows ``(n, C, W)`` of size `new`, from those of size `old` that they need."""
+        """Resizes rows of maps of size `old` to rows ``(n, C, W)`` of size `new`."""
         if old == new:
             return bands
-        options = {"align_corners": self._align_corners, "in_height": old[0]}
-        first = self._source(old, new, rows).start
-        resize = self._backend.resize_rows
-        return {name: resize(band, new, rows, first_row=first, **options) for name, band in bands.items()}
+        resize = partial(
+            self._backend.resize_rows,
+            align_corners=self._align_corners,
+            in_height=old[0],
+            first_row=self._source(old, new, rows).start,
+        )
+        return {name: resize(band, new, rows) for name, band in bands.items()}
 
     def _source(self, old: tuple[int, int], new: tuple[int, int], rows: range) -> range:
         """The rows of size `old` that rows of size `new` are resized from."""
@@ -200,14 +205,14 @@ class ScaledView:
         return range(first, last + 1)
 
     def _own_rows(self, size: tuple[int, int], rows: range) -> range:
-        """The rows at this scale that rows of an image ``(H, W)`` need."""
+        """The rows at this scale that the given rows of an image ``(H, W)`` need."""
         if self._first_sizes is None:
             return self._source(self._size, size, rows)
         padded, kept = self._first_sizes
         return self._source(self._size, padded, self._source(kept, size, rows))
 
     def _rows(self, rows: range) -> dict[str, Tensor]:
-        """``(n, C, W)`` by name, at this scale."""
+        """Maps ``(n, C, W)`` of rows at this scale, by name."""
         if self.window == self._padded:
             (maps,) = self._done.values()
             return {
@@ -237,28 +242,28 @@ class ScaledView:
         return {name: band[..., : self._size[1]] for name, band in total.items()}
 
     def _window_rows(self, maps: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
-        """``(n, C, w)`` of one window, as the network gives them, at the window's size."""
+        """Rows ``(n, C, w)`` of the network's maps of one window, resized to the window."""
         resize, options = self._backend.resize_rows, {"align_corners": self._align_corners}
         return {name: resize(x, self.window, rows, **options) for name, x in maps.items()}
 
     def _finished(self, name: str, scores: Tensor) -> Tensor:
-        """``(n, K, w)`` as they are averaged; seeds as they are."""
+        """Scores ``(n, K, w)`` as they are averaged; vectors unchanged."""
         return scores if is_vector(name) else self._as_averaged(scores)
 
 
 def due_windows(
     views: Iterable[ScaledView], size: tuple[int, int], row: int, limit: Callable[[ScaledView], int]
 ) -> list[tuple[ScaledView, tuple[int, int]]]:
-    """Takes windows of one size, as many as go into a batch, that have to be run next.
+    """Takes the windows of the next batch, all of one size.
 
     Args:
         views: scales of one image.
         size: ``(H, W)`` of the image.
-        row: rows of it above this one are to be finished.
-        limit: windows in a batch, by what they are of.
+        row: the rows above this one are to be finished.
+        limit: number of windows in a batch, for a view.
 
     Returns:
-        Views and corners; those that are needed first, then others that fill the batch; empty if none is needed.
+        Views and corners: due windows first, then others that fill the batch; empty if none is due.
     """
     views = list(views)
     num_due = {id(view): view.num_due(size, row) for view in views}
@@ -276,17 +281,18 @@ def due_windows(
 
 
 def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """A size ``(H, W)`` up to the next multiples of a number of pixels."""
-    return tuple(n + -n % multiple for n in size)
+    """A size ``(H, W)`` rounded up to multiples of a number of pixels."""
+    height, width = size
+    return height + -height % multiple, width + -width % multiple
 
 
 def window_starts(length: int, window: int, stride: int) -> Sequence[int]:
-    """Where windows begin along one axis; the last one is shifted inward.
+    """Starts of the windows along one axis; the last one is shifted inward.
 
     Args:
-        length: of the axis, in pixels.
-        window: in pixels, at most `length`.
-        stride: from one window to the next; that of windows side by side is `window`.
+        length: length of the axis, in pixels.
+        window: length of a window in pixels, at most `length`.
+        stride: step from one window to the next; `window` for windows side by side.
     """
     starts = list(range(0, length - window + 1, stride))
     if starts[-1] + window < length:

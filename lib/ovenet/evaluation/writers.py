@@ -15,12 +15,12 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details
 from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.evaluator import ImageCounts
-from ovenet.evaluation.metrics import mean_of_present, ratio
+from ovenet.evaluation.metrics import class_iou, mean_of_present, ratio
 from ovenet.structures import EvalResult, Sample
 from ovenet.utils.writing import write_text
 
 _MAX_NAMES = 12
-# The paper's symbols for what a model predicts.
+# The paper's symbols of the predictions.
 SYMBOLS = {"initial": "S_i", "seed": "S_s", "fused": "S_f"}
 
 
@@ -33,8 +33,8 @@ def format_table(
 
     Args:
         results: scores by prediction name, all of the same classes.
-        by_condition: the same of parts of the split, whose mIoU gets a line each.
-        details: their boundary scores get a line each, and the seeds some more below.
+        by_condition: scores of parts of the split by prediction name; their mIoU gets a line each.
+        details: detailed scores; boundary scores get a line each, seeds some lines below.
     """
     first = next(iter(results.values()))
     by_condition = by_condition or {}
@@ -120,7 +120,7 @@ def results_as_dict(results: Mapping[str, EvalResult]) -> dict[str, Any]:
 
 
 def evaluation_as_dict(evaluation: Evaluation, info: DatasetInfo) -> dict[str, Any]:
-    """All scores and the classes they are of, as plain numbers and texts."""
+    """All scores and their classes, as plain numbers and strings."""
     content: dict[str, Any] = {
         "dataset": info.name,
         "classes": {"names": list(info.class_names), "palette": [list(color) for color in info.palette]},
@@ -135,23 +135,23 @@ def evaluation_as_dict(evaluation: Evaluation, info: DatasetInfo) -> dict[str, A
 
 
 def details_as_dict(details: Details) -> dict[str, Any]:
-    """The fields of `Details` as plain numbers and lists; None for what is NaN or infinite."""
+    """The fields of `Details` as plain numbers and lists; None for NaN and infinity."""
     return _plain(asdict(details))
 
 
 def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: Sequence[str]) -> dict[str, Any]:
-    """What is noted of one image, as plain numbers.
+    """The record of one image, as plain numbers.
 
     Args:
-        index: its place in the list.
+        index: index of the image in the list.
         sample: the image.
-        counts: what it added to the counts; None without a label.
-        names: of the predictions.
+        counts: counts of the image; None without a label.
+        names: names of the predictions.
 
     Returns:
         ``scores`` by prediction name: mean IoU, pixel accuracy, and IoU by train id of the classes in the label;
-        ``pixels`` by train id of the classes that occur: ``label``, how many the label has, and by prediction name how
-        many were right and how many predicted, of the labelled ones;
+        ``pixels`` by train id of the classes that occur: number of pixels of the ``label``, and by prediction name
+        numbers of right and of predicted pixels among the labelled ones;
         ``changed``: share of the pixels that S_f gets right and S_i does not, or the reverse.
     """
     record: dict[str, Any] = {"index": index, "name": sample.name, "size": list(sample.image.shape[:2])}
@@ -161,7 +161,7 @@ def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: 
     record["pixels"] = {"label": _where_any(counts.confusion[0].sum(axis=1))}
     for name, table in zip(names, counts.confusion, strict=True):
         right, labelled = table.diagonal(), table.sum(axis=1)
-        iou = ratio(right, labelled + table.sum(axis=0) - right, labelled > 0)
+        iou = class_iou(table)
         record["scores"][name] = {
             "mean_iou": mean_of_present(iou),
             "pixel_accuracy": float(ratio(right.sum(), labelled.sum())),
@@ -176,12 +176,12 @@ def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: 
 
 
 def _where_any(counts: np.ndarray) -> dict[int, Any]:
-    """Counts by class ``(K, ...)`` as lists, without the classes that have none."""
+    """Counts by class ``(K, ...)`` as lists, without classes of zero counts."""
     return {k: row.tolist() for k, row in enumerate(counts) if row.any()}
 
 
 def _plain(value: Any) -> Any:
-    """The same as JSON knows it."""
+    """The same value in types that JSON has."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

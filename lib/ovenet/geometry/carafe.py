@@ -17,18 +17,18 @@ from torch.autograd.function import once_differentiable
 def reassemble(
     features: Tensor, weights: Tensor, *, scale: int = 1, padding_mode: Literal["constant", "replicate"] = "constant"
 ) -> Tensor:
-    """Every pixel of the result is a weighted sum of the k x k pixels around the one that it lies in.
+    """Upsamples by `scale`: each output pixel is a weighted sum of the k x k pixels around its input pixel.
 
-    One tap of the kernel after the other, so that no copy of the features is made for each of them.
+    The kernel's taps are added one by one, so that the features are never copied once per tap.
 
     Args:
         features: ``(B, C, h, w)``.
-        weights: ``(B, k * k, scale * h, scale * w)``, for the taps row by row, k odd; the same for all channels.
-        scale: pixels of the result per pixel of the features, along each axis.
-        padding_mode: what lies outside: zeros, or the pixel at the border.
+        weights: ``(B, k * k, scale * h, scale * w)``, taps row by row, k odd; shared by all channels.
+        scale: output pixels per input pixel along each axis.
+        padding_mode: ``constant`` pads with zeros, ``replicate`` with the border pixel.
 
     Returns:
-        ``(B, C, scale * h, scale * w)``, of the weights' type.
+        ``(B, C, scale * h, scale * w)`` in the dtype of the weights.
     """
     margin = math.isqrt(weights.shape[1]) // 2
     padded = F.pad(features.to(weights.dtype), (margin, margin, margin, margin), mode=padding_mode).contiguous()
@@ -38,7 +38,7 @@ def reassemble(
 
 
 def _sum(padded: Tensor, taps: Tensor) -> Tensor:
-    """Windows of the padded features, each times its tap: ``(B, C, scale², h, w)``."""
+    """Sum over the taps of the window that each reads, weighted by it: ``(B, C, scale², h, w)``."""
     total = torch.zeros((), dtype=taps.dtype, device=taps.device)
     for tap, window in zip(taps.unbind(1), _windows(padded, taps), strict=True):
         total = torch.addcmul(total, tap, window.unsqueeze(2))
@@ -46,15 +46,15 @@ def _sum(padded: Tensor, taps: Tensor) -> Tensor:
 
 
 def _windows(padded: Tensor, taps: Tensor) -> Iterator[Tensor]:
-    """The part of the padded map that each tap reads, a view ``(B, C, h, w)``."""
+    """The window of the padded map that each tap reads, a view ``(B, C, h, w)``."""
     side = math.isqrt(taps.shape[1])
-    height, width = (n - side + 1 for n in padded.shape[-2:])  # the exporter takes those of `taps` for fixed
+    height, width = (n - side + 1 for n in padded.shape[-2:])  # the exporter would fix those of `taps`
     for top, left in product(range(side), repeat=2):
         yield padded[..., top : top + height, left : left + width]
 
 
 class _Sum(torch.autograd.Function):
-    """`_sum`, whose gradient is added up in one map: autograd would fill a map of zeros for every window."""
+    """`_sum` with a gradient accumulated in one map: autograd would allocate a map of zeros for every window."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, taps: Tensor) -> Tensor:

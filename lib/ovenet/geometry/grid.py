@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ovenet.structures import Size
+
 
 def pixel_grid(
-    size: tuple[int, int],
+    size: Size,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -17,13 +19,13 @@ def pixel_grid(
 
     Args:
         size: ``(h, w)`` in pixels.
-        device: where the grid lies.
-        dtype: a floating type.
-        align_corners: whether the centres (True) or the edges (False) of the corner pixels lie at ±1; edges at ±1 give
-            numbers that are exact where a side is a power of two.
+        device: device of the grid.
+        dtype: floating-point type of the grid.
+        align_corners: whether the centres (True) or the outer edges (False) of the corner pixels are at ±1. With edges
+            at ±1, coordinates are exact where a side is a power of two.
 
     Returns:
-        ``(1, 2, h, w)`` in ``(x, y)``. An axis of one pixel has the coordinate 0.
+        ``(1, 2, h, w)`` in ``(x, y)``; 0 along an axis of one pixel.
     """
     h, w = size
     axis = _axis if align_corners else _axis_between_edges

@@ -1,7 +1,7 @@
-"""Fetching scores, offsets and labels at seed pixels.
+"""Sampling of scores, offsets and labels at seed pixels.
 
-Positions are ``(B, 2, h, w)`` in ``(x, y)``, normalised so that the centres of the corner pixels lie at ±1. Unless told
-otherwise everything samples with ``align_corners=True``, the convention of the grid: a zero offset is the identity.
+Positions are ``(B, 2, h, w)`` in ``(x, y)``, normalised so that the centres of the corner pixels are at ±1. The default
+everywhere is ``align_corners=True``, the convention of the grid: sampling at a zero offset is the identity.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ovenet.geometry.grid import pixel_grid
+from ovenet.geometry.resize import spatial_size
 
 
 def seed_position(offset: Tensor) -> Tensor:
-    """Where each pixel's seed lies: the pixel's own position plus its offset, kept inside the image.
+    """Position of each pixel's seed: the pixel's own position plus its offset, clamped to the image.
 
     Args:
         offset: ``(B, 2, h, w)`` normalised ``(x, y)``.
@@ -23,7 +24,7 @@ def seed_position(offset: Tensor) -> Tensor:
     Returns:
         ``(B, 2, h, w)`` in ``[-1, 1]``.
     """
-    grid = pixel_grid(offset.shape[-2:], device=offset.device, dtype=offset.dtype)
+    grid = pixel_grid(spatial_size(offset), device=offset.device, dtype=offset.dtype)
     return (grid + offset).clamp(-1.0, 1.0)
 
 
@@ -34,17 +35,17 @@ def sample_bilinear(
     padding_mode: Literal["border", "zeros"] = "border",
     align_corners: bool = True,
 ) -> Tensor:
-    """Bilinear values at the given positions, computed in the positions' precision.
+    """Bilinear samples at the given positions, computed in the precision of the positions.
 
     Args:
         values: ``(B, C, h, w)``.
-        position: ``(B, 2, h', w')`` normalised ``(x, y)``, float32 or float64; NaN samples the centre, since torch's
-            CPU kernel reads and writes outside its memory there.
-        padding_mode: what lies outside the image, see `torch.nn.functional.grid_sample`.
-        align_corners: whether the centres of the corner pixels lie at ±1, or their outer edges.
+        position: ``(B, 2, h', w')`` normalised ``(x, y)``, float32 or float64. NaN samples the centre: torch's CPU
+            kernel would access memory out of bounds.
+        padding_mode: values outside the image, see `torch.nn.functional.grid_sample`.
+        align_corners: whether the centres (True) or the outer edges (False) of the corner pixels are at ±1.
 
     Returns:
-        ``(B, C, h', w')`` of the positions' type.
+        ``(B, C, h', w')`` in the dtype of the positions.
     """
     grid = position.nan_to_num(nan=0.0).permute(0, 2, 3, 1)
     return F.grid_sample(
@@ -53,11 +54,11 @@ def sample_bilinear(
 
 
 def refine_offset(offset: Tensor, num_steps: int) -> Tensor:
-    """Extends each offset by the one at its seed, `num_steps` times: ``o ← o + o(seed)`` (paper, iterative refinement).
+    """Adds to each offset the offset at its seed, `num_steps` times: ``o ← o + o(p + o)`` (iterative refinement).
 
     Args:
         offset: ``(B, 2, h, w)`` normalised ``(x, y)``.
-        num_steps: 0 returns the offset as it is.
+        num_steps: number of refinements; 0 returns the offset unchanged.
 
     Returns:
         ``(B, 2, h, w)``; may point outside the image, `seed_position` clamps it.
@@ -72,10 +73,10 @@ def lookup_labels(labels: Tensor, position: Tensor) -> Tensor:
 
     Args:
         labels: ``(B, H, W)`` integers.
-        position: ``(B, 2, H', W')`` normalised ``(x, y)``; positions outside ``[-1, 1]`` take the border's label.
+        position: ``(B, 2, H', W')`` normalised ``(x, y)``; positions outside ``[-1, 1]`` get the label at the border.
 
     Returns:
-        ``(B, H', W')`` of the labels' type.
+        ``(B, H', W')`` in the dtype of the labels.
     """
     height, width = labels.shape[-2:]
     x, y = ((position[:, axis] + 1) * ((n - 1) / 2) for axis, n in ((0, width), (1, height)))

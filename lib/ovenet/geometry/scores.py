@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ovenet.geometry.precision import at_least_float32
 from ovenet.structures import ScoreKind
 
 
@@ -13,12 +14,12 @@ def probabilities(scores: Tensor, kind: ScoreKind) -> Tensor:
 
     Args:
         scores: ``(B, K, ...)``.
-        kind: what they are; unnormalized ones must not be negative.
+        kind: kind of the scores; unnormalized scores must be at least 0.
 
     Returns:
-        The same shape; the sum over the classes is 1, or 0 where unnormalized scores are all 0.
+        The same shape; the sum over the classes is 1, or 0 where all unnormalized scores are 0.
     """
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = at_least_float32(scores)
     if kind == "logits":
         return scores.softmax(dim=1)
     if kind == "probabilities":

@@ -1,9 +1,9 @@
 """Bilinear resizing of a few rows at a time, as matrix products.
 
 Bilinear resizing is separable, and each output pixel reads two input pixels per axis. Blocks of rows and chunks of
-columns read few input pixels, so that both halves are small dense products.
+columns read few input pixels, so that both passes are small dense products.
 
-Maps lie rows first here, ``(n, C, w)``: a block of rows is then one piece of memory.
+Maps are ``(n, C, w)`` here, rows first, so that a block of rows is contiguous in memory.
 """
 
 from __future__ import annotations
@@ -16,31 +16,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_MIN_ENLARGEMENT = 2  # products pay where blocks read few input pixels; below it, two are read for each output pixel
+from ovenet.structures import Size
+
+_MIN_UPSAMPLING = 2  # factor from which matrix products are faster than reading two input pixels per output pixel
 _CHUNK_COLUMNS = 32  # minimum block width: below this the overhead of a matrix product outweighs the zeros it skips
 
 
 def resize_rows(
     values: Tensor,
-    size: tuple[int, int],
+    size: Size,
     rows: range,
     *,
     align_corners: bool,
     in_height: int | None = None,
     first_row: int = 0,
 ) -> Tensor:
-    """Some rows of a resized map, without the memory of the others.
+    """Some rows of a resized map, computed without the others.
 
     Args:
-        values: ``(n, C, w)`` float32 or float64, rows of a map.
-        size: ``(H, W)`` of the whole result, in pixels.
-        rows: which rows of it, consecutive.
+        values: ``(n, C, w)`` float32 or float64, all rows of a map, or at least those that `source_rows` names.
+        size: ``(H, W)`` of the whole resized map, in pixels.
+        rows: consecutive row indices of the resized map.
         align_corners: see `ovenet.geometry.resize_bilinear`.
-        in_height: rows of the whole map, where `values` holds some alone: at least those that `source_rows` names.
-        first_row: of the whole map, the first one in `values`.
+        in_height: height of the whole map; None if `values` holds all rows.
+        first_row: index in the whole map of the first row of `values`.
 
     Returns:
-        ``(len(rows), C, W)``; differs from `resize_bilinear` by rounding alone.
+        ``(len(rows), C, W)``; differs from `resize_bilinear` only by rounding.
     """
     height, width = size
     in_height = len(values) if in_height is None else in_height
@@ -59,10 +61,10 @@ def add_resized_rows_gradient(
     """The gradient of `resize_rows` with respect to the map.
 
     Args:
-        gradient: ``(len(rows), C, W)`` of some rows of the resized map.
-        total: ``(h, C, w)``, of the whole map; grows.
-        height: of the whole resized map, ``H``.
-        rows: which rows `gradient` has.
+        gradient: ``(len(rows), C, W)``, gradient with respect to some rows of the resized map.
+        total: ``(h, C, w)``, gradient with respect to the whole map; the result is added to it.
+        height: ``H``, height of the whole resized map.
+        rows: row indices of `gradient`.
         align_corners: see `resize_rows`.
     """
     in_height, _, in_width = total.shape
@@ -80,7 +82,7 @@ def add_resized_rows_gradient(
 
 
 def source_rows(in_height: int, out_height: int, rows: range, *, align_corners: bool) -> tuple[int, int]:
-    """First and last row that `resize_rows` reads."""
+    """Indices of the first and the last row that `resize_rows` reads."""
     if in_height == out_height:
         return rows.start, rows.stop - 1
     first, last = (_pixel_before(n, in_height, out_height, align_corners) for n in (rows.start, rows.stop - 1))
@@ -88,7 +90,7 @@ def source_rows(in_height: int, out_height: int, rows: range, *, align_corners: 
 
 
 def _pixel_before(index: int, in_size: int, out_size: int, align_corners: bool) -> int:
-    """What `interpolation_weights` says of one output pixel, by the same arithmetic without a tensor."""
+    """First result of `interpolation_weights` for one output pixel, by the same arithmetic without a tensor."""
     if align_corners:
         position = index * ((in_size - 1) / max(1, out_size - 1))
     else:
@@ -99,17 +101,17 @@ def _pixel_before(index: int, in_size: int, out_size: int, align_corners: bool) 
 def interpolation_weights(
     in_size: int, out_size: int, *, align_corners: bool, out: range | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Bilinear interpolation along one axis: which pixels are mixed, and how.
+    """Indices and weights of bilinear interpolation along one axis.
 
     Args:
-        in_size: pixels that come in.
-        out_size: pixels that go out.
+        in_size: number of input pixels.
+        out_size: number of output pixels.
         align_corners: see `resize_rows`.
-        out: which of the latter, consecutive; None for all.
+        out: consecutive indices of output pixels; None for all.
 
     Returns:
-        Per output pixel int64, the pixel before its position, and float64, the weight in ``[0, 1)`` of the pixel after
-        that one; 0 at the last pixel, which has none after it.
+        For each output pixel the int64 index of the input pixel before its position, and the float64 weight in
+        ``[0, 1)`` of the next input pixel; the weight is 0 where there is no next one.
     """
     out = range(out_size) if out is None else out
     index = torch.arange(out.start, out.stop, dtype=torch.float64)
@@ -127,7 +129,7 @@ def interpolation_weights(
 def _block(
     in_size: int, out_size: int, out: range, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[int, Tensor]:
-    """The first input pixel that output pixels read, and the weights ``(len(out), n)`` of the pixels from there on."""
+    """Index of the first input pixel that is read, and the weights ``(len(out), n)`` of the pixels from there on."""
     before, weight = interpolation_weights(in_size, out_size, align_corners=align_corners, out=out)
     first = int(before[0])
     last = min(int(before[-1]) + 1, in_size - 1) if in_size != out_size else out.stop - 1
@@ -142,7 +144,7 @@ def _block(
 def _chunks(
     in_width: int, out_width: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[slice, slice, Tensor]]:
-    """Input columns, the output columns that read them, and the weights ``(out, in)``."""
+    """For each chunk: its input columns, its output columns, and the weights ``(out, in)``."""
     size = max(_CHUNK_COLUMNS, out_width * _CHUNK_COLUMNS // in_width)
     chunks = []
     for start in range(0, out_width, size):
@@ -155,10 +157,10 @@ def _chunks(
 def _resize_height(
     values: Tensor, in_height: int, out_height: int, rows: range, first_row: int, align_corners: bool
 ) -> Tensor:
-    """``(len(rows), C, w)``; see `resize_rows`."""
+    """The vertical pass of `resize_rows`: ``(len(rows), C, w)``."""
     if in_height == out_height:
         return values[rows.start - first_row : rows.stop - first_row]
-    if out_height >= _MIN_ENLARGEMENT * in_height:
+    if out_height >= _MIN_UPSAMPLING * in_height:
         first, weights = _block(in_height, out_height, rows, align_corners, values.dtype, values.device)
         part = values[first - first_row : first - first_row + weights.shape[1]]
         return (weights @ part.flatten(1)).view(len(rows), *values.shape[1:])
@@ -173,7 +175,7 @@ def _resize_columns(values: Tensor, out_width: int, align_corners: bool) -> Tens
     in_width = values.shape[2]
     if in_width == out_width:
         return values
-    if out_width < _MIN_ENLARGEMENT * in_width:
+    if out_width < _MIN_UPSAMPLING * in_width:
         return F.interpolate(values, size=out_width, mode="linear", align_corners=align_corners)
     wide = values.new_empty(*values.shape[:2], out_width)
     for source, target, weights in _chunks(in_width, out_width, align_corners, values.dtype, values.device):
@@ -183,8 +185,8 @@ def _resize_columns(values: Tensor, out_width: int, align_corners: bool) -> Tens
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Full float32 products: TF32 has a 10-bit mantissa, which would shift positions visibly."""
-    if device.type != "cuda":  # several threads may be here at once
+    """Full float32 products: TF32 has a 10-bit mantissa, too few for exact interpolation."""
+    if device.type != "cuda":  # threads on the CPU share the global setting below, which only CUDA reads
         with torch.autocast(device.type, enabled=False):
             yield
         return

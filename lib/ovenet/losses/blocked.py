@@ -1,9 +1,10 @@
 """Cross-entropy of upsampled scores that never holds a score map at label size, on any device.
 
-Scores, their softmax and their gradient exist for one block of rows at a time, which stays in the processor's cache,
-and the gradient is brought down to the map's size at once. The order of all sums is fixed: gradients repeat to the bit.
+Upsampled scores, their softmax and their gradient exist for one block of rows at a time, which stays in the CPU's
+cache; the block's gradient is added to that of the map at once. The order of all sums is fixed: gradients are
+deterministic.
 
-Shapes: ``B`` batch, ``K`` classes, ``h w`` map, ``H W`` labels, ``R`` rows of a block.
+Shapes: ``B`` batch, ``K`` classes, ``h w`` map size, ``H W`` label size, ``R`` rows of a block.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ovenet.geometry import add_resized_rows_gradient, resize_rows
+from ovenet.geometry import add_resized_rows_gradient, resize_rows, spatial_size
 from ovenet.losses.functional import ohem_limit
 from ovenet.losses.targets import OhemSettings, PixelLoss, Targets
 from ovenet.structures import ScoreKind
 from ovenet.utils.coarse import coarse_threads
 
-_MIN_PARALLEL_ELEMENTS = 2**20  # upsampled scores; fewer are not worth a pool
-_BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # scores of a block: 2 MB stay in a processor's cache
+_MIN_PARALLEL_ELEMENTS = 2**20  # number of upsampled scores from which several threads are faster
+_BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # scores of a block; 2 MB fit into a CPU's cache
 
 
 @torch.no_grad()
@@ -36,21 +37,21 @@ def loss_and_gradient(
 ) -> tuple[PixelLoss, Tensor | None]:
     """Loss and gradient of one score map, without autograd.
 
-    With mining, the first pass takes the threshold for the limit, which it almost always is early in training; where
-    too few pixels are hard, a second pass follows.
+    With OHEM, the first pass assumes that the limit is the threshold, as it almost always is early in training. If too
+    few pixels are below it, a second pass follows.
 
     Args:
         scores: ``(B, K, h, w)`` float32 or float64.
         targets: ``(B, H, W)``.
-        kind: what the scores are.
-        ohem: mine hard pixels; None for all pixels.
+        kind: kind of the scores.
+        ohem: settings of OHEM; None for all pixels.
         align_corners: convention of the upsampling.
-        with_gradient: compute it.
+        with_gradient: whether to compute the gradient.
 
     Returns:
-        The loss of every pixel, and the gradient ``(B, K, h, w)`` of its weighted sum over the pixels that count.
+        The loss of each pixel, and the gradient ``(B, K, h, w)`` of their weighted sum, over the hard pixels with OHEM.
     """
-    limit = None if ohem is None else ohem.threshold
+    limit: Tensor | float | None = None if ohem is None else ohem.threshold
     nll, gradient = _sweep(scores, targets, kind, align_corners=align_corners, limit=limit, with_gradient=with_gradient)
     if ohem is not None:
         num_hard = (((-nll).exp() < ohem.threshold) & targets.valid).sum()
@@ -64,13 +65,13 @@ def loss_and_gradient(
 
 
 def gradient(scores: Tensor, targets: Targets, kind: ScoreKind, limit: Tensor | None, *, align_corners: bool) -> Tensor:
-    """Gradient of `loss_and_gradient` where the limit is known.
+    """Gradient of `loss_and_gradient` for a known limit.
 
     Args:
         scores: ``(B, K, h, w)``.
         targets: ``(B, H, W)``.
-        kind: what the scores are.
-        limit: pixels count whose probability is below it; None for all.
+        kind: kind of the scores.
+        limit: probability below which a pixel counts; None for all pixels.
         align_corners: convention of the upsampling.
     """
     _, result = _sweep(scores, targets, kind, align_corners=align_corners, limit=limit, with_gradient=True)
@@ -87,11 +88,11 @@ def _sweep(
     limit: Tensor | float | None,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Passes over all pixels once: negative log likelihoods, and the gradient of the sum of those below the limit.
+    """One pass over all pixels: negative log likelihoods, and the gradient of their sum over pixels below the limit.
 
-    On the CPU, parts of images are computed at the same time, always the same parts: the order of all sums is fixed.
+    Threads on the CPU compute parts of images, always the same parts, so that the order of all sums is fixed.
     """
-    num_classes, size = scores.shape[1], tuple(targets.labels.shape[1:])
+    num_classes, size = scores.shape[1], spatial_size(targets.labels)
     height, width = size
     nll = torch.empty_like(targets.weights)
     by_row = scores.permute(0, 2, 1, 3).contiguous()  # (B, h, K, w)
@@ -105,7 +106,7 @@ def _sweep(
             rows = range(first, min(first + num_rows, part_rows.stop))
             here = (image, slice(rows.start, rows.stop))
             values = resize_rows(by_row[image], size, rows, align_corners=align_corners)  # (R, K, W)
-            if tuple(scores.shape[2:]) == size:
+            if spatial_size(scores) == size:
                 values = values.clone()
             labels = targets.labels[here].unsqueeze(1)
             nll[here] = block_loss(values, labels, targets.weights[here], limit, with_gradient=with_gradient)
@@ -122,6 +123,7 @@ def _sweep(
         return nll, None
     total = torch.zeros_like(by_row)
     for (image, _), gradient in zip(parts, gradients, strict=True):
+        assert gradient is not None
         total[image] += gradient
     return nll, torch.empty_like(scores).copy_(total.permute(0, 2, 1, 3))
 
@@ -129,7 +131,7 @@ def _sweep(
 def _logits_block(
     values: Tensor, labels: Tensor, weights: Tensor, limit: Tensor | float | None, *, with_gradient: bool
 ) -> Tensor:
-    """Negative log likelihoods ``(R, W)``; leaves the gradient in place of the logits ``(R, K, W)``."""
+    """Negative log likelihoods ``(R, W)``; overwrites the logits ``(R, K, W)`` with the gradient."""
     values -= values.amax(dim=1, keepdim=True)
     true = values.gather(1, labels).squeeze(1)
     exponentials = values.mul_(math.log2(math.e)).exp2_()  # exp2 is almost twice as fast as exp on the CPU
@@ -145,7 +147,7 @@ def _logits_block(
 def _probabilities_block(
     values: Tensor, labels: Tensor, weights: Tensor, limit: Tensor | float | None, *, with_gradient: bool
 ) -> Tensor:
-    """The same of probabilities, of which only the pixel's own class matters."""
+    """`_logits_block` for probabilities, where only the probability of the pixel's own class matters."""
     smallest = torch.finfo(values.dtype).tiny
     true = values.gather(1, labels).squeeze(1)
     floored = true.clamp_min(smallest)

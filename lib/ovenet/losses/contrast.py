@@ -1,5 +1,7 @@
-"""Contrast between pixels (Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic Segmentation", 2021): pixels
-of one class are to have embeddings like each other's and unlike those of other classes.
+"""Contrastive loss of pixel embeddings (Wang et al., "Exploring Cross-Image Pixel Contrast for Semantic Segmentation",
+2021): embeddings of the same class are pulled together, those of different classes pushed apart.
+
+Shapes: ``B`` batch, ``K`` classes, ``D`` embedding channels, ``h w`` embedding size, ``H W`` label size, ``A`` anchors.
 """
 
 from __future__ import annotations
@@ -8,21 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovenet.geometry import at_least_float32
+
 TEMPERATURE = 0.1
 BASE_TEMPERATURE = 0.07
 
 
 class PixelContrast(nn.Module):
-    """The contrast of sampled pixels, the anchors.
+    """Contrastive loss of randomly drawn pixels, the anchors.
 
-    Anchors are drawn at random on each process for itself, with torch's generator: with another number of processes
-    they are others, unlike all other terms of the loss.
+    Each rank draws its own anchors with torch's generator, so that this term, unlike all others, depends on the number
+    of ranks.
 
     Args:
-        ignore_label: of ignored pixels.
-        start: iterations before the loss counts; until then it is zero, with a gradient of zero.
-        max_samples: anchors of a batch.
-        max_views: anchors of a class in an image; classes that have no more pixels than that in it give none.
+        ignore_label: label of ignored pixels.
+        start: iteration from which the loss counts; before, it is zero with a zero gradient.
+        max_samples: maximum number of anchors per batch.
+        max_views: maximum number of anchors per class and image; classes with at most as many pixels are left out.
     """
 
     def __init__(self, *, ignore_label: int, start: int = 5000, max_samples: int = 1024, max_views: int = 100):
@@ -31,15 +35,15 @@ class PixelContrast(nn.Module):
         self.max_samples, self.max_views = max_samples, max_views
 
     def forward(self, embedding: Tensor, scores: Tensor, labels: Tensor, *, iteration: int | None = None) -> Tensor:
-        """The loss of a batch, a scalar in float32 at least.
+        """The loss of a batch, a scalar in at least float32.
 
         Args:
-            embedding: ``(B, D, h, w)``, of length 1 over the channels.
-            scores: ``(B, K, h, w)``; anchors are drawn half from the pixels that they have wrong.
-            labels: ``(B, H, W)`` train ids.
-            iteration: how many have been trained; None for enough.
+            embedding: ``(B, D, h, w)``, of unit length over the channels.
+            scores: ``(B, K, h, w)``; half of the anchors are drawn from wrongly predicted pixels.
+            labels: ``(B, H, W)`` class ids.
+            iteration: number of finished iterations; None for at least `start`.
         """
-        embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+        embedding = at_least_float32(embedding)
         nothing = 0.0 * embedding.sum()
         if iteration is not None and iteration < self.start:
             return nothing
@@ -62,21 +66,20 @@ class PixelContrast(nn.Module):
 def draw_anchors(
     labels: Tensor, predicted: Tensor, *, ignore_label: int, max_samples: int, max_views: int
 ) -> tuple[Tensor, Tensor]:
-    """Draws pixels, as many of each class in each image.
-
-    Half of them are pixels that are predicted wrong, as far as there are enough of both.
+    """Draws pixels, the same number for each class of each image, half of them wrongly predicted if possible.
 
     Args:
-        labels: ``(B, N)`` train ids.
-        predicted: ``(B, N)`` train ids.
-        ignore_label: of ignored pixels.
-        max_samples: to draw in all.
-        max_views: to draw of a class in an image; only classes with more pixels than that are drawn from.
+        labels: class ids ``(B, N)``.
+        predicted: class ids ``(B, N)``.
+        ignore_label: label of ignored pixels.
+        max_samples: maximum number of pixels in total.
+        max_views: maximum number of pixels per class and image; classes with at most as many pixels are left out.
 
     Returns:
-        Places of the pixels in all images ``(A,)``, and their classes; none where there would be less than two of each.
+        Indices ``(A,)`` into the flattened labels, and the classes ``(A,)``; empty if there were fewer than two pixels
+        for each class of each image.
     """
-    groups = []  # right and wrong pixels of a class in an image
+    groups = []  # indices of the correct and the wrong pixels, for each class of each image
     for image, (own, guess) in enumerate(zip(labels, predicted, strict=True)):
         classes, counts = own.unique(return_counts=True)
         for label in classes[counts > max_views].tolist():
@@ -94,7 +97,7 @@ def draw_anchors(
 
 
 def _mixed(right: Tensor, wrong: Tensor, number: int) -> Tensor:
-    """How many right and wrong pixels to draw, half of them wrong if possible."""
+    """Draws `number` of the pixels, half of them wrong if possible."""
     num_wrong = min(max(number // 2, number - len(right)), len(wrong))
     wrong = wrong[torch.randperm(len(wrong), device=wrong.device)[:num_wrong]]
     right = right[torch.randperm(len(right), device=right.device)[: number - num_wrong]]
@@ -102,16 +105,16 @@ def _mixed(right: Tensor, wrong: Tensor, number: int) -> Tensor:
 
 
 def contrast(anchors: Tensor, classes: Tensor) -> Tensor:
-    """InfoNCE, averaged over the anchors: each other anchor of the class against all anchors of other classes.
+    """InfoNCE, averaged over the anchors; anchors of the same class are positives, those of other classes negatives.
 
     Args:
-        anchors: ``(A, D)``, of length 1; each class has two at least.
-        classes: ``(A,)``.
+        anchors: embeddings ``(A, D)`` of unit length, at least two per class.
+        classes: class ids ``(A,)``.
     """
-    likeness = anchors @ anchors.T / TEMPERATURE
+    similarity = anchors @ anchors.T / TEMPERATURE
     same = classes[:, None] == classes[None, :]
-    others = likeness.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)
-    log_share = likeness - torch.logaddexp(likeness, others)
+    negatives = similarity.masked_fill(same, -torch.inf).logsumexp(dim=1, keepdim=True)
+    log_probability = similarity - torch.logaddexp(similarity, negatives)
     positive = same & ~torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
-    mean = (log_share * positive).sum(dim=1) / positive.sum(dim=1)
+    mean = (log_probability * positive).sum(dim=1) / positive.sum(dim=1)
     return -(TEMPERATURE / BASE_TEMPERATURE) * mean.mean()

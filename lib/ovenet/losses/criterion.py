@@ -1,7 +1,11 @@
-"""The training loss: ``κ [L(S_i) + L(S_s)] + L(S_f) + λ L_F``, and the contrast of embeddings where a head has them.
+"""The training loss of an OVeNet: ``κ [L(S_i) + L(S_s)] + L(S_f) + λ L_F``.
 
-Of a head with queries the loss of its masks and classes takes the place of ``κ L(S_i)``, or of ``L(S_f)`` in a model
-without a seed.
+``L`` is the semantic loss of the initial scores ``S_i``, the seed's scores ``S_s`` and the fused scores ``S_f``: a
+weighted sum of terms from `ovenet.losses.terms`, by default cross-entropy. ``L_F`` is the loss of the confidence. The
+loss of a baseline is ``L(S_f)``. For heads with queries, the loss of their masks and classes replaces ``κ L(S_i)`` or,
+in a baseline, ``L(S_f)``. Losses of the offsets and of pixel embeddings are optional.
+
+Shapes: ``B`` batch, ``K`` classes, ``H W`` label size, ``h w`` score map size.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import probabilities, resize_bilinear
+from ovenet.geometry import probabilities, resize_bilinear, spatial_size
 from ovenet.losses import functional
 from ovenet.losses.contrast import PixelContrast
 from ovenet.losses.queries import QueryLoss
@@ -26,26 +30,31 @@ OffsetTarget = Literal["same_class", "right_pixel"]
 
 
 class SegmentationCriterion(nn.Module):
-    """Weights and adds the losses of all predictions of a model.
+    """Computes the loss of a model's prediction.
 
     Args:
         ignore_label: label of ignored pixels.
-        class_weights: ``K`` factors, or None.
-        output_weights: per score map, auxiliary first.
-        losses: what `L` is made of, see `ovenet.losses.terms`; None is cross-entropy.
+        class_weights: ``K`` weights; None for equal weights.
+        output_weights: weight of each score map, auxiliary first, final last.
+        losses: terms of ``L``; None for cross-entropy.
         initial_and_seed_weight: κ.
         confidence_weight: λ.
-        confidence_target: what the confidence learns: that the seed has the pixel's class (``same_class``, the paper),
-            or that the class is likelier at the seed than at the pixel (``better_scores``).
-        offset_weight: of a loss of the offsets themselves; 0 is none, the paper.
-        offset_target: where it draws seeds to: into the pixel's class (``same_class``, `functional.offset_loss`), or
-            those of wrong pixels to a right one of their class (``right_pixel``, `functional.right_pixel_loss`).
-        fusion_warmup: iterations over which the loss of ``S_f`` takes the place of that of ``S_i``; 0 is the paper.
+        confidence_target: what the confidence is trained to predict: ``same_class``, whether the seed has the pixel's
+            class (the paper), or ``better_scores``, whether the pixel's class has a higher probability at the seed.
+        offset_weight: weight of a loss of the offsets; 0 for none (the paper).
+        offset_target: target of this loss: ``same_class`` moves seeds into regions of the pixel's class, see
+            `functional.offset_loss`; ``right_pixel`` moves seeds of wrong pixels to a correct pixel of their class, see
+            `functional.right_pixel_loss`.
+        fusion_warmup: number of iterations in which ``L(S_f)`` fades in, in place of a second ``L(S_i)``; 0 for none
+            (the paper).
         align_corners: convention of the upsampling to label size.
         contrast: loss of the pixel embeddings; None for none.
-        contrast_weight: its factor.
-        queries: loss of masks and their classes; None for a head that has none.
+        contrast_weight: its weight.
+        queries: loss of masks and their classes; None for heads without queries.
     """
+
+    class_weights: Tensor | None
+    _output_weights: Tensor
 
     def __init__(
         self,
@@ -84,7 +93,7 @@ class SegmentationCriterion(nn.Module):
 
     @property
     def settles_at(self) -> int:
-        """The iteration from which on the loss no longer depends on it."""
+        """Iteration from which the loss no longer depends on the iteration."""
         return max(self.fusion_warmup, 0 if self.contrast is None else self.contrast.start)
 
     def forward(self, output: OVeNetOutput, labels: Tensor, *, iteration: int | None = None) -> LossTerms:
@@ -92,30 +101,25 @@ class SegmentationCriterion(nn.Module):
 
         Args:
             output: the model's prediction.
-            labels: ``(B, H, W)`` train ids, integers.
-            iteration: how many have been trained, for terms that begin later; None for enough.
+            labels: ``(B, H, W)`` integer class ids.
+            iteration: number of finished iterations; None for at least `settles_at`.
 
         Raises:
-            UserError: the model has another number of score maps than there are weights.
+            UserError: the model's number of score maps is not that of `output_weights`.
         """
         if len(output.fused) != len(self.output_weights):
             raise UserError(
-                f"LOSS.BALANCE_WEIGHTS has {len(self.output_weights)} entries, the model {len(output.fused)} outputs"
+                f"LOSS.BALANCE_WEIGHTS has {len(self.output_weights)} entries, but the model has {len(output.fused)} "
+                "score maps; set one weight for each"
             )
         labels = labels.long()
         dtype = torch.promote_types(output.fused[-1].dtype, torch.float32)
         targets = Targets.from_labels(
             labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=dtype
         )
-        terms = {} if self.queries is None else self._of_queries(output, labels)
+        terms = self._of_queries(output, labels)
         total = sum(terms.values(), targets.weights.new_zeros(()))
-        predictions = {"fused": output.fused}
-        if self.queries is not None and not output.has_seed:
-            del predictions["fused"]
-        if output.has_seed:
-            if self.queries is None:
-                predictions["initial"] = output.initial
-            predictions["seed"] = output.seed
+        predictions = self._supervised(output)
         terms |= self._semantic(predictions, targets, output.score_kind)
         if output.has_seed:
             terms["confidence"] = self._confidence(output, targets, labels)
@@ -133,13 +137,23 @@ class SegmentationCriterion(nn.Module):
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
     def _of_queries(self, output: OVeNetOutput, labels: Tensor) -> dict[str, Tensor]:
-        assert output.queries is not None, "a head predicts its queries while training alone"
+        """Terms of the masks and their classes."""
+        if self.queries is None:
+            return {}
+        assert output.queries is not None, "heads predict queries only in training"
         return self.queries(output.queries, labels)
+
+    def _supervised(self, output: OVeNetOutput) -> dict[str, tuple[Tensor, ...]]:
+        """Score maps that ``L`` is computed of, by prediction."""
+        if not output.has_seed:
+            return {} if self.queries is not None else {"fused": output.fused}
+        initial = {} if self.queries is not None else {"initial": output.initial}
+        return {"fused": output.fused, **initial, "seed": output.seed}
 
     def _semantic(
         self, predictions: Mapping[str, Sequence[Tensor]], targets: Targets, kind: ScoreKind
     ) -> dict[str, Tensor]:
-        """Loss of each prediction; their score maps go through a term together."""
+        """``L`` of each prediction; each term is computed for all score maps at once."""
         maps = [scores for prediction in predictions.values() for scores in prediction]
         if not maps:
             return {}
@@ -154,35 +168,36 @@ class SegmentationCriterion(nn.Module):
         return dict(zip(predictions, by_prediction.unbind(), strict=True))
 
     def _warmed_up(self, terms: dict[str, Tensor], iteration: int | None) -> Tensor:
-        """The loss of ``S_f``, in whose place that of ``S_i`` fades out during the warm-up."""
+        """``L(S_f)``; during the warm-up, its interpolation with ``L(S_i)``."""
         if iteration is None or iteration >= self.fusion_warmup or "initial" not in terms:
             return terms["fused"]
         return torch.lerp(terms["initial"], terms["fused"], iteration / self.fusion_warmup)
 
     def _confidence(self, output: OVeNetOutput, targets: Targets, labels: Tensor) -> Tensor:
-        size = labels.shape[-2:]
-        confidence = resize_bilinear(output.confidence, size, align_corners=self.align_corners)
+        """``L_F``."""
+        assert output.confidence is not None
+        assert output.offset is not None
+        confidence = self._at_label_size(output.confidence, labels)
         if self.confidence_target == "better_scores":
             index = targets.labels.unsqueeze(1)
             with torch.no_grad():
                 own, seed = (
-                    probabilities(
-                        resize_bilinear(x[-1], size, align_corners=self.align_corners), output.score_kind
-                    ).gather(1, index)
-                    for x in (output.initial, output.seed)
+                    probabilities(self._at_label_size(maps[-1], labels), output.score_kind).gather(1, index)
+                    for maps in (output.initial, output.seed)
                 )
             target = (seed > own).squeeze(1)
             return functional.mean(*functional.binary_cross_entropy(confidence.squeeze(1), target, targets.valid))
-        offset = resize_bilinear(output.offset, size, align_corners=self.align_corners)
+        offset = self._at_label_size(output.offset, labels)
         return functional.mean(*functional.confidence_loss(confidence, labels, offset, ignore_label=self.ignore_label))
 
     def _offset(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
+        """Loss of the offsets."""
+        assert output.offset is not None
+        offset, scores, ignored = output.offset, output.initial[-1], self.ignore_label
         if self.offset_target == "right_pixel":
-            parts = functional.right_pixel_loss(
-                output.offset, output.initial[-1], labels, ignore_label=self.ignore_label
-            )
-            return functional.mean(*parts)
-        num_classes = output.fused[-1].shape[1]
-        return functional.mean(
-            *functional.offset_loss(output.offset, labels, num_classes=num_classes, ignore_label=self.ignore_label)
-        )
+            return functional.mean(*functional.right_pixel_loss(offset, scores, labels, ignore_label=ignored))
+        num_classes = scores.shape[1]
+        return functional.mean(*functional.offset_loss(offset, labels, num_classes=num_classes, ignore_label=ignored))
+
+    def _at_label_size(self, values: Tensor, labels: Tensor) -> Tensor:
+        return resize_bilinear(values, spatial_size(labels), align_corners=self.align_corners)

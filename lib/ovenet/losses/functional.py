@@ -1,44 +1,42 @@
-"""Loss sums and counts from tensors.
+"""Losses as functions of tensors. Each returns a sum and a weight; the loss is their quotient, see `mean`.
 
-Every function returns a sum and the weight to divide it by, so that callers can add up parts before they divide.
-Shapes: scores ``(B, K, H, W)`` at label size, labels ``(B, H, W)`` int64.
+Shapes: ``B`` batch, ``K`` classes, ``H W`` label size, ``h w`` score map size. Labels are int64 class ids. Offsets and
+positions are ``(x, y)`` in normalised units: the image spans ``[-1, 1]``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ovenet.geometry import lookup_labels, sample_bilinear, seed_position
+from ovenet.geometry import at_least_float32, lookup_labels, sample_bilinear, seed_position, spatial_size
 from ovenet.losses.targets import Targets
-from ovenet.structures import ScoreKind
+from ovenet.structures import ScoreKind, Size
 
-_BLUR = 5  # pixels of the offsets' map
-SEARCH_RADIUS = 8  # likewise; how far a right pixel may lie from a wrong one
-_SMALLEST_SHARE = 1e-3
-_UNLABELLED, _WRONG = -(2**20), -(2**20) - 1  # below all labels and marks
-SMALLEST_LIKELIHOOD = 1e-12  # bounds the confidence loss of a pixel at 27.6
+_BLUR = 5  # width of the blur in pixels of the offset map
+SEARCH_RADIUS = 8  # largest distance from a wrong to a correct pixel, in pixels of the offset map
+_SMALLEST_FRACTION = 1e-3
+_UNLABELLED, _WRONG = -(2**20), -(2**20) - 1  # below all labels
+SMALLEST_LIKELIHOOD = 1e-12  # bounds the confidence loss of a pixel by 27.6
 
 
 def mean(total: Tensor, weight: Tensor) -> Tensor:
-    """``total / weight``, and zero with a gradient where nothing was counted."""
+    """``total / weight``; where the weight is 0, the total, a zero with a gradient."""
     return total / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
 def log_probabilities(scores: Tensor, kind: ScoreKind) -> Tensor:
-    """Logarithm of the class probabilities, in float32 at least.
+    """Logarithm of the class probabilities, in at least float32.
 
     Args:
         scores: ``(B, K, H, W)`` logits or probabilities.
-        kind: which of the two.
+        kind: kind of the scores.
     """
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = at_least_float32(scores)
     if kind == "logits":
         return scores.log_softmax(dim=1)
-    return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()  # the floor only keeps underflow from log(0)
+    return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()  # avoids log(0) after underflow
 
 
 def negative_log_likelihood(log_probs: Tensor, targets: Targets) -> Tensor:
@@ -46,10 +44,10 @@ def negative_log_likelihood(log_probs: Tensor, targets: Targets) -> Tensor:
 
     Args:
         log_probs: ``(B, K, H, W)``.
-        targets: of the same size.
+        targets: ``(B, H, W)``.
 
     Returns:
-        ``(B, H, W)``; that of class 0 where a pixel is ignored.
+        ``(B, H, W)``; at ignored pixels that of class 0.
     """
     return -log_probs.gather(1, targets.labels.unsqueeze(1)).squeeze(1)
 
@@ -59,24 +57,24 @@ def cross_entropy(nll: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
 
     Args:
         nll: ``(..., B, H, W)``, see `negative_log_likelihood`.
-        targets: of the same size.
+        targets: ``(B, H, W)``.
 
     Returns:
-        The weighted sums ``(...)``, and the sum of the weights; both 0 where every pixel is ignored.
+        The weighted sums ``(...)``, and the sum of the weights; both 0 if all pixels are ignored.
     """
     return (nll * targets.weights).flatten(-3).sum(-1), targets.weights.sum()
 
 
 def ohem_cross_entropy(nll: Tensor, targets: Targets, limit: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy over the hard pixels: those whose probability is below the limit.
+    """Cross-entropy over the hard pixels, those with a probability of their own class below the limit.
 
     Args:
         nll: ``(..., B, H, W)``, see `negative_log_likelihood`.
-        targets: of the same size.
+        targets: ``(B, H, W)``.
         limit: ``(...)``, see `ohem_limit`.
 
     Returns:
-        The weighted sums over the hard pixels, and their numbers, each ``(...)``.
+        The weighted sums over the hard pixels, and the numbers of hard pixels, each ``(...)``.
     """
     if isinstance(limit, Tensor):
         limit = limit[..., None, None, None]
@@ -85,21 +83,21 @@ def ohem_cross_entropy(nll: Tensor, targets: Targets, limit: Tensor | float) -> 
 
 
 def ohem_limit(nll: Tensor, targets: Targets, *, threshold: float, min_kept: int) -> Tensor:
-    """The probability below which a pixel is hard: online hard example mining as in HRNet.
+    """Probability below which a pixel is hard, in online hard example mining as in HRNet.
 
-    That is ``max(threshold, p)``, with ``p`` the `min_kept`-th smallest probability of a pixel's own class, counted
-    from 0 (the largest one if there are fewer). Found without waiting for the device.
+    It is ``max(threshold, p)``, where ``p`` is the `min_kept`-th smallest probability of a pixel's own class, counted
+    from 0, or the largest one if there are fewer pixels. Computed without synchronisation with the device.
 
     Args:
-        nll: ``(..., B, H, W)``.
-        targets: of the same size.
-        threshold: a probability (``LOSS.OHEMTHRES``).
-        min_kept: a number of pixels of the whole batch (``LOSS.OHEMKEEP``).
+        nll: ``(..., B, H, W)``, see `negative_log_likelihood`.
+        targets: ``(B, H, W)``.
+        threshold: probability (``LOSS.OHEMTHRES``).
+        min_kept: number of pixels in the batch (``LOSS.OHEMKEEP``).
     """
     probability = (-nll.detach()).exp()
     rank = min(min_kept, targets.labels.numel() - 1)
     candidates = torch.where(targets.valid, probability, torch.inf).flatten(-3)
-    if nll.is_cuda:  # torch selects in one row on a single block of the card, but sorts on all of it
+    if nll.is_cuda:  # kthvalue of one row uses a single block of the GPU, sort uses all
         selected = candidates.sort(dim=-1).values[..., rank]
     else:
         selected = candidates.kthvalue(rank + 1, dim=-1).values
@@ -108,15 +106,15 @@ def ohem_limit(nll: Tensor, targets: Targets, *, threshold: float, min_kept: int
 
 
 def confidence_target(labels: Tensor, offset: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """Target of the confidence: 1 where the seed pixel has the pixel's own label.
+    """Target of the confidence: whether the seed has the pixel's own label.
 
     Args:
         labels: ``(B, H, W)``.
-        offset: ``(B, 2, H, W)`` at label size, normalised ``(x, y)``.
-        ignore_label: marks pixels without a label.
+        offset: ``(B, 2, H, W)``.
+        ignore_label: label of ignored pixels.
 
     Returns:
-        The target ``(B, H, W)`` bool, and where it is defined: both the pixel and its seed are labelled.
+        The target, and where it is defined: at labelled pixels with a labelled seed. Each ``(B, H, W)`` bool.
     """
     seed_labels = lookup_labels(labels, seed_position(offset))
     valid = (labels != ignore_label) & (seed_labels != ignore_label)
@@ -127,10 +125,10 @@ def confidence_loss(confidence: Tensor, labels: Tensor, offset: Tensor, *, ignor
     """Binary cross-entropy of the confidence against `confidence_target`.
 
     Args:
-        confidence: ``(B, 1, H, W)`` in ``[0, 1]``, at label size.
+        confidence: ``(B, 1, H, W)`` in ``[0, 1]``.
         labels: ``(B, H, W)``.
-        offset: ``(B, 2, H, W)`` at label size; receives no gradient.
-        ignore_label: marks pixels without a label.
+        offset: ``(B, 2, H, W)``; receives no gradient.
+        ignore_label: label of ignored pixels.
 
     Returns:
         The sum over the pixels where the target is defined, and their number.
@@ -140,81 +138,87 @@ def confidence_loss(confidence: Tensor, labels: Tensor, offset: Tensor, *, ignor
 
 
 def binary_cross_entropy(confidence: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy of ``(B, H, W)`` numbers in ``[0, 1]`` against a target of truth values.
+    """Binary cross-entropy of the confidence against a target.
+
+    Args:
+        confidence: ``(B, H, W)`` in ``[0, 1]``.
+        target: ``(B, H, W)`` bool.
+        valid: ``(B, H, W)`` bool, pixels that count.
 
     Returns:
         The sum over the valid pixels, and their number.
     """
-    # Not F.binary_cross_entropy: it stops the program at NaN (on CUDA for good), where a step is to be skipped.
+    # Not F.binary_cross_entropy, whose assertion fails at NaN and leaves CUDA unusable: a step with NaN is skipped.
     likelihood = torch.where(target, confidence, 1.0 - confidence).clamp_min(SMALLEST_LIKELIHOOD)
     losses = -likelihood.log()
     return (losses * valid).sum(), valid.sum().to(losses.dtype)
 
 
 def offset_loss(offset: Tensor, labels: Tensor, *, num_classes: int, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """Share of the seeds' neighbourhood outside the pixels' own classes; its gradient draws seeds towards the class.
+    """Loss of the offsets that moves seeds into regions of the pixel's own class.
 
-    The labels are brought to the size of the offsets as shares of the classes, blurred so that an offset feels a border
-    that lies some pixels away.
+    It is the negative logarithm of the fraction of the pixel's class around its seed. Class fractions are computed at
+    the size of the offset map and blurred, so that the gradient reaches over several pixels.
 
     Args:
-        offset: ``(B, 2, h, w)``, normalised ``(x, y)``.
+        offset: ``(B, 2, h, w)``.
         labels: ``(B, H, W)``.
         num_classes: ``K``.
-        ignore_label: marks pixels without a label.
+        ignore_label: label of ignored pixels.
 
     Returns:
-        The sum of the negative logarithms of the shares over the pixels that have a class, and their number.
+        The sum over the labelled pixels, and their number.
     """
-    size = offset.shape[-2:]
+    size = spatial_size(offset)
     valid = labels != ignore_label
     one_hot = F.one_hot(labels.masked_fill(~valid, 0), num_classes).movedim(-1, 1).to(offset.dtype)
     mass = F.adaptive_avg_pool2d(one_hot * valid.unsqueeze(1), size)
     for _ in range(2):
         mass = F.avg_pool2d(mass, _BLUR, stride=1, padding=_BLUR // 2)
-    shares = sample_bilinear(mass, seed_position(offset))
-    total = shares.sum(dim=1)
+    sampled = sample_bilinear(mass, seed_position(offset))
+    total = sampled.sum(dim=1)
     own = _resized_labels(labels, size)
     counts = (own != ignore_label) & (total > 0)
-    share = shares.gather(1, own.masked_fill(own == ignore_label, 0).unsqueeze(1)).squeeze(1)
-    share = share / torch.where(counts, total, torch.ones_like(total))
-    losses = -share.clamp_min(_SMALLEST_SHARE).log()
+    fraction = sampled.gather(1, own.masked_fill(own == ignore_label, 0).unsqueeze(1)).squeeze(1)
+    fraction = fraction / torch.where(counts, total, torch.ones_like(total))
+    losses = -fraction.clamp_min(_SMALLEST_FRACTION).log()
     return (losses * counts).sum(), counts.sum().to(losses.dtype)
 
 
 def right_pixel_loss(offset: Tensor, scores: Tensor, labels: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """Distance from the seeds of wrong pixels to the nearest pixel of their class that is predicted rightly.
+    """Distance from the seed of a wrong pixel to the nearest correctly predicted pixel of the same class.
 
     Args:
-        offset: ``(B, 2, h, w)``, normalised ``(x, y)``.
-        scores: ``(B, K, h, w)`` of the pixels themselves; receive no gradient.
-        labels: ``(B, H, W)``, brought to the size of the offsets.
-        ignore_label: marks pixels without a label.
+        offset: ``(B, 2, h, w)``.
+        scores: the pixels' own scores ``(B, K, h, w)``; they receive no gradient.
+        labels: ``(B, H, W)``, resized to the offset map.
+        ignore_label: label of ignored pixels.
 
     Returns:
-        The sum of the distances ``|x| + |y|`` in pixels of the offsets' map, over the wrong pixels that have such a
-        pixel nearby (see `nearest_right_pixel`), and their number.
+        The sum of the distances ``|x| + |y|``, in pixels of the offset map, over the wrong pixels with such a pixel
+        nearby (see `nearest_right_pixel`), and the number of these.
     """
-    height, width = offset.shape[-2:]
+    height, width = spatial_size(offset)
     labels = _resized_labels(labels, (height, width))
     right = (scores.argmax(dim=1) == labels) & (labels != ignore_label)
     target, found = nearest_right_pixel(labels, right, ignore_label=ignore_label)
     counts = found & ~right
-    pixels = ((offset[:, 0], width), (offset[:, 1], height))
-    distance = sum((x * (max(n - 1, 1) / 2) - t).abs() for (x, n), t in zip(pixels, target.unbind(1), strict=True))
+    x, y = (offset[:, axis] * (max(n - 1, 1) / 2) for axis, n in ((0, width), (1, height)))
+    distance = (x - target[:, 0]).abs() + (y - target[:, 1]).abs()
     return (distance * counts).sum(), counts.sum().to(distance.dtype)
 
 
 def nearest_right_pixel(labels: Tensor, right: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """The way to the nearest pixel of the same class that is predicted rightly, no further than `SEARCH_RADIUS`.
+    """Displacement to the nearest correctly predicted pixel of the same class, within `SEARCH_RADIUS`.
 
     Args:
         labels: ``(B, h, w)``.
-        right: ``(B, h, w)`` whether the pixel is predicted rightly.
-        ignore_label: marks pixels without a label, which have no such pixel.
+        right: ``(B, h, w)`` bool, whether the pixel is predicted correctly.
+        ignore_label: label of ignored pixels, for which none is found.
 
     Returns:
-        ``(x, y)`` in pixels as integers, ``(B, 2, h, w)``, 0 for right pixels; and ``(B, h, w)``, whether there is one.
+        Integer displacements ``(B, 2, h, w)`` in ``(x, y)`` pixels, 0 for correct pixels, and ``(B, h, w)`` bool,
+        whether there is such a pixel.
     """
     reach = range(-SEARCH_RADIUS, SEARCH_RADIUS + 1)
     steps = [(x * x + y * y, x, y) for x in reach for y in reach if x * x + y * y <= SEARCH_RADIUS**2]
@@ -232,5 +236,5 @@ def nearest_right_pixel(labels: Tensor, right: Tensor, *, ignore_label: int) -> 
     return target, found
 
 
-def _resized_labels(labels: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(labels.unsqueeze(1).float(), tuple(size), mode="nearest-exact").squeeze(1).long()
+def _resized_labels(labels: Tensor, size: Size) -> Tensor:
+    return F.interpolate(labels.unsqueeze(1).float(), size, mode="nearest-exact").squeeze(1).long()

@@ -1,4 +1,4 @@
-"""The Triton kernels under autograd: checked when a shape is first seen, replaced where they fail."""
+"""The Triton kernels under autograd: checked once per shape, and replaced by the blocked loss where they fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ovenet.losses.targets import OhemSettings, Targets
 from ovenet.structures import ScoreKind
 from ovenet.utils.logging import get_logger
 
-_TOLERANCE = 1e-4  # of the largest value, between the kernels and the blocked loss
+_TOLERANCE = 1e-4  # largest difference from the blocked loss, relative to its largest value
 Shape = tuple[Any, ...]
 _checked: set[Shape] = set()
 _failed: set[Shape] = set()
@@ -29,22 +29,21 @@ def fused_cross_entropy(
     num_plain: int,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor] | None:
-    """Cross-entropy of the upsampled score maps of several predictions at once; never waits for the device.
+    """Cross-entropy of several upsampled score maps at once, without synchronisation with the device.
 
-    A shape's first loss and gradient are compared with those of the blocked loss. Where a kernel fails, then or later,
-    the log says so once for a shape, and the blocked loss takes its place.
+    The first loss and gradient of a shape are compared with those of the blocked loss. If a kernel fails, then or
+    later, one warning per shape is logged, and the blocked loss is used for this shape.
 
     Args:
-        scores: ``(M B, K, h, w)`` float32, the images of one map after those of another.
+        scores: ``(M B, K, h, w)`` float32: ``M`` score maps, concatenated along the batch.
         targets: ``(B, H, W)``.
-        kind: what the scores are.
-        ohem: mine hard pixels; None for all pixels.
-        num_plain: number of the first maps, of which all pixels count whatever `ohem` says.
+        kind: kind of the scores.
+        ohem: settings of OHEM; None for all pixels.
+        num_plain: number of the first maps that are trained on all pixels even with OHEM.
         align_corners: convention of the upsampling.
 
     Returns:
-        The weighted sums over the pixels that count, and what to divide them by, each ``(M,)``; None where the kernels
-        fail for this shape.
+        The weighted sums and the weights to divide them by, each ``(M,)``; None if the kernels fail for this shape.
     """
     shape = (scores.device, *scores.shape, *scores.stride(), *targets.labels.shape, kind, ohem is None, align_corners)
     if shape in _failed:
@@ -60,17 +59,17 @@ def fused_cross_entropy(
             )
             _checked.add(shape)
         return _Fused.apply(scores, targets, kind, ohem, num_plain, align_corners, shape)
-    except Exception as error:  # a compiler that is missing or too old raises anything
+    except Exception as error:  # a missing or outdated compiler may raise anything
         _give_up(shape, error)
         return None
 
 
 def _give_up(shape: Shape, error: Exception) -> None:
-    """Does without the kernels for this shape from now on, and says so.
+    """Turns the kernels off for a shape, with a warning.
 
     Raises:
-        Exception: the same, while a CUDA graph is captured: then it may be the capture that has failed, not a kernel,
-            and the step is done again without it.
+        Exception: `error`, during the capture of a CUDA graph: the capture may have failed rather than the kernel, and
+            the step is repeated without it.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise error
@@ -78,8 +77,8 @@ def _give_up(shape: Shape, error: Exception) -> None:
     _, _, num_classes, in_height, in_width, *rest = shape
     height, width = rest[5:7]
     get_logger().warning(
-        "the fused loss kernels fail for %d classes, %dx%d to %dx%d (%s: %s): the blocked loss takes their place for "
-        "this shape, with the same result; LOSS.BACKEND blocked does without them",
+        "the Triton loss kernels fail for %d classes, %dx%d to %dx%d (%s: %s); the blocked loss replaces them for this "
+        "shape, with the same result; set LOSS.BACKEND blocked to avoid this warning",
         num_classes, in_height, in_width, height, width, type(error).__name__, " ".join(str(error).split())[:200],
     )  # fmt: skip
 
@@ -88,7 +87,7 @@ def _check(scores: Tensor, targets: Targets, kind: ScoreKind, *, is_mined: bool,
     """Compares the kernels with the blocked loss.
 
     Raises:
-        RuntimeError: they differ, or are not for this GPU.
+        RuntimeError: the results differ, or the GPU is not supported.
     """
     from ovenet.losses import fused_triton
 
@@ -98,20 +97,21 @@ def _check(scores: Tensor, targets: Targets, kind: ScoreKind, *, is_mined: bool,
             raise RuntimeError(problem)
     nll, log_total = fused_triton.pixel_losses(scores, targets, kind, align_corners=align_corners)
     ones = nll.new_ones(len(nll))
-    mining = ((-nll).exp(), ones * torch.inf) if is_mined else None  # all pixels count: no limit lies between the two
+    mining = ((-nll).exp(), ones * torch.inf) if is_mined else None  # an infinite limit keeps all pixels
     gradient = fused_triton.gradient(scores, targets, ones, log_total, mining, align_corners=align_corners)
     gradients = gradient.split(len(targets.labels))
     for own, maps, own_gradient in zip(nll, scores.split(len(targets.labels)), gradients, strict=True):
         loss, expected = blocked.loss_and_gradient(
             maps, targets, kind, None, align_corners=align_corners, with_gradient=True
         )
+        assert expected is not None
         for mine, other in ((own, loss.nll), (own_gradient, expected)):
             if not (mine - other).abs().max() <= _TOLERANCE * other.abs().max():  # NaN differs too
-                raise RuntimeError("its results differ from those of the blocked loss")
+                raise RuntimeError("results differ from those of the blocked loss")
 
 
 class _Fused(torch.autograd.Function):
-    """Loss in the forward pass, gradient in the backward pass, already scaled."""
+    """Loss in the forward pass, scaled gradient in the backward pass."""
 
     @staticmethod
     def forward(
@@ -153,7 +153,7 @@ class _Fused(torch.autograd.Function):
             gradient = fused_triton.gradient(
                 scores, targets, grad_total.contiguous(), log_total, tuple(mining) or None, align_corners=align_corners
             )
-        except Exception as error:
+        except Exception as error:  # as in the forward pass
             _give_up(shape, error)
             limits = mining[1] if mining else [None] * len(grad_total)
             gradient = _blocked_gradient(scores, targets, kind, grad_total, limits, align_corners)

@@ -1,11 +1,11 @@
 """Cross-entropy of upsampled scores in two Triton kernels, for CUDA.
 
-Upsampled scores exist in registers alone. The first kernel reads the four map pixels around each label pixel and folds
-their classes into the logarithm of the sum of exponentials. The second one is laid out by map pixels: each gathers the
-gradient from the label pixels around it, whose probabilities it computes again. Nothing is added atomically, so that
-gradients repeat to the bit. Both take the score maps of all predictions at once, stacked along the batch.
+Upsampled scores exist only in registers. The first kernel reads the four map pixels around each label pixel and
+accumulates the log-sum-exp over the classes. The second kernel computes the gradient of each map pixel from the label
+pixels around it, whose probabilities it recomputes. Without atomic additions, gradients are deterministic. Both kernels
+take all score maps at once, concatenated along the batch.
 
-Shapes: ``M`` score maps, ``B`` batch, ``K`` classes, ``h w`` map, ``H W`` labels.
+Shapes: ``M`` score maps, ``B`` batch, ``K`` classes, ``h w`` map size, ``H W`` label size.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from ovenet.geometry import interpolation_weights
 from ovenet.losses.targets import Targets
 from ovenet.structures import ScoreKind
 
-_TILE = 512  # classes times columns of a program: 4 for each of 128 threads, whose registers suffice
+_TILE = 512  # classes times columns of a program: 4 for each of 128 threads, which fit into registers
 SMALLEST = torch.finfo(torch.float32).tiny
 _OLDEST_CAPABILITY = 80
-_BLACKWELL = 100  # its first release of Triton is 3.3; with an older one the compiler ends the process
+_BLACKWELL = 100  # needs Triton 3.3; older compilers abort the process
 
 
 def unsupported(capability: int) -> str:
-    """Why the kernels are not for GPUs of a compute capability, 90 for 9.0; "" if they are."""
+    """Why GPUs of a compute capability, such as 90 for 9.0, are not supported; "" if they are."""
     name = f"GPUs of compute capability {capability / 10}"
     if capability < _OLDEST_CAPABILITY:
-        return f"they are not made for {name}, below {_OLDEST_CAPABILITY / 10}"
+        return f"{name} are not supported, only {_OLDEST_CAPABILITY / 10} and above"
     if capability >= _BLACKWELL and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
-        return f"Triton {triton.__version__} does not know {name}, Triton 3.3 does"
+        return f"{name} need Triton 3.3 or above, not {triton.__version__}"
     return ""
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of the upsampling, from both sides.
+    """Indices and weights of the upsampling along one axis, in both directions.
 
     Attributes:
-        low: ``(out,)`` int32, the map pixel before each label pixel.
-        weight: ``(out,)`` float32 of the map pixel after that one.
-        first: ``(in + 1,)`` int32; label pixels from ``first[i - 1]`` to before ``first[i + 1]`` read map pixel ``i``.
-        reach: the largest number of label pixels that read one map pixel.
+        low: ``(out,)`` int32, index of the map pixel before each label pixel.
+        weight: ``(out,)`` float32, weight of the next map pixel.
+        first: ``(in + 1,)`` int32; label pixels ``first[i - 1]`` to ``first[i + 1] - 1`` read map pixel ``i``.
+        reach: largest number of label pixels that read the same map pixel.
     """
 
     low: Tensor
@@ -55,36 +55,37 @@ class _Axis:
     reach: int
 
 
-@cache  # a table is made once for a size: a copy to the device in every step would stall it, and graphs keep its place
+@cache  # a copy to the device in every step would stall it, and CUDA graphs keep the address of the tables
 def _axis(in_size: int, out_size: int, align_corners: bool, device: torch.device) -> _Axis:
     low, weight = interpolation_weights(in_size, out_size, align_corners=align_corners)
-    first = torch.searchsorted(low, torch.arange(in_size + 1))  # label pixels whose map pixel is i or a later one
+    first = torch.searchsorted(low, torch.arange(in_size + 1))  # first label pixel whose map pixel is i or above
     reach = int((first[2:] - first[:-2]).max()) if in_size > 1 else out_size
     return _Axis(low.to(device, torch.int32), weight.to(device, torch.float32), first.to(device, torch.int32), reach)
 
 
 def _axes(scores: Tensor, targets: Targets, align_corners: bool) -> tuple[_Axis, _Axis]:
-    """Of rows and of columns."""
-    return tuple(
+    """The axis of rows and the axis of columns."""
+    rows, columns = (
         _axis(scores.shape[dim], targets.labels.shape[dim - 1], align_corners, scores.device) for dim in (2, 3)
     )
+    return rows, columns
 
 
 @torch.no_grad()
 def pixel_losses(
     scores: Tensor, targets: Targets, kind: ScoreKind, *, align_corners: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Loss of every label pixel; never waits for the device.
+    """Loss of each label pixel, without synchronisation with the device.
 
     Args:
-        scores: ``(M B, K, h, w)`` float32, the images of one map after those of another.
+        scores: ``(M B, K, h, w)`` float32: ``M`` score maps, concatenated along the batch.
         targets: ``(B, H, W)``.
-        kind: what the scores are.
+        kind: kind of the scores.
         align_corners: convention of the upsampling.
 
     Returns:
-        The negative log likelihoods ``(M, B, H, W)``, and, of logits, the logarithms of the sums of their exponentials,
-        which `gradient` needs.
+        The negative log likelihoods ``(M, B, H, W)``, and for logits the log-sum-exp over the classes
+        ``(M, B, H, W)``, which `gradient` needs; None for probabilities.
     """
     rows, columns = _axes(scores, targets, align_corners)
     num_images, num_classes, in_height, in_width = scores.shape
@@ -126,19 +127,17 @@ def gradient(
     *,
     align_corners: bool,
 ) -> Tensor:
-    """Gradient of the weighted sums of the pixels' losses.
+    """Gradient of the weighted sums of the pixel losses.
 
     Args:
-        scores: see `pixel_losses`.
-        targets: likewise.
-        scale: ``(M,)`` float32, factor of each map's sum.
-        log_total: from `pixel_losses`; None of probabilities.
-        mining: ``(M, B, H, W)`` probabilities of the pixels' own classes, and ``(M,)``, below which of them pixels
-            count; None for all pixels.
-        align_corners: see `pixel_losses`.
+        scores, targets, align_corners: see `pixel_losses`.
+        scale: ``(M,)`` float32, gradient with respect to the sum of each map.
+        log_total: log-sum-exp from `pixel_losses`; None for probabilities.
+        mining: for OHEM the probabilities ``(M, B, H, W)`` of the pixels' own classes, and the limits ``(M,)`` below
+            which a pixel counts; None for all pixels.
 
     Returns:
-        ``(M B, K, h, w)``, laid out in memory as `scores`.
+        ``(M B, K, h, w)``, in the memory format of `scores`.
     """
     rows, columns = _axes(scores, targets, align_corners)
     num_images, num_classes, in_height, in_width = scores.shape
@@ -182,7 +181,7 @@ def gradient(
 
 
 def blocks(num_classes: int) -> tuple[int, int]:
-    """Classes and columns that a program holds at a time: the widest block with few classes beyond the last."""
+    """Number of classes and columns of a program's block: the largest one with little padding of the classes."""
     padded = {block: triton.cdiv(num_classes, block) * block for block in (8, 16, 32)}
     block_k = max(block for block, total in padded.items() if total <= 1.1 * min(padded.values()))
     return block_k, _TILE // block_k

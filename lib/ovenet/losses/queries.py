@@ -1,10 +1,13 @@
-"""The loss of masks and their classes: each mask of the labels is given to the query that fits it best (Cheng et al.,
-2022). Matching and losses are those of transformers.
+"""Mask2Former's loss of masks and their classes: each mask of the labels is matched to a query (Cheng et al., 2022).
+Matching and losses come from the library transformers.
 
-Shapes: ``B`` batch, ``Q`` queries, ``K`` classes, ``H W`` size of the labels.
+Shapes: ``B`` batch, ``Q`` queries, ``K`` classes, ``H W`` label size.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +17,20 @@ from ovenet.structures import QueryOutput
 from ovenet.utils import distributed
 
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
-NOTHING_WEIGHT = 0.1  # of queries that got no mask, in the loss of the classes
-NUM_POINTS = 12544  # of a mask that are compared, as published
+NO_OBJECT_WEIGHT = 0.1  # weight of unmatched queries in the class loss
+NUM_POINTS = 12544  # number of points of a mask in the mask and Dice losses
 
 
 class QueryLoss(nn.Module):
-    """Class, mask and Dice losses, added over the layers of the decoder and weighted as published.
+    """Class, mask and Dice losses with the published weights, summed over the decoder's layers.
 
-    Points where masks are compared are drawn with torch's generator, most of them where the masks are unsure. A pixel
-    without a label belongs to no mask, as published.
+    Masks are compared at random points, most of them where the prediction is uncertain. As published, an ignored pixel
+    belongs to no mask.
 
     Args:
         num_classes: ``K``.
-        ignore_label: of pixels without a label.
-        num_points: of a mask that are compared.
+        ignore_label: label of ignored pixels.
+        num_points: number of points of a mask in the mask and Dice losses.
 
     Raises:
         UserError: transformers or scipy is not installed.
@@ -36,31 +39,31 @@ class QueryLoss(nn.Module):
     def __init__(self, num_classes: int, *, ignore_label: int, num_points: int = NUM_POINTS):
         super().__init__()
         try:
-            import scipy.optimize  # noqa: F401  # transformers looks for it only when it matches
-            from transformers.models.mask2former.configuration_mask2former import Mask2FormerConfig
-            from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
+            import scipy.optimize  # noqa: F401  # transformers imports it only when it matches
+
+            modeling: Any = import_module("transformers.models.mask2former.modeling_mask2former")
         except ImportError as error:
             raise UserError(
-                "the loss of masks and classes is that of transformers, with scipy; install both with: "
+                "the loss of the mask2former head needs transformers and scipy; install both with: "
                 'pip install -e ".[mask2former]"'
             ) from error
         self.ignore_label = ignore_label
         weights = {"class_weight": CLASS_WEIGHT, "mask_weight": MASK_WEIGHT, "dice_weight": DICE_WEIGHT}
-        config = Mask2FormerConfig(
-            num_labels=num_classes, train_num_points=num_points, no_object_weight=NOTHING_WEIGHT, **weights
+        config = modeling.Mask2FormerConfig(
+            num_labels=num_classes, train_num_points=num_points, no_object_weight=NO_OBJECT_WEIGHT, **weights
         )
-        self._loss = Mask2FormerLoss(config, {})
+        self._loss = modeling.Mask2FormerLoss(config, {})
 
     def forward(self, queries: QueryOutput, labels: Tensor) -> dict[str, Tensor]:
-        """The weighted terms ``class``, ``mask`` and ``dice``, whose sum is the loss; scalars in float32.
+        """The weighted terms ``class``, ``mask`` and ``dice``, float32 scalars; the loss is their sum.
 
         Args:
-            queries: of all layers.
-            labels: ``(B, H, W)`` int64 train ids.
+            queries: predictions of all layers.
+            labels: ``(B, H, W)`` int64 class ids.
         """
         with torch.autocast(labels.device.type, enabled=False):
             classes, masks = self._targets(labels)
-            # The published code averages over all processes, which may see different numbers of masks.
+            # As published, the number of masks is averaged over all ranks.
             num_masks = torch.tensor(float(sum(map(len, classes))), device=labels.device)
             num_masks = (distributed.all_reduce_sum(num_masks) / distributed.world_size()).clamp_min(1.0)
             terms = {name: labels.new_zeros((), dtype=torch.float32) for name in ("class", "mask", "dice")}
@@ -75,7 +78,7 @@ class QueryLoss(nn.Module):
         return terms
 
     def _targets(self, labels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Classes ``(M,)`` of each image, and where they are ``(M, H, W)``, 1 or 0."""
+        """For each image, the ids of its ``M`` classes ``(M,)`` and their binary masks ``(M, H, W)``."""
         present = [image.unique() for image in labels]
         classes = [values[values != self.ignore_label] for values in present]
         return classes, [(image == own[:, None, None]).float() for image, own in zip(labels, classes, strict=True)]

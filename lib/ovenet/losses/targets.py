@@ -1,4 +1,7 @@
-"""Targets per pixel, computed once for all score maps of a batch, and the loss per pixel of one map."""
+"""Training targets of each pixel, shared by all score maps of a batch, and the loss of each pixel.
+
+Shapes: ``B`` batch, ``K`` classes, ``H W`` label size.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """Classes and weights of the pixels.
+    """Class and weight of each pixel.
 
     Attributes:
-        labels: ``(B, H, W)`` int64, 0 where the pixel is ignored.
-        valid: ``(B, H, W)`` whether it counts.
-        weights: ``(B, H, W)`` weight of the pixel's class, 0 where the pixel is ignored.
+        labels: ``(B, H, W)`` int64 class ids; 0 at ignored pixels.
+        valid: ``(B, H, W)`` bool; False at ignored pixels.
+        weights: ``(B, H, W)`` weight of the pixel's class; 0 at ignored pixels.
     """
 
     labels: Tensor
@@ -34,10 +37,10 @@ class Targets:
         """Targets of a batch.
 
         Args:
-            labels: ``(B, H, W)`` int64 train ids.
-            ignore_label: marks the ignored pixels.
-            class_weights: ``(K,)``, or None for equal ones.
-            dtype: of the weights; that of the scores.
+            labels: ``(B, H, W)`` int64 class ids.
+            ignore_label: label of ignored pixels.
+            class_weights: ``(K,)``; None for equal weights.
+            dtype: dtype of the weights, that of the scores.
         """
         valid = labels != ignore_label
         known = labels.masked_fill(~valid, 0)
@@ -49,7 +52,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class OhemSettings:
-    """Online hard example mining, see `ovenet.losses.functional.ohem_limit`."""
+    """Settings of online hard example mining (OHEM), see `ovenet.losses.functional.ohem_limit`."""
 
     threshold: float
     min_kept: int
@@ -57,11 +60,11 @@ class OhemSettings:
 
 @dataclass(frozen=True)
 class PixelLoss:
-    """The loss of every pixel under one score map.
+    """Loss of each pixel for one score map.
 
     Attributes:
-        nll: ``(B, H, W)`` negative logarithm of the probability of the pixel's own class.
-        limit: probability below which a pixel is hard; None without mining.
+        nll: ``(B, H, W)`` negative log likelihood of the pixel's own class.
+        limit: probability below which a pixel is hard; None without OHEM.
     """
 
     nll: Tensor

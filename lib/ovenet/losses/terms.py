@@ -1,4 +1,4 @@
-"""The terms that a semantic loss is made of, by name. Each is a sum and what to divide it by.
+"""Terms of the semantic loss, by name. Each is a sum and a weight to divide it by.
 
 A new one is a class here or in a file that `ovenet.losses` imports, registered under its name; its arguments are what
 ``LOSS.TERMS`` may set.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import at_least_float32, resize_bilinear, spatial_size
 from ovenet.losses import functional
 from ovenet.losses.targets import OhemSettings, Targets
 from ovenet.losses.upsampled import BackendName, upsampled_cross_entropy
@@ -31,23 +31,23 @@ class ScoreLoss(Protocol):
     """Loss of one score map."""
 
     def __call__(self, scores: Tensor, targets: Targets, kind: ScoreKind, *, is_final: bool) -> tuple[Tensor, Tensor]:
-        """The loss as a sum and what to divide it by, both scalars; a sum of 0 with a gradient where nothing counts.
+        """The loss as a sum and a weight to divide it by, both scalars; a sum of 0 with a gradient if nothing counts.
 
         Args:
-            scores: ``(B, K, h, w)``, at the network's size.
-            targets: ``(B, H, W)``, of label size.
-            kind: what the scores are.
-            is_final: False for an auxiliary map.
+            scores: ``(B, K, h, w)``, at the network's resolution.
+            targets: ``(B, H, W)``.
+            kind: kind of the scores.
+            is_final: whether this is the final map, not an auxiliary one.
         """
 
 
 def losses_of_maps(
     loss: ScoreLoss, maps: Sequence[Tensor], targets: Targets, kind: ScoreKind, is_final: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Losses of ``M`` score maps, those of cross-entropy in one pass.
+    """Losses of ``M`` score maps; cross-entropy computes them in one pass. Arguments as in `ScoreLoss`.
 
     Returns:
-        The sums and what to divide them by, each ``(M,)``.
+        The sums and the weights to divide them by, each ``(M,)``.
     """
     if isinstance(loss, _UpsampledCrossEntropy):
         return loss.of_maps(maps, targets, kind, is_final)
@@ -61,9 +61,9 @@ class WeightedLoss:
     """A term of the semantic loss.
 
     Attributes:
-        name: for logs.
-        loss: gives a sum and what to divide it by.
-        weight: factor.
+        name: name of the loss, for logs.
+        loss: the loss of one score map.
+        weight: factor of the loss in the sum of the terms.
     """
 
     name: str
@@ -72,7 +72,7 @@ class WeightedLoss:
 
 
 class _UpsampledCrossEntropy:
-    """Cross-entropy of all pixels or of the hard ones of the final maps; of several maps in one pass."""
+    """Cross-entropy over all pixels, or over the hard pixels of final maps if `mining` is set."""
 
     mining: OhemSettings | None = None
 
@@ -104,8 +104,8 @@ class CrossEntropy(_UpsampledCrossEntropy):
     """Cross-entropy over the valid pixels, weighted by class.
 
     Args:
-        average: ``valid`` divides by the weights of the valid pixels; ``all`` by the number of all pixels, ignored ones
-            too, as mmsegmentation does.
+        average: ``valid`` divides by the weights of the valid pixels, ``all`` by the number of all pixels including
+            ignored ones, as mmsegmentation does.
         align_corners: convention of the upsampling to label size.
         backend: see `upsampled_cross_entropy`.
     """
@@ -116,12 +116,12 @@ class CrossEntropy(_UpsampledCrossEntropy):
 
 @LOSSES.register("ohem")
 class OhemCrossEntropy(_UpsampledCrossEntropy):
-    """Cross-entropy over the hard pixels of the final map (see `functional.ohem_limit`), over all of an auxiliary one.
+    """Cross-entropy over the hard pixels of final maps, see `functional.ohem_limit`, and all pixels of auxiliary maps.
 
     Args:
-        threshold: a probability.
-        min_kept: a number of pixels of the batch.
-        average: of an auxiliary map, see `CrossEntropy`; ``all`` is HRNet-OCR's code.
+        threshold: probability below which a pixel is hard.
+        min_kept: minimum number of pixels per batch that are kept.
+        average: for auxiliary maps, see `CrossEntropy`; HRNet-OCR's code has ``all``.
         align_corners, backend: see `CrossEntropy`.
     """
 
@@ -140,10 +140,10 @@ class OhemCrossEntropy(_UpsampledCrossEntropy):
 
 @LOSSES.register("focal")
 class Focal:
-    """Cross-entropy whose easy pixels count less, ``(1 - p)^gamma`` (Lin et al., 2017), over the valid pixels.
+    """Focal loss over the valid pixels: cross-entropy weighted by ``(1 - p)^gamma`` (Lin et al., 2017).
 
     Args:
-        gamma: 0 is cross-entropy.
+        gamma: exponent; 0 is cross-entropy.
         align_corners: see `CrossEntropy`.
     """
 
@@ -159,7 +159,7 @@ class Focal:
 
 
 class _RegionLoss:
-    """A loss of regions from segmentation_models_pytorch, which is one number for a batch."""
+    """A region-based loss from segmentation_models_pytorch, one number per batch."""
 
     def __init__(self, name: str, align_corners: bool, **options: Any):
         self.align_corners = align_corners
@@ -169,7 +169,7 @@ class _RegionLoss:
         """See `ScoreLoss`."""
         log_probs = upsampled_log_probabilities(scores, targets, kind, align_corners=self.align_corners)
         labels = targets.labels.masked_fill(~targets.valid, _IGNORED)
-        total = self._loss(log_probs.float(), labels).sum()  # their softmax are the probabilities again
+        total = self._loss(log_probs.float(), labels).sum()  # softmax restores the probabilities
         return total, total.new_ones(())
 
 
@@ -178,10 +178,10 @@ _IGNORED = -1
 
 @LOSSES.register("dice")
 class Dice(_RegionLoss):
-    """One minus the Dice score, averaged over the classes; of segmentation_models_pytorch.
+    """One minus the Dice score, averaged over the classes; from segmentation_models_pytorch.
 
     Args:
-        smooth: added to both areas.
+        smooth: smoothing, added to numerator and denominator.
         align_corners: see `CrossEntropy`.
     """
 
@@ -191,10 +191,10 @@ class Dice(_RegionLoss):
 
 @LOSSES.register("lovasz")
 class Lovasz(_RegionLoss):
-    """Lovász-Softmax (Berman et al., 2018), a surrogate of mean IoU; of segmentation_models_pytorch.
+    """Lovász-Softmax (Berman et al., 2018), a surrogate of mean IoU; from segmentation_models_pytorch.
 
     Args:
-        per_image: average over the images instead of taking the batch as one.
+        per_image: compute the loss for each image and average, rather than for the batch as a whole.
         align_corners: see `CrossEntropy`.
     """
 
@@ -207,19 +207,14 @@ def _smp_losses() -> Any:
         from segmentation_models_pytorch import losses
     except ImportError as error:
         raise UserError(
-            "the losses dice and lovasz are those of segmentation_models_pytorch; install it with: "
-            'pip install -e ".[losses]"'
+            'the losses dice and lovasz need segmentation_models_pytorch; install it with: pip install -e ".[losses]"'
         ) from error
     return losses
 
 
 def upsampled_log_probabilities(scores: Tensor, targets: Targets, kind: ScoreKind, *, align_corners: bool) -> Tensor:
-    """Logarithms of the class probabilities at label size ``(B, K, H, W)``, in float32 at least."""
-    resized = resize_bilinear(
-        scores.to(torch.promote_types(scores.dtype, torch.float32)),
-        targets.labels.shape[-2:],
-        align_corners=align_corners,
-    )
+    """Logarithm of the class probabilities at label size ``(B, K, H, W)``, in at least float32."""
+    resized = resize_bilinear(at_least_float32(scores), spatial_size(targets.labels), align_corners=align_corners)
     return functional.log_probabilities(resized, kind)
 
 
@@ -230,14 +225,14 @@ def build_losses(
     backend: BackendName = "auto",
     average: Average = "valid",
 ) -> tuple[WeightedLoss, ...]:
-    """Terms from tables.
+    """Terms of the semantic loss from settings.
 
     Args:
-        terms: each with a ``NAME``, perhaps a ``WEIGHT``, and arguments of the loss of that name.
-        align_corners, backend, average: for those losses that have them.
+        terms: dictionaries with ``NAME``, optionally ``WEIGHT``, and arguments of the loss.
+        align_corners, backend, average: defaults for the losses that have these arguments.
 
     Raises:
-        UserError: there is no such loss, or it has no such argument.
+        UserError: there is no such loss, or an argument is invalid.
     """
     provided = {"align_corners": align_corners, "backend": backend, "average": average}
     built = []

@@ -1,7 +1,7 @@
-"""Cross-entropy of scores that are upsampled to label size: one function, three backends.
+"""Cross-entropy of scores upsampled to label size: one function, three backends.
 
-``plain`` follows the formula literally and is the reference for the others; ``blocked`` and ``triton`` never hold a
-score map at label size.
+``plain`` follows the formula literally and is the reference; ``blocked`` and ``triton`` never hold a score map at label
+size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import at_least_float32, resize_bilinear, spatial_size
 from ovenet.losses import blocked, functional
 from ovenet.losses.fused import fused_cross_entropy
 from ovenet.losses.targets import OhemSettings, PixelLoss, Targets
@@ -35,22 +35,22 @@ def upsampled_cross_entropy(
     """Cross-entropy of score maps at label size.
 
     Args:
-        maps: ``M`` maps ``(B, K, h, w)`` of logits or probabilities; half precision is computed in float32.
+        maps: ``M`` score maps ``(B, K, h, w)``, logits or probabilities; the loss is computed in at least float32.
         targets: ``(B, H, W)``.
-        kind: what the scores are.
-        ohem: of each map, mine hard pixels, or None for all pixels; None for all pixels of all maps.
+        kind: kind of the scores.
+        ohem: settings of OHEM for each map, or None for all pixels; None for all pixels of all maps.
         align_corners: convention of the upsampling.
         backend: ``auto`` is ``triton`` on CUDA where it works, else ``blocked``.
 
     Returns:
-        The weighted sums over the pixels that count, and what to divide them by: the sum of their weights or, with
-        mining, their number. Each is ``(M,)``.
+        The weighted sums over the pixels, and the weights to divide them by: the sum of the pixels' weights or, with
+        OHEM, the number of hard pixels. Each is ``(M,)``.
 
     Raises:
-        UserError: ``triton`` is asked for without a CUDA device.
+        UserError: `backend` is ``triton``, but the scores are not on a CUDA device.
     """
     ohem = [None] * len(maps) if ohem is None else ohem
-    maps = [scores.to(torch.promote_types(scores.dtype, torch.float32)) for scores in maps]
+    maps = [at_least_float32(scores) for scores in maps]
     if backend == "triton" and not maps[0].is_cuda:
         raise UserError("LOSS.BACKEND is triton, but the scores are not on a CUDA device; set it to auto")
     results: list[tuple[Tensor, Tensor] | None] = [None] * len(maps)
@@ -73,7 +73,7 @@ def _fits_kernels(scores: Tensor) -> bool:
 
 
 def _alike(maps: Sequence[Tensor], ohem: Sequence[OhemSettings | None]) -> list[list[int]]:
-    """Indices of maps of one size that have at most one kind of mining, those without it first."""
+    """Groups of indices of maps with the same size and at most one setting of OHEM, maps without OHEM first."""
     groups: dict[torch.Size, list[int]] = {}
     for index, scores in enumerate(maps):
         groups.setdefault(scores.shape, []).append(index)
@@ -95,7 +95,7 @@ def _fused_losses(
     ohem: Sequence[OhemSettings | None],
     align_corners: bool,
 ) -> Sequence[tuple[Tensor, Tensor] | None]:
-    """One pass over the labels for all maps; None for each where the kernels fail."""
+    """The losses of all maps in one pass over the labels; None for each map if the kernels fail."""
     summed = fused_cross_entropy(
         torch.cat(tuple(maps)),
         targets,
@@ -110,7 +110,7 @@ def _fused_losses(
 def _plain_loss(
     scores: Tensor, targets: Targets, kind: ScoreKind, ohem: OhemSettings | None, align_corners: bool
 ) -> PixelLoss:
-    resized = resize_bilinear(scores, targets.labels.shape[-2:], align_corners=align_corners)
+    resized = resize_bilinear(scores, spatial_size(targets.labels), align_corners=align_corners)
     nll = functional.negative_log_likelihood(functional.log_probabilities(resized, kind), targets)
     if ohem is None:
         return PixelLoss(nll, None)
@@ -124,7 +124,7 @@ def _summed(loss: PixelLoss, targets: Targets) -> tuple[Tensor, Tensor]:
 
 
 class _Blocked(torch.autograd.Function):
-    """Hands the gradient of the blocked loss to autograd."""
+    """The blocked loss under autograd, with its gradient computed in the forward pass."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory for time."""
+"""Activation checkpointing: less memory for more computation."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpointed(module: nn.Module, features: list[Tensor]) -> list[Tensor]:
-    """Runs a module without keeping its activations; the backward pass computes them again, to the same bits.
+    """Runs a module without keeping its activations; the backward pass recomputes them, bit for bit.
 
     Args:
-        module: maps in, maps out; without dropout.
+        module: a module from maps to maps, without dropout.
         features: its input.
     """
     if not torch.is_grad_enabled():
         return module(features)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), _resting_statistics(module)
+        return nullcontext(), _unchanged_statistics(module)
 
     return checkpoint(module, features, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 @contextmanager
-def _resting_statistics(module: nn.Module) -> Iterator[None]:
-    """While recomputing, BatchNorm updates copies of its running statistics: the batch has been counted already."""
+def _unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """Lets BatchNorm update copies of its running statistics: the recomputed batch is already in the originals."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     originals = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items()})
+        norm._buffers.update({name: b.clone() for name, b in norm._buffers.items() if b is not None})
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""torch.compile for the blocks that a network repeats: seconds to begin, where the whole network takes minutes."""
+"""torch.compile for the repeated blocks of a network: compiles in seconds, where the whole network takes minutes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-# Residual blocks, here and in timm, by the names of their classes.
+# Class names of the residual blocks here and in timm.
 BLOCKS = frozenset(
     {
         "BasicBlock",
@@ -25,25 +25,25 @@ BLOCKS = frozenset(
         "SwinTransformerBlock",
     }
 )
-_NUM_VARIANTS = 256  # of all blocks together: shapes in training and in evaluation
+_NUM_VARIANTS = 256  # compiled variants of all blocks together, for the shapes of training and evaluation
 
 
 def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> int:
-    """Compiles the blocks in place; those of one kind and one size share what is compiled.
+    """Compiles the repeated blocks in place; blocks of the same kind and size share the compiled code.
 
-    Names of parameters stay, and copies of the model (`copy.deepcopy`, pickle) are as they were before.
+    Parameter names stay. Copies of the model (`copy.deepcopy`, pickle) are not compiled.
 
     Args:
-        model: whose blocks.
-        backend: of `torch.compile`.
+        model: the model, changed in place.
+        backend: backend of `torch.compile`.
 
     Returns:
-        Number of blocks that are compiled; 0 where none is repeated.
+        Number of compiled blocks; 0 if no block is repeated.
     """
     dynamo = torch._dynamo.config
-    dynamo.suppress_errors = True  # what cannot be compiled after all runs as it is, said by torch
+    dynamo.suppress_errors = True  # a block that fails to compile runs eagerly, and torch logs it
     limit = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # before torch 2.7
-    setattr(dynamo, limit, max(getattr(dynamo, limit), _NUM_VARIANTS))  # 8 is for each function, not each module
+    setattr(dynamo, limit, max(getattr(dynamo, limit), _NUM_VARIANTS))  # torch's 8 is per function, not per module
     blocks = repeated_blocks(model)
     for block in blocks:
         block.compile(dynamic=False, backend=backend)
@@ -51,9 +51,9 @@ def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> int:
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """Residual blocks, and rows of convolution, BatchNorm and perhaps an activation, that another is like.
+    """Blocks that occur more than once: residual blocks, and convolution-BatchNorm(-activation) sequences.
 
-    Left out are those whose BatchNorm counts the batches of all processes: it asks the others in the middle.
+    Blocks with synchronised BatchNorm, which communicates between ranks, are left out.
     """
     blocks = list(_blocks(model))
     numbers = Counter(map(_kind, blocks))
@@ -61,17 +61,17 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def compiler_problem(device: torch.device) -> str:
-    """Why `torch.compile` does not work here, in one line; "" if it does."""
+    """Why `torch.compile` does not work on a device, in one line; "" if it works."""
     try:
         torch.compile(lambda x: (x + 1).relu(), dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # a compiler that is missing or does not fit raises anything
+    except Exception as error:  # a missing or incompatible compiler may raise anything
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return ""
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost ones."""
-    if type(module).__name__ in BLOCKS or _is_unit(module):
+    """The outermost blocks of a module."""
+    if type(module).__name__ in BLOCKS or _is_conv_bn(module):
         if not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules()):
             yield module
         return
@@ -79,8 +79,8 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
         yield from _blocks(child)
 
 
-def _is_unit(module: nn.Module) -> bool:
-    """Whether it is a convolution and BatchNorm in a row, and perhaps an activation."""
+def _is_conv_bn(module: nn.Module) -> bool:
+    """Whether a module is a sequence of a convolution, BatchNorm and possibly an activation."""
     if type(module) is not nn.Sequential or len(module) not in (2, 3):
         return False
     conv, norm, *activation = module
@@ -89,5 +89,5 @@ def _is_unit(module: nn.Module) -> bool:
 
 
 def _kind(block: nn.Module) -> Hashable:
-    """The same for blocks that do the same with other weights, as far as their parameters say."""
+    """Key that is equal for blocks of the same class with the same parameter names and shapes."""
     return type(block), *((name, parameter.shape) for name, parameter in block.named_parameters())

@@ -1,4 +1,4 @@
-"""Weights that autocast would cast in every run, cast once."""
+"""Casts the weights that autocast would cast in every forward pass, once."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from ovenet.models.conv_bn import PROBE_SIZE, same_draws
 from ovenet.models.segmentor import Segmentor
 from ovenet.structures import OVeNetOutput
 
-_CASTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # autocast casts weight and bias of these
+_CASTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # modules whose weight and bias autocast casts
 
 
 @torch.no_grad()
 def cast_weights(model: Segmentor, dtype: torch.dtype) -> None:
-    """Casts the weights that runs under autocast cast: the same results, two launches fewer for each convolution.
+    """Casts the weights that autocast casts in every forward pass: same results, two fewer kernels per convolution.
 
-    Which those are is seen in a run on a small random image: parts that compute without autocast keep theirs. Where the
-    results differ afterwards, all is left as it was.
+    A forward pass over a small random image shows which modules run under autocast; the others keep their weights. If
+    the results differ afterwards, all weights are restored.
 
     Args:
-        model: for inference under autocast to `dtype` alone from here on.
+        model: changed in place; usable only for inference under autocast to `dtype` afterwards.
         dtype: bfloat16 or float16.
     """
     device = next(model.parameters()).device
@@ -45,7 +45,7 @@ def cast_weights(model: Segmentor, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
     try:
         is_same = all(map(torch.equal, expected.predictions().values(), run().predictions().values()))
-    except RuntimeError:  # a weight is used in another place, without autocast
+    except RuntimeError:  # a weight is used elsewhere too, without autocast
         is_same = False
     if not is_same:
         for parameter, values in zip(parameters, before, strict=True):

@@ -1,9 +1,8 @@
-"""Controls: parts with everything that a seed has except the seed itself, so that an experiment can tell what helped.
+"""Controls: parts with the cost of a seed but without seed pixels, so that an experiment shows what the seed adds.
 
-`AddedNeck` has the parameters of a seed with a neck of its own, and adds their features to the head's instead of
-fetching scores. `ControlSeed` has the parameters and the losses of an OVeNet, and takes the second scores from
-elsewhere. `CorrectedSeed` adds predicted scores to the pixel's own, which is what a finished network could be given
-instead of a seed.
+`AddedNeck` has the parameters of `NeckSeed`, but adds its features to the head's input. `ControlSeed` has the
+parameters and losses of an OVeNet, but takes the second scores from elsewhere than the predicted offsets.
+`CorrectedSeed` predicts a correction of the pixel's own scores in place of offsets.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import at_least_float32, resize_bilinear, spatial_size
 from ovenet.models.fusion import SeedFusion
-from ovenet.models.heads.fcn import reset_predictor
+from ovenet.models.heads.fcn import last_conv, reset_predictor
 from ovenet.models.heads.offset import OFFSET_WEIGHT_STD, OffsetPrediction
 from ovenet.models.interfaces import Neck, SegOutput, initialize_convolutions
 from ovenet.models.necks import ConcatNeck
@@ -28,17 +27,17 @@ from ovenet.models.segmentor import cropped
 from ovenet.models.stacked import StackedMaps
 
 Source = Literal["own", "random", "mean3", "mean7"]
-_EVALUATION_SEED = 0
+_EVALUATION_RANDOM_STATE = 0  # of the generator that draws offsets in evaluation
 
 
 @NECKS.register("concat_added")
 class AddedNeck(Neck):
-    """Two concat necks; the second one's features are added to the first one's after a 1x1 convolution.
+    """The sum of two concat necks, the second one followed by a 1x1 convolution.
 
     Args:
-        in_channels: channels per map.
-        in_strides: strides per map.
-        projection: width to which each neck brings every map, see `ConcatNeck`.
+        in_channels: channels of each map.
+        in_strides: stride of each map.
+        projection: see `ConcatNeck`.
         align_corners: convention of the upsampling.
     """
 
@@ -60,32 +59,25 @@ class AddedNeck(Neck):
         initialize_convolutions(self.layers)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps, fine to coarse, to one."""
+        """Maps, fine to coarse, to one map."""
         return [self.main(features)[0] + self.layers(self.extra(features)[0])]
 
 
 @SEEDS.register("control")
 class ControlSeed(NeckSeed):
-    """The seed `neck`, whose second scores come from elsewhere than its offsets say.
+    """`NeckSeed` whose second scores do not come from its predicted offsets.
 
     Args:
         in_channels, in_strides: see `NeckSeed`.
-        source: ``own``, the pixel itself (offsets of zero); ``random``, a pixel within ±max_offset, drawn anew for
-            every training step and the same for every image of a test; ``mean3`` or ``mean7``, the mean over the
-            pixel's neighbourhood of that size.
+        source: source of the second scores: ``own``, the pixel itself (zero offsets); ``random``, a random pixel within
+            ±max_offset, a new one for each training step and the same ones for every test image; ``mean3`` or
+            ``mean7``, the mean over the pixel's 3x3 or 7x7 neighbourhood.
         options: see `NeckSeed`.
     """
 
     has_offsets = False
 
-    def __init__(
-        self,
-        in_channels: Sequence[int],
-        in_strides: Sequence[int],
-        *,
-        source: Source,
-        **options: Any,
-    ):
+    def __init__(self, in_channels: Sequence[int], in_strides: Sequence[int], *, source: Source, **options: Any):
         super().__init__(in_channels, in_strides, **options)
         self.source = source
         if source in ("mean3", "mean7"):
@@ -100,15 +92,15 @@ class ControlSeed(NeckSeed):
         return prediction._replace(offset=offset)
 
     def _drawn_like(self, x: Tensor) -> Tensor:
-        """Uniform in ``[0, 1)``; for a test the same on every device."""
+        """Uniform random numbers in ``[0, 1)``; in evaluation the same on every device."""
         if self.training:
             return torch.rand_like(x)
-        generator = torch.Generator().manual_seed(_EVALUATION_SEED)
+        generator = torch.Generator().manual_seed(_EVALUATION_RANDOM_STATE)
         return torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
 class _MeanFusion(SeedFusion):
-    """Takes the mean over a window, cut off at the border, for the score at the seed."""
+    """Uses the mean score over a window, cropped at the border, as the score at the seed."""
 
     def __init__(self, window: int, usual: SeedFusion):
         super().__init__(fuse_logits=usual.fuse_logits, gate=usual.gate)
@@ -121,14 +113,12 @@ class _MeanFusion(SeedFusion):
 
 @SEEDS.register("corrected")
 class CorrectedSeed(NeckSeed):
-    """The seed `neck`, whose second scores are the pixel's own plus a correction that is read off the same features.
-
-    The last convolution gives the correction and the confidence, instead of offsets and the confidence.
+    """`NeckSeed` whose last convolution predicts a correction of the pixel's own scores in place of offsets.
 
     Args:
         in_channels, in_strides, projection: see `NeckSeed`.
         num_classes: ``K``.
-        max_offset: has no effect; what reports call the limit.
+        max_offset: unused; shown in reports only.
         align_corners: see `Seed`.
     """
 
@@ -152,13 +142,13 @@ class CorrectedSeed(NeckSeed):
             max_offset=max_offset,
             align_corners=align_corners,
         )
-        self.head.layers[-1] = nn.Conv2d(self.head.layers[-1].in_channels, num_classes + 1, 1)
-        reset_predictor(self.head.layers[-1], OFFSET_WEIGHT_STD)
+        predictor = nn.Conv2d(last_conv(self.head.layers).in_channels, num_classes + 1, 1)
+        reset_predictor(predictor, OFFSET_WEIGHT_STD)
+        self.head.layers[-1] = predictor
 
     def predict(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
         """See `Seed.predict`."""
-        raw = cropped(self.head.layers(features), images, self.stride)
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        raw = resize_bilinear(raw, decoded.scores[-1].shape[-2:], align_corners=self.align_corners)
+        raw = at_least_float32(cropped(self.head.layers(features), images, self.stride))
+        raw = resize_bilinear(raw, spatial_size(decoded.scores[-1]), align_corners=self.align_corners)
         offset = torch.zeros_like(raw[:, :2])
         return OffsetPrediction(offset, raw[:, -1:].sigmoid(), correction=raw[:, :-1])

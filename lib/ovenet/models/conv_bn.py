@@ -1,4 +1,4 @@
-"""BatchNorm fused into the convolutions before it: the same function for inference, with less to do."""
+"""Fusion of BatchNorm into the preceding convolution: the same function for inference, with fewer operations."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ovenet.models.segmentor import Segmentor
 from ovenet.structures import OVeNetOutput
 
 PROBE_SIZE = (64, 64)
-TOLERANCE = 1e-3  # of the largest score
+TOLERANCE = 1e-3  # relative to the largest score
 
 
 @torch.no_grad()
 def fuse_conv_bn(model: Segmentor) -> Segmentor:
-    """A copy for inference with BatchNorm fused into its convolutions; scores differ by rounding alone.
+    """A copy for inference with BatchNorm fused into its convolutions; scores differ only by rounding.
 
-    What follows what is seen in a run on a small random image, not guessed from names, and the copy's scores are
-    compared with the model's. Where they differ, since the network uses a convolution's output beside its BatchNorm
-    too, the copy is left as the model is, with a warning.
+    A forward pass over a small random image shows which BatchNorm follows which convolution, and the scores of the copy
+    are compared with the model's. If they differ, as when the network also uses a convolution's output without its
+    BatchNorm, an unfused copy is returned with a warning.
 
     Args:
-        model: stays as it is; the copy no longer has its parameter names, and cannot be trained.
+        model: stays unchanged; the copy has other parameter names and cannot be trained.
     """
     plain = copy.deepcopy(model).eval()
     device = next(model.parameters()).device
@@ -40,16 +40,18 @@ def fuse_conv_bn(model: Segmentor) -> Segmentor:
     fast = copy.deepcopy(plain)
     with same_draws(device):
         pairs, expected = _pairs(fast, probe)
-    for conv, norm in pairs:
-        # fuse_conv_bn_eval takes every kind of BatchNorm by its statistics
-        _replace(fast, conv, fuse_conv_bn_eval(fast.get_submodule(conv), fast.get_submodule(norm)))
-        _replace(fast, norm, _rest(fast.get_submodule(norm)))
+    for conv_name, norm_name in pairs:
+        conv, norm = fast.get_submodule(conv_name), fast.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, _BatchNorm)
+        _replace(fast, conv_name, fuse_conv_bn_eval(conv, norm))
+        _replace(fast, norm_name, _activation(norm))
     with same_draws(device):
         difference = _largest_difference(expected, fast(probe))
     if difference <= TOLERANCE:
         return fast
     warnings.warn(
-        f"BatchNorm is not fused into convolutions: scores would change by {difference:.1g} of the largest",
+        f"BatchNorm is not fused into convolutions: scores would change by {difference:.1g} of the largest score",
         stacklevel=2,
     )
     return plain
@@ -57,14 +59,14 @@ def fuse_conv_bn(model: Segmentor) -> Segmentor:
 
 @contextmanager
 def same_draws(device: torch.device) -> Iterator[None]:
-    """Draws the same random numbers every time, for networks that draw some in a prediction (`MatrixFactorization`).
+    """Makes networks that draw random numbers in a prediction (`MatrixFactorization`) draw the same numbers every time.
 
     Args:
-        device: of the network. Its generator and the CPU's are as before afterwards.
+        device: device of the network. Its generator and the CPU's are restored afterwards.
     """
     is_cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if is_cuda else []):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed other cards too
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would affect other GPUs too
         if is_cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(0)
@@ -72,8 +74,8 @@ def same_draws(device: torch.device) -> Iterator[None]:
 
 
 def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], OVeNetOutput]:
-    """Names of convolutions, each with the BatchNorm that its output goes to, and the model's output for the probe."""
-    made: list[tuple[Tensor, str]] = []  # keeps the tensors alive, so that no other one gets their place
+    """Pairs of names of a convolution and the BatchNorm that reads its output, and the model's output for the probe."""
+    made: list[tuple[Tensor, str]] = []  # keeps the tensors alive, so that their ids stay unique
     pairs: list[tuple[str, str]] = []
 
     def on_conv(name: str) -> Any:
@@ -98,9 +100,10 @@ def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], OVeN
     return [(conv, norm) for conv, norm in pairs if num_runs[conv] == num_runs[norm] == 1], output
 
 
-def _rest(norm: nn.Module) -> nn.Module:
-    """What a norm does beside normalising: timm's have the activation in them."""
-    return norm.act if isinstance(getattr(norm, "act", None), nn.Module) else nn.Identity()
+def _activation(norm: nn.Module) -> nn.Module:
+    """The activation that timm's norms contain, or the identity."""
+    activation = getattr(norm, "act", None)
+    return activation if isinstance(activation, nn.Module) else nn.Identity()
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -109,7 +112,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _largest_difference(expected: OVeNetOutput, output: OVeNetOutput) -> float:
-    """Between all score maps, as a share of the largest score; NaN counts as none."""
+    """Largest difference of all score maps, relative to the largest score; NaN counts as 0."""
     worst = 0.0
     for name, scores in expected.predictions().items():
         difference = (output.predictions()[name] - scores).abs().amax() / scores.abs().amax().clamp_min(1e-12)

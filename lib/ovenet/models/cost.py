@@ -1,4 +1,4 @@
-"""What a network costs: its parameters, its multiply-adds, and the operations that a device is sent."""
+"""Cost of a network: parameters, multiply-adds, and operations sent to the device."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-# Memory without contents, and a view that the schema does not call one.
+# Allocations without a kernel, and a view that its schema does not mark as one.
 _ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Learned values, buffers not counted."""
+    """Number of parameters, without buffers."""
     return sum(p.numel() for p in model.parameters())
 
 
 def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
-    """Multiply-adds of a forward pass over one image: convolutions and matrix products, as published tables count.
+    """Multiply-adds of a forward pass over one image, for convolutions and matrix products, as papers count them.
 
-    Half of what torch's FLOP counter says. The image is made on the parameters' device; on the meta device nothing
-    is computed.
+    Half of the FLOPs that torch's counter gives. On the meta device nothing is computed.
 
     Args:
-        model: takes images of 3 channels; run as it is, so set it to eval first.
-        height: of the image in pixels.
-        width: of the image in pixels.
+        model: a network of 3-channel images, in evaluation mode.
+        height: image height in pixels.
+        width: image width in pixels.
     """
     device = next(model.parameters()).device
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -40,11 +39,11 @@ def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
 
 @dataclass(frozen=True)
 class PassesCost:
-    """What a forward and a backward pass of a network cost; the loss is not counted.
+    """Cost of a forward and a backward pass of a network, without the loss.
 
     Attributes:
-        flops: of both, a multiply-add counted twice and the backward pass as two forward passes.
-        num_operations: sent to the device, see `count_operations`.
+        flops: FLOPs of both passes; a multiply-add is two FLOPs, the backward pass counts as two forward passes.
+        num_operations: operations sent to the device, see `count_operations`.
     """
 
     flops: int
@@ -52,16 +51,16 @@ class PassesCost:
 
 
 def count_passes(model: nn.Module, batch_size: int, height: int, width: int) -> PassesCost:
-    """The cost of a network's passes over one batch, in which frozen parts count too.
+    """Cost of a network's passes over one batch; frozen parts are counted too.
 
     Args:
-        model: on the meta device, where nothing is computed; in training mode. What it predicts is an `OVeNetOutput`.
-        batch_size: images.
-        height: of the images in pixels.
-        width: of the images in pixels.
+        model: on the meta device, in training mode; predicts an `OVeNetOutput`.
+        batch_size: number of images.
+        height: image height in pixels.
+        width: image width in pixels.
     """
     flops = 0
-    model.zero_grad()  # else gradients would be added up
+    model.zero_grad()  # accumulating gradients would add operations
 
     def run() -> None:
         nonlocal flops
@@ -78,18 +77,18 @@ def count_passes(model: nn.Module, batch_size: int, height: int, width: int) -> 
 
 
 def count_operations(run: Callable[[], object]) -> Counter[str]:
-    """The operations that a function sends to its device, by name: what launches at least one kernel on a GPU.
+    """Operations of a function that launch at least one kernel on a GPU, counted by name.
 
-    An operation whose results alias its inputs and that writes nothing (view, slice, transpose, ...) launches nothing,
-    nor does one that allocates memory. Whatever else there is counts once, though some launch several kernels: the
-    backward pass of a convolution two or three. Backward passes within the function are counted too. On the meta device
-    nothing is computed, so that it takes seconds for any network; memory formats, which may add copies, are not seen.
+    Views (slice, transpose, ...) and allocations launch nothing and are not counted. Every other operation counts once,
+    even if it launches several kernels, as the backward pass of a convolution does (two or three). Backward passes
+    inside the function are counted too. On the meta device nothing is computed, so that counting takes seconds for any
+    network; copies due to memory formats are not seen there.
 
     Args:
-        run: called once; its result is dropped.
+        run: function that is called once; its result is discarded.
 
     Returns:
-        Counts by names such as ``aten.convolution``; ``.total()`` is their sum.
+        Counts by operation name such as ``aten.convolution``; ``.total()`` is their sum.
     """
     with _OperationCounter() as counter:
         run()

@@ -1,4 +1,4 @@
-"""Records displacement fields inside a network, for pictures and tests."""
+"""Recording of displacement fields inside a network, for pictures and tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ovenet.geometry import WarpConvention, normalised_displacement
 
 
 class Displacement(nn.Module):
-    """Hands a field of displacements on; see `recorded`.
+    """The identity on a displacement field, which `recorded` hooks into.
 
     Args:
-        title: whose it is, for people.
-        convention: of its numbers.
+        title: name of the module that predicts the field, for captions.
+        convention: units and sampling convention of the field.
     """
 
     def __init__(self, title: str, convention: WarpConvention):
@@ -29,11 +29,11 @@ class Displacement(nn.Module):
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
-    """Collects the displacements of a model's forward passes, in the order in which they are made.
+    """Collects the displacement fields of a model's forward passes, in execution order.
 
     Yields:
-        A list that grows by titles and fields ``(B, 2, H, W)`` in ``(x, y)``, normalised so that the image spans 2; the
-        mean where groups of channels have their own. Compiled models give none.
+        A list to which pairs of a title and a field are appended. Fields are ``(B, 2, H, W)`` in ``(x, y)``, normalised
+        so that the image spans 2, and averaged over groups of channels. Compiled models record none.
     """
     fields: list[tuple[str, Tensor]] = []
 

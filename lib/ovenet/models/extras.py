@@ -9,11 +9,11 @@ from ovenet.errors import UserError
 
 
 def transformers_module(name: str, needed_by: str) -> Any:
-    """The module of transformers that builds a family of models.
+    """The modeling module of a model family in transformers.
 
     Args:
-        name: of the family, such as ``swin``.
-        needed_by: for the message.
+        name: name of the family, such as ``swin``.
+        needed_by: the part that needs it, for the message.
 
     Raises:
         UserError: transformers is not installed.

@@ -1,7 +1,10 @@
-"""OVeNet on one screen: scores are fetched at seed pixels and fused with the pixel's own by the confidence.
+"""The method on one screen: scores are sampled at seed pixels and fused with each pixel's own by the confidence.
 
-Notation of the paper: initial scores ``S_i``, offsets ``o``, confidence ``F``; then the seed's scores are
-``S_s = S_i(p + o)`` and the fused ones ``S_f = (1 - F) S_i + F S_s``.
+In the paper's notation, with pixel position ``p``, initial scores ``S_i``, offset ``o`` and confidence ``F``, the
+seed's scores are ``S_s = S_i(p + o)`` and the fused scores ``S_f = (1 - F) S_i + F S_s``.
+
+Shapes: ``B`` batch, ``K`` classes, ``N`` seeds per pixel (1 in the paper), ``h w`` score map size. Offsets are
+``(x, y)`` in normalised units: the image spans ``[-1, 1]``.
 """
 
 from __future__ import annotations
@@ -12,51 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import probabilities, refine_offset, sample_bilinear, seed_position
+from ovenet.geometry import at_least_float32, probabilities, refine_offset, sample_bilinear, seed_position
 from ovenet.models.interfaces import initialize_convolutions
 from ovenet.structures import OVeNetOutput, ScoreKind
 
 _GATE_WIDTH = 32
-_SMALLEST = 1e-6  # of a confidence and its complement, before the logit
-
-
-class ConfidenceGate(nn.Module):
-    """Corrects the confidence by what the pixel and its seed predict; changes nothing until it is trained.
-
-    Args:
-        num_classes: ``K``.
-    """
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(2 * num_classes + 1, _GATE_WIDTH, 1), nn.ReLU(inplace=True), nn.Conv2d(_GATE_WIDTH, 1, 1)
-        )
-        initialize_convolutions(self)
-        nn.init.zeros_(self.layers[-1].weight)
-
-    def forward(self, initial: Tensor, seed: Tensor, confidence: Tensor, kind: ScoreKind) -> Tensor:
-        """The corrected confidence ``(B, 1, h, w)``.
-
-        Args:
-            initial: scores ``(B, K, h, w)``, to which no gradient flows back.
-            seed: scores likewise.
-            confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
-            kind: what the scores are.
-        """
-        own, other = (probabilities(scores.detach(), kind) for scores in (initial, seed))
-        agreement = (own * other).sum(dim=1, keepdim=True)
-        return torch.sigmoid(confidence.logit(eps=_SMALLEST) + self.layers(torch.cat((own, other, agreement), dim=1)))
+_SMALLEST = 1e-6  # lower bound of the confidence and of one minus it, before the logit
 
 
 class SeedFusion(nn.Module):
-    """Goes with any score maps of the offset's size. Has no parameters but those of a gate.
+    """Samples score maps at seed pixels and fuses them; without parameters of its own.
 
     Args:
-        num_refinements: times that each offset is prolonged by the offset at its seed.
-        fuse_logits: True fuses the scores as they come, logits mostly; False fuses probabilities, and the output then
-            holds probabilities.
-        gate: corrects the confidence; None leaves it as it is predicted.
+        num_refinements: how often each offset is extended by the offset at its seed.
+        fuse_logits: fuse the scores as they are, usually logits (True), or convert them to probabilities first (False).
+        gate: corrects the confidence; None uses it as predicted.
     """
 
     def __init__(self, *, num_refinements: int = 0, fuse_logits: bool = True, gate: ConfidenceGate | None = None):
@@ -78,50 +51,76 @@ class SeedFusion(nn.Module):
         """Fuses every score map with the same offsets and confidence.
 
         Args:
-            scores: each ``(B, K, h, w)``.
-            offset: ``(B, 2 N, h, w)`` normalised ``(x, y)``, float32 or float64, ``N`` seeds per pixel.
-            confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
-            weights: ``(B, N, h, w)`` of the seeds; None for a single seed.
-            correction: ``(B, K, h, w)``, added to the scores at the seeds; None for none.
-            kind: what the scores are.
+            scores: score maps ``(B, K, h, w)``, auxiliary first, final last.
+            offset: ``(B, 2 N, h, w)`` float32 or float64, from each pixel to its seeds.
+            confidence: ``(B, 1, h, w)`` in ``[0, 1]``, the weight of the seed's scores.
+            weights: ``(B, N, h, w)`` weights of the seeds; None for a single seed.
+            correction: ``(B, K, h, w)``, added to the scores sampled at the seeds; None for none.
+            kind: kind of the scores.
 
         Returns:
-            The prediction; of several seeds its `offset` is that of the heaviest.
+            The prediction; with several seeds, its `offset` is that of the seed with the largest weight.
 
         Raises:
-            UserError: there is a correction, and what is fused are not logits.
+            UserError: there is a correction, and the fused scores are not logits.
         """
         offsets = [refine_offset(one, self.num_refinements) for one in offset.split(2, dim=1)]
         positions = [seed_position(one) for one in offsets]
-        initial = [s.to(torch.promote_types(s.dtype, torch.float32)) for s in scores]
+        initial = [at_least_float32(s) for s in scores]
         if not self.fuse_logits:
             initial, kind = [probabilities(s, kind) for s in initial], "probabilities"
-        seed = [self._fetch_all(s, positions, weights) for s in initial]
+        seed = [self._weighted_fetch(s, positions, weights) for s in initial]
         if correction is not None:
             if kind != "logits":
-                raise UserError(f"a correction goes with logits; the seed fuses {kind}")
+                raise UserError(f"MODEL.SEED corrects logits, but fuses {kind}; use a seed without a correction")
             seed = [s + correction for s in seed]
         if self.gate is not None:
             confidence = self.gate(initial[-1], seed[-1], confidence, kind)
         fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(initial, seed, strict=True)]
         return OVeNetOutput(tuple(initial), tuple(seed), tuple(fused), _heaviest(offsets, weights), confidence, kind)
 
-    def _fetch_all(self, scores: Tensor, positions: Sequence[Tensor], weights: Tensor | None) -> Tensor:
-        if weights is None:
-            (position,) = positions
-            return self.fetch(scores, position)
+    def fetch(self, scores: Tensor, position: Tensor) -> Tensor:
+        """Scores ``(B, K, h, w)`` at the seed positions ``(B, 2, h, w)``, see `seed_position`."""
+        return sample_bilinear(scores, position)
+
+    def _weighted_fetch(self, scores: Tensor, positions: Sequence[Tensor], weights: Tensor | None) -> Tensor:
         fetched = [self.fetch(scores, position) for position in positions]
+        if weights is None:
+            return fetched[0]
         return sum(w * s for w, s in zip(weights.split(1, dim=1), fetched, strict=True))
 
-    def fetch(self, scores: Tensor, position: Tensor) -> Tensor:
-        """Scores ``(B, K, h, w)`` at the positions of the seeds ``(B, 2, h, w)``, see `seed_position`."""
-        return sample_bilinear(scores, position)
+
+class ConfidenceGate(nn.Module):
+    """Corrects the confidence from the class probabilities of the pixel and its seed; the identity at initialisation.
+
+    Args:
+        num_classes: ``K``.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        last = nn.Conv2d(_GATE_WIDTH, 1, 1)
+        self.layers = nn.Sequential(nn.Conv2d(2 * num_classes + 1, _GATE_WIDTH, 1), nn.ReLU(inplace=True), last)
+        initialize_convolutions(self)
+        nn.init.zeros_(last.weight)
+
+    def forward(self, initial: Tensor, seed: Tensor, confidence: Tensor, kind: ScoreKind) -> Tensor:
+        """The corrected confidence ``(B, 1, h, w)``.
+
+        Args:
+            initial: the pixel's scores ``(B, K, h, w)``; they receive no gradient.
+            seed: the seed's scores ``(B, K, h, w)``; they receive no gradient.
+            confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
+            kind: kind of the scores.
+        """
+        own, other = (probabilities(scores.detach(), kind) for scores in (initial, seed))
+        agreement = (own * other).sum(dim=1, keepdim=True)
+        return torch.sigmoid(confidence.logit(eps=_SMALLEST) + self.layers(torch.cat((own, other, agreement), dim=1)))
 
 
 def _heaviest(offsets: Sequence[Tensor], weights: Tensor | None) -> Tensor:
-    """Each pixel's offset of largest weight, ``(B, 2, h, w)``."""
+    """The offset with the largest weight at each pixel, ``(B, 2, h, w)``."""
     if weights is None:
-        (offset,) = offsets
-        return offset
+        return offsets[0]
     index = weights.argmax(dim=1, keepdim=True).unsqueeze(2).expand(-1, -1, 2, -1, -1)
     return torch.stack(tuple(offsets), dim=1).gather(1, index).squeeze(1)

@@ -1,6 +1,6 @@
-"""Interfaces of the parts of a network: backbone → neck → head, and what a seed needs of them.
+"""Interfaces of the parts of a network: backbone → neck → head, and what a seed needs from them.
 
-Shapes: ``B`` batch, ``K`` classes, ``H W`` image size; feature maps ``(B, C, h, w)`` come in lists, fine to coarse.
+Shapes: ``B`` batch, ``K`` classes, ``H W`` image size. Feature maps are lists of ``(B, C, h, w)``, fine to coarse.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ovenet.structures import Normalization, QueryOutput, ScoreKind
+from ovenet.structures import Normalization, QueryOutput, ScoreKind, Size
 
 IMAGENET = Normalization()
 
 
 @dataclass(frozen=True)
 class PublishedNames:
-    """The names that another publisher gives to the parameters of a part.
+    """Names that another project gives to the parameters of a part.
 
     Attributes:
-        publisher: whose names they are.
-        rules: regular expression of a published name, from its beginning, and what takes its place in the part's own
-            name; the first that fits is taken. ``{q,k,v}_proj`` stands for three tensors, into which the published one
-            is split along its first dimension.
-        unused: regular expressions of whole published names that the publisher saves and this project has no use for.
-        conversions: regular expression of a part's own whole name, and what turns the published tensor into the one
-            here.
+        publisher: name of the other project.
+        rules: pairs of a regular expression for the start of a published name and its replacement here; the first match
+            is used. ``{q,k,v}_proj`` in a replacement splits the published tensor into three along its first dimension.
+        unused: regular expressions for whole published names of tensors that are not needed here.
+        conversions: pairs of a regular expression for a whole parameter name here and a function that converts the
+            published tensor.
     """
 
     publisher: str
@@ -40,12 +39,12 @@ class PublishedNames:
 
 
 class Part(nn.Module):
-    """A part initialises itself when it is built; whoever receives it must not initialise it again.
+    """A part of a network. It initialises its parameters in its constructor; nothing may initialise them again.
 
     Attributes:
-        published: what the part's parameters are called elsewhere.
-        undecayed: regular expressions of names of parameters, embeddings mostly, that ``TRAIN.NO_DECAY_ON_NORM``
-            excludes from weight decay as well.
+        published: names of the part's parameters in other projects.
+        undecayed: regular expressions of the parameters, mostly embeddings, that ``TRAIN.NO_DECAY_ON_NORM`` excludes
+            from weight decay too.
     """
 
     published: tuple[PublishedNames, ...] = ()
@@ -56,27 +55,27 @@ class Backbone(Part):
     """Image to feature maps.
 
     Attributes:
-        channels: per map.
-        strides: per map, nominal: a map has the image's size over it, rounded up.
-        size_multiple: sides of an image must be multiples of it; the segmentor pads.
-        fixed_size: ``(H, W)``, the only size that it takes; None for any.
-        normalization: of the pixels it was made for.
-        timm_name: what timm calls the same network, whose weights then fit; None if it does not have it.
+        channels: channels of each map.
+        strides: nominal stride of each map; its size is the image's size over the stride, rounded up.
+        size_multiple: height and width of an image must be multiples of it; `Segmentor` pads.
+        fixed_size: the only accepted ``(H, W)``; None for any.
+        normalization: normalisation of the images that the network was made for.
+        timm_name: timm's name of the same network, whose weights fit; None if timm does not have it.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     size_multiple: int = 1
-    fixed_size: tuple[int, int] | None = None
+    fixed_size: Size | None = None
     normalization: Normalization = IMAGENET
     timm_name: str | None = None
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """``(B, 3, H, W)`` normalised images to maps ``(B, channels[i], H / strides[i], W / strides[i])``."""
+        """Normalised images ``(B, 3, H, W)`` to maps ``(B, channels[i], H / strides[i], W / strides[i])``."""
 
     def bundled_weights(self) -> Mapping[str, Tensor] | None:
-        """Weights that come with the backbone's own package, by the names here; None for a random start.
+        """Pretrained weights from the backbone's own package, by the names here; None for random initialisation.
 
         Raises:
             UserError: the package is not installed.
@@ -85,45 +84,45 @@ class Backbone(Part):
 
 
 class Tail(Part):
-    """A second copy of a backbone's last stages; attributes as for `Backbone`."""
+    """A second copy of a backbone's last stages; attributes as in `Backbone`."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """What the stages before it gave, to maps."""
+        """Output of the stage before the copy, to maps."""
 
 
 class ForkableBackbone(Backbone):
-    """A backbone that runs stage by stage, so that from some stage on there can be a second one.
+    """A backbone that runs stage by stage, so that its last stages can exist twice.
 
     Attributes:
-        num_stages: counted from 1, the stem belonging to the first.
+        num_stages: number of stages; the stem belongs to stage 1.
     """
 
     num_stages: int = 4
 
     @abstractmethod
     def run(self, features: list[Tensor], start: int, stop: int) -> list[Tensor]:
-        """Runs stages `start` + 1 to `stop`.
+        """Runs stages `start` + 1 to `stop`, counted from 1.
 
         Args:
-            features: what the stages up to `start` gave; ``[images]`` for 0.
-            start: stages that have run.
-            stop: stages that have run afterwards.
+            features: output of stage `start`; ``[images]`` for 0.
+            start: number of stages that have run before.
+            stop: number of stages that have run afterwards.
         """
 
     @abstractmethod
     def make_tail(self, stage: int, stages: Sequence[Mapping[str, object]] | None = None) -> Tail:
-        """A second, freshly initialised copy of the stages from `stage` on.
+        """A second copy of the stages from `stage` on, initialised anew.
 
         Args:
-            stage: the first one, from 2 on.
-            stages: other settings for the copied stages, if the backbone has any; None for its own.
+            stage: number of the first copied stage, at least 2.
+            stages: settings of the copied stages, for backbones that have any; None for the backbone's own.
 
         Raises:
-            UserError: there is no such stage, or the settings do not fit.
+            UserError: there is no such stage, or the settings are invalid.
         """
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -132,26 +131,26 @@ class ForkableBackbone(Backbone):
 
 
 class Neck(Part):
-    """Maps to maps; attributes as for `Backbone`, of what comes out."""
+    """Maps to maps; `channels` and `strides` describe its output, as in `Backbone`."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps, fine to coarse, to one map or several."""
+        """Maps, fine to coarse, to one or more maps."""
 
 
 @dataclass(frozen=True)
 class SegOutput:
-    """What a head predicts.
+    """Prediction of a head.
 
     Attributes:
-        scores: ``(B, K, h, w)``, auxiliary maps first, the final one last.
-        features: ``(B, D, h, w)``, the map that the final classifier reads; a shared seed reads it too.
-        embedding: for losses that compare pixels; None where the head has none.
-        score_kind: what the scores are.
-        queries: what the scores were made from; None where the head has no queries.
+        scores: score maps ``(B, K, h, w)``, auxiliary first, final last.
+        features: ``(B, D, h, w)``, input of the final classifier; a shared seed reads it too.
+        embedding: pixel embeddings for contrastive losses; None if the head has none.
+        score_kind: kind of the scores.
+        queries: masks and classes that the scores were computed from; None if the head has no queries.
     """
 
     scores: tuple[Tensor, ...]
@@ -162,16 +161,16 @@ class SegOutput:
 
 
 class Head(Part):
-    """Maps to class scores. One that reads a single map takes the last that it is given.
+    """Maps to class scores. Single-map heads read the last map.
 
     Attributes:
         num_outputs: length of `SegOutput.scores`.
-        default_neck: used where nobody names one.
-        has_queries: whether it predicts masks and their classes, which are supervised in place of the scores.
-        reads_stacks: whether it takes `ovenet.models.stacked.StackedMaps` for the map that the neck ``concat`` gives.
-        first_read: place of the first map that is read; those before it are not.
+        first_read: index of the first map used.
+        default_neck: name of the neck that is used if the config names none.
+        has_queries: whether it predicts masks and their classes; the loss is then computed on these, not on the scores.
+        reads_stacks: whether it accepts `ovenet.models.stacked.StackedMaps` from the neck ``concat``.
         feature_channels: ``D`` of `SegOutput.features`.
-        stride: of the scores, nominal.
+        stride: nominal stride of the scores.
     """
 
     num_outputs: ClassVar[int] = 1
@@ -184,7 +183,7 @@ class Head(Part):
 
     @property
     def is_learning(self) -> bool:
-        """Whether the loss is to be computed, which reads more than scores; a head that rests is in evaluation mode."""
+        """Whether outputs that only the loss reads are needed; frozen heads are in evaluation mode in training too."""
         return self.training or torch.is_grad_enabled()
 
     @abstractmethod
@@ -193,7 +192,7 @@ class Head(Part):
 
 
 def initialize_convolutions(part: nn.Module) -> None:
-    """He et al. (2015), counted by what goes out, for all convolutions; biases 0."""
+    """He initialisation (fan-out, ReLU) of all convolutions of a part; biases are 0."""
     for module in part.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -202,7 +201,7 @@ def initialize_convolutions(part: nn.Module) -> None:
 
 
 def initialize_transformer(part: nn.Module) -> None:
-    """As transformers for vision are started: small truncated normal weights for products, fan-out for convolutions."""
+    """Initialisation of vision transformers: truncated normal linear layers, fan-out normal convolutions, biases 0."""
     for module in part.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

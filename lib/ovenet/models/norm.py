@@ -1,4 +1,4 @@
-"""BatchNorm with one operation less."""
+"""BatchNorm with one operation fewer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's, without counting its batches: a launch of its own for each layer and step, a fifth of a network's.
+    """torch's BatchNorm2d without the batch counter, which costs a kernel per layer and step, a fifth of a network's.
 
-    `num_batches_tracked` keeps its place in files and the value that it was loaded with. Only a norm whose momentum is
-    None reads it.
+    `num_batches_tracked` stays in state dicts, with the value that was loaded. BatchNorm reads it only if its momentum
+    is None.
 
     Args:
-        channels: of the maps.
+        channels: number of channels.
     """
 
     momentum: float
@@ -23,17 +23,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, channels, h, w)``, by the batch's statistics while training, else by the running ones."""
+        """Normalises ``(B, channels, h, w)`` by the batch's statistics in training, by the running ones otherwise."""
         statistics = self.running_mean, self.running_var
         return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:
-    """Sets the share of a batch in the running statistics of every BatchNorm.
+    """Sets the momentum of every BatchNorm.
 
     Args:
         model: changed in place.
-        momentum: in ``(0, 1]``.
+        momentum: weight of a batch in the running statistics, in ``(0, 1]``.
     """
     for module in model.modules():
         if isinstance(module, _BatchNorm):

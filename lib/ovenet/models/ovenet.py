@@ -1,8 +1,8 @@
-"""OVeNet: a segmentor whose scores are fetched at seed pixels too. It goes with any backbone, neck and head.
+"""OVeNet: a segmentor with a seed, which samples the scores at seed pixels. Works with any backbone, neck and head.
 
-The seed is a part of its own. Its kinds differ in where the features come from that the offsets are read off:
-a second copy of the backbone's last stages (`fork`, as published), the head's own features (`shared`), or a neck of its
-own on the backbone's maps (`neck`).
+A seed predicts offsets and their confidence from features, and fuses the scores. The three kinds of seed differ in
+their features: a second copy of the backbone's last stages (``fork``, the paper), the features of the head's classifier
+(``shared``), or a neck on the backbone's maps (``neck``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import resize_bilinear, spatial_size
 from ovenet.models.fusion import ConfidenceGate, SeedFusion
 from ovenet.models.heads.offset import FinerFeatures, OffsetHead, OffsetPrediction
 from ovenet.models.interfaces import Backbone, ForkableBackbone, Head, Neck, Part, SegOutput
@@ -27,28 +27,28 @@ from ovenet.structures import OVeNetOutput
 
 
 class Seed(Part):
-    """Offsets, confidence and the fusion; the kinds below say which features they come from.
+    """Offset head and fusion. Subclasses choose the features that the offsets are predicted from.
 
     Args:
-        in_channels: of those features.
-        stride: of those features, nominal.
+        in_channels: channels of the features.
+        stride: nominal stride of the features.
         num_classes: ``K``.
-        max_offset: τ, the longest offset per axis in normalised units; the image spans 2.
-        num_refinements: times that each offset is prolonged by the offset at its seed.
+        max_offset: τ, the largest offset along each axis, in normalised units: the image spans 2.
+        num_refinements: how often each offset is extended by the offset at its seed.
         fuse_logits: fuse logits (True) or probabilities (False).
-        align_corners: convention of bringing offsets to the size of the scores.
-        initial_confidence: what training begins with.
-        num_seeds: seeds per pixel, whose scores are averaged with weights that are predicted too; the paper has one.
-        confidence_sees_scores: correct the confidence by what pixel and seed predict, see `ConfidenceGate`.
-        upsampling: factor on the resolution of the scores at which offsets are predicted and scores fused.
-        correction: predict a correction of the scores beside the offsets, added to what is fetched from the seed.
+        align_corners: convention of resizing offsets to the size of the scores.
+        initial_confidence: confidence at initialisation.
+        num_seeds: seeds per pixel; their scores are averaged with predicted weights. The paper has one.
+        confidence_sees_scores: correct the confidence from the scores of pixel and seed, see `ConfidenceGate`.
+        upsampling: fuse at this multiple of the scores' resolution.
+        correction: predict a correction too, which is added to the scores sampled at the seed.
 
     Attributes:
-        fork_stage: the stage of the backbone from which on the seed has its own; 0 for none.
-        has_offsets: whether the second scores come from where predicted offsets say; not those of controls.
+        fork_stage: number of the first backbone stage that the seed has a copy of; 0 for none.
+        has_offsets: whether the seed's scores are sampled at predicted offsets; False for controls.
 
     Raises:
-        UserError: a setting is out of its range.
+        UserError: a setting is out of range.
     """
 
     fork_stage: int = 0
@@ -79,7 +79,7 @@ class Seed(Part):
             ("UPSAMPLING", upsampling, upsampling >= 1, "at least 1"),
         ):
             if not fits:
-                raise UserError(f"{name} of the seed is {value}; expected {expected}")
+                raise UserError(f"MODEL.SEED.{name} is {value}; expected {expected}")
         self.stride = stride
         self.align_corners = align_corners
         self.upsampling = upsampling
@@ -96,20 +96,20 @@ class Seed(Part):
 
     @abstractmethod
     def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor | StackedMaps:
-        """What the offset head reads.
+        """Features that the offset head reads.
 
         Args:
-            maps: the backbone's; of a fork, those before `fork_stage`.
+            maps: the backbone's maps; for a fork, the output of the stage before `fork_stage`.
             decoded: the head's prediction.
         """
 
     def forward(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
-        """Seed scores and fused scores.
+        """Samples the scores at the seeds and fuses them.
 
         Args:
-            features: see `features`.
+            features: output of `features`.
             decoded: the head's prediction.
-            images: of the batch, normalised and not padded.
+            images: ``(B, 3, H, W)``, normalised, without padding.
         """
         decoded = self.upsampled(decoded)
         prediction = self.predict(features, decoded, images)
@@ -117,28 +117,27 @@ class Seed(Part):
         return replace(output, embedding=decoded.embedding, queries=decoded.queries)
 
     def upsampled(self, decoded: SegOutput) -> SegOutput:
-        """The head's prediction at the resolution at which it is fused.
+        """The head's prediction at the resolution of the fusion.
 
         Raises:
-            UserError: `upsampling` is not 1 and the head gives embeddings, which stay behind.
+            UserError: `upsampling` is above 1 and the head predicts embeddings, which are not upsampled.
         """
         if self.upsampling == 1:
             return decoded
         if decoded.embedding is not None:
             raise UserError("MODEL.SEED.UPSAMPLING does not go with MODEL.HEAD.EMBEDDING; leave one of them away")
-        size = [self.upsampling * n for n in decoded.scores[-1].shape[-2:]]
-        return replace(
-            decoded, scores=tuple(resize_bilinear(x, size, align_corners=self.align_corners) for x in decoded.scores)
-        )
+        height, width = (self.upsampling * n for n in decoded.scores[-1].shape[-2:])
+        scores = (resize_bilinear(x, (height, width), align_corners=self.align_corners) for x in decoded.scores)
+        return replace(decoded, scores=tuple(scores))
 
     def predict(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
-        """Offsets and confidence at the size of the scores; arguments as for `forward`."""
-        size = decoded.scores[-1].shape[-2:]
+        """Offsets and confidence at the size of the scores; arguments as in `forward`."""
+        size = spatial_size(decoded.scores[-1])
         if self.finer is None:
             prediction = self.head(features).map(lambda x: cropped(x, images, self.stride))
         else:
             prediction = self.head(self.finer(cropped(as_tensor(features), images, self.stride), images, size))
-        # Normalised units need no rescaling.
+        # Offsets are in normalised units, so that resizing the map does not change their scale.
         return prediction.map(lambda x: resize_bilinear(x, size, align_corners=self.align_corners))
 
 
@@ -147,9 +146,9 @@ class ForkedSeed(Seed):
     """Offsets from a second copy of the backbone's last stages, the offset branch of the paper.
 
     Args:
-        backbone: one that can be forked.
-        stage: the first stage that exists twice.
-        stages: other settings of the copied stages, see `ForkableBackbone.make_tail`; None for the usual ones.
+        backbone: the model's backbone.
+        stage: number of the first copied stage.
+        stages: settings of the copied stages, see `ForkableBackbone.make_tail`; None for the default.
         align_corners, options: see `Seed`.
 
     Raises:
@@ -167,17 +166,12 @@ class ForkedSeed(Seed):
     ):
         if not isinstance(backbone, ForkableBackbone):
             raise UserError(
-                f"the backbone ({type(backbone).__name__}) has no stages that a fork could copy, only HRNet and ResNet "
-                "have; use the seed shared or neck"
+                f"MODEL.SEED.NAME is fork, but {type(backbone).__name__} cannot be forked, only HRNet and ResNet can; "
+                "use the seed shared or neck"
             )
         tail = backbone.make_tail(stage, stages)
         neck = ConcatNeck(tail.channels, tail.strides, align_corners=align_corners, stacks=False)
-        super().__init__(
-            neck.channels[-1],
-            neck.strides[-1],
-            align_corners=align_corners,
-            **options,
-        )
+        super().__init__(neck.channels[-1], neck.strides[-1], align_corners=align_corners, **options)
         self.fork_stage = stage
         self.tail, self.neck = tail, neck
 
@@ -191,15 +185,11 @@ class SharedSeed(Seed):
     """Offsets from the features that the head's classifier reads.
 
     Args:
-        head: the segmentor's.
+        head: the model's head.
         options: see `Seed`.
     """
 
-    def __init__(
-        self,
-        head: Head,
-        **options: Any,
-    ):
+    def __init__(self, head: Head, **options: Any):
         super().__init__(head.feature_channels, head.stride, **options)
 
     def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor:
@@ -209,12 +199,12 @@ class SharedSeed(Seed):
 
 @SEEDS.register("neck")
 class NeckSeed(Seed):
-    """Offsets from a neck of their own on the backbone's maps.
+    """Offsets from a second neck on the backbone's maps.
 
     Args:
-        in_channels: channels per map of the backbone.
-        in_strides: strides per map.
-        projection: width to which the neck brings every map before it stacks them; None leaves them as they are.
+        in_channels: channels of each map of the backbone.
+        in_strides: stride of each map.
+        projection: channels that the neck projects each map to before it concatenates them; None for no projection.
         align_corners, options: see `Seed`.
     """
 
@@ -228,12 +218,7 @@ class NeckSeed(Seed):
         **options: Any,
     ):
         neck = ConcatNeck(in_channels, in_strides, projection=projection, align_corners=align_corners, stacks=False)
-        super().__init__(
-            neck.channels[-1],
-            neck.strides[-1],
-            align_corners=align_corners,
-            **options,
-        )
+        super().__init__(neck.channels[-1], neck.strides[-1], align_corners=align_corners, **options)
         self.neck = neck
 
     def features(self, maps: list[Tensor], decoded: SegOutput) -> StackedMaps:
@@ -242,11 +227,11 @@ class NeckSeed(Seed):
 
 
 class OVeNet(Segmentor):
-    """A segmentor and a seed.
+    """A segmentor with a seed.
 
     Args:
         backbone, neck, head: see `Segmentor`.
-        seed: built for this backbone and this head.
+        seed: a seed built for this backbone and this head.
     """
 
     def __init__(self, backbone: Backbone, neck: Neck, head: Head, seed: Seed):
@@ -260,11 +245,12 @@ class OVeNet(Segmentor):
 
     def forward(self, images: Tensor) -> OVeNetOutput:
         """See `Segmentor.forward`."""
-        pixels = self.padded(images)
+        pixels, backbone = self.padded(images), self.backbone
         if stage := self.seed.fork_stage:
-            before = self.backbone.run([pixels], 0, stage - 1)
-            maps = self.backbone.run(before, stage - 1, self.backbone.num_stages)
+            assert isinstance(backbone, ForkableBackbone)
+            shared = backbone.run([pixels], 0, stage - 1)
+            maps = backbone.run(shared, stage - 1, backbone.num_stages)
         else:
-            before = maps = self.backbone(pixels)
+            shared = maps = backbone(pixels)
         decoded = self.decode(maps, images)
-        return self.seed(self.seed.features(before, decoded), decoded, images)
+        return self.seed(self.seed.features(shared, decoded), decoded, images)

@@ -1,4 +1,4 @@
-"""Mixed precision: whether there is one, and full precision where it would lose too much."""
+"""Turning mixed precision off, and asking whether it is on."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Computes in the precision of the given tensors. Devices without autocast, such as meta, always do."""
+    """Context without autocast: operations compute in the precision of their inputs."""
     if not torch.amp.is_autocast_available(device.type):
-        return nullcontext()
+        return nullcontext()  # devices without autocast, such as meta
     return torch.autocast(device.type, enabled=False)
 
 
 def is_reduced(x: Tensor) -> bool:
-    """Whether a convolution of the map gives less than float32, by autocast or by its own type."""
+    """Whether a convolution of the map gives less than float32, because of autocast or of the map's dtype."""
     kind = x.device.type
     autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return autocast or x.dtype.itemsize < torch.float32.itemsize

@@ -1,4 +1,7 @@
-"""A segmentation model put together from its parts."""
+"""The segmentation model: backbone, neck and head.
+
+Shapes: ``B`` batch, ``K`` classes, ``H W`` image size; the stride of a head is the image size over its score map size.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,16 @@ from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, Head, Neck, SegOutput
 from ovenet.structures import Normalization, OVeNetOutput
 
-GROUPS = ("backbone", "neck", "head", "seed")  # the parts, by the names of a model's children
+GROUPS = ("backbone", "neck", "head", "seed")  # names of a model's parts, its child modules
 
 
 class Segmentor(nn.Module):
-    """Backbone, neck and head, used as given; `ovenet.models.ovenet.OVeNet` adds a seed.
+    """Backbone, neck and head, not initialised again; `ovenet.models.ovenet.OVeNet` adds a seed.
 
     Args:
-        backbone: image to maps.
-        neck: maps to the maps that the head reads.
-        head: those to scores.
+        backbone: image to feature maps.
+        neck: the backbone's maps to the maps that the head reads.
+        head: the neck's maps to score maps.
     """
 
     def __init__(self, backbone: Backbone, neck: Neck, head: Head):
@@ -31,28 +34,28 @@ class Segmentor(nn.Module):
         self.backbone = backbone
         self.neck = neck
         self.head = head
-        self.frozen_parts: tuple[str, ...] = ()  # that never learn again
-        self.resting_parts: tuple[str, ...] = ()  # that do not learn for now
+        self.frozen_parts: tuple[str, ...] = ()  # not trained any more, see freeze
+        self.resting_parts: tuple[str, ...] = ()  # not trained for now, see rest
 
     @property
     def normalization(self) -> Normalization:
-        """What `forward` expects of its pixels."""
+        """Normalisation of the images that `forward` expects."""
         return self.backbone.normalization
 
     @property
     def max_offset(self) -> float | None:
-        """τ of the seed, the longest offset per axis in normalised units; None for a baseline."""
+        """τ of the seed, the largest offset along each axis in normalised units; None for a baseline."""
         return None
 
     def forward(self, images: Tensor) -> OVeNetOutput:
-        """Predicts at the head's stride.
+        """Predicts score maps at the head's stride.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised by `ovenet.data.transforms.normalize_images`; any size, unless the
-                backbone is made for one.
+            images: ``(B, 3, H, W)``, normalised by `ovenet.data.transforms.normalize_images`, of any size that the
+                backbone accepts.
 
         Raises:
-            UserError: the backbone cannot take the size.
+            UserError: the images are larger than the backbone's fixed size.
         """
         decoded = self.decode(self.backbone(self.padded(images)), images)
         return OVeNetOutput(
@@ -65,7 +68,7 @@ class Segmentor(nn.Module):
         )
 
     def decode(self, features: list[Tensor], images: Tensor) -> SegOutput:
-        """The head's prediction from the backbone's maps, without the padding of the images."""
+        """The head's prediction from the maps of padded images, cropped to the size of `images`."""
         maps = self.neck(features)
         decoded = self.head(maps)
         unread = maps[: self.head.first_read]
@@ -75,58 +78,58 @@ class Segmentor(nn.Module):
             embedding = cropped(embedding, images, self.head.stride)
         if queries is not None:
             queries = replace(queries, masks=tuple(cropped(x, images, self.head.stride) for x in queries.masks))
-        scores = (*others, _joined(final, unread) if unread else final)
+        scores = (*others, _with_zero_gradients(final, unread) if unread else final)
         return replace(decoded, scores=scores, embedding=embedding, queries=queries)
 
     def padded(self, images: Tensor) -> Tensor:
-        """Images with zeros (the mean colour) at the right and below, as far as the backbone needs them."""
-        size = images.shape[-2:]
+        """Pads images at the right and the bottom with zeros, the mean colour, to a size that the backbone accepts."""
+        height, width = images.shape[-2:]
         if self.backbone.fixed_size is not None:
-            wanted = self.backbone.fixed_size
-            if any(n > limit for n, limit in zip(size, wanted, strict=True)):
+            padded_height, padded_width = self.backbone.fixed_size
+            if height > padded_height or width > padded_width:
                 raise UserError(
-                    f"the backbone takes images of {wanted[1]}x{wanted[0]} pixels alone, got {size[1]}x{size[0]}; set "
-                    "MODEL.BACKBONE.IMG_SIZE [height, width] to the larger of TRAIN.IMAGE_SIZE and TEST.IMAGE_SIZE"
+                    f"the backbone accepts images of {padded_width}x{padded_height} pixels only, got {width}x{height}; "
+                    "set MODEL.BACKBONE.IMG_SIZE [height, width] to the larger of TRAIN.IMAGE_SIZE and TEST.IMAGE_SIZE"
                 )
         else:
-            wanted = [n + -n % self.backbone.size_multiple for n in size]
-        if tuple(wanted) == tuple(size):
+            padded_height, padded_width = (n + -n % self.backbone.size_multiple for n in (height, width))
+        if (padded_height, padded_width) == (height, width):
             return images
-        return F.pad(images, (0, wanted[1] - size[1], 0, wanted[0] - size[0]))
+        return F.pad(images, (0, padded_width - width, 0, padded_height - height))
 
     def freeze(self, parts: Sequence[str]) -> None:
-        """Ends the training of some parts: weights, BatchNorm statistics and dropout.
+        """Freezes parts for good: their weights and BatchNorm statistics stay, and their dropout is off.
 
         Args:
-            parts: names of `GROUPS`, or of modules in them, such as ``backbone.layer1``.
+            parts: names from `GROUPS`, or names of modules in them such as ``backbone.layer1``.
 
         Raises:
-            UserError: the model has no such part, or nothing would be left to train.
+            UserError: the model has no such part, or no trainable parameter would be left.
         """
         for name in parts:
             self.part(name).requires_grad_(False)
         if parts and not any(p.requires_grad for p in self.parameters()):
-            raise UserError(f"{', '.join(parts)} frozen: nothing of this model would be left to train")
+            raise UserError(f"with {', '.join(parts)} frozen, this model has no parameter left to train")
         self.frozen_parts = (*self.frozen_parts, *parts)
         self.train(self.training)
 
     def rest(self, parts: Sequence[str]) -> None:
-        """Lets some parts be as they are until the next call: BatchNorm statistics and dropout rest.
+        """Pauses the training of parts until the next call: BatchNorm statistics stay, and dropout is off.
 
-        Their gradients are still computed, since processes that average them expect all of them; whoever steps the
-        optimizer leaves them out.
+        Gradients of resting parts are still computed, as data-parallel training averages all gradients; the caller has
+        to leave them out of the optimizer's step.
 
         Args:
-            parts: names as for `freeze`; none for all to learn.
+            parts: names as in `freeze`; an empty list trains all parts again.
         """
         self.resting_parts = tuple(parts)
         self.train(self.training)
 
     def part(self, name: str) -> nn.Module:
-        """A part by its name, see `freeze`.
+        """A part by name, see `freeze`.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such part.
         """
         try:
             return self.get_submodule(name)
@@ -138,7 +141,7 @@ class Segmentor(nn.Module):
             ) from None
 
     def train(self, mode: bool = True) -> Segmentor:
-        """Like `torch.nn.Module.train`, but frozen and resting parts stay in evaluation mode, with their statistics."""
+        """As `torch.nn.Module.train`, but frozen and resting parts stay in evaluation mode."""
         super().train(mode)
         for name in (*self.frozen_parts, *self.resting_parts):
             self.get_submodule(name).eval()
@@ -146,14 +149,14 @@ class Segmentor(nn.Module):
 
 
 def synchronized(model: Segmentor) -> Segmentor:
-    """The same model, whose BatchNorm counts the batches of all processes (CUDA only)."""
-    from timm.layers import convert_sync_batchnorm  # torch's drops the activations inside timm's norms
+    """The model with synchronised BatchNorm: statistics over the batches of all ranks (CUDA only)."""
+    from timm.layers import convert_sync_batchnorm  # torch's own drops the activations inside timm's norms
 
     return convert_sync_batchnorm(model)
 
 
-class _Joined(torch.autograd.Function):
-    """See `_joined`."""
+class _WithZeroGradients(torch.autograd.Function):
+    """See `_with_zero_gradients`."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, *unread: Tensor) -> Tensor:
@@ -165,12 +168,15 @@ class _Joined(torch.autograd.Function):
         return gradient, *(gradient.new_zeros(shape, dtype=dtype) for shape, dtype in ctx.unread)
 
 
-def _joined(values: Tensor, unread: Sequence[Tensor]) -> Tensor:
-    """The values; maps that no head reads get a gradient of zero, since gradients are averaged over all parameters."""
-    return _Joined.apply(values, *unread) if torch.is_grad_enabled() else values
+def _with_zero_gradients(values: Tensor, unread: Sequence[Tensor]) -> Tensor:
+    """The values themselves; maps that the head does not read get a zero gradient, not none.
+
+    Data-parallel training averages the gradients of all parameters, and waits for those that get none.
+    """
+    return _WithZeroGradients.apply(values, *unread) if torch.is_grad_enabled() else values
 
 
 def cropped(values: Tensor, images: Tensor, stride: int) -> Tensor:
-    """A map ``(B, C, h, w)`` of padded images without what lies in the padding."""
-    h, w = ((n + stride - 1) // stride for n in images.shape[-2:])  # traced, -(-n // stride) would round down
+    """The part of a map ``(B, C, h, w)`` of padded images that belongs to the images before padding."""
+    h, w = ((n + stride - 1) // stride for n in images.shape[-2:])  # in a trace, -(-n // stride) would round down
     return values[..., :h, :w]

@@ -1,8 +1,8 @@
-"""Maps of several resolutions stacked at the finest one, and a 1x1 convolution of them that need not stack them.
+"""Concatenation of maps at the finest resolution, and a 1x1 convolution that avoids it.
 
-Bilinear resizing and a 1x1 convolution may change places: the one mixes pixels within each channel by weights of sum 1,
-the other channels within each pixel. With the stack ``[up(x_1), ..., up(x_n)]`` and the slices ``W_i`` of the weight,
-``W [up(x_1), ..., up(x_n)] + b = sum_i up(W_i x_i) + b``.
+Bilinear resizing, which mixes pixels within a channel by weights of sum 1, and a 1x1 convolution, which mixes channels
+within a pixel, commute. With ``W_i`` the weight's slice for map ``i``, ``W [up(x_1), ..., up(x_n)] + b`` equals
+``sum_i up(W_i x_i) + b``.
 
 Shapes: map ``i`` is ``(B, C_i, h_i, w_i)``, the stack ``(B, C, h_1, w_1)`` with ``C = sum C_i``.
 """
@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_features
+from ovenet.geometry import resize_features, spatial_size
 from ovenet.models.precision import is_reduced
 
-# Of a coarse map, from which on its own convolution pays: per pixel of the stack it saves C_i C multiply-adds, but adds
-# to all C channels a map of their size, which has to be written and read. On a CPU it pays from about 160 on.
+# Channels of a coarse map from which a convolution of its own is faster: it saves C_i C multiply-adds per pixel of the
+# stack, but writes and reads one more map of C channels. On a CPU it is faster from about 160 channels.
 MIN_CHANNELS_APART = 256
 
 
 class StackedMaps:
-    """Maps that are stacked when somebody asks for it.
+    """Maps that are stacked on demand.
 
     Args:
         maps: fine to coarse.
@@ -33,33 +33,33 @@ class StackedMaps:
 
     def __init__(self, maps: Sequence[Tensor], *, align_corners: bool):
         self.maps = tuple(maps)
-        self.size = self.maps[0].shape[-2:]
+        self.size = spatial_size(self.maps[0])
         self.align_corners = align_corners
 
     def upsampled(self, x: Tensor) -> Tensor:
-        """A map at the size of the stack."""
+        """A map resized to the size of the stack."""
         return resize_features(x, self.size, align_corners=self.align_corners)
 
     def stacked(self, num_maps: int | None = None) -> Tensor:
-        """The stack of the first maps, or of all."""
+        """The stack of the first `num_maps` maps; None for all."""
         parts = [self.upsampled(x) for x in self.maps[:num_maps]]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def as_tensor(x: Tensor | StackedMaps) -> Tensor:
-    """The map itself, or the stack."""
+    """A map as it is, maps as their stack."""
     return x if isinstance(x, Tensor) else x.stacked()
 
 
 class StackedConv2d(nn.Conv2d):
-    """A 1x1 convolution of a map or of a stack, in which wide coarse maps are convolved before they are upsampled.
+    """A 1x1 convolution of a map or a stack that convolves wide coarse maps before it upsamples them.
 
-    Not in 16 bits: products are cheap there, and partial sums would be rounded once more each. Nor on the meta device,
-    where networks are counted: as they were published.
+    In 16 bits the stack is convolved as a whole: products are cheap there, and each partial sum would be rounded once
+    more. So it is on the meta device, where a network's cost is counted as published.
 
     Args:
-        in_channels: of the map or the stack.
-        out_channels: of the result.
+        in_channels: channels of the map or the stack.
+        out_channels: channels of the result.
     """
 
     def __init__(self, in_channels: int, out_channels: int):

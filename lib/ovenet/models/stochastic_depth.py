@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 
 class StochasticDepth(nn.Module):
-    """Leaves a residual branch out for some samples while training, and scales it up for the others.
+    """Drops a residual branch for some samples in training, and scales it up for the others.
 
-    The same numbers as those of torchvision with mode ``row``, whose import takes longer than torch's own.
+    Equal to torchvision's with mode ``row``; importing torchvision takes longer than importing torch.
 
     Args:
-        p: share of the samples, in ``[0, 1)``.
+        p: probability of dropping the branch for a sample, in ``[0, 1)``.
     """
 
     def __init__(self, p: float):
@@ -19,7 +19,7 @@ class StochasticDepth(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """The branch's result, ``(B, ...)``."""
+        """Output of the branch, ``(B, ...)``."""
         if not self.training or self.p == 0.0:
             return x
         kept = x.new_empty((len(x), *[1] * (x.ndim - 1))).bernoulli_(1.0 - self.p)

@@ -1,7 +1,7 @@
 """Data of the report's gallery, small enough that hundreds of images fit into one file.
 
 Maps of classes are shown at the size of the photograph; offsets, confidence and scores lie on a coarser grid. All are
-WebP images without loss, whose channels hold numbers:
+lossless WebP images, with numbers in their channels:
 
     label, initial, seed, fused     train id, `IGNORE_ID` for none
     offset, fields                  x and y as 12-bit numbers: upper 8 bits of x, of y, then the lower 4 of both
@@ -40,7 +40,7 @@ _OFFSET_STEPS = 4095
 
 
 def picture_sides(num_images: int) -> tuple[int, int]:
-    """Longest sides of the photograph and of the coarse grid, in pixels: the fewer images, the finer they may be."""
+    """Longest sides of the photograph and of the coarse grid, in pixels: the fewer images, the larger."""
     return (384, 96) if num_images > 200 else (512, 128) if num_images > 80 else (768, 192)
 
 
@@ -50,8 +50,8 @@ def picture_data(
     """Everything the gallery shows of one image.
 
     Args:
-        sample: the image and, where there is one, its label.
-        prediction: with ``scores`` thinned to `grid_side`; offset and confidence may be None.
+        sample: the image and its label, if it has one.
+        prediction: with ``scores`` subsampled to `grid_side`; offset and confidence may be None.
         num_classes: ``K``, at most 255.
         photo_side: longest side of the photograph and the maps of classes, in pixels.
         grid_side: longest side of the coarse grid, in pixels.
@@ -70,7 +70,7 @@ def picture_data(
     if sample.labels is not None:
         is_class = (sample.labels >= 0) & (sample.labels < num_classes)
         data["maps"]["label"] = _class_map(np.where(is_class, sample.labels, IGNORE_ID), size)
-    if prediction.offset is not None:
+    if prediction.offset is not None and prediction.confidence is not None:
         data["offset"] = _offset_map(prediction.offset[:, ::stride, ::stride])
         confidence = prediction.confidence[0, ::stride, ::stride].mul(255).round().to(torch.uint8)
         data["confidence"] = encode_webp(confidence.cpu().numpy())
@@ -92,7 +92,7 @@ def _offset_map(offset: Tensor, span: float = OFFSET_SPAN) -> str:
 
 
 def _best_classes(scores: Tensor) -> dict[str, str]:
-    """``(K, h, w)`` to the best classes and their shares."""
+    """Scores ``(K, h, w)`` to the best classes and their shares."""
     shares = scores / scores.sum(dim=0, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
     best = shares.topk(min(NUM_BEST, len(shares)), dim=0)
     classes, values = (t.permute(1, 2, 0).cpu() for t in (best.indices, best.values.mul(255).round()))
@@ -110,20 +110,20 @@ def encode_webp(pixels: np.ndarray, *, lossless: bool = True) -> str:
 
 
 def picture_path(folder: Path, index: int) -> Path:
-    """Where the pictures of the image with this place in the list lie."""
+    """Path of the pictures of the image with this index in the list."""
     return folder / "gallery" / f"{index}.json"
 
 
 def save_picture_data(data: Mapping[str, Any], path: Path) -> None:
-    """Writes one image's pictures, whole or not at all."""
+    """Writes the pictures of one image atomically."""
     write_text(path, json.dumps(data, separators=(",", ":")))
 
 
 def choose_images(records: Sequence[Mapping[str, Any]], limit: int = MAX_IMAGES) -> list[Mapping[str, Any]]:
     """The images that the gallery shows, in the order of the list.
 
-    Where there are too many, a third are those with the lowest mIoU of S_f, a third those that the seeds changed most,
-    and the others are spread evenly over the list.
+    If there are too many, a third has the lowest mIoU of S_f, a third was changed most by the seeds, and the others are
+    spread evenly over the list.
     """
     if len(records) <= limit:
         return list(records)
@@ -144,7 +144,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The lines of an ``images.jsonl``.
 
     Raises:
-        UserError: a line is not as `write_records` writes it; names it.
+        UserError: a line is not in the form of `write_records`; names the line.
     """
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
@@ -155,10 +155,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             index, name = record["index"], record["name"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: not the record of an image; run tools/test.py again") from error
-        if type(index) is not int or index < 0:  # it is a part of file names
-            raise UserError(f"{path}, line {number}: index is {index!r}; expected a whole number of at least 0")
+        if type(index) is not int or index < 0:  # it becomes part of file names
+            raise UserError(f"{path}, line {number}: index is {index!r}; expected an integer of at least 0")
         if not isinstance(name, str):
-            raise UserError(f"{path}, line {number}: name is {name!r}; expected a text")
+            raise UserError(f"{path}, line {number}: name is {name!r}; expected a string")
         records.append(record)
     return records
 

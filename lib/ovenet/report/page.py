@@ -32,14 +32,14 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
 
     Args:
         folders: see `find_evaluation`.
-        path: of the HTML file; replaced only when the new one is whole.
-        command: how it was made, for the foot of the page.
+        path: path of the HTML file, written atomically.
+        command: command line shown at the foot of the page.
 
     Returns:
-        What the gallery shows, in a sentence.
+        A sentence about the images in the gallery.
 
     Raises:
-        UserError: an evaluation is missing or not as it should be, or the classes differ.
+        UserError: an evaluation is missing or damaged, or the classes differ.
     """
     runs = [read_run(folder, name) for folder, name in zip(folders, distinct_names(folders), strict=True)]
     for run in runs[1:]:
@@ -175,9 +175,9 @@ def _plots(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
 
 
 def _pictures(runs: Sequence[Run], max_bytes: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Records of the images that every run has pictures of, and the pictures as texts by their id in the page.
+    """Records of the images with pictures in every run, and the pictures as JSON with their id in the page.
 
-    As many as fit: those left out for want of room are taken evenly from the list.
+    As many as fit into `max_bytes`, see `choose_images`.
     """
     first = runs[0]
     by_name = [{record["name"]: record for record in run.records} for run in runs]
@@ -244,7 +244,7 @@ def _page_data(runs: Sequence[Run], images: list[dict[str, Any]]) -> dict[str, A
 
 
 def _fields(run: Run, images: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Titles of the displacements that the pictures have beside the seeds; a network has the same ones for all."""
+    """Titles of the other displacement fields in the pictures, which are the same for all images of a run."""
     for image in images[:1]:
         index = next(record["index"] for record in run.records if record["name"] == image["name"])
         return list(_read_picture(picture_path(run.folder, index)).get("fields", {}))

@@ -1,6 +1,6 @@
 """The report's plots, by matplotlib, as SVG text.
 
-S_i, S_s and S_f have a hue and a line style each, so that neither is told by colour alone. Several runs differ by their
+S_i, S_s and S_f have a hue and a line style each, so that colour is not the only difference. Runs differ by their
 markers; plots without predictions have a colour for each run. Text and axes take the page's colour.
 """
 
@@ -22,7 +22,7 @@ _STYLES = {"initial": ":", "seed": "--", "fused": "-"}
 _MARKERS = (".", "x", "^", "s", "d", "+")
 _INK, _LINE = "#010203", "#040506"  # stand for the page's colours, see `to_svg`
 _MAX_CLASSES_NAMED = 40
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # the keys that matplotlib knows are one type each
     "font.size": 9,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -84,12 +84,12 @@ def _label(runs: Sequence[Run], run: int, text: str) -> str:
 
 
 def edge_plot(runs: Sequence[Run], key: str, title: str) -> str:
-    """One of the curves of `EdgeCurve`, of every prediction.
+    """One curve of `EdgeCurve` for every prediction.
 
     Args:
         runs: each with ``name`` and ``details``.
         key: ``mean_iou``, ``accuracy`` or ``trimap_iou``.
-        title: above the plot.
+        title: title of the plot.
     """
     figure, axes = _axes(title, "distance to the nearest label edge, pixels", "share")
     for index, run in enumerate(runs):
@@ -101,7 +101,7 @@ def edge_plot(runs: Sequence[Run], key: str, title: str) -> str:
 
 
 def _band_ticks(ends: Sequence[float | None], *, cumulative: bool = False) -> tuple[range, list[str]]:
-    """Positions and names of bands that are given by their upper ends, the last one None."""
+    """Positions and names of bands from their upper ends, the last one None."""
     last = "all" if cumulative else f"> {ends[-2]}"
     return range(len(ends)), [*(f"≤ {end}" for end in ends[:-1]), last]
 
@@ -184,10 +184,10 @@ def training_plot(runs: Sequence[Run], points: Sequence[Sequence[Mapping[str, An
     """Curves from the training log.
 
     Args:
-        runs: for their names.
+        runs: runs with their names.
         points: the lines of each run's ``log.jsonl``.
         kind: ``train`` or ``val``.
-        names: what to show, and what to call it.
+        names: keys of the log to show, and their titles.
     """
     title = "Training loss" if kind == "train" else "mIoU on the validation list"
     figure, axes = _axes(title, "iteration", "loss" if kind == "train" else "share")

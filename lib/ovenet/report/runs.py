@@ -1,4 +1,4 @@
-"""Evaluations, as their folders have them."""
+"""Reads evaluations from their folders."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RECORDS = "images.jsonl"
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation, as its folder has it.
+    """One evaluation, read from its folder.
 
     Attributes:
-        folder: where `RESULTS` lies.
-        name: that tells it from the others in the report.
+        folder: folder with `RESULTS`.
+        name: distinct name in the report.
         results: the content of `RESULTS`.
         records: the lines of `RECORDS`.
-        log: the lines of the training run's ``log.jsonl``, if it is there.
+        log: the lines of the training run's ``log.jsonl``; empty without one.
     """
 
     folder: Path
@@ -46,10 +46,10 @@ class Run:
 
 
 def find_evaluation(folder: Path) -> Path:
-    """The evaluation that a folder stands for: itself, or the newest below ``test/`` of a training run.
+    """The folder of an evaluation: the given one, or the newest below ``test/`` of a training run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no evaluation.
     """
     if (folder / RESULTS).is_file():
         return folder
@@ -78,7 +78,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """A short name for each folder: the training run's, and the test's where that is not enough."""
+    """A short name for each folder: the training run's, with the test's where these are not distinct."""
     names = [folder.parents[1].name or folder.name for folder in map(Path.absolute, folders)]
     full = [f"{name}/{folder.name}" for name, folder in zip(names, folders, strict=True)]
     if len(set(names)) < len(names):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from ovenet.evaluation.writers import SYMBOLS
@@ -22,7 +24,7 @@ def signed(share: float | None) -> str:
 
 
 def direction(share: float | None) -> str:
-    """CSS class of a gain, as far as it shows in two decimals."""
+    """CSS class of a gain, after rounding to two decimals."""
     rounded = 0.0 if share is None else round(100 * share, 2)
     return "up" if rounded > 0 else "down" if rounded < 0 else ""
 
@@ -78,13 +80,13 @@ def cards(run: Run) -> list[dict[str, str]]:
 
 
 def columns(run: Run) -> list[dict[str, str]]:
-    """Titles of a run's values in these tables."""
+    """Titles of a run's columns in these tables."""
     titles = [{"title": SYMBOLS[name], "hue": name} for name in run.predictions]
     return titles + ([{"title": "gain", "hue": ""}] if run.has_seed else [])
 
 
 def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The scores of all classes together."""
+    """Scores over all classes."""
     titles = {
         "mean_iou": "mIoU",
         "frequency_weighted_iou": "frequency-weighted IoU",
@@ -92,17 +94,17 @@ def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
         "mean_accuracy": "mean accuracy",
         "mean_dice": "mean Dice",
     }
-    return _table(runs, {title: _scores(runs, lambda scores, key=key: scores[key]) for key, title in titles.items()})
+    return _table(runs, {title: _scores(runs, key) for key, title in titles.items()})
 
 
 def classes(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """IoU of each class."""
     names = runs[0].results["classes"]["names"]
-    return _table(runs, {name: _scores(runs, lambda scores, name=name: scores["iou"][name]) for name in names})
+    return _table(runs, {name: _scores(runs, "iou", name) for name in names})
 
 
 def conditions(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """mIoU of each condition; no rows for datasets without any."""
+    """mIoU of each condition; no rows for datasets without conditions."""
     by_run = [run.results.get("conditions", {}) for run in runs]
     names = dict.fromkeys(name for scores in by_run for name in scores)
     return _table(
@@ -134,7 +136,7 @@ def edges(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What seeds and confidences did, of the runs that have them."""
+    """Effect of seeds and confidence, for the runs that have them."""
     details = [run.results["details"] for run in runs if run.has_seed]
     rows = {
         "seeds on their pixel's class": [d["seeds"]["right_class"] for d in details],
@@ -149,8 +151,9 @@ def seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"title": title, "shares": values} for title, values in rows.items()]
 
 
-def _scores(runs: Sequence[Run], read: Callable[[Any], float | None]) -> list[dict[str, float | None]]:
-    return [{name: read(scores) for name, scores in run.results["results"].items()} for run in runs]
+def _scores(runs: Sequence[Run], *keys: str) -> list[dict[str, float | None]]:
+    """For each run the score under these keys, by prediction."""
+    return [{name: reduce(getitem, keys, scores) for name, scores in run.results["results"].items()} for run in runs]
 
 
 def _table(runs: Sequence[Run], rows: _Rows) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What all pages are rendered with: their template, script and colours."""
+"""Template, script and colours of all pages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SAFE_SHADES = ((1.0, 0), (0.55, 0), (0.5, 127))  # share of the hue, plus white
 
 
 def page_template() -> jinja2.Template:
-    """The template of all pages, which has its script."""
+    """The template of all pages, with the script."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=jinja2.select_autoescape(["j2"], default_for_string=True),
@@ -48,7 +48,7 @@ def page_template() -> jinja2.Template:
 
 
 def in_script(content: Any) -> str:
-    """JSON that no browser takes for the end of its ``<script>``."""
+    """JSON that cannot end its ``<script>`` element."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

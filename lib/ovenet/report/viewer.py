@@ -1,4 +1,4 @@
-"""A page with the viewer alone, for images without labels: of `ovenet infer` and `ovenet app`."""
+"""A page with only the viewer, for images without labels: in `ovenet infer` and `ovenet app`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ovenet.utils.writing import write_text
 
 @dataclass(frozen=True)
 class AppSettings:
-    """What a page needs that asks a server for its images.
+    """Settings of a page that requests its images from a server.
 
     Attributes:
-        models: names to choose from.
-        runtimes: likewise.
-        model, runtime: the chosen ones.
+        models: names of the models to choose from.
+        runtimes: names of the runtimes to choose from.
+        model, runtime: the current choice.
         max_mb: largest upload, in 10^6 bytes.
     """
 
@@ -32,13 +32,13 @@ class AppSettings:
 
 
 class GalleryPage:
-    """A page with the viewer alone, for images without labels.
+    """A page with only the viewer, for images without labels.
 
     Args:
-        title: of the page.
-        facts: about the model, in a line.
+        title: title of the page.
+        facts: a line about the model.
         class_names: ``K`` names.
-        palette: an ``(R, G, B)`` per class.
+        palette: ``K`` colours ``(R, G, B)``.
         max_offset: see `Segmentor.max_offset`.
     """
 
@@ -57,7 +57,7 @@ class GalleryPage:
         self._num_bytes = self._num_given = 0
 
     def add(self, name: str, data: Mapping[str, Any]) -> None:
-        """Takes an image's `picture_data`, as long as the page has room."""
+        """Adds an image's `picture_data`, if the page has room for it."""
         self._num_given += 1
         text = in_script(data)
         if len(self._images) < MAX_IMAGES and self._num_bytes + len(text) < MAX_BYTES:
@@ -67,10 +67,10 @@ class GalleryPage:
             self._pictures.append((f"picture-0-{index}", text))
 
     def write(self, path: Path, *, command: str = "") -> None:
-        """Writes the page; `command` is for its foot.
+        """Writes the page; `command` is shown at its foot.
 
         Raises:
-            OSError: the file system refuses.
+            OSError: the file cannot be written.
         """
         write_text(path, self.render(command=command))
 

@@ -18,7 +18,7 @@ from ovenet.errors import UserError, nearest
 from ovenet.trained.run_folder import run_directory
 
 WEIGHTS = ("best", "final")
-KEY_LENGTH = 8  # of a key, in names of files
+KEY_LENGTH = 8  # characters of a key in file names
 _KEYS = {"CFG", "SEEDS", "BY_SEED", "RUNS", "TEST", "WEIGHTS", "REFERENCE"}
 _RUN_KEYS = {"CFG", "SEEDS", "GRID"}
 
@@ -28,14 +28,14 @@ class Run:
     """One training and its test.
 
     Attributes:
-        name: of the variant; runs that differ by the seed alone share it.
+        name: name of the variant, shared by runs that differ only in the seed.
         seed: ``SEED``.
-        config_file: experiment.
+        config_file: experiment file.
         overrides: ``KEY VALUE …`` of the training, without the seed.
-        settings: what the result depends on and is not the schema's default, by key.
-        key: of these settings, the seed and the test; the same key is the same run.
+        settings: settings that the result depends on and that differ from their defaults, by key.
+        key: hash of these settings, the seed and the test; equal keys are the same run.
         group: name of the grid that the variant belongs to, "" for none.
-        at: its place in that grid.
+        at: value in that grid; None where it is not a number.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def file_name(self) -> str:
-        """Of what belongs to this run: its name, seed and key."""
+        """Stem of this run's files: name, seed and key."""
         return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', self.name).strip('_')}-seed{self.seed}-{self.key[:KEY_LENGTH]}"
 
     def folder(self, output_dir: Path, sweep: str) -> Path:
@@ -59,11 +59,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says.
+    """The content of a sweep file.
 
     Attributes:
-        name: of the file, without its suffix.
-        runs: in the order of the file, seed by seed.
+        name: stem of the file.
+        runs: runs in the order of the file, seed by seed.
         reference: name of the variant that the others are compared with.
         test: overrides of the test.
         weights: ``best`` on the validation list, or ``final``.
@@ -89,7 +89,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         overrides: ``KEY VALUE …`` for all trainings.
 
     Raises:
-        UserError: the file or a configuration is wrong.
+        UserError: the file or a configuration is invalid.
     """
     content = read_yaml(path)
     _require_keys(content, _KEYS, str(path))
@@ -119,7 +119,7 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
             f"{path}: REFERENCE is {reference!r}; there is no such run, did you mean {nearest(reference, names)}?"
         )
     twice = {run.key: run for run in runs}
-    for run in runs:  # grids may share a run: the default is a point of each
+    for run in runs:  # grids may share a run: the default is a point of each grid
         if twice[run.key].name != run.name and not (run.group and twice[run.key].group):
             raise UserError(f"{path}: the runs {run.name!r} and {twice[run.key].name!r} have the same settings")
     output_dir = Path(load_config(runs[0].config_file, runs[0].overrides).OUTPUT_DIR)
@@ -153,7 +153,7 @@ def _runs_of(
     if not isinstance(cfg, str):
         raise UserError(f"{where}: CFG is {cfg!r}; expected the path of an experiment file")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"{where}: SEEDS is {seeds!r}; expected a list of whole numbers of at least 0")
+        raise UserError(f"{where}: SEEDS is {seeds!r}; expected a list of integers of at least 0")
     config_file = path.parent / cfg
     own = _as_overrides({key: value for key, value in variant.items() if key not in _RUN_KEYS}, where)
     runs, resolved = [], {}
@@ -161,7 +161,7 @@ def _runs_of(
         for seed in dict.fromkeys(seeds):
             of_seed = _as_overrides(content.get("BY_SEED", {}).get(seed, {}), f"{path}: BY_SEED.{seed}")
             settings = (*of_seed, *own, *extra, *overrides)
-            if settings not in resolved:  # seeds have the same ones, mostly
+            if settings not in resolved:  # mostly the same for all seeds
                 resolved[settings] = _settings_of_the_result(load_config(config_file, settings))
             identity = json.dumps([resolved[settings], seed, list(test)], sort_keys=True)
             key = hashlib.sha256(identity.encode()).hexdigest()
@@ -171,7 +171,7 @@ def _runs_of(
 
 
 def _grid(grid: Any, name: str, where: str) -> list[tuple[str, float | None, list[str]]]:
-    """Name, place and overrides of each value."""
+    """Name, value (if a number) and overrides of each grid point."""
     if grid is None:
         return [(name, None, [])]
     if not isinstance(grid, dict) or len(grid) != 1 or not isinstance(next(iter(grid.values())), list):

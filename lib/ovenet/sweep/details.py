@@ -1,8 +1,9 @@
-"""What the runs of a sweep tell beyond their means: scores and gains by seed and class, edges, seeds. In percent."""
+"""Detailed tables of a sweep: scores and gains by seed and class, edges and seed pixels. In percent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ _LENGTHS = (1, 8)  # pixels from a pixel to its seed
 
 
 def details_markdown(summary: Summary) -> str:
-    """Tables of a summary's variants; those of edges and seeds have the runs whose tests had details."""
+    """Tables of a summary's variants; edges and seed pixels only of runs tested with details."""
     tables = (_by_seed(summary), _by_seed_gains(summary), _class_gains(summary), _edges(summary), _seeds(summary))
     return "\n\n".join("\n".join(table) for table in tables if len(table) > 2)
 
 
 def _predictions(summary: Summary) -> Iterator[tuple[str, Prediction]]:
-    """Everything that is predicted, under its title; the seeds' own scores between the initial and the fused ones."""
+    """All predictions with their titles: S_i, S_s and S_f of each variant."""
     for name, runs in summary.variants.items():
         kinds = list(runs[0].scores)
         for kind in kinds:
@@ -44,7 +45,7 @@ def _by_seed(summary: Summary) -> list[str]:
 
 
 def _gains(summary: Summary) -> dict[str, Difference]:
-    """Everything that is compared, under its title."""
+    """All comparisons, by title."""
     gains: dict[str, Difference] = {}
     for name in summary.variants:
         gain, difference = summary.gains[name], summary.differences[name]
@@ -107,7 +108,7 @@ def _seeds(summary: Summary) -> list[str]:
         "right pixels that S_f breaks": lambda s: s["broken"]["fused"],
     }
     for length in _LENGTHS:
-        columns[f"offsets up to {length} px"] = lambda s, length=length: _share_up_to(s, length)
+        columns[f"offsets up to {length} px"] = partial(_share_up_to, length=length)
     lines = _header(["%", *columns])
     for name, runs in summary.variants.items():
         seeds = [run.details["seeds"] for run in runs if run.details and run.details.get("seeds")]
@@ -122,7 +123,7 @@ def _share_up_to(seeds: Any, length: int) -> float | None:
 
 
 def _range(shares: Sequence[float | None]) -> str:
-    """From the least to the most, of those that are shares of something."""
+    """Smallest to largest share, without None."""
     known = [share for share in shares if share is not None]
     if not known:
         return "–"

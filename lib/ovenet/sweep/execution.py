@@ -36,36 +36,36 @@ _GRACE_S = 120
 
 
 class Interrupted(Exception):
-    """The sweep was asked to stop."""
+    """The sweep received a request to stop."""
 
 
 class CommandError(Exception):
-    """A command that a run needs ended with an error; says its last line."""
+    """A command of a run failed; the message is its last line."""
 
 
 def default_jobs() -> int:
-    """Runs at a time: one for each GPU or, without any, one for each core that this process may use."""
+    """Number of runs at a time: the number of GPUs or, without any, of cores that this process may use."""
     return torch.cuda.device_count() or num_cores()
 
 
 def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, *, jobs: int) -> list[str]:
-    """Trains and tests.
+    """Trains and tests the missing runs.
 
     Each run has its share of the cores as threads (``OMP_NUM_THREADS`` in the environment wins), and the GPUs in turn.
-    On a request to stop the trainings save and end; the next call goes on with them.
+    On a request to stop, trainings save and end; the next call resumes them.
 
     Args:
-        sweep: they are of.
-        runs: those that are missing.
-        folder: takes a JSON file for each run.
-        jobs: runs at a time.
+        sweep: sweep that the runs belong to.
+        runs: missing runs.
+        folder: folder of the JSON file of each run.
+        jobs: number of runs at a time.
 
     Returns:
         A line for each run that failed.
 
     Raises:
         SystemExit: on a request to stop, with its code.
-        UserError: another sweep of that name is at work.
+        UserError: another sweep of that name is running.
     """
     failures: list[str] = []
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -83,7 +83,7 @@ def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, *, jobs: int) -
                 _Execution(sweep, run, folder, _environment(slot, jobs), stop).execute()
             except Interrupted:
                 get_logger().info("%s, seed %d: stopped", run.name, run.seed)
-            except Exception as error:  # the others go on
+            except Exception as error:  # also a fault of the program: the other runs go on
                 failures.append(f"{run.name}, seed {run.seed}: {error or type(error).__name__}")
                 is_program_fault = not isinstance(error, (UserError, CommandError, OSError))
                 get_logger().error("%s", failures[-1], exc_info=is_program_fault)
@@ -146,7 +146,7 @@ class _Execution:
         """Runs a command to its end.
 
         Raises:
-            Interrupted: the sweep is to stop.
+            Interrupted: the sweep received a request to stop.
             CommandError: the command failed.
         """
         console = run_dir / CONSOLE
@@ -177,6 +177,6 @@ class _Execution:
 
 
 def _images_per_second(run_dir: Path) -> float:
-    """The median of the training, by its log."""
+    """Median throughput of the training, from its log."""
     points = read_log(run_dir / "log.jsonl")
     return statistics.median(point["images_per_second"] for point in points if point.get("images_per_second"))

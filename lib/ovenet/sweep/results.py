@@ -1,4 +1,4 @@
-"""Results of finished runs: one JSON file each, with the counts by image that comparisons need."""
+"""Results of finished runs: one JSON file each, with the counts per image that comparisons need."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class RunResult:
     """The counts of one run.
 
     Attributes:
-        name: of the variant.
-        seed: of the run.
-        class_names: ``K``.
+        name: name of the variant.
+        seed: seed of the run.
+        class_names: ``K`` names.
         images: ``N`` names.
         labelled: ``(N, K)`` labelled pixels by image and class.
-        right, predicted: ``(N, K)`` by prediction name.
-        scores: of the whole list, by prediction name, as in ``results.json``.
-        parameters: of the model.
-        images_per_second: of the training, median.
-        details: as in ``results.json``; None where the test had none.
+        right, predicted: ``(N, K)`` right and predicted pixels, by prediction name.
+        scores: scores of the whole list by prediction name, as in ``results.json``.
+        parameters: number of parameters.
+        images_per_second: median throughput of the training.
+        details: as in ``results.json``; None for tests without details.
     """
 
     name: str
@@ -52,20 +52,21 @@ class RunResult:
 
 
 def result_path(folder: Path, run: Run) -> Path:
-    """The JSON file of a run, which another sweep may have written under another name."""
+    """Path of a run's JSON file, which another sweep may have written under another name."""
     path = folder / f"{run.file_name}.json"
     known = sorted(folder.glob(f"*-seed{run.seed}-{run.key[:KEY_LENGTH]}.json"))
     return known[0] if known and not path.exists() else path
 
 
 def write_result(path: Path, run: Run, sweep: Sweep, test_folder: Path, *, parameters: int, speed: float) -> None:
-    """Gathers what a test wrote into the JSON file of a run.
+    """Writes the JSON file of a run from the files of its test.
 
     Args:
-        path: of that file.
-        run, sweep: what was run.
-        test_folder: with ``results.json`` and ``images.jsonl``.
-        parameters: of the model.
+        path: path of the JSON file.
+        run: the run.
+        sweep: its sweep.
+        test_folder: folder with ``results.json`` and ``images.jsonl``.
+        parameters: number of parameters.
         speed: images per second of the training.
 
     Raises:
@@ -119,7 +120,7 @@ def read_result(path: Path) -> RunResult:
     """Reads the JSON file of a run.
 
     Raises:
-        UserError: it is damaged, or something else.
+        UserError: the file is damaged, or not such a file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -144,7 +145,7 @@ def read_result(path: Path) -> RunResult:
 
 
 def read_results(folder: Path, runs: Sequence[Run]) -> list[RunResult]:
-    """Results of those runs that are finished, in the runs' order."""
+    """Results of the finished runs, in the order of `runs`."""
     paths = [(run, result_path(folder, run)) for run in runs]
     return [replace(read_result(path), name=run.name) for run, path in paths if path.is_file()]
 

@@ -14,7 +14,7 @@ from ovenet.sweep.results import RunResult
 NUM_RESAMPLES = 10_000
 _LEVEL = 0.95
 _BLOCK = 1000
-_STEPS = 100_000  # of the integral over Student's distribution
+_STEPS = 100_000  # of the integral over Student's t distribution
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Prediction:
     """One prediction of a variant: its runs by seed.
 
     Attributes:
-        runs: in the order of their seeds.
+        runs: runs in the order of their seeds.
         kind: ``initial``, ``seed`` or ``fused``.
     """
 
@@ -35,7 +35,7 @@ class Prediction:
         return tuple(run.seed for run in self.runs)
 
     def of(self, seeds: Sequence[int]) -> Prediction:
-        """The runs with these seeds."""
+        """The same prediction, with only the runs of these seeds."""
         return Prediction(tuple(run for run in self.runs if run.seed in seeds), self.kind)
 
     def scores(self, name: str) -> np.ndarray:
@@ -43,7 +43,7 @@ class Prediction:
         return np.array([run.scores[self.kind][name] for run in self.runs], dtype=np.float64)
 
     def class_iou(self) -> np.ndarray:
-        """``(runs, K)``, NaN for classes that no label has."""
+        """IoU ``(runs, K)``; NaN for classes without a labelled pixel."""
         return np.array([[_number(v) for v in run.scores[self.kind]["iou"].values()] for run in self.runs])
 
 
@@ -52,9 +52,10 @@ class Difference:
     """Paired difference of two predictions, over the seeds that both have.
 
     Attributes:
-        seeds: of both.
-        by_seed: difference of mean IoU of each.
-        interval: of the mean over these seeds, by resampling the images; the same images for both, and for all seeds.
+        seeds: seeds of both predictions.
+        by_seed: ``(seeds,)`` difference of mean IoU.
+        interval: 95 % interval of the mean over these seeds, by resampling images; both predictions and all seeds have
+            the same resamples.
         class_iou: ``(seeds, K)`` difference of IoU.
     """
 
@@ -70,7 +71,7 @@ class Difference:
 
     @property
     def interval_over_seeds(self) -> tuple[float, float]:
-        """Student's 95 % interval of the mean of all seeds that there could be; NaN for one seed."""
+        """Student's 95 % interval of the mean over seeds; NaN for one seed."""
         number = len(self.by_seed)
         margin = student_quantile(number - 1) * spread(self.by_seed) / number**0.5 if number > 1 else float("nan")
         return self.mean - margin, self.mean + margin
@@ -82,9 +83,10 @@ def spread(values: np.ndarray) -> float:
 
 
 def student_quantile(freedom: int) -> float:
-    """How many standard errors to both sides of a mean hold 95 % of Student's distribution.
+    """The 0.975 quantile of Student's t distribution.
 
-    With ``t = sqrt(freedom) tan(angle)`` its density is that of ``cos(angle) ** (freedom - 1)``.
+    With ``t = sqrt(freedom) tan(angle)`` the density is proportional to ``cos(angle) ** (freedom - 1)``. By hand, since
+    a sweep needs nothing else of scipy, which is no requirement.
     """
     step = np.pi / 2 / _STEPS
     ends = step * np.arange(1, _STEPS + 1)
@@ -118,9 +120,9 @@ def compare(one: Prediction, other: Prediction, *, num_resamples: int = NUM_RESA
 
 
 def _resampled_mean_iou(prediction: Prediction, num_resamples: int) -> np.ndarray:
-    """Mean over the runs of the mean IoU of ``num_resamples`` draws of as many images as there are, with repetition.
+    """Mean IoU ``(num_resamples,)`` of bootstrap samples of the images, averaged over the runs.
 
-    The draws are the same for every prediction of the same images.
+    The samples are the same for every prediction of the same images.
     """
     num_images = len(prediction.runs[0].images)
     generator = np.random.default_rng(0)

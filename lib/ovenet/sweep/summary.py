@@ -22,8 +22,8 @@ class Summary:
     """Summary of the finished runs of a sweep.
 
     Args:
-        sweep: which runs there are to be.
-        results: of those that are finished.
+        sweep: sweep with all runs.
+        results: results of the finished runs.
     """
 
     def __init__(self, sweep: Sweep, results: Sequence[RunResult]):
@@ -33,14 +33,14 @@ class Summary:
             runs[result.name].append(result)
         self.variants = {name: tuple(sorted(r, key=lambda run: run.seed)) for name, r in runs.items() if r}
         finished = {(result.name, result.seed) for result in results}
-        self.num_runs = len({run.key for run in sweep.runs})  # grids may share some
+        self.num_runs = len({run.key for run in sweep.runs})  # grids may share runs
         self.num_missing = len({run.key for run in sweep.runs if (run.name, run.seed) not in finished})
         reference = self.variants.get(sweep.reference)
         self.reference = Prediction(reference) if reference else None
 
     @cached_property
     def differences(self) -> dict[str, Difference | None]:
-        """S_f of each variant against the reference's; None for the reference, and without a seed that both have."""
+        """S_f of each variant against S_f of the reference; None for the reference, and without a common seed."""
         return {
             name: None
             if self.reference is None or name == self.sweep.reference
@@ -50,14 +50,14 @@ class Summary:
 
     @cached_property
     def gains(self) -> dict[str, Difference | None]:
-        """S_f of each variant against S_i of the same networks; None where there is none."""
+        """S_f of each variant against S_i of the same networks; None for baselines."""
         return {
             name: compare(Prediction(runs), Prediction(runs, "initial")) if "initial" in runs[0].scores else None
             for name, runs in self.variants.items()
         }
 
     def markdown(self) -> str:
-        """The table of means and differences, and the table of classes."""
+        """Tables of means and differences, and of classes."""
         if not self.variants:
             return f"no run of {self.sweep.name} is finished yet"
         lines = [
@@ -86,7 +86,7 @@ class Summary:
         return lines
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain numbers in ``[0, 1]``, and each run's scores."""
+        """The same numbers in ``[0, 1]``, with the scores of each run."""
         return {
             "sweep": self.sweep.name,
             "reference": self.sweep.reference,
@@ -104,7 +104,7 @@ class Summary:
         }
 
     def figure(self) -> Figure:
-        """Mean IoU of every run: grids of values as curves, everything else by name; the reference is a dashed line."""
+        """Mean IoU of every run: grids as curves, other variants by name, the reference as a dashed line."""
         groups = {run.name: (run.group, run.at) for run in self.sweep.runs}
         grids: dict[str, list[str]] = {}
         for name in self.variants:
@@ -171,11 +171,11 @@ def percent(value: float) -> str:
 
 
 def mean_and_spread(values: np.ndarray, *, sign: str = "") -> str:
-    """Mean ± standard deviation in percent, or the value if it is one alone.
+    """Mean ± standard deviation in percent; the value of a single run.
 
     Args:
-        values: ``(runs,)``, as shares.
-        sign: ``+`` shows the sign of gains too.
+        values: ``(runs,)`` in ``[-1, 1]``.
+        sign: ``+`` shows the sign of gains.
     """
     if np.isnan(values).any():
         return "–"
@@ -189,9 +189,10 @@ def interval_text(interval: tuple[float, float]) -> str:
 
 
 def _boundary_iou(runs: Sequence[RunResult]) -> str:
-    if not all(run.details for run in runs):
+    details = [run.details for run in runs if run.details]
+    if len(details) < len(runs):
         return ""
-    values = [run.details["boundaries"]["mean_iou"]["fused"][-1] for run in runs]  # None where no class has a border
+    values = [one["boundaries"]["mean_iou"]["fused"][-1] for one in details]  # None where no class has a border
     return mean_and_spread(np.array(values, dtype=np.float64))
 
 

@@ -119,7 +119,7 @@ def download(name: str, revision: str | None) -> Path:
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[WEIGHTS, CONFIG, CARD]))
-    except Exception as error:
+    except Exception as error:  # errors of its HTTP library derive from Exception alone
         raise UserError(f"{name}: no such folder, and not to be had from the hub ({type(error).__name__})") from error
 
 

@@ -1,4 +1,4 @@
-"""Work in threads behind the main one, such as writing files, with a bound on what may wait."""
+"""Background threads, for writing files and the like, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _WAITING_PER_THREAD = 2
 
 
 class Behind:
-    """Calls functions in threads, in no certain order.
+    """Calls functions in background threads, in any order.
 
     Attributes:
-        max_waiting: calls that are not finished; with what they hold, they are what this takes of memory.
+        max_waiting: largest number of unfinished calls; they and their arguments bound the memory.
     """
 
     def __init__(self) -> None:
@@ -29,35 +29,35 @@ class Behind:
 
     @property
     def num_waiting(self) -> int:
-        """Calls of which the end was not seen yet."""
+        """Number of calls that are not known to have finished."""
         return len(self._waiting)
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Has a function called; waits where too many calls are not finished.
+        """Submits a call; waits while too many are unfinished.
 
         Raises:
-            Exception: what an earlier call raised.
+            Exception: the error of an earlier call.
         """
         if len(self._waiting) >= self.max_waiting:
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(function, *arguments))
 
     def wait(self) -> None:
-        """Returns when all calls are finished.
+        """Waits for all calls.
 
         Raises:
-            Exception: what one of them raised; the others go on.
+            Exception: the error of one of them; the others go on.
         """
         while self._waiting:
             self._waiting.popleft().result()
 
 
 def finish_behind(begun: Iterable[Callable[[], T]], num_ahead: int) -> Iterator[T]:
-    """Calls what finishes each piece of work when as many more have begun.
+    """Finishes each piece of work after a number of later pieces have begun.
 
     Args:
-        begun: begins a piece when the iterator is asked for it.
-        num_ahead: how many.
+        begun: begins a piece with each item, and yields the function that finishes it.
+        num_ahead: number of pieces begun ahead.
     """
     waiting: deque[Callable[[], T]] = deque()
     for finish in begun:

@@ -1,4 +1,4 @@
-"""Folders that lie at the top of a checkout, and in the package once it is installed."""
+"""Folders at the top of a checkout, which are in the package once it is installed."""
 
 from pathlib import Path
 

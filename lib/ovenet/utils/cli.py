@@ -22,7 +22,7 @@ from ovenet.utils.distributed import PeersLostError
 from ovenet.utils.streams import end_unread
 from ovenet.version import version
 
-OUT_OF_MEMORY = "out of memory"  # begins the message
+OUT_OF_MEMORY = "out of memory"  # start of the message
 EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -37,7 +37,7 @@ def config_parser(description: str, *, required: bool = True) -> argparse.Argume
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--cfg", required=required, metavar="FILE", help="experiment file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the file's")
-    # torch.distributed.launch of older versions passes it; the environment says the same
+    # Older versions of torch.distributed.launch pass it; the environment has the same number.
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser
 
@@ -46,7 +46,7 @@ def require_free(path: Path, *, overwrite: bool) -> None:
     """Refuses to overwrite a file without --overwrite.
 
     Raises:
-        UserError: there is something of that name, and it is not to be replaced.
+        UserError: the path exists.
     """
     if path.is_dir():
         raise UserError(f"{path}: a folder; name a file with --output")
@@ -55,10 +55,10 @@ def require_free(path: Path, *, overwrite: bool) -> None:
 
 
 def require_plot_file(path: Path, *, overwrite: bool) -> None:
-    """Refuses a name that no plot can be written to.
+    """Refuses a file name for a plot.
 
     Raises:
-        UserError: its suffix is of no format that plots have, or `require_free` refuses it.
+        UserError: unsupported plot format, or `require_free` refuses it.
     """
     if path.suffix.lower() not in PLOT_SUFFIXES:
         raise UserError(f"--output {path}: expected a name that ends in {', '.join(PLOT_SUFFIXES)}")
@@ -66,28 +66,28 @@ def require_plot_file(path: Path, *, overwrite: bool) -> None:
 
 
 def ovenet_command(name: str) -> list[str]:
-    """The beginning of a command line that runs a command in a process of its own, see `command_environment`."""
+    """Command line of a command in another process, without arguments; see `command_environment`."""
     return [sys.executable, "-m", "ovenet", name]
 
 
 def command_environment() -> dict[str, str]:
-    """The environment of such a process, which finds this very package, installed or not."""
+    """Environment of such a process, in which it imports this package, installed or not."""
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a tool: what the user can mend ends it with one line on stderr and exit code 2.
+    """Runs a command: user errors end it with one line on stderr and exit code 2.
 
-    A fault of the program shows its traceback, a line for the report, and ends with exit code 1.
+    A fault of the program shows its traceback and a line for the bug report, and ends with exit code 1.
 
     Args:
-        main: raises UserError for bad input and OSError where the system refuses. With OVENET_DEBUG=1 in the
+        main: raises UserError for bad input and OSError for errors of the system. With OVENET_DEBUG=1 in the
             environment they show their traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # Names of files need not be Unicode; what goes to a file or a pipe keeps the order in which it is said.
+            # File names need not be Unicode; lines to a file or a pipe keep their order.
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         main()
@@ -98,7 +98,7 @@ def run_main(main: Callable[[], None]) -> None:
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         print(f"error: {_message(error)}", file=sys.stderr)
-        if isinstance(error, PeersLostError):  # a normal exit would wait for them, or be aborted by gloo
+        if isinstance(error, PeersLostError):  # a normal exit would wait for the peers, or be aborted by gloo
             sys.stderr.flush()
             os._exit(EXIT_USER_ERROR)
         sys.exit(EXIT_USER_ERROR)
@@ -113,24 +113,24 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # any other is a fault of the program
         _report_fault(error)
 
 
 def _has_no_reader() -> bool:
-    """Whether nobody reads what is printed, as after ``| head``."""
+    """Whether the reader of standard output is gone, as after ``| head``."""
     if not hasattr(select, "poll"):  # Windows
         return False
     poll = select.poll()
     try:
-        poll.register(sys.stdout.fileno(), 0)  # errors are told in any case
-    except OSError:  # it is no file
+        poll.register(sys.stdout.fileno(), 0)  # errors are reported in any case
+    except OSError:  # not a file
         return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _report_fault(error: Exception) -> NoReturn:
-    """Shows the traceback of a fault of the program, and what a report of it should say."""
+    """Shows the traceback of a fault of the program, and a line for the bug report."""
     traceback.print_exception(error)
     place = traceback.extract_tb(error.__traceback__)[-1]
     print(
@@ -143,7 +143,7 @@ def _report_fault(error: Exception) -> NoReturn:
 
 
 def _known_failure(error: RuntimeError) -> str | None:
-    """What to do about failures of the machine that torch reports as RuntimeError; None for all others."""
+    """Advice about failures of the machine that torch reports as RuntimeError; None for all others."""
     killed = _LOADER_KILLED.search(str(error))
     if killed:
         return (
@@ -163,7 +163,7 @@ def _known_failure(error: RuntimeError) -> str | None:
 
 
 def _message(error: Exception) -> str:
-    """The error's line; one raised in a data loading process carries that process's traceback before it."""
+    """Last line of an error; errors of a data loading process carry its traceback before it."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     kind = type(error)
     text = lines[-1].removeprefix(f"{kind.__module__}.").removeprefix(f"{kind.__name__}: ").strip()

@@ -1,7 +1,7 @@
 """Coarse parallelism: a few large pieces of work, one thread each.
 
-Split finely, as torch does by itself, many small operations are hundreds of parallel regions, and each waits for its
-slowest thread. As soon as another process is busy, that is one which is not scheduled.
+Torch splits each operation: many small operations are hundreds of parallel regions, and each waits for its slowest
+thread, which is one that is not scheduled as soon as another process is busy.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from contextlib import contextmanager
 
 import torch
 
-MAX_THREADS = 8  # more are limited by memory bandwidth
+MAX_THREADS = 8  # beyond that, memory bandwidth is the limit
 
 
 @contextmanager
 def coarse_threads() -> Iterator[ThreadPoolExecutor]:
-    """A pool of as many threads as torch uses, up to `MAX_THREADS`; torch's operations run in one thread each, in the
-    pool and outside of it.
+    """A pool of as many threads as torch uses, up to `MAX_THREADS`; operations run in one thread each, inside and
+    outside of the pool.
 
-    Gradients are recorded in none of them, whatever the caller does: that is a setting of each thread.
+    The threads record no gradients, whatever the caller's setting, which is per thread.
     """
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # new threads take it over
+    torch.set_num_threads(1)  # new threads inherit it
     try:
         with ThreadPoolExecutor(min(num_threads, MAX_THREADS), initializer=_start) as pool:
             yield pool

@@ -21,7 +21,7 @@ from ovenet.utils.logging import get_logger
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow", "yacs", "tensorboardX", "tqdm")
 
 
-# TFLOP/s of products of dense bfloat16 matrices, as NVIDIA states them; the first name that fits counts.
+# Dense bfloat16 TFLOP/s of matrix products by NVIDIA's data sheets; the first matching name counts.
 _PEAK_TFLOPS = (
     ("H100 PCIe", 756.0),
     ("H100 NVL", 835.0),
@@ -35,10 +35,10 @@ _PEAK_TFLOPS = (
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Floating-point operations a second in dense bfloat16 products that a card can do at most; None if not known.
+    """Peak FLOP/s of a card in dense bfloat16 matrix products; None if not known.
 
     Args:
-        device_name: as `torch.cuda.get_device_name` says it.
+        device_name: from `torch.cuda.get_device_name`.
     """
     return next((1e12 * peak for name, peak in _PEAK_TFLOPS if name in device_name), None)
 
@@ -51,7 +51,7 @@ def num_cores() -> int:
 def peak_memory_bytes() -> int:
     """Peak memory of this process in bytes; 0 on Windows, which lacks the module.
 
-    On Linux from the process's own status: `getrusage` counts what the process that started it held, too.
+    On Linux from the process's own status: `getrusage` includes the parent's memory at the fork.
     """
     status = Path("/proc/self/status")
     own = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
@@ -66,10 +66,10 @@ def peak_memory_bytes() -> int:
 
 
 def busy_cores(seconds: float) -> float | None:
-    """Number of busy cores of the machine, measured over some seconds; None where the system does not tell.
+    """Number of busy cores of the machine, measured over some seconds; None where the system has no counter.
 
     Args:
-        seconds: to watch for; the system counts in hundredths.
+        seconds: duration of the measurement; the resolution is 0.01 s.
     """
     before, started = _busy_seconds(), time.monotonic()
     time.sleep(seconds)
@@ -93,7 +93,7 @@ def crowding(num_workers: int) -> str:
     """A warning if more threads want to run than there are cores; "" otherwise or if unknown.
 
     Args:
-        num_workers: loading processes of this one.
+        num_workers: number of data loading processes.
     """
     if not hasattr(os, "getloadavg"):
         return ""
@@ -145,17 +145,17 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Lets CUDA read 10 bits of mantissa in float32 convolutions and products, or all 23, whatever torch would do."""
+    """Sets whether CUDA reads 10 bits of mantissa in float32 convolutions and matrix products, or all 23."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def warn_of_emulation(key: str, precision: str, device: torch.device) -> None:
-    """Says so where a card has no units for a precision.
+    """Warns if a card has no units for a precision.
 
     Args:
-        key: the setting's, for the message.
+        key: key of the setting, for the message.
         precision: fp32, bf16 or fp16.
-        device: where it is computed.
+        device: device of the computation.
     """
     if precision != "bf16" or device.type != "cuda":
         return
@@ -171,16 +171,16 @@ def warn_of_emulation(key: str, precision: str, device: torch.device) -> None:
 
 
 def release_unused(device: torch.device) -> None:
-    """Gives back memory that choosing algorithms has left, and lets the peaks begin anew; nothing to do on a CPU."""
+    """Frees cached memory of a card, as after choosing algorithms, and resets its peak counters; nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_device_memory(device: torch.device) -> int:
-    """Bytes of a card that tensors took at most, those of CUDA graphs among them.
+    """Peak memory of tensors on a card in bytes, CUDA graphs included.
 
-    Between two replays no tensor holds a graph's memory, so that torch counts it as free; no one else can have it.
+    Between replays torch counts a graph's memory as free, but nothing else can use it.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     of_graphs = sum(
@@ -192,7 +192,7 @@ def peak_device_memory(device: torch.device) -> int:
 
 
 def device_memory_used(device: torch.device) -> str:
-    """The most memory of a card that tensors took and that was reserved for them, for a log; "" on a CPU."""
+    """Peak memory of a card that tensors used and that was reserved, for a log; "" on a CPU."""
     if device.type != "cuda":
         return ""
     peaks = peak_device_memory(device), torch.cuda.max_memory_reserved(device)

@@ -1,4 +1,4 @@
-"""One logger for the package and the tools."""
+"""The logger of the package and the tools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 _NAME = "ovenet"
-FILE_ONLY = "file_only"  # `extra={FILE_ONLY: True}` keeps a line off the terminal, where a progress bar shows the same
+FILE_ONLY = "file_only"  # `extra={FILE_ONLY: True}` keeps a line off the terminal, where a progress bar shows it
 
 
 def get_logger() -> logging.Logger:
@@ -16,11 +16,11 @@ def get_logger() -> logging.Logger:
 
 
 def configure_logging(*, is_main: bool = True, file: Path | None = None) -> None:
-    """Sends log lines to stderr, and to a file that is appended to; other ranks only send warnings.
+    """Sends log lines to stderr, and appends them to a file; other ranks log only warnings.
 
     Args:
-        is_main: whether this is the first process of the run.
-        file: where the first process also writes its lines.
+        is_main: whether this is rank 0.
+        file: log file of rank 0.
     """
     logging.raiseExceptions = False  # do not print a traceback for a log that cannot be written, as on a full disk
     logger = get_logger()

@@ -1,4 +1,4 @@
-"""One seed, and the random streams that come from it."""
+"""Random streams derived from one seed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ def seed_everything(seed: int, *, rank: int = 0) -> None:
     """Seeds Python, numpy and torch for this process.
 
     Args:
-        seed: the run's seed; weights drawn right after this call are the same on every rank if `rank` is left out.
-        rank: number of the process.
+        seed: seed of the run; weights initialised right after this call are the same on every rank if `rank` is left
+            out.
+        rank: rank of the process.
     """
     mixed = int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
     random.seed(mixed)
@@ -22,5 +23,5 @@ def seed_everything(seed: int, *, rank: int = 0) -> None:
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random numbers of one sample's augmentation, the same whichever process or worker draws them."""
+    """Random generator of one sample's augmentation, the same in every process and worker."""
     return np.random.default_rng([seed, epoch, index])

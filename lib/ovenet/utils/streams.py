@@ -1,4 +1,4 @@
-"""Standard output that nobody reads any more."""
+"""Standard output without a reader."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 import sys
 from typing import NoReturn
 
-EXIT_NO_READER = 141  # what shells report of a program that SIGPIPE ended
+EXIT_NO_READER = 141  # exit code that shells report after SIGPIPE
 
 
 def end_unread() -> NoReturn:
-    """Ends the program as SIGPIPE would, without a word: its reader, ``| head`` say, has had enough."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the end of Python still writes
+    """Ends the program silently, as SIGPIPE would: its reader, ``| head`` say, has closed the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush of Python
     sys.exit(EXIT_NO_READER)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: files appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file under a temporary name, and renames it when it is complete.
 
     Args:
-        path: of the file; its folder is created.
-        write: gets the other name, which has the same suffix.
+        path: path of the file; its folder is created.
+        write: writes to the temporary path that it is given, which has the same suffix.
 
     Raises:
-        OSError: it cannot be written; names it. What was there before is untouched, and nothing else is left.
+        OSError: the file cannot be written; names it. An existing file is untouched, and no temporary file is left.
     """
     unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished{path.suffix}")  # unique to this thread and machine
     try:
@@ -34,5 +34,5 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in UTF-8, see `write_file`; names of files in it need not be Unicode."""
+    """Writes a file in UTF-8, see `write_file`; file names in the text need not be Unicode."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))

@@ -193,6 +193,6 @@ def _suffix(content: bytes, path: Path) -> str:
     try:
         with Image.open(io.BytesIO(content)) as image:
             suffix = {"JPEG": ".jpg", "TIFF": ".tif"}.get(image.format or "", f".{image.format}".lower())
-    except Exception as error:  # as above
+    except Exception as error:  # damaged content, as in `_mask_spans`
         raise UserError(f"{path}: its imageData cannot be read as an image ({type(error).__name__})") from error
     return suffix

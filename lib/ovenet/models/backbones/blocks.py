@@ -1,4 +1,4 @@
-"""Residual blocks and convolution units of HRNet and ResNet. Parameter names are those of the published models."""
+"""Residual blocks and convolutions of HRNet and ResNet, with the parameter names of the published models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ovenet.models.norm import BatchNorm2d
 def conv_bn(
     in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, relu: bool = True
 ) -> nn.Sequential:
-    """Bias-free convolution that keeps the size at stride 1, BatchNorm, and ReLU if asked."""
+    """Convolution without bias, padded to keep the size at stride 1, BatchNorm, and optionally ReLU."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False),
         BatchNorm2d(out_channels),
@@ -43,13 +43,13 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut; four times as many channels come out.
+    """1x1, 3x3 and 1x1 convolutions with a shortcut (He et al., 2016); the output has ``4 * channels`` channels.
 
     Args:
-        in_channels: of the input.
-        channels: of the 3x3 convolution.
-        stride: of the 3x3 convolution.
-        dilation: of the 3x3 convolution.
+        in_channels: channels of the input.
+        channels: channels of the 3x3 convolution.
+        stride: stride of the 3x3 convolution.
+        dilation: dilation of the 3x3 convolution.
     """
 
     expansion = 4
@@ -78,7 +78,7 @@ BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"BASIC": BasicBlock, "
 
 
 def block_chain(block: str, in_channels: int, channels: int, num_blocks: int) -> nn.Sequential:
-    """`num_blocks` blocks of one kind, the first of which changes the channel count where needed."""
+    """`num_blocks` blocks of one kind; the first one changes the number of channels if needed."""
     block_class = BLOCKS[block]
     chain = [block_class(in_channels, channels)]
     chain += [block_class(channels * block_class.expansion, channels) for _ in range(num_blocks - 1)]

@@ -1,8 +1,8 @@
-"""Networks that attend by large depthwise convolutions: MSCAN, the encoder of SegNeXt (Guo et al., "SegNeXt:
+"""Networks with attention by large depthwise convolutions: MSCAN, the encoder of SegNeXt (Guo et al., "SegNeXt:
 Rethinking Convolutional Attention Design for Semantic Segmentation", 2022), and VAN (Guo et al., "Visual Attention
 Network", 2022).
 
-They differ in the stem and in how the gate looks at the map. Maps are ``(B, C, h, w)``.
+They differ in the stem and in the convolutions of the gate. Maps are ``(B, C, h, w)``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ LAYER_SCALE = 0.01
 
 
 def _depthwise(channels: int, kernel: tuple[int, int], dilation: int = 1) -> nn.Conv2d:
-    padding = tuple(dilation * (k - 1) // 2 for k in kernel)
-    return nn.Conv2d(channels, channels, kernel, padding=padding, dilation=dilation, groups=channels)
+    height, width = (dilation * (k - 1) // 2 for k in kernel)
+    return nn.Conv2d(channels, channels, kernel, padding=(height, width), dilation=dilation, groups=channels)
 
 
 class MultiScaleGate(nn.Module):
-    """MSCAN's: a 5x5 convolution, then strips of 7, 11 and 21 pixels in both directions."""
+    """MSCAN's gate: a 5x5 convolution, then 1xn and nx1 convolutions of 7, 11 and 21 pixels."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -39,7 +39,7 @@ class MultiScaleGate(nn.Module):
         self.conv3 = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map weighted by what the convolutions see."""
+        """The map multiplied by the output of the convolutions."""
         near = self.conv0(x)
         wide = near
         for index in range(3):
@@ -48,7 +48,7 @@ class MultiScaleGate(nn.Module):
 
 
 class LargeKernelGate(nn.Module):
-    """VAN's: a 21x21 convolution taken apart into 5x5, dilated 7x7 and 1x1."""
+    """VAN's gate: a 21x21 convolution decomposed into 5x5, dilated 7x7 and 1x1 convolutions."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -57,7 +57,7 @@ class LargeKernelGate(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map weighted by what the convolutions see."""
+        """The map multiplied by the output of the convolutions."""
         return x * self.conv1(self.conv_spatial(self.conv0(x)))
 
 
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
 
 class ConvMLP(nn.Module):
-    """1x1 convolution, depthwise 3x3, GELU, 1x1."""
+    """1x1 convolution, depthwise 3x3 convolution, GELU, 1x1 convolution."""
 
     def __init__(self, channels: int, ratio: int):
         super().__init__()
@@ -92,7 +92,7 @@ class ConvMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP after BatchNorm, each scaled per channel, with shortcuts that may skip them while training."""
+    """Attention and MLP with BatchNorm before, scale per channel and stochastic depth."""
 
     def __init__(self, channels: int, ratio: int, gate: type[nn.Module], drop_path: float):
         super().__init__()
@@ -124,7 +124,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ConvStem(nn.Module):
-    """Two convolutions of stride 2: MSCAN's first patches."""
+    """MSCAN's patch embedding: two convolutions of stride 2."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -145,19 +145,19 @@ class ConvAttentionNet(Backbone):
     """MSCAN or VAN.
 
     Args:
-        stem: of stride 4.
-        gate: of every block.
-        channels: per stage.
-        depths: blocks per stage.
-        drop_path_rate: probability that the last block is skipped for a sample while training; rises linearly to it.
-        norm_eps: of the LayerNorm that ends each stage.
+        stem: patch embedding of stride 4.
+        gate: gate of every block.
+        channels: channels of each stage.
+        depths: number of blocks of each stage.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        norm_eps: epsilon of the LayerNorm after each stage.
     """
 
     published = (
         PublishedNames(
             "mmseg",
             (
-                (r"(?:backbone\.)?(block\d\.\d+\.mlp\.dwconv)\.dwconv\.", r"\1."),  # as the authors call it
+                (r"(?:backbone\.)?(block\d\.\d+\.mlp\.dwconv)\.dwconv\.", r"\1."),  # the authors' name
                 (r"(?:backbone\.)?(patch_embed\d|block\d|norm\d)\.", r"\1."),
             ),
         ),
@@ -206,7 +206,7 @@ MSCAN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 def _mscan_variant(variant: str, *, drop_path_rate: float | None = None) -> ConvAttentionNet:
-    """A published MSCAN; `drop_path_rate` is 0.3 for MSCAN-L and 0.1 for the others where it is not given."""
+    """A published MSCAN; a `drop_path_rate` of None is the published one, 0.3 for MSCAN-L and 0.1 for the others."""
     channels, depths = MSCAN[variant]
     rate = (0.3 if variant == "mscan_l" else 0.1) if drop_path_rate is None else drop_path_rate
     return ConvAttentionNet(ConvStem(channels[0]), MultiScaleGate, channels, depths, drop_path_rate=rate, norm_eps=1e-5)
@@ -218,6 +218,6 @@ for _variant in MSCAN:
 
 @BACKBONES.register("van_s")
 def van_s(*, drop_path_rate: float = 0.1) -> ConvAttentionNet:
-    """VAN-Small (VAN-B1); arguments as for `ConvAttentionNet`."""
+    """VAN-Small (VAN-B1); arguments as in `ConvAttentionNet`."""
     stem = PatchEmbedding(3, _WIDE[0], kernel=7, stride=4)
     return ConvAttentionNet(stem, LargeKernelGate, _WIDE, (2, 2, 4, 2), drop_path_rate=drop_path_rate, norm_eps=1e-6)

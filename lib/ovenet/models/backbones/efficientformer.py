@@ -1,8 +1,8 @@
 """EfficientFormerV2 (Li et al., "Rethinking Vision Transformers for MobileNet Size and Speed", 2023), the encoder of
-OffSeg: convolutions at the fine maps, convolutions and attention at the coarse ones.
+OffSeg: convolutions in all stages, and attention in the coarse ones.
 
-Unlike the published network it takes images of any size: its tables of attention biases are made for one size of image
-and resized for others. Maps are ``(B, C, h, w)``.
+Unlike the published network it accepts images of any size: the tables of attention biases belong to one image size and
+are resized for others. Maps are ``(B, C, h, w)``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, linspace, nn
 
 from ovenet.errors import UserError
+from ovenet.geometry import spatial_size
+from ovenet.models.backbones.conv_attention import PatchEmbedding
 from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
 from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import BACKBONES
 from ovenet.models.stochastic_depth import StochasticDepth
+from ovenet.structures import Size
 
 STRIDES = (4, 8, 16, 32)
 NUM_HEADS = 8
@@ -37,14 +40,13 @@ def _conv_bn(
 
 
 class RelativeBias(nn.Module):
-    """What is added to attention by how many rows and columns lie between query and key, whichever way.
+    """Attention bias that depends on the vertical and horizontal distance between query and key.
 
     Args:
-        side: rows and columns of keys that the table is made for.
-        query_step: keys from one query to the next.
-        mode: how it serves other sizes. ``spatial`` resizes the table of distances, so that neighbours stay
-            neighbours; ``official`` resizes the matrix of all queries by all keys, as the published code does, which
-            mixes the end of a row with the beginning of the next.
+        side: height and width, in keys, of the maps that the table belongs to.
+        query_step: distance between neighbouring queries, in keys.
+        mode: resizing for maps of other sizes. ``spatial`` resizes the table of distances; ``official`` resizes the
+            queries-by-keys matrix, as the published code does, which mixes the end of a row with the start of the next.
     """
 
     def __init__(self, side: int, *, query_step: int, mode: BiasMode):
@@ -52,8 +54,8 @@ class RelativeBias(nn.Module):
         self.side, self.query_step, self.mode = side, query_step, mode
         self.table = nn.Parameter(torch.zeros(NUM_HEADS, side * side))
 
-    def forward(self, keys: tuple[int, int]) -> Tensor:
-        """Biases ``(heads, queries, keys)`` for a map of keys of a size ``(h, w)``."""
+    def forward(self, keys: Size) -> Tensor:
+        """Biases ``(heads, queries, keys)`` for a map of ``(h, w)`` keys."""
         table, made_for = self.table.unflatten(1, (self.side, self.side)), (self.side, self.side)
         if self.mode == "official":
             matrix = self._matrix(table, made_for)
@@ -65,7 +67,7 @@ class RelativeBias(nn.Module):
             table = F.interpolate(table[None], size=keys, mode="bilinear", align_corners=True)[0]
         return self._matrix(table, keys)
 
-    def _matrix(self, table: Tensor, keys: tuple[int, int]) -> Tensor:
+    def _matrix(self, table: Tensor, keys: Size) -> Tensor:
         """The table ``(heads, h, w)`` looked up for every query and key."""
         rows, columns = (
             (
@@ -78,12 +80,12 @@ class RelativeBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels, whose heads are mixed before and after the softmax ("talking heads").
+    """Self-attention over all pixels that mixes its heads before and after the softmax ("talking heads").
 
     Args:
-        channels: of the map.
+        channels: channels of the map.
         side: see `RelativeBias`.
-        is_halved: attend at half the resolution.
+        is_halved: whether to attend at half the resolution.
         mode: see `RelativeBias`.
     """
 
@@ -104,7 +106,7 @@ class Attention(nn.Module):
         """Map to map of the same shape."""
         if self.stride_conv is not None:
             x = self.stride_conv(x)
-        size = tuple(x.shape[-2:])
+        size = spatial_size(x)
         value = self.v(x)
         scores = _scores(self.q(x), self.k(x)) + self.bias(size)
         weights = self.talking_head2(self.talking_head1(scores).softmax(dim=-1))
@@ -115,7 +117,7 @@ class Attention(nn.Module):
 
 
 class LocalGlobalQuery(nn.Module):
-    """A query for every second row and column: the pixel plus a depthwise convolution of its neighbourhood."""
+    """Queries at every second row and column: the pixel plus a depthwise 3x3 convolution."""
 
     def __init__(self, channels: int, width: int):
         super().__init__()
@@ -128,11 +130,11 @@ class LocalGlobalQuery(nn.Module):
 
 
 class AttentionDownsample(nn.Module):
-    """A map of half the resolution, whose pixels attend to all pixels of the finer one.
+    """Downsampling by attention: each pixel of the coarser map attends to all pixels of the finer map.
 
     Args:
-        in_channels: of the finer map.
-        out_channels: of the coarser one.
+        in_channels: channels of the finer map.
+        out_channels: channels of the coarser map.
         side: see `RelativeBias`.
         mode: see `RelativeBias`.
     """
@@ -151,37 +153,24 @@ class AttentionDownsample(nn.Module):
         """``(B, C, h, w)`` to ``(B, C', h / 2, w / 2)``."""
         value = self.v(x)
         local = self.v_local(value)
-        weights = (_scores(self.q(x), self.k(x)) + self.bias(tuple(x.shape[-2:]))).softmax(dim=-1)
+        weights = (_scores(self.q(x), self.k(x)) + self.bias(spatial_size(x))).softmax(dim=-1)
         return self.proj(_weighted(weights, value).unflatten(2, local.shape[-2:]) + local)
 
 
 def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """Scaled products ``(B, heads, queries, keys)`` of two maps."""
+    """Scaled dot products ``(B, heads, queries, keys)`` of two maps."""
     query, key = (x.flatten(2).unflatten(1, (NUM_HEADS, -1)) for x in (query, key))
     return query.transpose(2, 3) @ key * key.shape[2] ** -0.5
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:
-    """Sums of values ``(B, C, queries)`` by ``(B, heads, queries, keys)``."""
+    """Sums ``(B, C, queries)`` of the values, weighted by ``(B, heads, queries, keys)``."""
     value = value.flatten(2).unflatten(1, (NUM_HEADS, -1))
     return (value @ weights.transpose(2, 3)).flatten(1, 2)
 
 
-class Downsample(nn.Module):
-    """Convolution of stride 2 and BatchNorm."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.norm = BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """A map to the next coarser one."""
-        return self.norm(self.proj(x))
-
-
 class LastDownsample(nn.Module):
-    """The same with attention beside it."""
+    """The sum of a convolution of stride 2 with BatchNorm and `AttentionDownsample`."""
 
     def __init__(self, in_channels: int, out_channels: int, side: int, *, mode: BiasMode):
         super().__init__()
@@ -190,12 +179,12 @@ class LastDownsample(nn.Module):
         self.bn = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map to the next coarser one."""
+        """Map to the next coarser map."""
         return self.attn(x) + self.bn(self.conv(x))
 
 
 class ConvMLP(nn.Module):
-    """1x1 convolution, depthwise 3x3, 1x1, each with BatchNorm."""
+    """1x1 convolution, depthwise 3x3 convolution, 1x1 convolution, each with BatchNorm."""
 
     def __init__(self, channels: int, ratio: int):
         super().__init__()
@@ -215,7 +204,7 @@ class ConvMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, if it has any, and convolutions, each scaled per channel and added to what came in."""
+    """Attention, if any, and MLP, each with a scale per channel and stochastic depth."""
 
     def __init__(self, channels: int, ratio: int, attention: Attention | None, drop_path: float):
         super().__init__()
@@ -237,16 +226,17 @@ class EfficientFormerV2(Backbone):
     """EfficientFormerV2.
 
     Args:
-        channels: per stage.
-        depths: blocks per stage.
-        ratios: widths of the hidden layers of stages 3 and 4, block by block; of the other stages they are 4.
-        num_attention: blocks with attention, the last ones of stages 3 and 4.
-        bias_mode: how attention biases serve images of another size than `resolution`, see `RelativeBias`.
-        resolution: side of the images that the tables of biases are made for, a multiple of 32; 512 in OffSeg's files.
-        drop_path_rate: probability that the last block is skipped for a sample while training; rises linearly to it.
+        channels: channels of each stage.
+        depths: number of blocks of each stage.
+        ratios: MLP ratios of the blocks of stages 3 and 4, one digit per block; 4 in the other stages.
+        num_attention: number of blocks with attention, the last ones of stages 3 and 4.
+        bias_mode: resizing of attention biases for other image sizes than `resolution`, see `RelativeBias`.
+        resolution: height and width of the images that the tables of biases belong to, a multiple of 32; 512 in
+            OffSeg's files.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
 
     Raises:
-        UserError: `resolution` is no multiple of 32.
+        UserError: `resolution` is not a multiple of 32.
     """
 
     size_multiple = 32
@@ -279,7 +269,7 @@ class EfficientFormerV2(Backbone):
     ):
         super().__init__()
         if resolution < 32 or resolution % 32:
-            raise UserError(f"RESOLUTION of EfficientFormerV2 is {resolution}; expected a multiple of 32")
+            raise UserError(f"MODEL.BACKBONE.RESOLUTION is {resolution}; expected a multiple of 32")
         self.channels, self.strides = channels, STRIDES
         rates = linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         stem = channels[0] // 2
@@ -302,9 +292,9 @@ class EfficientFormerV2(Backbone):
         self.network = nn.ModuleList(
             [
                 stage(0),
-                Downsample(channels[0], channels[1]),
+                PatchEmbedding(channels[0], channels[1]),
                 stage(1),
-                Downsample(channels[1], channels[2]),
+                PatchEmbedding(channels[1], channels[2]),
                 stage(2),
                 LastDownsample(channels[2], channels[3], resolution // 16, mode=bias_mode),
                 stage(3),
@@ -317,12 +307,12 @@ class EfficientFormerV2(Backbone):
         features, x = [], self.patch_embed(images)
         for index, layer in enumerate(self.network):
             x = layer(x)
-            if index % 2 == 0:  # a stage; between them the map gets coarser
+            if index % 2 == 0:  # a stage; the layers between stages downsample
                 features.append(x)
         return features
 
 
-VARIANTS = {  # channels, depths, widths of the hidden layers of stages 3 and 4, blocks with attention, drop path
+VARIANTS = {  # channels, depths, MLP ratios of stages 3 and 4, blocks with attention, drop path rate
     "s0": ((32, 48, 96, 176), (2, 2, 6, 4), ("433344", "4334"), 2, 0.0),
     "s1": ((32, 48, 120, 224), (3, 3, 9, 6), ("443333444", "443344"), 2, 0.0),
     "s2": ((32, 64, 144, 288), (4, 4, 12, 8), ("443333334444", "44333344"), 4, 0.02),
@@ -333,7 +323,7 @@ VARIANTS = {  # channels, depths, widths of the hidden layers of stages 3 and 4,
 def _variant(
     size: str, *, bias_mode: BiasMode = "spatial", resolution: int = 512, drop_path_rate: float | None = None
 ) -> EfficientFormerV2:
-    """S0, S1, S2 and L; arguments as for `EfficientFormerV2`; a `drop_path_rate` of None is the published one."""
+    """S0, S1, S2 or L; arguments as in `EfficientFormerV2`; a `drop_path_rate` of None is the published one."""
     channels, depths, ratios, num_attention, published_rate = VARIANTS[size]
     return EfficientFormerV2(
         channels,

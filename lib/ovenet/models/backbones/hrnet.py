@@ -1,7 +1,7 @@
-"""HRNetV2 (Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", 2019). Its later stages may
-exist twice: the second copy, the offset branch of OVeNet, is a `HRNetTail`.
+"""HRNetV2 (Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", 2019). The offset branch of
+OVeNet is a second copy of its last stages, `HRNetTail`.
 
-Shapes: image ``(B, 3, H, W)``; branch ``r`` of a stage has ``(B, C_r, H/4/2^r, W/4/2^r)``, sizes rounded up.
+Shapes: image ``(B, 3, H, W)``; resolution ``r`` of a stage is ``(B, C_r, H/4/2^r, W/4/2^r)``, sizes rounded up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_features
+from ovenet.geometry import resize_features, spatial_size
 from ovenet.models.activation_checkpointing import checkpointed
 from ovenet.models.backbones.blocks import BLOCKS, block_chain, conv_bn
 from ovenet.models.interfaces import ForkableBackbone, PublishedNames, Tail, initialize_convolutions
@@ -95,15 +95,15 @@ class HRNet(ForkableBackbone):
     """HRNetV2.
 
     Args:
-        stages: the four stages, `StageSpec` or the same settings by name; the first has one resolution.
-        flavour: ``mmseg`` upsamples inside the HR modules by the nominal factor first and then to the size that
-            is there, as mmsegmentation does; the same where sides are multiples of 32.
-        align_corners: convention of that upsampling.
-        checkpoint_activations: keep the activations of no HR module while training, and compute them again when needed.
+        stages: the four stages, as `StageSpec` or as settings by name; stage ``n`` has ``n`` resolutions.
+        flavour: ``mmseg`` upsamples inside the HR modules by the nominal factor first and then to the actual size, as
+            mmsegmentation does; ``hrnet`` upsamples once. They agree if height and width are multiples of 32.
+        align_corners: convention of this upsampling.
+        checkpoint_activations: recompute the activations of the HR modules in the backward pass.
         timm_name: see `Backbone`.
 
     Raises:
-        UserError: there are not four stages, or one has not as many resolutions as its number.
+        UserError: there are not four stages, or the settings of a stage are invalid.
     """
 
     published = (
@@ -148,7 +148,7 @@ class HRNet(ForkableBackbone):
         initialize_convolutions(self)
 
     def run(self, features: list[Tensor], start: int, stop: int) -> list[Tensor]:
-        """See `ForkableBackbone.run`; a stage gives all maps anew, one more than the stage before it."""
+        """See `ForkableBackbone.run`; each stage returns one more map than the stage before."""
         for number in range(start + 1, stop + 1):
             if number == 1:
                 (images,) = features
@@ -159,14 +159,16 @@ class HRNet(ForkableBackbone):
         return features
 
     def make_tail(self, stage: int, stages: Sequence[Mapping[str, Any]] | None = None) -> HRNetTail:
-        """See `ForkableBackbone.make_tail`; without settings with at most as many HR modules as OVeNet's."""
+        """See `ForkableBackbone.make_tail`; by default with at most as many HR modules as in OVeNet."""
         if not 2 <= stage <= NUM_STAGES:
-            raise UserError(f"an HRNet can be forked at stage 2, 3 or 4, not at {stage}")
+            raise UserError(f"MODEL.SEED.STAGE is {stage}; an HRNet can be forked at stage 2, 3 or 4")
         numbers = range(stage, NUM_STAGES + 1)
         if stages is None:
             specs = {number: usual_copy(self.stages[number], number) for number in numbers}
         elif len(stages) != len(numbers):
-            raise UserError(f"a fork at stage {stage} needs settings of {len(numbers)} stages, got {len(stages)}")
+            raise UserError(
+                f"MODEL.SEED.STAGES has {len(stages)} entries; a fork at stage {stage} needs {len(numbers)}"
+            )
         else:
             specs = {n: StageSpec.of(s, n) for n, s in zip(numbers, stages, strict=True)}
         return HRNetTail(
@@ -182,9 +184,9 @@ class HRNetTail(Tail):
     """The last stages of an HRNet.
 
     Args:
-        before: channels of the maps that come in.
+        before: channels of the input maps.
         specs: settings of the stages by number.
-        flavour, align_corners, checkpoint_activations: as for `HRNet`.
+        flavour, align_corners, checkpoint_activations: as in `HRNet`.
     """
 
     published = (
@@ -221,20 +223,20 @@ def _add_stages(
 ) -> None:
     for number, spec in specs.items():
         module.add_module(f"transition{number - 1}", Transition(before, spec.out_channels))
-        units = [HRModule(spec, flavour=flavour, align_corners=align_corners) for _ in range(spec.num_modules)]
-        module.add_module(f"stage{number}", nn.Sequential(*units))
+        modules = [HRModule(spec, flavour=flavour, align_corners=align_corners) for _ in range(spec.num_modules)]
+        module.add_module(f"stage{number}", nn.Sequential(*modules))
         before = spec.out_channels
 
 
 def _run_stage(module: nn.Module, number: int, features: list[Tensor], *, checkpoint_activations: bool) -> list[Tensor]:
     features = getattr(module, f"transition{number - 1}")(features)
-    for unit in getattr(module, f"stage{number}"):
-        features = checkpointed(unit, features) if checkpoint_activations else unit(features)
+    for hr_module in getattr(module, f"stage{number}"):
+        features = checkpointed(hr_module, features) if checkpoint_activations else hr_module(features)
     return features
 
 
 class Transition(nn.ModuleList):
-    """Converts the outputs of one stage to the widths of the next and adds its new, coarser resolution."""
+    """Converts the maps of one stage to the channels of the next, and adds the next stage's coarser resolutions."""
 
     def __init__(self, before: Sequence[int], after: Sequence[int]):
         layers: list[nn.Module] = []
@@ -256,7 +258,7 @@ class Transition(nn.ModuleList):
 
 
 class HRModule(nn.Module):
-    """Residual blocks on every resolution; then every output resolution is the sum of all of them, resized."""
+    """Residual blocks at every resolution; each output map is then the sum of all maps, resized."""
 
     def __init__(self, spec: StageSpec, *, flavour: Flavour = "hrnet", align_corners: bool):
         super().__init__()
@@ -274,14 +276,16 @@ class HRModule(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Takes and returns one map per resolution; shapes stay."""
+        """One map per resolution to maps of the same shapes."""
         features = [branch(x) for branch, x in zip(self.branches, features, strict=True)]
         return [self._fuse(target, features) for target in range(len(features))]
 
     def _fuse(self, target: int, features: list[Tensor]) -> Tensor:
-        size = features[target].shape[-2:]
+        size = spatial_size(features[target])
+        layers = self.fuse_layers[target]
+        assert isinstance(layers, nn.ModuleList)
         total: Tensor | None = None
-        for source, (layer, x) in enumerate(zip(self.fuse_layers[target], features, strict=True)):
+        for source, (layer, x) in enumerate(zip(layers, features, strict=True)):
             part = layer(x)
             if self.upsamples_twice and source > target:
                 factor = 2 ** (source - target)
@@ -326,7 +330,7 @@ VARIANTS: dict[str, tuple[StageSpec, ...]] = {
 def _hrnet_variant(
     variant: str, *, flavour: Flavour = "hrnet", align_corners: bool = True, checkpoint_activations: bool = False
 ) -> HRNet:
-    """A published HRNet; arguments as for `HRNet`."""
+    """A published HRNet; arguments as in `HRNet`."""
     timm_name = variant.removesuffix("_v1")  # other repositories call small-v1 "small"
     return HRNet(
         VARIANTS[variant],
@@ -349,5 +353,5 @@ def hrnet(
     align_corners: bool = True,
     checkpoint_activations: bool = False,
 ) -> HRNet:
-    """An HRNet of any width and depth; arguments as for `HRNet`."""
+    """An HRNet of any width and depth; arguments as in `HRNet`."""
     return HRNet(stages, flavour=flavour, align_corners=align_corners, checkpoint_activations=checkpoint_activations)

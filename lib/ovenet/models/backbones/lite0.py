@@ -1,4 +1,4 @@
-"""A pretrained backbone with nothing to download by hand."""
+"""EfficientNet-Lite0 with ImageNet weights from a Python package."""
 
 from __future__ import annotations
 

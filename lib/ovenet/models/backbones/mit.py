@@ -11,12 +11,14 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, linspace, nn
 
+from ovenet.geometry import spatial_size
 from ovenet.models.interfaces import Backbone, PublishedNames, initialize_transformer
 from ovenet.models.registry import BACKBONES
 from ovenet.models.stochastic_depth import StochasticDepth
+from ovenet.structures import Size
 
 NUM_HEADS = (1, 2, 5, 8)
-REDUCTIONS = (8, 4, 2, 1)  # of keys and values, per side
+REDUCTIONS = (8, 4, 2, 1)  # downsampling of keys and values along each axis
 FFN_RATIO = 4
 NORM_EPS = 1e-6
 STRIDES = (4, 8, 16, 32)
@@ -27,7 +29,7 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+def to_map(tokens: Tensor, size: Size) -> Tensor:
     """``(B, N, C)`` to ``(B, C, h, w)``."""
     return tokens.transpose(1, 2).unflatten(2, size)
 
@@ -40,14 +42,14 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """A map to tokens, and the size ``(h, w)`` of what they came from."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
+        """Map to tokens, and the size ``(h, w)`` of the token grid."""
         x = self.projection(x)
-        return self.norm(to_tokens(x)), tuple(x.shape[-2:])
+        return self.norm(to_tokens(x)), spatial_size(x)
 
 
 class ReducedAttention(nn.Module):
-    """Self-attention whose keys and values come from a map that is `reduction` times smaller per side."""
+    """Self-attention with keys and values downsampled by `reduction` along each axis."""
 
     def __init__(self, channels: int, num_heads: int, reduction: int):
         super().__init__()
@@ -57,12 +59,12 @@ class ReducedAttention(nn.Module):
             self.sr = nn.Conv2d(channels, channels, reduction, stride=reduction)
             self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
-    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """``(B, N, C)`` to the same shape."""
         others = tokens
         if self.reduction > 1:
             x = to_map(tokens, size)
-            missing = [max(0, self.reduction - n) for n in size]  # of maps smaller than one reduced pixel
+            missing = [max(0, self.reduction - n) for n in size]  # in maps smaller than one downsampled pixel
             if any(missing):
                 x = F.pad(x, (0, missing[1], 0, missing[0]))
             others = self.norm(to_tokens(self.sr(x)))
@@ -70,7 +72,7 @@ class ReducedAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward layer with a depthwise 3x3 convolution in it, which tells positions apart."""
+    """Feed-forward layer with a depthwise 3x3 convolution, which encodes positions."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -82,13 +84,13 @@ class MixFFN(nn.Module):
             nn.Conv2d(hidden, channels, 1),
         )
 
-    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """``(B, N, C)`` to the same shape."""
         return to_tokens(self.layers(to_map(tokens, size)))
 
 
 class Block(nn.Module):
-    """Attention and feed-forward layer, each with a shortcut that may skip it while training."""
+    """Attention and feed-forward layer, each with LayerNorm before and stochastic depth."""
 
     def __init__(self, channels: int, num_heads: int, reduction: int, drop_path: float):
         super().__init__()
@@ -98,14 +100,14 @@ class Block(nn.Module):
         self.ffn = MixFFN(channels)
         self.drop_path = StochasticDepth(drop_path)
 
-    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """``(B, N, C)`` to the same shape."""
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens), size))
         return tokens + self.drop_path(self.ffn(self.norm2(tokens), size))
 
 
 class Stage(nn.Module):
-    """Patches, blocks, LayerNorm."""
+    """Patch embedding, blocks, LayerNorm."""
 
     def __init__(self, index: int, in_channels: int, channels: int, drop_paths: list[float]):
         super().__init__()
@@ -115,7 +117,7 @@ class Stage(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map to the next coarser one."""
+        """Map to the next coarser map."""
         tokens, size = self.embed(x)
         for block in self.blocks:
             tokens = block(tokens, size)
@@ -126,9 +128,9 @@ class MixTransformer(Backbone):
     """MiT.
 
     Args:
-        width: channels per attention head: 32 for B0, 64 for the others.
-        depths: blocks per stage.
-        drop_path_rate: probability that the last block is skipped for a sample while training; rises linearly to it.
+        width: channels per attention head: 32 in B0, 64 in the others.
+        depths: number of blocks of each stage.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
     """
 
     published = (
@@ -169,7 +171,7 @@ DEPTHS = ((2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3)
 
 
 def _mit_variant(number: int, *, drop_path_rate: float = 0.1) -> MixTransformer:
-    """MiT-B0 to B5; arguments as for `MixTransformer`."""
+    """MiT-B0 to B5; arguments as in `MixTransformer`."""
     return MixTransformer(32 if number == 0 else 64, DEPTHS[number], drop_path_rate=drop_path_rate)
 
 

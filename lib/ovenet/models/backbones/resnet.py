@@ -1,8 +1,7 @@
-"""ResNet in the form that segmentation uses: a stem of three 3x3 convolutions (V1c, He et al., "Bag of Tricks for Image
-Classification", 2019), and dilation in place of the last strides.
+"""ResNet for segmentation: a stem of three 3x3 convolutions (V1c, He et al., "Bag of Tricks for Image Classification",
+2019), and dilation in place of the last strides.
 
-Dilation grows as in mmsegmentation and timm: the first block of a stage that gave up its stride keeps the dilation of
-the stage before it.
+As in mmsegmentation and timm, the first block of a dilated stage has the dilation of the stage before.
 
 Shapes: image ``(B, 3, H, W)``; stage ``n`` of 1 to 4 has ``(B, 256 * 2^(n-1), H / stride, W / stride)``.
 """
@@ -21,7 +20,7 @@ from ovenet.models.interfaces import ForkableBackbone, PublishedNames, Tail, ini
 from ovenet.models.registry import BACKBONES
 
 STEM_CHANNELS = 64
-WIDTHS = (64, 128, 256, 512)  # of the 3x3 convolutions, by stage
+WIDTHS = (64, 128, 256, 512)  # channels of the 3x3 convolutions, by stage
 NUM_STAGES = 4
 
 _LAYERS = (r"(layer\d)\.", r"\1.")
@@ -31,8 +30,8 @@ class ResNet(ForkableBackbone):
     """ResNetV1c.
 
     Args:
-        num_blocks: bottlenecks per stage.
-        output_stride: of the last map; 8 and 16 dilate the last stages instead.
+        num_blocks: number of bottlenecks of each stage.
+        output_stride: stride of the last map; 8 and 16 dilate the last stages.
         timm_name: see `Backbone`.
     """
 
@@ -69,7 +68,7 @@ class ResNet(ForkableBackbone):
         half = STEM_CHANNELS // 2
         self.stem = nn.Sequential(
             *conv_bn(3, half, stride=2), *conv_bn(half, half), *conv_bn(half, STEM_CHANNELS)
-        )  # children 0 to 8, as others count them
+        )  # children 0 to 8, as in mmsegmentation
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for number in range(1, NUM_STAGES + 1):
             self.add_module(f"layer{number}", self._make_layer(number))
@@ -78,7 +77,7 @@ class ResNet(ForkableBackbone):
     def _make_layer(self, number: int) -> nn.Sequential:
         before = (4, *self.strides)[number - 1]  # the stem's stride is 4
         stride = self.strides[number - 1] // before
-        nominal = 4 * 2 ** (number - 1)  # what the stride would be without dilation
+        nominal = 4 * 2 ** (number - 1)  # stride without dilation
         dilation = nominal // self.strides[number - 1]
         first_dilation = dilation if stride > 1 or dilation == 1 else dilation // 2
         width = WIDTHS[number - 1]
@@ -91,7 +90,7 @@ class ResNet(ForkableBackbone):
         return nn.Sequential(*blocks)
 
     def run(self, features: list[Tensor], start: int, stop: int) -> list[Tensor]:
-        """See `ForkableBackbone.run`; a stage adds its map to those before it."""
+        """See `ForkableBackbone.run`; each stage adds its map to those of the stages before."""
         x = features[-1]
         if start == 0:
             x, features = self.maxpool(self.stem(x)), []
@@ -101,11 +100,11 @@ class ResNet(ForkableBackbone):
         return features
 
     def make_tail(self, stage: int, stages: Sequence[Mapping[str, Any]] | None = None) -> ResNetTail:
-        """See `ForkableBackbone.make_tail`; the copied stages have no settings of their own."""
+        """See `ForkableBackbone.make_tail`; the copied stages have no settings."""
         if not 2 <= stage <= NUM_STAGES:
-            raise UserError(f"a ResNet can be forked at stage 2, 3 or 4, not at {stage}")
+            raise UserError(f"MODEL.SEED.STAGE is {stage}; a ResNet can be forked at stage 2, 3 or 4")
         if stages is not None:
-            raise UserError("the copied stages of a ResNet have no settings")
+            raise UserError("MODEL.SEED.STAGES is set, but the stages of a ResNet have no settings; leave it away")
         layers = {number: self._make_layer(number) for number in range(stage, NUM_STAGES + 1)}
         return ResNetTail(layers, self.channels[stage - 1 :], self.strides[stage - 1 :])
 
@@ -130,7 +129,7 @@ class ResNetTail(Tail):
 
 
 def _resnet_variant(depth: int, *, output_stride: Literal[8, 16, 32] = 8) -> ResNet:
-    """A published ResNetV1c, in the form D8 unless told otherwise; arguments as for `ResNet`."""
+    """A published ResNetV1c, by default D8 with an output stride of 8; arguments as in `ResNet`."""
     num_blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
     return ResNet(num_blocks, output_stride=output_stride, timm_name=f"resnet{depth}c")
 

@@ -1,7 +1,7 @@
-"""Swin (Liu et al., 2021) of transformers, whose windows lie as those of mmsegmentation do.
+"""Swin (Liu et al., 2021) from transformers, with windows at the same positions as in mmsegmentation.
 
-timm's Swin shifts a map before it pads it to whole windows, mmsegmentation and transformers after; the two differ
-wherever a map is no multiple of the window, as at 512x512.
+timm's Swin shifts a map before it pads it to whole windows, mmsegmentation and transformers after. The results differ
+if a map's size is not a multiple of the window, as at 512x512.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ HEAD_CHANNELS = 32  # channels per attention head
 
 
 def unfolded_to_stacked(tensor: Tensor) -> Tensor:
-    """What reads four neighbouring pixels, in the order of transformers instead of that of mmsegmentation.
+    """Converts weights over 2x2 pixels from mmsegmentation's order to that of transformers.
 
     Args:
-        tensor: ``(..., 4 C)``, the four pixels of a channel side by side, row by row.
+        tensor: ``(..., 4 C)``, ordered by channel, then by pixel, row by row.
 
     Returns:
-        The same shape: all channels of a pixel side by side, the pixels column by column.
+        ``(..., 4 C)``, ordered by pixel, column by column, then by channel.
     """
     by_pixel = tensor.unflatten(-1, (-1, 2, 2))  # channel, row, column
     return by_pixel.movedim(-3, -1).transpose(-3, -2).flatten(-3)
 
 
 class SwinBackbone(Backbone):
-    """Swin with a LayerNorm on each of its four maps, as it is used for segmentation.
+    """Swin for segmentation, with a LayerNorm on each of its four maps.
 
     Args:
         width: channels of the first map.
-        depths: blocks per stage.
-        window: side of the attention's windows in pixels of a map.
-        drop_path_rate: probability that the last block is skipped for a sample while training; rises linearly to it.
+        depths: number of blocks of each stage.
+        window: height and width of the attention windows in pixels of a map.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
 
     Raises:
         UserError: `window` is below 1, `drop_path_rate` is not in [0, 1), or transformers is not installed.
@@ -104,9 +104,9 @@ class SwinBackbone(Backbone):
     ):
         super().__init__()
         if window < 1:
-            raise UserError(f"WINDOW of the swin backbone is {window}; expected at least 1")
+            raise UserError(f"MODEL.BACKBONE.WINDOW is {window}; expected at least 1")
         if not 0 <= drop_path_rate < 1:
-            raise UserError(f"DROP_PATH_RATE of the swin backbone is {drop_path_rate}; expected at least 0 and below 1")
+            raise UserError(f"MODEL.BACKBONE.DROP_PATH_RATE is {drop_path_rate}; expected at least 0 and below 1")
         swin = transformers_module("swin", "the swin backbones")
         self.channels = tuple(width * 2**i for i in range(len(depths)))
         self.strides = STRIDES
@@ -119,7 +119,7 @@ class SwinBackbone(Backbone):
             out_features=[f"stage{i + 1}" for i in range(len(depths))],
         )
         self.body = swin.SwinBackbone(config)
-        self.body.swin.layernorm = nn.Identity()  # of the classifier: no map goes through it
+        self.body.swin.layernorm = nn.Identity()  # only the classifier uses it
         for block in (block for stage in self.body.swin.encoder.layers for block in stage.blocks):
             block.mlp = _DroppedMLP(block.mlp, block.drop_path)
 
@@ -129,7 +129,7 @@ class SwinBackbone(Backbone):
 
 
 class _DroppedMLP(nn.Module):
-    """The second half of a block, which is skipped at random as the first one is; in transformers it never is."""
+    """MLP of a block, with stochastic depth as in mmsegmentation; transformers applies it to the attention only."""
 
     def __init__(self, mlp: Any, drop_path: nn.Module):
         super().__init__()
@@ -148,7 +148,7 @@ VARIANTS = {  # width and depths
 
 
 def _swin_variant(name: str, *, window: int = 7, drop_path_rate: float = 0.3) -> SwinBackbone:
-    """Swin-T to -L; arguments as for `SwinBackbone`."""
+    """Swin-T to Swin-L; arguments as in `SwinBackbone`."""
     return SwinBackbone(*VARIANTS[name], window=window, drop_path_rate=drop_path_rate)
 
 

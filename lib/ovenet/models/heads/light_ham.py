@@ -1,4 +1,4 @@
-"""The decoder of SegNeXt (Guo et al., 2022): a lightweight Hamburger, whose global context is a matrix factorisation
+"""The decoder of SegNeXt (Guo et al., 2022): a lightweight Hamburger, with matrix factorisation for global context
 (Geng et al., "Is Attention Better Than Matrix Decomposition?", 2021).
 
 Shapes: ``N = h * w`` pixels, ``C`` channels, ``R`` bases.
@@ -14,26 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_features
-from ovenet.models.heads.offset_learning import ClassifierKind, make_classifier
+from ovenet.geometry import at_least_float32, resize_features, spatial_size
+from ovenet.models.heads.offset_learning import NUM_GROUPS, ClassifierKind, make_classifier
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
 from ovenet.models.precision import without_autocast
 from ovenet.models.registry import HEADS
 
-NUM_GROUPS = 32  # of every GroupNorm
-BASES_SEED = 0
+BASES_RANDOM_STATE = 0
 SMALLEST_DENOMINATOR = 1e-6
 
 Bases = Literal["seeded", "official"]
 
 
 def factorize(x: Tensor, bases: Tensor, num_steps: int) -> Tensor:
-    """Approximates a non-negative matrix by a product of two, by multiplicative updates (Lee and Seung, 1999).
+    """Approximates a non-negative matrix by a product of two, with multiplicative updates (Lee and Seung, 1999).
 
     Args:
-        x: ``(B, C, N)``, not negative.
-        bases: ``(B, C, R)`` to begin with, of unit length over ``C``.
-        num_steps: updates of coefficients and bases in turn.
+        x: ``(B, C, N)``, at least 0.
+        bases: initial bases ``(B, C, R)``, of unit length over ``C``.
+        num_steps: number of alternating updates of coefficients and bases.
 
     Returns:
         ``(B, C, N)`` of rank ``R``.
@@ -57,11 +56,13 @@ class MatrixFactorization(nn.Module):
     Args:
         channels: ``C``.
         rank: ``R``.
-        num_train_steps: see `factorize`, while training.
-        num_eval_steps: otherwise.
-        bases: how the first bases are drawn outside training: ``seeded`` draws the same ones every time, so that a
-            prediction depends on its image alone; ``official`` draws new ones, as the published code does.
+        num_train_steps: number of updates in training.
+        num_eval_steps: number of updates in evaluation.
+        bases: initial bases in evaluation: ``seeded`` uses the same ones every time, so that a prediction depends only
+            on its image; ``official`` draws new ones, as the published code does.
     """
+
+    bases: Tensor
 
     def __init__(
         self,
@@ -75,15 +76,14 @@ class MatrixFactorization(nn.Module):
         super().__init__()
         self.rank, self.redraws = rank, bases == "official"
         self.num_train_steps, self.num_eval_steps = num_train_steps, num_eval_steps
-        generator = torch.Generator("cpu").manual_seed(BASES_SEED)
+        generator = torch.Generator("cpu").manual_seed(BASES_RANDOM_STATE)
         drawn = torch.rand((1, channels, rank), generator=generator, device="cpu")
         self.register_buffer("bases", drawn.to(torch.empty(0).device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, h, w)``, not negative, to the same shape; computed in float32 at least."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        """Map ``(B, C, h, w)``, at least 0, to map of the same shape; computed in at least float32."""
         with without_autocast(x.device):
-            pixels = x.flatten(2).to(dtype)
+            pixels = at_least_float32(x.flatten(2))
             num_steps = self.num_train_steps if self.training else self.num_eval_steps
             product = factorize(pixels, F.normalize(self._draw(pixels), dim=1), num_steps)
         return product.to(x.dtype).unflatten(2, x.shape[-2:])
@@ -92,7 +92,7 @@ class MatrixFactorization(nn.Module):
         shape = (*pixels.shape[:2], self.rank)
         if self.training or self.redraws:
             return torch.rand(shape, device=pixels.device, dtype=pixels.dtype)
-        return self.bases.to(pixels.dtype).expand(shape)  # the same for every image
+        return self.bases.to(pixels.dtype).expand(shape)
 
 
 class ConvGroupNorm(nn.Sequential):
@@ -104,15 +104,15 @@ class ConvGroupNorm(nn.Sequential):
 
 @HEADS.register("light_ham")
 class LightHamHead(Head):
-    """SegNeXt's head: all maps but the finest at the size of the second, squeezed, with global context, and classified.
+    """SegNeXt's head: concatenates all maps but the finest at the second map's size, and adds global context.
 
     Args:
-        in_channels: channels per map, at least three maps.
-        in_strides: strides per map.
+        in_channels: channels of each map, at least three maps.
+        in_strides: stride of each map.
         num_classes: ``K``.
-        channels: width after squeezing; a multiple of 32.
-        dropout: of whole channels before the classifier.
-        classifier: a 1x1 convolution, or offset learning as OffSeg has it: without dropout.
+        channels: hidden channels, a multiple of 32.
+        dropout: probability of dropping a channel before the classifier ``conv1x1``.
+        classifier: a 1x1 convolution, or OffSeg's offset learning.
         bases: see `MatrixFactorization`.
         align_corners: convention of the upsampling.
 
@@ -151,11 +151,11 @@ class LightHamHead(Head):
         super().__init__()
         if len(in_channels) < 3:
             raise UserError(
-                f"the light_ham head reads at least 3 maps, the backbone and neck give {len(in_channels)}; use another "
-                "head, or a backbone with more maps and the neck none"
+                f"the light_ham head reads at least 3 maps, got {len(in_channels)}; use another head, or the neck none "
+                "and a backbone with more maps"
             )
         if channels < 1 or channels % NUM_GROUPS:
-            raise UserError(f"the light_ham head has {channels} channels; expected a multiple of {NUM_GROUPS}")
+            raise UserError(f"MODEL.HEAD.CHANNELS is {channels}; expected a multiple of {NUM_GROUPS}")
         self.feature_channels, self.stride = channels, in_strides[1]
         self.align_corners = align_corners
         self.squeeze = ConvGroupNorm(sum(in_channels[1:]), channels)
@@ -168,8 +168,8 @@ class LightHamHead(Head):
         self.classifier = make_classifier(classifier, channels, num_classes)
 
     def forward(self, features: list[Tensor]) -> SegOutput:
-        """See `Head.forward`; at the size of the second map."""
-        size = features[1].shape[-2:]
+        """See `Head.forward`; scores have the size of the second map."""
+        size = spatial_size(features[1])
         maps = [resize_features(x, size, align_corners=self.align_corners) for x in features[1:]]
         x = F.relu(self.squeeze(torch.cat(maps, dim=1)))
         context = self.after(self.context(F.relu(self.before(x))))

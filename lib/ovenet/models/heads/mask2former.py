@@ -1,5 +1,5 @@
-"""Mask2Former (Cheng et al., 2022): masks from queries, and a class for each. Pixel decoder and decoder are those of
-transformers; offset learning moves the queries' masks and the pixels towards each other, as OffSeg has it.
+"""Mask2Former (Cheng et al., 2022): each query predicts a mask and its class. Pixel decoder and transformer decoder
+come from the library transformers; the optional offset learning is OffSeg's.
 
 Shapes: ``Q`` queries, ``K`` classes, ``C`` channels, ``h w`` size of the finest map.
 """
@@ -14,50 +14,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
+from ovenet.geometry import at_least_float32
 from ovenet.models.extras import transformers_module
 from ovenet.models.heads.offset_learning import NUM_GROUPS, Offsets
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput
 from ovenet.models.precision import without_autocast
 from ovenet.models.registry import HEADS
-from ovenet.structures import QueryOutput
+from ovenet.structures import QueryOutput, Size
 
 NUM_MAPS = 4
-NUM_LEVELS = 3  # of them that the decoders look at
+NUM_LEVELS = 3  # maps that the transformer decoder attends to
 NUM_ATTENTION_HEADS = 8
 
 
 def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
-    """Scores of each class per pixel: the masks of all queries, weighted by their class probabilities.
+    """Class scores of each pixel: the sum of all masks, weighted by their class probabilities.
 
     Args:
-        classes: logits ``(B, Q, K + 1)``, the last of "nothing".
+        classes: logits ``(B, Q, K + 1)``; the last class is "no object".
         masks: logits ``(B, Q, h, w)``.
 
     Returns:
         ``(B, K, h, w)``, at least 0; the sum over the classes is not 1.
     """
-    masks = masks.to(torch.promote_types(masks.dtype, torch.float32))
-    shares = classes.to(masks.dtype).softmax(dim=2)[..., :-1]
+    masks = at_least_float32(masks)
+    class_probabilities = classes.to(masks.dtype).softmax(dim=2)[..., :-1]
     with without_autocast(masks.device):
-        return torch.einsum("bqk,bqhw->bkhw", shares, masks.sigmoid())
+        return torch.einsum("bqk,bqhw->bkhw", class_probabilities, masks.sigmoid())
 
 
 @HEADS.register("mask2former")
 class Mask2FormerHead(Head):
-    """Mask2Former's pixel decoder and transformer, there with the backbone ``swin_t``.
+    """Mask2Former's pixel decoder and transformer decoder; published with the backbone ``swin_t``.
 
     Args:
-        in_channels: channels of four maps; masks have the size of the first one.
-        in_strides: their strides.
+        in_channels: channels of each map, four maps; masks have the size of the first map.
+        in_strides: stride of each map.
         num_classes: ``K``.
         num_queries: ``Q``.
         channels: ``C``, a multiple of 32.
-        offset_learning: whether queries and pixels move towards each other before they are compared.
-        num_layers: of the decoder.
-        num_pixel_layers: of the pixel decoder, of deformable attention.
+        offset_learning: use `Offsets` between queries and pixels.
+        num_layers: layers of the transformer decoder.
+        num_pixel_layers: deformable attention layers of the pixel decoder.
 
     Raises:
-        UserError: the maps are others, a number is too small, or transformers is not installed.
+        UserError: there are not four maps, a number is too small, or transformers is not installed.
     """
 
     default_neck = "none"
@@ -140,16 +141,16 @@ class Mask2FormerHead(Head):
         super().__init__()
         if len(in_channels) != NUM_MAPS:
             raise UserError(
-                f"the mask2former head reads {NUM_MAPS} maps, got {len(in_channels)}; set MODEL.NECK none, and a "
-                "backbone that gives as many (swin_t, convnext_tiny, …)"
+                f"the mask2former head reads {NUM_MAPS} maps, got {len(in_channels)}; set MODEL.NECK.NAME none, and a "
+                f"backbone with {NUM_MAPS} maps (swin_t, convnext_tiny, …)"
             )
         if channels < NUM_GROUPS or channels % NUM_GROUPS:
-            raise UserError(f"CHANNELS of the mask2former head is {channels}; expected a multiple of {NUM_GROUPS}")
+            raise UserError(f"MODEL.HEAD.CHANNELS is {channels}; expected a multiple of {NUM_GROUPS}")
         for name, number in (
             ("NUM_QUERIES", num_queries), ("NUM_LAYERS", num_layers), ("NUM_PIXEL_LAYERS", num_pixel_layers)
         ):  # fmt: skip
             if number < 1:
-                raise UserError(f"{name} of the mask2former head is {number}; expected at least 1")
+                raise UserError(f"MODEL.HEAD.{name} is {number}; expected at least 1")
         self.feature_channels, self.stride = channels, in_strides[0]
         parts = _built_by_transformers(
             tuple(in_channels),
@@ -158,12 +159,13 @@ class Mask2FormerHead(Head):
             feature_size=channels,
             mask_feature_size=channels,
             hidden_dim=channels,
-            decoder_layers=num_layers + 1,  # counted with the prediction from the queries themselves
+            decoder_layers=num_layers + 1,  # transformers counts the prediction from the initial queries too
             encoder_layers=num_pixel_layers,
             num_attention_heads=NUM_ATTENTION_HEADS,
         )
         self.pixel_decoder, self.transformer, self.classifier = parts
-        self.transformer.decoder.mask_predictor = MaskPredictor(channels, offset_learning=offset_learning)
+        decoder = self.transformer.get_submodule("decoder")
+        decoder.mask_predictor = MaskPredictor(channels, offset_learning=offset_learning)
 
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`."""
@@ -179,7 +181,7 @@ class Mask2FormerHead(Head):
 
 
 class MaskPredictor(nn.Module):
-    """Masks from queries, and the attention mask for the next layer of transformers' decoder.
+    """Predicts masks from queries, and the attention mask of the next layer of transformers' decoder.
 
     Args:
         channels: ``C``.
@@ -192,16 +194,17 @@ class MaskPredictor(nn.Module):
         self.embed = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
         self.offsets = Offsets(channels) if offset_learning else None
 
-    def forward(self, states: Tensor, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(self, states: Tensor, pixels: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         """Masks of one layer.
 
         Args:
-            states: of the queries ``(Q, B, C)``.
-            pixels: ``(B, C, h, w)``; offsets of earlier layers are not in them.
-            size: ``(h', w')`` of the map that the next layer looks at.
+            states: hidden states of the queries ``(Q, B, C)``.
+            pixels: pixel features ``(B, C, h, w)``, without the offsets of earlier layers.
+            size: ``(h', w')`` of the map that the next layer attends to.
 
         Returns:
-            Logits ``(B, Q, h, w)``, and ``(B * heads, Q, h' * w')``, True where the query's mask is not.
+            Mask logits ``(B, Q, h, w)``, and the attention mask ``(B * heads, Q, h' * w')``, True outside the query's
+            mask.
         """
         queries = self.embed(states.transpose(0, 1))
         flat = pixels.flatten(2)
@@ -218,15 +221,17 @@ class MaskPredictor(nn.Module):
 def _built_by_transformers(
     in_channels: tuple[int, ...], *, num_classes: int, **settings: Any
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Pixel decoder, transformer and classifier, started as transformers starts them."""
+    """Pixel decoder, transformer decoder and classifier, initialised by transformers."""
     modeling = transformers_module("mask2former", "the mask2former head")
     config = modeling.Mask2FormerConfig(dropout=0.0, **settings)
 
-    class Parts(modeling.Mask2FormerPreTrainedModel):
+    base: Any = modeling.Mask2FormerPreTrainedModel
+
+    class Parts(base):
         def __init__(self) -> None:
             super().__init__(config)
             self.pixel_decoder = modeling.Mask2FormerPixelDecoder(config, in_channels)
-            # Built there by torch.Tensor(), which does not ask for the device.
+            # transformers builds it by torch.Tensor(), which ignores the default device.
             self.pixel_decoder.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, config.feature_size))
             self.transformer = modeling.Mask2FormerTransformerModule(config.feature_size, config)
             self.classifier = nn.Linear(config.hidden_dim, num_classes + 1)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
+from ovenet.geometry import at_least_float32
 from ovenet.models.backbones.blocks import conv_bn
-from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, FCNHead, reset_predictor
+from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, FCNHead, last_conv, reset_predictor
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
 from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import HEADS
@@ -27,18 +28,17 @@ def _conv_bn_relu(in_channels: int, out_channels: int, num_layers: int = 1) -> n
 
 
 def gather_regions(features: Tensor, region_logits: Tensor) -> Tensor:
-    """Each region's features: the pixels' features weighted by the softmax of the region's logits over all pixels.
+    """Features of each region: the mean of the pixel features, weighted by the softmax of its logits over the pixels.
 
     Args:
         features: ``(B, C, h, w)``.
         region_logits: ``(B, K, h, w)``.
 
     Returns:
-        ``(B, C, K)``, the weights computed in float32 at least.
+        ``(B, C, K)``; the weights are computed in at least float32.
     """
-    logits = region_logits.flatten(2)
-    weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=2).to(features.dtype)
-    weights = weights.contiguous()  # rows of 19 classes are slow on a GPU's matrix units, rows of pixels are not
+    weights = at_least_float32(region_logits.flatten(2)).softmax(dim=2).to(features.dtype)
+    weights = weights.contiguous()  # with K contiguous, 19 classes, the product below is slow on tensor cores
     return torch.einsum("bcn,bkn->bck", features.flatten(2), weights)
 
 
@@ -54,11 +54,13 @@ class RegionAttention(nn.Module):
         self.up = _conv_bn_relu(key_channels, channels)
 
     def forward(self, features: Tensor, regions: Tensor) -> Tensor:
-        """Pixel features ``(B, C, h, w)`` and region features ``(B, C, K)`` to the context ``(B, C, h, w)``."""
+        """Pixel features ``(B, C, h, w)`` and region features ``(B, C, K)`` to context ``(B, C, h, w)``."""
         query = self.query(features).flatten(2)  # (B, C', N)
         regions = regions.unsqueeze(-1)  # (B, C, K, 1)
         key, value = self.key(regions).flatten(2), self.value(regions).flatten(2)  # (B, C', K)
-        weights = torch.einsum("bck,bcn->bkn", key * self.scale, query).softmax(dim=1)  # keys are few
+        weights = torch.einsum("bck,bcn->bkn", key * self.scale, query).softmax(
+            dim=1
+        )  # scales the keys, of which there are few
         context = torch.einsum("bkn,bck->bnc", weights.to(value.dtype), value).transpose(1, 2)
         return self.up(context.unflatten(2, features.shape[-2:]))
 
@@ -69,9 +71,9 @@ class RegionHead(Head):
     Args:
         in_channels: channels of the map.
         num_classes: ``K``.
-        channels: between the convolutions.
-        kernel: size of the first convolution.
-        dropout: of whole channels before the last convolution.
+        channels: hidden channels.
+        kernel: kernel size of the first convolution.
+        dropout: probability of dropping a channel before the last convolution.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, channels: int, kernel: Literal[1, 3], dropout: float):
@@ -80,7 +82,7 @@ class RegionHead(Head):
             *conv_bn(in_channels, channels, kernel=kernel), nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1)
         )
         initialize_convolutions(self)
-        reset_predictor(self.layers[-1], CLASSIFIER_WEIGHT_STD)
+        reset_predictor(last_conv(self.layers), CLASSIFIER_WEIGHT_STD)
 
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`."""
@@ -90,23 +92,26 @@ class RegionHead(Head):
 
 @HEADS.register("ocr")
 class OCRHead(Head):
-    """Auxiliary scores for the regions, and a final prediction from pixel features joined with their object context.
+    """Auxiliary scores define the object regions; final scores come from pixel features and their object context.
 
-    The last map is read; the auxiliary scores come from the one before it, where there is one (as mmsegmentation's
-    ResNets have it).
+    Reads the last map. The auxiliary scores are predicted from the map before it if there is one, as with
+    mmsegmentation's ResNets.
 
     Args:
-        in_channels: channels per map.
-        in_strides: strides per map.
+        in_channels: channels of each map.
+        in_strides: stride of each map.
         num_classes: ``K``.
-        flavour: whose network it is: ``hrnet``, the authors' and OVeNet's, whose convolutions before the attention
-            have biases, or ``mmseg``, mmsegmentation's, whose have none.
-        mid_channels: width of pixel and region features.
-        key_channels: width of queries and keys.
-        dropout: of whole channels, before the classifier; None is 0.05 for ``hrnet`` and 0 for ``mmseg``.
-        final_kernel: size of the auxiliary head's last convolution (``hrnet`` only).
-        aux_channels: width of the auxiliary head; None is that of its input (``mmseg`` only).
-        aux_kernel: size of the auxiliary head's first convolution (``mmseg`` only).
+        flavour: ``hrnet`` for the network of the authors and of OVeNet, ``mmseg`` for mmsegmentation's; they differ in
+            the auxiliary head, and in the bias of the convolution before the attention.
+        mid_channels: channels of pixel and region features.
+        key_channels: channels of queries and keys.
+        dropout: probability of dropping a channel before the classifier; None is 0.05 for ``hrnet``, 0 for ``mmseg``.
+        final_kernel: kernel size of the auxiliary head's last convolution (``hrnet`` only).
+        aux_channels: hidden channels of the auxiliary head; None for those of its input (``mmseg`` only).
+        aux_kernel: kernel size of the auxiliary head's first convolution (``mmseg`` only).
+
+    Raises:
+        UserError: a setting of the other flavour is set, a width is below 1, or the last two maps differ in stride.
     """
 
     num_outputs: ClassVar[int] = 2
@@ -177,17 +182,22 @@ class OCRHead(Head):
     ):
         super().__init__()
         if flavour == "hrnet" and (aux_channels is not None or aux_kernel != 1):
-            raise UserError("aux_channels and aux_kernel belong to the flavour mmseg of the ocr head, not to hrnet")
+            raise UserError(
+                f"MODEL.HEAD.AUX_CHANNELS is {aux_channels}, AUX_KERNEL {aux_kernel}; the ocr head of FLAVOUR hrnet "
+                "has neither, leave them away"
+            )
         if flavour == "mmseg" and final_kernel != 1:
-            raise UserError("final_kernel belongs to the flavour hrnet of the ocr head, not to mmseg")
+            raise UserError(
+                f"MODEL.HEAD.FINAL_KERNEL is {final_kernel}; the ocr head of FLAVOUR mmseg has none, leave it away"
+            )
         if min(mid_channels, key_channels) < 1:
             raise UserError(
-                f"mid_channels {mid_channels}, key_channels {key_channels} of the ocr head; expected at least 1"
+                f"MODEL.HEAD.MID_CHANNELS is {mid_channels}, KEY_CHANNELS {key_channels}; expected at least 1"
             )
         if len(set(in_strides[-2:])) > 1:
             raise UserError(
-                f"the ocr head reads the last two maps, and their strides are {in_strides[-2]} and {in_strides[-1]}; "
-                "use the neck concat"
+                f"the ocr head reads the last two maps, but their strides are {in_strides[-2]} and {in_strides[-1]}; "
+                "set MODEL.NECK.NAME concat"
             )
         self.feature_channels, self.stride = mid_channels, in_strides[-1]
         is_mmseg = flavour == "mmseg"

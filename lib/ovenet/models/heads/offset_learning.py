@@ -1,8 +1,8 @@
 """Offset learning on one screen (Zhang et al., "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better
 Spatial and Class Feature Alignment", 2025): classes and pixels move towards each other before they are compared.
 
-With class embeddings ``W`` and pixels ``E``, ``A = W E^T`` says how much they have to do with each other. Each class
-moves by what its pixels look like, ``W' = W + P_c(softmax_pixels(A) E)``, each pixel by what its classes look like,
+``A = W E^T`` is the affinity of class embeddings ``W`` and pixel features ``E``. Each class moves by the projected mean
+of its pixels, ``W' = W + P_c(softmax_pixels(A) E)``, each pixel by the projected mean of its classes,
 ``E' = E + P_f(softmax_classes(A)^T W)``, and the scores are ``LayerNorm_classes(E' W'^T)``.
 
 Shapes: ``K`` classes or queries, ``N = h * w`` pixels, ``C`` channels.
@@ -18,17 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
+from ovenet.geometry import at_least_float32
 from ovenet.models.heads.fcn import CLASSIFIER_WEIGHT_STD, reset_predictor
 from ovenet.models.interfaces import Head, Part, PublishedNames, SegOutput, initialize_convolutions
 from ovenet.models.registry import HEADS
 
-NUM_GROUPS = 32  # of the GroupNorm before the classifier
+NUM_GROUPS = 32  # groups of the GroupNorm before the classifier
 INITIAL_STD = 0.02
-BLOCK_SCORES = 2**22  # numbers per block of a table of pixels by classes
+BLOCK_SCORES = 2**22  # entries per block of a pixels-by-classes matrix
 
 
 class Offsets(Part):
-    """Moves class (or query) vectors and pixel vectors towards each other.
+    """Moves the vectors of classes (or queries) and of pixels towards each other.
 
     Args:
         channels: ``C``.
@@ -52,7 +53,7 @@ class Offsets(Part):
             nn.init.trunc_normal_(projection.weight, std=INITIAL_STD)
 
     def forward(self, classes: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves both, each by the other's original positions.
+        """Moves both; each offset is computed from the other's original vectors.
 
         Args:
             classes: ``(B, K, C)``.
@@ -63,28 +64,28 @@ class Offsets(Part):
         """
         affinity = _affinity(classes, pixels)
         of_classes = self.of_classes(affinity.softmax(dim=1).transpose(1, 2) @ pixels)
-        of_pixels = affinity.softmax(dim=2) @ self.of_pixels(classes)  # projected before: classes are fewer
+        of_pixels = affinity.softmax(dim=2) @ self.of_pixels(classes)  # projects the classes, of which there are fewer
         return classes + of_classes, pixels + of_pixels
 
     def products(self, classes: Tensor, pixels: Tensor) -> list[Tensor]:
-        """``E' W'^T``, the scores of moved pixels under moved classes, in blocks of pixels.
+        """Scores ``E' W'^T`` of the moved pixels for the moved classes, in blocks of pixels.
 
-        Pixels are not moved one by one: ``E' W'^T = E W'^T + softmax_classes(A)^T (P_f(W) W'^T)``, where the product in
-        brackets has but ``K x K`` numbers. Apart from ``A`` and the scores no table of all pixels by classes is held.
+        Computed without ``E'``: ``E' W'^T = E W'^T + softmax_classes(A)^T (P_f(W) W'^T)``, where the product in
+        parentheses is only ``K x K``. ``A`` and the scores are the only pixels-by-classes matrices held in full.
 
         Args:
             classes: ``(B, K, C)``.
             pixels: ``(B, N, C)``.
 
         Returns:
-            Each ``(B, n, K)``, ``N`` pixels in all.
+            Blocks ``(B, n, K)`` of ``n`` pixels, ``N`` in total.
         """
         block_size = max(1, BLOCK_SCORES // (len(pixels) * classes.shape[1]))
-        # A trace would have the blocks of the size that it was made for, whatever comes.
+        # A trace would fix the number of blocks.
         blocks = [pixels] if torch.jit.is_tracing() else pixels.split(block_size, dim=1)
         tables = [_affinity(classes, block) for block in blocks]
         moved = classes + self.of_classes(_mean_pixels(tables, blocks))
-        # Not called as a module: torch's FLOP counter does not take a parameter as a module's input.
+        # Not self.of_pixels(classes): torch's FLOP counter fails on a parameter as the input of a module.
         by_share = F.linear(classes, self.of_pixels.weight) @ moved.transpose(1, 2)  # (B, K, K)
         return [
             block @ moved.transpose(1, 2) + table.softmax(dim=2) @ by_share
@@ -93,13 +94,12 @@ class Offsets(Part):
 
 
 def _affinity(classes: Tensor, pixels: Tensor) -> Tensor:
-    """``A`` as ``(B, N, K)``, in float32 at least: its softmaxes need it."""
-    affinity = pixels @ classes.transpose(1, 2)
-    return affinity.to(torch.promote_types(affinity.dtype, torch.float32))
+    """``A`` as ``(B, N, K)``, in at least float32 for its softmaxes."""
+    return at_least_float32(pixels @ classes.transpose(1, 2))
 
 
 class OffsetLearning(Part):
-    """A classifier by offset learning, in place of a 1x1 convolution.
+    """A classifier with offset learning, in place of a 1x1 convolution.
 
     Args:
         channels: ``C``.
@@ -133,9 +133,9 @@ class OffsetLearning(Part):
 
 
 def _mean_pixels(tables: Sequence[Tensor], blocks: Sequence[Tensor]) -> Tensor:
-    """The mean pixel feature of each class ``(B, K, C)``, weighted by a softmax over all pixels.
+    """Mean pixel feature of each class ``(B, K, C)``, weighted by a softmax over all pixels.
 
-    A block's mean is weighted by its share of the softmax denominator.
+    The mean of each block is weighted by the block's part of the softmax denominator.
     """
     means = torch.stack([t.softmax(dim=1).transpose(1, 2) @ b for t, b in zip(tables, blocks, strict=True)])
     shares = torch.stack([table.logsumexp(dim=1) for table in tables]).softmax(dim=0)
@@ -146,7 +146,7 @@ ClassifierKind = Literal["conv1x1", "offset_learning"]
 
 
 def make_classifier(kind: ClassifierKind, channels: int, num_classes: int) -> nn.Module:
-    """What turns features ``(B, C, h, w)`` into scores ``(B, K, h, w)``: a 1x1 convolution or offset learning."""
+    """A classifier of features ``(B, C, h, w)`` to scores ``(B, K, h, w)``."""
     if kind == "offset_learning":
         return OffsetLearning(channels, num_classes)
     convolution = nn.Conv2d(channels, num_classes, 1)
@@ -156,15 +156,14 @@ def make_classifier(kind: ClassifierKind, channels: int, num_classes: int) -> nn
 
 @HEADS.register("offset_learning")
 class OffsetLearningHead(Head):
-    """OffSeg's head (there with the neck ``freqfusion``): the last map is mixed by a 1x1 convolution and classified by
-    offset learning.
+    """OffSeg's head, published with the neck ``freqfusion``: a 1x1 convolution and a classifier with offset learning.
 
     Args:
-        in_channels: channels per map.
-        in_strides: strides per map.
+        in_channels: channels of each map; the last map is read.
+        in_strides: stride of each map.
         num_classes: ``K``.
         channels: ``C``, a multiple of 32.
-        classifier: offset learning, or a 1x1 convolution to compare it with.
+        classifier: offset learning, or a 1x1 convolution for comparison.
 
     Raises:
         UserError: `channels` is no multiple of 32.
@@ -188,7 +187,7 @@ class OffsetLearningHead(Head):
     ):
         super().__init__()
         if channels < 1 or channels % NUM_GROUPS:
-            raise UserError(f"the offset_learning head has {channels} channels; expected a multiple of {NUM_GROUPS}")
+            raise UserError(f"MODEL.HEAD.CHANNELS is {channels}; expected a multiple of {NUM_GROUPS}")
         self.feature_channels, self.stride = channels, in_strides[-1]
         self.align = nn.Sequential(
             nn.Conv2d(in_channels[-1], channels, 1, bias=False),

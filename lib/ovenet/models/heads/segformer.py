@@ -1,4 +1,4 @@
-"""The decoder of SegFormer (Xie et al., 2021): every map projected, brought to one size, stacked and mixed."""
+"""The decoder of SegFormer (Xie et al., 2021): all maps are projected, upsampled, concatenated and mixed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ovenet.geometry import resize_features
+from ovenet.geometry import resize_features, spatial_size
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.heads.offset_learning import ClassifierKind, make_classifier
 from ovenet.models.interfaces import Head, PublishedNames, SegOutput, initialize_convolutions
@@ -16,15 +16,15 @@ from ovenet.models.registry import HEADS
 
 @HEADS.register("segformer")
 class SegFormerHead(Head):
-    """SegFormer's MLP, as mmsegmentation builds it: 1x1 convolutions with BatchNorm and ReLU.
+    """SegFormer's MLP head as in mmsegmentation: 1x1 convolutions with BatchNorm and ReLU.
 
     Args:
-        in_channels: channels per map; all maps are read.
-        in_strides: strides per map.
+        in_channels: channels of each map; all maps are read.
+        in_strides: stride of each map.
         num_classes: ``K``.
-        channels: width of every projection and of the mixture.
-        dropout: of whole channels before the classifier.
-        classifier: a 1x1 convolution, or offset learning as OffSeg has it: without dropout, at half the resolution.
+        channels: hidden channels.
+        dropout: probability of dropping a channel before the classifier ``conv1x1``.
+        classifier: a 1x1 convolution, or OffSeg's offset learning at half the resolution.
         align_corners: convention of the upsampling.
     """
 
@@ -67,7 +67,7 @@ class SegFormerHead(Head):
 
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`."""
-        size = features[0].shape[-2:]
+        size = spatial_size(features[0])
         maps = [
             resize_features(projection(x), size, align_corners=self.align_corners)
             for projection, x in zip(self.projections, features, strict=True)

@@ -1,8 +1,9 @@
-"""The neck of HRNetV2: all resolutions at the finest one, stacked."""
+"""The neck of HRNetV2: concatenates all maps at the finest resolution."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,12 +18,12 @@ class ConcatNeck(Neck):
     """Upsamples every map to the first one's size and concatenates the channels.
 
     Args:
-        in_channels: channels per map.
-        in_strides: strides per map.
-        projection: width to which every map is brought first, by a 1x1 convolution with BatchNorm and ReLU; None leaves
-            the maps as they are.
+        in_channels: channels of each map.
+        in_strides: stride of each map.
+        projection: channels that each map is projected to first, by a 1x1 convolution with BatchNorm and ReLU; None for
+            no projection.
         align_corners: convention of the upsampling.
-        stacks: give the stack (True), or `StackedMaps`, for readers that may do without it.
+        stacks: return the concatenated map (True), or `StackedMaps` for heads that read these (False).
     """
 
     def __init__(
@@ -44,8 +45,8 @@ class ConcatNeck(Neck):
         )
         initialize_convolutions(self)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor] | list[StackedMaps]:
-        """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, sum C_r, h_0, w_0)``."""
+    def forward(self, features: list[Tensor]) -> list[Any]:
+        """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, sum C_r, h_0, w_0)`` or `StackedMaps` of that."""
         maps = [projection(x) for projection, x in zip(self.projections, features, strict=True)]
         stack = StackedMaps(maps, align_corners=self.align_corners)
         return [stack.stacked()] if self.stacks else [stack]
@@ -53,11 +54,11 @@ class ConcatNeck(Neck):
 
 @NECKS.register("none")
 class IdentityNeck(Neck):
-    """Hands the backbone's maps on.
+    """The identity: heads read the backbone's maps.
 
     Args:
-        in_channels: channels per map.
-        in_strides: strides per map.
+        in_channels: channels of each map.
+        in_strides: stride of each map.
     """
 
     def __init__(self, in_channels: Sequence[int], in_strides: Sequence[int]):
@@ -65,5 +66,5 @@ class IdentityNeck(Neck):
         self.channels, self.strides = tuple(in_channels), tuple(in_strides)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """The maps as they are."""
+        """Returns the maps unchanged."""
         return features

@@ -1,6 +1,6 @@
-"""Context modules: they give the coarsest map of a pyramid a view of the whole image.
+"""Context modules, which add global context to the coarsest map of a pyramid.
 
-Each takes all maps of a backbone, fine to coarse, and gives one ``(B, D, h, w)`` of the coarsest one's size.
+Each takes all maps of a backbone, fine to coarse, and returns one map ``(B, D, h, w)`` of the coarsest one's size.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovenet.geometry import average_pool, resize_features
+from ovenet.geometry import at_least_float32, average_pool, resize_features, spatial_size
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.interfaces import initialize_convolutions
 from ovenet.models.norm import BatchNorm2d
 
-TEMPERATURE = 0.05  # of the pairwise attention in the disentangled non-local block
+TEMPERATURE = 0.05  # temperature of the pairwise attention in the disentangled non-local block
 
 
 class Projection(nn.Module):
-    """None: the coarsest map, brought to the pyramid's width.
+    """No context: the coarsest map, projected to the pyramid's channels.
 
     Args:
-        in_channels: per map of the backbone.
+        in_channels: channels of each map of the backbone.
         channels: ``D``.
     """
 
@@ -35,7 +35,7 @@ class Projection(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """All maps to one."""
+        """All maps to one map."""
         return self.reduce(features[-1])
 
 
@@ -49,14 +49,14 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map to map of the same shape."""
         channels = x.flatten(2)
-        likeness = _at_least_float32(channels @ channels.transpose(1, 2))
-        weights = (likeness.amax(dim=2, keepdim=True) - likeness).softmax(dim=2)  # least to those most alike
+        similarity = at_least_float32(channels @ channels.transpose(1, 2))
+        weights = (similarity.amax(dim=2, keepdim=True) - similarity).softmax(dim=2)  # smallest for the most similar
         return x + self.scale * (weights.to(channels.dtype) @ channels).view_as(x)
 
 
 class DisentangledNonLocal(nn.Module):
-    """Pairs of pixels and single pixels, attended to apart (Yin et al., "Disentangled Non-Local Neural Networks",
-    2020); at its start the identity.
+    """Non-local attention with separate pairwise and unary terms (Yin et al., "Disentangled Non-Local Neural Networks",
+    2020); the identity at initialisation.
 
     Args:
         channels: ``D``.
@@ -72,27 +72,30 @@ class DisentangledNonLocal(nn.Module):
         self.project = conv_bn(inner, channels, kernel=1, relu=False)
         for layer in (self.query, self.key, self.value):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         initialize_convolutions(self.project)
-        nn.init.zeros_(self.project[-1].weight)
+        norm = self.project[-1]
+        assert isinstance(norm, BatchNorm2d)
+        nn.init.zeros_(norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map to map of the same shape. No table of pixels by pixels is held where torch has a kernel without one."""
+        """Map to map of the same shape, without a pixels-by-pixels matrix if torch has such a kernel for the device."""
         query, key, value = (_pixels(layer(x)) for layer in (self.query, self.key, self.value))
         query, key = (q - q.mean(dim=1, keepdim=True) for q in (query, key))
         scale = 1 / (math.sqrt(query.shape[2]) * TEMPERATURE)
         pairs = _attention(query, key, value, scale)
-        shares = _at_least_float32(self.unary(x).flatten(2)).softmax(dim=2).to(value.dtype)  # (B, 1, N)
-        context = (pairs + shares @ value).transpose(1, 2)
+        unary = at_least_float32(self.unary(x).flatten(2)).softmax(dim=2).to(value.dtype)  # (B, 1, N)
+        context = (pairs + unary @ value).transpose(1, 2)
         return x + self.project(context.unflatten(2, x.shape[-2:]))
 
 
 class ContextualRefinement(nn.Module):
-    """CRM (see `ovenet.models.necks.fpn` for the source): all maps at the coarsest one's size, with channel attention,
-    reduced, then with disentangled non-local attention.
+    """CRM (see `ovenet.models.necks.fpn` for the source): all maps at the coarsest one's size; channel attention,
+    projection, disentangled non-local attention.
 
     Args:
-        in_channels: per map of the backbone.
+        in_channels: channels of each map of the backbone.
         channels: ``D``.
     """
 
@@ -106,17 +109,17 @@ class ContextualRefinement(nn.Module):
         initialize_convolutions(self.smooth)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """All maps to one."""
-        size = features[-1].shape[-2:]
+        """All maps to one map."""
+        size = spatial_size(features[-1])
         pooled = torch.cat([average_pool(x, size) for x in features], dim=1)
         return self.smooth(self.attend_pixels(self.reduce(self.attend_channels(pooled))))
 
 
 class PyramidPooling(nn.Module):
-    """PPM (Zhao et al., "Pyramid Scene Parsing Network", 2017): means over 1, 4, 9 and 36 parts of the image.
+    """PPM (Zhao et al., "Pyramid Scene Parsing Network", 2017): means over 1, 4, 9 and 36 regions of the image.
 
     Args:
-        in_channels: per map of the backbone; the last one is read.
+        in_channels: channels of each map of the backbone; the last map is read.
         channels: ``D``.
     """
 
@@ -129,14 +132,14 @@ class PyramidPooling(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """All maps to one."""
+        """All maps to one map."""
         x = features[-1]
-        pooled = [resize_features(pool(x), x.shape[-2:], align_corners=False) for pool in self.pools]
+        pooled = [resize_features(pool(x), spatial_size(x), align_corners=False) for pool in self.pools]
         return self.mix(torch.cat((x, *pooled), dim=1))
 
 
 class _AveragePool(nn.Module):
-    """Means over ``side * side`` parts of a map."""
+    """Means over ``side * side`` regions of a map."""
 
     def __init__(self, side: int):
         super().__init__()
@@ -147,12 +150,12 @@ class _AveragePool(nn.Module):
 
 
 class AggregatedPyramidPooling(nn.Module):
-    """DAPPM (Hong et al., "Deep Dual-Resolution Networks", 2021): poolings of growing size, each refined with the one
-    before it.
+    """DAPPM (Hong et al., "Deep Dual-Resolution Networks", 2021): pooling of increasing size, each result refined with
+    the one before.
 
     Args:
-        in_channels: per map of the backbone; the last one is read.
-        channels: ``D``, and the width of every branch.
+        in_channels: channels of each map of the backbone; the last map is read.
+        channels: ``D``, also the channels of every branch.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int):
@@ -170,11 +173,11 @@ class AggregatedPyramidPooling(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """All maps to one."""
+        """All maps to one map."""
         x = features[-1]
         scales = [self.branches[0](x)]
         for branch, refine in zip(self.branches[1:], self.refine, strict=True):
-            wider = resize_features(branch(x), x.shape[-2:], align_corners=False)
+            wider = resize_features(branch(x), spatial_size(x), align_corners=False)
             scales.append(refine(wider + scales[-1]))
         return self.mix(torch.cat(scales, dim=1)) + self.shortcut(x)
 
@@ -189,7 +192,7 @@ def _normed_conv(in_channels: int, out_channels: int, kernel: int) -> nn.Sequent
 
 
 class _SelfAttention(nn.Module):
-    """Queries, keys and values of the pixels, and the weight of the result; the identity at initialisation."""
+    """Queries, keys and values of the pixels, and a learned scale of the result; the identity at initialisation."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -218,10 +221,10 @@ class CrissCrossAttention(_SelfAttention):
         """Map to map of the same shape."""
         query, key, value = self.query(x), self.key(x), self.value(x)
         height, width = x.shape[-2:]
-        by_column = _at_least_float32(torch.einsum("bcyx,bcvx->byxv", query, key))
-        by_row = _at_least_float32(torch.einsum("bcyx,bcyu->byxu", query, key))
+        by_column = at_least_float32(torch.einsum("bcyx,bcvx->byxv", query, key))
+        by_row = at_least_float32(torch.einsum("bcyx,bcyu->byxu", query, key))
         rows = torch.arange(height, device=x.device)
-        itself = (rows[:, None] == rows)[:, None]  # already counted in its row
+        itself = (rows[:, None] == rows)[:, None]  # a pixel is counted in its row only
         weights = torch.cat((by_column.masked_fill(itself, -math.inf), by_row), dim=3).softmax(dim=3).to(value.dtype)
         column, row = weights.split((height, width), dim=3)
         attended = torch.einsum("byxv,bcvx->bcyx", column, value) + torch.einsum("byxu,bcyu->bcyx", row, value)
@@ -229,10 +232,10 @@ class CrissCrossAttention(_SelfAttention):
 
 
 class CrissCrossContext(nn.Module):
-    """CCAM: criss-cross attention twice, so that every pixel sees the whole image.
+    """CCAM: criss-cross attention twice, so that every pixel attends to the whole image.
 
     Args:
-        in_channels: per map of the backbone; the last one is read.
+        in_channels: channels of each map of the backbone; the last map is read.
         channels: ``D``.
     """
 
@@ -245,15 +248,15 @@ class CrissCrossContext(nn.Module):
             initialize_convolutions(part)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """All maps to one."""
+        """All maps to one map."""
         return self.smooth(self.attend(self.attend(self.reduce(features[-1]))))
 
 
 class DualAttention(nn.Module):
-    """DAM: position and channel attention side by side, added.
+    """DAM: the sum of position attention and channel attention.
 
     Args:
-        in_channels: per map of the backbone; the last one is read.
+        in_channels: channels of each map of the backbone; the last map is read.
         channels: ``D``.
     """
 
@@ -269,17 +272,13 @@ class DualAttention(nn.Module):
         self.by_position, self.by_channel = branch(PositionAttention(channels)), branch(ChannelAttention())
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """All maps to one."""
+        """All maps to one map."""
         return self.by_position(features[-1]) + self.by_channel(features[-1])
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """``(B, C, h, w)`` to ``(B, N, C)``, in one piece as the kernels want it."""
+    """``(B, C, h, w)`` to ``(B, N, C)``, contiguous for the attention kernels."""
     return x.flatten(2).transpose(1, 2).contiguous()
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 ContextName = Literal["none", "crm", "ppm", "dappm", "ccam", "dam"]
@@ -294,6 +293,6 @@ CONTEXTS: dict[str, Callable[..., nn.Module]] = {
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """`F.scaled_dot_product_attention` of ``(B, N, C)`` with one head, which exporters want to be named."""
-    heads = (x.unsqueeze(1) for x in (query, key, value))
-    return F.scaled_dot_product_attention(*heads, scale=scale).squeeze(1)
+    """`F.scaled_dot_product_attention` of ``(B, N, C)`` with one head, whose dimension exporters need."""
+    query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)

@@ -1,5 +1,5 @@
-"""A feature pyramid whose upsampling and whose context are parts, and the SRM/CRM network among its variants ("Semantic
-and Contextual Refinement", arXiv 2412.08671; there is no public code, docs/models.md says what was chosen).
+"""A feature pyramid with exchangeable upsampling and context modules. The SRM/CRM network is one combination ("Semantic
+and Contextual Refinement", arXiv 2412.08671; it has no public code, docs/models.md lists the choices made here).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ovenet.models.registry import NECKS
 
 @NECKS.register("fpn")
 class FPNNeck(Neck):
-    """Joins the maps from coarse to fine, and gives the finest one.
+    """Merges the maps from coarse to fine, and returns the finest one.
 
     Args:
-        in_channels: channels per map.
-        in_strides: strides per map.
-        channels: ``D``, width of the pyramid; the published network has 128 on light backbones, 256 on others.
-        upsampler: how a coarse map is brought to the size of the next one, see `ovenet.models.necks.upsamplers`.
-        context: what the pyramid begins with, see `ovenet.models.necks.contexts`.
+        in_channels: channels of each map.
+        in_strides: stride of each map.
+        channels: ``D``, channels of the pyramid; SRM/CRM has 128 on light backbones, 256 on others.
+        upsampler: upsampling of a coarse map to the next finer one, see `ovenet.models.necks.upsamplers`.
+        context: module for the coarsest map, see `ovenet.models.necks.contexts`.
 
     Raises:
         UserError: `channels` is below 8 or odd.
@@ -42,7 +42,7 @@ class FPNNeck(Neck):
     ):
         super().__init__()
         if channels < 8 or channels % 2:
-            raise UserError(f"CHANNELS of the neck fpn is {channels}; expected an even number of at least 8")
+            raise UserError(f"MODEL.NECK.CHANNELS is {channels}; expected an even number, at least 8")
         self.channels, self.strides = (channels,), (in_strides[0],)
         self.context = CONTEXTS[context](in_channels, channels)
         finer = range(len(in_channels) - 1)

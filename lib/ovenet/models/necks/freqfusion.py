@@ -1,8 +1,9 @@
 """The neck of OffSeg: FreqFusion (Chen et al., "Frequency-Aware Feature Fusion for Dense Image Prediction", 2024).
 
-Maps are joined from coarse to fine. Of two neighbours the fine one is given back its high frequencies; the coarse one
-is upsampled by predicted low-pass weights, and then fetched from where it resembles the fine one. Notation: ``fine``
-``(B, C_h, 2h, 2w)``, ``coarse`` ``(B, C_l, h, w)``, both compressed to ``C`` channels for all predictions.
+Maps are merged from coarse to fine. The high frequencies of the fine map are amplified; the coarse map is upsampled
+with predicted low-pass weights and resampled at predicted offsets.
+
+Shapes: ``fine`` ``(B, C_h, 2h, 2w)``, ``coarse`` ``(B, C_l, h, w)``, both compressed to ``C`` channels for predictions.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import FREQ_FUSION, reassemble, warp
+from ovenet.geometry import FREQ_FUSION, at_least_float32, reassemble, warp
 from ovenet.models.displacement import Displacement
 from ovenet.models.interfaces import Neck, PublishedNames, initialize_convolutions
 from ovenet.models.registry import NECKS
 
-NUM_GROUPS = 4  # of channels that have offsets of their own
-NORM_GROUPS = 32  # of the projections
-NORM_WIDTH = 8  # channels per group in the sampler
-LOW_PASS, HIGH_PASS = 5, 3  # sides of the predicted kernels
+NUM_GROUPS = 4  # groups of channels, each with its own offsets
+NORM_GROUPS = 32  # groups of the projections' GroupNorm
+NORM_WIDTH = 8  # channels per group of the sampler's GroupNorm
+LOW_PASS, HIGH_PASS = 5, 3  # sizes of the predicted kernels
 FILTER_WEIGHT_STD = 0.001
 NEIGHBOURS = tuple((dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2) if (dy, dx) != (0, 0))  # 3x3, every other pixel
 
 
 def similarity(x: Tensor) -> Tensor:
-    """Cosine similarities of each pixel ``(B, C, h, w)`` to its `NEIGHBOURS`, 0 to those outside: ``(B, 8, h, w)``."""
+    """Cosine similarity ``(B, 8, h, w)`` of each pixel of ``(B, C, h, w)`` to its `NEIGHBOURS`; 0 outside the map."""
     height, width = x.shape[-2:]
     unit = F.normalize(x, dim=1)
     padded = F.pad(unit, (2, 2, 2, 2))
@@ -38,7 +39,7 @@ def similarity(x: Tensor) -> Tensor:
 
 
 class OffsetSampler(nn.Module):
-    """Predicts the positions that the upsampled coarse map is sampled at.
+    """Predicts the displacements at which the upsampled coarse map is sampled.
 
     Args:
         channels: ``C``, a multiple of 8.
@@ -55,15 +56,14 @@ class OffsetSampler(nn.Module):
         self.fine_gate = nn.Conv2d(channels, fields, 3, padding=1)
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Displacements ``(B, 2 * NUM_GROUPS, 2h, 2w)`` in pixels of the coarse map, ``(x, y)`` of each group in turn.
+        """Displacements ``(B, 2 * NUM_GROUPS, 2h, 2w)``, ``(x, y)`` for each group in turn, in at least float32.
 
-        In float32 at least; `ovenet.geometry.FREQ_FUSION` is their convention.
+        They are in pixels of the coarse map, see `ovenet.geometry.FREQ_FUSION`.
         """
         fine, coarse = self.norm_fine(fine), self.norm_coarse(coarse)
         offset = F.pixel_shuffle(self.offset(similarity(coarse)), 2) + self.fine_offset(similarity(fine))
         gate = F.pixel_shuffle(self.gate(coarse), 2) + self.fine_gate(fine)
-        dtype = torch.promote_types(offset.dtype, torch.float32)
-        field = offset.to(dtype) * gate.to(dtype).sigmoid()
+        field = at_least_float32(offset) * at_least_float32(gate).sigmoid()
         return field.unflatten(1, (2, NUM_GROUPS)).transpose(1, 2).flatten(1, 2)
 
 
@@ -93,9 +93,9 @@ class FreqFusion(nn.Module):
         return 2 * fine - reassemble(fine, high_pass), moved
 
     def predict(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights of the low pass ``(B, 25, 2h, 2w)`` and the high pass ``(B, 9, 2h, 2w)``, and the displacements."""
+        """Low-pass weights ``(B, 25, 2h, 2w)``, high-pass weights ``(B, 9, 2h, 2w)``, and displacements."""
         fine, coarse = self.compress_fine(fine), self.compress_coarse(coarse)
-        high = self.high_pass(fine)  # of the map before it is sharpened, here and below
+        high = self.high_pass(fine)  # from the unsharpened map, here and below
         sharp = 2 * fine - reassemble(fine, high.softmax(dim=1))
         low = self.low_pass(sharp)
         low_pass = (low + reassemble(self.low_pass(coarse), low.softmax(dim=1), scale=2)).softmax(dim=1)
@@ -105,16 +105,16 @@ class FreqFusion(nn.Module):
 
 @NECKS.register("freqfusion")
 class FreqFusionNeck(Neck):
-    """Projects every map, and joins them from coarse to fine.
+    """Projects every map, and merges them from coarse to fine.
 
     Args:
-        in_channels: channels per map.
-        in_strides: strides per map, each twice the one before.
-        projections: width to which each map is brought first, multiples of 32.
-        zero_offset_init: begin with offsets of zero, not with the published start.
+        in_channels: channels of each map.
+        in_strides: stride of each map, twice that of the map before.
+        projections: channels that each map is projected to first, multiples of 32.
+        zero_offset_init: initialise with zero offsets, not as published.
 
     Raises:
-        UserError: strides or widths do not fit.
+        UserError: the strides or `projections` are invalid.
     """
 
     published = (
@@ -154,30 +154,32 @@ class FreqFusionNeck(Neck):
         super().__init__()
         if any(coarse != 2 * fine for fine, coarse in pairwise(in_strides)):
             raise UserError(
-                f"the neck freqfusion joins maps of half the resolution each, and the backbone's strides are "
-                f"{', '.join(map(str, in_strides))}; use another neck, or OUTPUT_STRIDE 32"
+                f"the neck freqfusion needs maps whose strides double, but the backbone's strides are "
+                f"{', '.join(map(str, in_strides))}; use another neck, or MODEL.BACKBONE.OUTPUT_STRIDE 32"
             )
         if len(projections) != len(in_channels) or any(n < 1 or n % NORM_GROUPS for n in projections):
             raise UserError(
-                f"PROJECTIONS of the neck freqfusion is {list(projections)}; expected multiples of {NORM_GROUPS}, one "
-                f"for each of the backbone's {len(in_channels)} maps"
+                f"MODEL.NECK.PROJECTIONS is {list(projections)}; expected {len(in_channels)} multiples of "
+                f"{NORM_GROUPS}, one for each map of the backbone"
             )
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, p, 1, bias=False), nn.GroupNorm(NORM_GROUPS, p), nn.ReLU(inplace=True))
             for c, p in zip(in_channels, projections, strict=True)
         )
-        self.fusions = nn.ModuleList()  # from coarse to fine
+        fusions: list[FreqFusion] = []  # from coarse to fine
         channels = projections[-1]
         for fine in reversed(projections[:-1]):
-            self.fusions.append(FreqFusion(fine, channels, (fine + channels) // 4))
+            fusions.append(FreqFusion(fine, channels, (fine + channels) // 4))
             channels += fine
+        self.fusions = nn.ModuleList(fusions)
         self.channels, self.strides = (channels,), (in_strides[0],)
         initialize_convolutions(self.projections)
         for module in self.fusions.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for fusion in self.fusions:
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for fusion in fusions:
             for predictor in (fusion.low_pass, fusion.high_pass):
                 nn.init.normal_(predictor.weight, std=FILTER_WEIGHT_STD)
             if zero_offset_init:
@@ -185,7 +187,7 @@ class FreqFusionNeck(Neck):
                     nn.init.zeros_(predictor.weight)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, sum of the projections, h_0, w_0)``."""
+        """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, sum(projections), h_0, w_0)``."""
         maps = [projection(x) for projection, x in zip(self.projections, features, strict=True)]
         joined = maps[-1]
         for fine, fusion in zip(reversed(maps[:-1]), self.fusions, strict=True):
@@ -195,10 +197,11 @@ class FreqFusionNeck(Neck):
         return [joined]
 
 
-def _fused(fusion: FreqFusion, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-    """Fuses maps of which the fine one may lack a row or a column, at sizes that are no multiples."""
+def _fused(fusion: nn.Module, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """Fuses maps of which the fine one may be a row or column short of twice the coarse one's size."""
     size = fine.shape[-2:]
     missing = [2 * coarse.shape[axis] - size[axis] for axis in (-2, -1)]
     if any(missing):
         fine = F.pad(fine, (0, missing[1], 0, missing[0]), mode="replicate")
-    return tuple(x[..., : size[0], : size[1]] for x in fusion(fine, coarse))
+    sharp, raised = (x[..., : size[0], : size[1]] for x in fusion(fine, coarse))
+    return sharp, raised
