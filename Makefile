@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow lint types docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/ovenet prepare synthetic --train 120 --val 24 --test 4
@@ -20,6 +20,9 @@ test-slow: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -10,6 +10,11 @@ ROOT = Path(__file__).parents[1]
 EXPERIMENTS = ROOT / "experiments"
 
 
+def experiment_name(path: Path) -> str:
+    """``<dataset>/<experiment>``, whether or not the file lies in ``published``."""
+    return f"{path.relative_to(EXPERIMENTS).parts[0]}/{path.stem}"
+
+
 def shipped(pattern: str, folder: Path = EXPERIMENTS) -> list[Path]:
     """The files of a folder that git knows, by name; all of them where it is no checkout.
 

@@ -10,6 +10,7 @@ import pytest
 
 from ovenet.commands import COMMANDS
 from ovenet.config import load_config
+from ovenet.config.loading import find_experiment
 from ovenet.utils.cli import config_parser
 
 ROOT = Path(__file__).parents[1]
@@ -34,8 +35,8 @@ def settings(command: str):
     assert program == "ovenet"
     assert verb in COMMANDS
     args = config_parser("").parse_args(arguments)
-    assert (ROOT / "experiments" / f"{args.cfg}.yaml").is_file(), command
-    return load_config(ROOT / "experiments" / f"{args.cfg}.yaml", args.overrides)
+    assert find_experiment(args.cfg).is_relative_to(ROOT / "experiments"), command
+    return load_config(args.cfg, args.overrides)
 
 
 TESTS = [(section, *row) for section in SECTIONS for row in commands(section) if " --cfg " in row[0]]
@@ -100,7 +101,7 @@ def test_every_experiment_of_a_table_has_its_commands(section, num_scores, num_c
 
 
 def test_weights_that_come_along_are_there():
-    for command, _ in commands("Weights that come along"):
+    for command, _ in commands("Bundled weights"):
         _, verb, name, _ = shlex.split(command)
         assert verb in COMMANDS
         assert (ROOT / f"pretrained_models/{name}.safetensors").is_file()

@@ -105,6 +105,8 @@ def test_the_wheel_trains_tests_and_infers_from_another_folder(tmp_path):
         return done.stdout
 
     assert ovenet_command("--version").startswith("ovenet 0.")
+    long_name = "cityscapes/seg_hrnet_w48_train_512x1024_sgd_lr1e-2_wd5e-4_bs_12_epoch484"
+    assert "TEST.SCORE: exp" in ovenet_command("config", "--changed", "--cfg", long_name)
     ovenet_command("prepare", "synthetic", "--train", 4, "--val", 1, "--test", 1, "--size", 128, 64)
     options = ("TRAIN.IMAGE_SIZE", "[64,64]", "TRAIN.BATCH_SIZE_PER_GPU", 2, "TRAIN.NUM_SAMPLES", 4, "WORKERS", 0)
     options += ("TRAIN.END_EPOCH", 1, "TEST.BASE_SIZE", 128, "DEVICE", "cpu")

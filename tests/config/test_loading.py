@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.conftest import tiny_settings
-from tests.shipped import shipped
+from tests.shipped import experiment_name, shipped
 
 from ovenet.config import check_parts, default_config, flatten, load_config
 from ovenet.config.compat import INERT_KEYS, TRANSLATED
@@ -288,7 +288,7 @@ def test_published_keys_are_no_keys_of_the_schema():
     assert not {*INERT_KEYS, *TRANSLATED} & {key for key, _ in flatten(default_config())}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=experiment_name)
 def test_experiments_load_and_their_models_build(path, tmp_path):
     import torch
 
@@ -300,9 +300,9 @@ def test_experiments_load_and_their_models_build(path, tmp_path):
     with torch.device("meta"):
         model = build_model(cfg)
     count = sum(p.numel() for p in model.parameters())
-    assert count == PARAMETER_COUNTS.get(f"{path.parent.name}/{path.name}", count)
+    assert count == PARAMETER_COUNTS.get(f"{experiment_name(path)}.yaml", count)
     build_criterion(cfg)
-    assert yaml.safe_load(cfg.dump())["DATASET"]["DATASET"] == path.parent.name
+    assert yaml.safe_load(cfg.dump())["DATASET"]["DATASET"] == experiment_name(path).split("/")[0]
 
 
 def test_the_saved_config_gives_the_same_config(write_config, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.shipped import EXPERIMENTS, shipped
+from tests.shipped import EXPERIMENTS, experiment_name, shipped
 from torch import nn
 
 from ovenet.builders import build_model
@@ -266,13 +266,13 @@ def _baseline(path: Path) -> Path | None:
     """The file that it is a diff of, where its name says so."""
     base = str(yaml.safe_load(path.read_text()).get("_BASE_"))
     rest = path.name.removeprefix("ovenet_")
-    return path.with_name(base) if base in (f"hrnet_{rest}", rest) else None
+    return path.parent / base if base.removeprefix("published/") in (f"hrnet_{rest}", rest) else None
 
 
-OVENETS = [path for path in shipped("*/ovenet_*.yaml") if "_sgd_lr" not in path.name]
+OVENETS = shipped("*/ovenet_*.yaml")
 
 
-@pytest.mark.parametrize("path", [p for p in OVENETS if _baseline(p)], ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", [p for p in OVENETS if _baseline(p)], ids=experiment_name)
 def test_ovenets_train_as_their_baselines(path):
     """Or the comparison of the paper cannot be made: the seed is all that differs."""
     ovenet, baseline = flat_settings(load_config(path)), flat_settings(load_config(_baseline(path)))
@@ -282,11 +282,11 @@ def test_ovenets_train_as_their_baselines(path):
 
 
 def test_the_papers_comparisons_are_among_them():
-    names = {f"{p.parent.name}/{p.stem}" for p in OVENETS if _baseline(p)}
+    names = {experiment_name(p) for p in OVENETS if _baseline(p)}
     assert names >= {f"{d}/ovenet_w48{ocr}" for d in ("cityscapes", "acdc", "ade20k") for ocr in ("", "_ocr")}
 
 
-@pytest.mark.parametrize("path", shipped("*/*ovenet*_sgd_lr*.yaml"), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", shipped("*/published/*ovenet*_sgd_lr*.yaml"), ids=lambda p: p.stem)
 def test_the_weight_of_the_confidence_loss_goes_with_the_batch(path):
     cfg = load_config(path)
     w18 = "w18_small" in path.name  # nobody published an OVeNet on it
@@ -296,8 +296,8 @@ def test_the_weight_of_the_confidence_loss_goes_with_the_batch(path):
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in shipped("*/ovenet_*_sgd_lr*.yaml") if "_ocr_" not in path.name],
-    ids=lambda p: f"{p.parent.name}/{p.stem}",
+    [path for path in shipped("*/published/ovenet_*_sgd_lr*.yaml") if "_ocr_" not in path.name],
+    ids=experiment_name,
 )
 def test_ovenets_without_ocr_have_what_their_public_code_has_built_in(path):
     """Of ADE20K too, whose baseline HRNet trained with its code for OCR."""

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.shipped import EXPERIMENTS, shipped
+from tests.shipped import EXPERIMENTS, experiment_name, shipped
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -382,7 +382,7 @@ def test_windows_of_offseg_and_segformer(name, scales, flip):
 def test_validation_during_training_sees_the_short_side(dataset):
     """Whole, padded to a multiple of 8 in the mean colour; public code crops it at random, which nobody can repeat."""
     image = photo(91, 122)
-    name = shipped(f"{dataset}/seg_hrnet_ocr_*")[0].stem
+    name = shipped(f"{dataset}/published/seg_hrnet_ocr_*")[0].stem
     cfg, ours = predicted(f"{dataset}/{name}", image, *SMALL, *several(SCALES, True), single_scale=True)
     pixels = np.zeros((72, 104, 3), np.float32)  # 72 x 122 * 72 / 91 = 96.5, up to 104
     pixels[:, :97] = normalised(resized(image, 72, 97))
@@ -400,14 +400,14 @@ SIZES = {  # window and base size by data set
     "pascal_voc": ([520, 520], 520),
     "lip": ([473, 473], 473),
 }
-PUBLISHED = [path for name in SIZES for path in shipped(f"{name}/*_sgd_*.yaml")]
+PUBLISHED = [path for name in SIZES for path in shipped(f"{name}/published/*_sgd_*.yaml")]
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", PUBLISHED, ids=experiment_name)
 def test_sizes_of_the_published_files(path):
     """Every file whose name says how it was trained."""
     cfg = load_config(path)
-    dataset, test = path.parent.name, cfg.TEST
+    dataset, test = experiment_name(path).split("/")[0], cfg.TEST
     protocol = "default" if dataset in ("cityscapes", "acdc", "pascal_voc") else "hrnet"
     if dataset == "ade20k" and cfg.MODEL.SEED.NAME != "none":
         protocol = "ovenet"

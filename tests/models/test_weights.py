@@ -172,7 +172,7 @@ def test_evaluation_needs_every_tensor(tiny_cfg, tmp_path):
 
 
 def test_the_heads_of_pascal_context_learn_ten_times_as_fast():
-    (path,) = shipped("pascal_context/*ocr_w48_cls60*")
+    (path,) = shipped("pascal_context/published/*ocr_w48_cls60*")
     cfg = load_config(path)
     with torch.device("meta"):
         model = build_model(cfg)

@@ -54,14 +54,17 @@ def test_a_wrong_dataset_json(run_tool, tiny, tiny_data, tmp_path, tool):
     if tool == "test":
         torch.save({}, tmp_path / "w.pth")
         arguments += ("TEST.MODEL_FILE", tmp_path / "w.pth")
-    for wrong, message in (
-        ({"upright": "false"}, 'upright is "false"; expected true or false'),
-        ({"classes": [*classes[:-1], {"name": 3}]}, "classes[10].name is 3; expected a text on one line, not empty"),
-        ({"classes": [*classes[:-1], {"name": "x", "color": [0.5, 0, 0]}]}, "classes[10].color is [0.5, 0, 0]; exp"),
-        ({"flip_pairs": [["class 1", "class_2"]]}, 'flip_pairs[0][1] is "class_2"; expected the name of a class; did'),
+    for wrong, parts in (
+        ({"upright": "false"}, ('upright is "false"', "true or false")),
+        ({"classes": [*classes[:-1], {"name": 3}]}, ("classes[10].name is 3", "expected")),
+        (
+            {"classes": [*classes[:-1], {"name": "x", "color": [0.5, 0, 0]}]},
+            ("classes[10].color is [0.5, 0, 0]", "expected"),
+        ),
+        ({"flip_pairs": [["class 1", "class_2"]]}, ('flip_pairs[0][1] is "class_2"', "expected", "class 2")),
     ):
         file.write_text(json.dumps({"classes": classes, **wrong}))
-        assert_one_line(run_tool(tool, *arguments), f"error: {file}: {message}")
+        assert_one_line(run_tool(tool, *arguments), f"error: {file}: ", *parts)
     assert [path.name for path in tmp_path.rglob("*.pth*")] == (["w.pth"] if tool == "test" else [])
     assert not (tiny_data / "list/mine").exists()
 
@@ -89,7 +92,7 @@ def test_bad_files_of_the_training_data(run_tool, tiny, tiny_data, workers):
     label.mkdir()
     attempt("trainannot/3.png", "is a directory")
     ids = np.zeros((48, 64), np.uint8)
-    for value, cause in ((255, "ignore value of other tools"), (33, "check that the list names the label files")):
+    for value, cause in ((255, "ignore"), (33, "label files")):
         ids[4, 4] = value
         Image.fromarray(ids).save(label)
         attempt("trainannot/3.png", f"{value} found", cause)
@@ -101,13 +104,13 @@ def test_bad_files_of_the_training_data(run_tool, tiny, tiny_data, workers):
 
 def test_bad_lists(run_tool, tiny, tiny_data):
     (tiny_data / "list/camvid/train.lst").write_text("")
-    assert_one_line(run_tool("train", *tiny()), "train.lst", "the list is empty")
+    assert_one_line(run_tool("train", *tiny()), "train.lst", "empty")
     arguments = (*tiny(), "DATASET.TRAIN_SET", "list/mine/train.lst")
     assert_one_line(run_tool("train", *arguments), "list/mine/train.lst", "no such list file")
     shutil.copy(tiny_data / "list/camvid/test.lst", tiny_data / "list/camvid/train.lst")
     assert_one_line(run_tool("train", *tiny()), "train.lst", "no label")
     (tiny_data / "list/camvid/train.lst").write_text("train/0.png trainannot/0.png\n")
-    assert_one_line(run_tool("train", *tiny()), "1 samples, fewer than one batch", "TRAIN.BATCH_SIZE_PER_GPU")
+    assert_one_line(run_tool("train", *tiny()), "1 samples", "TRAIN.BATCH_SIZE_PER_GPU")
 
 
 def test_validation_needs_labels(run_tool, tiny):
@@ -133,10 +136,10 @@ def test_checkpoints_that_cannot_be_used(run_tool, tiny, tmp_path):
     damaged.write_bytes(foreign.read_bytes()[:100])
     for tool, key in (("train", "MODEL.PRETRAINED"), ("test", "TEST.MODEL_FILE")):
         assert_one_line(run_tool(tool, *tiny(), key, foreign), "foreign.pth", "only 0 of the", "MODEL.ALLOW_PARTIAL")
-        assert_one_line(run_tool(tool, *tiny(), key, damaged), "damaged.pth", "not a checkpoint, or a damaged one")
-        assert_one_line(run_tool(tool, *tiny(), key, tmp_path), "a directory; expected a checkpoint file")
-        assert_one_line(run_tool(tool, *tiny(), key, tmp_path / "no.pth"), "no.pth", "there is no such checkpoint")
-    assert_one_line(run_tool("test", *tiny()), "TEST.MODEL_FILE is not set", "train first")
+        assert_one_line(run_tool(tool, *tiny(), key, damaged), "damaged.pth", "damaged")
+        assert_one_line(run_tool(tool, *tiny(), key, tmp_path), str(tmp_path), "directory", "checkpoint")
+        assert_one_line(run_tool(tool, *tiny(), key, tmp_path / "no.pth"), "no.pth", "no such checkpoint")
+    assert_one_line(run_tool("test", *tiny()), "TEST.MODEL_FILE", "train")
 
 
 def test_a_damaged_checkpoint_is_not_resumed_and_not_overwritten(run_tool, tiny, tmp_path):
@@ -193,7 +196,7 @@ def test_a_finished_run_is_not_trained_over(run_tool, tiny, tmp_path):
     before = {p.name: p.read_bytes() for p in run_dir.iterdir() if p.is_file() and p.name != "train.log"}
     for resume in (True, False):
         result = run_tool("train", *tiny(), "TRAIN.RESUME", resume)
-        assert_one_line(result, "final_state.pth", "no checkpoint to go on from", "OUTPUT_DIR")
+        assert_one_line(result, "final_state.pth", "checkpoint", "OUTPUT_DIR")
     assert {p.name: p.read_bytes() for p in run_dir.iterdir() if p.is_file() and p.name != "train.log"} == before
 
 
@@ -202,7 +205,7 @@ def test_a_refused_resume_changes_nothing(run_tool, tiny, tmp_path):
     run_dir = tmp_path / "output/camvid/tiny"
     before = {name: (run_dir / name).read_bytes() for name in ("config.yaml", "environment.jsonl", "log.jsonl")}
     resumed = run_tool("train", *tiny(), "TRAIN.RESUME", True, "TRAIN.OPTIMIZER", "adamw", "TRAIN.END_EPOCH", 2)
-    assert_one_line(resumed, "checkpoint.pth", "cannot be resumed with this config")
+    assert_one_line(resumed, "checkpoint.pth", "resumed")
     assert {name: (run_dir / name).read_bytes() for name in before} == before
 
 

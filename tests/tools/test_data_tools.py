@@ -120,7 +120,7 @@ def test_pictures_replace_nothing_unasked(run_tool, experiment, tmp_path):
         arguments = experiment[0] if tool == "browse_data" else (tmp_path,)
         result = run_tool(tool, *arguments, "--output", mine)
         assert (result.code, mine.read_bytes()) == (2, b"mine")
-        assert "mine.png exists; name another file with --output, or add --overwrite" in result.err
+        assert re.search(r"mine\.png exists.*--output.*--overwrite", result.err)
     assert run_tool("browse_data", *experiment[0], "--output", mine, "--overwrite").code == 0
     assert mine.read_bytes() != b"mine"
 
@@ -145,9 +145,9 @@ def test_training_looks_at_its_data_first(run_tool, experiment, tiny_data):
     (tiny_data / "camvid/train/5.png").unlink()
     result = run_tool("train", *arguments, "TRAIN.RESUME", "True", "DATASET.AUDIT", 2)
     assert result.code == 2
-    assert "train/5.png: the file does not exist" in result.err
+    assert re.search(r"train/5\.png: .*does not exist", result.err)
     result = run_tool("train", *arguments, "TRAIN.RESUME", "True", "DATASET.AUDIT", -1)
-    assert "DATASET.AUDIT is -1; expected at least 0" in result.err
+    assert re.search(r"DATASET\.AUDIT is -1.*at least 0", result.err)
 
 
 def test_annotations_become_a_dataset(run_tool, tmp_path):
@@ -208,7 +208,7 @@ def test_splits_are_imported_one_after_the_other(run_tool, tmp_path):
     assert done.code == 0, done.err
     assert "masks of 1 images in the split val\n" in done.out
     assert "dataset.json: 1 more classes at its end: ant" in done.out
-    assert "experiment.yaml: is there already, and stays as it is; DATASET.NUM_CLASSES has to be 3\n" in done.out
+    assert re.search(r"experiment\.yaml: .*DATASET\.NUM_CLASSES.*\b3\n", done.out)
     assert done.out.endswith(f"\nnow look: ovenet audit --cfg {folder}/experiment.yaml\n")
     for split in ("train", "val"):
         lines = (tmp_path / f"data/list/mine/{split}.lst").read_text()
@@ -283,7 +283,7 @@ def test_one_image_is_refused_before_anything_is_written(prepare, tmp_path):
     mask = np.arange(48 * 64, dtype=np.uint8).reshape(48, 64) // 128  # two values
     Image.fromarray(mask).save(tmp_path / "data/leaves/labels/a.png")
     refused = prepare("leaves", code=2)
-    assert "one image with a label leaves none for validation; add some" in refused.stderr
+    assert re.search(r"one image.*validation", refused.stderr)
     assert {path.name for path in (tmp_path / "data/leaves").iterdir()} == {"images", "labels"}
 
 
@@ -376,7 +376,7 @@ def test_after_a_refusal_the_next_try_goes_on(prepare, tmp_path):
     mask = np.zeros((48, 64), np.uint8)
     mask[:9] = 1
     Image.fromarray(mask).save(tmp_path / "data/leaves/labels/a.png")
-    assert "one image with a label leaves none for validation" in prepare("leaves", code=2).stderr
+    assert re.search(r"one image.*validation", prepare("leaves", code=2).stderr)
     plant(tmp_path / "data/leaves", names=range(3))
     prepare("leaves")
     assert (tmp_path / "data/leaves/experiment.yaml").exists()
@@ -389,7 +389,7 @@ def test_data_elsewhere(prepare, tmp_path):
     assert str(tmp_path / "disk") == load_config(tmp_path / "disk/leaves/experiment.yaml").DATASET.ROOT
     for name in (tmp_path / "disk/leaves", "disk/leaves", "disk/../disk/leaves"):
         refused = prepare(name, code=2).stderr
-        assert "give the folder's name, and --root where it lies: ovenet prepare leaves --root " in refused
+        assert "ovenet prepare leaves --root " in refused
         assert refused.rstrip().endswith("disk")
     for name, reason in ((os.fsdecode(b"caf\xe9"), "not UTF-8"), ("a\nb", "line breaks")):
         assert reason in prepare(name, code=2).stderr

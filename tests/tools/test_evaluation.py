@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 
@@ -59,14 +60,14 @@ def test_an_interrupted_evaluation_goes_on(trained, run_tool, monkeypatch):
     image.write_bytes(b"no image")
     stopped = run_tool("test", "--cfg", config)
     assert stopped.code == 2
-    assert "train/3.png: the image cannot be read" in stopped.err
+    assert re.search(r"train/3\.png: .*cannot be read", stopped.err)
     image.write_bytes(pixels)
     again = run_tool("test", "--cfg", config)
     assert again.code == 2
     assert "TEST.RESUME True goes on" in again.err
     other = run_tool("test", "--cfg", config, "TEST.RESUME", True, "TRAIN.IGNORE_LABEL", 254)
     assert other.code == 2
-    assert "TRAIN.IGNORE_LABEL 255, now it is 254" in other.err
+    assert re.search(r"TRAIN\.IGNORE_LABEL.*255.*254", other.err)
 
     seen = []
     monkeypatch.setattr(builders.testing.ImageWriter, "write", lambda self, index, *rest: seen.append(index))
@@ -122,7 +123,7 @@ def test_the_report_needs_details(trained, run_tool):
     config, run = trained
     refused = run_tool("test", "--cfg", config, "TEST.REPORT", True, "TEST.DETAILS", False)
     assert refused.code == 2
-    assert "TEST.DETAILS is False; expected True with TEST.REPORT True" in refused.err
+    assert re.search(r"TEST\.DETAILS is False.*True.*TEST\.REPORT True", refused.err)
     assert run_tool("test", "--cfg", config, "TEST.DETAILS", False).code == 0
     assert "details" not in files_of(run)[0]
 
@@ -162,11 +163,11 @@ def test_a_run_or_its_weights_are_tested_with_their_own_settings(trained, run_to
         assert "other settings" not in done.err
     said = run_tool("test", "--cfg", config)
     assert said.code == 0
-    assert "best.pth was trained with other settings: TEST.BASE_SIZE was 32, is 64; the new ones hold" in said.err
+    assert re.search(r"best\.pth.*TEST\.BASE_SIZE was 32, is 64", said.err)
     torch.save(weights, run / "best.pth")
     refused = run_tool("test", run)
     assert refused.code == 2
-    assert "holds weights but no settings; name its experiment file: --cfg FILE" in refused.err
+    assert re.search(r"settings.*--cfg FILE", refused.err)
     assert run_tool("test").code == 2
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -212,7 +213,7 @@ def test_a_damaged_newest_checkpoint_costs_one_interval(run, tmp_path):
     newest.write_bytes(newest.read_bytes()[:-500])
     code, out = finish(run(cut, "TRAIN.END_EPOCH", 2))
     assert code == 0, out
-    assert "checkpoint.pth: not a checkpoint, or a damaged one; going on from" in out
+    assert re.search(r"checkpoint\.pth: .*damaged", out)
     assert "checkpoint.1.pth: epoch 2, iteration 5" in out
     assert_same_bits(whole, cut)
 
@@ -222,19 +223,19 @@ def test_a_corrupt_image_stops_the_run_or_is_left_out(run, tmp_path, tiny_data):
     stopped = ("DATASET.AUDIT", 0, "TRAIN.END_EPOCH", 2, "WORKERS", 1)
     code, out = finish(run(tmp_path / "a", *stopped))
     assert code == 2
-    assert "train/4.png: the image cannot be read" in out
+    assert re.search(r"train/4\.png: .*cannot be read", out)
     code, out = finish(run(tmp_path / "b", *stopped, "DATASET.SKIP_BROKEN", True))
     assert code == 0, out
     assert out.count("that is left out: ") == 2  # once an epoch
     assert "sample 2 that is left out: " in out
-    assert "train/4.png: the image cannot be read" in out
+    assert re.search(r"train/4\.png: .*cannot be read", out)
 
 
 def test_a_label_of_the_wrong_size_is_named(run, tmp_path, tiny_data):
     Image.new("L", (60, 48)).save(tiny_data / "camvid/trainannot/4.png")
     code, out = finish(run(tmp_path / "a", "DATASET.AUDIT", 0, "TRAIN.END_EPOCH", 2))
     assert code == 2
-    assert "trainannot/4.png: the label is 60x48 pixels" in out
+    assert re.search(r"trainannot/4\.png: .*60x48", out)
 
 
 def test_a_killed_loading_process_ends_the_run_with_its_name(run, tmp_path):
@@ -264,7 +265,7 @@ def test_one_process_that_fails_ends_the_others(run, tmp_path, tiny_data):
     assert code != 0
     assert time.monotonic() - started < 90
     first = next(line for line in out.splitlines() if "error: " in line)
-    assert "train/4.png: the image cannot be read" in first
+    assert re.search(r"train/4\.png: .*cannot be read", first)
 
 
 @pytest.mark.slow
@@ -293,7 +294,7 @@ def test_two_processes_stop_together_and_go_on(run, tmp_path):
     assert len(state["random_states"]) == 2
     code, out = finish(run(tmp_path / "a", *end[2:], "TRAIN.END_EPOCH", state["epoch"] + 1))
     assert code == 0, out
-    assert "the run began on 2 process(es), now there are 1: the new number holds" in out
+    assert re.search(r"2 process\(es\).*\b1\b", out)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -164,7 +165,7 @@ def test_too_large_an_image_is_named_and_one_within_the_cap_is_the_same(run, run
     command = ("tools/infer.py", folder / "best.pth", *pair, "--output", tmp_path / "p", *native, "--max-memory", "2.5")
     capped = run_process(sys.executable, *command)  # this process has had a higher peak than that
     assert capped.returncode == 1, capped.stderr
-    assert "b.png: 20000 x 20000 pixels need about" in capped.stderr
+    assert re.search(r"b\.png: .*20000 x 20000", capped.stderr)
     assert (tmp_path / "o/ids/a.png").read_bytes() == (tmp_path / "p/ids/a.png").read_bytes()
 
 
@@ -287,7 +288,7 @@ def test_inputs_are_never_written_over(run, run_tool, tmp_path, link):
     before = source.read_bytes()
     done = run_tool("infer", folder / "best.pth", source, "--output", output, "--overwrite")
     assert done.code == 2
-    assert "an input, which a result would replace; name another --output" in done.err
+    assert re.search(r"input.*--output", done.err)
     assert source.read_bytes() == before
 
 
@@ -295,7 +296,7 @@ def test_a_pipe_is_no_image(run, run_tool, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     done = run_tool("infer", run[1] / "best.pth", tmp_path / "pipe.png", "--output", tmp_path / "out")
     assert done.code == 2
-    assert "pipe.png: the image is a pipe, a socket or a device; expected a file" in done.err
+    assert re.search(r"pipe\.png: .*pipe.*expected a file", done.err)
 
 
 def test_names_that_are_no_text(run, run_tool, tmp_path):

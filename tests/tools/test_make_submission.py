@@ -1,5 +1,6 @@
 """tools/make_submission.py, from weights to a zip that the official evaluation reads."""
 
+import re
 import shutil
 import zipfile
 
@@ -73,7 +74,7 @@ def test_an_incomplete_test_split_is_refused_before_predicting(run_tool, scenes)
     arguments, _ = scenes
     result = run_tool("make_submission", *arguments)
     assert result.code == 2
-    assert "test.lst: 2 images, but the cityscapes server expects 1525" in result.err
+    assert re.search(r"test\.lst: 2 images.*cityscapes.*1525", result.err)
 
 
 def test_the_test_split_is_packed_and_an_existing_zip_is_kept(run_tool, scenes, tmp_path, monkeypatch):
@@ -94,14 +95,14 @@ def test_the_test_split_is_packed_and_an_existing_zip_is_kept(run_tool, scenes, 
     before = (tmp_path / "out.zip").read_bytes()
     again = run_tool("make_submission", *output, *arguments)
     assert again.code == 2
-    assert "out.zip exists; remove it, or name another file with --output" in again.err
+    assert re.search(r"out\.zip exists.*--output", again.err)
     assert (tmp_path / "out.zip").read_bytes() == before
     assert run_tool("make_submission", "--validate", tmp_path / "out.zip", *arguments).code == 0
     with zipfile.ZipFile(tmp_path / "out.zip", "a") as archive:
         archive.writestr("more.png", b"")
     refused = run_tool("make_submission", "--validate", tmp_path / "out.zip", *arguments)
     assert refused.code == 2
-    assert "more.png does not belong there" in refused.err
+    assert "more.png" in refused.err
 
 
 def test_a_dataset_without_a_server(run_tool, tiny_data, write_config):

@@ -38,16 +38,16 @@ def test_it_trains_tests_reports_and_infers(run_tool, scenes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "parts"),
     [
-        (("LOSS.USE_OHEM", True), "LOSS.USE_OHEM is True, but without a seed the mask2former head is trained by its"),
-        (("LOSS.TERMS", "[{'NAME': 'focal'}]"), "LOSS.TERMS is [{'NAME': 'focal'}], but without a seed"),
-        (("MODEL.NECK.NAME", "concat"), "the mask2former head reads 4 maps, got 1"),
-        (("MODEL.HEAD.NUM_QUERIES", 0), "MODEL.HEAD.NUM_QUERIES is 0; expected at least 1"),
+        (("LOSS.USE_OHEM", True), ("LOSS.USE_OHEM is True", "seed", "mask2former")),
+        (("LOSS.TERMS", "[{'NAME': 'focal'}]"), ("LOSS.TERMS is [{'NAME': 'focal'}]", "seed")),
+        (("MODEL.NECK.NAME", "concat"), ("mask2former", "4 maps", "got 1")),
+        (("MODEL.HEAD.NUM_QUERIES", 0), ("MODEL.HEAD.NUM_QUERIES is 0", "at least 1")),
     ],
 )
-def test_settings_that_do_not_go_with_it(run_tool, scenes, tmp_path, options, message):
+def test_settings_that_do_not_go_with_it(run_tool, scenes, tmp_path, options, parts):
     result = run_tool("train", "--cfg", BASELINE, *TINY, "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path, *options)
     assert result.code == 2
     assert "Traceback" not in result.err
-    assert message in result.err.splitlines()[-1]
+    assert all(part in result.err.splitlines()[-1] for part in parts), result.err

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tests.shipped import EXPERIMENTS, shipped
+from tests.shipped import EXPERIMENTS, experiment_name, shipped
 
 from ovenet.config import load_config
 from ovenet.data.prepare import prepare_dataset
@@ -62,10 +62,10 @@ def test_an_experiment_from_training_to_prediction(run_tool, scenes, tmp_path, e
     assert list((tmp_path / "predicted").rglob("*.png"))
 
 
-SEGNEXT = shipped("*/segnext_*.yaml")
+SEGNEXT = shipped("**/segnext_*.yaml")
 
 
-@pytest.mark.parametrize("file", SEGNEXT, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("file", SEGNEXT, ids=experiment_name)
 def test_segnext_draws_its_bases_anew_as_published(file):
     assert load_config(file).MODEL.HEAD.BASES == "official"
 

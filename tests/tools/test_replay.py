@@ -1,5 +1,7 @@
 """tools/replay.py on a file that training really saved."""
 
+import re
+
 import pytest
 import torch
 from tests.conftest import tiny_settings
@@ -19,7 +21,7 @@ def broken_run(run_tool, tiny_data, tmp_path, write_config):
 def test_a_batch_that_broke_a_step_is_saved_and_replayed(run_tool, broken_run):
     result, folder = broken_run
     assert result.code == 2
-    assert "not finite in 2 iterations in a row (TRAIN.MAX_SKIPPED)" in result.err
+    assert re.search(r"not finite.*\b2\b.*TRAIN\.MAX_SKIPPED", result.err)
     (file,) = folder.glob("repro_*.pth")
     assert f"python tools/replay.py {file}" in result.err
     content = torch.load(file, weights_only=True)
@@ -38,4 +40,4 @@ def test_other_files_are_named(run_tool, tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
     result = run_tool("replay", tmp_path / "a.pth")
     assert result.code == 2
-    assert "a.pth: holds no batches; expected a repro_*.pth" in result.err
+    assert re.search(r"a\.pth: .*expected.*repro_\*\.pth", result.err)

@@ -115,14 +115,14 @@ def test_a_run_is_resumed_or_left_alone_but_never_overwritten(run_tool, experime
     before = {p: p.read_bytes() for p in run_dir.glob("*.pth")}
     again = run_tool("train", "--cfg", config)
     assert again.code == 2
-    assert "checkpoint.pth exists; set TRAIN.RESUME True to go on with that run, or another OUTPUT_DIR" in again.err
+    assert re.search(r"checkpoint\.pth exists.*TRAIN\.RESUME True.*OUTPUT_DIR", again.err)
     assert {p: p.read_bytes() for p in run_dir.glob("*.pth")} == before
     resumed = run_tool("train", "--cfg", config, "TRAIN.RESUME", True)
     assert resumed.code == 0, resumed.err
     assert "checkpoint.pth: epoch 2, iteration 3, best mIoU" in resumed.err
     assert "epoch 2/2" in resumed.err
     assert "epoch 1/2" not in resumed.err
-    assert "TRAIN.END_EPOCH was 1, is 2; TRAIN.RESUME was False, is True; the new ones hold" in resumed.err
+    assert "TRAIN.END_EPOCH was 1, is 2; TRAIN.RESUME was False, is True" in resumed.err
     done = run_tool("train", "--cfg", config, "TRAIN.RESUME", True)
     assert done.code == 0
     assert "nothing is left to train" in done.err
@@ -239,7 +239,7 @@ def test_a_cost_that_cannot_be_counted_ends_nothing(run_tool, experiment, monkey
     monkeypatch.setattr("ovenet.builders.describe_network", fail)
     trained = run_tool("train", "--cfg", experiment[0], "TRAIN.END_EPOCH", 1)
     assert trained.code == 0, trained.err
-    assert "cannot be counted: needs real numbers" in trained.err
+    assert "cannot be counted" in trained.err
 
 
 def is_learned(name):

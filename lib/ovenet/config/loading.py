@@ -75,17 +75,19 @@ def find_experiment(path: str | Path) -> Path:
 
     Args:
         path: of a file, or ``<dataset>/<experiment>``, with or without ``experiments/`` before it and ``.yaml`` after.
+            An experiment in a folder ``published`` is found without that folder too.
     """
     path = Path(path)
-    if path.exists() or path.is_absolute():
+    if path.exists():
         return path
-    parts = path.parts[1:] if path.parts[:1] == ("experiments",) else path.parts
-    for suffix in ("", ".yaml"):
-        candidate = EXPERIMENTS.joinpath(*parts)
-        candidate = candidate.with_name(candidate.name + suffix)
-        if candidate.is_file():
-            return candidate
-    return path
+    bundled = EXPERIMENTS.joinpath(*(path.parts[1:] if path.parts[:1] == ("experiments",) else path.parts))
+    candidates = [path] if path.is_absolute() else [path, bundled, bundled.with_name(bundled.name + ".yaml")]
+    return next(filter(None, map(_present, candidates)), path)
+
+
+def _present(path: Path) -> Path | None:
+    """The file or, where there is none, the one of its name in the folder ``published`` beside it."""
+    return next((file for file in (path, path.parent / "published" / path.name) if file.is_file()), None)
 
 
 def load_config_text(text: str, source: str, overrides: Sequence[str] = ()) -> CfgNode:
@@ -176,7 +178,7 @@ def _file_sources(path: Path, children: tuple[Path, ...]) -> Iterator[tuple[str,
     for base in bases:
         beside = path.parent / base
         # a name of an experiment that comes along, from wherever the file lies
-        found = beside if beside.exists() else find_experiment(base)
+        found = _present(beside) or find_experiment(base)
         yield from _file_sources(found if found.exists() else beside, (*children, path.resolve()))
     yield str(path), dict(flatten(content))
 
