@@ -16,7 +16,7 @@ ALLOWED = {
     "utils": {"errors", "version"},
     "geometry": {"structures"},
     "config": {"data", "engine", "errors", "evaluation", "fields", "losses", "models", "utils"},  # their settings
-    "models": {"fields", "errors", "geometry", "registry", "structures"},
+    "models": {"fields", "errors", "geometry", "registry", "structures", "utils"},
     "losses": {"fields", "errors", "geometry", "registry", "structures", "utils"},
     "data": {"fields", "errors", "structures", "utils"},
     "engine": {"fields", "data", "errors", "losses", "models", "geometry", "structures", "utils"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ovenet.config.checks import part_settings
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
 from ovenet.dataset_tools.audit import read_suggested_weights
-from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.engine.optim import build_optimizer as make_optimizer
 from ovenet.errors import UserError
 from ovenet.losses import PixelContrast, QueryLoss, SegmentationCriterion, build_losses
@@ -26,8 +24,8 @@ from ovenet.models.interfaces import Part
 from ovenet.models.norm import set_momentum
 from ovenet.models.registry import HEADS
 from ovenet.models.settings import NO_SEED
+from ovenet.models.weight_files import read_weights
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
-from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
 
 TIMM = "timm"
@@ -79,11 +77,16 @@ def build_model(cfg: CfgNode) -> Segmentor:
     return model
 
 
+def model_on_meta(cfg: CfgNode) -> Segmentor:
+    """The network without memory for its weights: its shapes, sizes and facts."""
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
 def describe_network(cfg: CfgNode) -> str:
     """Its parameters, and the multiply-adds of a forward pass over one training crop, in a line."""
     width, height = cfg.TRAIN.IMAGE_SIZE
-    with torch.device("meta"):
-        model = build_model(cfg).eval()
+    model = model_on_meta(cfg).eval()
     return (
         f"{count_parameters(model) / 1e6:.2f} million parameters, "
         f"{count_multiply_adds(model, height, width) / 1e9:.1f} GMAC for a crop of {width}x{height}"
@@ -146,22 +149,6 @@ def create_model(
     return model
 
 
-def load_checkpoint(model: Segmentor, path: str | Path, *, allow_partial: bool = False) -> LoadReport:
-    """Loads all weights of a trained model, a published one or one trained here.
-
-    Args:
-        model: changed in place.
-        path: the file.
-        allow_partial: accept a file that lacks some of them.
-
-    Raises:
-        UserError: the file cannot be read safely, or does not hold every tensor of the model.
-    """
-    report = load_weights(model, weights_of(read_checkpoint(path), path), str(path), whole=True)
-    report.require(1.0, allow_partial=allow_partial)
-    return report
-
-
 def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
     """Loads the weights that training starts from: ``MODEL.BACKBONE.PRETRAINED`` and ``MODEL.SEED.PRETRAINED``.
 
@@ -170,8 +157,7 @@ def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
     """
     reports = _initialize_backbone(model, cfg.MODEL.BACKBONE.PRETRAINED, "MODEL.BACKBONE.PRETRAINED ")
     if path := cfg.MODEL.SEED.PRETRAINED:
-        weights = weights_of(read_checkpoint(path), path)
-        reports.append(load_offset_branch(model, weights, f"MODEL.SEED.PRETRAINED {path}"))
+        reports.append(load_offset_branch(model, read_weights(path), f"MODEL.SEED.PRETRAINED {path}"))
     for report in reports:
         get_logger().info("%s", report)
         report.require(MIN_MATCHED, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
@@ -214,23 +200,12 @@ def _initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[L
         state: Mapping[str, Tensor] | None = timm_weights(name)
         source = f"{key}timm's {name}"
     elif source:
-        state = weights_of(read_checkpoint(source), source)
+        state = read_weights(source)
         source = key + source
     else:
         state = model.backbone.bundled_weights()
         source = "the weights that come with the backbone"
     return [] if state is None else [load_weights(model, state, source, whole=False)]
-
-
-def normalization(cfg: CfgNode) -> Normalization:
-    """Pixel normalisation of the backbone that the config describes."""
-    return _normalization(CfgNode({"MODEL": cfg.MODEL, "TRAIN": cfg.TRAIN, "DATASET": cfg.DATASET}).dump())
-
-
-@lru_cache(maxsize=8)
-def _normalization(text: str) -> Normalization:
-    with torch.device("meta"):
-        return build_model(CfgNode.load_cfg(text)).normalization
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:

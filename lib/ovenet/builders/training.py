@@ -19,6 +19,7 @@ from ovenet.builders.models import (
     check_frozen_parts,
     dataset_info,
     initialize_model,
+    model_on_meta,
     prediction_names,
 )
 from ovenet.config.schema import section
@@ -33,16 +34,16 @@ from ovenet.evaluation.pictures import predicted_row
 from ovenet.models import Segmentor
 from ovenet.models.cost import PassesCost, count_passes
 from ovenet.models.segmentor import GROUPS, synchronized
-from ovenet.structures import EvalResult
+from ovenet.structures import EvalResult, Normalization
 from ovenet.utils import distributed
 from ovenet.utils.environment import allow_tf32, peak_flops, warn_of_emulation
 from ovenet.utils.logging import get_logger
 from ovenet.utils.seeding import seed_everything
 
 
-def build_phases(cfg: CfgNode) -> list[Phase]:
+def build_phases(cfg: CfgNode, normalization: Normalization | None = None) -> list[Phase]:
     """The training of ``TRAIN.ITERATIONS``, or up to ``TRAIN.END_EPOCH`` and the extra epochs after it, if any."""
-    loader, sampler = build_train_loader(cfg)
+    loader, sampler = build_train_loader(cfg, None, normalization)
     if len(loader) < cfg.TRAIN.ACCUMULATE:
         raise UserError(
             f"TRAIN.ACCUMULATE is {cfg.TRAIN.ACCUMULATE}, but an epoch of {cfg.DATASET.TRAIN_SET} has {len(loader)} "
@@ -52,7 +53,7 @@ def build_phases(cfg: CfgNode) -> list[Phase]:
         return [Phase(loader, sampler, cfg.TRAIN.END_EPOCH, cfg.TRAIN.ITERATIONS)]
     phases = [Phase(loader, sampler, cfg.TRAIN.END_EPOCH)]
     if cfg.TRAIN.EXTRA_EPOCH:
-        extra = build_train_loader(cfg, cfg.DATASET.EXTRA_TRAIN_SET)
+        extra = build_train_loader(cfg, cfg.DATASET.EXTRA_TRAIN_SET, normalization)
         phases.append(Phase(*extra, cfg.TRAIN.END_EPOCH + cfg.TRAIN.EXTRA_EPOCH))
     return phases
 
@@ -60,9 +61,7 @@ def build_phases(cfg: CfgNode) -> list[Phase]:
 def count_step(cfg: CfgNode) -> PassesCost:
     """What the network's passes of one training step cost a process, counted on the meta device in seconds."""
     width, height = cfg.TRAIN.IMAGE_SIZE
-    with torch.device("meta"):
-        model = build_model(cfg).train()
-    cost = count_passes(model, cfg.TRAIN.BATCH_SIZE_PER_GPU, height, width)
+    cost = count_passes(model_on_meta(cfg).train(), cfg.TRAIN.BATCH_SIZE_PER_GPU, height, width)
     return PassesCost(
         flops=cfg.TRAIN.ACCUMULATE * cost.flops, num_operations=cfg.TRAIN.ACCUMULATE * cost.num_operations
     )
@@ -164,14 +163,15 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     set_up_cuda(cfg)
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
-    phases = build_phases(cfg)
+    model = build_model(cfg)
+    phases = build_phases(cfg, model.normalization)
     test_set = validation_dataset(cfg)
     test_loader, _ = shard_loader(cfg, test_set)
     if not test_set.has_labels:
         raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
     if distributed.is_main():
         check_data(cfg, (*(phase.loader.dataset.dataset for phase in phases), test_set))
-    model = build_model(cfg).to(device, memory_format=torch.channels_last)
+    model = model.to(device, memory_format=torch.channels_last)
     reports = initialize_model(model, cfg)
     if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):
         check_frozen_parts(model, cfg, reports)

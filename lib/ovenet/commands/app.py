@@ -12,9 +12,9 @@ from ovenet.app.server import MAX_PIXELS, Answers, AppServer
 from ovenet.data.files import read_image
 from ovenet.data.inputs import FrameReader, Input
 from ovenet.deployment import RUNTIMES, is_exported
-from ovenet.engine.checkpoint import SAFETENSORS
 from ovenet.errors import UserError
 from ovenet.evaluation.outputs import FrameWriter, draw_overlay
+from ovenet.models.weight_files import SAFETENSORS
 from ovenet.report.gallery import picture_data, picture_sides
 from ovenet.report.viewer import AppSettings, GalleryPage
 from ovenet.structures import Sample

@@ -6,13 +6,14 @@ import argparse
 import re
 from pathlib import Path
 
+from ovenet.builders.loading import load_model
 from ovenet.deployment import FORMATS, Limits
 from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
 from ovenet.deployment.formats import OPSET
 from ovenet.deployment.parity import EXACT, QUANTIZED
 from ovenet.errors import UserError
 from ovenet.trained.export import ExportOptions, export
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 from ovenet.utils.cli import require_free
 
 DYNAMIC = "dynamic"
@@ -28,7 +29,7 @@ def main() -> None:
         raise UserError(f"{path}: a file of --format {args.format} ends in {suffix}")
     for part in (path, *([path.with_suffix(".bin")] if args.format == "openvino" else [])):
         require_free(part, overwrite=args.overwrite)
-    trained = read_trained(source, config=args.cfg, overrides=args.set)
+    trained = load_model(source, args.cfg, args.set)
     usual = QUANTIZED if args.int8 else EXACT
     options = ExportOptions(
         size=None if args.size == DYNAMIC else parse_size(args.size, trained.settings.window_size),

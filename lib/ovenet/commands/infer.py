@@ -173,6 +173,7 @@ def predict_image(
     page: GalleryPage | None,
 ) -> None:
     """Predicts one image file."""
+    assert isinstance(one.source, Path)
     image = read_image(one.source, max_pixels=guard.check(one.source))
     stride = thinning(image.shape[:2], MAX_SEED_SIDE)
     if page is not None and stride > 1:

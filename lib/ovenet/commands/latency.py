@@ -9,12 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ovenet.builders.loading import load_model
 from ovenet.builders.models import build_model
 from ovenet.commands.export import parse_size
 from ovenet.config import load_config
@@ -28,7 +30,7 @@ from ovenet.evaluation.curves import short_names
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.cost import count_multiply_adds, count_parameters
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 
 EAGER, FUSED = "torch eager", "torch"
 SESSIONS = {  # runtime, precision and whether quantised
@@ -114,7 +116,7 @@ def read_network(source: str, name: str, pixels: Tensor, ways: list[str], overri
 def _model(source: str, overrides: list[str]) -> Segmentor:
     if Path(source).suffix in (".yaml", ".yml") or ("/" in source and not Path(source).exists()):
         return build_model(load_config(source, overrides)).eval()
-    return read_trained(find_weights(source), overrides=overrides).model
+    return load_model(find_weights(source), overrides=overrides).model
 
 
 def make_ways(model: Segmentor, pixels: Tensor, names: list[str]) -> dict[str, Callable[[], object]]:
@@ -145,7 +147,7 @@ def make_ways(model: Segmentor, pixels: Tensor, names: list[str]) -> dict[str, C
                 quantized.write_bytes(plain.read_bytes())
                 quantize_onnx(quantized, [pixels.numpy()] * _NUM_CALIBRATION)
             run = open_session(quantized if is_int8 else plain, runtime, precision)
-            ways[name] = lambda run=run: run(pixels.numpy())
+            ways[name] = partial(run, pixels.numpy())
     return ways
 
 

@@ -18,6 +18,7 @@ import torch
 from yacs.config import CfgNode
 
 from ovenet import build_model, builders, load_config
+from ovenet.builders.models import model_on_meta
 from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import AugmentedDataset
 from ovenet.data.samplers import spread
@@ -79,12 +80,12 @@ def main() -> None:
     for number, (batch, accumulate, saving) in enumerate(candidates(cfg)):
         change = f"TRAIN.BATCH_SIZE_PER_GPU {batch} TRAIN.ACCUMULATE {accumulate} TRAIN.CHECKPOINT_ACTIVATIONS {saving}"
         trial = run_trial(args.cfg, [*args.overrides, *change.split()], args.steps)
-        fits = trial is not None and trial["reserved_gib"] <= limit
         used = f"{trial['memory_gib']:.2f} GiB" if trial else "more than there is"
         if trial and trial["reserved_gib"] > trial["memory_gib"]:
             used += f" ({trial['reserved_gib']:.2f} reserved)"
+        fits = trial is not None and trial["reserved_gib"] <= limit
         print(f"{change}: {used} of {limit:.2f} GiB{'' if fits else ', does not fit'}")
-        if fits:
+        if trial is not None and fits:
             report(cfg, trial, args.processes, batch * accumulate)
             device = choose_device(cfg.DEVICE)
             if device.type == "cuda":
@@ -136,12 +137,14 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
     """Peak memory, seconds per step, and the share of waiting for data."""
     device = choose_device(cfg.DEVICE)
     builders.set_up_cuda(cfg)
-    model = build_model(cfg).to(device, memory_format=torch.channels_last)
-    phases = builders.build_phases(cfg)
+    model = build_model(cfg).to(device).to(memory_format=torch.channels_last)
+    phases = builders.build_phases(cfg, model.normalization)
     step = builders.build_train_step(model, cfg, device, phases)
     model.train()
     loader, accumulate = phases[0].loader, cfg.TRAIN.ACCUMULATE
-    decoded_s, cached_s = sample_seconds(loader.dataset, cfg.TRAIN.IGNORE_LABEL)
+    crops = loader.dataset
+    assert isinstance(crops, AugmentedDataset)
+    decoded_s, cached_s = sample_seconds(crops, cfg.TRAIN.IGNORE_LABEL)
     batches = (batch for epoch in count() for batch in _epoch(phases[0], epoch))
     groups = iter(lambda: list(islice(batches, accumulate)), [])
     for group in islice(groups, NUM_WARM_UP[device.type]):
@@ -312,8 +315,7 @@ def assumed_table(cfg: CfgNode, step_s: float, hosts: int, link_gbit: float, pro
         link_gbit: between hosts, a second.
         processes: of each host, with a card of their own.
     """
-    with torch.device("meta"):
-        model = build_model(cfg)
+    model = model_on_meta(cfg)
     gradients = sum(p.numel() for p in model.parameters() if p.requires_grad) * _BYTES["none"]
     batch = cfg.TRAIN.BATCH_SIZE_PER_GPU * cfg.TRAIN.ACCUMULATE
     rows = [

@@ -38,9 +38,10 @@ def main() -> None:
     if args.cfg:
         cfg = load_config(args.cfg, args.overrides)
         run_dir = run_folder.run_directory(cfg, args.cfg)
-        model_file = run_folder.find_model_file(cfg, run_dir)
+        trained, model_file = None, run_folder.find_model_file(cfg, run_dir)
     elif args.overrides:
-        cfg, model_file = run_folder.open_run(find_weights(args.overrides[0]), args.overrides[1:])
+        trained = builders.load_model(find_weights(args.overrides[0]), overrides=args.overrides[1:])
+        cfg, model_file = trained.cfg, trained.path
         comes_along = model_file.parent == MODELS
         run_dir = Path(cfg.OUTPUT_DIR) / model_file.stem if comes_along else model_file.parent
     else:
@@ -50,7 +51,7 @@ def main() -> None:
         settings = run_folder.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
         folder = distributed.broadcast(run_folder.test_folder(cfg, run_dir, model_file, settings))
         with run_lock(folder) if distributed.is_main() else nullcontext():
-            run = builders.run_test(cfg, model_file, folder, settings, device)
+            run = builders.run_test(trained or builders.load_model(model_file, cfg), folder, settings, device)
             if distributed.is_main():
                 write_results(cfg, run, model_file, folder, settings)
 

@@ -23,7 +23,6 @@ from ovenet.engine.checkpoint import (
     require_fields,
     save_atomically,
     save_repro,
-    weights_of,
     with_present_names,
 )
 from ovenet.engine.interruption import Interruption
@@ -31,6 +30,7 @@ from ovenet.engine.run_log import Meter, Progress, RunLog, WaitingClock
 from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings, StepSettings
 from ovenet.engine.step import StepResult, TrainStep
 from ovenet.errors import UserError
+from ovenet.models.weight_files import weights_of
 from ovenet.structures import Batch, EvalResult, LossTerms
 from ovenet.utils import distributed
 from ovenet.utils.environment import crowding, device_memory_used, release_unused

@@ -130,7 +130,7 @@ def load_offset_branch(model: Segmentor, state: StateDict, source: str) -> LoadR
     for name in targets:
         original = "backbone." + name.removeprefix(_TAIL)
         if name in renamed or original in renamed:
-            tail[name] = renamed.get(name, renamed.get(original))
+            tail[name] = renamed[name if name in renamed else original]
     return _copy(model, tail, targets, source, unused)
 
 
@@ -145,7 +145,7 @@ def rename_published(state: StateDict, model: nn.Module) -> tuple[dict[str, Tens
         The tensors by the names here, and how many were dropped because they are known to have no use.
     """
     table, names = _explained(state, model)
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for old, new in names.items():
         if new is not None:
             pieces = _expanded(new)

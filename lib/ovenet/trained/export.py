@@ -14,6 +14,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet.builders.data import list_dataset
+from ovenet.builders.loading import TrainedModel
 from ovenet.builders.models import build_model
 from ovenet.data.files import read_image
 from ovenet.data.inputs import find_inputs
@@ -29,7 +30,6 @@ from ovenet.evaluation.backend import best_class
 from ovenet.geometry import resize_bilinear
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
-from ovenet.trained.model import TrainedModel
 from ovenet.trained.run_folder import without_places
 from ovenet.utils.logging import get_logger
 from ovenet.version import version
@@ -119,7 +119,7 @@ def _repeatable(trained: TrainedModel) -> TrainedModel:
     cfg.freeze()
     model = build_model(cfg).eval()
     model.load_state_dict(trained.model.state_dict())
-    return replace(trained, cfg=cfg, model=model)
+    return replace(trained, cfg=cfg, network=model)
 
 
 def _network(
@@ -215,7 +215,7 @@ def _about(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ..
         source_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
         versions={"ovenet": version(), "torch": torch.__version__},
         class_names=tuple(info.class_names),
-        colors=tuple(tuple(color) for color in info.palette),
+        colors=info.palette,
     )
 
 
@@ -232,10 +232,10 @@ def _samples(
 
 
 def _images_of(options: ExportOptions) -> tuple[ReadSample, int]:
-    found = [one for one in find_inputs(options.images) if one.kind == "image"]
+    found = [one.source for one in find_inputs(options.images) if isinstance(one.source, Path) and one.kind == "image"]
     if not found:
         raise UserError("--images: there is no image among them")
-    return lambda index: (read_image(found[index].source), None), len(found)
+    return lambda index: (read_image(found[index]), None), len(found)
 
 
 def _listed(cfg: CfgNode, list_file: str) -> tuple[ReadSample, int]:
@@ -257,4 +257,5 @@ def _listed(cfg: CfgNode, list_file: str) -> tuple[ReadSample, int]:
 def _varied_size(trained: TrainedModel, image: np.ndarray, place: int) -> tuple[int, int]:
     """The size at which an image is run, a few pixels smaller for each image: one list has images of one size."""
     size = trained.settings.scaled_size(image.shape[:2], 1.0)
-    return tuple(max(_LEAST_SIDE, n - place * step % 32) for n, step in zip(size, (5, 11), strict=True))
+    height, width = (max(_LEAST_SIDE, n - place * step % 32) for n, step in zip(size, (5, 11), strict=True))
+    return height, width

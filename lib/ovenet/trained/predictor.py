@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ovenet.builders.inference import exported_model, inference_model
+from ovenet.builders.loading import load_model
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment.about import is_exported
@@ -21,12 +21,13 @@ from ovenet.errors import UserError
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.evaluation.result import SegResult
 from ovenet.evaluation.settings import LARGEST_SCALE
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 from ovenet.trained.sharing import download, save_folder, weights_of_folder
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
 ImageLike = np.ndarray | Image.Image | Tensor | str | Path
+_Image = TypeVar("_Image", bound=ImageLike)
 
 
 class Predictor(SlidingWindowInferencer):
@@ -98,14 +99,9 @@ class Predictor(SlidingWindowInferencer):
         """
         if runtime is not None:
             overrides = [*overrides, "TEST.RUNTIME", runtime]
-        if is_exported(path):
-            model, settings, info = exported_model(Path(path), runtime, overrides)
-            place, max_offset = torch.device("cpu"), model.max_offset
-        else:
-            trained = read_trained(path, config=config, overrides=overrides)
-            settings, info, max_offset = trained.settings, trained.info, trained.model.max_offset
-            place = choose_device(device)
-            model = inference_model(trained.model, trained.cfg, place)
+        trained = load_model(path, config, overrides, runtime=runtime)
+        settings = trained.settings
+        model, place = trained.on(choose_device("cpu" if is_exported(path) else device))
         if scales is not None:
             if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
                 raise UserError(
@@ -117,7 +113,7 @@ class Predictor(SlidingWindowInferencer):
         if long_side is not None:
             rule = settings.rule if settings.rule.resize == "long_side" else LONG_SIDE
             settings = replace(settings, base_size=_base_size(long_side), rule=rule, base_box=None, first_rule=None)
-        return cls(model, settings, place, info, max_offset, Path(path))
+        return cls(model, settings, place, trained.info, trained.network.max_offset, Path(path))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **options: Any) -> Predictor:
@@ -148,10 +144,10 @@ class Predictor(SlidingWindowInferencer):
     def __call__(self, images: ImageLike, *, scores: bool = ...) -> SegResult: ...
 
     @overload
-    def __call__(self, images: Sequence[ImageLike], *, scores: bool = ...) -> list[SegResult]: ...
+    def __call__(self, images: list[_Image] | tuple[_Image, ...], *, scores: bool = ...) -> list[SegResult]: ...
 
     @overload
-    def __call__(self, images: Iterable[ImageLike], *, scores: bool = ...) -> Iterator[SegResult]: ...
+    def __call__(self, images: Iterator[ImageLike], *, scores: bool = ...) -> Iterator[SegResult]: ...
 
     def __call__(self, images: Any, *, scores: bool = False) -> Any:
         """Predicts an image, a list of images, or one after the other from an iterator.
@@ -196,7 +192,7 @@ class Predictor(SlidingWindowInferencer):
         side = max(image.shape[:2]) if scores else 0
         prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side)
         seed = confidence = None
-        if has_seed:
+        if prediction.offset is not None and prediction.confidence is not None:
             seed = seed_pixels(prediction.offset.cpu().numpy())
             confidence = prediction.confidence[0].cpu().numpy()
         return SegResult(

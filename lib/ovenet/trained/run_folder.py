@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ from yacs.config import CfgNode
 
 from ovenet.config import default_config, flat_settings, load_config_text, present_settings
 from ovenet.config.schema import is_of_the_test, keys_of_role
-from ovenet.deployment import is_exported
-from ovenet.deployment.formats import read_about
-from ovenet.engine.checkpoint import read_checkpoint, require_file
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
+from ovenet.models.weight_files import require_file
 
 RESULTS = "results.json"
 SETTINGS = "evaluation_settings"  # in the results: all that the counts depend on
@@ -44,25 +42,6 @@ def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
     if cfg.TEST.MODEL_FILE:
         return Path(cfg.TEST.MODEL_FILE)
     return weights_of_run(run_dir, "TEST.MODEL_FILE is not set, and ")
-
-
-def open_run(path: Path, overrides: Sequence[str]) -> tuple[CfgNode, Path]:
-    """The settings that weights carry, and the weights.
-
-    Args:
-        path: a file of weights, or the folder of a run.
-        overrides: ``KEY VALUE …`` that win over what they carry.
-
-    Raises:
-        UserError: there are none, or they carry no settings.
-    """
-    model_file = weights_of_run(path) if path.is_dir() else path
-    if is_exported(model_file):
-        return load_config_text(read_about(model_file).config, str(model_file), overrides), model_file
-    text = read_checkpoint(model_file).get("config")
-    if not isinstance(text, str):
-        raise UserError(f"{model_file}: holds weights but no settings; name its experiment file: --cfg FILE")
-    return load_config_text(text, str(model_file), overrides), model_file
 
 
 def weights_of_run(run_dir: Path, why: str = "") -> Path:

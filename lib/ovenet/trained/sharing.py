@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ovenet.config import load_config_text
-from ovenet.engine.checkpoint import read_checkpoint, weights_of, write_safetensors
 from ovenet.errors import UserError
+from ovenet.models.weight_files import read_checkpoint, weights_of, write_safetensors
 from ovenet.trained.run_folder import without_places
 from ovenet.utils.writing import write_text
 from ovenet.version import version
@@ -18,13 +19,29 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 CARRIED = ("config", "dataset", "class_names", "palette", "dataset_info", "normalization")
 
 
-def portable(path: Path) -> dict[str, Any]:
-    """What weights carry beside their tensors, without the paths of this machine.
+def pack(source: Path, path: Path, *, half: bool = False) -> dict[str, Any]:
+    """Writes weights, and all that prediction needs, to one small file that other programs read too.
+
+    Args:
+        source: weights that training wrote.
+        path: ``*.safetensors``.
+        half: write float16.
+
+    Returns:
+        What the file carries beside the tensors.
 
     Raises:
-        UserError: it is not all there.
+        UserError: the weights cannot be passed on.
+        OSError: the file system refuses.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(source)
+    about = _portable(content, source)
+    write_safetensors(path, weights_of(content, source), about, half=half)
+    return about
+
+
+def _portable(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What weights carry beside their tensors, without the paths of this machine."""
     missing = [key for key in CARRIED if key not in content]
     if missing:
         raise UserError(f"{path}: carries no {missing[0]}; only weights that training wrote here can be passed on")
@@ -47,8 +64,7 @@ def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: has files in it already; name a new folder")
-    about = portable(source)
-    write_safetensors(folder / WEIGHTS, weights_of(read_checkpoint(source), source), about, half=half)
+    about = pack(source, folder / WEIGHTS, half=half)
     config = {
         "library_name": "ovenet",
         "ovenet_version": version(),
