@@ -70,6 +70,8 @@ def train_dataset(
     Raises:
         UserError: the list is unusable.
     """
+    if normalization is None:
+        normalization = model_on_meta(cfg).normalization
     dataset = list_dataset(cfg, list_file or cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
     width, height = cfg.TRAIN.IMAGE_SIZE
     transform = TrainTransform(
@@ -82,7 +84,7 @@ def train_dataset(
         rare_class_crops=cfg.TRAIN.RARE_CLASS_CROPS,
         stretch=dataset.info.evaluation.resize == "stretch",
         flip_table=dataset.info.flip_table() if dataset.info.flip_pairs else None,
-        pad_color=(normalization or model_on_meta(cfg).normalization).pad_color,
+        pad_color=normalization.pad_color,
         scale_range=tuple(cfg.TRAIN.SCALE_RANGE) or None,
         base_box=tuple(cfg.TRAIN.BASE_BOX) or None,
         cat_max_ratio=cfg.TRAIN.CAT_MAX_RATIO,
@@ -99,12 +101,12 @@ def build_train_loader(
     Raises:
         UserError: the list is unusable, or shorter than one batch of all processes.
     """
-    dataset = train_dataset(cfg, list_file, normalization)
-    width, height = cfg.TRAIN.IMAGE_SIZE
     settings, workers = section(cfg, LoaderSettings), section(cfg, WorkerSettings)
-    built = train_loader(dataset, settings, workers, crop_pixels=width * height, seed=cfg.SEED)
+    width, height = cfg.TRAIN.IMAGE_SIZE
+    dataset = train_dataset(cfg, list_file, normalization)
+    loader = train_loader(dataset, settings, workers, crop_pixels=width * height, seed=cfg.SEED)
     attach_cache(dataset.dataset, cfg.DATASET.CACHE, cfg.DATASET.CACHE_DIR, num_threads=max(1, cfg.WORKERS))
-    return built
+    return loader
 
 
 def test_dataset(cfg: CfgNode) -> ListDataset:
@@ -131,4 +133,5 @@ def build_test_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[TestL
 
 def shard_loader(cfg: CfgNode, dataset: ListDataset, done: Collection[int] = ()) -> tuple[TestLoader, list[int]]:
     """This process's share of the rest of a list, see `evaluation_loader`."""
-    return evaluation_loader(dataset, section(cfg, WorkerSettings), done)
+    workers = section(cfg, WorkerSettings)
+    return evaluation_loader(dataset, workers, done)

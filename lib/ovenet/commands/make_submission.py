@@ -29,10 +29,12 @@ from ovenet.utils.logging import configure_logging
 
 
 def main() -> None:
-    """Predicts, packs, and checks the zip; or checks one that is there."""
+    """Predicts, packs, and checks the zip; or checks an existing one."""
     parser = config_parser(__doc__)
     parser.add_argument("--output", type=Path, metavar="ZIP", help="file to write (default: in the run's folder)")
-    parser.add_argument("--dry-run", action="store_true", help="do it with DATASET.TEST_SET, and score the zip's files")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="predict DATASET.TEST_SET instead, and score the files in the zip"
+    )
     parser.add_argument("--validate", type=Path, metavar="ZIP", help="check a zip of the test split, predict nothing")
     args = parser.parse_args()
     configure_logging(is_main=distributed.is_launch_main())
@@ -57,7 +59,7 @@ def main() -> None:
 
 
 def require_complete(dataset: ListDataset, *, dry_run: bool) -> None:
-    """Refuses, before hours of prediction, what the server or the scoring would refuse after them.
+    """Refuses lists that the server or the scoring would refuse after hours of prediction.
 
     Raises:
         UserError: the test list does not have the number of images that the server expects, or a dry run has no labels.

@@ -15,7 +15,7 @@ from ovenet.utils.cli import require_free
 def main() -> None:
     """Reads a checkpoint and writes a safetensors file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", metavar="WEIGHTS", help="a run's folder, or a file of weights that training wrote")
+    parser.add_argument("weights", metavar="WEIGHTS", help="a run's folder, or a file of weights written by training")
     parser.add_argument("output", type=Path, metavar="FILE", help=f"*{SAFETENSORS}")
     parser.add_argument("--half", action="store_true", help="write float16: half the size, and about 3 digits")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")

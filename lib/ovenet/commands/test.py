@@ -30,7 +30,7 @@ from ovenet.utils.writing import write_text
 def main() -> None:
     """Reads the config, predicts, scores, writes."""
     parser = config_parser(__doc__, required=False)
-    parser.add_argument("--runtime", choices=RUNTIMES, help="TEST.RUNTIME: what runs the network; default: torch")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="TEST.RUNTIME: runtime of the network; default: torch")
     args = parser.parse_args()
     if args.runtime:
         args.overrides += ["TEST.RUNTIME", args.runtime]

@@ -25,15 +25,15 @@ CHECKPOINT = "checkpoint.pth"  # the newest of a run
 def save_atomically(
     content: Mapping[str, Any], path: Path, *, before_replacing: Callable[[], None] | None = None
 ) -> None:
-    """Writes beside the target, seals, syncs, and renames: whoever reads finds the old file or the new one, both whole.
+    """Writes a temporary file with a checksum, syncs it, and renames it: readers find either file whole.
 
     Args:
-        content: what ``torch.save`` takes.
+        content: argument of ``torch.save``.
         path: the target.
-        before_replacing: called when the new file is whole and the old one still in its place.
+        before_replacing: called when the new file is complete and the old one still in place.
 
     Raises:
-        OSError: the file system refuses, such as a full disk; the old file is untouched and nothing else is left.
+        OSError: the file cannot be written, for example on a full disk; the old file is untouched and no other is left.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -52,7 +52,7 @@ def save_atomically(
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file can be read: by its checksum, or by reading it where it has none."""
+    """Whether a file is undamaged: by its checksum or, if it has none, by reading it."""
     if is_sealed(path):
         return not seal_is_broken(path)
     try:
@@ -63,7 +63,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said: torch raises errors of its own while it handles those of the file."""
+    """The system's message: torch raises errors of its own while it handles those of the file."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -76,38 +76,38 @@ class CheckpointStore:
     """``checkpoint.pth``, and the ones before it as ``checkpoint.1.pth``, ``checkpoint.2.pth`` and so on.
 
     Args:
-        run_dir: where they lie.
-        num_kept: how many in all, >= 1.
+        run_dir: folder of the run.
+        num_kept: number of checkpoints to keep, >= 1.
     """
 
     def __init__(self, run_dir: Path, num_kept: int):
         self.run_dir = run_dir
         self.num_kept = num_kept
-        self._written: tuple[int, int, int] | None = None  # what the newest one was when it was written here
+        self._written: tuple[int, int, int] | None = None  # identity of the newest one as this process wrote it
 
     def exists(self) -> bool:
-        """Whether there is any."""
+        """Whether the run has a checkpoint."""
         return any(path.exists() for path in self._paths())
 
     def save(self, state: Mapping[str, Any], *, replaces_newest: bool = False) -> None:
-        """Writes a new newest one. A kill at any moment leaves a whole ``checkpoint.pth``.
+        """Writes a new checkpoint. A kill at any moment leaves a whole ``checkpoint.pth``.
 
         Args:
-            state: what it holds.
-            replaces_newest: the older ones stay as they are.
+            state: content of the checkpoint.
+            replaces_newest: overwrite the newest one instead of moving it to the older ones.
 
         Raises:
-            OSError: the file system refuses; the older ones are untouched.
+            OSError: the file cannot be written; the older ones are untouched.
         """
         shift = None if replaces_newest else self._shift
         save_atomically(state, self._paths()[0], before_replacing=shift)
         self._written = _identity(self._paths()[0])
 
     def load(self) -> tuple[dict[str, Any], Path]:
-        """The newest one that is whole, and its path; damaged ones are named in a warning.
+        """The newest undamaged checkpoint, and its path; damaged ones are named in a warning.
 
         Raises:
-            UserError: all are damaged, or there is none.
+            UserError: all are damaged, or the run has none.
         """
         errors = []
         for path in self._paths():
@@ -128,14 +128,14 @@ class CheckpointStore:
         )
 
     def _paths(self) -> list[Path]:
-        """The newest first."""
+        """Paths of all checkpoints, the newest first."""
         older = [self.run_dir / f"checkpoint.{age}.pth" for age in range(1, self.num_kept)]
         return [self.run_dir / CHECKPOINT, *older]
 
     def _shift(self) -> None:
-        """Gives every file the name of the next older one; the newest keeps its own too until it is replaced.
+        """Renames every file to the next older one; the newest keeps its name as well until it is replaced.
 
-        A newest one that is damaged is not kept: the older ones, which are all that the run has, stay where they are.
+        If the newest is damaged, nothing is renamed: it is overwritten, and the older ones are kept.
         """
         paths = self._paths()
         if paths[0].exists() and _identity(paths[0]) != self._written and not is_whole(paths[0]):
@@ -154,14 +154,14 @@ def _identity(path: Path) -> tuple[int, int, int]:
 
 
 def with_present_names(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """A checkpoint whose parameters have the names of the model at hand; version 1 called some of them otherwise.
+    """A checkpoint with the model's names of parameters; some had other names in version 1.
 
     Args:
         state: from `CheckpointStore.load`.
-        model: that goes on from it.
+        model: the model that is resumed.
 
     Raises:
-        UserError: version 1 kept no names, and which parameters a group has cannot be told.
+        UserError: version 1 saved no names, and the parameters of a group cannot be identified.
     """
     names = names_here(state["model"], model)
     state = {**state, "model": {names[old]: tensor for old, tensor in state["model"].items()}}
@@ -182,10 +182,10 @@ def require_fields(state: Mapping[str, Any], *, best_files: Collection[str]) -> 
 
     Args:
         state: from `CheckpointStore.load`.
-        best_files: those that it must hold a score of.
+        best_files: files that it must hold a score for.
 
     Raises:
-        TypeError: names the field.
+        TypeError: a field has the wrong type or value; names it.
     """
     for name in ("epoch", "iteration", "samples_done", "world_size", "num_skipped", "num_broken_samples"):
         if type(state[name]) is not int or state[name] < 0:
@@ -210,12 +210,12 @@ def require_fields(state: Mapping[str, Any], *, best_files: Collection[str]) -> 
 
 
 def _renamed_in_ema(name: str, names: Mapping[str, str | None]) -> str:
-    """torch keeps averaged weights below ``module``, beside a counter."""
+    """The model's name of an averaged weight: torch puts ``module.`` before it, and keeps a counter beside."""
     return f"module.{names[name.removeprefix('module.')]}" if name.startswith("module.") else name
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or the file under the new name alone where the file system knows no links."""
+    """Gives a file a second name or, on file systems without hard links, the new name alone."""
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)
@@ -229,7 +229,7 @@ def _link(source: Path, target: Path) -> None:
 def save_repro(
     run_dir: Path, iteration: int, model: nn.Module, batches: Sequence[Batch], metadata: Mapping[str, Any]
 ) -> Path:
-    """Writes ``repro_<iteration>_rank<n>.pth``: this process's micro-batches, the weights and the config."""
+    """Writes ``repro_<iteration>_rank<n>.pth``: this rank's micro-batches, the weights and the configuration."""
     path = run_dir / f"repro_{iteration:07d}_rank{distributed.rank()}.pth"
     content = {
         **metadata,
@@ -244,10 +244,10 @@ def save_repro(
 
 
 def read_repro(path: Path) -> tuple[dict[str, Any], list[Batch]]:
-    """What `save_repro` wrote.
+    """Content and batches of a file written by `save_repro`.
 
     Raises:
-        UserError: the file is damaged, or something else.
+        UserError: the file is damaged, or holds no batches.
     """
     content = read_checkpoint(path)
     if "batches" not in content:

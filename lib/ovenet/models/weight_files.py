@@ -158,7 +158,7 @@ def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor
 def _problem(name: Any, tensor: Tensor) -> str:
     """Why a tensor cannot be a weight; "" if it can."""
     if not isinstance(name, str):
-        return f"is the name of a tensor, and a {type(name).__name__}; expected texts"
+        return f"is the name of a tensor, and of type {type(name).__name__}; expected a string"
     kind = "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
     if tensor.is_meta or kind != "strided":
         return f"is a {'meta' if tensor.is_meta else kind} tensor; expected numbers one by one"

@@ -1,4 +1,4 @@
-"""Where the weights of a trained model are."""
+"""Finds the weights of a trained model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ MODELS = bundled_folder("pretrained_models")
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file of weights in a folder, at a path, or of a bundled model's name.
+    """The file of weights for a path or for the name of a bundled model.
 
-    A folder is that of a run, or one that `Predictor.save_pretrained` wrote.
+    Args:
+        source: a file; the folder of a run, or one written by `Predictor.save_pretrained`; or a name.
 
     Raises:
-        UserError: there is none.
+        UserError: no weights are found.
     """
     path = Path(source)
     if path.is_dir():

@@ -23,16 +23,16 @@ def pack(source: Path, path: Path, *, half: bool = False) -> dict[str, Any]:
     """Writes weights, and all that prediction needs, to one small file that other programs read too.
 
     Args:
-        source: weights that training wrote.
+        source: weights written by training.
         path: ``*.safetensors``.
         half: write float16.
 
     Returns:
-        What the file carries beside the tensors.
+        The metadata of the file.
 
     Raises:
-        UserError: the weights cannot be passed on.
-        OSError: the file system refuses.
+        UserError: the weights carry too little to be shared.
+        OSError: the file cannot be written.
     """
     content = read_checkpoint(source)
     about = _portable(content, source)
@@ -41,7 +41,7 @@ def pack(source: Path, path: Path, *, half: bool = False) -> dict[str, Any]:
 
 
 def _portable(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What weights carry beside their tensors, without the paths of this machine."""
+    """The metadata of a file of weights, without the paths of this machine."""
     missing = [key for key in CARRIED if key not in content]
     if missing:
         raise UserError(f"{path}: carries no {missing[0]}; only weights that training wrote here can be passed on")
@@ -50,17 +50,17 @@ def _portable(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "") -> None:
-    """Writes a folder that `ovenet.load` takes; ``hf upload NAME FOLDER`` publishes it.
+    """Writes a folder that `ovenet.load` reads; ``hf upload NAME FOLDER`` publishes it.
 
     Args:
-        source: weights that training wrote.
-        folder: new, or empty.
+        source: weights written by training.
+        folder: a new or empty folder.
         half: write float16.
         card: text of the model card; "" for one with the classes and the configuration.
 
     Raises:
-        UserError: the folder has files in it, or the weights cannot be passed on.
-        OSError: the file system refuses.
+        UserError: the folder is not empty, or the weights carry too little to be shared.
+        OSError: a file cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: has files in it already; name a new folder")
@@ -107,10 +107,10 @@ Add the scores, the licence of the data and the command before you publish it.
 
 
 def weights_of_folder(folder: Path) -> Path:
-    """The weights of a folder that `save_folder` wrote, after comparing them with its checksum.
+    """The weights in a folder written by `save_folder`, after a check of their checksum.
 
     Raises:
-        UserError: a file is missing or damaged, or the weights are not those that were saved.
+        UserError: a file is missing or damaged, or the weights are not the ones saved.
     """
     path = folder / WEIGHTS
     try:
@@ -126,10 +126,10 @@ def weights_of_folder(folder: Path) -> Path:
 
 
 def download(name: str, revision: str | None) -> Path:
-    """The folder of a model of the hub, fetched if it is not here.
+    """The local folder of a model on the hub, downloaded if necessary.
 
     Raises:
-        UserError: it cannot be fetched.
+        UserError: the model cannot be downloaded.
     """
     from huggingface_hub import snapshot_download  # comes with timm
 
