@@ -12,7 +12,7 @@ from PIL import Image
 import ovenet
 from ovenet import UserError
 from ovenet.builders import build_model
-from ovenet.builders.loading import load_model
+from ovenet.builders.loading import load_model, predictor_for_test
 from ovenet.config import load_config
 from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork, FileNetwork, Limits, choose_runtime
@@ -298,3 +298,18 @@ def test_a_network_with_random_bases_is_written_with_the_same_ones_for_every_ima
     parity = export(load_model(weights, config), tmp_path / "segnext.onnx", options(exported, num_images=1))
     assert parity.changed < 1e-4
     assert parity.difference < 1e-4
+
+
+def test_a_test_of_a_file_follows_its_own_settings(exported):
+    """Not those of the configuration in the file: results say which they were made with."""
+    path = exported / FILES["dynamic"][0]
+    tested = load_model(path, overrides=["TEST.IMAGE_SIZE", "[96,64]"])
+    assert predictor_for_test(tested, torch.device("cpu")).settings.window_size == (64, 96)
+    assert load_model(path).settings.window_size != (64, 96)
+    with pytest.raises(UserError, match=r"onnxruntime.*bf16|bf16.*onnxruntime"):
+        load_model(path, overrides=["TEST.PRECISION", "bf16"])
+
+
+def test_a_file_has_no_segmentor(exported):
+    with pytest.raises(UserError, match=FILES["fixed"][0]):
+        _ = load_model(exported / FILES["fixed"][0]).model

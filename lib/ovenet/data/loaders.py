@@ -25,7 +25,6 @@ from ovenet.utils.stop_signals import ignore_stop_signals, kill_workers_at_exit
 
 TestLoader = DataLoader[Sample]
 TrainLoader: TypeAlias = DataLoader[Any]  # of `Batch`; torch takes the items of the dataset for those of the loader
-TrainLoader: TypeAlias = DataLoader[Any]  # of `Batch`; torch takes the items of the dataset for those of the loader
 _BATCHES_AHEAD = 2  # of each worker, PyTorch's default
 
 
