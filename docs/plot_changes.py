@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.builders.data import list_dataset
+from ovenet.builders.loading import load_model
 from ovenet.data.sheets import colorize
 from ovenet.evaluation.pictures import OUTCOMES, colorize_offset, error_map
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 from ovenet.trained.predictor import Predictor
 from ovenet.utils.cli import require_plot_file, run_main
 
@@ -32,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     require_plot_file(args.output, overwrite=args.overwrite)
     path = find_weights(args.weights)
-    cfg = read_trained(path, overrides=["DATASET.ROOT", args.root]).cfg
+    cfg = load_model(path, overrides=["DATASET.ROOT", args.root]).cfg
     dataset = list_dataset(cfg, "list/camvid/test.lst")
     predictor = Predictor.from_checkpoint(path)
     gains = []

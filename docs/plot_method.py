@@ -19,8 +19,9 @@ from matplotlib.patches import Rectangle
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.builders.data import list_dataset
+from ovenet.builders.loading import load_model
 from ovenet.data.sheets import colorize
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 from ovenet.trained.predictor import Predictor
 from ovenet.utils.cli import require_plot_file, run_main
 
@@ -40,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     require_plot_file(args.output, overwrite=args.overwrite)
     path = find_weights("scenes-lite0")
-    dataset = list_dataset(read_trained(path, overrides=["DATASET.ROOT", args.root]).cfg, "list/synthetic/val.lst")
+    dataset = list_dataset(load_model(path, overrides=["DATASET.ROOT", args.root]).cfg, "list/synthetic/val.lst")
     predictor = Predictor.from_checkpoint(path)
     best = max((gain(predictor, dataset[index], index) for index in range(len(dataset))), key=lambda found: found[0])
     _, index, top, left = best

@@ -16,7 +16,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.builders.data import list_dataset
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.builders.loading import load_model
+from ovenet.trained.model import find_weights
 from ovenet.trained.predictor import Predictor
 from ovenet.utils.cli import run_main
 
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--list", default="list/camvid/val.lst", help="relative to it")
     args = parser.parse_args()
     path = find_weights(args.weights)
-    dataset = list_dataset(read_trained(path, overrides=["DATASET.ROOT", args.root]).cfg, args.list)
+    dataset = list_dataset(load_model(path, overrides=["DATASET.ROOT", args.root]).cfg, args.list)
     predictor = Predictor.from_checkpoint(path)
     counts = np.zeros((predictor.info.num_classes, 2 + len(LIMITS)), dtype=np.int64)
     for index in range(len(dataset)):

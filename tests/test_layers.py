@@ -29,7 +29,7 @@ ALLOWED = {
         "registry",
         "utils",
     },  # the settings of each, and the names of parts; no torch
-    "models": {"fields", "errors", "geometry", "lazy", "registry", "structures"},
+    "models": {"fields", "errors", "geometry", "lazy", "registry", "structures", "utils"},
     "losses": {"fields", "errors", "geometry", "lazy", "registry", "structures", "utils"},
     "data": {"fields", "errors", "structures", "utils"},
     "engine": {"fields", "data", "errors", "losses", "models", "geometry", "structures", "utils"},

@@ -10,6 +10,11 @@ class UserError(ValueError):
     """Bad input. The one-line message names the key or file, the value and the remedy; tools exit with code 2."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line of at most 200 characters; its type where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str], *, num: int = 1) -> str:
     """The known names closest to a misspelled one, separated by commas; "" if there are none."""
     return ", ".join(difflib.get_close_matches(name, list(known), n=num, cutoff=0.0))

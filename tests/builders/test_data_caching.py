@@ -7,17 +7,18 @@ from subprocess import PIPE
 
 import pytest
 
-from ovenet.builders import data
-from ovenet.builders.data import attach_cache, list_dataset
+from ovenet.builders.data import list_dataset
+from ovenet.data import shared_cache
+from ovenet.data.shared_cache import attach_cache
 
 
 def barriers_of(cfg, monkeypatch):
     """How often a process waits for the others while it attaches its cache."""
     reached = []
-    monkeypatch.setattr(data.distributed, "barrier", lambda: reached.append(1))
+    monkeypatch.setattr(shared_cache.distributed, "barrier", lambda: reached.append(1))
     dataset = list_dataset(cfg, cfg.DATASET.TRAIN_SET)
     reached.clear()
-    attach_cache(cfg, dataset)
+    attach_cache(dataset, cfg.DATASET.CACHE, num_threads=1)
     return len(reached)
 
 
@@ -31,7 +32,7 @@ def test_machines_with_and_without_entries_wait_equally_often(tiny_cfg, tiny_dat
 def test_only_what_is_asked_for_is_attached(tiny_cfg, tiny_data, kind):
     cfg = tiny_cfg("DATASET.ROOT", tiny_data, "DATASET.CACHE", kind)
     dataset = list_dataset(cfg, cfg.DATASET.TRAIN_SET)
-    attach_cache(cfg, dataset)
+    attach_cache(dataset, cfg.DATASET.CACHE, num_threads=1)
     assert (dataset.cache is not None) == (kind == "disk")
     assert (tiny_data / "cache").exists() == (kind == "disk")
 
@@ -40,7 +41,7 @@ def test_a_cache_in_memory_stays_until_its_last_run_ends(tmp_path):
     """In processes of their own, as two runs on the same data are."""
     folder = tmp_path / "camvid-0123"
     script = (
-        "import sys; from pathlib import Path; from ovenet.builders.data import _remove_if_unused, _use\n"
+        "import sys; from pathlib import Path; from ovenet.data.shared_cache import _remove_if_unused, _use\n"
         f"folder = Path({str(folder)!r}); users = _use(folder); folder.mkdir(exist_ok=True)\n"
         "print('there', flush=True)\n"
         "sys.stdin.readline(); _remove_if_unused(folder, users)"

@@ -10,6 +10,7 @@ from tests.engine.families import EXPERIMENTS, FAMILIES, family_config
 
 from ovenet import UserError
 from ovenet.builders import build_model
+from ovenet.builders.loading import load_model
 from ovenet.config import load_config
 from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ExportableNetwork, FileNetwork
@@ -19,7 +20,7 @@ from ovenet.deployment.parity import EXACT
 from ovenet.geometry import average_pool
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.trained.export import EXAMPLE_SIZE, ExportOptions, _traced_size, export
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 
 SIZES = [(64, 96), (97, 131), (75, 33), (66, 94), (34, 161)]  # one of multiples of 32, others with all remainders by 4
 OTHERS = {
@@ -95,7 +96,7 @@ def options(images, **changed):
 
 @pytest.fixture(scope="module")
 def trained():
-    return read_trained(find_weights("scenes-lite0"))
+    return load_model(find_weights("scenes-lite0"))
 
 
 def test_an_export_is_compared_at_odd_sizes_too(trained, images, tmp_path, monkeypatch):

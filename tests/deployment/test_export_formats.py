@@ -12,6 +12,7 @@ from PIL import Image
 import ovenet
 from ovenet import UserError
 from ovenet.builders import build_model
+from ovenet.builders.loading import load_model, predictor_for_test
 from ovenet.config import load_config
 from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork, FileNetwork, Limits, choose_runtime
@@ -19,7 +20,7 @@ from ovenet.deployment.about import KEY, LABELS, TENSORS
 from ovenet.deployment.parity import EXACT, Parity
 from ovenet.deployment.runtimes import open_session
 from ovenet.trained.export import ExportOptions, export
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 
 MODEL = "scenes-lite0"
 SIZE = (96, 128)
@@ -56,7 +57,7 @@ def options(folder, **changed):
 
 @pytest.fixture(scope="module")
 def trained():
-    return read_trained(find_weights(MODEL))
+    return load_model(find_weights(MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +295,21 @@ def test_a_network_with_random_bases_is_written_with_the_same_ones_for_every_ima
     model = {"BACKBONE": {"NAME": "resnet18"}, "HEAD": {"NAME": "light_ham", "BASES": "official"}}
     config.write_text(json.dumps({"MODEL": model, "DATASET": {"DATASET": "camvid", "NUM_CLASSES": 11}}))
     torch.save(build_model(load_config(config)).state_dict(), weights)
-    parity = export(read_trained(weights, config=config), tmp_path / "segnext.onnx", options(exported, num_images=1))
+    parity = export(load_model(weights, config), tmp_path / "segnext.onnx", options(exported, num_images=1))
     assert parity.changed < 1e-4
     assert parity.difference < 1e-4
+
+
+def test_a_test_of_a_file_follows_its_own_settings(exported):
+    """Not those of the configuration in the file: results say which they were made with."""
+    path = exported / FILES["dynamic"][0]
+    tested = load_model(path, overrides=["TEST.IMAGE_SIZE", "[96,64]"])
+    assert predictor_for_test(tested, torch.device("cpu")).settings.window_size == (64, 96)
+    assert load_model(path).settings.window_size != (64, 96)
+    with pytest.raises(UserError, match=r"onnxruntime.*bf16|bf16.*onnxruntime"):
+        load_model(path, overrides=["TEST.PRECISION", "bf16"])
+
+
+def test_a_file_has_no_segmentor(exported):
+    with pytest.raises(UserError, match=FILES["fixed"][0]):
+        _ = load_model(exported / FILES["fixed"][0]).model

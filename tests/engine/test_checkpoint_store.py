@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from ovenet.engine.checkpoint import CheckpointStore, read_checkpoint, save_atomically
+from ovenet.engine.checkpoint import CheckpointStore, save_atomically
+from ovenet.models.weight_files import read_checkpoint
 
 
 def state(number):

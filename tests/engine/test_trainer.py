@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 
 from ovenet.builders import build_model, build_optimizer, build_train_step
 from ovenet.data.samplers import TrainSampler
-from ovenet.engine.checkpoint import CHECKPOINT, read_checkpoint
+from ovenet.engine.checkpoint import CHECKPOINT
 from ovenet.engine.optim import build_schedule, go_to
 from ovenet.engine.phases import Phase
 from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings
 from ovenet.engine.trainer import BEST, BEST_EMA, FINAL, FINAL_EMA, Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
+from ovenet.models.weight_files import read_checkpoint
 from ovenet.structures import Batch
 
 

@@ -233,13 +233,13 @@ def test_weights_that_are_no_real_numbers(run_tool, tiny, tmp_path, dtype):
 
 
 def test_loading_processes_without_room_in_shared_memory(run_tool, tiny, monkeypatch):
-    from ovenet.builders import data
+    from ovenet.data import loaders
 
-    monkeypatch.setattr(data, "_shared_memory_bytes", lambda: 20_000)
+    monkeypatch.setattr(loaders, "_shared_memory_bytes", lambda: 20_000)
     result = run_tool("train", *tiny(), "WORKERS", 1)
     assert_one_line(result, "/dev/shm", "0.02 MB", "WORKERS 0")
-    monkeypatch.setattr(data, "_shared_memory_bytes", lambda: 40_000)  # 30,720 are needed by each process
-    monkeypatch.setattr(data.distributed, "local_world_size", lambda: 2)
+    monkeypatch.setattr(loaders, "_shared_memory_bytes", lambda: 40_000)  # 30,720 are needed by each process
+    monkeypatch.setattr(loaders.distributed, "local_world_size", lambda: 2)
     assert_one_line(run_tool("train", *tiny(), "WORKERS", 1), "/dev/shm", "2 process(es)")
     monkeypatch.undo()
     assert run_tool("train", *tiny(), "WORKERS", 0, "TRAIN.END_EPOCH", 1).code == 0

@@ -12,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 
 from ovenet import builders
+from ovenet.builders.loading import load_model, predictor_for_test
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.trained.model import find_weights
-from ovenet.trained.run_folder import open_run
 from ovenet.utils.cli import run_main
 from ovenet.utils.distributed import choose_device
 
@@ -33,9 +33,9 @@ def main() -> None:
     args = parser.parse_args()
     scores, seconds = {}, {}
     for name, precision in PRECISIONS.items():
-        cfg, model_file = open_run(find_weights(args.model), [*args.overrides, *precision])
-        device = choose_device(cfg.DEVICE)
-        predictor = builders.load_predictor(cfg, model_file, device)
+        trained = load_model(find_weights(args.model), overrides=[*args.overrides, *precision])
+        cfg = trained.cfg
+        predictor = predictor_for_test(trained, choose_device(cfg.DEVICE))
         loader, dataset = builders.build_test_loader(cfg)
         started = time.perf_counter()
         result = evaluate(

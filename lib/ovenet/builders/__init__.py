@@ -10,7 +10,8 @@ from ovenet.builders.data import (
     test_dataset,
     train_dataset,
 )
-from ovenet.builders.inference import build_predictor, load_predictor
+from ovenet.builders.inference import build_predictor
+from ovenet.builders.loading import load_model, load_predictor
 from ovenet.builders.models import (
     build_criterion,
     build_model,
@@ -19,7 +20,6 @@ from ovenet.builders.models import (
     dataset_info,
     describe_network,
     initialize_model,
-    load_checkpoint,
     prediction_names,
 )
 from ovenet.builders.testing import run_test
@@ -31,6 +31,7 @@ from ovenet.builders.training import (
     peak_images_per_second,
     set_up_cuda,
 )
+from ovenet.models.weight_files import load_checkpoint
 
 __all__ = [
     "TestLoader",
@@ -52,6 +53,7 @@ __all__ = [
     "initialize_model",
     "list_dataset",
     "load_checkpoint",
+    "load_model",
     "load_predictor",
     "peak_images_per_second",
     "prediction_names",

@@ -1,10 +1,9 @@
-"""The classes, the network, its weights, its optimizer and its loss, from a configuration or from names."""
+"""The dataset's classes, the network, its weights, its optimizer and its loss, from a configuration or from names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from yacs.config import CfgNode
 
 from ovenet.config import check_parts
 from ovenet.config.checks import part_settings
+from ovenet.config.schema import section
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
 from ovenet.dataset_tools.audit import read_suggested_weights
-from ovenet.engine.checkpoint import read_checkpoint, weights_of
 from ovenet.engine.optim import build_optimizer as make_optimizer
+from ovenet.engine.settings import OptimizerSettings
 from ovenet.errors import UserError
 from ovenet.losses import PixelContrast, QueryLoss, SegmentationCriterion, build_losses
 from ovenet.models import Segmentor, build_segmentor
@@ -27,21 +27,21 @@ from ovenet.models.interfaces import Part
 from ovenet.models.norm import set_momentum
 from ovenet.models.registry import HEADS
 from ovenet.models.settings import NO_SEED
+from ovenet.models.weight_files import read_weights
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch, load_weights
-from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
 
 TIMM = "timm"
-PARAMETER_GROUPS = {"backbone": "BACKBONE", "neck": "HEAD", "head": "HEAD", "seed": "SEED"}  # of TRAIN.LR_MULT
+PARAMETER_GROUPS = {"backbone": "BACKBONE", "neck": "HEAD", "head": "HEAD", "seed": "SEED"}  # keys of TRAIN.LR_MULT
 _OFFSET_HEAD = "seed.head."
-AUXILIARY_WEIGHT = 0.4  # of every map but the final one, as OCR was published
+AUXILIARY_WEIGHT = 0.4  # loss weight of every score map but the final one, as published with OCR
 
 
 def dataset_info(cfg: CfgNode) -> DatasetInfo:
-    """The catalog's entry.
+    """The dataset of the configuration.
 
     Raises:
-        UserError: there is none, or the config has another number of classes.
+        UserError: there is no such dataset, or ``DATASET.NUM_CLASSES`` is not its number of classes.
     """
     name, folder = cfg.DATASET.DATASET, Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
     info = find_dataset(name, folder, num_classes=cfg.DATASET.NUM_CLASSES)
@@ -54,7 +54,7 @@ def dataset_info(cfg: CfgNode) -> DatasetInfo:
 
 
 def build_model(cfg: CfgNode) -> Segmentor:
-    """The network that the config describes, at its random start; see `initialize_model` for weights.
+    """The network of the configuration, randomly initialised; `initialize_model` loads weights into it.
 
     Raises:
         UserError: a part or an argument of one does not exist, or parts do not go together.
@@ -81,11 +81,16 @@ def build_model(cfg: CfgNode) -> Segmentor:
     return model
 
 
-def describe_network(cfg: CfgNode) -> str:
-    """Its parameters, and the multiply-adds of a forward pass over one training crop, in a line."""
-    width, height = cfg.TRAIN.IMAGE_SIZE
+def model_on_meta(cfg: CfgNode) -> Segmentor:
+    """The network on PyTorch's meta device: shapes and attributes, no memory for weights."""
     with torch.device("meta"):
-        model = build_model(cfg).eval()
+        return build_model(cfg)
+
+
+def describe_network(cfg: CfgNode) -> str:
+    """One line: the number of parameters, and the multiply-adds of a forward pass over one training crop."""
+    width, height = cfg.TRAIN.IMAGE_SIZE
+    model = model_on_meta(cfg).eval()
     return (
         f"{count_parameters(model) / 1e6:.2f} million parameters, "
         f"{count_multiply_adds(model, height, width) / 1e9:.1f} GMAC for a crop of {width}x{height}"
@@ -115,18 +120,18 @@ def create_model(
         num_classes: ``K``.
         head: a name of `ovenet.list_heads`.
         neck: a name of `ovenet.list_necks`; None is the head's own.
-        seed: where offsets come from, a name of `ovenet.list_seeds`; None is the baseline.
-        pretrained: a file of weights, or ``timm`` for timm's; None takes those that come with the backbone, if any do,
-            and False takes none.
+        seed: source of the offsets, a name of `ovenet.list_seeds`; None is the baseline.
+        pretrained: a file of weights, or ``timm`` for timm's; None loads the weights that come with the backbone, if
+            any do, and False loads none.
         align_corners: convention of all resizing of maps. None is False for head ``fcn`` on an HRNet, as HRNet and
             OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
-        backbone_args: settings of the backbone, see `ovenet.describe`.
-        neck_args: of the neck.
-        head_args: of the head.
-        seed_args: of the seed.
+        backbone_args: arguments of the backbone, see `ovenet.describe`.
+        neck_args: arguments of the neck.
+        head_args: arguments of the head.
+        seed_args: arguments of the seed.
 
     Raises:
-        UserError: there is no such part, a setting or a file is wrong, or parts do not go together.
+        UserError: a part does not exist, an argument or a file is wrong, or the parts do not go together.
     """
     model = build_segmentor(
         backbone,
@@ -148,32 +153,15 @@ def create_model(
     return model
 
 
-def load_checkpoint(model: Segmentor, path: str | Path, *, allow_partial: bool = False) -> LoadReport:
-    """Loads all weights of a trained model, a published one or one trained here.
-
-    Args:
-        model: changed in place.
-        path: the file.
-        allow_partial: accept a file that lacks some of them.
-
-    Raises:
-        UserError: the file cannot be read safely, or does not hold every tensor of the model.
-    """
-    report = load_weights(model, weights_of(read_checkpoint(path), path), str(path), whole=True)
-    report.require(1.0, allow_partial=allow_partial)
-    return report
-
-
 def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
     """Loads the weights that training starts from: ``MODEL.BACKBONE.PRETRAINED`` and ``MODEL.SEED.PRETRAINED``.
 
     Raises:
-        UserError: a file cannot be read safely, or matches less than 95 % of what it should initialise.
+        UserError: a file cannot be read safely, or has less than 95 % of the tensors that it should initialise.
     """
     reports = _initialize_backbone(model, cfg.MODEL.BACKBONE.PRETRAINED, "MODEL.BACKBONE.PRETRAINED ")
     if path := cfg.MODEL.SEED.PRETRAINED:
-        weights = weights_of(read_checkpoint(path), path)
-        reports.append(load_offset_branch(model, weights, f"MODEL.SEED.PRETRAINED {path}"))
+        reports.append(load_offset_branch(model, read_weights(path), f"MODEL.SEED.PRETRAINED {path}"))
     for report in reports:
         get_logger().info("%s", report)
         report.require(MIN_MATCHED, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
@@ -181,15 +169,15 @@ def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
 
 
 def check_frozen_parts(model: Segmentor, cfg: CfgNode, reports: Sequence[LoadReport]) -> None:
-    """Looks for parts that are not trained and have no weights from a file; of no effect for a run that goes on.
+    """Checks that frozen parts have weights from a file; not for resumed runs, whose checkpoint has them.
 
     Args:
-        model: what is trained.
+        model: the network that will be trained.
         cfg: the configuration.
         reports: from `initialize_model`.
 
     Raises:
-        UserError: the whole backbone is one.
+        UserError: the whole backbone is frozen and randomly initialised; other parts are warned of.
     """
     loaded = [name for report in reports for name in report.loaded]
     for part in cfg.MODEL.FROZEN:
@@ -206,7 +194,7 @@ def check_frozen_parts(model: Segmentor, cfg: CfgNode, reports: Sequence[LoadRep
 
 
 def _initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[LoadReport]:
-    """From a file, from timm, or, without a source, from the package that the backbone's weights come with."""
+    """Loads weights from a file, from timm or, without a source, from the package that comes with the backbone."""
     if source == TIMM:
         from ovenet.models.backbones.timm import timm_weights  # timm takes a second to import
 
@@ -216,7 +204,7 @@ def _initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[L
         state: Mapping[str, Tensor] | None = timm_weights(name)
         source = f"{key}timm's {name}"
     elif source:
-        state = weights_of(read_checkpoint(source), source)
+        state = read_weights(source)
         source = key + source
     else:
         state = model.backbone.bundled_weights()
@@ -224,26 +212,15 @@ def _initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[L
     return [] if state is None else [load_weights(model, state, source, whole=False)]
 
 
-def normalization(cfg: CfgNode) -> Normalization:
-    """Pixel normalisation of the backbone that the config describes."""
-    sections = ("MODEL", "TRAIN", "DATASET", "LOSS", "TEST")
-    return _normalization(CfgNode({section: cfg[section] for section in sections}).dump())
-
-
-@lru_cache(maxsize=8)
-def _normalization(text: str) -> Normalization:
-    with torch.device("meta"):
-        return build_model(CfgNode.load_cfg(text)).normalization
-
-
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """The optimizer of the parameters that are trained; ``TRAIN.LR_MULT`` has the factors of the parts.
+    """The optimizer of the trained parameters; ``TRAIN.LR_MULT`` holds the learning rate factors of the parts.
 
-    With ``TRAIN.PARAM_GROUPS`` official the rules of OffSeg hold, which look for pieces of names: what has ``head`` in
-    it, EfficientFormerV2's talking heads among it, learns as the head does, and of the rest what has ``norm`` in it is
-    spared weight decay.
+    With ``TRAIN.PARAM_GROUPS`` official, parameters are grouped as in OffSeg, by substrings of their names: those with
+    ``head`` in it, such as EfficientFormerV2's talking heads, have the head's learning rate, and of the others those
+    with ``norm`` in it have no weight decay.
     """
-    is_official = cfg.TRAIN.PARAM_GROUPS == "official"
+    settings = section(cfg, OptimizerSettings)
+    is_official = settings.param_groups == "official"
 
     def lr_factor(name: str) -> float:
         if name.startswith(_OFFSET_HEAD) and cfg.TRAIN.LR_MULT.OFFSET_HEAD:
@@ -251,26 +228,17 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         group = PARAMETER_GROUPS[name.split(".")[0]]
         return cfg.TRAIN.LR_MULT["HEAD" if is_official and "head" in name and group == "BACKBONE" else group]
 
-    spared = _spared_by_parts(model) if cfg.TRAIN.NO_DECAY_ON_NORM else set()
+    undecayed = _undecayed(model) if settings.no_decay_on_norm else set()
 
     def has_decay(name: str, parameter: nn.Parameter) -> bool:
         if is_official:
             return not name.startswith("backbone.") or "head" in name or "norm" not in name
-        return name not in spared and (parameter.ndim > 1 or not cfg.TRAIN.NO_DECAY_ON_NORM)
+        return name not in undecayed and (parameter.ndim > 1 or not settings.no_decay_on_norm)
 
-    return make_optimizer(
-        model,
-        cfg.TRAIN.OPTIMIZER,
-        lr=cfg.TRAIN.LR,
-        momentum=cfg.TRAIN.MOMENTUM,
-        weight_decay=cfg.TRAIN.WD,
-        nesterov=cfg.TRAIN.NESTEROV,
-        lr_factor=lr_factor,
-        has_decay=has_decay,
-    )
+    return make_optimizer(model, settings, cfg.TRAIN.LR, lr_factor=lr_factor, has_decay=has_decay)
 
 
-def _spared_by_parts(model: nn.Module) -> set[str]:
+def _undecayed(model: nn.Module) -> set[str]:
     """Names of the parameters that their parts exclude from weight decay."""
     return {
         f"{place}.{name}"
@@ -282,7 +250,7 @@ def _spared_by_parts(model: nn.Module) -> set[str]:
 
 
 def prediction_names(cfg: CfgNode) -> tuple[str, ...]:
-    """What the model predicts, see `OVeNetOutput.predictions`."""
+    """Names of the model's predictions, see `OVeNetOutput.predictions`."""
     return ("fused",) if cfg.MODEL.SEED.NAME == NO_SEED else ("initial", "seed", "fused")
 
 
@@ -290,7 +258,7 @@ def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
     """The training loss.
 
     Raises:
-        UserError: the contrast needs an embedding that the head does not have, or the other way round.
+        UserError: the loss needs an embedding that the head does not have, or the head has one without a loss.
     """
     info = dataset_info(cfg)
     num_outputs = HEADS[cfg.MODEL.HEAD.NAME].num_outputs
@@ -353,7 +321,7 @@ def _contrast(cfg: CfgNode) -> PixelContrast | None:
 
 
 def _terms(cfg: CfgNode) -> list[dict[str, Any]]:
-    """``LOSS.TERMS``, or what the published keys say."""
+    """``LOSS.TERMS``, or the terms that the published keys stand for."""
     if cfg.LOSS.TERMS:
         return cfg.LOSS.TERMS
     if cfg.LOSS.USE_OHEM:
@@ -362,10 +330,10 @@ def _terms(cfg: CfgNode) -> list[dict[str, Any]]:
 
 
 def class_weights(cfg: CfgNode, info: DatasetInfo) -> Sequence[float] | None:
-    """Loss weights of the classes: those of ``LOSS.CLASS_WEIGHTS``, else the published ones, None for none.
+    """Loss weights of the classes, from ``LOSS.CLASS_WEIGHTS`` or as published; None without ``LOSS.CLASS_BALANCE``.
 
     Raises:
-        UserError: the file cannot be read, or is of other classes.
+        UserError: the file cannot be read, or describes other classes.
     """
     if not cfg.LOSS.CLASS_BALANCE:
         return None

@@ -22,6 +22,7 @@ from ovenet.builders.models import (
     check_frozen_parts,
     dataset_info,
     initialize_model,
+    model_on_meta,
     prediction_names,
 )
 from ovenet.config.schema import section
@@ -39,16 +40,16 @@ from ovenet.evaluation.pictures import predicted_row
 from ovenet.models import Segmentor
 from ovenet.models.cost import PassesCost, count_passes
 from ovenet.models.segmentor import GROUPS, synchronized
-from ovenet.structures import EvalResult
+from ovenet.structures import EvalResult, Normalization
 from ovenet.utils import distributed
 from ovenet.utils.environment import allow_tf32, peak_flops, warn_of_emulation
 from ovenet.utils.logging import get_logger
 from ovenet.utils.seeding import seed_everything
 
 
-def build_phases(cfg: CfgNode) -> list[Phase]:
+def build_phases(cfg: CfgNode, normalization: Normalization | None = None) -> list[Phase]:
     """One phase of ``TRAIN.ITERATIONS``, or one up to ``TRAIN.END_EPOCH`` and, if asked for, one of extra epochs."""
-    loader, sampler = build_train_loader(cfg)
+    loader, sampler = build_train_loader(cfg, None, normalization)
     if len(loader) < cfg.TRAIN.ACCUMULATE:
         raise UserError(
             f"TRAIN.ACCUMULATE is {cfg.TRAIN.ACCUMULATE}, but an epoch of {cfg.DATASET.TRAIN_SET} has {len(loader)} "
@@ -58,7 +59,7 @@ def build_phases(cfg: CfgNode) -> list[Phase]:
         return [Phase(loader, sampler, cfg.TRAIN.END_EPOCH, cfg.TRAIN.ITERATIONS)]
     phases = [Phase(loader, sampler, cfg.TRAIN.END_EPOCH)]
     if cfg.TRAIN.EXTRA_EPOCH:
-        extra = build_train_loader(cfg, cfg.DATASET.EXTRA_TRAIN_SET)
+        extra = build_train_loader(cfg, cfg.DATASET.EXTRA_TRAIN_SET, normalization)
         phases.append(Phase(*extra, cfg.TRAIN.END_EPOCH + cfg.TRAIN.EXTRA_EPOCH))
     return phases
 
@@ -66,9 +67,7 @@ def build_phases(cfg: CfgNode) -> list[Phase]:
 def count_step(cfg: CfgNode) -> PassesCost:
     """Cost of the network's passes in one training step of one process, counted on the meta device."""
     width, height = cfg.TRAIN.IMAGE_SIZE
-    with torch.device("meta"):
-        model = build_model(cfg).train()
-    cost = count_passes(model, cfg.TRAIN.BATCH_SIZE_PER_GPU, height, width)
+    cost = count_passes(model_on_meta(cfg).train(), cfg.TRAIN.BATCH_SIZE_PER_GPU, height, width)
     return PassesCost(
         flops=cfg.TRAIN.ACCUMULATE * cost.flops, num_operations=cfg.TRAIN.ACCUMULATE * cost.num_operations
     )
@@ -165,7 +164,8 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     set_up_cuda(cfg)
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
-    phases = build_phases(cfg)
+    model = build_model(cfg)
+    phases = build_phases(cfg, model.normalization)
     test_set = validation_dataset(cfg)
     test_loader, _ = shard_loader(cfg, test_set)
     if not test_set.has_labels:
@@ -173,7 +173,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     if distributed.is_main():
         train_sets = (phase.loader.dataset for phase in phases)
         check_data(cfg, (*(one.dataset for one in train_sets if isinstance(one, AugmentedDataset)), test_set))
-    model = build_model(cfg).to(device).to(memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     reports = initialize_model(model, cfg)
     if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):
         check_frozen_parts(model, cfg, reports)

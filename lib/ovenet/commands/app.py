@@ -12,9 +12,9 @@ from ovenet.app.server import MAX_PIXELS, Answers, AppServer
 from ovenet.data.files import read_image
 from ovenet.data.inputs import FrameReader, Input
 from ovenet.deployment import RUNTIMES, is_exported
-from ovenet.engine.checkpoint import SAFETENSORS
 from ovenet.errors import UserError
 from ovenet.evaluation.outputs import FrameWriter, draw_overlay
+from ovenet.models.weight_files import SAFETENSORS
 from ovenet.report.gallery import picture_data, picture_sides
 from ovenet.report.viewer import AppSettings, GalleryPage
 from ovenet.structures import Sample
@@ -23,18 +23,18 @@ from ovenet.trained.predictor import Predictor, load
 
 MAX_FRAMES = 300
 MAX_VIDEO_SIDE = 1920
-_NUM_PICTURES = 100  # for which the pictures of the page are sized
-_NUM_LOADED = 2  # models that are kept in memory
+_NUM_PICTURES = 100  # number of images that the picture sizes of the page are made for
+_NUM_LOADED = 2  # number of models kept in memory
 
 
 class App:
     """The answers of the page.
 
     Args:
-        models: by the names that the page shows, what `ovenet.load` takes.
+        models: arguments of `ovenet.load`, by the names that the page shows.
         device: see `Predictor.from_checkpoint`.
-        runtime: that the page begins with.
-        max_mb: largest upload.
+        runtime: runtime that the page starts with.
+        max_mb: size limit of an upload, in MB.
     """
 
     def __init__(self, models: dict[str, str], device: str, runtime: str, max_mb: float):
@@ -42,14 +42,14 @@ class App:
         self._load = lru_cache(_NUM_LOADED)(lambda name, runtime: load(models[name], device=device, runtime=runtime))
 
     def answers(self) -> Answers:
-        """For the server."""
+        """The functions that the server calls."""
         return Answers(self.page, self.predict, self.film)
 
     def predictor(self, model: str, runtime: str) -> Predictor:
-        """The first model and runtime where none is named.
+        """The predictor of a model in a runtime; "" for the first model and the usual runtime.
 
         Raises:
-            UserError: there is no such model or runtime.
+            UserError: the model or the runtime does not exist.
         """
         model = model or next(iter(self._models))
         if model not in self._models:
@@ -61,7 +61,7 @@ class App:
         return self._load(model, None if is_exported(source) else runtime)
 
     def _predictor(self, model: str, runtime: str) -> Predictor:
-        """The same, but messages do not say where the weights lie: they go to a browser."""
+        """`predictor`, with messages for a browser: they do not contain the paths of the weights."""
         try:
             return self.predictor(model, runtime)
         except UserError as error:
@@ -80,7 +80,7 @@ class App:
         return page.render(app=AppSettings(tuple(self._models), RUNTIMES, title, self._runtime, self._max_mb))
 
     def predict(self, file: Path, model: str, runtime: str) -> dict[str, Any]:
-        """What the viewer shows of an image."""
+        """The data of one image for the viewer."""
         predictor = self._predictor(model, runtime)
         image = read_image(file, max_pixels=MAX_PIXELS)
         photo_side, grid_side = picture_sides(_NUM_PICTURES)
@@ -126,7 +126,7 @@ def main() -> None:
     models = {Path(source).stem if Path(source).is_file() else Path(source).name: source for source in sources}
     app = App(models, args.device, args.runtime, args.max_mb)
     for name in models:
-        app.predictor(name, "")  # what cannot be loaded is told now
+        app.predictor(name, "")  # errors of loading appear now
     with AppServer(app.answers(), args.port, args.max_mb) as server:
         print(f"page: {server.address} (Ctrl-C ends it)", flush=True)
         server.serve_forever()
@@ -136,10 +136,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help="as `ovenet infer` takes them; default: those that come along"
+        "models", nargs="*", metavar="MODEL", help="models as for `ovenet infer`; default: the bundled ones"
     )
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 takes a free one")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for a free one")
     parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest upload (default: 20)")
-    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="that the page begins with")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="runtime that the page starts with")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     return parser

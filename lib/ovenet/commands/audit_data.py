@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def readable_samples(dataset: ListDataset, num_samples: int) -> list[Sample]:
-    """Samples, evenly spread over the list; what cannot be read is in the table already."""
+    """Samples evenly spread over the list, without unreadable ones, which the table lists already."""
     samples = []
     for index in spread(len(dataset), num_samples):
         try:

@@ -18,10 +18,12 @@ MAX_SHOWN = 100  # in each direction
 
 
 def main() -> None:
-    """Writes a contact sheet of samples after scaling, cropping, flipping and changes of brightness and colours."""
+    """Writes a contact sheet of augmented crops."""
     parser = config_parser(__doc__)
     parser.add_argument("--samples", type=int, default=12, metavar="N", help="samples to show (default: 12)")
-    parser.add_argument("--variants", type=int, default=2, metavar="N", help="epochs to show of each (default: 2)")
+    parser.add_argument(
+        "--variants", type=int, default=2, metavar="N", help="crops of different epochs for each sample (default: 2)"
+    )
     parser.add_argument("--output", type=Path, help="PNG to write (default: OUTPUT_DIR/<dataset>/browse/<config>.png)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --output names")
     args = parser.parse_args()

@@ -6,13 +6,14 @@ import argparse
 import re
 from pathlib import Path
 
+from ovenet.builders.loading import load_model
 from ovenet.deployment import FORMATS, Limits
 from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
 from ovenet.deployment.formats import OPSET
 from ovenet.deployment.parity import EXACT, QUANTIZED
 from ovenet.errors import UserError
 from ovenet.trained.export import ExportOptions, export
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 from ovenet.utils.cli import require_free
 
 DYNAMIC = "dynamic"
@@ -28,7 +29,7 @@ def main() -> None:
         raise UserError(f"{path}: a file of --format {args.format} ends in {suffix}")
     for part in (path, *([path.with_suffix(".bin")] if args.format == "openvino" else [])):
         require_free(part, overwrite=args.overwrite)
-    trained = read_trained(source, config=args.cfg, overrides=args.set)
+    trained = load_model(source, args.cfg, args.set)
     usual = QUANTIZED if args.int8 else EXACT
     options = ExportOptions(
         size=None if args.size == DYNAMIC else parse_size(args.size, trained.settings.window_size),
@@ -51,31 +52,34 @@ def main() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "weights", metavar="WEIGHTS", help="a run's folder, a file of weights, or a model that comes along"
-    )
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="to write; default: named like WEIGHTS")
+    parser.add_argument("weights", metavar="WEIGHTS", help="a run's folder, a file of weights, or a bundled model")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="file to write; default: named like WEIGHTS")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
-    parser.add_argument("--size", metavar="HxW", help=f"of the images, or {DYNAMIC}; default: TEST.IMAGE_SIZE")
+    parser.add_argument("--size", metavar="HxW", help=f"size of the images, or {DYNAMIC}; default: TEST.IMAGE_SIZE")
     parser.add_argument("--output", choices=("scores", LABELS), default="scores", help="default: scores")
     parser.add_argument(
-        "--tensors", nargs="+", choices=TENSORS, default=list(TENSORS), help="of --output scores; default: all"
+        "--tensors", nargs="+", choices=TENSORS, default=list(TENSORS), help="outputs of --output scores; default: all"
     )
     parser.add_argument(
         "--normalize",
         choices=("inside", "outside"),
         default="inside",
-        help="whether the file takes RGB from 0 to 255 (inside) or normalised pixels (outside); default: inside",
+        help="input of the file: RGB from 0 to 255 (inside) or normalised pixels (outside); default: inside",
     )
     parser.add_argument("--int8", action="store_true", help="quantise, calibrated on training images or --images")
-    parser.add_argument("--opset", type=int, default=OPSET, metavar="N", help=f"of ONNX; default: {OPSET}")
+    parser.add_argument("--opset", type=int, default=OPSET, metavar="N", help=f"ONNX opset; default: {OPSET}")
     parser.add_argument("--images", nargs="+", default=[], metavar="INPUT", help="compare on these instead of the list")
-    parser.add_argument("--num-images", type=_positive, default=8, metavar="N", help="how many to compare; default: 8")
     parser.add_argument(
-        "--max-changed", type=_percent, metavar="PERCENT", help="of the pixels that may change; default: 0.1, int8 5"
+        "--num-images", type=_positive, default=8, metavar="N", help="number of images to compare; default: 8"
     )
     parser.add_argument(
-        "--max-loss", type=_percent, metavar="POINTS", help="of mIoU that may be lost; default: 0.05, int8 0.5"
+        "--max-changed",
+        type=_percent,
+        metavar="PERCENT",
+        help="accepted share of pixels that change class; default: 0.1, int8 5",
+    )
+    parser.add_argument(
+        "--max-loss", type=_percent, metavar="POINTS", help="accepted loss of mIoU; default: 0.05, int8 0.5"
     )
     parser.add_argument("--cfg", metavar="FILE", help="experiment file, for weights that carry no configuration")
     parser.add_argument(
@@ -106,7 +110,7 @@ def parse_size(text: str | None, usual: tuple[int, int]) -> tuple[int, int]:
 
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least 1")
     return int(text)
 
 

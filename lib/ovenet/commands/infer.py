@@ -1,6 +1,6 @@
 """Predicts images, folders, videos, cameras and what comes through a pipe.
 
-Photographs and videos are turned upright as their tags say: all results have the size and the orientation of what a
+Photographs and videos are turned upright by their orientation tags: all results have the size and orientation that a
 viewer shows.
 """
 
@@ -31,7 +31,7 @@ from ovenet.trained.predictor import Predictor, load
 DEFAULT_MODEL = "camvid-lite0"
 EXIT_SKIPPED = 1
 PAGE = "page.html"
-NUM_PAGE_IMAGES = 100  # for which the pictures of a page are sized
+NUM_PAGE_IMAGES = 100  # number of images that the picture sizes of a page are made for
 MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are subsampled
 
 
@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "weights",
         metavar="WEIGHTS",
-        help=f"a run's folder, best.pth or other weights, or a model that comes along; alone it is the input, of "
+        help=f"a run's folder, best.pth or other weights, or a bundled model; without INPUT it is the input, for "
         f"{DEFAULT_MODEL}",
     )
     parser.add_argument(
@@ -107,18 +107,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="DIR", help="folder of the results (default: the first free of output/infer…)"
     )
     parser.add_argument("--overwrite", action="store_true", help="use DIR though it has files in it")
-    parser.add_argument("--save", nargs="+", choices=KINDS, default=list(KINDS), help="what to write; default: all")
+    parser.add_argument("--save", nargs="+", choices=KINDS, default=list(KINDS), help="results to write; default: all")
     parser.add_argument("--cfg", metavar="FILE", help="experiment file, for weights that carry no configuration")
     parser.add_argument("--long-side", metavar="PIXELS", help="long side that the network sees, or 'native'")
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="scales whose scores are averaged")
     parser.add_argument("--flip", action="store_true", help="average with the flipped image")
     parser.add_argument("--max-memory", type=float, metavar="GB", help="skip images that would need more than this")
     parser.add_argument("--max-frames", type=int, metavar="N", help="stop a video or a camera after N frames")
-    parser.add_argument("--frames", action="store_true", help="of videos, write what --save says of every frame too")
+    parser.add_argument(
+        "--frames", action="store_true", help="for videos, write the results of --save for every frame too"
+    )
     parser.add_argument("--page", action="store_true", help=f"write {PAGE}: click a pixel of an image to see its seed")
     parser.add_argument("--strict", action="store_true", help="stop at the first input that cannot be read")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--runtime", choices=RUNTIMES, help="default: torch, or what an exported file is made for")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="default: torch, or the usual runtime of an exported file")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="settings, such as TEST.SCORE exp"
     )
@@ -132,10 +134,10 @@ def free_folder(folder: Path) -> Path:
 
 
 def require_inputs_stay(inputs: list[Input], writer: ResultWriter) -> None:
-    """Refuses results that would overwrite an input, also through links.
+    """Refuses results that would overwrite an input, directly or through links.
 
     Raises:
-        UserError: a result has the place of an input.
+        UserError: a result has the path of an input.
     """
     sources = {one.source.resolve() for one in inputs if isinstance(one.source, Path)}
     for one in inputs:
@@ -146,7 +148,7 @@ def require_inputs_stay(inputs: list[Input], writer: ResultWriter) -> None:
 
 
 def video_path(writer: ResultWriter, one: Input) -> Path:
-    """Where the video of an input goes."""
+    """Path of the video of an input."""
     return writer.folder / "video" / f"{one.name}.mp4"
 
 
@@ -172,7 +174,8 @@ def predict_image(
     seeds: bool,
     page: GalleryPage | None,
 ) -> None:
-    """Predicts one image file."""
+    """Predicts one image file, and writes its results."""
+    assert isinstance(one.source, Path)
     image = read_image(one.source, max_pixels=guard.check(one.source))
     stride = thinning(image.shape[:2], MAX_SEED_SIDE)
     if page is not None and stride > 1:

@@ -1,4 +1,4 @@
-"""Times one image through networks, in each runtime of this machine, in turn, beside what they cost."""
+"""Times one image in several networks and runtimes of this machine, in turn, and lists the cost of each network."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ovenet.builders.loading import load_model
 from ovenet.builders.models import build_model
 from ovenet.commands.export import parse_size
 from ovenet.config import load_config
@@ -28,10 +30,10 @@ from ovenet.evaluation.curves import short_names
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.cost import count_multiply_adds, count_parameters
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 
 EAGER, FUSED = "torch eager", "torch"
-SESSIONS = {  # runtime, precision and whether quantised
+SESSIONS = {  # runtime, precision, is quantised
     "onnxruntime": ("onnxruntime", "fp32", False),
     "openvino": ("openvino", "fp32", False),
     "openvino bf16": ("openvino", "bf16", False),
@@ -44,7 +46,7 @@ _NUM_CALIBRATION = 2  # images of noise: the speed does not depend on them
 
 @dataclass(frozen=True)
 class Network:
-    """One network: what it costs, and functions that run the image once, by way."""
+    """One network: its cost, and a function for each way that runs the image once."""
 
     name: str
     num_parameters: int
@@ -54,11 +56,11 @@ class Network:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each run.
+    """Times of each run, in seconds.
 
     Attributes:
-        elapsed_s: by the clock: latency.
-        processor_s: that all threads worked, which other programs lengthen less than the clock's.
+        elapsed_s: wall-clock time, the latency.
+        processor_s: CPU time of all threads, which other programs affect less.
     """
 
     elapsed_s: list[float]
@@ -87,24 +89,22 @@ def main() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="experiment files, or weights as `ovenet infer` takes them"
-    )
-    parser.add_argument("--size", metavar="HxW", help="of the image; default: 512x1024")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="experiment files, or weights as for `ovenet infer`")
+    parser.add_argument("--size", metavar="HxW", help="size of the image; default: 512x1024")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
     parser.add_argument(
-        "--runs", type=int, default=10, metavar="N", help="of each network and way, in turn (default: 10)"
+        "--runs", type=int, default=10, metavar="N", help="runs of each network and way, in turn (default: 10)"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="of torch")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="settings")
     return parser
 
 
 def read_network(source: str, name: str, pixels: Tensor, ways: list[str], overrides: list[str]) -> Network:
-    """A network by an experiment or weights, ready to run `pixels` ``(1, 3, H, W)`` in these ways.
+    """The network of an experiment or of weights, ready to run `pixels` ``(1, 3, H, W)`` in several ways.
 
     Raises:
-        UserError: there is no such model, a package is missing, or the network cannot be converted.
+        UserError: the model does not exist, a package is missing, or the network cannot be converted.
     """
     model = _model(source, overrides)
     gmac = count_multiply_adds(copy.deepcopy(model).to("meta"), *pixels.shape[-2:]) / 1e9
@@ -114,7 +114,7 @@ def read_network(source: str, name: str, pixels: Tensor, ways: list[str], overri
 def _model(source: str, overrides: list[str]) -> Segmentor:
     if Path(source).suffix in (".yaml", ".yml") or ("/" in source and not Path(source).exists()):
         return build_model(load_config(source, overrides)).eval()
-    return read_trained(find_weights(source), overrides=overrides).model
+    return load_model(find_weights(source), overrides=overrides).model
 
 
 def make_ways(model: Segmentor, pixels: Tensor, names: list[str]) -> dict[str, Callable[[], object]]:
@@ -145,13 +145,13 @@ def make_ways(model: Segmentor, pixels: Tensor, names: list[str]) -> dict[str, C
                 quantized.write_bytes(plain.read_bytes())
                 quantize_onnx(quantized, [pixels.numpy()] * _NUM_CALIBRATION)
             run = open_session(quantized if is_int8 else plain, runtime, precision)
-            ways[name] = lambda run=run: run(pixels.numpy())
+            ways[name] = partial(run, pixels.numpy())
     return ways
 
 
 @torch.inference_mode()
 def measure(runs: Sequence[Callable[[], object]], number: int) -> list[Times]:
-    """Times of each call, all of them in turn, `number` times after one that is not counted."""
+    """Times of each call: all in turn, `number` times, after one round of warm-up."""
     times = [Times([], []) for _ in runs]
     for turn in range(number + 1):
         for run, taken in zip(runs, times, strict=True):

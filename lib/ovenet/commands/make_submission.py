@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,10 +30,12 @@ from ovenet.utils.logging import configure_logging
 
 
 def main() -> None:
-    """Predicts, packs, and checks the zip; or checks one that is there."""
+    """Predicts, packs, and checks the zip; or checks an existing one."""
     parser = config_parser(__doc__)
     parser.add_argument("--output", type=Path, metavar="ZIP", help="file to write (default: in the run's folder)")
-    parser.add_argument("--dry-run", action="store_true", help="do it with DATASET.TEST_SET, and score the zip's files")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="predict DATASET.TEST_SET instead, and score the files in the zip"
+    )
     parser.add_argument("--validate", type=Path, metavar="ZIP", help="check a zip of the test split, predict nothing")
     args = parser.parse_args()
     configure_logging(is_main=distributed.is_launch_main())
@@ -58,12 +61,12 @@ def main() -> None:
 
 
 def require_complete(dataset: ListDataset, *, dry_run: bool) -> None:
-    """Refuses, before hours of prediction, what the server or the scoring would refuse after them.
+    """Refuses lists that the server or the scoring would refuse after hours of prediction.
 
     Raises:
-        UserError: the test list has not the server's number of images, or the list of a dry run has no labels.
+        UserError: the test list does not have the number of images that the server expects, or a dry run has no labels.
     """
-    expected = dataset.info.submission.num_files
+    expected = dataset.info.submission.num_files if dataset.info.submission else None
     if not dry_run and expected and len(dataset) != expected:
         raise UserError(
             f"{dataset.list_path}: {len(dataset)} images, but the {dataset.info.name} server expects {expected}; "
@@ -76,50 +79,45 @@ def require_complete(dataset: ListDataset, *, dry_run: bool) -> None:
 def predict(
     cfg: CfgNode, loader: builders.TestLoader, names: dict[str, str], path: Path, model_file: Path, device: torch.device
 ) -> None:
-    """Writes the predictions of all processes and packs them.
+    """Writes the predictions of all ranks, and packs them.
 
     Raises:
         UserError: the zip exists.
     """
     if path.exists():
         raise UserError(f"{path} exists; remove it, or name another file with --output")
-    distributed.barrier()  # every process has looked before the first one writes
-    folder: Path | None = None
+    distributed.barrier()  # every rank has looked before the first one writes
+    with shared_folder(path) as folder:
+        info = builders.dataset_info(cfg)
+        predictor = builders.load_predictor(cfg, model_file, device)
+
+        def begin(sample: Sample) -> Callable[[], tuple[str, Tensor]]:
+            copied = predictor.predict(sample.image, names=("fused",)).start_copy()
+            return lambda: (names[sample.name], copied().labels["fused"])
+
+        samples = track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main())
+        files = Behind()
+        for name, labels in finish_behind(map(begin, samples), predictor.backend.images_ahead):
+            files.call(save_submission_file, labels, folder / name, info)
+        files.wait()
+        distributed.barrier()
+        if distributed.is_main():
+            write_zip(folder, names.values(), path)
+
+
+@contextmanager
+def shared_folder(path: Path) -> Iterator[Path]:
+    """A folder beside a file that all ranks write to, removed at the end."""
+    name = ""
     if distributed.is_main():
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))  # this run's own
-    folder = distributed.broadcast(folder)
+        name = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)  # this run's own
+    folder = Path(distributed.broadcast(name))
     try:
-        _predict_into(folder, cfg, loader, names, path, model_file, device)
+        yield folder
     finally:
         if distributed.is_main():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _predict_into(
-    folder: Path,
-    cfg: CfgNode,
-    loader: builders.TestLoader,
-    names: dict[str, str],
-    path: Path,
-    model_file: Path,
-    device: torch.device,
-) -> None:
-    info = builders.dataset_info(cfg)
-    predictor = builders.load_predictor(cfg, model_file, device)
-
-    def begin(sample: Sample) -> Callable[[], tuple[str, Tensor]]:
-        copied = predictor.predict(sample.image, names=("fused",)).start_copy()
-        return lambda: (names[sample.name], copied().labels["fused"])
-
-    samples = track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main())
-    files = Behind()
-    for name, labels in finish_behind(map(begin, samples), predictor.backend.images_ahead):
-        files.call(save_submission_file, labels, folder / name, info)
-    files.wait()
-    distributed.barrier()
-    if distributed.is_main():
-        write_zip(folder, names.values(), path)
 
 
 def image_sizes(dataset: ListDataset, names: dict[str, str]) -> dict[str, tuple[int, int]]:
@@ -129,10 +127,11 @@ def image_sizes(dataset: ListDataset, names: dict[str, str]) -> dict[str, tuple[
 
 
 def score(path: Path, dataset: ListDataset, names: dict[str, str], ignore_label: int) -> EvalResult:
-    """Scores what stands in the zip against the labels."""
+    """Scores the predictions in the zip against the labels."""
     num_classes = dataset.info.num_classes
     counts = torch.zeros((num_classes, num_classes), dtype=torch.int64)
-    for (_, label_name), predicted in zip(dataset.pairs, read_zip(path, names.values(), dataset.info), strict=True):
+    label_names = [label for _, label in dataset.pairs if label is not None]
+    for label_name, predicted in zip(label_names, read_zip(path, names.values(), dataset.info), strict=True):
         labels = torch.from_numpy(dataset.decoder.read(dataset.folder / label_name))
         counts += confusion_counts(torch.from_numpy(predicted), labels, num_classes, ignore_label=ignore_label)
     return scores_from_counts(counts, dataset.info.class_names)

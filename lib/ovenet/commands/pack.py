@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ovenet.engine.checkpoint import SAFETENSORS, read_checkpoint, weights_of, write_safetensors
 from ovenet.errors import UserError
+from ovenet.models.weight_files import SAFETENSORS
 from ovenet.trained.model import find_weights
-from ovenet.trained.sharing import portable
+from ovenet.trained.sharing import pack
 from ovenet.utils.cli import require_free
 
 
 def main() -> None:
     """Reads a checkpoint and writes a safetensors file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", metavar="WEIGHTS", help="a run's folder, or a file of weights that training wrote")
+    parser.add_argument("weights", metavar="WEIGHTS", help="a run's folder, or a file of weights written by training")
     parser.add_argument("output", type=Path, metavar="FILE", help=f"*{SAFETENSORS}")
     parser.add_argument("--half", action="store_true", help="write float16: half the size, and about 3 digits")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
@@ -23,6 +23,5 @@ def main() -> None:
     if args.output.suffix != SAFETENSORS:
         raise UserError(f"{args.output}: expected a name that ends in {SAFETENSORS}")
     require_free(args.output, overwrite=args.overwrite)
-    path = find_weights(args.weights)
-    write_safetensors(args.output, weights_of(read_checkpoint(path), path), portable(path), half=args.half)
+    pack(find_weights(args.weights), args.output, half=args.half)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")

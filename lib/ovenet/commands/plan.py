@@ -18,6 +18,7 @@ import torch
 from yacs.config import CfgNode
 
 from ovenet import build_model, builders, load_config
+from ovenet.builders.models import model_on_meta
 from ovenet.config import check_parts
 from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import AugmentedDataset
@@ -36,27 +37,32 @@ WATCHING_S = 0.5
 NOTICEABLE_CORES = 0.25  # of other processes
 NOTICEABLE_SHARE = 0.8  # of the measured time; warn if the estimate without other processes is below
 KILLED = 9  # the signal by which Linux ends a process when memory runs out
-NUM_WARM_UP = {"cpu": 2, "cuda": 6}  # steps that are not timed: algorithms are chosen, graphs captured
-NUM_SAMPLES = 8  # of which the time to load is measured
-_BYTES = {"none": 4, "bf16": 2, "powersgd": 0.4}  # of a parameter's gradient
+NUM_WARM_UP = {"cpu": 2, "cuda": 6}  # untimed steps, in which algorithms are chosen and graphs captured
+NUM_SAMPLES = 8  # samples whose loading time is measured
+_BYTES = {"none": 4, "bf16": 2, "powersgd": 0.4}  # bytes sent per parameter
 Trial = dict[str, float]
 
 
 def main() -> None:
-    """Measures a few real steps in a process of their own; where they do not fit, the changes that do."""
+    """Measures real steps in a process of their own; if they do not fit into memory, smaller batches until they do."""
     parser = config_parser(__doc__)
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps that are timed (default: 8)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that will train (default: 1)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that will train (default: 1)")
     parser.add_argument(
-        "--nodes", type=int, default=1, metavar="N", help="number of hosts with these processes each (default: 1)"
+        "--nodes", type=int, default=1, metavar="N", help="number of hosts, with so many processes each (default: 1)"
     )
     parser.add_argument(
-        "--link", type=float, default=10.0, metavar="GBIT", help="between hosts, a second (default: 10)"
+        "--link", type=float, default=10.0, metavar="GBIT", help="bandwidth between hosts, in Gbit/s (default: 10)"
     )
     parser.add_argument(
-        "--assume", type=float, metavar="SECONDS", help="a step on one card takes so long: print the model of --nodes"
+        "--assume",
+        type=float,
+        metavar="SECONDS",
+        help="assume this time for a step on one card, and print the model of --nodes",
     )
-    parser.add_argument("--memory", type=float, metavar="GIB", help="that a process may use (default: the device's)")
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="memory that a process may use (default: the device's)"
+    )
     parser.add_argument("--trial", action="store_true", help="measure, and print JSON")
     args = parser.parse_args()
     cfg = load_config(args.cfg, args.overrides)
@@ -81,12 +87,12 @@ def main() -> None:
     for number, (batch, accumulate, saving) in enumerate(candidates(cfg)):
         change = f"TRAIN.BATCH_SIZE_PER_GPU {batch} TRAIN.ACCUMULATE {accumulate} TRAIN.CHECKPOINT_ACTIVATIONS {saving}"
         trial = run_trial(args.cfg, [*args.overrides, *change.split()], args.steps)
-        fits = trial is not None and trial["reserved_gib"] <= limit
         used = f"{trial['memory_gib']:.2f} GiB" if trial else "more than there is"
         if trial and trial["reserved_gib"] > trial["memory_gib"]:
             used += f" ({trial['reserved_gib']:.2f} reserved)"
+        fits = trial is not None and trial["reserved_gib"] <= limit
         print(f"{change}: {used} of {limit:.2f} GiB{'' if fits else ', does not fit'}")
-        if fits:
+        if trial is not None and fits:
             report(cfg, trial, args.processes, batch * accumulate)
             device = choose_device(cfg.DEVICE)
             if device.type == "cuda":
@@ -110,7 +116,7 @@ def candidates(cfg: CfgNode) -> Iterator[tuple[int, int, bool]]:
 
 
 def device_memory(cfg: CfgNode) -> float:
-    """Memory of the device, or of the machine, in GiB."""
+    """Memory of the CUDA device or, on the CPU, of the machine, in GiB."""
     device = choose_device(cfg.DEVICE)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / GIB
@@ -119,10 +125,10 @@ def device_memory(cfg: CfgNode) -> float:
 
 
 def run_trial(config: str, overrides: list[str], steps: int) -> Trial | None:
-    """Measures in another process; None if its memory did not suffice.
+    """Measures in another process; None if it ran out of memory.
 
     Raises:
-        UserError: it failed for another reason.
+        UserError: the trial failed for another reason.
     """
     command = [*ovenet_command("plan"), "--trial", "--steps", str(steps), "--cfg", config, *overrides]
     done = subprocess.run(command, capture_output=True, text=True, env=command_environment())
@@ -135,15 +141,17 @@ def run_trial(config: str, overrides: list[str], steps: int) -> Trial | None:
 
 
 def measure(cfg: CfgNode, steps: int) -> Trial:
-    """Peak memory, seconds per step, and the share of waiting for data."""
+    """Peak memory, seconds per step, and the share of time spent waiting for data."""
     device = choose_device(cfg.DEVICE)
     builders.set_up_cuda(cfg)
-    model = build_model(cfg).to(device, memory_format=torch.channels_last)
-    phases = builders.build_phases(cfg)
+    model = build_model(cfg).to(device).to(memory_format=torch.channels_last)
+    phases = builders.build_phases(cfg, model.normalization)
     step = builders.build_train_step(model, cfg, device, phases)
     model.train()
     loader, accumulate = phases[0].loader, cfg.TRAIN.ACCUMULATE
-    decoded_s, cached_s = sample_seconds(loader.dataset, cfg.TRAIN.IGNORE_LABEL)
+    crops = loader.dataset
+    assert isinstance(crops, AugmentedDataset)
+    decoded_s, cached_s = sample_seconds(crops, cfg.TRAIN.IGNORE_LABEL)
     batches = (batch for epoch in count() for batch in _epoch(phases[0], epoch))
     groups = iter(lambda: list(islice(batches, accumulate)), [])
     for group in islice(groups, NUM_WARM_UP[device.type]):
@@ -179,9 +187,9 @@ def _epoch(phase: Phase, epoch: int) -> Iterator[Batch]:
 
 
 def sample_seconds(dataset: AugmentedDataset, ignore_label: int) -> tuple[float, float]:
-    """Seconds of a training crop in one loading process, of decoded files and of decoded images from a cache.
+    """Seconds that one worker needs for a training crop, from encoded files and from a cache of decoded images.
 
-    The files were read before, so that a disk may make both slower. The cache is one of a few samples, made for this.
+    The files have been read before: a slow disk makes both slower. The cache is a temporary one of a few samples.
     """
     files, indices = dataset.dataset, spread(len(dataset), NUM_SAMPLES)
     own, num_threads = files.cache, cv2.getNumThreads()
@@ -209,30 +217,30 @@ def _seconds_each(dataset: AugmentedDataset, indices: Sequence[int]) -> float:
 
 
 def gradient_bytes(model: torch.nn.Module, cfg: CfgNode) -> int:
-    """Bytes that a process sends for each step; powersgd's depend on the layers' shapes: estimated as a tenth."""
+    """Bytes that a rank sends in each step; for powersgd, where they depend on the layers, an estimate of a tenth."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return int(trained * _BYTES[cfg.TRAIN.GRADIENT_COMPRESSION])
 
 
 def num_batch_norms(model: torch.nn.Module) -> int:
-    """Layers whose statistics are synchronised on GPUs; those of frozen parts rest."""
+    """Number of BatchNorm layers that synchronise statistics on GPUs; those in frozen parts do not."""
     kind = torch.nn.modules.batchnorm._BatchNorm
     return sum(isinstance(module, kind) and module.training for module in model.modules())
 
 
 def alone_seconds(wall: float, cpu: float, device: torch.device) -> float:
-    """What a step would take without other processes: its threads would never wait for a core.
+    """Estimated seconds of a step without other processes, when its threads never wait for a core.
 
     Args:
-        wall: seconds that it took.
-        cpu: seconds that its threads worked in them.
-        device: what a GPU does is not measured by `cpu`.
+        wall: wall-clock seconds of the step.
+        cpu: CPU seconds of all its threads.
+        device: on CUDA the wall-clock time is returned, since `cpu` does not measure the device.
     """
     return wall if device.type == "cuda" else min(wall, cpu / min(torch.get_num_threads(), num_cores()))
 
 
 def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
-    """Prints time, speed, the verdict and the time of the whole schedule, without its validations."""
+    """Prints time per step, speed, the bottleneck, and the time of the whole schedule without validation."""
     per_step = trial["step_s"] / max(1e-9, 1 - trial["waiting_share"])
     eta = timedelta(seconds=round(per_step * trial["steps"] / processes))
     if trial["alone_s"] < NOTICEABLE_SHARE * trial["step_s"]:
@@ -245,12 +253,12 @@ def report(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
 
 
 def use_of_card(cfg: CfgNode, step_s: float, device_name: str) -> str:
-    """What a step is made of, and its share of what a card can do, in a line.
+    """One line: the operations of a step, and the achieved share of the card's peak.
 
     Args:
-        cfg: of the training.
+        cfg: the configuration.
         step_s: seconds of a step.
-        device_name: of the card.
+        device_name: name of the card.
     """
     cost = builders.count_step(cfg)
     peak = builders.peak_images_per_second(cfg, cost, device_name)
@@ -263,7 +271,7 @@ def use_of_card(cfg: CfgNode, step_s: float, device_name: str) -> str:
 
 
 def report_feeding(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> None:
-    """Prints how many loading processes the measured speed needs, of decoded files and of the cache."""
+    """Prints the number of workers that the measured speed needs, with and without the cache."""
     rate, cores = batch / trial["step_s"], num_cores()
     decoding, cached = (num_workers(rate, trial[name]) for name in ("decoded_s", "cached_s"))
     few = " for this process" if processes == 1 else f" for each of {processes} processes"
@@ -277,11 +285,11 @@ def report_feeding(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> No
 
 
 def num_workers(rate: float, sample_s: float) -> int:
-    """Loading processes that deliver as many samples a second, at least one.
+    """Number of workers that deliver samples at a rate, at least 1.
 
     Args:
-        rate: samples a second.
-        sample_s: seconds of one in one process.
+        rate: samples per second.
+        sample_s: seconds that one worker needs for a sample.
     """
     return max(1, math.ceil(rate * sample_s))
 
@@ -305,17 +313,16 @@ def report_hosts(cfg: CfgNode, trial: Trial, hosts: int, link_gbit: float, proce
 
 
 def assumed_table(cfg: CfgNode, step_s: float, hosts: int, link_gbit: float, processes: int) -> str:
-    """A table in Markdown of what the model makes of a step that takes some time on one card, and of what helps.
+    """Markdown table of the modelled step time on several hosts, without and with each remedy.
 
     Args:
-        cfg: of the network; its compression and SYNC_BN are rows.
-        step_s: assumed for the computation of a step.
-        hosts: number of them.
-        link_gbit: between hosts, a second.
-        processes: of each host, with a card of their own.
+        cfg: the configuration; compression and SYNC_BN are rows of the table.
+        step_s: assumed seconds of a step on one card.
+        hosts: number of hosts.
+        link_gbit: bandwidth between hosts, in Gbit/s.
+        processes: processes per host, each with its own card.
     """
-    with torch.device("meta"):
-        model = build_model(cfg)
+    model = model_on_meta(cfg)
     gradients = sum(p.numel() for p in model.parameters() if p.requires_grad) * _BYTES["none"]
     batch = cfg.TRAIN.BATCH_SIZE_PER_GPU * cfg.TRAIN.ACCUMULATE
     rows = [

@@ -31,7 +31,7 @@ from ovenet.utils.writing import write_text
 def main() -> None:
     """Reads the config, predicts, scores, writes."""
     parser = config_parser(__doc__, required=False)
-    parser.add_argument("--runtime", choices=RUNTIMES, help="TEST.RUNTIME: what runs the network; default: torch")
+    parser.add_argument("--runtime", choices=RUNTIMES, help="TEST.RUNTIME: runtime of the network; default: torch")
     args = parser.parse_args()
     if args.runtime:
         args.overrides += ["TEST.RUNTIME", args.runtime]
@@ -40,10 +40,10 @@ def main() -> None:
         cfg = load_config(args.cfg, args.overrides)
         check_parts(cfg)
         run_dir = run_folder.run_directory(cfg, args.cfg)
-        model_file = run_folder.find_model_file(cfg, run_dir)
+        trained, model_file = None, run_folder.find_model_file(cfg, run_dir)
     elif args.overrides:
-        cfg, model_file = run_folder.open_run(find_weights(args.overrides[0]), args.overrides[1:])
-        check_parts(cfg)
+        trained = builders.load_model(find_weights(args.overrides[0]), overrides=args.overrides[1:])
+        cfg, model_file = trained.cfg, trained.path
         comes_along = model_file.parent == MODELS
         run_dir = Path(cfg.OUTPUT_DIR) / model_file.stem if comes_along else model_file.parent
     else:
@@ -53,7 +53,7 @@ def main() -> None:
         settings = run_folder.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
         folder = distributed.broadcast(run_folder.test_folder(cfg, run_dir, model_file, settings))
         with run_lock(folder) if distributed.is_main() else nullcontext():
-            run = builders.run_test(cfg, model_file, folder, settings, device)
+            run = builders.run_test(trained or builders.load_model(model_file, cfg), folder, settings, device)
             if distributed.is_main():
                 write_results(cfg, run, model_file, folder, settings)
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovenet.engine.checkpoint import CheckpointStore, save_atomically, weights_of, with_present_names
+from ovenet.engine.checkpoint import CheckpointStore, save_atomically, with_present_names
 from ovenet.engine.settings import CheckpointSettings
 from ovenet.engine.step import TrainStep
 from ovenet.engine.train_state import TrainState
 from ovenet.errors import UserError
+from ovenet.models.weight_files import weights_of
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 

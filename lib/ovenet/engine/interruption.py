@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import signal
 import sys
 import threading
-from functools import cache
 from types import FrameType
 from typing import Any
 
 from ovenet.utils.logging import get_logger
+from ovenet.utils.stop_signals import STOP_SIGNALS
 
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again; schedulers can be told to requeue on it
-_NAMES = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")  # Windows lacks two of them
-_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 _AGAIN_S = 0.05
 
 
@@ -41,7 +37,7 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._note)
         return self
@@ -89,22 +85,3 @@ class Interruption:
             signal.pthread_kill(main, number)
         else:
             signal.raise_signal(number)
-
-
-@cache
-def end_helpers_at_exit() -> None:
-    """Python ends worker processes by SIGTERM and waits for them; those that ignore it must be killed first."""
-    atexit.register(_kill_helpers)
-
-
-def _kill_helpers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report their end as a crash
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def ignore_requests() -> None:
-    """For worker processes: a signal to the whole group is for the main process, which ends them after saving."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

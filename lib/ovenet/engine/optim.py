@@ -9,47 +9,46 @@ from typing import Any
 import torch
 from torch import nn
 
-from ovenet.engine.settings import ScheduleSettings
+from ovenet.engine.settings import OptimizerSettings, ScheduleSettings
 from ovenet.errors import UserError
 
 
 def build_optimizer(
     model: nn.Module,
-    name: str,
-    *,
+    settings: OptimizerSettings,
     lr: float,
-    momentum: float,
-    weight_decay: float,
-    nesterov: bool,
-    lr_factor: Callable[[str], float] = lambda parameter: 1.0,
-    has_decay: Callable[[str, nn.Parameter], bool] = lambda name, parameter: True,
+    *,
+    lr_factor: Callable[[str], float],
+    has_decay: Callable[[str, nn.Parameter], bool],
 ) -> torch.optim.Optimizer:
-    """A fused optimizer of the parameters that are not frozen, in one group per learning rate.
+    """A fused optimizer of the parameters that are not frozen, in one group per learning rate and weight decay.
 
     Args:
-        model: whose parameters.
-        name: ``sgd`` or ``adamw``.
+        model: the network.
+        settings: kind of optimizer, momentum and weight decay.
         lr: initial learning rate.
-        momentum: sgd only.
-        weight_decay: on those that have it, see `has_decay`.
-        nesterov: sgd only.
         lr_factor: factor on `lr` for a parameter, by its name.
-        has_decay: whether the weight decay holds for a parameter, by its name.
+        has_decay: whether a parameter, by its name, has weight decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter_name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = weight_decay if has_decay(parameter_name, parameter) else 0.0
+            decay = settings.wd if has_decay(parameter_name, parameter) else 0.0
             groups.setdefault((lr_factor(parameter_name), decay), []).append(parameter)
     parameters = [
         {"params": group, "lr": lr * factor, "weight_decay": decay} for (factor, decay), group in sorted(groups.items())
     ]
-    if name == "adamw":
-        return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr, weight_decay=settings.wd, fused=True)
     optimizer = torch.optim.SGD(
-        parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True
+        parameters,
+        lr,
+        momentum=settings.momentum,
+        weight_decay=settings.wd,
+        nesterov=settings.nesterov,
+        fused=True,
     )
-    if momentum:  # a skipped first step would leave them uninitialised
+    if settings.momentum:  # a skipped first step would leave them uninitialised
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

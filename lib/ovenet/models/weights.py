@@ -1,4 +1,4 @@
-"""Weights from files: names translated by the tables of the parts, and reports of what matched."""
+"""Loads tensors by name into a model: published names are translated, and a report says what matched."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class LoadReport:
     Attributes:
         source: the file, for messages.
         loaded: tensors that were copied.
-        missing: tensors that the file should have initialised and does not have.
+        missing: tensors that the file should initialise and lacks.
         mismatched: tensors of another shape, as ``name: file's shape, model's shape``.
-        unexpected: tensors of the file that this model has no place for.
-        untouched: tensors of parts that such a file does not have; they keep their random start.
-        unused: how many of the file's tensors are known to have no use here.
+        unexpected: tensors of the file that are unknown to the model.
+        unused: number of the file's tensors that are known to have no use here.
+        untouched: tensors of parts that this kind of file does not have; they stay randomly initialised.
     """
 
     source: str
@@ -48,12 +48,12 @@ class LoadReport:
 
     @property
     def num_expected(self) -> int:
-        """Tensors that the file should have initialised."""
+        """Number of tensors that the file should initialise."""
         return len(self.loaded) + len(self.missing) + len(self.mismatched)
 
     @property
     def matched_share(self) -> float:
-        """Loaded tensors as a share of those that the file should have initialised."""
+        """Share of `num_expected` that was loaded, in [0, 1]."""
         return len(self.loaded) / self.num_expected if self.num_expected else 0.0
 
     def __str__(self) -> str:
@@ -72,17 +72,21 @@ class LoadReport:
         counts = {kind: Counter(map(_block, entries)) for kind, entries in names.items()}
         for block in sorted(set().union(*counts.values())):
             if all(kind == "loaded" or not table[block] for kind, table in counts.items()):
-                continue  # whole
+                continue  # complete
             parts = [f"{table[block]} {kind}" for kind, table in counts.items() if table[block]]
             lines.append(f"  {block:<28} {', '.join(parts)}")
         lines += [f"  {entry}" for entry in self.mismatched]
         return "\n".join(lines)
 
     def require(self, share: float, *, allow_partial: bool = False) -> None:
-        """Refuses a file that fits too little.
+        """Refuses a file that matches too few tensors.
+
+        Args:
+            share: least `matched_share`.
+            allow_partial: accept any share.
 
         Raises:
-            UserError: less than `share` matched and `allow_partial` is False.
+            UserError: too few tensors match.
         """
         if self.matched_share >= share or allow_partial:
             return
@@ -99,13 +103,13 @@ def load_weights(model: Segmentor, state: StateDict, source: str, *, whole: bool
 
     Args:
         model: changed in place.
-        state: tensors by name, published names or the model's own.
+        state: tensors by published names or the model's own.
         source: the file, for the report.
-        whole: True if the file must initialise the whole model; False if only the backbone and those of the other
-            parts that the file has anything for.
+        whole: whether the file should initialise the whole model, or only the backbone and the other parts of which it
+            has any tensor.
 
     Returns:
-        The report; the caller decides whether it is good enough.
+        The report; the caller decides whether enough matched.
     """
     renamed, unused = rename_published(state, model)
     parts = {_part(name) for name in renamed}
@@ -121,7 +125,7 @@ def load_offset_branch(model: Segmentor, state: StateDict, source: str) -> LoadR
 
     Args:
         model: an OVeNet with a fork, changed in place.
-        state: tensors by name; copied stages are preferred where the file has them.
+        state: tensors by name; where the file has copied stages itself, they are used.
         source: the file, for the report.
     """
     renamed, unused = rename_published(state, model)
@@ -130,49 +134,51 @@ def load_offset_branch(model: Segmentor, state: StateDict, source: str) -> LoadR
     for name in targets:
         original = "backbone." + name.removeprefix(_TAIL)
         if name in renamed or original in renamed:
-            tail[name] = renamed.get(name, renamed.get(original))
+            tail[name] = renamed[name if name in renamed else original]
     return _copy(model, tail, targets, source, unused)
 
 
 def rename_published(state: StateDict, model: nn.Module) -> tuple[dict[str, Tensor], int]:
-    """Translates what a publisher saved, and what earlier versions saved, to what the model at hand has.
+    """Translates the tensors of a published file, or of an earlier version, to those of the model.
 
     Args:
         state: tensors by name, possibly with ``model.`` or ``module.`` before every name.
-        model: that will receive them.
+        model: the model that will receive them.
 
     Returns:
-        The tensors by the names here, and how many were dropped because they are known to have no use.
+        The tensors by the model's names, and the number of tensors dropped because they are known to have no use.
     """
     table, names = _explained(state, model)
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for old, new in names.items():
         if new is not None:
             pieces = _expanded(new)
             parts = state[old].chunk(len(pieces)) if len(pieces) > 1 else [state[old]]
-            renamed.update(zip(pieces, parts, strict=False))  # too few parts are missing tensors in the report
+            renamed.update(
+                zip(pieces, parts, strict=False)
+            )  # if there are too few, the report lists the rest as missing
     converted = {name: table.converted(name, tensor) for name, tensor in renamed.items()}
     return converted, sum(new is None for new in names.values())
 
 
 def names_here(names: Iterable[str], model: nn.Module) -> dict[str, str | None]:
-    """What the model at hand calls a file's tensors.
+    """The model's names for a file's tensors.
 
-    Every part has a table of names for each publisher; the publisher whose tables explain most of the file is taken.
+    Every part has a table of names for each publisher; the publisher whose tables explain most names is chosen.
 
     Args:
-        names: the file's.
-        model: that will receive the tensors.
+        names: names in the file.
+        model: the model that will receive the tensors.
 
     Returns:
-        The name here by the file's name, in the same order; the file's own where nothing is known of it, and None where
-        the publisher is known to save it for nothing that is needed here.
+        The model's name by the file's name, in the same order: unchanged if it is in no table, and None for tensors
+        that are known to have no use here.
     """
     return _explained(names, model)[1]
 
 
 def _explained(names: Iterable[str], model: nn.Module) -> tuple[_Table, dict[str, str | None]]:
-    """The table that explains most of a file's names, and what it makes of them, see `names_here`."""
+    """The table that explains most names of a file, and its translations, see `names_here`."""
     own = set(model.state_dict())
     plain = {name: _unwrapped(name) for name in names}
 
@@ -187,7 +193,7 @@ def _explained(names: Iterable[str], model: nn.Module) -> tuple[_Table, dict[str
 
 
 def _expanded(name: str) -> list[str]:
-    """``a.{q,k}.b`` as ``a.q.b`` and ``a.k.b``."""
+    """Expands ``a.{q,k}.b`` to ``a.q.b`` and ``a.k.b``."""
     before, brace, rest = name.partition("{")
     if not brace:
         return [name]
@@ -197,14 +203,14 @@ def _expanded(name: str) -> list[str]:
 
 @dataclass
 class _Table:
-    """The names that one publisher gave to the parts of a model."""
+    """One publisher's names of the parts of a model."""
 
     rules: list[tuple[re.Pattern[str], str]] = field(default_factory=list)
     unused: list[re.Pattern[str]] = field(default_factory=list)
     conversions: list[tuple[re.Pattern[str], Callable[[Tensor], Tensor]]] = field(default_factory=list)
 
     def own_name(self, name: str, own: Collection[str]) -> str:
-        """The name here; the given one if there is no rule for it."""
+        """The model's name for a published one; the same name if no rule matches."""
         if name in own:
             return name
         for pattern, replacement in self.rules:
@@ -213,11 +219,11 @@ class _Table:
         return name
 
     def is_unused(self, name: str) -> bool:
-        """Whether the publisher saves it for nothing that this project has."""
+        """Whether the tensor is known to have no use here."""
         return any(pattern.fullmatch(name) for pattern in self.unused)
 
     def converted(self, own_name: str, tensor: Tensor) -> Tensor:
-        """What the publisher's tensor is here."""
+        """The model's value of a published tensor."""
         for pattern, convert in self.conversions:
             if pattern.fullmatch(own_name):
                 return convert(tensor)
@@ -225,7 +231,7 @@ class _Table:
 
 
 def _tables(model: nn.Module) -> dict[str, _Table]:
-    """Tables of all parts by publisher, the model's own names first."""
+    """Tables of all parts by publisher; first an empty one for the model's own names."""
     tables: dict[str, _Table] = {OWN_NAMES: _Table()}
     for place, part in model.named_modules():
         if not isinstance(part, Part):
@@ -265,10 +271,10 @@ def _copy(model: nn.Module, state: StateDict, targets: Iterable[str], source: st
 
 
 def _require_real(tensor: Tensor, target: Tensor, name: str, source: str) -> None:
-    """Refuses whole numbers in place of weights: somebody's quantised values, which mean nothing without their scale.
+    """Refuses integers in place of weights: quantised values are useless without their scale.
 
     Raises:
-        UserError: names the tensor.
+        UserError: the tensor holds integers.
     """
     if target.is_floating_point() and not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -280,7 +286,7 @@ def _tensor_names(model: nn.Module) -> list[str]:
 
 
 def _part(name: str) -> str:
-    """What a file has as a whole or not at all: the backbone, or a module of the others."""
+    """The unit that a file has whole or not at all: the backbone, or a module of another part."""
     return "backbone" if name.startswith("backbone.") else ".".join(name.split(".")[:2])
 
 

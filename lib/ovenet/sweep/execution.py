@@ -21,6 +21,7 @@ from ovenet.engine.interruption import Interruption
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
+from ovenet.models.cost import count_parameters
 from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
 from ovenet.sweep.results import result_path, write_result
 from ovenet.trained import run_folder
@@ -135,11 +136,10 @@ class _Execution:
         test = [str(model_file), "OUTPUT_DIR", cfg.OUTPUT_DIR, "DATASET.ROOT", cfg.DATASET.ROOT, "TEST.RESUME", "True"]
         test += ["WORKERS", str(cfg.WORKERS), "DEVICE", cfg.DEVICE, *sweep.test]
         self._call(run_dir, "test", *test)
-        test_cfg, model_file = run_folder.open_run(model_file, test[1:])
-        settings = run_folder.evaluation_settings(test_cfg, model_file, builders.test_dataset(test_cfg).list_path)
-        tested = run_folder.test_folder(test_cfg, run_dir, model_file, settings)
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in builders.build_model(cfg).parameters())
+        trained = builders.load_model(model_file, overrides=test[1:])
+        settings = run_folder.evaluation_settings(trained.cfg, model_file, builders.test_dataset(trained.cfg).list_path)
+        tested = run_folder.test_folder(trained.cfg, run_dir, model_file, settings)
+        parameters = count_parameters(trained.model)
         path = result_path(self._folder, run)
         write_result(path, run, sweep, tested, parameters=parameters, speed=_images_per_second(run_dir))
         get_logger().info("%s, seed %d: done", run.name, run.seed)

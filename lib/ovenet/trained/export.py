@@ -1,4 +1,4 @@
-"""Exported networks, from weights and a configuration."""
+"""Export of a trained model to a file of another runtime."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet.builders.data import list_dataset
+from ovenet.builders.loading import TrainedModel
 from ovenet.builders.models import build_model
 from ovenet.data.files import read_image
 from ovenet.data.inputs import find_inputs
@@ -29,14 +30,13 @@ from ovenet.evaluation.backend import best_class
 from ovenet.geometry import resize_bilinear
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
-from ovenet.trained.model import TrainedModel
 from ovenet.trained.run_folder import without_places
 from ovenet.utils.logging import get_logger
 from ovenet.version import version
 
 ReadSample = Callable[[int], tuple[np.ndarray, np.ndarray | None]]  # image and labels, by index
-# Of an image for which a network of changing size is traced. All maps have odd sides, down to a stride of 32: what is
-# left out where a map has a size already, a resize or a padding, is then in the file, and no size is left out.
+# Image size at which a network of dynamic size is traced. All maps have odd sides, down to a stride of 32, so that no
+# resize and no padding is skipped in the trace because a map happens to have the right size.
 EXAMPLE_SIZE = (321, 449)
 _PROBE_SIZE = (64, 64)
 _LEAST_SIDE = 32
@@ -44,18 +44,18 @@ _LEAST_SIDE = 32
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to write.
+    """Options of an export.
 
     Attributes:
         size: ``(H, W)`` of the images; None for any.
-        tensors: see `ExportedFile`.
-        normalize: take the normalisation of the pixels into the file.
+        tensors: outputs, see `ExportedFile`.
+        normalize: put the normalisation of the pixels into the file.
         int8: quantise.
-        opset: of ONNX.
-        limits: of the parity.
-        images: to compare and calibrate with, in place of the lists of the configuration.
-        num_images: how many are compared.
-        num_calibration: how many the ranges of values are learned from.
+        opset: ONNX opset.
+        limits: largest accepted differences from the trained model.
+        images: images to compare and calibrate with, instead of the lists of the configuration.
+        num_images: number of images to compare.
+        num_calibration: number of images to calibrate with.
     """
 
     size: tuple[int, int] | None
@@ -70,16 +70,17 @@ class ExportOptions:
 
 
 def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
-    """Writes an exported file, if it predicts what the trained model does.
+    """Writes an exported file, unless it predicts otherwise than the trained model.
 
     Args:
         trained: the network and its metadata.
         path: ``*.onnx``, ``*.pt2`` or ``*.xml``.
-        options: format, size and limits of the export.
+        options: size, outputs and limits.
 
     Raises:
-        UserError: a package is missing, the network cannot be written so, or predicts something else; no file is left.
-        OSError: the file system refuses.
+        UserError: a package is missing, the network cannot be exported, or its predictions differ by more than the
+            limits; no file is left.
+        OSError: the file cannot be written.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -109,7 +110,7 @@ def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
 
 
 def _repeatable(trained: TrainedModel) -> TrainedModel:
-    """The same network, whose predictions depend on the image alone: others cannot be compared with the file's."""
+    """The same network with deterministic predictions: random ones cannot be compared with the file's."""
     if trained.cfg.MODEL.HEAD.get("BASES") != "official":
         return trained
     get_logger().info("an exported file has the same bases for every image: MODEL.HEAD.BASES is seeded in it")
@@ -119,7 +120,7 @@ def _repeatable(trained: TrainedModel) -> TrainedModel:
     cfg.freeze()
     model = build_model(cfg).eval()
     model.load_state_dict(trained.model.state_dict())
-    return replace(trained, cfg=cfg, model=model)
+    return replace(trained, cfg=cfg, network=model)
 
 
 def _network(
@@ -136,13 +137,13 @@ def _network(
 
 
 def _pixels(trained: TrainedModel, options: ExportOptions, image: np.ndarray) -> Tensor:
-    """The network's input ``(1, 3, H, W)`` of an image ``(H, W, 3)`` uint8."""
+    """Input ``(1, 3, H, W)`` of the network, from an image ``(H, W, 3)`` uint8."""
     images = torch.from_numpy(image.transpose(2, 0, 1).copy()).unsqueeze(0)
     return images.float() if options.normalize else normalize_images(images, trained.normalization)
 
 
 def _parity(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], path: Path) -> Parity:
-    """A written file compared with the trained model on images of the test list."""
+    """Compares an exported file with the trained model on images of the test list."""
     plain, run = _network(trained, options, tensors, trained.model), open_session(path, usual_runtime(path))
     align_corners = trained.cfg.MODEL.ALIGN_CORNERS
 
@@ -151,7 +152,7 @@ def _parity(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, .
 
     def by_file(image: np.ndarray) -> dict[str, Tensor]:
         pixels = _pixels(trained, options, image)
-        if options.size is None:  # another image beside it must not change what comes out
+        if options.size is None:  # another image in the batch must not change the result
             pixels = torch.cat((pixels, pixels.flip(3)))
         return dict(zip(tensors, (torch.from_numpy(x[:1]) for x in run(pixels.numpy())), strict=True))
 
@@ -215,14 +216,14 @@ def _about(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ..
         source_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
         versions={"ovenet": version(), "torch": torch.__version__},
         class_names=tuple(info.class_names),
-        colors=tuple(tuple(color) for color in info.palette),
+        colors=info.palette,
     )
 
 
 def _samples(
     trained: TrainedModel, options: ExportOptions, list_file: str, number: int
 ) -> Iterator[tuple[np.ndarray, Tensor | None]]:
-    """Images of the network's size, evenly spread over a list, with labels where there are any."""
+    """Images resized for the network, evenly spread over a list, with their labels if there are any."""
     read, num_images = _images_of(options) if options.images else _listed(trained.cfg, list_file)
     for place, index in enumerate(spread(num_images, number)):
         image, labels = read(index)
@@ -232,10 +233,10 @@ def _samples(
 
 
 def _images_of(options: ExportOptions) -> tuple[ReadSample, int]:
-    found = [one for one in find_inputs(options.images) if one.kind == "image"]
+    found = [one.source for one in find_inputs(options.images) if isinstance(one.source, Path) and one.kind == "image"]
     if not found:
         raise UserError("--images: there is no image among them")
-    return lambda index: (read_image(found[index].source), None), len(found)
+    return lambda index: (read_image(found[index]), None), len(found)
 
 
 def _listed(cfg: CfgNode, list_file: str) -> tuple[ReadSample, int]:
@@ -255,6 +256,7 @@ def _listed(cfg: CfgNode, list_file: str) -> tuple[ReadSample, int]:
 
 
 def _varied_size(trained: TrainedModel, image: np.ndarray, place: int) -> tuple[int, int]:
-    """The size at which an image is run, a few pixels smaller for each image: one list has images of one size."""
+    """The size at which an image is run, less a few pixels more for each image: a list has images of one size."""
     size = trained.settings.scaled_size(image.shape[:2], 1.0)
-    return tuple(max(_LEAST_SIDE, n - place * step % 32) for n, step in zip(size, (5, 11), strict=True))
+    height, width = (max(_LEAST_SIDE, n - place * step % 32) for n, step in zip(size, (5, 11), strict=True))
+    return height, width

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ovenet.builders.inference import exported_model, inference_model
+from ovenet.builders.loading import load_model
 from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment.about import is_exported
@@ -21,12 +21,13 @@ from ovenet.errors import UserError
 from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.evaluation.result import SegResult
 from ovenet.evaluation.settings import LARGEST_SCALE
-from ovenet.trained.model import find_weights, read_trained
+from ovenet.trained.model import find_weights
 from ovenet.trained.sharing import download, save_folder, weights_of_folder
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
 ImageLike = np.ndarray | Image.Image | Tensor | str | Path
+_Image = TypeVar("_Image", bound=ImageLike)
 
 
 class Predictor(SlidingWindowInferencer):
@@ -39,15 +40,15 @@ class Predictor(SlidingWindowInferencer):
     Args:
         model: a segmentor.
         settings: how images are run through it.
-        device: where the model lies.
+        device: device of the model.
         info: the classes.
-        max_offset: longest offset per axis, the image spanning 2; None for a model without a seed.
-        path: the file that the model was read from.
+        max_offset: longest offset per axis, in normalised units (the image spans 2); None for a model without a seed.
+        path: file of the model.
 
     Attributes:
         info: names, colours and label ids of the classes, in the order of the train ids.
-        max_offset: see above.
-        path: see above.
+        max_offset: as the argument.
+        path: as the argument.
     """
 
     def __init__(
@@ -77,20 +78,20 @@ class Predictor(SlidingWindowInferencer):
         long_side: int | str | None = None,
         overrides: Sequence[str] = (),
     ) -> Predictor:
-        """Builds the model that a file belongs to.
+        """The predictor for a file of weights or an exported file.
 
         Args:
-            path: ``best.pth`` or another file that training wrote, which carries its configuration and its classes; or
-                one that ``ovenet export`` wrote.
-            config: an experiment file, for weights that carry none, such as published ones; it wins over what they
-                carry.
+            path: ``best.pth`` or another file written by training, which carries its configuration and classes; or one
+                written by ``ovenet export``.
+            config: an experiment file, for weights that carry no configuration, such as published ones; it replaces
+                the one in the file.
             device: ``auto``, ``cpu`` or ``cuda``.
-            runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``, the fastest on the CPU that is installed;
-                None takes ``TEST.RUNTIME``, or what an exported file is made for.
-            scales: None takes ``TEST.SCALE_LIST``.
-            flip: average with the flipped image; None takes ``TEST.FLIP_TEST``.
-            long_side: side of the image at scale 1, in pixels, that is run in windows of ``TEST.IMAGE_SIZE``;
-                ``native`` is each image's own; None does as the dataset's evaluation does.
+            runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``, the fastest one installed for the CPU; None
+                is ``TEST.RUNTIME``, or the usual runtime of an exported file.
+            scales: None is ``TEST.SCALE_LIST``.
+            flip: average with the flipped image; None is ``TEST.FLIP_TEST``.
+            long_side: long side of the image at scale 1, in pixels, run in windows of ``TEST.IMAGE_SIZE``; ``native``
+                is each image's own; None follows the dataset's evaluation.
             overrides: ``KEY VALUE …`` as on a command line.
 
         Raises:
@@ -98,14 +99,9 @@ class Predictor(SlidingWindowInferencer):
         """
         if runtime is not None:
             overrides = [*overrides, "TEST.RUNTIME", runtime]
-        if is_exported(path):
-            model, settings, info = exported_model(Path(path), runtime, overrides)
-            place, max_offset = torch.device("cpu"), model.max_offset
-        else:
-            trained = read_trained(path, config=config, overrides=overrides)
-            settings, info, max_offset = trained.settings, trained.info, trained.model.max_offset
-            place = choose_device(device)
-            model = inference_model(trained.model, trained.cfg, place)
+        trained = load_model(path, config, overrides, runtime=runtime)
+        settings = trained.settings
+        model, place = trained.on(choose_device("cpu" if is_exported(path) else device))
         if scales is not None:
             if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
                 raise UserError(
@@ -117,19 +113,19 @@ class Predictor(SlidingWindowInferencer):
         if long_side is not None:
             rule = settings.rule if settings.rule.resize == "long_side" else LONG_SIDE
             settings = replace(settings, base_size=_base_size(long_side), rule=rule, base_box=None, first_rule=None)
-        return cls(model, settings, place, info, max_offset, Path(path))
+        return cls(model, settings, place, trained.info, trained.network.max_offset, Path(path))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **options: Any) -> Predictor:
-        """A model that `save_pretrained` wrote.
+        """The predictor for a folder written by `save_pretrained`.
 
         Args:
-            name: its folder, or its name on the Hugging Face hub.
-            revision: of the hub: a branch, a tag or a commit.
+            name: the folder, or the model's name on the Hugging Face hub.
+            revision: branch, tag or commit on the hub.
             options: see `from_checkpoint`.
 
         Raises:
-            UserError: there is none, or its weights are not those that were saved.
+            UserError: the model is not found, or its weights are not the ones saved.
         """
         folder = Path(name) if Path(name).is_dir() else download(str(name), revision)
         return cls.from_checkpoint(weights_of_folder(folder), **options)
@@ -138,7 +134,7 @@ class Predictor(SlidingWindowInferencer):
         """Writes a folder for the Hugging Face hub, see `ovenet.trained.sharing.save_folder`.
 
         Raises:
-            UserError: the folder has files in it, or the model came from an exported file.
+            UserError: the folder is not empty, or the model came from an exported file.
         """
         if is_exported(self.path):
             raise UserError(f"{self.path}: an exported file; save the weights that it was made from")
@@ -148,24 +144,24 @@ class Predictor(SlidingWindowInferencer):
     def __call__(self, images: ImageLike, *, scores: bool = ...) -> SegResult: ...
 
     @overload
-    def __call__(self, images: Sequence[ImageLike], *, scores: bool = ...) -> list[SegResult]: ...
+    def __call__(self, images: list[_Image] | tuple[_Image, ...], *, scores: bool = ...) -> list[SegResult]: ...
 
     @overload
-    def __call__(self, images: Iterable[ImageLike], *, scores: bool = ...) -> Iterator[SegResult]: ...
+    def __call__(self, images: Iterator[ImageLike], *, scores: bool = ...) -> Iterator[SegResult]: ...
 
     def __call__(self, images: Any, *, scores: bool = False) -> Any:
-        """Predicts an image, a list of images, or one after the other from an iterator.
+        """Predicts one image, a list of images, or the images of an iterator one by one.
 
         Args:
-            images: a file or a Pillow image, turned upright as its EXIF tag says, and so is the result (see
+            images: a file or a Pillow image, which is turned upright by its EXIF tag, as is the result (see
                 `ovenet.data.files.read_image`); an array ``(H, W, 3)`` RGB, ``(H, W)`` or ``(H, W, 4)``, uint8 or
-                uint16 (of which the upper 8 bits are taken); or a tensor ``(3, H, W)`` or ``(1, H, W)`` RGB, uint8 or
-                real numbers from 0 to 1. A list or a tuple of them, or a tensor ``(B, 3, H, W)``, gives a list; any
-                other iterable a generator, which reads the next image while it predicts one, and keeps none.
-            scores: give probabilities of all classes too, ``4 K`` bytes a pixel.
+                uint16 (its upper 8 bits are used); or a tensor ``(3, H, W)`` or ``(1, H, W)`` RGB, uint8 or floats
+                in [0, 1]. A list or a tuple of these, or a tensor ``(B, 3, H, W)``, gives a list; any other iterable
+                gives a generator, which reads the next image while it predicts one, and keeps none.
+            scores: return the probabilities of all classes too, ``4 K`` bytes a pixel.
 
         Raises:
-            UserError: a file cannot be read, or something is no image.
+            UserError: a file cannot be read, or an item is not an image.
         """
         if isinstance(images, Tensor) and images.ndim == 4:
             images = list(images)
@@ -196,7 +192,7 @@ class Predictor(SlidingWindowInferencer):
         side = max(image.shape[:2]) if scores else 0
         prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side)
         seed = confidence = None
-        if has_seed:
+        if prediction.offset is not None and prediction.confidence is not None:
             seed = seed_pixels(prediction.offset.cpu().numpy())
             confidence = prediction.confidence[0].cpu().numpy()
         return SegResult(
@@ -209,7 +205,7 @@ class Predictor(SlidingWindowInferencer):
         )
 
     def _probabilities(self, scores: Tensor) -> Tensor:
-        """``(K, H, W)``; sums of exponentials are not yet."""
+        """Probabilities ``(K, H, W)``; scores of ``exp`` are sums of exponentials, and normalised here."""
         return scores / scores.sum(dim=0) if self.settings.score == "exp" else scores
 
     def __repr__(self) -> str:
@@ -225,18 +221,22 @@ def load(source: str | Path, **options: Any) -> Predictor:
         mask = ovenet.load("camvid-lite0")("photo.jpg").mask
 
     Args:
-        source: the folder of a run, a file of weights, a file that ``ovenet export`` wrote, or the name of a model that
-            comes along (``pretrained_models``).
+        source: the folder of a run, a file of weights, a file written by ``ovenet export``, or the name of a bundled
+            model (``pretrained_models``).
         options: see `Predictor.from_checkpoint`.
 
     Raises:
-        UserError: there is no such folder, file or model; and as `Predictor.from_checkpoint`.
+        UserError: the folder, file or model does not exist; and as `Predictor.from_checkpoint`.
     """
     return Predictor.from_checkpoint(find_weights(source), **options)
 
 
 def seed_pixels(offset: np.ndarray) -> np.ndarray:
-    """Where seeds lie, ``(H, W, 2)`` float32 ``(x, y)`` in pixels, from offsets ``(2, H, W)`` in normalised units."""
+    """Positions of the seeds, ``(H, W, 2)`` float32 ``(x, y)`` in pixels.
+
+    Args:
+        offset: ``(2, H, W)``, in normalised units.
+    """
     height, width = offset.shape[1:]
     x = np.arange(width, dtype=np.float32) + offset[0] * ((width - 1) / 2)
     y = np.arange(height, dtype=np.float32)[:, None] + offset[1] * ((height - 1) / 2)

@@ -1,10 +1,10 @@
-"""Where the files of a run are."""
+"""Paths of the files of a run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,12 @@ from yacs.config import CfgNode
 
 from ovenet.config import default_config, flat_settings, load_config_text, present_settings
 from ovenet.config.schema import is_of_the_test, keys_of_role
-from ovenet.deployment import is_exported
-from ovenet.deployment.formats import read_about
-from ovenet.engine.checkpoint import read_checkpoint, require_file
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
+from ovenet.models.weight_files import require_file
+from ovenet.report.runs import RESULTS
 
-RESULTS = "results.json"
-SETTINGS = "evaluation_settings"  # in the results: all that the counts depend on
+SETTINGS = "evaluation_settings"  # key in the results: all that the counts depend on
 
 
 def run_directory(cfg: CfgNode, config_file: str | Path) -> Path:
@@ -29,7 +27,7 @@ def run_directory(cfg: CfgNode, config_file: str | Path) -> Path:
 
 
 def log_directory(cfg: CfgNode, config_file: str | Path) -> Path:
-    """Where TensorBoard files go."""
+    """Folder of the TensorBoard files."""
     if cfg.LOG_DIR:
         return Path(cfg.LOG_DIR) / cfg.DATASET.DATASET / Path(config_file).stem
     return run_directory(cfg, config_file) / "tensorboard"
@@ -39,37 +37,18 @@ def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
     """``TEST.MODEL_FILE``, or the run's best or final weights.
 
     Raises:
-        UserError: none is named and the run has none.
+        UserError: the setting is empty, and the run has no weights.
     """
     if cfg.TEST.MODEL_FILE:
         return Path(cfg.TEST.MODEL_FILE)
     return weights_of_run(run_dir, "TEST.MODEL_FILE is not set, and ")
 
 
-def open_run(path: Path, overrides: Sequence[str]) -> tuple[CfgNode, Path]:
-    """The settings that weights carry, and the weights.
-
-    Args:
-        path: a file of weights, or the folder of a run.
-        overrides: ``KEY VALUE …`` that win over what they carry.
-
-    Raises:
-        UserError: there are none, or they carry no settings.
-    """
-    model_file = weights_of_run(path) if path.is_dir() else path
-    if is_exported(model_file):
-        return load_config_text(read_about(model_file).config, str(model_file), overrides), model_file
-    text = read_checkpoint(model_file).get("config")
-    if not isinstance(text, str):
-        raise UserError(f"{model_file}: holds weights but no settings; name its experiment file: --cfg FILE")
-    return load_config_text(text, str(model_file), overrides), model_file
-
-
 def weights_of_run(run_dir: Path, why: str = "") -> Path:
     """The best weights of a run, or its final ones.
 
     Raises:
-        UserError: it has neither; the message begins with `why`.
+        UserError: the run has neither; `why` is the beginning of the message.
     """
     for name in (BEST, FINAL):
         if (run_dir / name).exists():
@@ -78,13 +57,13 @@ def weights_of_run(run_dir: Path, why: str = "") -> Path:
 
 
 def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping[str, Any]) -> Path:
-    """Where a test goes: ``<run>/test/<list>_<inference name>``, with a number where that holds another evaluation.
+    """Folder of a test: ``<run>/test/<list>_<inference name>``, numbered if that one holds another evaluation.
 
     Args:
         cfg: the configuration.
         run_dir: folder of the run.
         model_file: the weights.
-        settings: from `evaluation_settings`, which the folder's results were made with.
+        settings: settings of this test, from `evaluation_settings`.
     """
     parent, name = run_dir / "test", f"{Path(cfg.DATASET.TEST_SET).stem}_{inference_name(cfg, model_file)}"
     for number in count(1):
@@ -94,7 +73,7 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
         except FileNotFoundError:
             return folder
         except ValueError:
-            continue  # damaged, or not ours: leave it
+            continue  # damaged, or another program's: left alone
         saved = content.get(SETTINGS) if isinstance(content, dict) else None
         if isinstance(saved, dict) and present_settings(saved, settings) == json.loads(json.dumps(settings)):
             return folder
@@ -102,17 +81,17 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
 
 
 def inference_name(cfg: CfgNode, model_file: Path) -> str:
-    """``<weights>_<scales>[_flip][_<protocol>]``, which tells tests of one list apart."""
+    """``<weights>_<scales>[_flip][_<protocol>]``, the part of a folder's name that tells tests of a list apart."""
     scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
     protocol = "" if cfg.TEST.PROTOCOL == "default" else f"_{cfg.TEST.PROTOCOL}"
     return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}{protocol}"
 
 
 def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict[str, Any]:
-    """All that an evaluation's counts depend on, by name: settings, weights and list.
+    """All that the counts of an evaluation depend on, by name: settings, weights and list.
 
     Raises:
-        UserError: there is no such file of weights.
+        UserError: the file of weights does not exist.
         OSError: the weights or the list cannot be read.
     """
     flat = flat_settings(cfg)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ovenet.config import load_config_text
-from ovenet.engine.checkpoint import read_checkpoint, weights_of, write_safetensors
 from ovenet.errors import UserError
+from ovenet.models.weight_files import read_checkpoint, weights_of, write_safetensors
 from ovenet.trained.run_folder import without_places
 from ovenet.utils.writing import write_text
 from ovenet.version import version
@@ -18,13 +19,29 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 CARRIED = ("config", "dataset", "class_names", "palette", "dataset_info", "normalization")
 
 
-def portable(path: Path) -> dict[str, Any]:
-    """What weights carry beside their tensors, without the paths of this machine.
+def pack(source: Path, path: Path, *, half: bool = False) -> dict[str, Any]:
+    """Writes weights, and all that prediction needs, to one small file that other programs read too.
+
+    Args:
+        source: weights written by training.
+        path: ``*.safetensors``.
+        half: write float16.
+
+    Returns:
+        The metadata of the file.
 
     Raises:
-        UserError: it is not all there.
+        UserError: the weights carry too little to be shared.
+        OSError: the file cannot be written.
     """
-    content = read_checkpoint(path)
+    content = read_checkpoint(source)
+    about = _portable(content, source)
+    write_safetensors(path, weights_of(content, source), about, half=half)
+    return about
+
+
+def _portable(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The metadata of a file of weights, without the paths of this machine."""
     missing = [key for key in CARRIED if key not in content]
     if missing:
         raise UserError(f"{path}: carries no {missing[0]}; only weights that training wrote here can be passed on")
@@ -33,22 +50,21 @@ def portable(path: Path) -> dict[str, Any]:
 
 
 def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "") -> None:
-    """Writes a folder that `ovenet.load` takes; ``hf upload NAME FOLDER`` publishes it.
+    """Writes a folder that `ovenet.load` reads; ``hf upload NAME FOLDER`` publishes it.
 
     Args:
-        source: weights that training wrote.
-        folder: new, or empty.
+        source: weights written by training.
+        folder: a new or empty folder.
         half: write float16.
         card: text of the model card; "" for one with the classes and the configuration.
 
     Raises:
-        UserError: the folder has files in it, or the weights cannot be passed on.
-        OSError: the file system refuses.
+        UserError: the folder is not empty, or the weights carry too little to be shared.
+        OSError: a file cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: has files in it already; name a new folder")
-    about = portable(source)
-    write_safetensors(folder / WEIGHTS, weights_of(read_checkpoint(source), source), about, half=half)
+    about = pack(source, folder / WEIGHTS, half=half)
     config = {
         "library_name": "ovenet",
         "ovenet_version": version(),
@@ -91,10 +107,10 @@ Add the scores, the licence of the data and the command before you publish it.
 
 
 def weights_of_folder(folder: Path) -> Path:
-    """The weights of a folder that `save_folder` wrote, after comparing them with its checksum.
+    """The weights in a folder written by `save_folder`, after a check of their checksum.
 
     Raises:
-        UserError: a file is missing or damaged, or the weights are not those that were saved.
+        UserError: a file is missing or damaged, or the weights are not the ones saved.
     """
     path = folder / WEIGHTS
     try:
@@ -110,10 +126,10 @@ def weights_of_folder(folder: Path) -> Path:
 
 
 def download(name: str, revision: str | None) -> Path:
-    """The folder of a model of the hub, fetched if it is not here.
+    """The local folder of a model on the hub, downloaded if necessary.
 
     Raises:
-        UserError: it cannot be fetched.
+        UserError: the model cannot be downloaded.
     """
     from huggingface_hub import snapshot_download  # comes with timm
 

@@ -1,5 +1,6 @@
 """Checks a dataset for mistakes that spoil training, and names the remedy of the classic ones."""
 
+from ovenet.dataset_tools.audit.datasets import audit_dataset, check_datasets
 from ovenet.dataset_tools.audit.lists import (
     audit_list,
     findings_about_both,
@@ -15,7 +16,9 @@ __all__ = [
     "Finding",
     "ListReport",
     "audit_as_dict",
+    "audit_dataset",
     "audit_list",
+    "check_datasets",
     "copied_images",
     "findings_about_both",
     "findings_between",

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ovenet.builders.testing import ImageWriter
 from ovenet.data.catalog import CATALOG
 from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.partial import PartialEvaluation
+from ovenet.report.image_files import ImageWriter
 from ovenet.structures import Sample
 
 CPU = torch.device("cpu")
@@ -26,8 +26,7 @@ class Listed(SimpleNamespace):
 def writer(tmp_path):
     info = CATALOG["synthetic"]
     dataset = Listed(info=info, has_labels=True, pairs=[(f"{n}.png", "") for n in range(40)])
-    cfg = SimpleNamespace(TEST=SimpleNamespace(SAVE_PREDICTIONS=True, REPORT=False))
-    made = ImageWriter(cfg, dataset, None, tmp_path)
+    made = ImageWriter(dataset, None, tmp_path, save_predictions=True, gallery=False)
     made._num_rows_left = 0  # pictures need a network
     return made
 
