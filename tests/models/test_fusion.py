@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ovenet.models import SeedFusion
-from ovenet.models.heads import OffsetHead
+from ovenet.models.heads.offset import OffsetHead
 from ovenet.models.heads.ocr import RegionAttention, gather_regions
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from ovenet.errors import UserError
 from ovenet.models import SeedFusion, build_segmentor
 from ovenet.models.fusion import ConfidenceGate
-from ovenet.models.heads import OffsetHead
+from ovenet.models.heads.offset import OffsetHead
 
 ALL = {"initial_confidence": 0.1, "num_seeds": 3, "confidence_sees_scores": True, "upsampling": 2, "correction": True}
 

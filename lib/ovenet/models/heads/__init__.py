@@ -1,10 +1,9 @@
-"""Parts that predict: class scores, or offsets with their confidence."""
+"""Heads: class scores from the maps of a neck."""
 
 from ovenet.models.heads.fcn import ConvHead, FCNHead
 from ovenet.models.heads.light_ham import LightHamHead
 from ovenet.models.heads.mask2former import Mask2FormerHead
 from ovenet.models.heads.ocr import OCRHead
-from ovenet.models.heads.offset import OffsetHead
 from ovenet.models.heads.offset_learning import OffsetLearningHead
 from ovenet.models.heads.segformer import SegFormerHead
 
@@ -14,7 +13,6 @@ __all__ = [
     "LightHamHead",
     "Mask2FormerHead",
     "OCRHead",
-    "OffsetHead",
     "OffsetLearningHead",
     "SegFormerHead",
 ]
