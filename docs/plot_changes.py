@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from ovenet.builders.data import list_dataset
 from ovenet.builders.loading import load_model
 from ovenet.data.sheets import colorize
-from ovenet.evaluation.pictures import OUTCOMES, colorize_offset, error_map
-from ovenet.trained.model import find_weights
-from ovenet.trained.predictor import Predictor
+from ovenet.inference.pictures import OUTCOMES, colorize_offset, error_map
+from ovenet.predictor.predictor import Predictor
+from ovenet.predictor.sources import find_weights
 from ovenet.utils.cli import require_plot_file, run_main
 
 TILE, BAR, GAP = (240, 180), 20, 6

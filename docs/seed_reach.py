@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from ovenet.builders.data import list_dataset
 from ovenet.builders.loading import load_model
-from ovenet.trained.model import find_weights
-from ovenet.trained.predictor import Predictor
+from ovenet.predictor.predictor import Predictor
+from ovenet.predictor.sources import find_weights
 from ovenet.utils.cli import run_main
 
 LIMITS = (0.05, 0.1, 0.2, 0.5, 1.0)  # of the offsets per axis; the image spans 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ovenet.dataset_tools.annotations import Import, import_annotations
+from ovenet.preparation.annotations import Import, import_annotations
 
 SIZE = (20, 30)
 ORIENTATION = 0x0112  # EXIF tag

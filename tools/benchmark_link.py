@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 from benchmarks.hosts import ROOT, Hosts
 from ovenet import build_model, load_config
-from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.engine.scaling import Workload, step_time
 from ovenet.errors import UserError
+from ovenet.synthetic.scenes import write_dataset
 from ovenet.utils.cli import run_main
 
 CONFIG = ROOT / "experiments/synthetic/ovenet_hrnet_w18_small_v2.yaml"

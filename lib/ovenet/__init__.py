@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from ovenet.losses import list_losses
     from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
     from ovenet.models.factory import describe
+    from ovenet.predictor.predictor import Predictor, load
     from ovenet.structures import OVeNetOutput
-    from ovenet.trained.predictor import Predictor, load
 
 _MODULES = {  # where each public name is, so that `ovenet --help` does not wait for torch
     "OVeNetOutput": "structures",
-    "Predictor": "trained.predictor",
+    "Predictor": "predictor.predictor",
     "UserError": "errors",
     "build_criterion": "builders",
     "build_model": "builders",
@@ -31,7 +31,7 @@ _MODULES = {  # where each public name is, so that `ovenet --help` does not wait
     "list_losses": "losses",
     "list_necks": "models",
     "list_seeds": "models",
-    "load": "trained.predictor",
+    "load": "predictor.predictor",
     "load_checkpoint": "builders",
     "load_config": "config",
 }

@@ -24,9 +24,9 @@ from tests import forking
 from ovenet.app import server as app_server
 from ovenet.app.server import AppServer
 from ovenet.commands.app import App
-from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.errors import UserError
-from ovenet.evaluation.outputs import FrameWriter
+from ovenet.inference.outputs import FrameWriter
+from ovenet.synthetic.scenes import draw_scene
 
 OWN = {"X-OVeNet": "1"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,8 +9,8 @@ from PIL import Image
 
 from ovenet import load_config
 from ovenet.builders.data import check_data, list_dataset
-from ovenet.data.prepare import prepare_dataset
 from ovenet.errors import UserError
+from ovenet.preparation.prepare import prepare_dataset
 
 
 @pytest.fixture

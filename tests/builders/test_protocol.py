@@ -12,7 +12,7 @@ from ovenet.config import load_config
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import EvaluationRule
 from ovenet.data.transforms import IMAGENET
-from ovenet.evaluation.inference import SlidingWindowInferencer
+from ovenet.inference.inferencer import SlidingWindowInferencer
 from ovenet.structures import OVeNetOutput
 
 

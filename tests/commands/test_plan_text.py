@@ -8,7 +8,7 @@ from tests.tools.conftest import ROOT
 from ovenet import builders, load_config
 from ovenet.commands import plan
 from ovenet.config import default_config
-from ovenet.dataset_tools.synthetic import write_dataset
+from ovenet.synthetic.scenes import write_dataset
 
 
 @pytest.fixture

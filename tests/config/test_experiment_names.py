@@ -11,7 +11,7 @@ from tests.shipped import EXPERIMENTS, experiment_name, shipped
 from ovenet.config import load_config
 from ovenet.config.loading import find_experiment
 from ovenet.errors import UserError
-from ovenet.trained.run_folder import run_directory
+from ovenet.predictor.run_folder import run_directory
 
 NAMES = (Path(__file__).parent / "experiment_names.txt").read_text().split()
 MOVED = [name for name in NAMES if not (EXPERIMENTS / f"{name}.yaml").exists()]

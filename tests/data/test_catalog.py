@@ -12,9 +12,9 @@ from ovenet.data.catalog import CATALOG, find_dataset
 from ovenet.data.dataset import ListDataset
 from ovenet.data.description import own_description, voc_color
 from ovenet.data.info import INVALID, DatasetInfo
-from ovenet.data.prepare import prepare_dataset
 from ovenet.data.stored_ids import with_stored_ids
 from ovenet.errors import UserError
+from ovenet.preparation.prepare import prepare_dataset
 
 NUM_CLASSES = {
     "cityscapes": 19, "acdc": 19, "ade20k": 150, "camvid": 11, "synthetic": 19, "bdd100k": 19, "pascal_voc": 21,

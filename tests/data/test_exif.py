@@ -12,9 +12,9 @@ from tests.photographs import SIDES, add_exif, as_stored, exif_block, picture, s
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
 from ovenet.data.files import image_size, read_image, read_size, to_rgb
-from ovenet.data.inputs import FrameReader, Input
 from ovenet.errors import UserError
-from ovenet.evaluation.outputs import FrameWriter
+from ovenet.inference.inputs import FrameReader, Input
+from ovenet.inference.outputs import FrameWriter
 
 EVERY = sorted(SIDES)
 LOSSLESS = {"png": {}, "webp": {"lossless": True}, "tif": {}, "tiff": {"compression": "tiff_lzw"}}

@@ -12,15 +12,15 @@ from ovenet import UserError
 from ovenet.builders import build_model
 from ovenet.builders.loading import load_model
 from ovenet.config import load_config
-from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ExportableNetwork, FileNetwork
 from ovenet.deployment.about import LABELS, TENSORS
 from ovenet.deployment.formats import read_about, write_onnx
 from ovenet.deployment.parity import EXACT
 from ovenet.geometry import average_pool
 from ovenet.models.conv_bn import fuse_conv_bn
-from ovenet.trained.export import EXAMPLE_SIZE, ExportOptions, _traced_size, export
-from ovenet.trained.model import find_weights
+from ovenet.predictor.export import EXAMPLE_SIZE, ExportOptions, _traced_size, export
+from ovenet.predictor.sources import find_weights
+from ovenet.synthetic.scenes import draw_scene
 
 SIZES = [(64, 96), (97, 131), (75, 33), (66, 94), (34, 161)]  # one of multiples of 32, others with all remainders by 4
 OTHERS = {
@@ -100,7 +100,7 @@ def trained():
 
 
 def test_an_export_is_compared_at_odd_sizes_too(trained, images, tmp_path, monkeypatch):
-    from ovenet.trained import export as module
+    from ovenet.predictor import export as module
 
     seen = []
 
@@ -120,7 +120,7 @@ def test_an_export_is_compared_at_odd_sizes_too(trained, images, tmp_path, monke
 
 def test_a_file_that_is_wrong_at_odd_sizes_is_not_written(trained, images, tmp_path, monkeypatch):
     """Traced from an image of a good size, a network has no padding in it."""
-    from ovenet.trained import export as module
+    from ovenet.predictor import export as module
 
     monkeypatch.setattr(module, "EXAMPLE_SIZE", (320, 448))
     with pytest.raises(UserError):

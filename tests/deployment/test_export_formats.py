@@ -14,13 +14,13 @@ from ovenet import UserError
 from ovenet.builders import build_model
 from ovenet.builders.loading import load_model, predictor_for_test
 from ovenet.config import load_config
-from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork, FileNetwork, Limits, choose_runtime
 from ovenet.deployment.about import KEY, LABELS, TENSORS
 from ovenet.deployment.parity import EXACT, Parity
 from ovenet.deployment.runtimes import open_session
-from ovenet.trained.export import ExportOptions, export
-from ovenet.trained.model import find_weights
+from ovenet.predictor.export import ExportOptions, export
+from ovenet.predictor.sources import find_weights
+from ovenet.synthetic.scenes import draw_scene
 
 MODEL = "scenes-lite0"
 SIZE = (96, 128)
@@ -191,7 +191,7 @@ def test_eight_bits(trained, exported, suffix, runtime):
 
 def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
     """The gate sees what was written, not what was meant: the fused network is spoilt on its way."""
-    from ovenet.trained import export as module
+    from ovenet.predictor import export as module
 
     def spoilt(model):
         fast = real(model)
@@ -210,7 +210,7 @@ def test_a_network_that_differs_gets_no_file(trained, exported, monkeypatch):
 
 def test_images_are_spread_over_the_list(trained, tmp_path, monkeypatch):
     """The first ones are often neighbours in a film, and know little of the ranges of values."""
-    from ovenet.trained import export as module
+    from ovenet.predictor import export as module
 
     calibrated, compared = [], []
 

@@ -9,13 +9,13 @@ from PIL import Image
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import DatasetInfo
-from ovenet.evaluation.backend import CpuBackend, CudaBackend
 from ovenet.evaluation.evaluate import count_samples, evaluate, evaluation_from_counts
 from ovenet.evaluation.evaluator import SegEvaluator
-from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
 from ovenet.evaluation.metrics import scores_from_counts
-from ovenet.evaluation.pictures import colorize_labels, colorize_offset, picture_row, save_prediction
 from ovenet.evaluation.writers import format_table, results_as_dict, write_json
+from ovenet.inference.backend import CpuBackend, CudaBackend
+from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.pictures import colorize_labels, colorize_offset, picture_row, save_prediction
 from ovenet.structures import OVeNetOutput, Sample
 
 SYNTHETIC = CATALOG["synthetic"]

@@ -9,8 +9,8 @@ from ovenet.evaluation import boundaries
 from ovenet.evaluation.details import SEGMENT_SIZES, calibration, details_from_counts
 from ovenet.evaluation.evaluate import evaluation_from_counts
 from ovenet.evaluation.evaluator import CONFIDENCE_LEVELS, DISTANCES_PX, LENGTHS_PX, SegEvaluator
-from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.writers import details_as_dict, image_record
+from ovenet.inference.inferencer import Prediction
 from ovenet.structures import Sample
 
 NAMES = ("initial", "seed", "fused")

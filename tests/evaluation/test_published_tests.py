@@ -24,7 +24,7 @@ from ovenet.builders.models import dataset_info
 from ovenet.config import load_config
 from ovenet.data.catalog import CATALOG
 from ovenet.data.transforms import IMAGENET
-from ovenet.evaluation.inference import SlidingWindowInferencer
+from ovenet.inference.inferencer import SlidingWindowInferencer
 from ovenet.structures import OVeNetOutput
 
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)

@@ -11,7 +11,6 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as offic
 from PIL import Image
 
 from ovenet.data.catalog import CATALOG
-from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import (
     read_zip,
@@ -20,6 +19,7 @@ from ovenet.evaluation.submission import (
     validate_zip,
     write_zip,
 )
+from ovenet.synthetic.scenes import draw_scene
 
 CITYSCAPES, ADE20K, ACDC = (CATALOG[name] for name in ("cityscapes", "ade20k", "acdc"))
 IMAGES = [f"leftImg8bit/test/berlin/berlin_000000_00001{i}_leftImg8bit.png" for i in range(3)]

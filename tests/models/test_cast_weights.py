@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ovenet.builders import build_model
 from ovenet.models import build_segmentor
 from ovenet.models.cast_weights import cast_weights
-from ovenet.models.heads.offset import OffsetHead
+from ovenet.models.seeds.offset_head import OffsetHead
 
 
 class Casts(TorchDispatchMode):

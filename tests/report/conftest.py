@@ -13,8 +13,8 @@ import torch
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.evaluate import evaluation_from_counts
 from ovenet.evaluation.evaluator import SegEvaluator
-from ovenet.evaluation.inference import Prediction, thinning
 from ovenet.evaluation.writers import evaluation_as_dict, image_record, write_json
+from ovenet.inference.inferencer import Prediction, thinning
 from ovenet.report.gallery import picture_data, picture_path, save_picture_data, write_records
 from ovenet.structures import Sample
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovenet.evaluation.inference import Prediction
+from ovenet.inference.inferencer import Prediction
 from ovenet.report.gallery import choose_images, picture_data, picture_sides
 from ovenet.structures import Sample
 from tests.report.conftest import CONFIDENCE, GRID_SIDE, OFFSET, case

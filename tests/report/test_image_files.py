@@ -9,8 +9,8 @@ from PIL import Image
 
 from ovenet.data.catalog import CATALOG
 from ovenet.evaluation.evaluator import SegEvaluator
-from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.partial import PartialEvaluation
+from ovenet.inference.inferencer import Prediction
 from ovenet.report.image_files import ImageWriter
 from ovenet.structures import Sample
 

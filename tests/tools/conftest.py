@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tests import forking
 
-from ovenet.dataset_tools.synthetic import write_dataset
+from ovenet.synthetic.scenes import write_dataset
 from ovenet.utils.cli import run_main
 
 ROOT = Path(__file__).parents[2]

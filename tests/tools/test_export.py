@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovenet.trained.model import MODELS
+from ovenet.predictor.sources import MODELS
 
 
 @pytest.fixture

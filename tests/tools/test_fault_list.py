@@ -225,7 +225,7 @@ def test_a_deeply_nested_description(run_tool, tiny, tmp_path):
 def submission(run_tool, tmp_path, write_config):
     """``--cfg FILE`` of a tiny network on drawn scenes, and a valid zip of its predictions."""
     from ovenet import build_model, load_config
-    from ovenet.dataset_tools.synthetic import write_dataset
+    from ovenet.synthetic.scenes import write_dataset
 
     list(write_dataset(tmp_path / "scenes/synthetic", {"train": 2, "val": 2, "test": 2}, size=(32, 64), seed=0))
     settings = tiny_settings()

@@ -17,7 +17,7 @@ from tests.conftest import tiny_settings
 from tests.tools.conftest import ROOT
 
 from ovenet import build_model, builders, load_config
-from ovenet.evaluation.outputs import FrameWriter
+from ovenet.inference.outputs import FrameWriter
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from tests.conftest import tiny_settings
 
 from ovenet.builders import build_model
 from ovenet.config import load_config
-from ovenet.data.prepare import prepare_dataset
-from ovenet.dataset_tools.synthetic import write_dataset
+from ovenet.preparation.prepare import prepare_dataset
+from ovenet.synthetic.scenes import write_dataset
 
 
 @pytest.fixture(scope="module")

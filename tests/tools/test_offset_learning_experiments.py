@@ -9,9 +9,9 @@ import torch
 from tests.shipped import EXPERIMENTS, experiment_name, shipped
 
 from ovenet.config import load_config
-from ovenet.data.prepare import prepare_dataset
-from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.models.heads.light_ham import MatrixFactorization
+from ovenet.preparation.prepare import prepare_dataset
+from ovenet.synthetic.scenes import write_dataset
 
 SHORT = (
     "WORKERS", 0, "DEVICE", "cpu", "MODEL.BACKBONE.PRETRAINED", "",

@@ -17,9 +17,9 @@ from ovenet.commands.make_submission import image_sizes
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
 from ovenet.deployment import Limits
-from ovenet.evaluation.memory import MemoryGuard
 from ovenet.evaluation.submission import save_submission_file, validate_zip, write_zip
-from ovenet.trained import export
+from ovenet.inference.memory import MemoryGuard
+from ovenet.predictor import export
 
 EVERY = sorted(SIDES)
 SHOWN = picture(40, 64)

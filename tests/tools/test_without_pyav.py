@@ -5,8 +5,8 @@ import sys
 import pytest
 from tests.conftest import tiny_settings
 
-from ovenet.data.inputs import FrameReader, Input
-from ovenet.evaluation.outputs import FrameWriter
+from ovenet.inference.inputs import FrameReader, Input
+from ovenet.inference.outputs import FrameWriter
 
 COMMAND = "import sys; sys.modules['av'] = None; from ovenet.commands import main; sys.argv[0] = 'ovenet'; main()"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.losses import blocked
 from ovenet.losses.targets import Targets
 from ovenet.structures import OVeNetOutput

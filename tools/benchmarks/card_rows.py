@@ -18,9 +18,9 @@ from benchmarks.measure import Case
 from benchmarks.networks import EXPERIMENTS, RANDOM, SCALES, Steps, same_loss
 from ovenet import build_model, builders, load_config
 from ovenet.builders.inference import inference_model
-from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.engine.step import StepResult
 from ovenet.models.cost import count_multiply_adds
+from ovenet.synthetic.scenes import draw_scene
 from ovenet.utils.environment import allow_tf32
 
 FLAGSHIP = "cityscapes/ovenet_w48_ocr.yaml"

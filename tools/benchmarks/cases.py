@@ -19,9 +19,9 @@ from ovenet.data.cache import DecodedCache
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
 from ovenet.data.transforms import TrainTransform, normalize_images
-from ovenet.evaluation.backend import best_class
 from ovenet.evaluation.metrics import confusion_counts
 from ovenet.geometry import resize_rows
+from ovenet.inference.backend import best_class
 from ovenet.losses import SegmentationCriterion, build_losses
 from ovenet.utils.coarse import coarse_threads
 

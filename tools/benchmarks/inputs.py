@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.plain import IGNORE
-from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.structures import OVeNetOutput
+from ovenet.synthetic.scenes import draw_scene
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from benchmarks.measure import Case
 from ovenet import build_model, builders, load_config
 from ovenet.builders.inference import inference_model
 from ovenet.data.transforms import normalize_images
-from ovenet.dataset_tools.synthetic import draw_scene
 from ovenet.deployment import ConvertedNetwork
 from ovenet.engine.phases import Phase
 from ovenet.engine.step import TrainStep
-from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.structures import Batch, OVeNetOutput
+from ovenet.synthetic.scenes import draw_scene
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

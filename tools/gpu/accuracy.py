@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 from ovenet import builders
 from ovenet.builders.loading import load_model, predictor_for_test
 from ovenet.evaluation.evaluate import evaluate
-from ovenet.trained.model import find_weights
+from ovenet.predictor.sources import find_weights
 from ovenet.utils.cli import run_main
 from ovenet.utils.distributed import choose_device
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from ovenet.audit import ListReport, audit_dataset, check_datasets
 from ovenet.builders.models import dataset_info, model_on_meta
 from ovenet.config.schema import section
 from ovenet.data.dataset import AugmentedDataset, ListDataset
-from ovenet.data.listing import open_list
 from ovenet.data.loaders import TestLoader, TrainLoader, evaluation_loader, train_loader
 from ovenet.data.samplers import TrainSampler
 from ovenet.data.settings import LoaderSettings, WorkerSettings
 from ovenet.data.shared_cache import attach_cache
 from ovenet.data.transforms import TrainTransform
-from ovenet.dataset_tools.audit import ListReport, audit_dataset, check_datasets
+from ovenet.preparation.listing import open_list
 from ovenet.structures import Normalization
 
 

@@ -11,8 +11,8 @@ from yacs.config import CfgNode
 from ovenet.builders.models import dataset_info
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment import ConvertedNetwork, choose_runtime
-from ovenet.evaluation.forward import AUTOCAST
-from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.forward import AUTOCAST
+from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.models import Segmentor
 from ovenet.models.cast_weights import cast_weights
 from ovenet.models.conv_bn import fuse_conv_bn

@@ -20,7 +20,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.deployment import FileNetwork, is_exported
 from ovenet.deployment.formats import read_about
 from ovenet.errors import UserError
-from ovenet.evaluation.inference import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.models import Segmentor
 from ovenet.models.weight_files import read_checkpoint, weights_of
 from ovenet.models.weights import load_weights

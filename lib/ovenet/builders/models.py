@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ovenet.audit import read_suggested_weights
 from ovenet.config import check_parts
 from ovenet.config.checks import part_settings
 from ovenet.config.schema import section
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
-from ovenet.dataset_tools.audit import read_suggested_weights
 from ovenet.engine.optim import build_optimizer as make_optimizer
 from ovenet.engine.settings import OptimizerSettings
 from ovenet.errors import UserError

@@ -19,9 +19,9 @@ from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
-from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
 from ovenet.evaluation.writers import image_record
+from ovenet.inference.inferencer import Prediction
 from ovenet.report.gallery import write_records
 from ovenet.report.image_files import ImageWriter
 from ovenet.report.runs import RECORDS

@@ -36,7 +36,7 @@ from ovenet.engine.step import TrainStep
 from ovenet.engine.trainer import Trainer, TrainSettings
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
-from ovenet.evaluation.pictures import predicted_row
+from ovenet.inference.pictures import predicted_row
 from ovenet.models import Segmentor
 from ovenet.models.cost import PassesCost, count_passes
 from ovenet.models.segmentor import GROUPS, synchronized

@@ -10,16 +10,16 @@ from typing import Any
 
 from ovenet.app.server import MAX_PIXELS, Answers, AppServer
 from ovenet.data.files import read_image
-from ovenet.data.inputs import FrameReader, Input
 from ovenet.deployment import RUNTIMES, is_exported
 from ovenet.errors import UserError
-from ovenet.evaluation.outputs import FrameWriter, draw_overlay
+from ovenet.inference.inputs import FrameReader, Input
+from ovenet.inference.outputs import FrameWriter, draw_overlay
 from ovenet.models.weight_files import SAFETENSORS
+from ovenet.predictor.predictor import Predictor, load
+from ovenet.predictor.sources import MODELS, find_weights
 from ovenet.report.gallery import picture_data, picture_sides
 from ovenet.report.viewer import AppSettings, GalleryPage
 from ovenet.structures import Sample
-from ovenet.trained.model import MODELS, find_weights
-from ovenet.trained.predictor import Predictor, load
 
 MAX_FRAMES = 300
 MAX_VIDEO_SIDE = 1920

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovenet import builders, load_config
+from ovenet.audit import audit_as_dict, findings_about_both, format_audit, format_finding
 from ovenet.config import check_parts
 from ovenet.data.dataset import ListDataset
 from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
-from ovenet.dataset_tools.audit import audit_as_dict, findings_about_both, format_audit, format_finding
 from ovenet.errors import UserError
-from ovenet.evaluation.pictures import save_png
 from ovenet.evaluation.writers import write_json
+from ovenet.inference.pictures import save_png
 from ovenet.structures import Sample
 from ovenet.utils.cli import config_parser
 from ovenet.utils.logging import configure_logging

@@ -10,7 +10,7 @@ from ovenet.data.augmentation import applied
 from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
 from ovenet.errors import UserError
-from ovenet.evaluation.pictures import save_png
+from ovenet.inference.pictures import save_png
 from ovenet.utils.cli import config_parser, require_free
 from ovenet.utils.logging import configure_logging
 

@@ -12,8 +12,8 @@ from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
 from ovenet.deployment.formats import OPSET
 from ovenet.deployment.parity import EXACT, QUANTIZED
 from ovenet.errors import UserError
-from ovenet.trained.export import ExportOptions, export
-from ovenet.trained.model import find_weights
+from ovenet.predictor.export import ExportOptions, export
+from ovenet.predictor.sources import find_weights
 from ovenet.utils.cli import require_free
 
 DYNAMIC = "dynamic"

@@ -17,16 +17,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ovenet.data.files import read_image
-from ovenet.data.inputs import FrameReader, Input, find_inputs
 from ovenet.deployment import RUNTIMES
 from ovenet.errors import UserError
-from ovenet.evaluation.inference import thinning
-from ovenet.evaluation.memory import MemoryGuard
-from ovenet.evaluation.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
+from ovenet.inference.inferencer import thinning
+from ovenet.inference.inputs import FrameReader, Input, find_inputs
+from ovenet.inference.memory import MemoryGuard
+from ovenet.inference.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
+from ovenet.predictor.predictor import Predictor, load
 from ovenet.report.gallery import IGNORE_ID, picture_data, picture_sides
 from ovenet.report.viewer import GalleryPage
 from ovenet.structures import Sample
-from ovenet.trained.predictor import Predictor, load
 
 DEFAULT_MODEL = "camvid-lite0"
 EXIT_SKIPPED = 1

@@ -30,7 +30,7 @@ from ovenet.evaluation.curves import short_names
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.cost import count_multiply_adds, count_parameters
-from ovenet.trained.model import find_weights
+from ovenet.predictor.sources import find_weights
 
 EAGER, FUSED = "torch eager", "torch"
 SESSIONS = {  # runtime, precision, is quantised

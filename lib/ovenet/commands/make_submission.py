@@ -21,8 +21,8 @@ from ovenet.errors import UserError
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import read_zip, save_submission_file, submission_names, validate_zip, write_zip
 from ovenet.evaluation.writers import format_table
+from ovenet.predictor import run_folder
 from ovenet.structures import EvalResult, Sample
-from ovenet.trained import run_folder
 from ovenet.utils import distributed
 from ovenet.utils.behind import Behind, finish_behind
 from ovenet.utils.cli import config_parser

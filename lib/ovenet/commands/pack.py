@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ovenet.errors import UserError
 from ovenet.models.weight_files import SAFETENSORS
-from ovenet.trained.model import find_weights
-from ovenet.trained.sharing import pack
+from ovenet.predictor.sharing import pack
+from ovenet.predictor.sources import find_weights
 from ovenet.utils.cli import require_free
 
 

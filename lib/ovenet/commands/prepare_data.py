@@ -15,14 +15,14 @@ from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name, find_dataset
 from ovenet.data.description import begun_description
 from ovenet.data.files import why_unlisted
 from ovenet.data.info import SPLITS
-from ovenet.data.prepare import bring, prepare_dataset, require_two_images
-from ovenet.data.recognition import recognize_layouts
-from ovenet.dataset_tools.annotations import FORMS, import_annotations
-from ovenet.dataset_tools.draft import read_draft, write_draft, write_experiment
-from ovenet.dataset_tools.mask_values import describe
-from ovenet.dataset_tools.pascal_context import ANNOTATIONS, find_devkit, write_labels
-from ovenet.dataset_tools.synthetic import write_dataset
 from ovenet.errors import UserError
+from ovenet.preparation.annotations import FORMS, import_annotations
+from ovenet.preparation.draft import read_draft, write_draft, write_experiment
+from ovenet.preparation.mask_values import describe
+from ovenet.preparation.pascal_context import ANNOTATIONS, find_devkit, write_labels
+from ovenet.preparation.prepare import bring, prepare_dataset, require_two_images
+from ovenet.preparation.recognition import recognize_layouts
+from ovenet.synthetic.scenes import write_dataset
 
 EXPERIMENT = "experiment.yaml"  # beside the dataset.json of an own dataset
 

@@ -16,11 +16,11 @@ from ovenet.builders.testing import TestRun
 from ovenet.config import check_parts
 from ovenet.deployment import RUNTIMES
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
+from ovenet.predictor import run_folder
+from ovenet.predictor.run_folder import SETTINGS
+from ovenet.predictor.sources import MODELS, find_weights
 from ovenet.report.page import REPORT, write_report
 from ovenet.report.runs import RESULTS
-from ovenet.trained import run_folder
-from ovenet.trained.model import MODELS, find_weights
-from ovenet.trained.run_folder import SETTINGS
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.logging import configure_logging

@@ -14,7 +14,7 @@ from ovenet.engine.checkpoint import CHECKPOINT, CheckpointStore
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
-from ovenet.trained import run_folder
+from ovenet.predictor import run_folder
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.environment import describe_environment

@@ -19,7 +19,7 @@ from ovenet.deployment.about import SUFFIXES, TENSORS
 from ovenet.deployment.formats import read_about, require, write_onnx
 from ovenet.deployment.network import ExportableNetwork
 from ovenet.errors import UserError
-from ovenet.evaluation.views import padded_size
+from ovenet.inference.views import padded_size
 from ovenet.models import Segmentor
 from ovenet.models.precision import without_autocast
 from ovenet.structures import Normalization, OVeNetOutput, ScoreKind

@@ -13,8 +13,8 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details, details_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
-from ovenet.evaluation.inference import Prediction, SlidingWindowInferencer
 from ovenet.evaluation.metrics import scores_from_counts
+from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
 from ovenet.structures import EvalResult, Sample
 from ovenet.utils.behind import finish_behind
 

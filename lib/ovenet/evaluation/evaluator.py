@@ -17,10 +17,10 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import IGNORE, Contours
-from ovenet.evaluation.inference import Prediction
 from ovenet.evaluation.metrics import confusion_tables
-from ovenet.evaluation.transfer import HostCopies, to_device
 from ovenet.geometry import lookup_labels, seed_position
+from ovenet.inference.inferencer import Prediction
+from ovenet.inference.transfer import HostCopies, to_device
 from ovenet.utils import distributed
 
 BOUNDARY_RATIOS = (

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
-from ovenet.evaluation.pictures import save_png
+from ovenet.inference.pictures import save_png
 from ovenet.utils.writing import write_file
 
 _MAX_FILE_BYTES = 2**25  # of an unpacked prediction; a zip can declare a thousand times its size

@@ -6,8 +6,8 @@ from ovenet.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ovenet.models.factory import build_segmentor, list_backbones, list_heads, list_necks, list_seeds
-    from ovenet.models.fusion import SeedFusion
-    from ovenet.models.ovenet import OVeNet
+    from ovenet.models.seeds.fusion import SeedFusion
+    from ovenet.models.seeds.ovenet import OVeNet
     from ovenet.models.segmentor import Segmentor
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "OVeNet": "ovenet",
-        "SeedFusion": "fusion",
+        "OVeNet": "seeds.ovenet",
+        "SeedFusion": "seeds.fusion",
         "Segmentor": "segmentor",
         "build_segmentor": "factory",
         "list_backbones": "factory",

@@ -8,8 +8,8 @@ from typing import Any
 
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, Head, Neck
-from ovenet.models.ovenet import OVeNet
 from ovenet.models.registry import BACKBONES, HEADS, NECKS, PARTS, SEEDS
+from ovenet.models.seeds.ovenet import OVeNet
 from ovenet.models.segmentor import Segmentor
 from ovenet.registry import Registry
 
@@ -37,7 +37,7 @@ def build_segmentor(
         num_classes: ``K``.
         head: a name of `list_heads`.
         neck: a name of `list_necks`; None is the head's default.
-        seed: ``fork``, ``shared`` or ``neck`` (see `ovenet.models.ovenet`) for an OVeNet; None for the baseline.
+        seed: ``fork``, ``shared`` or ``neck`` (see `ovenet.models.seeds.ovenet`) for an OVeNet; None for the baseline.
         align_corners: convention of all resizing of maps. None is False for head ``fcn`` on an HRNet, as HRNet and
             OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
         backbone_args, neck_args, head_args, seed_args: arguments of the parts' builders, see `describe`.

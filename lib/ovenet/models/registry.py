@@ -9,7 +9,7 @@ from ovenet.registry import Registry
 
 if TYPE_CHECKING:
     from ovenet.models.interfaces import Backbone, Head, Neck
-    from ovenet.models.ovenet import Seed
+    from ovenet.models.seeds.ovenet import Seed
 
 _MAPS = ("in_channels", "in_strides", "align_corners")
 
@@ -27,12 +27,12 @@ BACKBONES: Registry[Callable[..., Backbone]] = Registry(
     fallback=_timm_builder,
 )
 NECKS: Registry[type[Neck]] = Registry(
-    "neck", ("ovenet.models.necks", "ovenet.models.controls"), provided=(*_MAPS, "stacks")
+    "neck", ("ovenet.models.necks", "ovenet.models.seeds.controls"), provided=(*_MAPS, "stacks")
 )
 HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",), provided=(*_MAPS, "num_classes"))
 SEEDS: Registry[type[Seed]] = Registry(
     "seed",
-    ("ovenet.models.ovenet", "ovenet.models.controls"),
+    ("ovenet.models.seeds.ovenet", "ovenet.models.seeds.controls"),
     provided=(*_MAPS, "num_classes", "backbone", "head"),
 )
 PARTS: dict[str, Registry[Any]] = {"backbone": BACKBONES, "neck": NECKS, "head": HEADS, "seed": SEEDS}

@@ -21,7 +21,7 @@ GROUPS = ("backbone", "neck", "head", "seed")  # names of a model's parts, its c
 
 
 class Segmentor(nn.Module):
-    """Backbone, neck and head, not initialised again; `ovenet.models.ovenet.OVeNet` adds a seed.
+    """Backbone, neck and head, not initialised again; `ovenet.models.seeds.ovenet.OVeNet` adds a seed.
 
     Args:
         backbone: image to feature maps.

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ovenet.data.transforms import resize_image, resize_labels, scaled_size
 from ovenet.errors import UserError
-from ovenet.evaluation.inference import Prediction, thinning
+from ovenet.inference.inferencer import Prediction, thinning
 from ovenet.structures import Sample
 from ovenet.utils.writing import write_text
 

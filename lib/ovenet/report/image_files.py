@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ovenet.data.dataset import ListDataset
-from ovenet.evaluation.inference import Prediction, SlidingWindowInferencer
-from ovenet.evaluation.pictures import predicted_row, prediction_path, save_picture, save_prediction
+from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
+from ovenet.inference.pictures import predicted_row, prediction_path, save_picture, save_prediction
 from ovenet.report.gallery import picture_data, picture_path, picture_sides, save_picture_data
 from ovenet.structures import Sample
 from ovenet.utils import distributed

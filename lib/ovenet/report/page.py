@@ -12,8 +12,8 @@ import jinja2
 import numpy as np
 
 from ovenet.errors import UserError
-from ovenet.evaluation.pictures import OUTCOMES
 from ovenet.evaluation.writers import SYMBOLS
+from ovenet.inference.pictures import OUTCOMES
 from ovenet.report import plots, tables
 from ovenet.report.gallery import MAX_BYTES, MAX_IMAGES, choose_images, picture_path
 from ovenet.report.runs import RESULTS, Run, distinct_names, read_run

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 import torch
 
-from ovenet.evaluation.pictures import colorize_offset
+from ovenet.inference.pictures import colorize_offset
 from ovenet.report.gallery import encode_webp
 from ovenet.report.tables import direction, percent, signed
 

@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from ovenet.config import check_parts, default_config, flat_settings, flatten, load_config, read_yaml
 from ovenet.config.schema import is_of_the_result
 from ovenet.errors import UserError, nearest
-from ovenet.trained.run_folder import run_directory
+from ovenet.predictor.run_folder import run_directory
 
 WEIGHTS = ("best", "final")
 KEY_LENGTH = 8  # characters of a key in file names

@@ -22,9 +22,9 @@ from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.models.cost import count_parameters
+from ovenet.predictor import run_folder
 from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
 from ovenet.sweep.results import result_path, write_result
-from ovenet.trained import run_folder
 from ovenet.utils.cli import command_environment, ovenet_command
 from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger

@@ -15,9 +15,9 @@ import numpy as np
 
 from ovenet.errors import UserError
 from ovenet.evaluation.writers import write_json
+from ovenet.predictor.run_folder import RESULTS
 from ovenet.report.runs import RECORDS
 from ovenet.sweep.definition import KEY_LENGTH, Run, Sweep
-from ovenet.trained.run_folder import RESULTS
 from ovenet.utils.environment import describe_environment
 
 

@@ -1,1 +1,0 @@
-"""Tools for datasets: drawn scenes, drafts from folders, conversion of annotations, audits."""

@@ -1,7 +1,0 @@
-"""Annotations of other programs as masks: labelme's JSON files, and COCO's."""
-
-from ovenet.dataset_tools.annotations.shapes import read_json
-from ovenet.dataset_tools.annotations.spans import fill, run_spans
-from ovenet.dataset_tools.annotations.write import FORMS, Import, import_annotations
-
-__all__ = ["FORMS", "Import", "fill", "import_annotations", "read_json", "run_spans"]

@@ -1,0 +1,1 @@
+"""Seed pixels: offset head, resampling and fusion, and the controls that experiments compare them with."""

@@ -1,0 +1,1 @@
+"""Street scenes drawn by the project itself, for tests and first steps."""

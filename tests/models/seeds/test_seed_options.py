@@ -1,0 +1,186 @@
+"""What a seed can do beyond the paper, each off by default."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ovenet.errors import UserError
+from ovenet.models import SeedFusion, build_segmentor
+from ovenet.models.seeds.fusion import ConfidenceGate
+from ovenet.models.seeds.offset_head import OffsetHead
+
+ALL = {"initial_confidence": 0.1, "num_seeds": 3, "confidence_sees_scores": True, "upsampling": 2, "correction": True}
+
+
+def build(seed="neck", head="fcn", **options):
+    torch.manual_seed(0)
+    return build_segmentor("hrnet_w18_small_v1", num_classes=4, head=head, seed=seed, seed_args=options)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 61, 90, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("seed", ["fork", "shared", "neck"])
+def test_all_of_them_train_with_any_seed(seed, images):
+    model = build(seed, **ALL).train()
+    output = model(images)
+    height, width = output.fused[-1].shape[-2:]
+    assert (height, width) == (2 * math.ceil(61 / 4), 2 * math.ceil(90 / 4))
+    assert output.offset.shape == (2, 2, height, width)
+    assert output.confidence.shape == (2, 1, height, width)
+    (output.fused[-1].square().mean() + output.confidence.square().mean()).backward()
+    for name, parameter in model.seed.named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_the_defaults_add_no_parameter():
+    own = {name for name, _ in build().seed.named_parameters() if not name.startswith("neck.")}
+    assert own == {f"head.layers.{i}.{name}" for i in (0, 1, 3) for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(
+    "setting", [{"initial_confidence": 1.0}, {"num_seeds": 0}, {"upsampling": 0}, {"max_offset": 0.0}]
+)
+def test_a_setting_out_of_its_range_is_named(setting):
+    (name,) = setting
+    with pytest.raises(UserError, match=name.upper()):
+        build(**setting)
+
+
+def test_training_begins_with_the_confidence_that_is_asked_for(images):
+    with torch.no_grad():
+        confidence = build(initial_confidence=0.12).train()(images).confidence
+    np.testing.assert_allclose(confidence, 0.12, atol=0.01)
+
+
+def test_several_seeds_by_hand():
+    """Pixels 2 units apart at most: the seeds of the left pixel are the right one (weight 3/4) and itself (1/4)."""
+    scores = torch.tensor([[[[0.0, 8.0]]]])
+    offset = torch.zeros(1, 4, 1, 2)
+    offset[0, 0, 0, 0] = 2.0
+    weights = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
+    output = SeedFusion()([scores], offset, torch.full((1, 1, 1, 2), 0.5), weights)
+    np.testing.assert_allclose(output.seed[0][0, 0, 0], [6.0, 8.0])
+    np.testing.assert_allclose(output.fused[0][0, 0, 0], [3.0, 8.0])
+    np.testing.assert_allclose(output.offset[0, :, 0], [[2.0, 0.0], [0.0, 0.0]])  # that of the heavier
+
+
+def test_the_heaviest_seed_is_chosen_pixel_by_pixel():
+    offset = torch.tensor([0.1, 0.2, 0.3, 0.4]).view(1, 4, 1, 1).expand(1, 4, 1, 2)
+    weights = torch.tensor([[[[0.9, 0.2]], [[0.1, 0.8]]]])
+    output = SeedFusion()([torch.zeros(1, 3, 1, 2)], offset, torch.zeros(1, 1, 1, 2), weights)
+    np.testing.assert_allclose(output.offset[0, :, 0], [[0.1, 0.3], [0.2, 0.4]], rtol=1e-6)
+
+
+def test_several_seeds_do_not_begin_at_one_place():
+    prediction = OffsetHead(8, num_seeds=4).eval()(torch.zeros(1, 8, 3, 5))
+    places = prediction.offset[0, :, 0, 0].view(4, 2)
+    distances = torch.cdist(places, places) + torch.eye(4)
+    assert distances.min() > 0.01
+    np.testing.assert_allclose(prediction.weights.detach(), 0.25)
+
+
+def test_a_correction_by_hand():
+    """What is fetched from the seed, 8 for the left pixel, and the correction of the pixel itself."""
+    scores = torch.tensor([[[[0.0, 8.0]]]])
+    offset = torch.zeros(1, 2, 1, 2)
+    offset[0, 0, 0, 0] = 2.0
+    correction = torch.tensor([[[[-3.0, 1.0]]]])
+    output = SeedFusion()([scores], offset, torch.full((1, 1, 1, 2), 0.5), correction=correction)
+    np.testing.assert_allclose(output.initial[0][0, 0, 0], [0.0, 8.0])
+    np.testing.assert_allclose(output.seed[0][0, 0, 0], [5.0, 9.0])
+    np.testing.assert_allclose(output.fused[0][0, 0, 0], [2.5, 8.5])
+
+
+def test_a_correction_beside_several_seeds():
+    """The channels of the last convolution: offsets, confidence, weights, correction."""
+    head = OffsetHead(8, num_seeds=2, num_corrected=3).eval()
+    with torch.no_grad():
+        head.layers[-1].weight.zero_()
+        head.layers[-1].bias.copy_(torch.arange(10.0))
+        prediction = head(torch.zeros(1, 8, 1, 1))
+    np.testing.assert_allclose(prediction.offset.flatten(), 0.5 * np.tanh([0, 1, 2, 3]), rtol=1e-5)
+    np.testing.assert_allclose(prediction.confidence.item(), 1 / (1 + math.exp(-4)), rtol=1e-5)
+    np.testing.assert_allclose(prediction.weights.flatten(), [1 / (1 + math.e), math.e / (1 + math.e)], rtol=1e-5)
+    np.testing.assert_allclose(prediction.correction.flatten(), [7, 8, 9])
+
+
+def test_a_correction_needs_logits(images):
+    model = build(correction=True, fuse_logits=False)
+    with pytest.raises(UserError, match=r"MODEL\.SEED.*logits.*probabilities"):
+        model(images)
+
+
+def test_an_untrained_gate_changes_nothing():
+    confidence = torch.rand(2, 1, 5, 6)
+    scores = torch.randn(2, 2, 3, 5, 6)
+    with torch.no_grad():
+        corrected = ConfidenceGate(3)(*scores, confidence, "logits")
+    torch.testing.assert_close(corrected, confidence, rtol=0, atol=1e-5)
+
+
+def test_a_gate_learns_to_refuse_what_contradicts_the_pixel():
+    """No offset head could: the pixels and seeds are random, and right where they agree."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 4 * torch.randn(2, 64, 3, 5, 6, generator=generator)
+    agree = scores[0].argmax(dim=1) == scores[1].argmax(dim=1)
+    torch.manual_seed(0)
+    gate = ConfidenceGate(3)
+    optimizer = torch.optim.Adam(gate.parameters(), lr=0.03)
+    half = torch.full((64, 1, 5, 6), 0.5)
+    for _ in range(150):
+        loss = nn.functional.binary_cross_entropy(gate(*scores, half, "logits").squeeze(1), agree.float())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.2  # a constant has 0.64
+
+
+def test_the_gate_leaves_the_scores_alone(images):
+    model = build(confidence_sees_scores=True).train()
+    nn.init.normal_(model.seed.fusion.gate.layers[-1].weight)
+    model(images).confidence.sum().backward()
+    assert all(p.grad is None for p in model.head.parameters())
+
+
+def test_a_finer_seed_sees_the_image():
+    """An edge that the features (all zero) do not know reaches the offsets through the stem."""
+    model = build(upsampling=2).eval()
+    nn.init.normal_(model.seed.head.layers[-1].weight, std=0.1)
+    features = torch.zeros(1, model.seed.finer.reduce[0].in_channels, 16, 24)
+    images = torch.zeros(1, 3, 64, 96)
+    with torch.no_grad():
+        flat = model.seed.head(model.seed.finer(features, images, (32, 48))).offset
+        images[..., 47:] = 3.0
+        edge = model.seed.head(model.seed.finer(features, images, (32, 48))).offset
+    changed = (flat != edge).any(dim=1)[0].any(dim=0)
+    assert changed[24:].all()
+    assert not changed[:22].any()
+
+
+def test_a_finer_seed_and_an_embedding_do_not_go_together(images):
+    model = build_segmentor(
+        "hrnet_w18_small_v1",
+        num_classes=4,
+        head="conv1x1",
+        head_args={"embedding": 8},
+        seed="shared",
+        seed_args={"upsampling": 2},
+    )
+    with pytest.raises(UserError, match=r"UPSAMPLING.*EMBEDDING"):
+        model(images)
+
+
+def test_a_seed_on_features_is_a_seed_on_scores():
+    """Why there is no such option: a 1x1 convolution and bilinear fetching may change places, and fusing logits too."""
+    features, classifier = torch.randn(1, 6, 7, 9).double(), nn.Conv2d(6, 4, 1).double()
+    offset, confidence = (torch.rand(1, 2, 7, 9).double() - 0.5), torch.rand(1, 1, 7, 9).double()
+    with torch.no_grad():
+        on_scores = SeedFusion()([classifier(features)], offset, confidence).fused[0]
+        on_features = classifier(SeedFusion()([features], offset, confidence).fused[0])
+    torch.testing.assert_close(on_scores, on_features, rtol=0, atol=1e-12)
