@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 from ovenet.errors import UserError
 from ovenet.sweep.definition import read_sweep
 from ovenet.sweep.results import read_results
-from ovenet.sweep.statistics import Difference, Prediction, compare
+from ovenet.sweep.statistics import Difference, VariantScores, compare
 from ovenet.sweep.summary import interval_text
 from ovenet.utils.cli import require_plot_file, run_main
 
@@ -81,8 +81,8 @@ def read_gains(name: str, rows: list[tuple[str, str, str, str]]) -> dict[str, Di
     sweep = read_sweep(ROOT / "experiments/camvid/sweeps" / f"{name}.yaml")
     results = read_results(ROOT / "docs/sweeps" / f"camvid_{name}", sweep.runs)
 
-    def prediction(variant: str, kind: str) -> Prediction:
-        return Prediction(tuple(sorted((r for r in results if r.name == variant), key=lambda r: r.seed)), kind)
+    def prediction(variant: str, kind: str) -> VariantScores:
+        return VariantScores(tuple(sorted((r for r in results if r.name == variant), key=lambda r: r.seed)), kind)
 
     gains = {}
     for variant, other, kind, title in rows:

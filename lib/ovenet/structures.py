@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 Size = tuple[int, int]  # (height, width), unless a name says (width, height)
+SYMBOLS = {"initial": "S_i", "seed": "S_s", "fused": "S_f"}  # of the predictions, as the paper has them
 ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # unnormalized: at least 0, but the sum is not 1
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from ovenet.errors import UserError
 from ovenet.sweep.results import RunResult
-from ovenet.sweep.statistics import Difference, Prediction, compare, spread, student_quantile
+from ovenet.sweep.statistics import Difference, VariantScores, compare, spread, student_quantile
 
 NUM_IMAGES, CLASSES = 40, ("a", "b", "c")
 
@@ -38,8 +38,8 @@ def iou(table):
 
 
 def test_differences_are_paired_by_seed():
-    one = Prediction(tuple(run("one", seed, 0.8) for seed in (0, 1, 3)))
-    other = Prediction(tuple(run("other", seed, 0.7) for seed in (1, 2, 3)))
+    one = VariantScores(tuple(run("one", seed, 0.8) for seed in (0, 1, 3)))
+    other = VariantScores(tuple(run("other", seed, 0.7) for seed in (1, 2, 3)))
     difference = compare(one, other, num_resamples=200)
     expected = [
         a.scores["fused"]["mean_iou"] - b.scores["fused"]["mean_iou"]
@@ -48,11 +48,11 @@ def test_differences_are_paired_by_seed():
     assert difference.seeds == (1, 3)
     np.testing.assert_allclose(difference.by_seed, expected)
     assert difference.mean == pytest.approx(np.mean(expected))
-    assert compare(one, Prediction((run("other", 9, 0.7),))) is None
+    assert compare(one, VariantScores((run("other", 9, 0.7),))) is None
 
 
 def test_the_interval_is_that_of_resampled_images():
-    one, other = (Prediction(tuple(run("r", seed, q) for seed in (0, 1))) for q in (0.8, 0.78))
+    one, other = (VariantScores(tuple(run("r", seed, q) for seed in (0, 1))) for q in (0.8, 0.78))
     low, high = compare(one, other, num_resamples=4000).interval
     rng, means = np.random.default_rng(5), []
     for _ in range(1500):  # image by image, with other draws
@@ -84,7 +84,7 @@ def test_the_interval_over_seeds():
 
 
 def test_a_prediction_is_as_good_as_itself():
-    one = Prediction((run("one", 0, 0.8),))
+    one = VariantScores((run("one", 0, 0.8),))
     difference = compare(one, one, num_resamples=50)
     assert (difference.mean, difference.interval) == (0, (0, 0))
     assert not difference.class_iou.any()
@@ -92,7 +92,7 @@ def test_a_prediction_is_as_good_as_itself():
 
 def test_other_images_are_refused():
     with pytest.raises(UserError, match=r"b and a .*different images"):
-        compare(Prediction((run("a", 0, 0.8),)), Prediction((run("b", 0, 0.8, images=3),)))
+        compare(VariantScores((run("a", 0, 0.8),)), VariantScores((run("b", 0, 0.8, images=3),)))
 
 
 def test_spread():

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ovenet.sweep.definition import Run, Sweep
+from ovenet.sweep.definition import Sweep, SweepRun
 from ovenet.sweep.details import details_markdown
 from ovenet.sweep.results import RunResult
 from ovenet.sweep.summary import Summary, mean_and_spread
@@ -61,7 +61,7 @@ def details(kinds, edge, seed, lengths):
 
 
 def summary_of(results, reference="baseline"):
-    runs = [Run(r.name, r.seed, (), Path("a.yaml"), (), f"{r.name}{r.seed}") for r in results]
+    runs = [SweepRun(r.name, r.seed, (), Path("a.yaml"), (), f"{r.name}{r.seed}") for r in results]
     return Summary(Sweep("it", tuple(runs), reference, (), "best", Path()), results)
 
 

@@ -1,4 +1,4 @@
-"""From a configuration to parts. With `ovenet.config`, `ovenet.trained` and the commands, all that reads keys."""
+"""From a configuration to parts. With `ovenet.config`, `ovenet.predictor` and the commands, all that reads keys."""
 
 from ovenet.builders.data import (
     TestLoader,

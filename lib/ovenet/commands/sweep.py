@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ovenet.errors import UserError, nearest
 from ovenet.evaluation.writers import write_json
-from ovenet.sweep.definition import Run, read_sweep
+from ovenet.sweep.definition import SweepRun, read_sweep
 from ovenet.sweep.details import details_markdown
 from ovenet.sweep.execution import default_jobs, run_missing
 from ovenet.sweep.results import read_results, result_path
@@ -47,7 +47,7 @@ def main() -> None:
             raise UserError(f"--reference is {args.reference!r}; there is no such run, did you mean {near}?")
         sweep = replace(sweep, reference=args.reference)
     folder = args.results or sweep.output_dir / "sweeps" / sweep.name / "results"
-    runs: dict[str, Run] = {}
+    runs: dict[str, SweepRun] = {}
     for run in sweep.runs:
         runs.setdefault(run.key, run)  # grids may share one
     missing = [run for run in runs.values() if not result_path(folder, run).is_file()]

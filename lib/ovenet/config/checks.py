@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 from ovenet.config.schema import KEYS
 from ovenet.data.settings import LARGEST_SIDE
 from ovenet.errors import UserError
-from ovenet.evaluation.settings import LARGEST_SCALE
+from ovenet.inference.settings import LARGEST_SCALE
 from ovenet.models.settings import NO_SEED
 
 _PUBLISHED_AS = {"MODEL.FROZEN": "MODEL.FREEZED_PAR", "MODEL.SEED.PRETRAINED": "MODEL.OFFSET_PRETRAINED"}

@@ -21,8 +21,9 @@ from ovenet.engine.settings import (
     ScheduleSettings,
     StepSettings,
 )
-from ovenet.evaluation.settings import InferenceKeys, TestSettings
+from ovenet.evaluation.settings import TestSettings
 from ovenet.fields import Role, Setting, settings_of
+from ovenet.inference.settings import InferenceKeys
 from ovenet.losses.settings import ContrastSettings, LossSettings
 from ovenet.models.settings import (
     BackboneSettings,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ovenet.fields import setting
-
-PRECISIONS = ("fp32", "bf16", "fp16")
+from ovenet.models.settings import PRECISIONS
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,10 @@ from ovenet.evaluation.details import Details
 from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.evaluator import ImageCounts
 from ovenet.evaluation.metrics import class_iou, mean_of_present, ratio
-from ovenet.structures import EvalResult, Sample
+from ovenet.structures import SYMBOLS, EvalResult, Sample
 from ovenet.utils.writing import write_text
 
 _MAX_NAMES = 12
-# The paper's symbols of the predictions.
-SYMBOLS = {"initial": "S_i", "seed": "S_s", "fused": "S_f"}
 
 
 def format_table(

@@ -14,10 +14,9 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.data.sheets import colorize, hatch
 from ovenet.data.transforms import scaled_size
-from ovenet.evaluation.writers import SYMBOLS
 from ovenet.geometry import resize_bilinear
 from ovenet.inference.inferencer import SlidingWindowInferencer
-from ovenet.structures import OVeNetOutput, Sample
+from ovenet.structures import SYMBOLS, OVeNetOutput, Sample
 from ovenet.utils.writing import write_file
 
 _MAX_TILE_PX = 512

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ovenet.fields import setting
 
 NO_SEED = "none"
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)

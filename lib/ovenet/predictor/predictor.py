@@ -18,9 +18,9 @@ from ovenet.data.files import read_image, to_rgb
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment.about import is_exported
 from ovenet.errors import UserError
-from ovenet.evaluation.settings import LARGEST_SCALE
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.inference.result import SegResult
+from ovenet.inference.settings import LARGEST_SCALE
 from ovenet.predictor.sharing import download, save_folder, weights_of_folder
 from ovenet.predictor.sources import find_weights
 from ovenet.utils.distributed import choose_device

@@ -12,12 +12,12 @@ import jinja2
 import numpy as np
 
 from ovenet.errors import UserError
-from ovenet.evaluation.writers import SYMBOLS
 from ovenet.inference.pictures import OUTCOMES
 from ovenet.report import plots, tables
 from ovenet.report.gallery import MAX_BYTES, MAX_IMAGES, choose_images, picture_path
-from ovenet.report.runs import RESULTS, Run, distinct_names, read_run
+from ovenet.report.runs import RESULTS, TestedRun, distinct_names, read_run
 from ovenet.report.template import colours, in_script, page_template
+from ovenet.structures import SYMBOLS
 from ovenet.utils.writing import write_text
 
 REPORT = "report.html"
@@ -60,7 +60,7 @@ def write_report(folders: Sequence[Path], path: Path, *, command: str = "") -> s
     return note
 
 
-def _render(runs: Sequence[Run], command: str) -> tuple[str, str]:
+def _render(runs: Sequence[TestedRun], command: str) -> tuple[str, str]:
     """The page, and a sentence about its gallery."""
     context = _context(runs, command)
     template = page_template()
@@ -76,7 +76,7 @@ def _render(runs: Sequence[Run], command: str) -> tuple[str, str]:
     return render(images, pictures, note), note
 
 
-def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:
+def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
     """Variables of the page's template, without pictures."""
     return {
         "title": f"OVeNet: {' and '.join(run.name for run in runs)}",
@@ -95,7 +95,7 @@ def _context(runs: Sequence[Run], command: str) -> dict[str, Any]:
     }
 
 
-def _sections(runs: Sequence[Run]) -> list[tuple[str, str]]:
+def _sections(runs: Sequence[TestedRun]) -> list[tuple[str, str]]:
     sections = [("summary", "Summary"), ("images", "Images"), ("scores", "Scores"), ("edges", "Near edges")]
     if any(run.has_seed for run in runs):
         sections.append(("seeds", "Seeds and confidence"))
@@ -105,7 +105,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return sections
 
 
-def _run_context(run: Run) -> dict[str, Any]:
+def _run_context(run: TestedRun) -> dict[str, Any]:
     counts = np.array(run.results["confusion"]["fused"], dtype=np.int64)
     names = run.results["classes"]["names"]
     wrong = counts.copy()
@@ -133,7 +133,7 @@ def _run_context(run: Run) -> dict[str, Any]:
     }
 
 
-def _facts(run: Run) -> str:
+def _facts(run: TestedRun) -> str:
     settings = run.results["settings"]
     views = ", flipped views" if settings["flip"] else ""
     scales = ", ".join(map(str, settings["scales"]))
@@ -145,7 +145,7 @@ def _facts(run: Run) -> str:
     )
 
 
-def _plots(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
+def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
     named = [{"name": run.name, "details": run.results["details"]} for run in runs]
     with_seeds = [run for run in named if run["details"]["seeds"]]
     result = {
@@ -174,7 +174,7 @@ def _plots(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
     return result
 
 
-def _pictures(runs: Sequence[Run], max_bytes: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+def _pictures(runs: Sequence[TestedRun], max_bytes: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
     """Records of the images with pictures in every run, and the pictures as JSON with their id in the page.
 
     As many as fit into `max_bytes`, see `choose_images`.
@@ -221,7 +221,7 @@ def _read_picture(path: Path) -> Any:
         raise UserError(f"{path}: damaged ({error}); run tools/test.py again with TEST.REPORT True") from error
 
 
-def _page_data(runs: Sequence[Run], images: list[dict[str, Any]]) -> dict[str, Any]:
+def _page_data(runs: Sequence[TestedRun], images: list[dict[str, Any]]) -> dict[str, Any]:
     classes = runs[0].results["classes"]
     longest = max((run.results["max_offset"] for run in runs if run.has_seed), default=1.0)
     shown = [
@@ -243,7 +243,7 @@ def _page_data(runs: Sequence[Run], images: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def _fields(run: Run, images: Sequence[Mapping[str, Any]]) -> list[str]:
+def _fields(run: TestedRun, images: Sequence[Mapping[str, Any]]) -> list[str]:
     """Titles of the other displacement fields in the pictures, which are the same for all images of a run."""
     for image in images[:1]:
         index = next(record["index"] for record in run.records if record["name"] == image["name"])

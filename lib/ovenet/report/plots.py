@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ovenet.evaluation.curves import COLORS, PREDICTION_COLORS, plain_text
-from ovenet.evaluation.writers import SYMBOLS
+from ovenet.structures import SYMBOLS
 
 _STYLES = {"initial": ":", "seed": "--", "fused": "-"}
 _MARKERS = (".", "x", "^", "s", "d", "+")
@@ -42,7 +42,7 @@ _STYLE: dict[Any, Any] = {  # the keys that matplotlib knows are one type each
     "svg.hashsalt": "ovenet",  # equal plots are equal files
 }
 
-Run = Mapping[str, Any]
+RunScores = Mapping[str, Any]
 
 
 def to_svg(figure: Figure) -> str:
@@ -73,17 +73,19 @@ def _line(axes: Axes, x: Sequence[Any], y: Sequence[float | None], *, run: int, 
     axes.plot(x, values, style, marker=".", color=COLORS[run % len(COLORS)], label=label)
 
 
-def _prediction_line(axes: Axes, y: Sequence[float | None], runs: Sequence[Run], run: int, name: str, x: Any) -> None:
+def _prediction_line(
+    axes: Axes, y: Sequence[float | None], runs: Sequence[RunScores], run: int, name: str, x: Any
+) -> None:
     values = [float("nan") if value is None else value for value in y]
     label, marker = _label(runs, run, SYMBOLS[name]), _MARKERS[run % len(_MARKERS)]
     axes.plot(x, values, _STYLES[name], marker=marker, color=PREDICTION_COLORS[name], label=label)
 
 
-def _label(runs: Sequence[Run], run: int, text: str) -> str:
+def _label(runs: Sequence[RunScores], run: int, text: str) -> str:
     return plain_text(f"{runs[run]['name']}: {text}") if len(runs) > 1 else text
 
 
-def edge_plot(runs: Sequence[Run], key: str, title: str) -> str:
+def edge_plot(runs: Sequence[RunScores], key: str, title: str) -> str:
     """One curve of `EdgeCurve` for every prediction.
 
     Args:
@@ -106,7 +108,7 @@ def _band_ticks(ends: Sequence[float | None], *, cumulative: bool = False) -> tu
     return range(len(ends)), [*(f"≤ {end}" for end in ends[:-1]), last]
 
 
-def boundary_plot(runs: Sequence[Run], key: str, title: str) -> str:
+def boundary_plot(runs: Sequence[RunScores], key: str, title: str) -> str:
     """``mean_iou`` or ``mean_f_score`` of `BoundaryScores` by width."""
     figure, axes = _axes(title, "width, % of the image's diagonal", "share")
     for index, run in enumerate(runs):
@@ -117,7 +119,7 @@ def boundary_plot(runs: Sequence[Run], key: str, title: str) -> str:
     return _finish(figure, axes)
 
 
-def seed_plot(runs: Sequence[Run]) -> str:
+def seed_plot(runs: Sequence[RunScores]) -> str:
     """Effect of the seeds by distance to the nearest edge."""
     figure, axes = _axes("Seeds by distance to the nearest label edge", "distance, pixels", "share")
     styles = {
@@ -133,7 +135,7 @@ def seed_plot(runs: Sequence[Run]) -> str:
     return _finish(figure, axes)
 
 
-def length_plot(runs: Sequence[Run]) -> str:
+def length_plot(runs: Sequence[RunScores]) -> str:
     """Histogram of offset lengths."""
     figure, axes = _axes("Length of the offsets", "pixels", "share of the pixels")
     width = 0.8 / len(runs)
@@ -147,7 +149,7 @@ def length_plot(runs: Sequence[Run]) -> str:
     return _finish(figure, axes)
 
 
-def reliability_plot(runs: Sequence[Run]) -> str:
+def reliability_plot(runs: Sequence[RunScores]) -> str:
     """Share of right seeds against the confidence."""
     title = "Reliability: does the confidence say how often the seed is right?"
     figure, axes = _axes(title, "confidence", "share of seeds of the pixel's class")
@@ -163,7 +165,7 @@ def reliability_plot(runs: Sequence[Run]) -> str:
     return _finish(figure, axes)
 
 
-def risk_plot(runs: Sequence[Run]) -> str:
+def risk_plot(runs: Sequence[RunScores]) -> str:
     """Risk over coverage."""
     figure, axes = _axes(
         "Risk: seeds of another class, surest first", "share of the pixels kept", "share of wrong seeds"
@@ -180,7 +182,9 @@ def risk_plot(runs: Sequence[Run]) -> str:
     return _finish(figure, axes)
 
 
-def training_plot(runs: Sequence[Run], points: Sequence[Sequence[Mapping[str, Any]]], kind: str, names: Mapping) -> str:
+def training_plot(
+    runs: Sequence[RunScores], points: Sequence[Sequence[Mapping[str, Any]]], kind: str, names: Mapping
+) -> str:
     """Curves from the training log.
 
     Args:

@@ -17,7 +17,7 @@ RECORDS = "images.jsonl"
 
 
 @dataclass(frozen=True)
-class Run:
+class TestedRun:
     """One evaluation, read from its folder.
 
     Attributes:
@@ -59,7 +59,7 @@ def find_evaluation(folder: Path) -> Path:
     return found[-1].parent
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str) -> TestedRun:
     """Reads one evaluation.
 
     Raises:
@@ -74,7 +74,7 @@ def read_run(folder: Path, name: str) -> Run:
     if "details" not in results or not (folder / RECORDS).is_file():
         raise UserError(f"{folder}: was evaluated without TEST.DETAILS True; run tools/test.py again")
     log = folder.parents[1] / "log.jsonl"
-    return Run(folder, name, results, read_records(folder / RECORDS), read_log(log) if log.is_file() else [])
+    return TestedRun(folder, name, results, read_records(folder / RECORDS), read_log(log) if log.is_file() else [])
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:

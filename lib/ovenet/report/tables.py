@@ -7,8 +7,8 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
-from ovenet.evaluation.writers import SYMBOLS
-from ovenet.report.runs import Run
+from ovenet.report.runs import TestedRun
+from ovenet.structures import SYMBOLS
 
 _Rows = dict[str, list[dict[str, Any]]]  # by title: for each run the values by prediction
 
@@ -29,7 +29,7 @@ def direction(share: float | None) -> str:
     return "up" if rounded > 0 else "down" if rounded < 0 else ""
 
 
-def verdict(runs: Sequence[Run]) -> list[str]:
+def verdict(runs: Sequence[TestedRun]) -> list[str]:
     """A sentence for each run, and one comparing each with the first."""
     sentences = []
     first = runs[0].results["results"]["fused"]["mean_iou"]
@@ -60,7 +60,7 @@ def _difference(value: float | None, other: float | None) -> float | None:
     return None if value is None or other is None else value - other
 
 
-def cards(run: Run) -> list[dict[str, str]]:
+def cards(run: TestedRun) -> list[dict[str, str]]:
     """The headline numbers."""
     scores, details = run.results["results"], run.results["details"]
     fused = scores["fused"]
@@ -79,13 +79,13 @@ def cards(run: Run) -> list[dict[str, str]]:
     return shown
 
 
-def columns(run: Run) -> list[dict[str, str]]:
+def columns(run: TestedRun) -> list[dict[str, str]]:
     """Titles of a run's columns in these tables."""
     titles = [{"title": SYMBOLS[name], "hue": name} for name in run.predictions]
     return titles + ([{"title": "gain", "hue": ""}] if run.has_seed else [])
 
 
-def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def headline(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     """Scores over all classes."""
     titles = {
         "mean_iou": "mIoU",
@@ -97,13 +97,13 @@ def headline(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return _table(runs, {title: _scores(runs, key) for key, title in titles.items()})
 
 
-def classes(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def classes(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     """IoU of each class."""
     names = runs[0].results["classes"]["names"]
     return _table(runs, {name: _scores(runs, "iou", name) for name in names})
 
 
-def conditions(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def conditions(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     """mIoU of each condition; no rows for datasets without conditions."""
     by_run = [run.results.get("conditions", {}) for run in runs]
     names = dict.fromkeys(name for scores in by_run for name in scores)
@@ -116,7 +116,7 @@ def conditions(runs: Sequence[Run]) -> list[dict[str, Any]]:
     )
 
 
-def edges(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def edges(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     """Scores of boundaries, of the pixels near edges and of segments by size."""
     details = [run.results["details"] for run in runs]
     rows: _Rows = {}
@@ -135,7 +135,7 @@ def edges(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return _table(runs, rows)
 
 
-def seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def seeds(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     """Effect of seeds and confidence, for the runs that have them."""
     details = [run.results["details"] for run in runs if run.has_seed]
     rows = {
@@ -151,12 +151,12 @@ def seeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return [{"title": title, "shares": values} for title, values in rows.items()]
 
 
-def _scores(runs: Sequence[Run], *keys: str) -> list[dict[str, float | None]]:
+def _scores(runs: Sequence[TestedRun], *keys: str) -> list[dict[str, float | None]]:
     """For each run the score under these keys, by prediction."""
     return [{name: reduce(getitem, keys, scores) for name, scores in run.results["results"].items()} for run in runs]
 
 
-def _table(runs: Sequence[Run], rows: _Rows) -> list[dict[str, Any]]:
+def _table(runs: Sequence[TestedRun], rows: _Rows) -> list[dict[str, Any]]:
     table = []
     for title, by_run in rows.items():
         cells = []

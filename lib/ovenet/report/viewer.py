@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ovenet.evaluation.writers import SYMBOLS
 from ovenet.report.gallery import MAX_BYTES, MAX_IMAGES
 from ovenet.report.template import colours, in_script, page_template
+from ovenet.structures import SYMBOLS
 from ovenet.utils.writing import write_text
 
 

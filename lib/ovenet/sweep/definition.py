@@ -24,7 +24,7 @@ _RUN_KEYS = {"CFG", "SEEDS", "GRID"}
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepRun:
     """One training and its test.
 
     Attributes:
@@ -71,7 +71,7 @@ class Sweep:
     """
 
     name: str
-    runs: tuple[Run, ...]
+    runs: tuple[SweepRun, ...]
     reference: str
     test: tuple[str, ...]
     weights: str
@@ -126,14 +126,14 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     return Sweep(path.stem, tuple(runs), reference, tuple(test), weights, output_dir)
 
 
-def run_config(run: Run, sweep: Sweep) -> tuple[CfgNode, Path]:
+def run_config(run: SweepRun, sweep: Sweep) -> tuple[CfgNode, Path]:
     """The configuration of a run's training, and the folder that it goes to."""
     overrides = training_overrides(run, sweep)
     cfg = load_config(run.config_file, overrides)
     return cfg, run_directory(cfg, run.config_file)
 
 
-def training_overrides(run: Run, sweep: Sweep) -> list[str]:
+def training_overrides(run: SweepRun, sweep: Sweep) -> list[str]:
     """``KEY VALUE …`` for ``tools/train.py``."""
     folder = run.folder(sweep.output_dir, sweep.name)
     return [*run.overrides, "SEED", str(run.seed), "OUTPUT_DIR", str(folder), "TRAIN.RESUME", "True"]
@@ -141,7 +141,7 @@ def training_overrides(run: Run, sweep: Sweep) -> list[str]:
 
 def _runs_of(
     path: Path, content: Mapping[str, Any], name: str, variant: Any, overrides: Sequence[str], test: Sequence[str]
-) -> list[Run]:
+) -> list[SweepRun]:
     where = f"{path}: RUNS.{name}"
     variant = {} if variant is None else variant
     if not isinstance(variant, dict):
@@ -168,7 +168,7 @@ def _runs_of(
             identity = json.dumps([resolved[settings], seed, list(test)], sort_keys=True)
             key = hashlib.sha256(identity.encode()).hexdigest()
             group = name if extra else ""
-            runs.append(Run(label, seed, config_file, settings, resolved[settings], key, group, at))
+            runs.append(SweepRun(label, seed, config_file, settings, resolved[settings], key, group, at))
     return runs
 
 

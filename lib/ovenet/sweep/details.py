@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ovenet.evaluation.writers import SYMBOLS
-from ovenet.sweep.statistics import Difference, Prediction
+from ovenet.structures import SYMBOLS
+from ovenet.sweep.statistics import Difference, VariantScores
 from ovenet.sweep.summary import Summary, interval_text, mean_and_spread, percent
 
 _DISTANCES = (1, 4, 16)  # pixels from a label's edge
@@ -22,12 +22,12 @@ def details_markdown(summary: Summary) -> str:
     return "\n\n".join("\n".join(table) for table in tables if len(table) > 2)
 
 
-def _predictions(summary: Summary) -> Iterator[tuple[str, Prediction]]:
+def _predictions(summary: Summary) -> Iterator[tuple[str, VariantScores]]:
     """All predictions with their titles: S_i, S_s and S_f of each variant."""
     for name, runs in summary.variants.items():
         kinds = list(runs[0].scores)
         for kind in kinds:
-            yield (f"{name}, {SYMBOLS[kind]}" if len(kinds) > 1 else name), Prediction(runs, kind)
+            yield (f"{name}, {SYMBOLS[kind]}" if len(kinds) > 1 else name), VariantScores(runs, kind)
 
 
 def _all_seeds(summary: Summary) -> list[int]:

@@ -23,7 +23,7 @@ from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.models.cost import count_parameters
 from ovenet.predictor import run_folder
-from ovenet.sweep.definition import Run, Sweep, run_config, training_overrides
+from ovenet.sweep.definition import Sweep, SweepRun, run_config, training_overrides
 from ovenet.sweep.results import result_path, write_result
 from ovenet.utils.cli import command_environment, ovenet_command
 from ovenet.utils.environment import num_cores
@@ -49,7 +49,7 @@ def default_jobs() -> int:
     return torch.cuda.device_count() or num_cores()
 
 
-def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, *, jobs: int) -> list[str]:
+def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: int) -> list[str]:
     """Trains and tests the missing runs.
 
     Each run has its share of the cores as threads (``OMP_NUM_THREADS`` in the environment wins), and the GPUs in turn.
@@ -75,7 +75,7 @@ def run_missing(sweep: Sweep, runs: Sequence[Run], folder: Path, *, jobs: int) -
     with run_lock(sweep.output_dir / "sweeps" / sweep.name), Interruption() as interruption:
         stop = threading.Event()
 
-        def execute(number: int, run: Run) -> None:
+        def execute(number: int, run: SweepRun) -> None:
             if stop.is_set():
                 return
             slot = slots.get()
@@ -115,7 +115,7 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
 class _Execution:
     """One run, from training to its JSON file."""
 
-    def __init__(self, sweep: Sweep, run: Run, folder: Path, environment: dict[str, str], stop: threading.Event):
+    def __init__(self, sweep: Sweep, run: SweepRun, folder: Path, environment: dict[str, str], stop: threading.Event):
         self._sweep, self._run, self._folder = sweep, run, folder
         self._environment, self._stop = environment, stop
 

@@ -17,7 +17,7 @@ from ovenet.errors import UserError
 from ovenet.evaluation.writers import write_json
 from ovenet.predictor.run_folder import RESULTS
 from ovenet.report.runs import RECORDS
-from ovenet.sweep.definition import KEY_LENGTH, Run, Sweep
+from ovenet.sweep.definition import KEY_LENGTH, Sweep, SweepRun
 from ovenet.utils.environment import describe_environment
 
 
@@ -51,14 +51,14 @@ class RunResult:
     details: Mapping[str, Any] | None = None
 
 
-def result_path(folder: Path, run: Run) -> Path:
+def result_path(folder: Path, run: SweepRun) -> Path:
     """Path of a run's JSON file, which another sweep may have written under another name."""
     path = folder / f"{run.file_name}.json"
     known = sorted(folder.glob(f"*-seed{run.seed}-{run.key[:KEY_LENGTH]}.json"))
     return known[0] if known and not path.exists() else path
 
 
-def write_result(path: Path, run: Run, sweep: Sweep, test_folder: Path, *, parameters: int, speed: float) -> None:
+def write_result(path: Path, run: SweepRun, sweep: Sweep, test_folder: Path, *, parameters: int, speed: float) -> None:
     """Writes the JSON file of a run from the files of its test.
 
     Args:
@@ -144,7 +144,7 @@ def read_result(path: Path) -> RunResult:
         raise UserError(f"{path}: not the result of a run of a sweep ({error!r}); delete it to run it again") from error
 
 
-def read_results(folder: Path, runs: Sequence[Run]) -> list[RunResult]:
+def read_results(folder: Path, runs: Sequence[SweepRun]) -> list[RunResult]:
     """Results of the finished runs, in the order of `runs`."""
     paths = [(run, result_path(folder, run)) for run in runs]
     return [replace(read_result(path), name=run.name) for run, path in paths if path.is_file()]

@@ -18,7 +18,7 @@ _STEPS = 100_000  # of the integral over Student's t distribution
 
 
 @dataclass(frozen=True)
-class Prediction:
+class VariantScores:
     """One prediction of a variant: its runs by seed.
 
     Attributes:
@@ -34,9 +34,9 @@ class Prediction:
         """Seeds of the runs."""
         return tuple(run.seed for run in self.runs)
 
-    def of(self, seeds: Sequence[int]) -> Prediction:
+    def of(self, seeds: Sequence[int]) -> VariantScores:
         """The same prediction, with only the runs of these seeds."""
-        return Prediction(tuple(run for run in self.runs if run.seed in seeds), self.kind)
+        return VariantScores(tuple(run for run in self.runs if run.seed in seeds), self.kind)
 
     def scores(self, name: str) -> np.ndarray:
         """One score of each run, such as ``mean_iou``."""
@@ -94,7 +94,7 @@ def student_quantile(freedom: int) -> float:
     return float(freedom**0.5 * np.tan(np.interp(_LEVEL, share / share[-1], ends)))
 
 
-def compare(one: Prediction, other: Prediction, *, num_resamples: int = NUM_RESAMPLES) -> Difference | None:
+def compare(one: VariantScores, other: VariantScores, *, num_resamples: int = NUM_RESAMPLES) -> Difference | None:
     """`one` minus `other`, paired by seed and image; None if they have no seed in common.
 
     Raises:
@@ -119,7 +119,7 @@ def compare(one: Prediction, other: Prediction, *, num_resamples: int = NUM_RESA
     )
 
 
-def _resampled_mean_iou(prediction: Prediction, num_resamples: int) -> np.ndarray:
+def _resampled_mean_iou(prediction: VariantScores, num_resamples: int) -> np.ndarray:
     """Mean IoU ``(num_resamples,)`` of bootstrap samples of the images, averaged over the runs.
 
     The samples are the same for every prediction of the same images.

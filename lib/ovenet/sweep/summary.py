@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ovenet.evaluation.curves import PREDICTION_COLORS, plain_text
-from ovenet.evaluation.writers import SYMBOLS
+from ovenet.structures import SYMBOLS
 from ovenet.sweep.definition import Sweep
 from ovenet.sweep.results import RunResult
-from ovenet.sweep.statistics import Difference, Prediction, compare, spread
+from ovenet.sweep.statistics import Difference, VariantScores, compare, spread
 
 
 class Summary:
@@ -36,7 +36,7 @@ class Summary:
         self.num_runs = len({run.key for run in sweep.runs})  # grids may share runs
         self.num_missing = len({run.key for run in sweep.runs if (run.name, run.seed) not in finished})
         reference = self.variants.get(sweep.reference)
-        self.reference = Prediction(reference) if reference else None
+        self.reference = VariantScores(reference) if reference else None
 
     @cached_property
     def differences(self) -> dict[str, Difference | None]:
@@ -44,7 +44,7 @@ class Summary:
         return {
             name: None
             if self.reference is None or name == self.sweep.reference
-            else compare(Prediction(runs), self.reference)
+            else compare(VariantScores(runs), self.reference)
             for name, runs in self.variants.items()
         }
 
@@ -52,7 +52,7 @@ class Summary:
     def gains(self) -> dict[str, Difference | None]:
         """S_f of each variant against S_i of the same networks; None for baselines."""
         return {
-            name: compare(Prediction(runs), Prediction(runs, "initial")) if "initial" in runs[0].scores else None
+            name: compare(VariantScores(runs), VariantScores(runs, "initial")) if "initial" in runs[0].scores else None
             for name, runs in self.variants.items()
         }
 
@@ -66,7 +66,7 @@ class Summary:
             "|---|--:|--:|--:|--:|--:|--:|--:|",
         ]
         for name, runs in self.variants.items():
-            fused = Prediction(runs)
+            fused = VariantScores(runs)
             lines.append(
                 f"| {name} | {len(runs)} | {runs[0].parameters:,} | {mean_and_spread(fused.scores('mean_iou'))} "
                 f"| {mean_and_spread(fused.scores('pixel_accuracy'))} | {_boundary_iou(runs)} "
@@ -80,7 +80,7 @@ class Summary:
     def _classes(self) -> list[str]:
         names = list(self.variants)
         lines = [f"| IoU | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
-        columns = [Prediction(runs).class_iou().mean(axis=0) for runs in self.variants.values()]
+        columns = [VariantScores(runs).class_iou().mean(axis=0) for runs in self.variants.values()]
         for k, title in enumerate(next(iter(self.variants.values()))[0].class_names):
             lines.append(f"| {title} | {' | '.join(percent(column[k]) for column in columns)} |")
         return lines
@@ -95,7 +95,9 @@ class Summary:
                 name: {
                     "seeds": [run.seed for run in runs],
                     "parameters": runs[0].parameters,
-                    "mean_iou": {kind: Prediction(runs, kind).scores("mean_iou").tolist() for kind in runs[0].scores},
+                    "mean_iou": {
+                        kind: VariantScores(runs, kind).scores("mean_iou").tolist() for kind in runs[0].scores
+                    },
                     "less_reference": _as_dict(self.differences[name]),
                     "fused_less_initial": _as_dict(self.gains[name]),
                 }
@@ -134,7 +136,7 @@ class Summary:
         for place, name in enumerate(names):
             runs = self.variants[name]
             for index, kind in enumerate(runs[0].scores):
-                values = 100 * Prediction(runs, kind).scores("mean_iou")
+                values = 100 * VariantScores(runs, kind).scores("mean_iou")
                 x = place + 0.2 * (index - (len(runs[0].scores) - 1) / 2)
                 color = PREDICTION_COLORS[kind]
                 ax.plot(np.full(len(values), x), values, ".", color=color, alpha=0.6)
@@ -145,7 +147,7 @@ class Summary:
         places = sorted((at, name) for at, name in members if at is not None)
         kinds = list(self.variants[places[0][1]][0].scores)
         for kind in kinds:
-            means = [100 * Prediction(self.variants[name], kind).scores("mean_iou") for _, name in places]
+            means = [100 * VariantScores(self.variants[name], kind).scores("mean_iou") for _, name in places]
             color = PREDICTION_COLORS[kind]
             ax.plot([at for at, _ in places], [m.mean() for m in means], "-", color=color, linewidth=2)
             for (at, _), values in zip(places, means, strict=True):
