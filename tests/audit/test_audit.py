@@ -73,7 +73,7 @@ def test_255_as_foreground_where_255_is_ignored_is_judged_over_all_pairs_of_both
     assert '"id": 255' in finding.message
     finding = only(together(tmp_path, lists, CRACKS, num_pairs=1))
     assert not finding.is_error
-    assert "in the labels looked at" in finding.message
+    assert "labels looked at" in finding.message
     with_crack = Data(tmp_path).add([0, 1, 255, 0], name="crack").pairs
     assert not together(tmp_path, [data.pairs, with_crack], CRACKS)  # ignored borders, and no crack in one list
     assert not together(tmp_path, [with_crack, data.pairs], CRACKS)
@@ -174,8 +174,7 @@ def test_5_wrong_class_count(data):
     data.add([0, 1, 2, 3]).add([4, 5, 6, 7])
     kind, message, paths = only(data.errors())
     assert kind == "wrong class count"
-    assert re.search(r"ids up to 7 .*five .*0 to 4 .*none", message)
-    assert "add the classes to dataset.json" in message
+    assert re.search(r"ids up to 7 .*five .*0 to 4 .*none.*dataset\.json", message)
     assert paths == ("1_label.png",)
 
 
@@ -346,7 +345,7 @@ def test_lines_without_a_label(data):
     data.pairs[1] = ("1.png", None)
     kind, message, paths = only(data.errors())
     assert kind == "line without a label"
-    assert "`image label` on every line" in message
+    assert "`image label`" in message
     assert paths == ("1.png",)
 
 
@@ -391,7 +390,7 @@ def test_weights_of_other_classes_are_refused(data, tmp_path):
     data.add([0, 1, 1, 4])
     path = tmp_path / "audit.json"
     path.write_text(json.dumps(audit_as_dict([data.audit()], FIVE)))
-    with pytest.raises(ValueError, match=r"LOSS\.CLASS_WEIGHTS .*audit\.json: .*five with 5 classes"):
+    with pytest.raises(ValueError, match=r"LOSS\.CLASS_WEIGHTS .*audit\.json: .*five.* 5 .*camvid.* 11"):
         read_suggested_weights(path, CATALOG["camvid"])
     path.write_text("{}")
     with pytest.raises(ValueError, match="no audit"):

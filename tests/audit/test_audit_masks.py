@@ -1,5 +1,6 @@
 """The audit of how label files are stored: what may be read wrong, what is remarked, and that clean files are not."""
 
+import re
 import zlib
 from dataclasses import replace
 
@@ -77,7 +78,7 @@ def test_palettes_that_differ_from_file_to_file(data):
     data.add([0] * 4, label=indexed([0, 1, 2, 2], [COLORS[0], COLORS[2], COLORS[1]]))
     kind, message, paths = only(data.errors())
     assert kind == "palettes differ"
-    assert "index 1 is the colour [200, 0, 0] in most files and [0, 200, 0] in others" in message
+    assert re.search(r"index 1 .*\[200, 0, 0\].*most.*\[0, 200, 0\]", message)
     assert '"label_format": "colors"' in message
     assert paths == ("2_label.png",)
     by_color = replace(COLORED, label_format="colors")
@@ -112,8 +113,7 @@ def test_one_bit_beside_eight_where_white_may_be_255(data):
     )
     kind, message, paths = only(data.errors(info))
     assert kind == "bits differ"
-    assert "1-bit grey, whose 1 viewers show as 255" in message
-    assert "save all masks as 8-bit grey" in message
+    assert re.search(r"1-bit.* 1 .* 255 .*8-bit", message)
     assert paths == ("1_label.png",)
 
 
@@ -127,7 +127,7 @@ def test_one_bit_beside_eight_where_that_cannot_matter(data):
 def test_all_of_one_bit_where_the_classes_are_0_and_255(data):
     info = replace(TWO, label_ids=(0, 255))
     data.add([0] * 4, label=png(bands_of([0, 1, 1, 0]), 1))
-    assert any(kind == "bits differ" and "whose 1 viewers show as 255" in m for kind, m, _ in data.errors(info))
+    assert any(kind == "bits differ" and re.search(r"1-bit.* 1 .* 255 .*8-bit", m) for kind, m, _ in data.errors(info))
 
 
 def test_two_and_four_bits_beside_eight(data):
@@ -138,7 +138,7 @@ def test_two_and_four_bits_beside_eight(data):
     data.add([0] * 4, label=png(bands_of([0, 1, 2, 4]), 4))
     kind, message, paths = only(data.errors(info))
     assert kind == "bits differ"
-    assert "2-bit grey, whose 2 viewers show as 170" in message
+    assert re.search(r"2-bit.* 2 .* 170 .*8-bit", message)
     assert paths == ("2_label.png",)
 
 
@@ -149,7 +149,7 @@ def test_a_palette_of_black_and_white_beside_grey(data):
     data.add([0, 255, 1, 0])
     kind, message, paths = only(data.errors(info))
     assert (kind, paths) == ("bits differ", ("1_label.png",))
-    assert "a palette, whose 1 viewers show as 255" in message
+    assert re.search(r"palette.* 1 .* 255 .*8-bit", message)
 
 
 # Notes
@@ -248,7 +248,7 @@ def test_a_palette_that_gives_indices_the_colours_of_other_classes(data):
     data.add([0] * 4, label=indexed([0, 1, 2, 2], [COLORS[0], COLORS[2], COLORS[1]]))
     kind, message, paths = only(data.errors(info))
     assert (kind, paths) == ("palette contradicts ids", ("0_label.png",))
-    assert "index 1 is 'b' by its number and 'c' by its palette's colour [0, 200, 0]" in message
+    assert re.search(r"index 1 .*'b'.*'c'.*palette.*\[0, 200, 0\]", message)
     assert '"label_format": "colors", or "ids"' in message
 
 
@@ -258,7 +258,7 @@ def test_transparent_pixels_whose_colour_says_nothing(data):
     data.add([0] * 4, label=np.dstack([colored([0, 0, 1, 2]), alpha]))
     kind, message, paths = only(data.errors(COLORED))
     assert (kind, paths) == ("transparent mask", ("0_label.png",))
-    assert "25 % of the label is transparent" in message
+    assert re.search(r'25 % .*"transparent": ', message)
     assert data.found(replace(COLORED, transparent="ignore")) == []
     assert data.audit(replace(COLORED, transparent="ignore")).class_pixels.tolist() == [80, 80, 80, 0, 0]
 
@@ -297,7 +297,7 @@ def test_smoothed_edges_of_colour_masks(data):
     data.add([0] * 4, label=mask).add([0] * 4, label=colored([0, 1, 2, 3]))
     finding = only([finding for finding in data.found(COLORED) if finding.is_error])
     assert (finding.kind, finding.share, finding.paths) == ("smoothed edges", 8 / 640, ("0_label.png",))
-    assert "0.31 % and 5 more of these masks' pixels" in finding.message
+    assert "0.31 % and 5 more" in finding.message
     assert "8 colours" in finding.message
     assert "save them without" in finding.message
 
@@ -326,7 +326,7 @@ def test_jpeg_changed_ids(data):
     data.add([0] * 4, label=rows, label_suffix=".jpg")
     kind, message, paths = only(data.errors(info))
     assert (kind, paths) == ("unknown id", ("0_label.jpg",))
-    assert "JPEG changes ids: save masks as PNG" in message
+    assert re.search(r'JPEG.*PNG.*"snap": true', message)
 
 
 @pytest.mark.parametrize("is_grey", [False, True])
@@ -347,5 +347,6 @@ def test_of_many_colours_a_few_are_named_to_paste(data):
 
 def test_an_id_that_an_own_description_lacks(data):
     own = replace(FIVE, label_format="either")
-    message = only(data.add([0, 1, 2, 9]).errors(own))[1]
-    assert "; add the class to dataset.json, or check that the list names the label files" in message
+    kind, message, _ = only(data.add([0, 1, 2, 9]).errors(own))
+    assert kind == "unknown id"
+    assert re.search(r"id 9 .* 0 to 4 .*dataset\.json.*\blist\b", message)

@@ -45,7 +45,7 @@ def test_a_configuration_from_the_file_from_a_path_and_as_it_is(file, tiny_cfg, 
 
 def test_weights_without_a_configuration_are_refused(file):
     path, _, _ = file()
-    with pytest.raises(UserError, match=r"best\.pth.*no configuration.*--cfg FILE"):
+    with pytest.raises(UserError, match=r"best\.pth: .*configuration.*--cfg FILE"):
         load_model(path)
 
 

@@ -71,7 +71,7 @@ def test_every_public_name_is_there():
     for name in ovenet.__all__:
         assert getattr(ovenet, name) is not None
     assert set(ovenet.__all__) <= set(dir(ovenet))
-    with pytest.raises(AttributeError, match="module 'ovenet' has no attribute 'segment'"):
+    with pytest.raises(AttributeError, match=r"'ovenet'.*'segment'"):
         _ = ovenet.segment
 
 

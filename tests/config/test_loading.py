@@ -174,7 +174,7 @@ def test_aliases_are_read(write_config):
     cfg = load_config(path)
     assert (cfg.TRAIN.BASE_BOX, cfg.TEST.BASE_BOX) == ([64, 32], [64, 32])
     path.write_text("TRAIN: {LR: *rate}\n")
-    with pytest.raises(UserError, match=r"config\.yaml: not a YAML file: .*undefined alias 'rate'"):
+    with pytest.raises(UserError, match=r"config\.yaml: .*YAML.*alias 'rate'"):
         load_config(path)
 
 
@@ -183,7 +183,7 @@ def test_bases_are_files(write_config, base):
     path = write_config({"_BASE_": base} if base is not None else {})
     if base is None:
         path.write_text("_BASE_:\n")
-    with pytest.raises(UserError, match=r"_BASE_ is .*a file, or a list of files"):
+    with pytest.raises(UserError, match=re.escape(f"_BASE_ is {base!r}; ") + ".*list of files"):
         load_config(path)
 
 
@@ -346,5 +346,5 @@ def test_off_may_be_written_without_quotes(write_config):
     assert load_config(write_config(settings)).TRAIN.CUDA_GRAPH == "off"
     assert load_config(write_config(tiny_settings()), ["TRAIN.CUDA_GRAPH", "off"]).TRAIN.CUDA_GRAPH == "off"
     settings["TRAIN"]["CUDA_GRAPH"] = True
-    with pytest.raises(UserError, match=r"TRAIN\.CUDA_GRAPH.*'on'.*one of auto, off"):
+    with pytest.raises(UserError, match=r"TRAIN\.CUDA_GRAPH.*'on'.*auto, off"):
         load_config(write_config(settings))

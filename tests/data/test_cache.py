@@ -1,6 +1,7 @@
 """The cache of decoded images: the same samples, whatever happens to the sources and while it is built."""
 
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -119,9 +120,9 @@ def test_a_broken_source_is_left_out_and_told(tiny_data):
     dataset, cache = load(tiny_data), make(tiny_data)
     plan = cache.plan(dataset.pairs, num_threads=2)
     (problem,) = cache.build(dataset.pairs, dataset.read_files, plan.missing, num_threads=2)
-    assert "train/3.png: the image cannot be read" in problem
+    assert re.search(r"train/3\.png: .*image.*replace it", problem)
     dataset.cache = cache
-    with pytest.raises(ValueError, match=r"train/3\.png: the image cannot be read"):
+    with pytest.raises(ValueError, match=r"train/3\.png: .*image.*replace it"):
         dataset[3]
 
 
@@ -133,7 +134,7 @@ def test_processes_may_build_at_the_same_time(tiny_data):
 
 
 def test_too_little_space_is_told_before(tiny_data):
-    with pytest.raises(ValueError, match=r"DATASET.CACHE disk: the decoded images need 1000000\.0 GB in .*cache.*free"):
+    with pytest.raises(ValueError, match=r"DATASET\.CACHE disk: .*1000000\.0 GB.*cache.*free.*DATASET\.CACHE_DIR"):
         make(tiny_data).require_space(10**15, "DATASET.CACHE disk")
 
 
@@ -144,7 +145,7 @@ def test_a_full_disk_leaves_no_part_behind(tiny_data, monkeypatch):
 
     monkeypatch.setattr(cache_module.np, "save", no_space)
     dataset = load(tiny_data)
-    with pytest.raises(OSError, match=r"cannot write .*\.npy: No space left on device; free some space"):
+    with pytest.raises(OSError, match=r"write .*\.npy: No space left.*DATASET\.CACHE none"):
         make(tiny_data).build(dataset.pairs, dataset.read_files, [0], num_threads=1)
     assert files(tiny_data) == []
 

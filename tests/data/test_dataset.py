@@ -41,7 +41,7 @@ def test_lines_without_a_label(tiny_data):
     dataset = load(tiny_data, "list/camvid/test.lst")
     assert not dataset.has_labels
     assert dataset[0].labels is None
-    with pytest.raises(ValueError, match=r"test\.lst, entry 1: no label"):
+    with pytest.raises(ValueError, match=r"test\.lst.* 1: .*`image label`"):
         AugmentedDataset(dataset, lambda sample, rng: sample, seed=0)
 
 
@@ -90,13 +90,13 @@ def test_train_id_files_of_cityscapes_are_recognised(tiny_data):
 def test_sixteen_bit_labels_are_checked_before_they_are_cut(tiny_data):
     ids = np.full((48, 64), 256 + 3, np.uint16)
     Image.fromarray(ids).save(tiny_data / "camvid/valannot/0.png")
-    with pytest.raises(ValueError, match="label value 259 is no class"):
+    with pytest.raises(ValueError, match=r"valannot/0\.png: .*value 259 .*camvid"):
         load(tiny_data)[0]
 
 
 def test_a_colour_mask_is_named(tiny_data):
     put(tiny_data, "valannot/0.png", np.zeros((48, 64, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"valannot/0\.png: the label is a colour image"):
+    with pytest.raises(ValueError, match=r"valannot/0\.png: .*\(RGB\).*dataset\.json"):
         load(tiny_data)[0]
 
 
@@ -112,13 +112,13 @@ def test_files_that_cannot_be_read_are_named(tiny_data, name, role):
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no image at all"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}: the {role} cannot be read"):
+        with pytest.raises(ValueError, match=rf"{name}: .*{role}.*replace it"):
             load(tiny_data)[0]
     path.unlink()
-    with pytest.raises(ValueError, match=rf"{name}: the {role} does not exist"):
+    with pytest.raises(ValueError, match=rf"{name}: .*{role}.*DATASET\.ROOT"):
         load(tiny_data)[0]
     path.mkdir()
-    with pytest.raises(ValueError, match=rf"{name}: the {role} is a directory"):
+    with pytest.raises(ValueError, match=rf"{name}: .*{role}.*directory"):
         load(tiny_data)[0]
 
 
@@ -225,7 +225,7 @@ def test_whatever_a_decoder_raises_is_a_bad_image(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(PngImageFile, "load", broken)
-    with pytest.raises(UserError, match=r"a\.png: the image cannot be read"):
+    with pytest.raises(UserError, match=r"a\.png: .*image.*replace it"):
         read_image(tmp_path / "a.png")
 
 
@@ -233,9 +233,9 @@ def test_a_damaged_dds_is_a_bad_image(tmp_path):
     header = b"DDS " + struct.pack("<7I", 124, 0x1007, 4, 4, 0, 0, 0) + bytes(44)
     pixel_format = struct.pack("<2I4s5I", 32, 4, b"DX10", 0, 0, 0, 0, 0)
     (tmp_path / "a.png").write_bytes(header + pixel_format + bytes(20) + struct.pack("<5I", 9999, 3, 0, 1, 0))
-    with pytest.raises(UserError, match=r"a\.png: the image cannot be read"):
+    with pytest.raises(UserError, match=r"a\.png: .*image.*replace it"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"a\.png: the image cannot be read"):
+    with pytest.raises(UserError, match=r"a\.png: .*image.*replace it"):
         image_size(tmp_path / "a.png")
 
 
@@ -244,7 +244,7 @@ def test_label_files_of_different_ids_are_not_mixed(tmp_path):
     list_path.parent.mkdir(parents=True)
     kinds = ("gt_labelIds", "gt_labelTrainIds")
     list_path.write_text("".join(f"rgb_anon/fog/val/G/{kind}.png gt/fog/val/G/1_{kind}.png\n" for kind in kinds))
-    with pytest.raises(UserError, match=r"1_gt_labelIds\.png and .*1_gt_labelTrainIds\.png: .*list those of one kind"):
+    with pytest.raises(UserError, match=r"1_gt_labelIds\.png.*1_gt_labelTrainIds\.png: .*one kind"):
         ListDataset(tmp_path, list_path, CATALOG["acdc"], ignore_label=255)
 
 
@@ -253,5 +253,5 @@ def test_train_ids_are_not_taken_for_label_ids(tmp_path):
     list_path = tmp_path / "list/acdc/moved.lst"
     list_path.parent.mkdir(parents=True)
     list_path.write_text("images/1.png labels/1_gt_labelTrainIds.png\n")
-    with pytest.raises(UserError, match=r"labels/1_gt_labelTrainIds\.png: train ids, as its name says"):
+    with pytest.raises(UserError, match=r"labels/1_gt_labelTrainIds\.png: .*acdc.*gt/"):
         ListDataset(tmp_path, list_path, CATALOG["acdc"], ignore_label=255)

@@ -53,8 +53,8 @@ def test_indices_and_colours_that_name_different_classes_are_refused(decoder, pa
     save_palette(path, [[0, 1, 1]], RED, BLACK)  # quantize put red first here, black in another file
     with pytest.raises(
         UserError,
-        match=r"mask\.png: index 0 is 'c0' by its number and 'c1' by its palette's colour \[255, 0, 0\]; "
-        r'say in dataset\.json which holds: "label_format": "colors", or "ids"',
+        match=r"mask\.png: index 0 .*'c0'.*'c1'.*palette.*\[255, 0, 0\]; "
+        r'.*dataset\.json.*"label_format": "colors".*"ids"',
     ):
         decoder(BLACK, RED).read(path)
     assert decoder(BLACK, RED, label_format="colors").read(path).tolist() == [[1, 0, 0]]
@@ -66,7 +66,7 @@ DARK_GREEN = (0, 128, 0)  # what a second class gets whose colour nobody chose
 
 def test_a_chosen_colour_that_is_a_usual_one_counts(decoder, path):
     save_palette(path, [[0, 1, 1]], DARK_GREEN, BLACK)
-    with pytest.raises(UserError, match="index 0 is 'c0' by its number and 'c1' by its palette's colour"):
+    with pytest.raises(UserError, match=r"index 0 .*'c0'.*'c1'.*palette"):
         decoder(BLACK, DARK_GREEN).read(path)
     assert decoder(BLACK, {"id": 1}).read(path).tolist() == [[0, 1, 1]]
     # As a draft of earlier versions wrote them for all classes alike:
@@ -75,7 +75,7 @@ def test_a_chosen_colour_that_is_a_usual_one_counts(decoder, path):
 
 def test_one_foreign_colour_does_not_hide_two_that_contradict(decoder, path):
     save_palette(path, [[0, 1, 2]], RED, BLACK, BLUE)
-    with pytest.raises(UserError, match="index 0 is 'c0' by its number and 'c1' by its palette's colour"):
+    with pytest.raises(UserError, match=r"index 0 .*'c0'.*'c1'.*palette"):
         decoder(BLACK, RED, GREY).read(path)
     save_palette(path, [[0, 1, 2]], BLACK, BLUE, RED)  # one contradicts: a tool's own palette
     assert decoder(BLACK, RED, GREY).read(path).tolist() == [[0, 1, 2]]
@@ -115,19 +115,17 @@ def test_an_ignored_index_may_have_any_colour(decoder, path):
 @pytest.mark.parametrize(("bits", "white"), [(1, 1), (2, 3), (4, 15)])
 def test_the_white_of_few_bits_is_no_255(decoder, path, bits, white):
     path.write_bytes(png(np.array([[0, white]]), bits))
-    with pytest.raises(
-        UserError, match=rf"label value {white} is no class .* its white is {white}, not 255: save label"
-    ):
+    with pytest.raises(UserError, match=rf"value {white} .*mine.* {bits} bit.* 255.* 8 bits"):
         decoder({"id": 0}, {"id": 255}).read(path)
     assert decoder({"id": 0}, {"id": white}).read(path).tolist() == [[0, 1]]
 
 
 def test_values_out_of_range_are_named(decoder, path):
     Image.fromarray(np.array([[0, 1, 256]], np.int32)).save(path, format="TIFF")
-    with pytest.raises(UserError, match="label value 256 is no class"):
+    with pytest.raises(UserError, match=r"value 256 .*mine"):
         decoder({"id": 0}, {"id": 1}).read(path)
     Image.fromarray(np.array([[0, 1, -1]], np.float32)).save(path, format="TIFF")
-    with pytest.raises(UserError, match="label value -1 is no class"):
+    with pytest.raises(UserError, match=r"value -1 .*mine"):
         decoder({"id": 0}, {"id": 1}, snap=True).read(path)
 
 
@@ -158,7 +156,7 @@ def test_smoothed_edges_go_to_the_class_that_covers_more(decoder, path, below, a
     cover = disc()
     save(path, blend(cover, below, above))
     third = next(color for color in (GREY, BLUE, BLACK) if color not in (below, above))
-    with pytest.raises(UserError, match=r'no class of mine .*set "snap": true there'):
+    with pytest.raises(UserError, match=r'colour \[.*mine.*smooth.*"snap": true'):
         decoder(below, above, third).read(path)
     found = content(decoder(below, above, third, snap=True), path)
     is_half = cover == 0.5
@@ -188,7 +186,7 @@ def test_a_forgotten_class_is_no_edge(decoder, path):
     pixels = np.zeros((60, 60, 3), np.uint8)
     pixels[20:40, 20:40] = BLUE
     save(path, pixels)
-    with pytest.raises(UserError, match=r"colour \[0, 0, 255\] is no class of mine \(400 pixels\); it is no blend"):
+    with pytest.raises(UserError, match=r"\[0, 0, 255\] .*mine \(400 .*blend.*dataset\.json"):
         decoder(BLACK, RED, WHITE, snap=True).read(path)
 
 
@@ -199,16 +197,16 @@ def test_a_forgotten_class_between_two_others_is_no_edge_where_it_is_wide(decode
     pixels[50, 10:50] = GREY  # and it is a class where it is thin, too
     save(path, pixels)
     number = 20 * side + 40
-    with pytest.raises(UserError, match=rf"colour \[128, 128, 128\] is no class of mine \({number} pixels\)"):
+    with pytest.raises(UserError, match=rf"\[128, 128, 128\] .*mine \({number} "):
         decoder(BLACK, RED, WHITE, snap=True).read(path)
     save(path, pixels[..., 0])
-    with pytest.raises(UserError, match="label value 128 is no class of mine"):
+    with pytest.raises(UserError, match=r"value 128 .*mine"):
         decoder({"id": 0}, {"id": 255}, snap=True).read(path)
 
 
 def test_a_photograph_is_not_snapped(decoder, path):
     save(path, np.random.default_rng(0).integers(0, 256, (40, 40, 3)))
-    with pytest.raises(UserError, match="is no class of mine"):
+    with pytest.raises(UserError, match=r"colour \[.*mine.*blend"):
         decoder(BLACK, RED, WHITE, snap=True).read(path)
 
 
@@ -218,7 +216,7 @@ def test_jpeg_masks_of_few_far_colours(decoder, tmp_path, quality):
     ids = np.zeros((64, 96), np.uint8)
     ids[8:40, 16:60], ids[45:, 50:] = 1, 2
     save(path, np.array([BLACK, RED, WHITE])[ids], quality=quality, subsampling=0)
-    with pytest.raises(UserError, match=r'JPEG changes colours: save masks as PNG, or set "snap": true'):
+    with pytest.raises(UserError, match=r'mine.*JPEG.*PNG.*"snap": true'):
         decoder(BLACK, RED, WHITE).read(path)
     np.testing.assert_array_equal(decoder(BLACK, RED, WHITE, snap=True).read(path), ids)
 
@@ -252,7 +250,7 @@ def test_a_colour_hidden_below_transparent_pixels_counts_where_it_means_one_thin
 )
 def test_otherwise_what_is_transparent_must_be_said(decoder, path, row):
     save(path, rgba(row))
-    with pytest.raises(UserError, match=r'(33|67) % of the label is transparent, .*"transparent": the name of a class'):
+    with pytest.raises(UserError, match=r'mask\.png: (33|67) % .*dataset\.json.*"transparent": .*"ignore"'):
         decoder(BLACK, RED).read(path)
     hidden = [alpha == 0 for _, alpha in row]
     drawn = [int(color == RED) for color, _ in row]

@@ -213,14 +213,14 @@ def test_chunks_that_change_colours_are_named(path):
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
 def test_other_kinds_of_colours_are_refused(path, mode):
     Image.new(mode, (3, 2)).save(path, format="TIFF")
-    with pytest.raises(UserError, match=f"mask: the label('s colours are {mode}; save it as a PNG| cannot be read)"):
+    with pytest.raises(UserError, match=f"mask: .*({mode}.*PNG|replace it)"):
         read_mask(path)
 
 
 def test_the_header_alone_is_read(path):
     path.write_bytes(png(np.zeros((9, 9), int), 8)[:45])  # cut off in the pixels
     assert read_form(path).size == (9, 9)
-    with pytest.raises(UserError, match="the label cannot be read"):
+    with pytest.raises(UserError, match=r"mask: .*label.*replace it"):
         read_mask(path)
 
 

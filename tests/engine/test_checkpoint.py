@@ -46,7 +46,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch, room):
     path = tmp_path / "a.pth"
     save_atomically({"a": torch.ones(2000)}, path)
     monkeypatch.setattr(checkpoint, "open", lambda *a, **k: FullDisk(open(*a, **k), room), raising=False)  # noqa: SIM115
-    with pytest.raises(OSError, match=r"cannot save .*a\.pth: No space left on device; .* untouched"):
+    with pytest.raises(OSError, match=r"a\.pth: No space left.*untouched"):
         save_atomically({"a": torch.zeros(2000)}, path)
     assert read_checkpoint(path)["a"].sum() == 2000
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]

@@ -1,6 +1,7 @@
 """The checkpoints of a run: which one is read, and that damage is always noticed."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_a_checkpoint_cut_off_anywhere_is_never_taken_for_whole(tmp_path, tenths
     path = tmp_path / "checkpoint.pth"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * tenths // 10])
-    with pytest.raises(ValueError, match=r"checkpoint\.pth: (damaged|not a checkpoint, or a damaged one)"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: .*damaged"):
         read_checkpoint(path)
     loaded, used = store.load()
     assert (loaded["iteration"], used.name) == (0, "checkpoint.1.pth")
@@ -54,7 +55,7 @@ def test_a_damaged_newest_one_does_not_replace_the_good_older_one(tmp_path, dama
     path.write_bytes(damage(path.read_bytes()))
     store = CheckpointStore(tmp_path, 3)  # of the next start
     store.save(state(7))
-    assert "checkpoint.pth is damaged and is replaced" in caplog.text
+    assert re.search(r"checkpoint\.pth .*damaged.*replaced", caplog.text)
     assert [read_checkpoint(tmp_path / name)["iteration"] for name in ("checkpoint.pth", "checkpoint.1.pth")] == [7, 0]
     path.write_bytes(damage(path.read_bytes()))  # behind the back of the store that wrote it
 
@@ -91,7 +92,7 @@ def test_all_damaged_or_none(tmp_path):
     store = saved(tmp_path, 2)
     for path in tmp_path.iterdir():
         path.write_bytes(b"half of one")
-    with pytest.raises(ValueError, match=r"checkpoint\.pth: .*checkpoint\.1\.pth: .*remove them to start anew"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pth: .*checkpoint\.1\.pth: .*remove"):
         store.load()
     for path in tmp_path.iterdir():
         path.unlink()

@@ -56,7 +56,7 @@ def test_what_names_nothing_is_refused(folder, monkeypatch, argument, message):
 
 
 def test_two_results_of_one_name_are_refused(folder):
-    with pytest.raises(ValueError, match=r"both results would be called c; predict them into two folders"):
+    with pytest.raises(ValueError, match=r"c\.png.*c\.jpg: .* c; .*folders"):
         find_inputs([str(folder / "c.jpg"), str(folder / "c.png")])
 
 
@@ -108,7 +108,7 @@ def test_the_name_of_a_video_need_not_be_unicode(tmp_path):
 
 def test_no_video_and_no_camera(tmp_path):
     (tmp_path / "v.mp4").write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"v\.mp4: cannot be opened as a video"):
+    with pytest.raises(ValueError, match=r"v\.mp4: .*opened.*video"):
         FrameReader(Input("video", tmp_path / "v.mp4", "v"))
     with pytest.raises(ValueError, match="camera 97: cannot be opened"):
         FrameReader(Input("camera", 97, "camera_97"))

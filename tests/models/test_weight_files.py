@@ -18,7 +18,7 @@ class Bomb:
 
 def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "extra": Bomb()}, tmp_path / "bomb.pth")
-    with pytest.raises(ValueError, match=r"bomb\.pth: refused, because reading it would run code .*\.mkdir") as error:
+    with pytest.raises(ValueError, match=r"bomb\.pth: .*code.*\.mkdir.*state_dict\(\)") as error:
         read_checkpoint(tmp_path / "bomb.pth")
     assert "\n" not in str(error.value)
     assert not os.path.exists("/tmp/ovenet-was-here")
@@ -79,17 +79,17 @@ def test_files_without_weights_are_refused():
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(ValueError, match="a directory; expected a checkpoint file"):
         read_checkpoint(tmp_path)
-    with pytest.raises(ValueError, match=r"no\.pth: there is no such checkpoint file"):
+    with pytest.raises(ValueError, match=r"no\.pth: .*no such"):
         read_checkpoint(tmp_path / "no.pth")
     torch.save({"a": torch.ones(1000)}, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     for content in (b"", b"text, not a checkpoint", b"# a page", whole[: len(whole) // 2], whole[:20]):
         (tmp_path / "bad.pth").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.pth: not a checkpoint, or a damaged one") as error:
+        with pytest.raises(ValueError, match=r"bad\.pth: .*checkpoint.*damaged") as error:
             read_checkpoint(tmp_path / "bad.pth")
         assert "\n" not in str(error.value)
     torch.save(torch.ones(3), tmp_path / "tensor.pth")
-    with pytest.raises(ValueError, match="holds a Tensor; expected tensors by name"):
+    with pytest.raises(ValueError, match=r"tensor\.pth: .*Tensor.*by name"):
         read_checkpoint(tmp_path / "tensor.pth")
 
 
@@ -106,12 +106,12 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     ],
 )
 def test_what_cannot_be_a_weight_is_refused_by_name(tensor, problem):
-    with pytest.raises(UserError, match=rf"a\.pth: 'head\.layers\.3\.bias' (is|has) .*{problem}"):
+    with pytest.raises(UserError, match=rf"a\.pth: 'head\.layers\.3\.bias' .*{problem}"):
         weights_of({"model": {"good": torch.ones(2), "head.layers.3.bias": tensor}}, "a.pth")
 
 
 def test_names_of_weights_are_strings():
-    with pytest.raises(UserError, match=r"a\.pth: 3 .*type int.*expected a string"):
+    with pytest.raises(UserError, match=r"a\.pth: 3 .*\bint\b.*string"):
         weights_of({3: torch.ones(2)}, "a.pth")
 
 
@@ -134,5 +134,5 @@ def test_safetensors_carry_weights_and_what_belongs_to_them(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no tensors", b"\xff" * 100])
 def test_damaged_safetensors_are_one_line(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.safetensors: not a safetensors file, or a damaged one"):
+    with pytest.raises(ValueError, match=r"x\.safetensors: not .*safetensors.*damaged"):
         read_checkpoint(tmp_path / "x.safetensors")

@@ -105,7 +105,7 @@ def test_older_checkpoints_take_the_catalogs_classes(checkpoint):
 
 def test_weights_alone_need_their_experiment_file(checkpoint, tmp_path, write_config):
     torch.save(torch.load(checkpoint)["model"], tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"no configuration; name its experiment file"):
+    with pytest.raises(ValueError, match=r"weights\.pth: .*configuration.*--cfg FILE"):
         Predictor.from_checkpoint(tmp_path / "weights.pth")
     config = tmp_path / "branched_seg_hrnet_4.yaml"
     assert Predictor.from_checkpoint(tmp_path / "weights.pth", config=config).info.name == "camvid"
@@ -162,9 +162,9 @@ def test_models_that_come_along_predict_and_are_described(path, pixels):
 
 
 def test_an_unknown_model_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"camvid-hrnet: no run's folder, file of weights or model that comes along"):
+    with pytest.raises(ValueError, match=r"camvid-hrnet: .*folder.*\(.*scenes-lite0"):
         ovenet.load("camvid-hrnet")
-    with pytest.raises(ValueError, match=r"has neither best\.pth nor final_state\.pth; train first"):
+    with pytest.raises(ValueError, match=r"best\.pth .*final_state\.pth; train"):
         ovenet.load(tmp_path)
 
 
@@ -182,14 +182,14 @@ def test_packed_weights_predict_the_same(checkpoint, pixels, tmp_path, monkeypat
     one, other = Predictor.from_checkpoint(checkpoint), ovenet.load(packed)
     assert one.settings.scales == other.settings.scales
     np.testing.assert_array_equal(one(pixels), other(pixels))
-    with pytest.raises(ValueError, match=r"packed\.safetensors exists; name another file"):
+    with pytest.raises(ValueError, match=r"packed\.safetensors exists.*--overwrite"):
         pack.main()
 
 
 def test_weights_without_a_configuration_are_not_packed(checkpoint, tmp_path, monkeypatch):
     torch.save(torch.load(checkpoint, weights_only=True)["model"], tmp_path / "bare.pth")
     monkeypatch.setattr("sys.argv", ["ovenet pack", str(tmp_path / "bare.pth"), str(tmp_path / "x.safetensors")])
-    with pytest.raises(ValueError, match=r"bare\.pth: carries no config; only weights that training wrote here"):
+    with pytest.raises(ValueError, match=r"bare\.pth: .* config; .*training"):
         pack.main()
     assert not (tmp_path / "x.safetensors").exists()
 
@@ -302,7 +302,7 @@ def test_what_cannot_be_verified_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="sha256 differs"):
         Predictor.from_pretrained(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(UserError, match=r"config\.json is missing or damaged"):
+    with pytest.raises(UserError, match=r"config\.json .*missing.*save_pretrained"):
         ovenet.load(folder)
-    with pytest.raises(UserError, match="not to be had from the hub"):
+    with pytest.raises(UserError, match=r"nobody/.*: .*folder.*hub \("):
         Predictor.from_pretrained("nobody/nothing-of-the-kind")

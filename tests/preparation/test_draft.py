@@ -297,16 +297,16 @@ def test_one_damaged_mask_and_one_photograph_are_named_and_left_out(folder):
     draft = read_draft(root)
     assert draft.shares == {BLACK: 0.5, RED: 0.5}
     assert (draft.num_masks, draft.num_labels) == (28, 30)
-    assert re.search(r"labels/28\.png: looks like a photograph", "\n".join(draft.remarks))
-    assert re.search(r"labels/29\.png: the label cannot be read", "\n".join(draft.remarks))
+    assert re.search(r"labels/28\.png: .*photograph.*mask", "\n".join(draft.remarks))
+    assert re.search(r"labels/29\.png: .*label.*replace it", "\n".join(draft.remarks))
     for k in range(20):
         Image.fromarray(NOISE).save(root / f"labels/{k}.png")
-    with pytest.raises(UserError, match=r"labels/0\.png: looks like a photograph"):
+    with pytest.raises(UserError, match=r"labels/0\.png: .*photograph.*mask"):
         read_draft(root)
 
 
 def test_a_grey_photograph(folder):
-    with pytest.raises(UserError, match=r"labels/0\.png: looks like a photograph"):
+    with pytest.raises(UserError, match=r"labels/0\.png: .*photograph.*mask"):
         read_draft(folder([NOISE[..., 0]] * 10))
 
 

@@ -1,6 +1,7 @@
 """What is listed of a dataset's tree, and what is said when something is amiss."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -86,8 +87,8 @@ def test_a_root_one_or_two_levels_too_high_or_low(tmp_path, cityscapes, wrong, w
     right = cityscapes.rename(tmp_path / "down/one/cs")
     root = tmp_path / "data"
     message = message_of(root, source=tmp_path / wrong)
-    assert f"does not begin here but {word}" in message
-    assert message.endswith(f"move its content here, or name it: --source {right}")
+    assert re.search(rf"cityscapes .* {word};", message)
+    assert message.endswith(f": --source {right}")
     assert not root.exists()  # nothing was linked
     root.mkdir()
     (root / "cityscapes").symlink_to(tmp_path / wrong)
@@ -164,7 +165,7 @@ def test_a_name_with_a_line_break_is_named(tmp_path, pattern):
             (tmp_path / kind / name).write_bytes(b"x")
     pairs = collect_pairs(tmp_path, Layout(f"images/{pattern}", f"labels/{pattern}"), ())
     assert len(pairs) == 2
-    with pytest.raises(UserError, match="line breaks cannot be listed"):
+    with pytest.raises(UserError, match=r"\\nc\.png'.*breaks.*rename"):
         [format_line(*pair) for pair in pairs]
 
 
@@ -222,7 +223,7 @@ def test_names_that_cannot_be_listed(tmp_path, file, partner, reason):
     left_out = {}
     assert collect_pairs(folder, OWN, (), left_out) == [("images/good.jfif", "labels/good.png")]
     assert list(left_out) == [reason]
-    with pytest.raises(UserError, match=r"two files for one name|cannot be listed"):  # of a published dataset
+    with pytest.raises(UserError, match=r"two files|: .*listed; rename"):  # of a published dataset
         [format_line(*pair) for pair in collect_pairs(folder, OWN, ())]
 
 
@@ -247,7 +248,7 @@ def test_links_and_empty_files(tmp_path):
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path):
     folder = own(tmp_path, "images/Cat.png", "labels/cat.png")
-    with pytest.raises(UserError, match=r"images/\*\*; .*Cat.png \(is labels/cat.png m"):
+    with pytest.raises(UserError, match=r"images/\*\*; .*Cat\.png \(.*labels/cat\.png"):
         collect_pairs(folder, OWN, (), {})
 
 

@@ -60,7 +60,7 @@ def test_a_copy_is_checked_before_it_begins(tmp_path, camvid_source):
     (tmp_path / "data/camvid/valannot").mkdir(parents=True)
     (tmp_path / "data/camvid/valannot/b.png").write_bytes(b"mine")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=r"valannot/b\.png exists and differs"):
+    with pytest.raises(ValueError, match=r"valannot/b\.png .*differs.*remove"):
         prepare_dataset("camvid", tmp_path / "data", source=camvid_source, copy=True)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(tmp_path, camvid_source):
     root = tmp_path / "data"
     with pytest.raises(ValueError, match=r"camvid: no such folder; .*CamVid"):
         prepare_dataset("camvid", root)
-    with pytest.raises(ValueError, match=r"--source .*nowhere: no such folder"):
+    with pytest.raises(ValueError, match=r"--source .*nowhere: .*folder"):
         prepare_dataset("camvid", root, source=tmp_path / "nowhere")
     (camvid_source / "valannot/b.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 2 labels missing: .*valannot/b\.\*"):

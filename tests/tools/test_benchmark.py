@@ -1,6 +1,7 @@
 """The benchmark runs, compares equal work, and finds a ratio that is too low."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -33,13 +34,13 @@ def test_a_ratio_that_is_too_low_fails_the_check(run_tool, monkeypatch):
     done = run_tool("benchmark", "--check", *arguments)
     assert done.code == 1
     assert "slow: " in done.out
-    assert "times as fast, at least 1000000.0 is expected" in done.out
+    assert re.search(r"slow: .*at least 1000000\.0", done.out)
 
 
 def test_unknown_rows_and_too_few_runs_are_named(run_tool):
     done = run_tool("benchmark", "--rows", "speed", "--device", "cpu")
     assert (done.code, done.out) == (2, "")
-    assert "--rows 'speed': there is no such row on cpu; there are loss ade20k," in done.err
+    assert re.search(r"--rows 'speed': .* cpu; .*loss ade20k,", done.err)
     assert "at least 2 are needed" in run_tool("benchmark", "--runs", 1).err
 
 

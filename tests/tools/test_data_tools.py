@@ -45,10 +45,7 @@ def test_an_audit_that_finds_errors_ends_with_2(run_tool, experiment, tiny_data)
     assert result.code == 2
     assert "error: train: wrong class count: " in result.out
     assert "[trainannot/2.png]" in result.out
-    assert (
-        f"the label does not exist; run `ovenet prepare camvid --root {tiny_data}`, which writes the lists"
-        in result.out
-    )
+    assert f"; run `ovenet prepare camvid --root {tiny_data}`" in result.out
     assert result.err.splitlines()[-1].startswith("error: training would be wrong: 2 kind(s) of error")
     assert (folder / "audit/audit.json").exists()  # the report is there all the same
     assert len(json.loads((folder / "audit/audit.json").read_text())["lists"]["train"]["findings"]) == 1
@@ -85,7 +82,7 @@ def test_shared_images_are_remarked(run_tool, experiment, tiny_data):
     arguments, _ = experiment
     (tiny_data / "list/camvid/mixed.lst").write_text("val/0.png valannot/0.png\ntrain/1.png trainannot/1.png\n")
     result = run_tool("audit_data", *arguments, "DATASET.TEST_SET", "list/camvid/mixed.lst")
-    assert "1 images are in both lists" in result.out
+    assert re.search(r"shared image: 1 .*\[train/1\.png\]", result.out)
 
 
 def test_browsing_shows_the_crops_of_training(run_tool, experiment):
@@ -141,7 +138,7 @@ def test_a_missing_list_is_written_on_first_use(run_tool, experiment, tiny_data)
 def test_training_looks_at_its_data_first(run_tool, experiment, tiny_data):
     arguments, _ = experiment
     result = run_tool("train", *arguments, "TRAIN.END_EPOCH", 1)
-    assert "train.lst: 6 of 6 pairs checked" in result.err
+    assert "train.lst: 6 of 6 pairs" in result.err
     (tiny_data / "camvid/train/5.png").unlink()
     result = run_tool("train", *arguments, "TRAIN.RESUME", "True", "DATASET.AUDIT", 2)
     assert result.code == 2
@@ -173,7 +170,7 @@ def test_annotations_become_a_dataset(run_tool, tmp_path):
     assert sum(map(len, lists)) == 5
     again = run_tool(*command, "--source", source)
     assert again.code == 2
-    assert "has files in it already" in again.err
+    assert re.search(r"data/mine: .*no split \(labels/", again.err)
     assert "name the annotations" in run_tool(*command).err
     known = run_tool("prepare_data", "cityscapes", "--root", tmp_path, "--from", "coco", "--source", source)
     assert "a known dataset" in known.err
@@ -206,8 +203,8 @@ def test_splits_are_imported_one_after_the_other(run_tool, tmp_path):
     val = coco(tmp_path, [annotation(3, outline), annotation(4, outline)], name="instances_val.json", categories=names)
     done = run_tool(*command, val)
     assert done.code == 0, done.err
-    assert "masks of 1 images in the split val\n" in done.out
-    assert "dataset.json: 1 more classes at its end: ant" in done.out
+    assert re.search(r"data/mine: masks .*\b1 .* val\n", done.out)
+    assert re.search(r"dataset\.json: 1 .*: ant\n", done.out)
     assert re.search(r"experiment\.yaml: .*DATASET\.NUM_CLASSES.*\b3\n", done.out)
     assert done.out.endswith(f"\nnow look: ovenet audit --cfg {folder}/experiment.yaml\n")
     for split in ("train", "val"):
@@ -246,7 +243,7 @@ def plant(folder, image="images/#.png", label="labels/#.png", names=range(10)):
 def test_a_folder_becomes_an_experiment_in_one_step(prepare, tmp_path):
     plant(tmp_path / "data/leaves")
     first = prepare("leaves")
-    assert "id 0: 50.00 % of the pixels, a class" in first.stdout
+    assert re.search(r"id 0: 50\.00 % .*, a class", first.stdout)
     assert first.stdout.splitlines()[-1].endswith("ovenet audit --cfg data/leaves/experiment.yaml")
     assert {path.name for path in tmp_path.iterdir()} == {"data"}  # all lies beside the data
     described = (tmp_path / "data/leaves/dataset.json").read_text()
@@ -271,7 +268,7 @@ def test_a_drafted_dataset_takes_an_import(prepare, tmp_path):
     assert "test" not in json.loads(description.read_text())["layouts"]["split_names"]
     test = coco(tmp_path, [annotation(3, [[2, 3, 12, 3, 12, 15, 2, 15]])], name="test.json")
     done = prepare("leaves", "--from", "coco", "--source", test, "--background", "class 0")
-    assert "masks of 1 images in the split test" in done.stdout
+    assert re.search(r"data/leaves: masks .*\b1 .* test\n", done.stdout)
     assert "list/leaves/test.lst: 1 lines" in done.stdout
     assert (tmp_path / "data/list/leaves/test.lst").read_text() == "images/test/a.png\tlabels/test/a.png\n"
     content = json.loads(description.read_text())

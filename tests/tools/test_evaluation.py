@@ -116,7 +116,7 @@ def test_the_report_is_written_and_rewritten(trained, run_tool, tmp_path):
     assert run_tool("report", run, folder, "--output", two, "--overwrite").code == 0
     missing = run_tool("report", tmp_path / "nowhere")
     assert missing.code == 2
-    assert "run tools/test.py first" in missing.err
+    assert re.search(r"nowhere: .*results\.json.*tools/test\.py", missing.err)
 
 
 def test_the_report_needs_details(trained, run_tool):

@@ -130,10 +130,10 @@ def test_a_request_to_stop_saves_and_leaves(run, tmp_path, number, code):
     process.send_signal(number)
     returned, out = finish(process)
     assert returned == code, out
-    assert f"{number.name}: saving after this step" in out
+    assert f"{number.name}: saving" in out
     assert "Traceback" not in out
     state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
-    assert f"stopped at iteration {state['iteration']}" in out
+    assert re.search(rf"stopped .* {state['iteration']}; TRAIN\.RESUME", out)
 
 
 def assert_nothing_is_left(process):
@@ -156,10 +156,10 @@ def test_a_request_to_the_whole_group_saves_and_leaves(run, tmp_path, number):
     os.killpg(process.pid, number)
     code, out = finish(process)
     assert code == 75, out
-    assert out.count(f"{number.name}: saving after this step") == 1
+    assert out.count(f"{number.name}: saving") == 1
     assert "Traceback" not in out
     state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
-    assert f"stopped at iteration {state['iteration']}" in out
+    assert re.search(rf"stopped .* {state['iteration']}; TRAIN\.RESUME", out)
     assert_nothing_is_left(process)
 
 
@@ -201,7 +201,7 @@ def test_a_second_run_in_the_same_folder_is_refused(run, tmp_path):
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     assert code == 2
-    assert f"another run (process {first.pid} on {socket.gethostname()}) writes there" in out
+    assert re.search(rf"\(process {first.pid} on {re.escape(socket.gethostname())}\).*OUTPUT_DIR", out)
     assert finish(run(tmp_path / "a", "TRAIN.END_EPOCH", 1))[0] == 0  # the killed one holds nothing
 
 
@@ -227,7 +227,7 @@ def test_a_corrupt_image_stops_the_run_or_is_left_out(run, tmp_path, tiny_data):
     code, out = finish(run(tmp_path / "b", *stopped, "DATASET.SKIP_BROKEN", True))
     assert code == 0, out
     assert out.count("that is left out: ") == 2  # once an epoch
-    assert "sample 2 that is left out: " in out
+    assert re.search(r"sample 2 .*left out: .*train/4\.png", out)
     assert re.search(r"train/4\.png: .*cannot be read", out)
 
 
@@ -247,7 +247,7 @@ def test_a_killed_loading_process_ends_the_run_with_its_name(run, tmp_path):
     os.kill(loading[0], signal.SIGKILL)
     code, out = finish(process)
     assert code == 2, out
-    assert "a data loading process was killed" in out.splitlines()[-1]
+    assert re.search(rf"killed .*\b{loading[0]}\b.*WORKERS.*TRAIN\.RESUME", out.splitlines()[-1])
     assert torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)["iteration"] > 0
 
 
@@ -276,7 +276,7 @@ def test_a_request_to_a_launcher_and_all_its_processes_saves(run, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     _, out = finish(process)
     state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
-    assert f"stopped at iteration {state['iteration']}" in out
+    assert re.search(rf"stopped .* {state['iteration']}; TRAIN\.RESUME", out)
     assert state["iteration"] > 3
 
 
@@ -290,7 +290,7 @@ def test_two_processes_stop_together_and_go_on(run, tmp_path):
     os.kill(trainers[1], signal.SIGUSR1)  # one of them is asked
     _, out = finish(process)
     state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
-    assert f"stopped at iteration {state['iteration']}" in out
+    assert re.search(rf"stopped .* {state['iteration']}; TRAIN\.RESUME", out)
     assert len(state["random_states"]) == 2
     code, out = finish(run(tmp_path / "a", *end[2:], "TRAIN.END_EPOCH", state["epoch"] + 1))
     assert code == 0, out

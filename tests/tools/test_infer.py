@@ -74,7 +74,7 @@ def test_every_kind_of_image_and_result(run, run_tool, tmp_path):
     Image.fromarray(color[:1, :1]).save(source / "one_pixel.png")
     done = run_tool("infer", folder / "best.pth", source, "--output", tmp_path / "out")
     assert done.code == 0, done.err
-    assert "7 inputs, 0 images or frames skipped" in done.out
+    assert re.search(r"7 inputs, 0 .*skipped", done.out)
     for name in ("color", "grey", "alpha", "palette", "deep", "deep_grey"):
         for kind in ("ids", "color", "overlay", "offset", "confidence"):
             assert pixels(tmp_path / f"out/{kind}/{name}.png").shape == (31, 45, 3)
@@ -102,14 +102,14 @@ def test_what_cannot_be_read_is_named_and_skipped(run, run_tool, tiny_data, tmp_
     bad.write_bytes(b"no image")
     done = run_tool("infer", folder / "best.pth", tiny_data / "camvid/val", "--output", tmp_path / "o")
     assert done.code == 1
-    assert f"skipped: {bad}: the image cannot be read" in done.err
+    assert re.search(rf"skipped: {re.escape(str(bad))}: .*replace it", done.err)
     assert (tmp_path / "o/ids/1.png").exists()
     strict = run_tool("infer", folder / "best.pth", tiny_data / "camvid/val", "--output", tmp_path / "s", "--strict")
     assert strict.code == 2
     assert not (tmp_path / "s/ids").exists()
     alone = run_tool("infer", folder / "best.pth", bad, "--output", tmp_path / "a")
     assert alone.code == 2
-    assert f"{bad}: the image cannot be read" in alone.err
+    assert re.search(rf"{re.escape(str(bad))}: .*replace it", alone.err)
 
 
 def test_results_are_not_overwritten_unasked(run, run_tool, tiny_data, tmp_path):

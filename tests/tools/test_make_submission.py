@@ -44,7 +44,7 @@ def test_a_dry_run_scores_what_is_in_the_zip(run_tool, scenes, tmp_path, monkeyp
     result = run_tool("make_submission", "--dry-run", *arguments)
     assert result.code == 0, result.err
     zip_file = tmp_path / "output/cityscapes/tiny/submission/val_weights_s1.zip"
-    assert f"{zip_file}: 3 files, complete and valid for cityscapes" in result.out
+    assert re.search(rf"{re.escape(str(zip_file))}: 3 files, .*valid.*cityscapes", result.out)
     assert [p.name for p in zip_file.parent.iterdir()] == [zip_file.name]  # nothing is left lying about
     tested = run_tool("test", *arguments)
     fused = [line.split()[-1] for line in tested.out.splitlines() if line.startswith(("road", "mIoU", "pixel"))]
@@ -110,4 +110,4 @@ def test_a_dataset_without_a_server(run_tool, tiny_data, write_config):
     settings["DATASET"]["ROOT"] = str(tiny_data)
     result = run_tool("make_submission", "--cfg", write_config(settings))
     assert result.code == 2
-    assert "camvid has no test server" in result.err
+    assert re.search(r"camvid .*server.*tools/test\.py", result.err)

@@ -125,5 +125,5 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("")
     done = run(tmp_path, "--tiny")
     assert done.returncode == 2
-    assert "has other files in it" in done.stderr
+    assert f"error: {tmp_path} has other files" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

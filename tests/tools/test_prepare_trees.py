@@ -1,6 +1,7 @@
 """Every tree of a publisher's page or a README of the public code is prepared, and its labels mean what they did."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -99,8 +100,7 @@ def test_train_ids_of_cityscapes_are_read_as_categories_too(tmp_path, run_tool):
 def test_the_test_images_of_ade20k_are_told_apart_from_those_that_are_missing(tmp_path, run_tool):
     plant(tmp_path / "ade20k", TREES["ade20k, official"], 1)
     done = run_tool("prepare_data", "ade20k", "--root", tmp_path)
-    assert "note: test: no images like" in done.err
-    assert "release_test/testing/*" in done.err
+    assert re.search(r"note: test: no images .*release_test/testing/\*", done.err)
 
 
 def compressed(runs):
@@ -136,7 +136,7 @@ def test_pascal_context_is_prepared_from_its_annotation_file(tmp_path, run_tool)
     plant_annotations(tmp_path / "pascal_ctx/VOCdevkit/VOC2010")
     done = run_tool("prepare_data", "pascal_ctx", "--root", tmp_path)
     assert done.code == 0, done.err
-    assert "2 label files written from trainval_merged.json" in done.out
+    assert re.search(r"pascal_ctx: 2 label files .*trainval_merged\.json", done.out)
     info = CATALOG["pascal_context"]
     expected = ["background"] * 2 + ["aeroplane"] * 36 + ["background", "bicycle"]
     for split, name in (("train", "2008_000002"), ("val", "2008_000003")):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,14 +103,14 @@ def test_a_host_that_is_lost_is_told_and_one_host_goes_on(hosts, arguments, run_
     code, out = finish(processes[0])
     assert time.monotonic() - lost_at < 60
     assert code != 0
-    assert "process 0 of 2 lost the others in" in out, out
+    assert re.search(r"process 0 of 2 lost .*DIST_TIMEOUT", out), out
     if how != "dies":
         code, out = finish(processes[1])
         assert code != 0
-        assert "process 1 of 2 lost the others in" in out, out
+        assert re.search(r"process 1 of 2 lost .*DIST_TIMEOUT", out), out
 
     end = ("TRAIN.END_EPOCH", 8, "OUTPUT_DIR", tmp_path / "out", "TRAIN.BATCH_SIZE_PER_GPU", 2)
     resumed = run_process(sys.executable, "tools/train.py", *arguments, *end)
     assert resumed.returncode == 0, resumed.stderr
-    assert "the run began on 2 process(es), now there are 1" in resumed.stderr
+    assert re.search(r"2 process\(es\).*\b1\b", resumed.stderr)
     assert (tmp_path / "out/camvid/tiny/final_state.pth").exists()

@@ -42,9 +42,9 @@ def test_commands_begin_without_what_only_some_need(run_process):
 
 def test_a_video_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"out\.mp4: videos need PyAV, .*; pip install av$"):
+    with pytest.raises(ValueError, match=r"out\.mp4: .*PyAV.*; pip install av$"):
         FrameWriter(tmp_path / "out.mp4", 25.0)
-    with pytest.raises(ValueError, match=r"in\.mp4: videos need PyAV, .*; pip install av$"):
+    with pytest.raises(ValueError, match=r"in\.mp4: .*PyAV.*; pip install av$"):
         FrameReader(Input("video", tmp_path / "in.mp4", "in"))
-    with pytest.raises(ValueError, match=r"the pipe: videos need PyAV, .*; pip install av$"):
+    with pytest.raises(ValueError, match=r"the pipe: .*PyAV.*; pip install av$"):
         FrameReader(Input("pipe", 0, "pipe"))

@@ -152,7 +152,7 @@ def test_a_dataset_without_splits_takes_no_other(tmp_path):
         labelme(tmp_path / "in", f"{number}", [shape("house", square(2, 2, 9)), shape("door", square(12, 2, 5))])
     import_annotations("labelme", tmp_path / "in", tmp_path / "out")
     before = files(tmp_path)
-    with pytest.raises(UserError, match=r"has files in it already that are in no split \(labels/0\.png\)"):
+    with pytest.raises(UserError, match=r"no split \(labels/0\.png\)"):
         import_annotations("labelme", tmp_path / "in", tmp_path / "out", split="val")
     assert files(tmp_path) == before
 
@@ -213,7 +213,7 @@ def test_tables_that_cannot_take_the_classes(tmp_path, more, message):
 def test_one_class(tmp_path):
     """It is refused before anything is written, so that the same command with --background does it."""
     path = coco(tmp_path, [annotation(3, TREE)])
-    with pytest.raises(UserError, match=r"all shapes are 'tree', and a task needs two classes;.*--background CLASS"):
+    with pytest.raises(UserError, match=r"'tree'.*two classes.*--background CLASS"):
         import_annotations("coco", path, tmp_path / "out", split="train")
     assert not (tmp_path / "out").exists()
     import_annotations("coco", path, tmp_path / "out", split="train", background="rest")
@@ -268,5 +268,5 @@ def test_bad_sources(tmp_path):
     (tmp_path / "in/a.json").write_text('{"shapes": [], "imagePath": "a.jpg"}')
     (tmp_path / "in/a.jpg").write_text("no image")
     labelme(tmp_path / "in", "a", [shape("a", square(1, 1, 5)), shape("b", square(1, 1, 5))], with_image=False)
-    with pytest.raises(UserError, match=r"a\.jpg: the image cannot be read"):
+    with pytest.raises(UserError, match=r"a\.jpg: .*image.*replace it"):
         import_annotations("labelme", tmp_path / "in", tmp_path / "out")

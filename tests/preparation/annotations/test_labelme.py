@@ -248,7 +248,7 @@ def test_images_that_are_annotated_twice_or_not_at_all(tmp_path):
         "images without any shape: 1 (d.json)",
     )
     labelme(tmp_path / "in", "b", shapes, with_image=False, imagePath="a.jpg")
-    with pytest.raises(UserError, match=r"in/b\.json: it is of the same image as \S+in/a\.json"):
+    with pytest.raises(UserError, match=r"/b\.json: .*same image .*/a\.json"):
         imported("labelme", tmp_path / "in")
 
 
@@ -276,7 +276,7 @@ def test_bad_files(tmp_path, text, message):
 
 def test_a_class_whose_name_has_two_lines(tmp_path):
     labelme(tmp_path / "in", "a", [shape("blue\nsky", square(0, 0, 5)), shape("sea", square(6, 0, 5))])
-    with pytest.raises(UserError, match=r"in/a\.json: shape 0: the label is 'blue\\nsky'; expected .* on one line"):
+    with pytest.raises(UserError, match=r"in/a\.json: shape 0: .*'blue\\nsky'.*one line"):
         imported("labelme", tmp_path / "in")
     assert not (tmp_path / "out").exists()
 
