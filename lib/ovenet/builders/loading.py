@@ -129,8 +129,10 @@ def _load_exported(
 def _configuration(
     config: str | Path | CfgNode | None, carried: str | None, path: Path, overrides: Sequence[str]
 ) -> CfgNode:
+    if isinstance(config, CfgNode):
+        return load_config_text(config.dump(), "the configuration", overrides) if overrides else config
     if config is not None:
-        return config if isinstance(config, CfgNode) else load_config(config, overrides)
+        return load_config(config, overrides)
     if carried is None:
         raise UserError(f"{path}: holds weights but no configuration; name its experiment file (--cfg FILE)")
     return load_config_text(carried, str(path), overrides)
