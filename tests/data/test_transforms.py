@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from ovenet.data.augmentation import applied
+from ovenet.data.augmentation import apply_changes
 from ovenet.data.samplers import TrainSampler, evaluation_shard, spread
 from ovenet.data.transforms import (
     IMAGENET,
@@ -38,7 +38,7 @@ def transform(**options) -> TrainTransform:
 
 def seen(step: TrainTransform, source: Sample, seed: int) -> Sample:
     """A variant as the network sees it: with the changes that the device makes."""
-    return applied(step(source, np.random.default_rng(seed)))
+    return apply_changes(step(source, np.random.default_rng(seed)))
 
 
 def test_a_crop_is_a_window_of_the_image():

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import plain
 from benchmarks.inputs import Options, drawn_scenes, random_labels, random_output
 from benchmarks.measure import Case
-from ovenet.data.augmentation import applied
+from ovenet.data.augmentation import apply_changes
 from ovenet.data.cache import DecodedCache
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
@@ -105,7 +105,7 @@ def sample_case(options: Options, *, cached: bool, count: int = 17) -> Iterator[
 
         def same(a: list[Any], b: list[Any]) -> None:
             """The same crops: the random numbers are drawn in the same order."""
-            for (pixels, labels), ours in zip(a, map(applied, b), strict=True):
+            for (pixels, labels), ours in zip(a, map(apply_changes, b), strict=True):
                 np.testing.assert_array_equal(labels, ours.labels)
                 normalized = normalize_images(torch.from_numpy(ours.image.transpose(2, 0, 1)[None].copy()))[0].numpy()
                 assert np.abs(pixels - normalized)[:, ours.labels != plain.IGNORE].max() < 1.5 / 255 / 0.224

@@ -8,16 +8,35 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from ovenet.audit import ListReport, audit_dataset, check_datasets
-from ovenet.builders.models import dataset_info, model_on_meta
+from ovenet.builders.models import model_on_meta
 from ovenet.config.schema import section
+from ovenet.data.catalog import find_dataset
 from ovenet.data.dataset import AugmentedDataset, ListDataset
+from ovenet.data.info import DatasetInfo
 from ovenet.data.loaders import TestLoader, TrainLoader, evaluation_loader, train_loader
 from ovenet.data.samplers import TrainSampler
 from ovenet.data.settings import LoaderSettings, WorkerSettings
 from ovenet.data.shared_cache import attach_cache
 from ovenet.data.transforms import TrainTransform
+from ovenet.errors import UserError
 from ovenet.preparation.listing import open_list
 from ovenet.structures import Normalization
+
+
+def dataset_info(cfg: CfgNode) -> DatasetInfo:
+    """The dataset of the configuration.
+
+    Raises:
+        UserError: there is no such dataset, or ``DATASET.NUM_CLASSES`` is not its number of classes.
+    """
+    name, folder = cfg.DATASET.DATASET, Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
+    info = find_dataset(name, folder, num_classes=cfg.DATASET.NUM_CLASSES)
+    if info.num_classes != cfg.DATASET.NUM_CLASSES:
+        raise UserError(
+            f"DATASET.NUM_CLASSES is {cfg.DATASET.NUM_CLASSES}, but {info.name} has {info.num_classes} classes; "
+            f"set it to {info.num_classes}"
+        )
+    return info
 
 
 def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListDataset:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from ovenet.builders.data import dataset_info
 from ovenet.builders.inference import inference_model, inference_settings
-from ovenet.builders.models import build_model, dataset_info, prediction_names
+from ovenet.builders.models import build_model, prediction_names
 from ovenet.config import changed_settings, check_parts, load_config, load_config_text
 from ovenet.config.schema import is_of_the_test
 from ovenet.data.catalog import find_dataset

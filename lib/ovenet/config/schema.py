@@ -34,7 +34,6 @@ from ovenet.models.settings import (
 )
 
 VERSION = 2  # of the schema; 1 described the model as the public HRNet and OVeNet files do
-PARTS = ("BACKBONE", "NECK", "HEAD", "SEED")  # sections of MODEL that also take arguments of the part they name
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("", RunSettings),
     ("", WorkerSettings),

@@ -54,7 +54,7 @@ class SegmentationCriterion(nn.Module):
     """
 
     class_weights: Tensor | None
-    _output_weights: Tensor
+    output_weights: Tensor
 
     def __init__(
         self,
@@ -78,8 +78,7 @@ class SegmentationCriterion(nn.Module):
         self.queries = queries
         self.contrast, self.contrast_weight = contrast, contrast_weight
         self.ignore_label = ignore_label
-        self.output_weights = tuple(output_weights)
-        self.register_buffer("_output_weights", torch.tensor(self.output_weights), persistent=False)
+        self.register_buffer("output_weights", torch.tensor(tuple(output_weights)), persistent=False)
         default = WeightedLoss("cross_entropy", CrossEntropy(align_corners=align_corners))
         self.losses = (default,) if losses is None else tuple(losses)
         self.initial_and_seed_weight = initial_and_seed_weight
@@ -92,8 +91,8 @@ class SegmentationCriterion(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     @property
-    def settles_at(self) -> int:
-        """Iteration from which the loss no longer depends on the iteration."""
+    def static_from_iteration(self) -> int:
+        """First iteration from which the loss no longer changes with the iteration."""
         return max(self.fusion_warmup, 0 if self.contrast is None else self.contrast.start)
 
     def forward(self, output: OVeNetOutput, labels: Tensor, *, iteration: int | None = None) -> LossTerms:
@@ -102,7 +101,7 @@ class SegmentationCriterion(nn.Module):
         Args:
             output: the model's prediction.
             labels: ``(B, H, W)`` integer class ids.
-            iteration: number of finished iterations; None for at least `settles_at`.
+            iteration: number of finished iterations; None for at least `static_from_iteration`.
 
         Raises:
             UserError: the model's number of score maps is not that of `output_weights`.
@@ -117,17 +116,17 @@ class SegmentationCriterion(nn.Module):
         targets = Targets.from_labels(
             labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=dtype
         )
-        terms = self._of_queries(output, labels)
+        terms = self._query_terms(output, labels)
         total = sum(terms.values(), targets.weights.new_zeros(()))
-        predictions = self._supervised(output)
-        terms |= self._semantic(predictions, targets, output.score_kind)
+        predictions = self._supervised_scores(output)
+        terms |= self._semantic_terms(predictions, targets, output.score_kind)
         if output.has_seed:
-            terms["confidence"] = self._confidence(output, targets, labels)
-            total = total + self._warmed_up(terms, iteration)
+            terms["confidence"] = self._confidence_loss(output, targets, labels)
+            total = total + self._fused_term(terms, iteration)
             total = total + self.initial_and_seed_weight * sum(terms[name] for name in predictions if name != "fused")
             total = total + self.confidence_weight * terms["confidence"]
             if self.offset_weight:
-                terms["offset"] = self._offset(output, labels)
+                terms["offset"] = self._offset_loss(output, labels)
                 total = total + self.offset_weight * terms["offset"]
         elif "fused" in terms:
             total = total + terms["fused"]
@@ -136,21 +135,21 @@ class SegmentationCriterion(nn.Module):
             total = total + self.contrast_weight * terms["contrast"]
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
-    def _of_queries(self, output: OVeNetOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Terms of the masks and their classes."""
+    def _query_terms(self, output: OVeNetOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of the query masks and their classes; empty for heads without queries."""
         if self.queries is None:
             return {}
         assert output.queries is not None, "heads predict queries only in training"
         return self.queries(output.queries, labels)
 
-    def _supervised(self, output: OVeNetOutput) -> dict[str, tuple[Tensor, ...]]:
-        """Score maps that ``L`` is computed of, by prediction."""
+    def _supervised_scores(self, output: OVeNetOutput) -> dict[str, tuple[Tensor, ...]]:
+        """Score maps supervised by ``L``, by prediction."""
         if not output.has_seed:
             return {} if self.queries is not None else {"fused": output.fused}
         initial = {} if self.queries is not None else {"initial": output.initial}
         return {"fused": output.fused, **initial, "seed": output.seed}
 
-    def _semantic(
+    def _semantic_terms(
         self, predictions: Mapping[str, Sequence[Tensor]], targets: Targets, kind: ScoreKind
     ) -> dict[str, Tensor]:
         """``L`` of each prediction; each term is computed for all score maps at once."""
@@ -164,16 +163,16 @@ class SegmentationCriterion(nn.Module):
         by_map = targets.weights.new_zeros(len(maps))
         for term in self.losses:
             by_map = by_map + term.weight * functional.mean(*losses_of_maps(term.loss, maps, targets, kind, is_final))
-        by_prediction = (by_map.view(-1, num_outputs) * self._output_weights).sum(dim=1)
+        by_prediction = (by_map.view(-1, num_outputs) * self.output_weights).sum(dim=1)
         return dict(zip(predictions, by_prediction.unbind(), strict=True))
 
-    def _warmed_up(self, terms: dict[str, Tensor], iteration: int | None) -> Tensor:
+    def _fused_term(self, terms: dict[str, Tensor], iteration: int | None) -> Tensor:
         """``L(S_f)``; during the warm-up, its interpolation with ``L(S_i)``."""
         if iteration is None or iteration >= self.fusion_warmup or "initial" not in terms:
             return terms["fused"]
         return torch.lerp(terms["initial"], terms["fused"], iteration / self.fusion_warmup)
 
-    def _confidence(self, output: OVeNetOutput, targets: Targets, labels: Tensor) -> Tensor:
+    def _confidence_loss(self, output: OVeNetOutput, targets: Targets, labels: Tensor) -> Tensor:
         """``L_F``."""
         assert output.confidence is not None
         assert output.offset is not None
@@ -190,7 +189,7 @@ class SegmentationCriterion(nn.Module):
         offset = self._at_label_size(output.offset, labels)
         return functional.mean(*functional.confidence_loss(confidence, labels, offset, ignore_label=self.ignore_label))
 
-    def _offset(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
+    def _offset_loss(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
         """Loss of the offsets."""
         assert output.offset is not None
         offset, scores, ignored = output.offset, output.initial[-1], self.ignore_label
