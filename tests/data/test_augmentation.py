@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovenet.data import transforms
 from ovenet.data.augmentation import _to_hsv, apply_changes, augment, augment_and_normalize
+from ovenet.data.settings import CropSettings
 from ovenet.data.transforms import IMAGENET, TrainTransform, collate, normalize_images
 from ovenet.structures import Batch, Normalization, Sample
 
@@ -36,8 +37,8 @@ def by_opencv(image, labels, changes):
 
 def random_samples(count, size=(13, 21), **options):
     """Crops of noise with changes as they are drawn."""
-    settings = {"flip": True, "brightness_shift": 40, "photometric": True, **options}
-    step = TrainTransform(size, max(size), None, ignore_label=255, **settings)
+    colors = {"random_brightness": True, "random_brightness_shift_value": 40, "photometric_distortion": True}
+    step = TrainTransform(CropSettings(size[::-1], max(size), multi_scale=False, **{**colors, **options}))
     samples = []
     for seed in range(count):
         rng = np.random.default_rng(seed)
@@ -51,7 +52,7 @@ def tensors_of(batch):
 
 
 def test_flips_and_shifts_are_exact():
-    samples = random_samples(40, photometric=False)
+    samples = random_samples(40, photometric_distortion=False)
     batch = collate(samples)
     assert batch.changes.shape == (40, 2)
     assert {0.0, 1.0} == set(batch.changes[:, 0].tolist())
@@ -127,12 +128,12 @@ def test_contrast_is_drawn_before_or_after_the_colours():
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_what_the_network_gets(order, channels_last):
     normalization = Normalization((0.4, 0.5, 0.6), (0.1, 0.2, 0.3), order)
-    batch = collate(random_samples(6, photometric=False))
+    batch = collate(random_samples(6, photometric_distortion=False))
     if not channels_last:
         batch = Batch(batch.images.contiguous(), batch.labels, batch.names, changes=batch.changes)
     before = batch.images.clone()
     images, labels = augment_and_normalize(batch, normalization)
-    for number, sample in enumerate(random_samples(6, photometric=False)):
+    for number, sample in enumerate(random_samples(6, photometric_distortion=False)):
         image, label = by_opencv(sample.image, sample.labels, sample.changes)
         image = (image if order == "RGB" else image[..., ::-1]) / 255
         expected = (image - np.array(normalization.mean)) / np.array(normalization.std)
@@ -177,7 +178,7 @@ class Seen(TorchDispatchMode):
 @pytest.mark.parametrize("photometric", [False, True])
 def test_the_device_waits_for_nothing_and_nothing_is_copied(photometric):
     """On a CUDA device that is not there: operations whose shapes hang on values raise, copies are seen."""
-    batch = collate(random_samples(2, photometric=photometric))
+    batch = collate(random_samples(2, photometric_distortion=photometric))
     try:
         with FakeTensorMode() as mode:
             images, labels, changes = (mode.from_tensor(x).to("cuda:0") for x in tensors_of(batch))
@@ -198,7 +199,7 @@ def test_the_device_waits_for_nothing_and_nothing_is_copied(photometric):
 @pytest.mark.parametrize("photometric", [False, True])
 def test_a_card_makes_of_a_batch_what_the_cpu_does(photometric):
     """Also from a CUDA graph, whose inputs are replaced."""
-    first, second = (collate(random_samples(16, photometric=photometric)[half::2]) for half in (0, 1))
+    first, second = (collate(random_samples(16, photometric_distortion=photometric)[half::2]) for half in (0, 1))
     images, labels, changes = (x.cuda() for x in tensors_of(first))
     static = Batch(images, labels, first.names, changes=changes)
     augment_and_normalize(static, IMAGENET)

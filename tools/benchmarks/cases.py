@@ -18,6 +18,7 @@ from ovenet.data.augmentation import apply_changes
 from ovenet.data.cache import DecodedCache
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
+from ovenet.data.settings import CropSettings
 from ovenet.data.transforms import TrainTransform, normalize_images
 from ovenet.evaluation.metrics import confusion_counts
 from ovenet.geometry import resize_rows
@@ -85,7 +86,7 @@ def sample_case(options: Options, *, cached: bool, count: int = 17) -> Iterator[
     with drawn_scenes(count, options.size(1024, 2048)) as (root, pairs):
         base_size = options.size(1024, 2048)[1]
         dataset = ListDataset(root, root / "train.lst", info, ignore_label=plain.IGNORE)
-        transform = TrainTransform(crop, base_size, 16, flip=True, brightness_shift=0, ignore_label=plain.IGNORE)
+        transform = TrainTransform(CropSettings(crop[::-1], base_size, ignore_label=plain.IGNORE))
         if cached:
             dataset.cache = DecodedCache(root / "cache", dataset.folder, info, plain.IGNORE)
             dataset.cache.build(dataset.pairs, dataset.read_files, range(count), num_threads=2)
