@@ -1,4 +1,4 @@
-"""From a file to a trained network."""
+"""Loads trained networks from files of weights and exported files, with the configuration that goes with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ovenet.builders.data import dataset_info
 from ovenet.builders.inference import inference_model, inference_settings
 from ovenet.builders.models import build_model, prediction_names
 from ovenet.config import changed_settings, check_parts, load_config, load_config_text
-from ovenet.config.schema import is_of_the_test
+from ovenet.config.schema import affects_test
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
 from ovenet.deployment import FileNetwork, is_exported
@@ -210,5 +210,5 @@ def settings_unlike_training(text: str, cfg: CfgNode) -> list[str]:
     return [
         change
         for key, change in changes.items()
-        if key in _SIZES_SEEN or (key.startswith("MODEL.") and is_of_the_test(key))
+        if key in _SIZES_SEEN or (key.startswith("MODEL.") and affects_test(key))
     ]

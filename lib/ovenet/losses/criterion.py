@@ -45,7 +45,7 @@ class SegmentationCriterion(nn.Module):
         offset_target: target of this loss: ``same_class`` moves seeds into regions of the pixel's class, see
             `functional.offset_loss`; ``right_pixel`` moves seeds of wrong pixels to a correct pixel of their class, see
             `functional.right_pixel_loss`.
-        fusion_warmup: number of iterations in which ``L(S_f)`` fades in, in place of a second ``L(S_i)``; 0 for none
+        fusion_warmup: iterations over which the fused loss ramps linearly from ``L(S_i)`` to ``L(S_f)``; 0 for none
             (the paper).
         align_corners: convention of the upsampling to label size.
         contrast: loss of the pixel embeddings; None for none.
