@@ -23,7 +23,8 @@ from ovenet.data.transforms import TrainTransform, normalize_images
 from ovenet.evaluation.metrics import confusion_counts
 from ovenet.geometry import resize_rows
 from ovenet.inference.backend import best_class
-from ovenet.losses import SegmentationCriterion, build_losses
+from ovenet.losses import SegmentationCriterion
+from ovenet.losses.settings import LossSettings
 from ovenet.utils.coarse import coarse_threads
 
 WEIGHTS = (0.4, 1.0)  # of the auxiliary and the final output
@@ -46,13 +47,8 @@ def loss_case(
     output = random_output(batch, num_classes, tuple(-(-n // 4) for n in size), options.device)
     labels = random_labels(batch, num_classes, size, options.device)
     inputs = (*output.initial, *output.seed, *output.fused, output.confidence)
-    criterion = SegmentationCriterion(
-        ignore_label=plain.IGNORE,
-        output_weights=WEIGHTS,
-        losses=build_losses(
-            [{"NAME": "cross_entropy"} if ohem is None else {"NAME": "ohem", "THRESHOLD": ohem[0], "MIN_KEPT": ohem[1]}]
-        ),
-    ).to(options.device)
+    settings = LossSettings() if ohem is None else LossSettings(use_ohem=True, ohemthres=ohem[0], ohemkeep=ohem[1])
+    criterion = SegmentationCriterion(settings, ignore_label=plain.IGNORE, output_weights=WEIGHTS).to(options.device)
 
     def run(loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
         value = loss()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
 from ovenet.audit import read_suggested_weights
 from ovenet.builders.data import dataset_info
+from ovenet.config.schema import section
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
-from ovenet.losses import PixelContrast, QueryLoss, SegmentationCriterion, build_losses
+from ovenet.losses import PixelContrast, QueryLoss, SegmentationCriterion
+from ovenet.losses.settings import LossSettings
 from ovenet.models.registry import HEADS
 from ovenet.models.settings import NO_SEED
 from ovenet.utils.logging import get_logger
@@ -30,18 +31,10 @@ def build_criterion(cfg: CfgNode) -> SegmentationCriterion:
     num_outputs = HEADS[cfg.MODEL.HEAD.NAME].num_outputs
     default_weights = (AUXILIARY_WEIGHT,) * (num_outputs - 1) + (1.0,)
     return SegmentationCriterion(
+        section(cfg, LossSettings),
         ignore_label=cfg.TRAIN.IGNORE_LABEL,
         class_weights=class_weights(cfg, info),
         output_weights=cfg.LOSS.BALANCE_WEIGHTS or default_weights,
-        losses=build_losses(
-            _terms(cfg), align_corners=cfg.MODEL.ALIGN_CORNERS, backend=cfg.LOSS.BACKEND, average=cfg.LOSS.AVERAGE
-        ),
-        initial_and_seed_weight=cfg.LOSS.KAPPA,
-        confidence_weight=cfg.LOSS.LAMBDA,
-        confidence_target=cfg.LOSS.CONFIDENCE_TARGET,
-        offset_weight=cfg.LOSS.OFFSET,
-        offset_target=cfg.LOSS.OFFSET_TARGET,
-        fusion_warmup=cfg.LOSS.FUSION_WARMUP,
         align_corners=cfg.MODEL.ALIGN_CORNERS,
         contrast=_contrast(cfg),
         contrast_weight=cfg.LOSS.CONTRAST.WEIGHT,
@@ -84,15 +77,6 @@ def _contrast(cfg: CfgNode) -> PixelContrast | None:
         max_samples=cfg.LOSS.CONTRAST.MAX_SAMPLES,
         max_views=cfg.LOSS.CONTRAST.MAX_VIEWS,
     )
-
-
-def _terms(cfg: CfgNode) -> list[dict[str, Any]]:
-    """``LOSS.TERMS``, or the terms that the published keys stand for."""
-    if cfg.LOSS.TERMS:
-        return cfg.LOSS.TERMS
-    if cfg.LOSS.USE_OHEM:
-        return [{"NAME": "ohem", "THRESHOLD": cfg.LOSS.OHEMTHRES, "MIN_KEPT": cfg.LOSS.OHEMKEEP}]
-    return [{"NAME": "cross_entropy"}]
 
 
 def class_weights(cfg: CfgNode, info: DatasetInfo) -> Sequence[float] | None:
