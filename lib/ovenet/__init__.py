@@ -9,12 +9,11 @@ from ovenet.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ovenet.builders import build_criterion, build_model, load_checkpoint
-    from ovenet.builders.models import create_model
     from ovenet.config import load_config
     from ovenet.errors import UserError
     from ovenet.losses import list_losses
     from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
-    from ovenet.models.factory import describe
+    from ovenet.models.factory import create_model, describe
     from ovenet.predictor.predictor import Predictor, load
     from ovenet.structures import OVeNetOutput
 
@@ -24,7 +23,7 @@ _MODULES = {  # where each public name is, so that `ovenet --help` does not wait
     "UserError": "errors",
     "build_criterion": "builders",
     "build_model": "builders",
-    "create_model": "builders.models",
+    "create_model": "models.factory",
     "describe": "models.factory",
     "list_backbones": "models",
     "list_heads": "models",

@@ -10,9 +10,9 @@ class UserError(ValueError):
     """Bad input. The one-line message names the key or file, the value and the remedy; tools exit with code 2."""
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error on one line of at most 200 characters; its type where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def one_line(error: BaseException, max_length: int = 200) -> str:
+    """The message of an error on one line of at most `max_length` characters; the name of its type if it is empty."""
+    return " ".join(str(error).split())[:max_length] or type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str], *, num: int = 1) -> str:

@@ -26,9 +26,10 @@ class Setting:
         above: lower bound, excluded.
         at_most: upper bound, included.
         below: upper bound, excluded.
-        role: ``result``: results depend on the value; ``input``: results depend on the file it names; ``place``: paths
-            and names on this machine; ``speed``: time, memory, logs and checkpoints, never results.
-        in_test: the counts of a test of given weights depend on the value.
+        role: ``result``: the value changes what a training computes; ``input``: the file that it names does;
+            ``place``: it only says where files and logs are; ``speed``: it only changes time, memory, what is written
+            (``PRINT_FREQ``, checkpoints, reports) and where a run begins again (``RESUME``).
+        in_test: the value changes the counts of a test of given weights.
     """
 
     meaning: str
@@ -55,7 +56,7 @@ class Setting:
         )
 
     def expected(self, value: Any) -> str:
-        """The range, as a message about a value outside it says it."""
+        """The range that a value violates, for the error message."""
         is_above_all = isinstance(value, int) and self.at_most is None and value > LARGEST_INTEGER
         return f"at most {LARGEST_INTEGER}" if is_above_all and not self.one_of else self.range_text
 

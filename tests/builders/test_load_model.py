@@ -43,6 +43,17 @@ def test_a_configuration_from_the_file_from_a_path_and_as_it_is(file, tiny_cfg, 
     assert [trained.training_config is None for trained in loaded] == [False, True, True]
 
 
+def test_overrides_win_over_a_given_configuration(file, tiny_cfg):
+    path, _, _ = file()
+    given = tiny_cfg("TEST.BASE_SIZE", 48)
+    trained = load_model(path, given, ["TEST.BASE_SIZE", "40", "TEST.FLIP_TEST", "True"])
+    assert (trained.settings.base_size, trained.settings.flip) == (40, True)
+    assert trained.cfg.TRAIN == given.TRAIN
+    assert given.TEST.BASE_SIZE == 48
+    with pytest.raises(UserError, match=r"TEST\.BASE_SIZE.*-1.*at least 1"):
+        load_model(path, given, ["TEST.BASE_SIZE", "-1"])
+
+
 def test_weights_without_a_configuration_are_refused(file):
     path, _, _ = file()
     with pytest.raises(UserError, match=r"best\.pth: .*configuration.*--cfg FILE"):

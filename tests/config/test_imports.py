@@ -64,7 +64,7 @@ def test_parts_are_there_when_they_are_looked_up():
 def test_public_names_are_found():
     names = imported_by(
         "import ovenet.losses, ovenet.models\n"
-        "from ovenet.models import heads, backbones, necks, controls\n"
+        "from ovenet.models import heads, backbones, necks, seeds\n"
         "print(*(getattr(package, name).__name__ for package in (ovenet.models, ovenet.losses)\n"
         "        for name in package.__all__ if name != 'LOSSES'))"
     )

@@ -260,7 +260,7 @@ def test_every_key_is_read():
         if sections[:1] == ["MODEL"] or sections == ["TRAIN", "LR_MULT"] or key == "VERSION":
             is_read = re.search(rf"\.{name}\b|\"{name}\"", code) is not None  # read through a shorter name
         else:
-            handed_over = rf"\b(settings|run|schedule|step|checkpoints|workers)\.{name.lower()}\b"
+            handed_over = rf"\b(settings|run|schedule|step|checkpoints|workers)\.{name.lower()}_?\b"  # lambda_
             is_read = re.search(rf"cfg\.{re.escape(key)}\b|{handed_over}", code) is not None
         assert is_read, key
 

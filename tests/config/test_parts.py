@@ -40,7 +40,7 @@ def model(**parts):
             model(backbone={"NAME": "hrnet_w18", "ALIGN_CORNERS": True}),
             r"ALIGN_CORNERS.*hrnet_w18",
         ),
-        (model(frozen=["tail"]), r"MODEL\.FROZEN .*\['tail'\].*parts among backbone, neck, head and seed"),
+        (model(frozen=["tail"]), r"MODEL\.FROZEN .*\['tail'\].*backbone, neck, head, seed"),
         (
             model(backbone={"NAME": "mit_b0"}) | {"TRAIN": {"CHECKPOINT_ACTIVATIONS": True}},
             r"TRAIN\.CHECKPOINT_ACTIVATIONS.*True.*False.*mit_b0",

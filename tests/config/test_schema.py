@@ -7,7 +7,7 @@ import yaml
 
 from ovenet.config import default_config, load_config
 from ovenet.config.reference import settings_page
-from ovenet.config.schema import KEYS, is_of_the_result, is_of_the_test, keys_of_role, section
+from ovenet.config.schema import KEYS, affects_test, affects_training, keys_of_role, section
 from ovenet.engine.settings import LearningRateMultipliers, StepSettings
 from ovenet.errors import UserError
 from ovenet.fields import Setting
@@ -44,16 +44,16 @@ def test_the_tree_has_plain_values():
 
 
 def test_what_makes_another_run():
-    assert {key for key in [*KEYS, "VERSION"] if not is_of_the_result(key)} == NOT_OF_THE_RESULT
-    assert is_of_the_result("MODEL.HEAD.MID_CHANNELS")
+    assert {key for key in [*KEYS, "VERSION"] if not affects_training(key)} == NOT_OF_THE_RESULT
+    assert affects_training("MODEL.HEAD.MID_CHANNELS")
 
 
 def test_what_makes_another_test():
-    assert is_of_the_test("MODEL.HEAD.MID_CHANNELS")
-    assert is_of_the_test("TRAIN.IGNORE_LABEL")
-    assert is_of_the_test("TEST.SCALE_LIST")
-    assert not is_of_the_test("TRAIN.LR")
-    assert not is_of_the_test("TEST.SAVE_PREDICTIONS")
+    assert affects_test("MODEL.HEAD.MID_CHANNELS")
+    assert affects_test("TRAIN.IGNORE_LABEL")
+    assert affects_test("TEST.SCALE_LIST")
+    assert not affects_test("TRAIN.LR")
+    assert not affects_test("TEST.SAVE_PREDICTIONS")
 
 
 def test_paths_are_places_or_inputs():

@@ -8,7 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovenet.data import transforms
-from ovenet.data.augmentation import _to_hsv, applied, augmented, prepared
+from ovenet.data.augmentation import _to_hsv, apply_changes, augment, augment_and_normalize
+from ovenet.data.settings import CropSettings
 from ovenet.data.transforms import IMAGENET, TrainTransform, collate, normalize_images
 from ovenet.structures import Batch, Normalization, Sample
 
@@ -36,8 +37,8 @@ def by_opencv(image, labels, changes):
 
 def random_samples(count, size=(13, 21), **options):
     """Crops of noise with changes as they are drawn."""
-    settings = {"flip": True, "brightness_shift": 40, "photometric": True, **options}
-    step = TrainTransform(size, max(size), None, ignore_label=255, **settings)
+    colors = {"random_brightness": True, "random_brightness_shift_value": 40, "photometric_distortion": True}
+    step = TrainTransform(CropSettings(size[::-1], max(size), multi_scale=False, **{**colors, **options}))
     samples = []
     for seed in range(count):
         rng = np.random.default_rng(seed)
@@ -51,12 +52,12 @@ def tensors_of(batch):
 
 
 def test_flips_and_shifts_are_exact():
-    samples = random_samples(40, photometric=False)
+    samples = random_samples(40, photometric_distortion=False)
     batch = collate(samples)
     assert batch.changes.shape == (40, 2)
     assert {0.0, 1.0} == set(batch.changes[:, 0].tolist())
     assert len(set(batch.changes[:, 1].tolist())) > 10
-    images, labels = augmented(batch.images, batch.labels, batch.changes)
+    images, labels = augment(batch.images, batch.labels, batch.changes)
     for number, sample in enumerate(samples):
         image, label = by_opencv(sample.image, sample.labels, sample.changes)
         np.testing.assert_array_equal(images[number].permute(1, 2, 0), image)
@@ -69,7 +70,7 @@ def test_colours_are_those_of_opencv():
     """Hue and saturation are the same integers; on the way back OpenCV rounds or cuts off, as its machine has it."""
     samples = random_samples(60)
     batch = collate(samples)
-    images, labels = augmented(batch.images, batch.labels, batch.changes)
+    images, labels = augment(batch.images, batch.labels, batch.changes)
     num_other = 0
     for number, sample in enumerate(samples):
         image, label = by_opencv(sample.image, sample.labels, sample.changes)
@@ -108,7 +109,7 @@ def test_hues_and_saturations_of_all_grey_levels():
 def test_each_change_by_hand(changes, before, after, tolerance):
     row = [changes.get(column, value) for column, value in enumerate(NEUTRAL)]
     image = torch.tensor(before, dtype=torch.uint8).view(1, 3, 1, 1)
-    out, _ = augmented(image, torch.zeros(1, 1, 1, dtype=torch.int16), torch.tensor([row]))
+    out, _ = augment(image, torch.zeros(1, 1, 1, dtype=torch.int16), torch.tensor([row]))
     np.testing.assert_allclose(out.flatten(), after, atol=tolerance)
 
 
@@ -127,12 +128,12 @@ def test_contrast_is_drawn_before_or_after_the_colours():
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_what_the_network_gets(order, channels_last):
     normalization = Normalization((0.4, 0.5, 0.6), (0.1, 0.2, 0.3), order)
-    batch = collate(random_samples(6, photometric=False))
+    batch = collate(random_samples(6, photometric_distortion=False))
     if not channels_last:
         batch = Batch(batch.images.contiguous(), batch.labels, batch.names, changes=batch.changes)
     before = batch.images.clone()
-    images, labels = prepared(batch, normalization)
-    for number, sample in enumerate(random_samples(6, photometric=False)):
+    images, labels = augment_and_normalize(batch, normalization)
+    for number, sample in enumerate(random_samples(6, photometric_distortion=False)):
         image, label = by_opencv(sample.image, sample.labels, sample.changes)
         image = (image if order == "RGB" else image[..., ::-1]) / 255
         expected = (image - np.array(normalization.mean)) / np.array(normalization.std)
@@ -144,7 +145,7 @@ def test_what_the_network_gets(order, channels_last):
 def test_batches_without_changes_are_only_normalised():
     images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
     labels = torch.zeros(2, 5, 7, dtype=torch.int16)
-    out, same = prepared(Batch(images, labels, ("a", "b")), IMAGENET)
+    out, same = augment_and_normalize(Batch(images, labels, ("a", "b")), IMAGENET)
     assert torch.equal(out, normalize_images(images))
     assert same is labels
 
@@ -152,11 +153,11 @@ def test_batches_without_changes_are_only_normalised():
 def test_a_sample_is_shown_as_the_network_sees_it():
     for sample in random_samples(4):
         image, labels = by_opencv(sample.image, sample.labels, sample.changes)
-        shown = applied(sample)
+        shown = apply_changes(sample)
         assert np.abs(shown.image.astype(int) - image).max() <= 2
         np.testing.assert_array_equal(shown.labels, labels)
         assert shown.changes is None
-        assert applied(shown) is shown
+        assert apply_changes(shown) is shown
 
 
 class Seen(TorchDispatchMode):
@@ -177,14 +178,14 @@ class Seen(TorchDispatchMode):
 @pytest.mark.parametrize("photometric", [False, True])
 def test_the_device_waits_for_nothing_and_nothing_is_copied(photometric):
     """On a CUDA device that is not there: operations whose shapes hang on values raise, copies are seen."""
-    batch = collate(random_samples(2, photometric=photometric))
+    batch = collate(random_samples(2, photometric_distortion=photometric))
     try:
         with FakeTensorMode() as mode:
             images, labels, changes = (mode.from_tensor(x).to("cuda:0") for x in tensors_of(batch))
             fake = Batch(images, labels, batch.names, changes=changes)
-            prepared(fake, IMAGENET)  # makes the constants
+            augment_and_normalize(fake, IMAGENET)  # makes the constants
             with Seen() as seen:
-                images, labels = prepared(fake, IMAGENET)
+                images, labels = augment_and_normalize(fake, IMAGENET)
         assert images.device == labels.device == torch.device("cuda:0")
         assert images.shape == batch.images.shape
         assert all(devices <= {"cuda:0"} for _, devices in seen.calls)
@@ -198,16 +199,16 @@ def test_the_device_waits_for_nothing_and_nothing_is_copied(photometric):
 @pytest.mark.parametrize("photometric", [False, True])
 def test_a_card_makes_of_a_batch_what_the_cpu_does(photometric):
     """Also from a CUDA graph, whose inputs are replaced."""
-    first, second = (collate(random_samples(16, photometric=photometric)[half::2]) for half in (0, 1))
+    first, second = (collate(random_samples(16, photometric_distortion=photometric)[half::2]) for half in (0, 1))
     images, labels, changes = (x.cuda() for x in tensors_of(first))
     static = Batch(images, labels, first.names, changes=changes)
-    prepared(static, IMAGENET)
+    augment_and_normalize(static, IMAGENET)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        images, labels = prepared(static, IMAGENET)
+        images, labels = augment_and_normalize(static, IMAGENET)
     for old, new in zip(tensors_of(static), tensors_of(second), strict=True):
         old.copy_(new)
     graph.replay()
-    expected_images, expected_labels = prepared(second, IMAGENET)
+    expected_images, expected_labels = augment_and_normalize(second, IMAGENET)
     torch.testing.assert_close(images.cpu(), expected_images, rtol=0, atol=1.01 / 255 / 0.224 if photometric else 1e-5)
     assert torch.equal(labels.cpu(), expected_labels)

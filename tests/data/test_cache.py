@@ -12,6 +12,7 @@ from ovenet.data import cache as cache_module
 from ovenet.data.cache import DecodedCache
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import AugmentedDataset, ListDataset
+from ovenet.data.settings import CropSettings
 from ovenet.data.transforms import TrainTransform
 
 CAMVID = CATALOG["camvid"]
@@ -41,7 +42,7 @@ def test_cached_samples_are_the_same(tiny_data):
     plain, cached = load(tiny_data), load(tiny_data)
     assert build(tiny_data) == 6
     cached.cache = make(tiny_data)
-    transform = TrainTransform((32, 48), 64, 16, flip=True, brightness_shift=10, ignore_label=255)
+    transform = TrainTransform(CropSettings(image_size=(48, 32), base_size=64, random_brightness=True))
     for index in range(6):
         ours, theirs = cached[index], plain[index]
         np.testing.assert_array_equal(ours.image, theirs.image)

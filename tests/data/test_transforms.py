@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from ovenet.data.augmentation import applied
+from ovenet.data.augmentation import apply_changes
 from ovenet.data.samplers import TrainSampler, evaluation_shard, spread
+from ovenet.data.settings import CropSettings
 from ovenet.data.transforms import (
     IMAGENET,
     TrainTransform,
@@ -28,17 +29,16 @@ def sample_of(height: int, width: int) -> Sample:
     return Sample(image, labels, "a.png")
 
 
-def transform(**options) -> TrainTransform:
-    settings = {
-        "crop_size": (24, 40), "base_size": 64, "scale_steps": None, "flip": False, "brightness_shift": 0,
-        "ignore_label": 255,
-    }  # fmt: skip
-    return TrainTransform(**{**settings, **options})
+def transform(*, crop_size=(24, 40), base_size=64, **options) -> TrainTransform:
+    """A transform without augmentation but for the options: arguments of the transform, else settings."""
+    own = {key: options.pop(key) for key in ("stretch", "flip_table") if key in options}
+    settings = {"multi_scale": False, "flip": False, **options}
+    return TrainTransform(CropSettings(image_size=crop_size[::-1], base_size=base_size, **settings), **own)
 
 
 def seen(step: TrainTransform, source: Sample, seed: int) -> Sample:
     """A variant as the network sees it: with the changes that the device makes."""
-    return applied(step(source, np.random.default_rng(seed)))
+    return apply_changes(step(source, np.random.default_rng(seed)))
 
 
 def test_a_crop_is_a_window_of_the_image():
@@ -77,7 +77,7 @@ def test_scales_are_half_and_up_in_tenths():
     """A square image has its scaled size in the padding: crop 64, scales of 10 pixels are 5 to 15 pixels."""
     sizes = set()
     for seed in range(200):
-        step = transform(crop_size=(64, 64), base_size=10, scale_steps=10)
+        step = transform(crop_size=(64, 64), base_size=10, multi_scale=True, scale_factor=10)
         out = step(sample_of(40, 40), np.random.default_rng(seed))
         sizes.add(int((out.labels[0] != 255).sum()))
     assert sizes == set(range(5, 16))
@@ -110,7 +110,7 @@ def test_images_are_resized_on_pixel_centres():
 def test_brightness_shifts_all_pixels_alike_and_stays_in_range():
     source, shifts = sample_of(24, 40), set()
     for seed in range(60):
-        out = seen(transform(brightness_shift=10, base_size=40), source, seed)
+        out = seen(transform(random_brightness=True, random_brightness_shift_value=10, base_size=40), source, seed)
         difference = out.image.astype(int) - source.image.astype(int)
         unclipped = (out.image > 0) & (out.image < 255)
         assert len(np.unique(difference[unclipped])) == 1
@@ -295,9 +295,9 @@ def test_colours_change_and_labels_do_not():
     source = sample_of(24, 40)
     changed = 0
     for seed in range(40):
-        out = seen(transform(base_size=40, photometric=True), source, seed)
+        out = seen(transform(base_size=40, photometric_distortion=True), source, seed)
         np.testing.assert_array_equal(out.labels, source.labels)
-        again = seen(transform(base_size=40, photometric=True), source, seed)
+        again = seen(transform(base_size=40, photometric_distortion=True), source, seed)
         np.testing.assert_array_equal(out.image, again.image)
         changed += not np.array_equal(out.image, source.image)
     assert 30 < changed < 40  # one in sixteen keeps all, beside contrasts and hues of nothing

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,14 +53,16 @@ def _steps_with_a_bad_one(rank, port, config, run_dir, results):
         images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8, generator=generator)
         labels = torch.randint(0, 11, (2, 32, 32), generator=generator)
         criterion = trainer.step.criterion
-        scale = criterion.confidence_weight
+        settings = criterion.settings
         if step == 1 and rank == 1:
-            criterion.confidence_weight = float("nan")  # this process alone has a loss that is not finite
+            criterion.settings = replace(
+                settings, lambda_=float("nan")
+            )  # this process alone has a loss that is not finite
         due = step == 2 and rank == 1  # this process's clock alone
         result = trainer.step([Batch(images, labels, ("a", "b"))], save=due)
         outcomes.append(result.loss is not None)
         saves.append(result.flags.save)
-        criterion.confidence_weight = scale
+        criterion.settings = settings
     total = sum(p.detach().double().abs().sum() for p in trainer.model.parameters())
     torch.save({"outcomes": outcomes, "saves": saves, "total": total}, f"{results}/{rank}.pth")
     dist.barrier()

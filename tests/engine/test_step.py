@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_a_skipped_step_leaves_the_average(tiny_cfg):
     step = make_step(tiny_cfg, "TRAIN.EMA", 0.9)
     step([batch_of(0)])
     before = copy.deepcopy(step.ema.state_dict())
-    step.criterion.confidence_weight = float("nan")
+    step.criterion.settings = replace(step.criterion.settings, lambda_=float("nan"))
     assert step([batch_of(1)]).loss is None
     after = step.ema.state_dict()
     assert {name for name, value in after.items() if not torch.equal(value, before[name])} <= {"n_averaged"}
@@ -112,9 +113,10 @@ def test_a_skipped_step_leaves_the_statistics_and_the_momentum(tiny_cfg):
         each.schedule.step = lambda: None
     for seed in range(3):
         before = copy.deepcopy(step.model.state_dict())
-        weight, step.criterion.confidence_weight = step.criterion.confidence_weight, float("nan")
+        settings = step.criterion.settings
+        step.criterion.settings = replace(settings, lambda_=float("nan"))
         assert step([batch_of(9)]).loss is None
-        step.criterion.confidence_weight = weight
+        step.criterion.settings = settings
         assert all(torch.equal(value, before[name]) for name, value in step.model.state_dict().items())
         step([batch_of(seed)])
         expected([batch_of(seed)])
@@ -230,7 +232,7 @@ def test_float16_gradients_that_overflow_are_scaled_down_and_not_counted(tiny_cf
     assert result.flags.is_rescaled
     assert step.scaler.get_scale() == 2.0**59
     assert torch.equal(parameters(step), before)
-    step.criterion.confidence_weight = float("nan")
+    step.criterion.settings = replace(step.criterion.settings, lambda_=float("nan"))
     assert not step([batch_of(0)]).flags.is_rescaled  # that is no matter of scale
     assert not make_step(tiny_cfg)([batch_of(0)]).flags.is_rescaled
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ovenet.config.schema import is_of_the_result
+from ovenet.config.schema import affects_training
 from ovenet.evaluation.curves import format_curves, group_curves, plot_curves, read_curve, short_names
 
 
@@ -30,7 +30,7 @@ def runs(tmp_path):
         (run / "log.jsonl").write_text(text + '{"kind": "val", "iter')  # the last line is being written
         settings = {"SEED": seed, "OUTPUT_DIR": name, "WORKERS": seed, "TRAIN": {"LR": lr, "RESUME": bool(seed)}}
         (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    return [read_curve(tmp_path / name, "val/iou", is_of_the_result) for name in "abc"]
+    return [read_curve(tmp_path / name, "val/iou", affects_training) for name in "abc"]
 
 
 def test_runs_that_differ_by_the_seed_are_one_line(runs):
@@ -72,7 +72,7 @@ def test_the_plot_shows_every_curve_in_its_colour(runs):
 
 def test_mean_iou_is_in_percent(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"kind": "val", "iteration": 1, "mean_iou_fused": 0.67344}')
-    curve = read_curve(tmp_path, "val/mean_iou_fused", is_of_the_result)
+    curve = read_curve(tmp_path, "val/mean_iou_fused", affects_training)
     text = format_curves({"a": [curve]}, "val/mean_iou_fused")
     assert text.splitlines()[0] == "val/mean_iou_fused, %"
     assert text.splitlines()[2].split() == ["a", "1", "1", "67.34", "67.34"]
@@ -89,9 +89,9 @@ def test_names_of_runs_are_what_tells_them_apart():
 
 def test_what_is_not_there_is_named(tmp_path, runs):
     with pytest.raises(ValueError, match=r"log\.jsonl: .*val/loss; .*train/loss, val/iou"):
-        read_curve(tmp_path / "a", "val/loss", is_of_the_result)
+        read_curve(tmp_path / "a", "val/loss", affects_training)
     with pytest.raises(ValueError, match=r"none.log\.jsonl: "):
-        read_curve(tmp_path / "none", "val/iou", is_of_the_result)
+        read_curve(tmp_path / "none", "val/iou", affects_training)
 
 
 def test_the_tool_writes_a_table_and_a_picture(tmp_path, runs, capsys, monkeypatch):

@@ -19,8 +19,8 @@ from tests.shipped import EXPERIMENTS, experiment_name, shipped
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ovenet.builders import dataset_info
 from ovenet.builders.inference import inference_settings
-from ovenet.builders.models import dataset_info
 from ovenet.config import load_config
 from ovenet.data.catalog import CATALOG
 from ovenet.data.transforms import IMAGENET

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ovenet.losses import LOSSES, SegmentationCriterion, build_losses
+from ovenet.losses import LOSSES, SegmentationCriterion
+from ovenet.losses.settings import LossSettings
 from ovenet.structures import OVeNetOutput
 
 
@@ -29,7 +30,7 @@ LABELS = torch.zeros(1, 9, 13, dtype=torch.int64)
 
 def test_total_is_the_weighted_sum_of_the_terms():
     """All probabilities are constant, so upsampling changes nothing: L = κ(ln 4 + ln 2) + ln 1.25 + λ ln 10."""
-    criterion = SegmentationCriterion(ignore_label=255, initial_and_seed_weight=0.3, confidence_weight=2.0)
+    criterion = SegmentationCriterion(LossSettings(kappa=0.3, lambda_=2.0), ignore_label=255)
     loss = criterion(constant_output(0.25, 0.5, 0.8, 0.1), LABELS)
     terms = {"initial": math.log(4), "seed": math.log(2), "fused": math.log(1.25), "confidence": math.log(10)}
     assert {k: pytest.approx(v, abs=1e-5) for k, v in terms.items()} == {k: v.item() for k, v in loss.terms.items()}
@@ -46,7 +47,7 @@ def test_auxiliary_maps_are_weighted():
 
 def test_ohem_mines_the_final_map_only():
     """Every pixel is right with p = 0.8, above the threshold, and none is below the smallest: none is mined."""
-    criterion = SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1.0), losses=build_losses([OHEM]))
+    criterion = SegmentationCriterion(LossSettings(terms=(OHEM,)), ignore_label=255, output_weights=(0.4, 1.0))
     loss = criterion(constant_output(0.8, 0.8, 0.8, 0.5, num_maps=2), LABELS)
     assert loss.terms["fused"].item() == pytest.approx(0.4 * math.log(1.5), abs=1e-5)
 
@@ -75,7 +76,7 @@ def test_a_baseline_has_one_term():
 @pytest.mark.parametrize("name", LOSSES.names())
 def test_an_ignored_crop_gives_zero_with_a_gradient(name):
     output = constant_output(0.8, 0.8, 0.8, 0.5)
-    criterion = SegmentationCriterion(ignore_label=255, losses=build_losses([{"NAME": name}]))
+    criterion = SegmentationCriterion(LossSettings(terms=({"NAME": name},)), ignore_label=255)
     loss = criterion(output, torch.full((1, 9, 13), 255))
     assert loss.total.item() == 0.0
     for gradient in torch.autograd.grad(loss.total, (output.confidence, output.fused[0], output.seed[0])):
@@ -89,7 +90,7 @@ def test_weights_must_fit_the_outputs():
 
 @pytest.mark.parametrize(("iteration", "share"), [(0, 0.0), (25, 0.25), (100, 1.0), (500, 1.0), (None, 1.0)])
 def test_the_loss_of_the_fused_scores_fades_in(iteration, share):
-    criterion = SegmentationCriterion(ignore_label=255, fusion_warmup=100)
+    criterion = SegmentationCriterion(LossSettings(fusion_warmup=100), ignore_label=255)
     loss = criterion(constant_output(0.25, 0.5, 0.8, 0.1), LABELS, iteration=iteration)
     first = share * math.log(1.25) + (1 - share) * math.log(4)
     assert loss.total.item() == pytest.approx(first + 0.5 * (math.log(4) + math.log(2)) + math.log(10), abs=1e-5)
@@ -98,18 +99,19 @@ def test_the_loss_of_the_fused_scores_fades_in(iteration, share):
 @pytest.mark.parametrize(("initial", "seed", "expected"), [(0.3, 0.6, math.log(10)), (0.6, 0.3, -math.log(0.9))])
 def test_the_confidence_may_learn_which_scores_are_better(initial, seed, expected):
     """A confidence of 0.1 everywhere is right where the seed's scores are worse."""
-    criterion = SegmentationCriterion(ignore_label=255, confidence_target="better_scores")
+    criterion = SegmentationCriterion(LossSettings(confidence_target="better_scores"), ignore_label=255)
     loss = criterion(constant_output(initial, seed, 0.5, 0.1), LABELS)
     assert loss.terms["confidence"].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_loss_of_the_offsets_is_a_term_of_its_own():
     """All pixels are of one class, so that every seed is right: ln 1 = 0."""
-    loss = SegmentationCriterion(ignore_label=255, offset_weight=3.0)(constant_output(0.5, 0.5, 0.5, 0.5), LABELS)
+    criterion = SegmentationCriterion(LossSettings(offset=3.0), ignore_label=255)
+    loss = criterion(constant_output(0.5, 0.5, 0.5, 0.5), LABELS)
     assert loss.terms["offset"].item() == pytest.approx(0.0, abs=1e-6)
     other = torch.where(torch.arange(13) < 6, 0, 1).expand(1, 9, 13)
     mixed = constant_output(0.5, 0.5, 0.5, 0.5)
-    loss = SegmentationCriterion(ignore_label=255, offset_weight=3.0)(mixed, other)
+    loss = criterion(mixed, other)
     without = SegmentationCriterion(ignore_label=255)(mixed, other)
     assert loss.terms["offset"] > 0
     assert loss.total.item() == pytest.approx(without.total.item() + 3 * loss.terms["offset"].item(), abs=1e-5)
@@ -120,7 +122,7 @@ def test_the_loss_of_the_offsets_may_ask_for_right_pixels():
     output = constant_output(0.25, 0.5, 0.5, 0.5)
     scores = output.initial[-1].detach().clone()
     scores[:, 0, :, 1] = 2.0  # right in the second column of four
-    criterion = SegmentationCriterion(ignore_label=255, offset_weight=3.0, offset_target="right_pixel")
+    criterion = SegmentationCriterion(LossSettings(offset=3.0, offset_target="right_pixel"), ignore_label=255)
     loss = criterion(replace(output, initial=(scores,)), LABELS)
     assert loss.terms["offset"].item() == pytest.approx((1 + 1 + 2) / 3)
 
@@ -170,7 +172,7 @@ def test_lambda_of_the_batch_gives_the_public_confidence_loss(batch, align_corne
     output = OVeNetOutput(maps, maps, maps, offset, confidence)
     terms = {}
     for weight in (0.0, float(batch)):
-        criterion = SegmentationCriterion(ignore_label=255, confidence_weight=weight, align_corners=align_corners)
+        criterion = SegmentationCriterion(LossSettings(lambda_=weight), ignore_label=255, align_corners=align_corners)
         terms[weight] = criterion(output, labels).total.item()
     expected = public_confidence_loss(offset.numpy(), confidence.numpy(), labels.numpy(), align_corners)
     assert terms[batch] - terms[0.0] == pytest.approx(expected, rel=2e-5)

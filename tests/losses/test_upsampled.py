@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ovenet.losses import OhemSettings, SegmentationCriterion, blocked, build_losses, fused
+from ovenet.losses import OhemSettings, SegmentationCriterion, blocked, fused
+from ovenet.losses.settings import LossSettings
 from ovenet.losses.targets import Targets
 from ovenet.losses.upsampled import upsampled_cross_entropy
 from ovenet.structures import OVeNetOutput
@@ -169,8 +170,8 @@ def criterion_and_output(backend, term):
 
     torch.manual_seed(1)
     output = OVeNetOutput(maps(), maps(), maps(), torch.rand(2, 2, 6, 9) - 0.5, torch.rand(2, 1, 6, 9).requires_grad_())
-    losses = build_losses([term], backend=backend)
-    return SegmentationCriterion(ignore_label=IGNORE, output_weights=(0.4, 1), losses=losses), output
+    settings = LossSettings(terms=(term,), backend=backend)
+    return SegmentationCriterion(settings, ignore_label=IGNORE, output_weights=(0.4, 1)), output
 
 
 @pytest.mark.parametrize("term", [{"NAME": "cross_entropy"}, {"NAME": "ohem", "THRESHOLD": 0.5, "MIN_KEPT": 50}])

@@ -92,9 +92,13 @@ def test_batchnorm_over_all_processes_is_left_out():
     assert repeated_blocks(nn.SyncBatchNorm.convert_sync_batchnorm(blocks_of_two_sizes())) == []
 
 
-def test_a_compiler_that_fails_is_told(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(RuntimeError("no\nC++ compiler"), "RuntimeError: no C++ compiler"), (OSError(), "OSError: OSError")],
+)
+def test_a_compiler_that_fails_is_told(monkeypatch, error, text):
     def fails(*_, **__):
-        raise RuntimeError("no\nC++ compiler")
+        raise error
 
     monkeypatch.setattr(torch, "compile", fails)
-    assert compiler_problem(torch.device("cpu")) == "RuntimeError: no C++ compiler"
+    assert compiler_problem(torch.device("cpu")) == text

@@ -9,7 +9,7 @@ from ovenet.builders import build_model
 from ovenet.errors import UserError
 from ovenet.models.cost import count_operations
 from ovenet.models.norm import BatchNorm2d
-from ovenet.models.segmentor import synchronized
+from ovenet.models.segmentor import to_sync_batchnorm
 
 
 def test_it_is_torchs_but_for_the_counter():
@@ -45,7 +45,7 @@ def test_a_momentum_holds_for_every_norm_of_the_network(tiny_cfg, name):
         model(images)
     torch.testing.assert_close(model.backbone.bn1.running_mean, 0.25 * pixels.mean(1))
     torch.testing.assert_close(model.backbone.bn1.running_var, 0.75 + 0.25 * pixels.var(1))
-    for whole in (model, synchronized(model)):
+    for whole in (model, to_sync_batchnorm(model)):
         norms = {n: m.momentum for n, m in whole.named_modules() if isinstance(m, _BatchNorm)}
         assert set(norms.values()) == {0.25}
         assert {n.split(".")[0] for n in norms} == {"backbone", "head", "seed"}

@@ -7,7 +7,7 @@ import ovenet
 from ovenet.builders import build_criterion, build_model
 from ovenet.errors import UserError
 from ovenet.models import build_segmentor
-from ovenet.models.segmentor import synchronized
+from ovenet.models.segmentor import to_sync_batchnorm
 
 COMPOSITIONS = [
     (name, branch) for name in ("seg_hrnet", "seg_hrnet_ocr", "branched_seg_hrnet") for branch in (0, 2, 3, 4)
@@ -123,7 +123,7 @@ def test_norms_of_timm_keep_their_activations_when_they_are_synchronised():
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         expected = model(images).fused[-1]
-        together = synchronized(model)
+        together = to_sync_batchnorm(model)
         assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in together.modules()) > 30
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in together.modules())
         torch.testing.assert_close(together(images).fused[-1], expected)

@@ -67,16 +67,16 @@ def test_narrow_maps_are_stacked():
     conv = StackedConv2d(8, 6)
     maps = random_maps(torch.float32)[:2]
     stack = StackedMaps(maps, align_corners=True)
-    assert torch.equal(conv(stack), conv(stack.stacked()))
+    assert torch.equal(conv(stack), conv(stack.stack()))
 
 
 def test_in_16_bits_the_stack_is_convolved():
     conv, maps = StackedConv2d(sum(WIDTHS), 6), random_maps(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         stack = StackedMaps(maps, align_corners=True)
-        assert torch.equal(conv(stack), conv(stack.stacked()))
+        assert torch.equal(conv(stack), conv(stack.stack()))
     stack, conv = StackedMaps([x.bfloat16() for x in maps], align_corners=True), conv.bfloat16()
-    assert torch.equal(conv(stack), conv(stack.stacked()))
+    assert torch.equal(conv(stack), conv(stack.stack()))
 
 
 @pytest.mark.parametrize("seed", [None, "fork", "neck"])

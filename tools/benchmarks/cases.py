@@ -14,15 +14,17 @@ from torch import Tensor
 from benchmarks import plain
 from benchmarks.inputs import Options, drawn_scenes, random_labels, random_output
 from benchmarks.measure import Case
-from ovenet.data.augmentation import applied
+from ovenet.data.augmentation import apply_changes
 from ovenet.data.cache import DecodedCache
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
+from ovenet.data.settings import CropSettings
 from ovenet.data.transforms import TrainTransform, normalize_images
 from ovenet.evaluation.metrics import confusion_counts
 from ovenet.geometry import resize_rows
 from ovenet.inference.backend import best_class
-from ovenet.losses import SegmentationCriterion, build_losses
+from ovenet.losses import SegmentationCriterion
+from ovenet.losses.settings import LossSettings
 from ovenet.utils.coarse import coarse_threads
 
 WEIGHTS = (0.4, 1.0)  # of the auxiliary and the final output
@@ -45,13 +47,8 @@ def loss_case(
     output = random_output(batch, num_classes, tuple(-(-n // 4) for n in size), options.device)
     labels = random_labels(batch, num_classes, size, options.device)
     inputs = (*output.initial, *output.seed, *output.fused, output.confidence)
-    criterion = SegmentationCriterion(
-        ignore_label=plain.IGNORE,
-        output_weights=WEIGHTS,
-        losses=build_losses(
-            [{"NAME": "cross_entropy"} if ohem is None else {"NAME": "ohem", "THRESHOLD": ohem[0], "MIN_KEPT": ohem[1]}]
-        ),
-    ).to(options.device)
+    settings = LossSettings() if ohem is None else LossSettings(use_ohem=True, ohemthres=ohem[0], ohemkeep=ohem[1])
+    criterion = SegmentationCriterion(settings, ignore_label=plain.IGNORE, output_weights=WEIGHTS).to(options.device)
 
     def run(loss: Callable[[], Tensor]) -> tuple[Tensor, ...]:
         value = loss()
@@ -85,7 +82,7 @@ def sample_case(options: Options, *, cached: bool, count: int = 17) -> Iterator[
     with drawn_scenes(count, options.size(1024, 2048)) as (root, pairs):
         base_size = options.size(1024, 2048)[1]
         dataset = ListDataset(root, root / "train.lst", info, ignore_label=plain.IGNORE)
-        transform = TrainTransform(crop, base_size, 16, flip=True, brightness_shift=0, ignore_label=plain.IGNORE)
+        transform = TrainTransform(CropSettings(crop[::-1], base_size, ignore_label=plain.IGNORE))
         if cached:
             dataset.cache = DecodedCache(root / "cache", dataset.folder, info, plain.IGNORE)
             dataset.cache.build(dataset.pairs, dataset.read_files, range(count), num_threads=2)
@@ -105,7 +102,7 @@ def sample_case(options: Options, *, cached: bool, count: int = 17) -> Iterator[
 
         def same(a: list[Any], b: list[Any]) -> None:
             """The same crops: the random numbers are drawn in the same order."""
-            for (pixels, labels), ours in zip(a, map(applied, b), strict=True):
+            for (pixels, labels), ours in zip(a, map(apply_changes, b), strict=True):
                 np.testing.assert_array_equal(labels, ours.labels)
                 normalized = normalize_images(torch.from_numpy(ours.image.transpose(2, 0, 1)[None].copy()))[0].numpy()
                 assert np.abs(pixels - normalized)[:, ours.labels != plain.IGNORE].max() < 1.5 / 255 / 0.224

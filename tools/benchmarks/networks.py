@@ -77,7 +77,9 @@ class Steps:
         criterion = builders.build_criterion(self.cfg).to(self.device)
         mining = getattr(criterion.losses[0].loss, "mining", None)
         ohem = None if mining is None else (mining.threshold, mining.min_kept)
-        loss = partial(plain.loss, weights=criterion.output_weights, class_weights=criterion.class_weights, ohem=ohem)
+        loss = partial(
+            plain.loss, weights=criterion.output_weights.tolist(), class_weights=criterion.class_weights, ohem=ohem
+        )
         step = plain.train_step(model, optimizer, loss)
         pixels = normalize_images(self.images).contiguous()  # loading did that; it is no part of a step
         if self.device.type == "cuda":

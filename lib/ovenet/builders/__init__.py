@@ -1,4 +1,7 @@
-"""From a configuration to parts. With `ovenet.config`, `ovenet.predictor` and the commands, all that reads keys."""
+"""Builds the parts from a configuration.
+
+Keys are read here, in `ovenet.config`, `ovenet.predictor`, `ovenet.sweep` and the commands, and nowhere else.
+"""
 
 from ovenet.builders.data import (
     TestLoader,
@@ -6,22 +9,16 @@ from ovenet.builders.data import (
     build_test_loader,
     build_train_loader,
     check_data,
+    dataset_info,
     list_dataset,
     test_dataset,
     train_dataset,
 )
 from ovenet.builders.inference import build_predictor
 from ovenet.builders.loading import load_model, load_predictor
-from ovenet.builders.models import (
-    build_criterion,
-    build_model,
-    build_optimizer,
-    class_weights,
-    dataset_info,
-    describe_network,
-    initialize_model,
-    prediction_names,
-)
+from ovenet.builders.losses import build_criterion, class_weights
+from ovenet.builders.models import build_model, describe_network, initialize_model, prediction_names
+from ovenet.builders.optimizers import build_optimizer
 from ovenet.builders.testing import run_test
 from ovenet.builders.training import (
     build_phases,
@@ -31,6 +28,7 @@ from ovenet.builders.training import (
     peak_images_per_second,
     set_up_cuda,
 )
+from ovenet.models.factory import create_model
 from ovenet.models.weight_files import load_checkpoint
 
 __all__ = [
@@ -48,6 +46,7 @@ __all__ = [
     "check_data",
     "class_weights",
     "count_step",
+    "create_model",
     "dataset_info",
     "describe_network",
     "initialize_model",

@@ -8,16 +8,35 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from ovenet.audit import ListReport, audit_dataset, check_datasets
-from ovenet.builders.models import dataset_info, model_on_meta
+from ovenet.builders.models import model_on_meta
 from ovenet.config.schema import section
+from ovenet.data.catalog import find_dataset
 from ovenet.data.dataset import AugmentedDataset, ListDataset
+from ovenet.data.info import DatasetInfo
 from ovenet.data.loaders import TestLoader, TrainLoader, evaluation_loader, train_loader
 from ovenet.data.samplers import TrainSampler
-from ovenet.data.settings import LoaderSettings, WorkerSettings
+from ovenet.data.settings import CropSettings, LoaderSettings, WorkerSettings
 from ovenet.data.shared_cache import attach_cache
 from ovenet.data.transforms import TrainTransform
+from ovenet.errors import UserError
 from ovenet.preparation.listing import open_list
 from ovenet.structures import Normalization
+
+
+def dataset_info(cfg: CfgNode) -> DatasetInfo:
+    """The dataset of the configuration.
+
+    Raises:
+        UserError: there is no such dataset, or ``DATASET.NUM_CLASSES`` is not its number of classes.
+    """
+    name, folder = cfg.DATASET.DATASET, Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
+    info = find_dataset(name, folder, num_classes=cfg.DATASET.NUM_CLASSES)
+    if info.num_classes != cfg.DATASET.NUM_CLASSES:
+        raise UserError(
+            f"DATASET.NUM_CLASSES is {cfg.DATASET.NUM_CLASSES}, but {info.name} has {info.num_classes} classes; "
+            f"set it to {info.num_classes}"
+        )
+    return info
 
 
 def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListDataset:
@@ -73,22 +92,11 @@ def train_dataset(
     if normalization is None:
         normalization = model_on_meta(cfg).normalization
     dataset = list_dataset(cfg, list_file or cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
-    width, height = cfg.TRAIN.IMAGE_SIZE
     transform = TrainTransform(
-        crop_size=(height, width),
-        base_size=cfg.TRAIN.BASE_SIZE,
-        scale_steps=cfg.TRAIN.SCALE_FACTOR if cfg.TRAIN.MULTI_SCALE else None,
-        flip=cfg.TRAIN.FLIP,
-        brightness_shift=cfg.TRAIN.RANDOM_BRIGHTNESS_SHIFT_VALUE if cfg.TRAIN.RANDOM_BRIGHTNESS else 0,
-        ignore_label=cfg.TRAIN.IGNORE_LABEL,
-        rare_class_crops=cfg.TRAIN.RARE_CLASS_CROPS,
+        section(cfg, CropSettings),
         stretch=dataset.info.evaluation.resize == "stretch",
         flip_table=dataset.info.flip_table() if dataset.info.flip_pairs else None,
         pad_color=normalization.pad_color,
-        scale_range=tuple(cfg.TRAIN.SCALE_RANGE) or None,
-        base_box=tuple(cfg.TRAIN.BASE_BOX) or None,
-        cat_max_ratio=cfg.TRAIN.CAT_MAX_RATIO,
-        photometric=cfg.TRAIN.PHOTOMETRIC_DISTORTION,
     )
     return AugmentedDataset(dataset, transform, seed=cfg.SEED, skip_broken=cfg.DATASET.SKIP_BROKEN)
 
@@ -110,12 +118,12 @@ def build_train_loader(
 
 
 def test_dataset(cfg: CfgNode) -> ListDataset:
-    """``DATASET.TEST_SET``, of which ``TEST.NUM_SAMPLES`` may take a part."""
+    """The samples of ``DATASET.TEST_SET``, or the first ``TEST.NUM_SAMPLES`` of them."""
     return list_dataset(cfg, cfg.DATASET.TEST_SET, cfg.TEST.NUM_SAMPLES)
 
 
 def validation_dataset(cfg: CfgNode) -> ListDataset:
-    """What training is validated on: `test_dataset`, of which ``TRAIN.EVAL_NUM_SAMPLES`` may take a part."""
+    """The samples that training is validated on: `test_dataset`, or its first ``TRAIN.EVAL_NUM_SAMPLES``."""
     limits = [n for n in (cfg.TRAIN.EVAL_NUM_SAMPLES, cfg.TEST.NUM_SAMPLES) if n]
     return list_dataset(cfg, cfg.DATASET.TEST_SET, min(limits, default=0))
 
@@ -132,6 +140,6 @@ def build_test_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[TestL
 
 
 def shard_loader(cfg: CfgNode, dataset: ListDataset, done: Collection[int] = ()) -> tuple[TestLoader, list[int]]:
-    """This process's share of the rest of a list, see `evaluation_loader`."""
+    """Loads this rank's share of the samples that are not `done`, see `evaluation_loader`."""
     workers = section(cfg, WorkerSettings)
     return evaluation_loader(dataset, workers, done)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ovenet.builders.models import dataset_info
+from ovenet.builders.data import dataset_info
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment import ConvertedNetwork, choose_runtime
 from ovenet.inference.forward import AUTOCAST

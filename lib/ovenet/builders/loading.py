@@ -1,4 +1,4 @@
-"""From a file to a trained network."""
+"""Loads trained networks from files of weights and exported files, with the configuration that goes with them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from ovenet.builders.data import dataset_info
 from ovenet.builders.inference import inference_model, inference_settings
-from ovenet.builders.models import build_model, dataset_info, prediction_names
+from ovenet.builders.models import build_model, prediction_names
 from ovenet.config import changed_settings, check_parts, load_config, load_config_text
-from ovenet.config.schema import is_of_the_test
+from ovenet.config.schema import affects_test
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
 from ovenet.deployment import FileNetwork, is_exported
@@ -129,8 +130,10 @@ def _load_exported(
 def _configuration(
     config: str | Path | CfgNode | None, carried: str | None, path: Path, overrides: Sequence[str]
 ) -> CfgNode:
+    if isinstance(config, CfgNode):
+        return load_config_text(config.dump(), "the configuration", overrides) if overrides else config
     if config is not None:
-        return config if isinstance(config, CfgNode) else load_config(config, overrides)
+        return load_config(config, overrides)
     if carried is None:
         raise UserError(f"{path}: holds weights but no configuration; name its experiment file (--cfg FILE)")
     return load_config_text(carried, str(path), overrides)
@@ -207,5 +210,5 @@ def settings_unlike_training(text: str, cfg: CfgNode) -> list[str]:
     return [
         change
         for key, change in changes.items()
-        if key in _SIZES_SEEN or (key.startswith("MODEL.") and is_of_the_test(key))
+        if key in _SIZES_SEEN or (key.startswith("MODEL.") and affects_test(key))
     ]

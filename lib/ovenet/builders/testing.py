@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +29,7 @@ from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
 
-@dataclass(frozen=True)
-class TestRun:
-    """The result of a test.
-
-    Attributes:
-        evaluation: the scores.
-        saved: whether predictions were saved.
-        max_offset: see `Segmentor.max_offset`.
-    """
-
-    evaluation: Evaluation
-    saved: bool
-    max_offset: float | None
-
-
-def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], device: torch.device) -> TestRun:
+def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], device: torch.device) -> Evaluation:
     """Predicts and counts ``DATASET.TEST_SET`` on all ranks, which share a file system.
 
     SIGTERM, SIGUSR1 and Ctrl-C end the program after the current image; ``TEST.RESUME`` then continues from there.
@@ -103,7 +87,7 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
     if distributed.is_main():
         write_records(partial.records(), folder / RECORDS)
         partial.remove()
-    return TestRun(evaluation_from_counts(evaluator), writer.saves_predictions, trained.network.max_offset)
+    return evaluation_from_counts(evaluator)
 
 
 def _resume(partial: PartialEvaluation, writer: ImageWriter, num_images: int, *, resume: bool) -> set[int]:

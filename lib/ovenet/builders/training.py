@@ -13,18 +13,24 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ovenet.builders.data import TestLoader, build_train_loader, check_data, shard_loader, validation_dataset
-from ovenet.builders.inference import build_predictor
-from ovenet.builders.models import (
-    build_criterion,
-    build_model,
-    build_optimizer,
-    check_frozen_parts,
+from ovenet.builders.data import (
+    TestLoader,
+    build_train_loader,
+    check_data,
     dataset_info,
+    shard_loader,
+    validation_dataset,
+)
+from ovenet.builders.inference import build_predictor
+from ovenet.builders.losses import build_criterion
+from ovenet.builders.models import (
+    build_model,
+    check_frozen_parts,
     initialize_model,
     model_on_meta,
     prediction_names,
 )
+from ovenet.builders.optimizers import build_optimizer
 from ovenet.config.schema import section
 from ovenet.data.dataset import AugmentedDataset
 from ovenet.data.info import DatasetInfo
@@ -39,7 +45,8 @@ from ovenet.evaluation.evaluate import evaluate
 from ovenet.inference.pictures import predicted_row
 from ovenet.models import Segmentor
 from ovenet.models.cost import PassesCost, count_passes
-from ovenet.models.segmentor import GROUPS, synchronized
+from ovenet.models.segmentor import to_sync_batchnorm
+from ovenet.models.settings import PARTS
 from ovenet.structures import EvalResult, Normalization
 from ovenet.utils import distributed
 from ovenet.utils.environment import allow_tf32, peak_flops, warn_of_emulation
@@ -132,7 +139,7 @@ def _resting_parts(model: Segmentor, cfg: CfgNode) -> tuple[str, ...]:
     """
     parts = []
     for entry in filter(None, (entry.strip() for entry in cfg.TRAIN.FREEZE_LAYERS.split(","))):
-        place = entry if entry.split(".")[0] in GROUPS else f"backbone.{entry}"
+        place = entry if entry.split(".")[0] in PARTS else f"backbone.{entry}"
         try:
             model.part(place)
         except UserError as error:
@@ -178,7 +185,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):
         check_frozen_parts(model, cfg, reports)
     if distributed.world_size() > 1 and device.type == "cuda" and cfg.TRAIN.SYNC_BN:
-        model = synchronized(model)
+        model = to_sync_batchnorm(model)
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
     predictor = build_predictor(model, cfg, device, single_scale=True)
     step = build_train_step(model, cfg, device, phases)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ovenet import builders, load_config
 from ovenet.config import check_parts
-from ovenet.data.augmentation import applied
+from ovenet.data.augmentation import apply_changes
 from ovenet.data.samplers import spread
 from ovenet.data.sheets import contact_sheet
 from ovenet.errors import UserError
@@ -38,7 +38,7 @@ def main() -> None:
     dataset = builders.train_dataset(cfg)
     first = cfg.TRAIN.BEGIN_EPOCH
     keys = [(first + i, index) for index in spread(len(dataset), args.samples) for i in range(args.variants)]
-    sheet = contact_sheet([applied(dataset[key]) for key in keys], dataset.dataset.info)
+    sheet = contact_sheet([apply_changes(dataset[key]) for key in keys], dataset.dataset.info)
     path = args.output or Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / "browse" / f"{Path(args.cfg).stem}.png"
     save_png(sheet, path)
     print(f"{len(keys)} crops of {cfg.TRAIN.IMAGE_SIZE[0]}x{cfg.TRAIN.IMAGE_SIZE[1]} pixels: {path}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ovenet.config.schema import is_of_the_result
+from ovenet.config.schema import affects_training
 from ovenet.evaluation.curves import Curve, format_curves, group_curves, plot_curves, read_curve, short_names
 from ovenet.utils.cli import require_plot_file
 
@@ -25,7 +25,7 @@ def main() -> None:
     if args.output:
         require_plot_file(args.output, overwrite=args.overwrite)
     curves: Sequence[Curve] = [
-        replace(read_curve(run, args.metric, is_of_the_result), name=name)
+        replace(read_curve(run, args.metric, affects_training), name=name)
         for run, name in zip(args.runs, short_names(args.runs), strict=True)
     ]
     groups = group_curves(curves) if args.seeds else {curve.name: [curve] for curve in curves}

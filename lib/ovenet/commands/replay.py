@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ovenet import build_criterion, build_model
 from ovenet.config import load_config_text
-from ovenet.data.augmentation import prepared
+from ovenet.data.augmentation import augment_and_normalize
 from ovenet.engine.checkpoint import read_repro
 from ovenet.models import Segmentor
 from ovenet.structures import Batch
@@ -47,7 +47,7 @@ def replay(model: Segmentor, criterion: nn.Module, batch: Batch) -> None:
     handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     model.train()
     model.zero_grad()
-    images, labels = prepared(batch, model.normalization)
+    images, labels = augment_and_normalize(batch, model.normalization)
     loss = criterion(model(images), labels)
     for handle in handles:
         handle.remove()

@@ -9,12 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode
-
 from ovenet import builders, load_config
-from ovenet.builders.testing import TestRun
+from ovenet.builders.loading import TrainedModel
 from ovenet.config import check_parts
 from ovenet.deployment import RUNTIMES
+from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
 from ovenet.predictor import run_folder
 from ovenet.predictor.run_folder import SETTINGS
@@ -50,23 +49,28 @@ def main() -> None:
         parser.error("name an experiment file (--cfg FILE), a run's folder, or a file of weights")
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
-        settings = run_folder.evaluation_settings(cfg, model_file, builders.test_dataset(cfg).list_path)
+        dataset = builders.test_dataset(cfg)
+        is_saved = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
+        settings = run_folder.evaluation_settings(cfg, model_file, dataset.list_path)
         folder = distributed.broadcast(run_folder.test_folder(cfg, run_dir, model_file, settings))
         with run_lock(folder) if distributed.is_main() else nullcontext():
-            run = builders.run_test(trained or builders.load_model(model_file, cfg), folder, settings, device)
+            trained = trained or builders.load_model(model_file, cfg)
+            evaluation = builders.run_test(trained, folder, settings, device)
             if distributed.is_main():
-                write_results(cfg, run, model_file, folder, settings)
+                write_results(trained, evaluation, folder, settings, is_saved=is_saved)
 
 
-def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, settings: dict[str, Any]) -> None:
-    """Prints the table, and writes the JSON file and the report."""
-    evaluation = run.evaluation
+def write_results(
+    trained: TrainedModel, evaluation: Evaluation, folder: Path, settings: dict[str, Any], *, is_saved: bool
+) -> None:
+    """Prints the table and the folders of saved predictions, and writes the JSON file and the report."""
+    cfg = trained.cfg
     if evaluation.overall["fused"].num_pixels:
         print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details))
         content = {
             "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
             "settings": {
-                "model_file": str(model_file),
+                "model_file": str(trained.path),
                 "list": cfg.DATASET.TEST_SET,
                 "scales": list(cfg.TEST.SCALE_LIST),
                 "flip": cfg.TEST.FLIP_TEST,
@@ -74,7 +78,7 @@ def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, se
                 "score": cfg.TEST.SCORE,
             },
             SETTINGS: settings,
-            "max_offset": run.max_offset,
+            "max_offset": trained.network.max_offset,
             **evaluation_as_dict(evaluation, builders.dataset_info(cfg)),
         }
         write_json(content, folder / RESULTS)
@@ -85,7 +89,7 @@ def write_results(cfg: CfgNode, run: TestRun, model_file: Path, folder: Path, se
             print(f"report:      {folder / REPORT} ({note})")
     else:
         print(f"{cfg.DATASET.TEST_SET} has no labelled pixel: nothing to score")
-    if run.saved:
+    if is_saved:
         print(f"predictions: {folder / 'predictions' / 'ids'}")
         print(f"in colour:   {folder / 'predictions' / 'color'}")
         print(f"pictures:    {folder / 'pictures'} (image, label, predictions, errors, offsets, confidence)")

@@ -10,7 +10,7 @@ from ovenet.config.schema import KEYS
 from ovenet.data.settings import LARGEST_SIDE
 from ovenet.errors import UserError
 from ovenet.inference.settings import LARGEST_SCALE
-from ovenet.models.settings import NO_SEED
+from ovenet.models.settings import NO_SEED, PARTS
 
 _PUBLISHED_AS = {"MODEL.FROZEN": "MODEL.FREEZED_PAR", "MODEL.SEED.PRETRAINED": "MODEL.OFFSET_PRETRAINED"}
 
@@ -104,13 +104,13 @@ def _check_model(cfg: CfgNode) -> None:
     )
     for part in cfg.MODEL.FROZEN:
         require(
-            part.split(".")[0] in ("backbone", "neck", "head", "seed"),
+            part.split(".")[0] in PARTS,
             "MODEL.FROZEN",
             cfg,
-            "parts among backbone, neck, head and seed, or modules in them such as backbone.layer1",
+            f"parts among {', '.join(PARTS)}, or modules in them such as backbone.layer1",
         )
     require(
-        not {"backbone", "neck", "head"} <= set(cfg.MODEL.FROZEN) or seed != NO_SEED,
+        not set(PARTS) - {"seed"} <= set(cfg.MODEL.FROZEN) or seed != NO_SEED,
         "MODEL.FROZEN",
         cfg,
         "less for a model without a seed (MODEL.SEED.NAME, MODEL.EXTRA.OFFSET_BRANCH): nothing else would be trained",

@@ -12,11 +12,10 @@ from typing import Any
 
 from ovenet.config import compat
 from ovenet.config.compat import KEYWORDS, MULT, TARGETS, TRANSLATED, Setting
-from ovenet.config.schema import PARTS
 from ovenet.errors import UserError
-from ovenet.models.settings import NO_SEED
+from ovenet.models.settings import NO_SEED, PARTS
 
-PART_SECTIONS = tuple(f"MODEL.{part}" for part in PARTS)
+PART_SECTIONS = tuple(f"MODEL.{part.upper()}" for part in PARTS)
 _BACKBONE, _STAGES = "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.STAGES"
 _COPIES = "MODEL.SEED.STAGES"
 

@@ -6,7 +6,7 @@ from yacs.config import CfgNode
 
 from ovenet.config.checks import part_settings, require
 from ovenet.errors import UserError
-from ovenet.models.registry import BACKBONES, HEADS, PARTS, SEEDS
+from ovenet.models.registry import BACKBONES, HEADS, REGISTRIES, SEEDS
 from ovenet.models.settings import NO_SEED
 
 
@@ -21,7 +21,7 @@ def check_parts(cfg: CfgNode) -> None:
     Raises:
         UserError: one line that names the key.
     """
-    for kind, registry in PARTS.items():
+    for kind, registry in REGISTRIES.items():
         node, where = cfg.MODEL[kind.upper()], f"MODEL.{kind.upper()}"
         name = node.NAME
         if kind in ("neck", "seed") and name in (NO_SEED, ""):

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from html import escape
 from itertools import groupby
 
-from ovenet.config.schema import KEYS, PARTS, SECTIONS
+from ovenet.config.schema import KEYS, SECTIONS
 from ovenet.fields import settings_of
+from ovenet.models.settings import PARTS
 
 _INTRODUCTION = """# Settings
 
@@ -32,7 +33,7 @@ def _tables() -> Iterator[str]:
         components = [component for _, component in group]
         yield f"\n## {prefix or 'The run'}\n"
         yield " ".join(component.__doc__.splitlines()[0] for component in components if component.__doc__)
-        if prefix in [f"MODEL.{part}" for part in PARTS]:
+        if prefix in [f"MODEL.{part.upper()}" for part in PARTS]:
             kind = prefix.rpartition(".")[2].lower()
             yield (
                 f"\nFurther keys of this section are arguments of the part that `NAME` names: "

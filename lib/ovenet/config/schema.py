@@ -1,4 +1,4 @@
-"""The tree of settings that users edit, composed of the components' settings, with the metadata of each key.
+"""Composes the settings of all components into the tree that users edit; `KEYS` has the metadata of each key.
 
 Sizes are ``[width, height]`` in pixels, as in public HRNet files, whose model keys `ovenet.config.compat` translates.
 """
@@ -34,7 +34,6 @@ from ovenet.models.settings import (
 )
 
 VERSION = 2  # of the schema; 1 described the model as the public HRNet and OVeNet files do
-PARTS = ("BACKBONE", "NECK", "HEAD", "SEED")  # sections of MODEL that also take arguments of the part they name
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("", RunSettings),
     ("", WorkerSettings),
@@ -115,14 +114,14 @@ def keys_of_role(*roles: Role) -> frozenset[str]:
     return frozenset(name for name, key in KEYS.items() if key.setting.role in roles)
 
 
-def is_of_the_result(key: str) -> bool:
-    """Whether the result of a training depends on a key, as on all arguments of parts; the random seed is left out."""
-    return key not in _NOT_OF_THE_RESULT
+def affects_training(key: str) -> bool:
+    """Whether a key changes what a training computes, as all arguments of parts do; ``SEED`` does not count."""
+    return key not in _WITHOUT_EFFECT_ON_TRAINING
 
 
-def is_of_the_test(key: str) -> bool:
-    """Whether the counts of a test of given weights depend on a key, as on all arguments of parts."""
+def affects_test(key: str) -> bool:
+    """Whether a key changes the counts of a test of given weights, as all arguments of parts do."""
     return KEYS[key].setting.in_test if key in KEYS else key.startswith("MODEL.")
 
 
-_NOT_OF_THE_RESULT = keys_of_role("place", "speed") | {"SEED", "VERSION"}
+_WITHOUT_EFFECT_ON_TRAINING = keys_of_role("place", "speed") | {"SEED", "VERSION"}

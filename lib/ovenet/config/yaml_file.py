@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ovenet.errors import UserError
+from ovenet.errors import UserError, one_line
 
 MAX_VALUES = 100_000
 
@@ -44,7 +44,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{source}, {error}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not a YAML file: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{source}: not a YAML file: {one_line(error, 300)}") from error
     except RecursionError:
         raise UserError(f"{source}: nested too deeply for a config file") from None
     if content is None:

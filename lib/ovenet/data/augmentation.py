@@ -23,7 +23,7 @@ _HUES_PER_SECTOR = NUM_HUES // 6
 _OPENCV_ONE = 2**12  # OpenCV's fixed-point numbers in colour conversions
 
 
-def prepared(batch: Batch, normalization: Normalization) -> tuple[Tensor, Tensor]:
+def augment_and_normalize(batch: Batch, normalization: Normalization) -> tuple[Tensor, Tensor]:
     """The network's input and its targets.
 
     Args:
@@ -35,11 +35,11 @@ def prepared(batch: Batch, normalization: Normalization) -> tuple[Tensor, Tensor
     """
     images, labels = batch.images, batch.labels
     if batch.changes is not None:
-        images, labels = augmented(images, labels, batch.changes)
+        images, labels = augment(images, labels, batch.changes)
     return normalize_images(images, normalization), labels
 
 
-def augmented(images: Tensor, labels: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, labels: Tensor, changes: Tensor) -> tuple[Tensor, Tensor]:
     """Images and labels with their changes applied.
 
     Args:
@@ -52,17 +52,17 @@ def augmented(images: Tensor, labels: Tensor, changes: Tensor) -> tuple[Tensor, 
     """
     columns = changes.view(*changes.shape, 1, 1).unbind(1)  # each (B, 1, 1)
     flip = columns[0]
-    labels = _chosen(labels.flip(-1), labels, flip)
+    labels = _select(labels.flip(-1), labels, flip)
     pixels = images.permute(0, 2, 3, 1)  # (B, H, W, 3): all but the colours runs along long rows
-    rows = _chosen(pixels.flip(2).flatten(2), pixels.flatten(2), flip)
+    rows = _select(pixels.flip(2).flatten(2), pixels.flatten(2), flip)
     levels = rows.float().add_(columns[1]).clamp_(0, 255)
     levels = levels.view(pixels.shape)
     if len(columns) > 2:
-        levels = _distorted(levels.permute(3, 0, 1, 2).contiguous(), *columns[2:]).permute(1, 2, 3, 0).contiguous()
+        levels = _distort(levels.permute(3, 0, 1, 2).contiguous(), *columns[2:]).permute(1, 2, 3, 0).contiguous()
     return levels.permute(0, 3, 1, 2), labels
 
 
-def _chosen(changed: Tensor, plain: Tensor, share: Tensor) -> Tensor:
+def _select(changed: Tensor, plain: Tensor, share: Tensor) -> Tensor:
     """`changed` where `share` is 1, `plain` where it is 0, in place of `changed`.
 
     Integers are mixed bitwise, which takes a tenth of the time of `torch.where` on the CPU.
@@ -71,7 +71,7 @@ def _chosen(changed: Tensor, plain: Tensor, share: Tensor) -> Tensor:
     return changed.bitwise_xor_(plain).bitwise_and_(mask).bitwise_xor_(plain)
 
 
-def _distorted(
+def _distort(
     levels: Tensor, brightness: Tensor, contrast_first: Tensor, saturation: Tensor, hue: Tensor, contrast_last: Tensor
 ) -> Tensor:
     """Changes the colours of `levels`, ``(3, B, H, W)``, in place, rounding after each change; see the module."""
@@ -118,11 +118,11 @@ def _times_ratio(numbers: Tensor, numerator: int, denominators: Tensor) -> Tenso
     return ratios.mul_(numbers).add_(_OPENCV_ONE // 2).div_(_OPENCV_ONE).floor_()
 
 
-def applied(sample: Sample) -> Sample:
+def apply_changes(sample: Sample) -> Sample:
     """A sample with its changes applied, as the network sees it before normalisation."""
     if sample.changes is None or sample.labels is None:
         return sample
     image = torch.from_numpy(sample.image).permute(2, 0, 1)[None]
-    levels, labels = augmented(image, torch.from_numpy(sample.labels)[None], torch.from_numpy(sample.changes)[None])
+    levels, labels = augment(image, torch.from_numpy(sample.labels)[None], torch.from_numpy(sample.changes)[None])
     pixels = levels[0].permute(1, 2, 0).to(torch.uint8).numpy()
     return Sample(pixels, labels[0].numpy(), sample.name, sample.problem)

@@ -31,14 +31,14 @@ def require_consistent(content: Mapping[str, Any], label_ids: Sequence[int], pal
         _require_one_each(key, content.get(key) or (), len(classes))
     if content.get("class_weights") and not any(content["class_weights"]):
         raise WrongValue("class_weights", content["class_weights"], "at least one above 0")
-    ignored = _numbered("ignore", content.get("ignore", ()))
+    ignored = _enumerate("ignore", content.get("ignore", ()))
     form = "label_ids[{}]" if content.get("label_ids") else "classes[{}].id"
     _require_ids_of_one_meaning(form, label_ids, [(p, value) for p, value in ignored if not isinstance(value, list)])
     if content.get("label_format", "ids") != "ids":
         colors = [(f"classes[{i}].color", list(color)) for i, color in enumerate(palette)]
         colors += [(place, value) for place, value in ignored if isinstance(value, list)]
         _require_distinct(colors, otherwise=', or "label_format": "ids"')
-    _require_distinct(_numbered("conditions", content.get("conditions", ())))
+    _require_distinct(_enumerate("conditions", content.get("conditions", ())))
     if content.get("transparent") not in (None, "ignore"):
         _require_class("transparent", content["transparent"], [*names, "ignore"])
     _check_flip_pairs(content, names)
@@ -118,10 +118,10 @@ def _check_categories(content: Mapping[str, Any], names: Sequence[str]) -> None:
 
 def _check_layouts(content: Mapping[str, Any], num_classes: int) -> None:
     layouts = content["layouts"]
-    placed = [("layouts", layouts)] if isinstance(layouts, Mapping) else _numbered("layouts", layouts)
+    placed = [("layouts", layouts)] if isinstance(layouts, Mapping) else _enumerate("layouts", layouts)
     splits = [*SPLITS, _UNSPLIT, *(split for _, layout in placed for split in layout.get("split_names") or ())]
     for place, split in (
-        *_numbered("unlabelled", content.get("unlabelled", ())),
+        *_enumerate("unlabelled", content.get("unlabelled", ())),
         *((f"num_images.{split}", split) for split in content.get("num_images", ())),
     ):
         if split not in splits:
@@ -131,8 +131,8 @@ def _check_layouts(content: Mapping[str, Any], num_classes: int) -> None:
         if ignored and not ids:
             raise UserError(f"the key {place}.label_ids is missing; {place}.ignore needs it")
         _require_one_each(f"{place}.label_ids", ids, num_classes)
-        _require_ids_of_one_meaning(f"{place}.label_ids[{{}}]", ids, _numbered(f"{place}.ignore", ignored))
+        _require_ids_of_one_meaning(f"{place}.label_ids[{{}}]", ids, _enumerate(f"{place}.ignore", ignored))
 
 
-def _numbered(place: str, values: Sequence[Any]) -> list[tuple[str, Any]]:
+def _enumerate(place: str, values: Sequence[Any]) -> list[tuple[str, Any]]:
     return [(f"{place}[{index}]", value) for index, value in enumerate(values)]

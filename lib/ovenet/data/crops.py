@@ -44,14 +44,14 @@ class ResizedCrop:
         """
         rows, columns = self._inside()
         if image.shape[:2] == self.scaled_size:
-            return self._padded(image[rows.start : rows.stop, columns.start : columns.stop], fill)
+            return self._pad(image[rows.start : rows.stop, columns.start : columns.stop], fill)
         low_y, weight_y = _linear_grid(rows, image.shape[0], self.scaled_size[0])
         low_x, weight_x = _linear_grid(columns, image.shape[1], self.scaled_size[1])
         first_x, end_x = low_x[0], min(low_x[-1] + 2, image.shape[1])
         image = image[:, first_x:end_x]
-        by_row = _mixed_rows(image, low_y, weight_y)
-        by_column = _mixed_rows(cv2.transpose(by_row), low_x - first_x, weight_x)
-        return self._padded(cv2.transpose(by_column), fill)
+        by_row = _blend_rows(image, low_y, weight_y)
+        by_column = _blend_rows(cv2.transpose(by_row), low_x - first_x, weight_x)
+        return self._pad(cv2.transpose(by_column), fill)
 
     def of_labels(self, labels: np.ndarray, fill: int) -> np.ndarray:
         """The crop of a label map, see `ovenet.data.transforms.resize_labels`.
@@ -68,7 +68,7 @@ class ResizedCrop:
         column = _nearest_grid(columns, labels.shape[1], self.scaled_size[1])
         window = labels[row[0] : row[-1] + 1, column[0] : column[-1] + 1]
         window = window[row - row[0]].take(column - column[0], axis=1)
-        return self._padded(window.astype(np.int16, copy=False), fill)
+        return self._pad(window.astype(np.int16, copy=False), fill)
 
     def _inside(self) -> tuple[range, range]:
         """Rows and columns of the resized image inside the crop."""
@@ -78,7 +78,7 @@ class ResizedCrop:
         )
         return range(self.top, self.top + height), range(self.left, self.left + width)
 
-    def _padded(self, window: np.ndarray, fill: int | tuple[int, int, int]) -> np.ndarray:
+    def _pad(self, window: np.ndarray, fill: int | tuple[int, int, int]) -> np.ndarray:
         bottom, right = (whole - inside for whole, inside in zip(self.size, window.shape[:2], strict=True))
         if not (bottom or right):
             return window
@@ -100,7 +100,7 @@ def _nearest_grid(out: range, in_size: int, out_size: int) -> np.ndarray:
     return grid[out.start : out.stop]
 
 
-def _mixed_rows(pixels: np.ndarray, low: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _blend_rows(pixels: np.ndarray, low: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Row ``low`` and the next, mixed by the weight of the latter: ``(len(low), W, C)`` uint8."""
     # The spare pixel keeps the row stride from being a power of two, which makes transposing ten times slower.
     mixed = np.empty((len(low), pixels.shape[1] + 1, pixels.shape[2]), np.uint8)[:, :-1]

@@ -36,7 +36,7 @@ def read_description(path: Path, name: str, **defaults: Any) -> DatasetInfo:
         UserError: the file is missing, no JSON, or has a wrong value; names file, key and value.
     """
     content = _read_json(path)
-    inherited = _inherited(content)
+    inherited = _inherited_content(content)
     if {**inherited, **defaults, **content}.get("label_format", "ids") != "ids":  # which categories need
         inherited = {key: value for key, value in inherited.items() if key != "categories"}
     with _naming(path):
@@ -118,12 +118,12 @@ def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _inherited(content: Mapping[str, Any]) -> Mapping[str, Any]:
+def _inherited_content(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The keys of the dataset that ``like`` names, with those that it inherits itself."""
     if "like" not in content:
         return {}
     found = _read_json(CATALOG_FOLDER / f"{content['like']}.json")
-    return {**_inherited(found), **found}
+    return {**_inherited_content(found), **found}
 
 
 def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
@@ -188,7 +188,7 @@ def _by_split(
         if split in content.get("unlabelled", ()):
             patterns["labels"] = None
         result[split] = replace(
-            _placed(patterns, folder, name_on_disk),
+            _layout_of(patterns, folder, name_on_disk),
             stored_ids=tuple(zip(ids, stored_ids, strict=True)) if stored_ids else (),
             stored_ignored=tuple(layout.get("ignore", ())),
             num_images=layout.get("num_images", {}).get(split),
@@ -196,14 +196,14 @@ def _by_split(
     return result
 
 
-def _placed(patterns: Mapping[str, Any], folder: str, name_on_disk: str) -> Layout:
+def _layout_of(patterns: Mapping[str, Any], folder: str, name_on_disk: str) -> Layout:
     """The layout of a split, its patterns relative to the dataset's folder."""
     own = {key: value for key, value in patterns.items() if key != "also"}
     placed: dict[str, Any] = {
         key: f"{folder}/{value}".lstrip("/").replace("{split}", name_on_disk) if value else None
         for key, value in own.items()
     }
-    also = _placed({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None
+    also = _layout_of({**own, **patterns["also"]}, folder, name_on_disk) if "also" in patterns else None
     return Layout(**placed, also=also)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ovenet.errors import UserError
+from ovenet.errors import UserError, one_line
 from ovenet.structures import Size
 
 IMAGE_SUFFIXES = (
@@ -191,8 +191,7 @@ def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[
     except UnidentifiedImageError as error:
         raise UserError(f"{path}: the {role} cannot be read (it is no image, or damaged); replace it") from error
     except Exception as error:  # damaged content can fail anywhere in Pillow's decoders
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: the {role} cannot be read ({reason}); replace it") from error
+        raise UserError(f"{path}: the {role} cannot be read ({one_line(error)}); replace it") from error
 
 
 def require_file(path: Path, role: str) -> None:

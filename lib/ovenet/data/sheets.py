@@ -85,7 +85,7 @@ def _tile(sample: Sample, info: DatasetInfo, width: int) -> Image.Image:
     tile = Image.new("RGB", (width, height + _TEXT_HEIGHT), _BACKGROUND)
     for index, view in enumerate(views):
         tile.paste(Image.fromarray(view), (index * (half + 2), 0))
-    ImageDraw.Draw(tile).text((0, height + 2), _shortened(sample.name, width), _INK, font=_font())
+    ImageDraw.Draw(tile).text((0, height + 2), _shorten(sample.name, width), _INK, font=_font())
     return tile
 
 
@@ -111,7 +111,7 @@ def _legend(samples: Sequence[Sample], info: DatasetInfo, width: int) -> Image.I
     return legend
 
 
-def _shortened(name: str, width: int) -> str:
+def _shorten(name: str, width: int) -> str:
     """The end of a path that fits into a width in pixels."""
     font = _font()
     if font.getlength(name) <= width:

@@ -13,7 +13,7 @@ from ovenet.errors import UserError
 TRAIN_IDS = "_labelTrainIds"  # name ending of the files that converters of Cityscapes and COCO-Stuff put beside labels
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A layout's pattern as a regular expression with a group for each wildcard."""
     expression = re.escape(pattern).replace(r"\*\*", "(.+)").replace(r"\*", "([^/]+)")
     return re.compile(expression.replace(r"\{condition\}", "[^/]+") + r"\.[^./]+", re.DOTALL)
@@ -35,7 +35,7 @@ def with_stored_ids(info: DatasetInfo, labels: Iterable[str]) -> DatasetInfo:
         for one in layouts.values()
         if one.stored_ids and one.labels
     ]
-    matchers = [(compiled(pattern), meaning) for pattern, meaning in coded]
+    matchers = [(compile_pattern(pattern), meaning) for pattern, meaning in coded]
     train_ids = next((pattern for pattern, _ in coded if pattern.endswith(TRAIN_IDS)), None)
     first: dict[tuple[tuple[tuple[int, int], ...], tuple[int, ...]], str] = {}
     for label in labels if coded else ():

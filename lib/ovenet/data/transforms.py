@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ovenet.data.crops import ResizedCrop
+from ovenet.data.settings import CropSettings
 from ovenet.structures import Batch, Normalization, Sample, Size
 
 MAX_BRIGHTNESS = 32.0  # grey levels
@@ -30,38 +31,22 @@ class TrainTransform:
     """Random scale, padding and random crop; draws flip, brightness and colours, which the device applies to the crop.
 
     Attributes:
-        crop_size: ``(H, W)`` of the crops.
-        base_size: long side of the image at scale 1, in pixels.
-        scale_steps: the scale is 0.5 plus 0 to `scale_steps` tenths; None keeps it at 1.
-        flip: flip half of the samples.
-        brightness_shift: shift half of the samples by up to this many grey levels; 0 for never.
-        ignore_label: train id of padded pixels.
-        rare_class_crops: share of the crops that contain a pixel of a class drawn uniformly from the image's classes,
-            so that rare classes are seen more often; the others are placed anywhere.
-        stretch: scale to the aspect ratio of `crop_size` instead of keeping the image's.
+        settings: sizes, scales, augmentation, and the train id of padded pixels.
+        stretch: scale to the aspect ratio of the crop instead of keeping the image's.
         flip_table: ``(K,)`` train ids of the flipped image, where left and right are different classes.
         pad_color: RGB of padded pixels, see `Normalization.pad_color`.
-        scale_range: draw any scale between these two instead of the steps; None for the steps.
-        base_box: long and short side of a box into which the image fits at scale 1, instead of `base_size`.
-        cat_max_ratio: draw crops again, up to `MAX_CROP_TRIES` times, in which one class has a larger share of the
-            labelled pixels.
-        photometric: change the colours at random, see `ovenet.data.augmentation`.
     """
 
-    crop_size: Size
-    base_size: int
-    scale_steps: int | None
-    flip: bool
-    brightness_shift: int
-    ignore_label: int
-    rare_class_crops: float = 0.0
+    settings: CropSettings
     stretch: bool = False
     flip_table: np.ndarray | None = None
     pad_color: tuple[int, int, int] = IMAGENET.pad_color
-    scale_range: tuple[float, float] | None = None
-    base_box: tuple[int, int] | None = None
-    cat_max_ratio: float = 1.0
-    photometric: bool = False
+
+    @property
+    def crop_size(self) -> Size:
+        """``(H, W)`` of the crops, in pixels."""
+        width, height = self.settings.image_size
+        return height, width
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Draws one variant.
@@ -78,19 +63,21 @@ class TrainTransform:
         crop, labels = self._draw_mixed_crop(sample.labels, scaled, rng)
         image = crop.of_image(sample.image, self.pad_color)
         changes = [0.0, 0.0]
-        if self.flip and rng.random() < 0.5:
+        if self.settings.flip and rng.random() < 0.5:
             changes[0], labels = 1.0, self._flip_classes(labels)
-        if self.brightness_shift and rng.random() < 0.5:
-            changes[1] = float(rng.integers(-self.brightness_shift, self.brightness_shift + 1))
-        if self.photometric:
+        shift = self.settings.random_brightness_shift_value if self.settings.random_brightness else 0
+        if shift and rng.random() < 0.5:
+            changes[1] = float(rng.integers(-shift, shift + 1))
+        if self.settings.photometric_distortion:
             changes += _draw_colors(rng)
         image, labels = np.ascontiguousarray(image), np.ascontiguousarray(labels)
         return Sample(image, labels, sample.name, changes=np.array(changes, np.float32))
 
     def _draw_scale(self, rng: np.random.Generator) -> float:
-        if self.scale_range is not None:
-            return float(rng.uniform(*self.scale_range))
-        return 1.0 if self.scale_steps is None else 0.5 + int(rng.integers(self.scale_steps + 1)) / 10
+        if self.settings.scale_range:
+            low, high = self.settings.scale_range
+            return float(rng.uniform(low, high))
+        return 0.5 + int(rng.integers(self.settings.scale_factor + 1)) / 10 if self.settings.multi_scale else 1.0
 
     def _draw_mixed_crop(
         self, whole: np.ndarray, scaled: Size, rng: np.random.Generator
@@ -98,20 +85,20 @@ class TrainTransform:
         """A crop of the label map `whole` and its labels, in which no class has too large a share if such is found."""
         for _ in range(MAX_CROP_TRIES):
             crop = ResizedCrop(scaled, *self._draw_corner(whole, scaled, rng), self.crop_size)
-            labels = crop.of_labels(whole, self.ignore_label)
-            if self.cat_max_ratio == 1.0:
+            labels = crop.of_labels(whole, self.settings.ignore_label)
+            if self.settings.cat_max_ratio == 1.0:
                 break
-            counts = np.unique(labels[labels != self.ignore_label], return_counts=True)[1]
-            if len(counts) > 1 and counts.max() < self.cat_max_ratio * counts.sum():
+            counts = np.unique(labels[labels != self.settings.ignore_label], return_counts=True)[1]
+            if len(counts) > 1 and counts.max() < self.settings.cat_max_ratio * counts.sum():
                 break
         return crop, labels
 
     def _draw_corner(self, labels: np.ndarray, scaled: Size, rng: np.random.Generator) -> tuple[int, int]:
         """First row and column of a crop of the resized image: anywhere, or so that it has a pixel of a drawn class."""
         limits = [max(n - crop, 0) for n, crop in zip(scaled, self.crop_size, strict=True)]
-        if self.rare_class_crops and rng.random() < self.rare_class_crops:
+        if self.settings.rare_class_crops and rng.random() < self.settings.rare_class_crops:
             classes = np.unique(labels)
-            classes = classes[classes != self.ignore_label]
+            classes = classes[classes != self.settings.ignore_label]
             if len(classes):
                 pixel = np.unravel_index(rng.choice(np.flatnonzero(labels == rng.choice(classes))), labels.shape)
                 top, left = (
@@ -127,14 +114,14 @@ class TrainTransform:
         if self.stretch:
             height, width = self.crop_size
             return max(1, round(height * scale)), max(1, round(width * scale))
-        if self.base_box is not None:
-            return box_size(size, self.base_box, scale)
-        return scaled_size(size, round(self.base_size * scale))
+        if self.settings.base_box:
+            return box_size(size, self.settings.base_box, scale)
+        return scaled_size(size, round(self.settings.base_size * scale))
 
     def _flip_classes(self, labels: np.ndarray) -> np.ndarray:
         if self.flip_table is None:
             return labels
-        is_class = (labels >= 0) & (labels < len(self.flip_table)) & (labels != self.ignore_label)
+        is_class = (labels >= 0) & (labels < len(self.flip_table)) & (labels != self.settings.ignore_label)
         return np.where(is_class, self.flip_table[np.where(is_class, labels, 0)], labels).astype(labels.dtype)
 
 
@@ -166,7 +153,7 @@ def scaled_size(size: Size, long_side: int) -> Size:
     return max(1, round(height * long_side / width)), long_side
 
 
-def box_size(size: Size, box: tuple[int, int], scale: float) -> Size:
+def box_size(size: Size, box: Sequence[int], scale: float) -> Size:
     """The largest size with the same aspect ratio that fits into a box, rounded as in mmsegmentation.
 
     Args:

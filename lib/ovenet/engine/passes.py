@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ovenet.data.augmentation import prepared
+from ovenet.data.augmentation import augment_and_normalize
 from ovenet.engine.parallel import compiled, data_parallel, why_no_graph
 from ovenet.engine.settings import StepSettings
 from ovenet.errors import UserError
@@ -91,7 +91,7 @@ class Passes:
         tensors = [tensor for batch in batches for tensor in batch.tensors]
         if not self.has_graphs:
             return self.eagerly(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))[0]
-        if iteration < self.criterion.settles_at:
+        if iteration < self.criterion.static_from_iteration:
             return self.graphed.eagerly(*tensors)[0]
         losses, gradients = self.graphed(*tensors, key=(self.parallel.training, freeze))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -124,7 +124,7 @@ class Passes:
 
     def forward(self, batch: Batch) -> LossTerms:
         """Loss of one micro-batch on the device; convolutions in ``TRAIN.PRECISION``, the loss in float32."""
-        images, labels = prepared(batch, self.model.normalization)
+        images, labels = augment_and_normalize(batch, self.model.normalization)
         dtype = _AUTOCAST.get(self.settings.precision)
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
             output = _with_batch_norm(self.parallel, images)

@@ -46,13 +46,13 @@ class Curve:
     settings: str
 
 
-def read_curve(run: Path, metric: str, is_of_the_result: Callable[[str], bool]) -> Curve:
+def read_curve(run: Path, metric: str, affects_training: Callable[[str], bool]) -> Curve:
     """One quantity from a run's ``log.jsonl``.
 
     Args:
         run: folder of the run.
         metric: ``<kind>/<name>``, as in TensorBoard; mIoU comes in percent, as in the log.
-        is_of_the_result: whether the result depends on a setting, by its full key.
+        affects_training: whether the result depends on a setting, by its full key.
 
     Raises:
         UserError: there is no log, or no such metric in it; names those that exist.
@@ -73,7 +73,7 @@ def read_curve(run: Path, metric: str, is_of_the_result: Callable[[str], bool]) 
         raise UserError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
     scale = 100.0 if is_percent(metric) else 1.0
     scaled = scale * np.array(values, dtype=np.float64)
-    return Curve(str(run), np.array(iterations), scaled, _settings(run / "config.yaml", is_of_the_result))
+    return Curve(str(run), np.array(iterations), scaled, _settings(run / "config.yaml", affects_training))
 
 
 def is_percent(metric: str) -> bool:
@@ -110,14 +110,14 @@ def _is_value(value: object) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def _settings(path: Path, is_of_the_result: Callable[[str], bool]) -> str:
+def _settings(path: Path, affects_training: Callable[[str], bool]) -> str:
     if not path.is_file():
         return ""
     try:
         settings = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the configuration of a run ({type(error).__name__}); remove it") from error
-    return yaml.safe_dump({key: value for key, value in settings.items() if is_of_the_result(key)})
+    return yaml.safe_dump({key: value for key, value in settings.items() if affects_training(key)})
 
 
 def group_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:

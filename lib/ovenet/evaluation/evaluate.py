@@ -103,12 +103,12 @@ def count_samples(
 
         return finish
 
-    begun = (begin(sample, scaled) for sample, scaled in _prepared(predictor, samples))
+    begun = (begin(sample, scaled) for sample, scaled in _prepare(predictor, samples))
     for _ in finish_behind(begun, predictor.backend.images_ahead):
         pass
 
 
-def _prepared(predictor: SlidingWindowInferencer, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[Tensor]]]:
+def _prepare(predictor: SlidingWindowInferencer, samples: Iterable[Sample]) -> Iterator[tuple[Sample, list[Tensor]]]:
     """Samples with their image at every scale; the next one is prepared while one is predicted."""
     iterator = iter(samples)
     is_cuda = predictor.device.type == "cuda"

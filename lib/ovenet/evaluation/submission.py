@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
-from ovenet.errors import UserError
+from ovenet.errors import UserError, one_line
 from ovenet.inference.pictures import save_png
 from ovenet.utils.writing import write_file
 
@@ -140,7 +140,7 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> Image.Image:
         if image.width * image.height <= _MAX_FILE_BYTES:  # the check of the size names others
             image.load()
     except Exception as error:  # encrypted, compressed in an unknown way, or damaged: each raises other errors
-        raise UserError(f"{path}: {name} cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path}: {name} cannot be read ({one_line(error)})") from error
     return image
 
 

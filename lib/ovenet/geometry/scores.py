@@ -1,12 +1,16 @@
-"""Class probabilities from scores of any kind."""
+"""Class probabilities from scores of any kind, in float32 at least."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ovenet.geometry.precision import at_least_float32
 from ovenet.structures import ScoreKind
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor in float32; float64 stays as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def probabilities(scores: Tensor, kind: ScoreKind) -> Tensor:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ovenet.geometry.grid import pixel_grid
-from ovenet.geometry.precision import at_least_float32
 from ovenet.geometry.resample import sample_bilinear
 from ovenet.geometry.resize import spatial_size
+from ovenet.geometry.scores import at_least_float32
 from ovenet.structures import Size
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ovenet.geometry import pixel_grid, seed_position
 from ovenet.inference.views import VECTOR
-from ovenet.models.displacement import Displacement, recorded
+from ovenet.models.displacement import Displacement, record_displacements
 from ovenet.structures import OVeNetOutput, ScoreKind
 from ovenet.utils.cuda_graph import CudaGraph, Graph, GraphedFunction
 from ovenet.utils.environment import tf32
@@ -118,11 +118,11 @@ class Forward:
         num_images = len(pixels)
         together = self.flip and together
         recording: AbstractContextManager[list[tuple[str, Tensor]]] = (
-            recorded(self.model) if fields else nullcontext([])
+            record_displacements(self.model) if fields else nullcontext([])
         )
         with recording as displacements:
             output = self._run_model(torch.cat((pixels, pixels.flip(3))) if together else pixels)
-        maps = _chosen(output.predictions(self.output_index), names)
+        maps = _select(output.predictions(self.output_index), names)
         if self.flip:
             if together:
                 flipped = {name: scores[num_images:] for name, scores in maps.items()}
@@ -147,5 +147,5 @@ class Forward:
             return self.model(pixels)
 
 
-def _chosen(maps: dict[str, Tensor], names: Sequence[str] | None) -> dict[str, Tensor]:
+def _select(maps: dict[str, Tensor], names: Sequence[str] | None) -> dict[str, Tensor]:
     return maps if names is None else {name: maps[name] for name in names}

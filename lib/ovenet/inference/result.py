@@ -87,7 +87,7 @@ class SegResult:
             for outline, *holes in _outlines(self.mask == train_id):
                 area = _area(outline) - sum(map(_area, holes))
                 if area >= min_area:
-                    rings = [_simplified(ring, tolerance) for ring in (outline, *holes)]
+                    rings = [_simplify(ring, tolerance) for ring in (outline, *holes)]
                     found.append({"class_name": name, "train_id": int(train_id), "area": int(area), "rings": rings})
         return found
 
@@ -205,7 +205,7 @@ def _area(ring: np.ndarray) -> float:
     return cv2.contourArea(ring.astype(np.float32))
 
 
-def _simplified(ring: np.ndarray, tolerance: float) -> list[list[int]]:
+def _simplify(ring: np.ndarray, tolerance: float) -> list[list[int]]:
     """The ring with fewer corners, unless no area would be left."""
     simple = cv2.approxPolyDP(ring.astype(np.int32), tolerance, closed=True)[:, 0]
     return (simple if len(simple) >= 3 else ring).tolist()

@@ -179,13 +179,13 @@ class ScaledView:
         """
         bands = self._rows(self._own_rows(size, rows))
         if self._first_sizes is None:
-            return self._resized(bands, self._size, size, rows)
+            return self._resize(bands, self._size, size, rows)
         padded, kept = self._first_sizes
         first_rows = self._source(kept, size, rows)
-        bands = self._resized(bands, self._size, padded, first_rows)
-        return self._resized({name: band[..., : kept[1]] for name, band in bands.items()}, kept, size, rows)
+        bands = self._resize(bands, self._size, padded, first_rows)
+        return self._resize({name: band[..., : kept[1]] for name, band in bands.items()}, kept, size, rows)
 
-    def _resized(
+    def _resize(
         self, bands: dict[str, Tensor], old: tuple[int, int], new: tuple[int, int], rows: range
     ) -> dict[str, Tensor]:
         """Resizes rows of maps of size `old` to rows ``(n, C, W)`` of size `new`."""
@@ -216,7 +216,7 @@ class ScaledView:
         if self.window == self._padded:
             (maps,) = self._done.values()
             return {
-                name: self._finished(name, band)[..., : self._size[1]]
+                name: self._finish(name, band)[..., : self._size[1]]
                 for name, band in self._window_rows(maps, rows).items()
             }
         total: dict[str, Tensor] = {}
@@ -232,13 +232,13 @@ class ScaledView:
                 if is_vector(name):
                     total[name][box] = part
                 else:
-                    total[name][box].add_(part if self._averages_logits else self._finished(name, part))
+                    total[name][box].add_(part if self._averages_logits else self._finish(name, part))
             counts[box].add_(1)
         weights = counts.reciprocal_()
         for name in filter(is_score, total):
             total[name] *= weights
         if self._averages_logits:
-            total = {name: self._finished(name, band) for name, band in total.items()}
+            total = {name: self._finish(name, band) for name, band in total.items()}
         return {name: band[..., : self._size[1]] for name, band in total.items()}
 
     def _window_rows(self, maps: dict[str, Tensor], rows: range) -> dict[str, Tensor]:
@@ -246,7 +246,7 @@ class ScaledView:
         resize, options = self._backend.resize_rows, {"align_corners": self._align_corners}
         return {name: resize(x, self.window, rows, **options) for name, x in maps.items()}
 
-    def _finished(self, name: str, scores: Tensor) -> Tensor:
+    def _finish(self, name: str, scores: Tensor) -> Tensor:
         """Scores ``(n, K, w)`` as they are averaged; vectors unchanged."""
         return scores if is_vector(name) else self._as_averaged(scores)
 

@@ -91,12 +91,12 @@ def draw_anchors(
     num_each = min(max_samples // len(groups), max_views) if groups else 0
     if num_each < 2:
         return labels.new_empty(0), labels.new_empty(0)
-    pixels = torch.cat([_mixed(right, wrong, num_each) for _, right, wrong in groups])
+    pixels = torch.cat([_draw_half_wrong(right, wrong, num_each) for _, right, wrong in groups])
     drawn = torch.tensor([label for label, _, _ in groups], device=labels.device)
     return pixels, drawn.repeat_interleave(num_each)
 
 
-def _mixed(right: Tensor, wrong: Tensor, number: int) -> Tensor:
+def _draw_half_wrong(right: Tensor, wrong: Tensor, number: int) -> Tensor:
     """Draws `number` of the pixels, half of them wrong if possible."""
     num_wrong = min(max(number // 2, number - len(right)), len(wrong))
     wrong = wrong[torch.randperm(len(wrong), device=wrong.device)[:num_wrong]]

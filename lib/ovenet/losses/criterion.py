@@ -11,7 +11,6 @@ Shapes: ``B`` batch, ``K`` classes, ``H W`` label size, ``h w`` score map size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,80 +20,61 @@ from ovenet.geometry import probabilities, resize_bilinear, spatial_size
 from ovenet.losses import functional
 from ovenet.losses.contrast import PixelContrast
 from ovenet.losses.queries import QueryLoss
+from ovenet.losses.settings import LossSettings
 from ovenet.losses.targets import Targets
-from ovenet.losses.terms import CrossEntropy, WeightedLoss, losses_of_maps
+from ovenet.losses.terms import build_losses, losses_of_maps, settings_of_terms
 from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
 
-ConfidenceTarget = Literal["same_class", "better_scores"]
-OffsetTarget = Literal["same_class", "right_pixel"]
+_DEFAULT = LossSettings()
 
 
 class SegmentationCriterion(nn.Module):
     """Computes the loss of a model's prediction.
 
     Args:
+        settings: terms and weights; the weights of maps and classes come as `output_weights` and `class_weights`.
         ignore_label: label of ignored pixels.
         class_weights: ``K`` weights; None for equal weights.
         output_weights: weight of each score map, auxiliary first, final last.
-        losses: terms of ``L``; None for cross-entropy.
-        initial_and_seed_weight: κ.
-        confidence_weight: λ.
-        confidence_target: what the confidence is trained to predict: ``same_class``, whether the seed has the pixel's
-            class (the paper), or ``better_scores``, whether the pixel's class has a higher probability at the seed.
-        offset_weight: weight of a loss of the offsets; 0 for none (the paper).
-        offset_target: target of this loss: ``same_class`` moves seeds into regions of the pixel's class, see
-            `functional.offset_loss`; ``right_pixel`` moves seeds of wrong pixels to a correct pixel of their class, see
-            `functional.right_pixel_loss`.
-        fusion_warmup: number of iterations in which ``L(S_f)`` fades in, in place of a second ``L(S_i)``; 0 for none
-            (the paper).
         align_corners: convention of the upsampling to label size.
         contrast: loss of the pixel embeddings; None for none.
         contrast_weight: its weight.
         queries: loss of masks and their classes; None for heads without queries.
+
+    Raises:
+        UserError: a term does not exist, or an argument of one is invalid.
     """
 
     class_weights: Tensor | None
-    _output_weights: Tensor
+    output_weights: Tensor
 
     def __init__(
         self,
+        settings: LossSettings = _DEFAULT,
         *,
         ignore_label: int,
         class_weights: Sequence[float] | None = None,
         output_weights: Sequence[float] = (1.0,),
-        losses: Sequence[WeightedLoss] | None = None,
-        initial_and_seed_weight: float = 0.5,
-        confidence_weight: float = 1.0,
-        confidence_target: ConfidenceTarget = "same_class",
-        offset_weight: float = 0.0,
-        offset_target: OffsetTarget = "same_class",
-        fusion_warmup: int = 0,
         align_corners: bool = True,
         contrast: PixelContrast | None = None,
         contrast_weight: float = 0.1,
         queries: QueryLoss | None = None,
     ):
         super().__init__()
+        self.settings, self.ignore_label, self.align_corners = settings, ignore_label, align_corners
         self.queries = queries
         self.contrast, self.contrast_weight = contrast, contrast_weight
-        self.ignore_label = ignore_label
-        self.output_weights = tuple(output_weights)
-        self.register_buffer("_output_weights", torch.tensor(self.output_weights), persistent=False)
-        default = WeightedLoss("cross_entropy", CrossEntropy(align_corners=align_corners))
-        self.losses = (default,) if losses is None else tuple(losses)
-        self.initial_and_seed_weight = initial_and_seed_weight
-        self.confidence_weight = confidence_weight
-        self.confidence_target: ConfidenceTarget = confidence_target
-        self.offset_weight, self.fusion_warmup = offset_weight, fusion_warmup
-        self.offset_target: OffsetTarget = offset_target
-        self.align_corners = align_corners
+        self.losses = build_losses(
+            settings_of_terms(settings), align_corners=align_corners, backend=settings.backend, average=settings.average
+        )
+        self.register_buffer("output_weights", torch.tensor(tuple(output_weights)), persistent=False)
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
     @property
-    def settles_at(self) -> int:
-        """Iteration from which the loss no longer depends on the iteration."""
-        return max(self.fusion_warmup, 0 if self.contrast is None else self.contrast.start)
+    def static_from_iteration(self) -> int:
+        """First iteration from which the loss no longer changes with the iteration."""
+        return max(self.settings.fusion_warmup, 0 if self.contrast is None else self.contrast.start)
 
     def forward(self, output: OVeNetOutput, labels: Tensor, *, iteration: int | None = None) -> LossTerms:
         """Loss of one batch.
@@ -102,7 +82,7 @@ class SegmentationCriterion(nn.Module):
         Args:
             output: the model's prediction.
             labels: ``(B, H, W)`` integer class ids.
-            iteration: number of finished iterations; None for at least `settles_at`.
+            iteration: number of finished iterations; None for at least `static_from_iteration`.
 
         Raises:
             UserError: the model's number of score maps is not that of `output_weights`.
@@ -117,18 +97,18 @@ class SegmentationCriterion(nn.Module):
         targets = Targets.from_labels(
             labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=dtype
         )
-        terms = self._of_queries(output, labels)
+        terms = self._query_terms(output, labels)
         total = sum(terms.values(), targets.weights.new_zeros(()))
-        predictions = self._supervised(output)
-        terms |= self._semantic(predictions, targets, output.score_kind)
+        predictions = self._supervised_scores(output)
+        terms |= self._semantic_terms(predictions, targets, output.score_kind)
         if output.has_seed:
-            terms["confidence"] = self._confidence(output, targets, labels)
-            total = total + self._warmed_up(terms, iteration)
-            total = total + self.initial_and_seed_weight * sum(terms[name] for name in predictions if name != "fused")
-            total = total + self.confidence_weight * terms["confidence"]
-            if self.offset_weight:
-                terms["offset"] = self._offset(output, labels)
-                total = total + self.offset_weight * terms["offset"]
+            terms["confidence"] = self._confidence_loss(output, targets, labels)
+            total = total + self._fused_term(terms, iteration)
+            total = total + self.settings.kappa * sum(terms[name] for name in predictions if name != "fused")
+            total = total + self.settings.lambda_ * terms["confidence"]
+            if self.settings.offset:
+                terms["offset"] = self._offset_loss(output, labels)
+                total = total + self.settings.offset * terms["offset"]
         elif "fused" in terms:
             total = total + terms["fused"]
         if self.contrast is not None and output.embedding is not None:
@@ -136,21 +116,21 @@ class SegmentationCriterion(nn.Module):
             total = total + self.contrast_weight * terms["contrast"]
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
-    def _of_queries(self, output: OVeNetOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Terms of the masks and their classes."""
+    def _query_terms(self, output: OVeNetOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Losses of the query masks and their classes; empty for heads without queries."""
         if self.queries is None:
             return {}
         assert output.queries is not None, "heads predict queries only in training"
         return self.queries(output.queries, labels)
 
-    def _supervised(self, output: OVeNetOutput) -> dict[str, tuple[Tensor, ...]]:
-        """Score maps that ``L`` is computed of, by prediction."""
+    def _supervised_scores(self, output: OVeNetOutput) -> dict[str, tuple[Tensor, ...]]:
+        """Score maps supervised by ``L``, by prediction."""
         if not output.has_seed:
             return {} if self.queries is not None else {"fused": output.fused}
         initial = {} if self.queries is not None else {"initial": output.initial}
         return {"fused": output.fused, **initial, "seed": output.seed}
 
-    def _semantic(
+    def _semantic_terms(
         self, predictions: Mapping[str, Sequence[Tensor]], targets: Targets, kind: ScoreKind
     ) -> dict[str, Tensor]:
         """``L`` of each prediction; each term is computed for all score maps at once."""
@@ -164,21 +144,21 @@ class SegmentationCriterion(nn.Module):
         by_map = targets.weights.new_zeros(len(maps))
         for term in self.losses:
             by_map = by_map + term.weight * functional.mean(*losses_of_maps(term.loss, maps, targets, kind, is_final))
-        by_prediction = (by_map.view(-1, num_outputs) * self._output_weights).sum(dim=1)
+        by_prediction = (by_map.view(-1, num_outputs) * self.output_weights).sum(dim=1)
         return dict(zip(predictions, by_prediction.unbind(), strict=True))
 
-    def _warmed_up(self, terms: dict[str, Tensor], iteration: int | None) -> Tensor:
+    def _fused_term(self, terms: dict[str, Tensor], iteration: int | None) -> Tensor:
         """``L(S_f)``; during the warm-up, its interpolation with ``L(S_i)``."""
-        if iteration is None or iteration >= self.fusion_warmup or "initial" not in terms:
+        if iteration is None or iteration >= self.settings.fusion_warmup or "initial" not in terms:
             return terms["fused"]
-        return torch.lerp(terms["initial"], terms["fused"], iteration / self.fusion_warmup)
+        return torch.lerp(terms["initial"], terms["fused"], iteration / self.settings.fusion_warmup)
 
-    def _confidence(self, output: OVeNetOutput, targets: Targets, labels: Tensor) -> Tensor:
+    def _confidence_loss(self, output: OVeNetOutput, targets: Targets, labels: Tensor) -> Tensor:
         """``L_F``."""
         assert output.confidence is not None
         assert output.offset is not None
         confidence = self._at_label_size(output.confidence, labels)
-        if self.confidence_target == "better_scores":
+        if self.settings.confidence_target == "better_scores":
             index = targets.labels.unsqueeze(1)
             with torch.no_grad():
                 own, seed = (
@@ -190,11 +170,11 @@ class SegmentationCriterion(nn.Module):
         offset = self._at_label_size(output.offset, labels)
         return functional.mean(*functional.confidence_loss(confidence, labels, offset, ignore_label=self.ignore_label))
 
-    def _offset(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
+    def _offset_loss(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
         """Loss of the offsets."""
         assert output.offset is not None
         offset, scores, ignored = output.offset, output.initial[-1], self.ignore_label
-        if self.offset_target == "right_pixel":
+        if self.settings.offset_target == "right_pixel":
             return functional.mean(*functional.right_pixel_loss(offset, scores, labels, ignore_label=ignored))
         num_classes = scores.shape[1]
         return functional.mean(*functional.offset_loss(offset, labels, num_classes=num_classes, ignore_label=ignored))

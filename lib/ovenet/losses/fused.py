@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ovenet.errors import one_line
 from ovenet.losses import blocked, functional
 from ovenet.losses.targets import OhemSettings, Targets
 from ovenet.structures import ScoreKind
@@ -79,7 +80,7 @@ def _give_up(shape: Shape, error: Exception) -> None:
     get_logger().warning(
         "the Triton loss kernels fail for %d classes, %dx%d to %dx%d (%s: %s); the blocked loss replaces them for this "
         "shape, with the same result; set LOSS.BACKEND blocked to avoid this warning",
-        num_classes, in_height, in_width, height, width, type(error).__name__, " ".join(str(error).split())[:200],
+        num_classes, in_height, in_width, height, width, type(error).__name__, one_line(error),
     )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class LossSettings:
         one_of=("same_class", "right_pixel"),
     )
     fusion_warmup: int = setting(
-        0, "iterations in which the loss of the fused scores replaces that of the initial ones", at_least=0
+        0, "iterations over which the fused loss ramps linearly from L(S_i) to L(S_f); 0 for none", at_least=0
     )
     backend: str = setting(
         "auto",

@@ -17,6 +17,7 @@ from ovenet.errors import UserError
 from ovenet.geometry import at_least_float32, resize_bilinear, spatial_size
 from ovenet.losses import functional
 from ovenet.losses.registry import LOSSES
+from ovenet.losses.settings import LossSettings
 from ovenet.losses.targets import OhemSettings, Targets
 from ovenet.losses.upsampled import BackendName, upsampled_cross_entropy
 from ovenet.structures import ScoreKind
@@ -215,12 +216,21 @@ def upsampled_log_probabilities(scores: Tensor, targets: Targets, kind: ScoreKin
     return functional.log_probabilities(resized, kind)
 
 
+def settings_of_terms(settings: LossSettings) -> tuple[dict[str, Any], ...]:
+    """``LOSS.TERMS``, or the term that the published keys stand for."""
+    if settings.terms:
+        return settings.terms
+    if settings.use_ohem:
+        return ({"NAME": "ohem", "THRESHOLD": settings.ohemthres, "MIN_KEPT": settings.ohemkeep},)
+    return ({"NAME": "cross_entropy"},)
+
+
 def build_losses(
     terms: list[dict[str, Any]] | tuple[dict[str, Any], ...],
     *,
     align_corners: bool = True,
-    backend: BackendName = "auto",
-    average: Average = "valid",
+    backend: str = "auto",
+    average: str = "valid",
 ) -> tuple[WeightedLoss, ...]:
     """Terms of the semantic loss from settings.
 

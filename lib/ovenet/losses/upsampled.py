@@ -61,7 +61,7 @@ def upsampled_cross_entropy(
                 results[i] = result
     for i, (scores, mining) in enumerate(zip(maps, ohem, strict=True)):
         if results[i] is None and backend == "plain":
-            results[i] = _summed(_plain_loss(scores, targets, kind, mining, align_corners), targets)
+            results[i] = _sum(_plain_loss(scores, targets, kind, mining, align_corners), targets)
         elif results[i] is None:
             results[i] = _Blocked.apply(scores, targets, kind, mining, align_corners)
     totals, weights = zip(*results, strict=True)
@@ -117,7 +117,7 @@ def _plain_loss(
     return PixelLoss(nll, functional.ohem_limit(nll, targets, threshold=ohem.threshold, min_kept=ohem.min_kept))
 
 
-def _summed(loss: PixelLoss, targets: Targets) -> tuple[Tensor, Tensor]:
+def _sum(loss: PixelLoss, targets: Targets) -> tuple[Tensor, Tensor]:
     if loss.limit is None:
         return functional.cross_entropy(loss.nll, targets)
     return functional.ohem_cross_entropy(loss.nll, targets, loss.limit)
@@ -139,7 +139,7 @@ class _Blocked(torch.autograd.Function):
             scores, targets, kind, ohem, align_corners=align_corners, with_gradient=ctx.needs_input_grad[0]
         )
         ctx.save_for_backward(*(() if gradient is None else (gradient,)))
-        total, weight = _summed(loss, targets)
+        total, weight = _sum(loss, targets)
         ctx.mark_non_differentiable(weight)
         return total, weight
 

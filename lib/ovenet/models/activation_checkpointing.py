@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpointed(module: nn.Module, features: list[Tensor]) -> list[Tensor]:
+def run_checkpointed(module: nn.Module, features: list[Tensor]) -> list[Tensor]:
     """Runs a module without keeping its activations; the backward pass recomputes them, bit for bit.
 
     Args:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ovenet.errors import one_line
+
 # Class names of the residual blocks here and in timm.
 BLOCKS = frozenset(
     {
@@ -65,7 +67,7 @@ def compiler_problem(device: torch.device) -> str:
     try:
         torch.compile(lambda x: (x + 1).relu(), dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # a missing or incompatible compiler may raise anything
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"{type(error).__name__}: {one_line(error)}"
     return ""
 
 

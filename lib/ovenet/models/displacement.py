@@ -11,7 +11,7 @@ from ovenet.geometry import WarpConvention, normalised_displacement
 
 
 class Displacement(nn.Module):
-    """The identity on a displacement field, which `recorded` hooks into.
+    """The identity on a displacement field, which `record_displacements` hooks into.
 
     Args:
         title: name of the module that predicts the field, for captions.
@@ -28,7 +28,7 @@ class Displacement(nn.Module):
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
+def record_displacements(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
     """Collects the displacement fields of a model's forward passes, in execution order.
 
     Yields:

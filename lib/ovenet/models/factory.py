@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, Head, Neck
-from ovenet.models.registry import BACKBONES, HEADS, NECKS, PARTS, SEEDS
+from ovenet.models.registry import BACKBONES, HEADS, NECKS, REGISTRIES, SEEDS
 from ovenet.models.seeds.ovenet import OVeNet
 from ovenet.models.segmentor import Segmentor
+from ovenet.models.weight_files import read_weights
+from ovenet.models.weights import MIN_MATCHED, LoadReport, load_weights
 from ovenet.registry import Registry
 
 Settings = Mapping[str, Any]
+TIMM = "timm"
 
 
 def build_segmentor(
@@ -70,6 +76,81 @@ def build_segmentor(
     return OVeNet(body, joint, classifier, build(SEEDS, seed, seed_args, **known))
 
 
+def create_model(
+    backbone: str,
+    *,
+    num_classes: int = 19,
+    head: str = "fcn",
+    neck: str | None = None,
+    seed: str | None = None,
+    pretrained: str | Path | bool | None = None,
+    align_corners: bool | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    neck_args: Mapping[str, Any] | None = None,
+    head_args: Mapping[str, Any] | None = None,
+    seed_args: Mapping[str, Any] | None = None,
+) -> Segmentor:
+    """A model from names, without a configuration.
+
+        model = ovenet.create_model("convnext_tiny", head="ocr", seed="shared", num_classes=11)
+
+    Args:
+        backbone: a name of `ovenet.list_backbones`.
+        num_classes: ``K``.
+        head: a name of `ovenet.list_heads`.
+        neck: a name of `ovenet.list_necks`; None is the head's own.
+        seed: source of the offsets, a name of `ovenet.list_seeds`; None is the baseline.
+        pretrained: a file of weights, or ``timm`` for timm's; None loads the weights that come with the backbone, if
+            any do, and False loads none.
+        align_corners: convention of all resizing of maps. None is False for head ``fcn`` on an HRNet, as HRNet and
+            OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
+        backbone_args: arguments of the backbone, see `ovenet.describe`.
+        neck_args: arguments of the neck.
+        head_args: arguments of the head.
+        seed_args: arguments of the seed.
+
+    Raises:
+        UserError: a part does not exist, an argument or a file is wrong, or the parts do not go together.
+    """
+    model = build_segmentor(
+        backbone,
+        num_classes=num_classes,
+        head=head,
+        neck=neck,
+        seed=seed,
+        align_corners=align_corners,
+        backbone_args=backbone_args,
+        neck_args=neck_args,
+        head_args=head_args,
+        seed_args=seed_args,
+    )
+    is_on_meta = next(model.parameters()).is_meta
+    if pretrained is not False and not is_on_meta:
+        source = TIMM if pretrained is True else str(pretrained or "")
+        for report in initialize_backbone(model, source):
+            report.require(MIN_MATCHED)
+    return model
+
+
+def initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[LoadReport]:
+    """Loads weights from a file, from timm or, without a source, from the package that comes with the backbone."""
+    if source == TIMM:
+        from ovenet.models.backbones.timm import timm_weights  # timm takes a second to import
+
+        name = model.backbone.timm_name
+        if name is None:
+            raise UserError(f"{key or 'pretrained '}is timm, but timm does not have this backbone; name a file")
+        state: Mapping[str, Tensor] | None = timm_weights(name)
+        source = f"{key}timm's {name}"
+    elif source:
+        state = read_weights(source)
+        source = key + source
+    else:
+        state = model.backbone.bundled_weights()
+        source = "the weights that come with the backbone"
+    return [] if state is None else [load_weights(model, state, source, whole=False)]
+
+
 def list_backbones(pattern: str = "*", *, timm: bool = True) -> list[str]:
     """Names of backbones.
 
@@ -110,6 +191,6 @@ def describe(kind: str, name: str) -> Callable[..., Any]:
     Raises:
         UserError: the kind or the part does not exist.
     """
-    if kind not in PARTS:
-        raise UserError(f"there is no kind of part {kind!r}; the kinds are {', '.join(PARTS)}")
-    return PARTS[kind][name]
+    if kind not in REGISTRIES:
+        raise UserError(f"there is no kind of part {kind!r}; the kinds are {', '.join(REGISTRIES)}")
+    return REGISTRIES[kind][name]

@@ -36,7 +36,7 @@ class StageSpec:
         Raises:
             UserError: a setting is missing, unknown or of another type, or a list lacks an entry per resolution.
         """
-        spec = settings if isinstance(settings, StageSpec) else _parsed(settings, number)
+        spec = settings if isinstance(settings, StageSpec) else _parse(settings, number)
         if spec.block not in EXPANSIONS:
             raise UserError(f"{_name(number)}: BLOCK is {spec.block!r}; expected BASIC or BOTTLENECK")
         if not len(spec.num_blocks) == len(spec.num_channels) == number:
@@ -61,7 +61,7 @@ def _name(number: int) -> str:
     return f"stage {number} of HRNet"
 
 
-def _parsed(settings: Mapping[str, Any], number: int) -> StageSpec:
+def _parse(settings: Mapping[str, Any], number: int) -> StageSpec:
     values = {key.lower(): value for key, value in settings.items()}
     unknown = set(values) - {"num_modules", "num_blocks", "num_channels", "block"}
     missing = {"num_modules", "num_blocks", "num_channels"} - set(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ovenet.models.settings import PARTS
 from ovenet.registry import Registry
 
 if TYPE_CHECKING:
@@ -35,4 +36,4 @@ SEEDS: Registry[type[Seed]] = Registry(
     ("ovenet.models.seeds.ovenet", "ovenet.models.seeds.controls"),
     provided=(*_MAPS, "num_classes", "backbone", "head"),
 )
-PARTS: dict[str, Registry[Any]] = {"backbone": BACKBONES, "neck": NECKS, "head": HEADS, "seed": SEEDS}
+REGISTRIES: dict[str, Registry[Any]] = dict(zip(PARTS, (BACKBONES, NECKS, HEADS, SEEDS), strict=True))

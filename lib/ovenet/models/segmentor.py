@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, Head, Neck, SegOutput
+from ovenet.models.settings import PARTS
 from ovenet.structures import Normalization, OVeNetOutput
-
-GROUPS = ("backbone", "neck", "head", "seed")  # names of a model's parts, its child modules
 
 
 class Segmentor(nn.Module):
-    """Backbone, neck and head, not initialised again; `ovenet.models.seeds.ovenet.OVeNet` adds a seed.
+    """Backbone, neck and head, which keep their weights; `ovenet.models.seeds.ovenet.OVeNet` adds a seed.
 
     Args:
         backbone: image to feature maps.
@@ -57,7 +56,7 @@ class Segmentor(nn.Module):
         Raises:
             UserError: the images are larger than the backbone's fixed size.
         """
-        decoded = self.decode(self.backbone(self.padded(images)), images)
+        decoded = self.decode(self.backbone(self.pad(images)), images)
         return OVeNetOutput(
             initial=decoded.scores,
             seed=(),
@@ -68,20 +67,20 @@ class Segmentor(nn.Module):
         )
 
     def decode(self, features: list[Tensor], images: Tensor) -> SegOutput:
-        """The head's prediction from the maps of padded images, cropped to the size of `images`."""
+        """The head's prediction from the maps of padded images, cropped to the images' size except for `features`."""
         maps = self.neck(features)
         decoded = self.head(maps)
         unread = maps[: self.head.first_read]
-        *others, final = (cropped(scores, images, self.head.stride) for scores in decoded.scores)
+        *others, final = (crop_padding(scores, images, self.head.stride) for scores in decoded.scores)
         embedding, queries = decoded.embedding, decoded.queries
         if embedding is not None:
-            embedding = cropped(embedding, images, self.head.stride)
+            embedding = crop_padding(embedding, images, self.head.stride)
         if queries is not None:
-            queries = replace(queries, masks=tuple(cropped(x, images, self.head.stride) for x in queries.masks))
+            queries = replace(queries, masks=tuple(crop_padding(x, images, self.head.stride) for x in queries.masks))
         scores = (*others, _with_zero_gradients(final, unread) if unread else final)
         return replace(decoded, scores=scores, embedding=embedding, queries=queries)
 
-    def padded(self, images: Tensor) -> Tensor:
+    def pad(self, images: Tensor) -> Tensor:
         """Pads images at the right and the bottom with zeros, the mean colour, to a size that the backbone accepts."""
         height, width = images.shape[-2:]
         if self.backbone.fixed_size is not None:
@@ -101,7 +100,7 @@ class Segmentor(nn.Module):
         """Freezes parts for good: their weights and BatchNorm statistics stay, and their dropout is off.
 
         Args:
-            parts: names from `GROUPS`, or names of modules in them such as ``backbone.layer1``.
+            parts: names from `ovenet.models.settings.PARTS`, or names of modules in them such as ``backbone.layer1``.
 
         Raises:
             UserError: the model has no such part, or no trainable parameter would be left.
@@ -134,7 +133,7 @@ class Segmentor(nn.Module):
         try:
             return self.get_submodule(name)
         except AttributeError:
-            own = [group for group in GROUPS if hasattr(self, group)]
+            own = [part for part in PARTS if hasattr(self, part)]
             raise UserError(
                 f"this model has no part {name!r}; it has {', '.join(own)}, and modules in them such as "
                 f"backbone.{next((n for n, _ in self.backbone.named_children()), '…')}"
@@ -148,8 +147,8 @@ class Segmentor(nn.Module):
         return self
 
 
-def synchronized(model: Segmentor) -> Segmentor:
-    """The model with synchronised BatchNorm: statistics over the batches of all ranks (CUDA only)."""
+def to_sync_batchnorm(model: Segmentor) -> Segmentor:
+    """Replaces BatchNorm by synchronised BatchNorm: statistics over the batches of all ranks (CUDA only)."""
     from timm.layers import convert_sync_batchnorm  # torch's own drops the activations inside timm's norms
 
     return convert_sync_batchnorm(model)
@@ -169,14 +168,14 @@ class _WithZeroGradients(torch.autograd.Function):
 
 
 def _with_zero_gradients(values: Tensor, unread: Sequence[Tensor]) -> Tensor:
-    """The values themselves; maps that the head does not read get a zero gradient, not none.
+    """Returns the values unchanged, and gives maps that the head does not read a gradient of zeros instead of none.
 
-    Data-parallel training averages the gradients of all parameters, and waits for those that get none.
+    Data-parallel training averages the gradients of all parameters, and would wait for the missing ones.
     """
     return _WithZeroGradients.apply(values, *unread) if torch.is_grad_enabled() else values
 
 
-def cropped(values: Tensor, images: Tensor, stride: int) -> Tensor:
-    """The part of a map ``(B, C, h, w)`` of padded images that belongs to the images before padding."""
+def crop_padding(values: Tensor, images: Tensor, stride: int) -> Tensor:
+    """Crops a map ``(B, C, h, w)`` of padded images to the part that belongs to the images before padding."""
     h, w = ((n + stride - 1) // stride for n in images.shape[-2:])  # in a trace, -(-n // stride) would round down
     return values[..., :h, :w]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ovenet.fields import setting
 
+PARTS = ("backbone", "neck", "head", "seed")  # child modules of a model, sections of MODEL
 NO_SEED = "none"
 PRECISIONS = ("fp32", "bf16", "fp16")
 

@@ -36,19 +36,19 @@ class StackedMaps:
         self.size = spatial_size(self.maps[0])
         self.align_corners = align_corners
 
-    def upsampled(self, x: Tensor) -> Tensor:
+    def upsample(self, x: Tensor) -> Tensor:
         """A map resized to the size of the stack."""
         return resize_features(x, self.size, align_corners=self.align_corners)
 
-    def stacked(self, num_maps: int | None = None) -> Tensor:
+    def stack(self, num_maps: int | None = None) -> Tensor:
         """The stack of the first `num_maps` maps; None for all."""
-        parts = [self.upsampled(x) for x in self.maps[:num_maps]]
+        parts = [self.upsample(x) for x in self.maps[:num_maps]]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def as_tensor(x: Tensor | StackedMaps) -> Tensor:
     """A map as it is, maps as their stack."""
-    return x if isinstance(x, Tensor) else x.stacked()
+    return x if isinstance(x, Tensor) else x.stack()
 
 
 class StackedConv2d(nn.Conv2d):
@@ -71,12 +71,12 @@ class StackedConv2d(nn.Conv2d):
             return super().forward(x)
         wide = [i for i, m in enumerate(x.maps) if i and m.shape[1] >= MIN_CHANNELS_APART]
         if not wide or is_reduced(x.maps[0]) or x.maps[0].is_meta:
-            return super().forward(x.stacked())
+            return super().forward(x.stack())
         num_near = wide[0]
         apart = x.maps[num_near:]
         widths = [sum(m.shape[1] for m in x.maps[:num_near]), *(m.shape[1] for m in apart)]
         near, *others = self.weight.split(widths, dim=1)
-        total = F.conv2d(x.stacked(num_near), near, self.bias)
+        total = F.conv2d(x.stack(num_near), near, self.bias)
         for m, weight in zip(apart, others, strict=True):
-            total += x.upsampled(F.conv2d(m, weight))
+            total += x.upsample(F.conv2d(m, weight))
         return total

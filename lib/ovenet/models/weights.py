@@ -148,16 +148,16 @@ def rename_published(state: StateDict, model: nn.Module) -> tuple[dict[str, Tens
     Returns:
         The tensors by the model's names, and the number of tensors dropped because they are known to have no use.
     """
-    table, names = _explained(state, model)
+    table, names = _best_table(state, model)
     renamed: dict[str, Tensor] = {}
     for old, new in names.items():
         if new is not None:
-            pieces = _expanded(new)
+            pieces = _expand(new)
             parts = state[old].chunk(len(pieces)) if len(pieces) > 1 else [state[old]]
             renamed.update(
                 zip(pieces, parts, strict=False)
             )  # if there are too few, the report lists the rest as missing
-    converted = {name: table.converted(name, tensor) for name, tensor in renamed.items()}
+    converted = {name: table.convert(name, tensor) for name, tensor in renamed.items()}
     return converted, sum(new is None for new in names.values())
 
 
@@ -174,25 +174,25 @@ def names_here(names: Iterable[str], model: nn.Module) -> dict[str, str | None]:
         The model's name by the file's name, in the same order: unchanged if it is in no table, and None for tensors
         that are known to have no use here.
     """
-    return _explained(names, model)[1]
+    return _best_table(names, model)[1]
 
 
-def _explained(names: Iterable[str], model: nn.Module) -> tuple[_Table, dict[str, str | None]]:
+def _best_table(names: Iterable[str], model: nn.Module) -> tuple[_Table, dict[str, str | None]]:
     """The table that explains most names of a file, and its translations, see `names_here`."""
     own = set(model.state_dict())
-    plain = {name: _unwrapped(name) for name in names}
+    plain = {name: _unwrap(name) for name in names}
 
-    def translated(table: _Table) -> dict[str, str | None]:
+    def translate(table: _Table) -> dict[str, str | None]:
         new = {name: table.own_name(stripped, own) for name, stripped in plain.items()}
         return {k: None if v not in own and table.is_unused(plain[k]) else v for k, v in new.items()}
 
     def num_explained(candidate: tuple[_Table, dict[str, str | None]]) -> int:
-        return sum(not own.isdisjoint(_expanded(name)) for name in set(candidate[1].values()) if name is not None)
+        return sum(not own.isdisjoint(_expand(name)) for name in set(candidate[1].values()) if name is not None)
 
-    return max(((table, translated(table)) for table in _tables(model).values()), key=num_explained)
+    return max(((table, translate(table)) for table in _tables(model).values()), key=num_explained)
 
 
-def _expanded(name: str) -> list[str]:
+def _expand(name: str) -> list[str]:
     """Expands ``a.{q,k}.b`` to ``a.q.b`` and ``a.k.b``."""
     before, brace, rest = name.partition("{")
     if not brace:
@@ -222,7 +222,7 @@ class _Table:
         """Whether the tensor is known to have no use here."""
         return any(pattern.fullmatch(name) for pattern in self.unused)
 
-    def converted(self, own_name: str, tensor: Tensor) -> Tensor:
+    def convert(self, own_name: str, tensor: Tensor) -> Tensor:
         """The model's value of a published tensor."""
         for pattern, convert in self.conversions:
             if pattern.fullmatch(own_name):
@@ -244,7 +244,7 @@ def _tables(model: nn.Module) -> dict[str, _Table]:
     return tables
 
 
-def _unwrapped(name: str) -> str:
+def _unwrap(name: str) -> str:
     while name.startswith(_WRAPPERS):
         name = name.split(".", 1)[1]
     return name

@@ -12,7 +12,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.config import default_config, flat_settings, load_config_text, present_settings
-from ovenet.config.schema import is_of_the_test, keys_of_role
+from ovenet.config.schema import affects_test, keys_of_role
 from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
 from ovenet.models.weight_files import require_file
@@ -95,7 +95,7 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
         OSError: the weights or the list cannot be read.
     """
     flat = flat_settings(cfg)
-    settings = {key: value for key, value in flat.items() if is_of_the_test(key) or key == "DATASET.ROOT"}
+    settings = {key: value for key, value in flat.items() if affects_test(key) or key == "DATASET.ROOT"}
     require_file(model_file)
     for name, path in (("weights", model_file), ("list", list_path)):
         settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ovenet.data.files import IMAGE_SUFFIXES, read_lines, why_unlisted
 from ovenet.data.info import DatasetInfo, Layout
-from ovenet.data.stored_ids import TRAIN_IDS, compiled
+from ovenet.data.stored_ids import TRAIN_IDS, compile_pattern
 from ovenet.errors import UserError, first_of
 
 Pairs = list[tuple[str, str | None]]  # image and label, relative to the dataset's folder
@@ -290,7 +290,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _files(folder: Path, pattern: str, left_out: LeftOut | None = None) -> tuple[dict[str, str], set[str]]:
     """Files that match a pattern, relative to the folder, by the wildcards' text; and the texts of several files."""
-    matcher = compiled(pattern)
+    matcher = compile_pattern(pattern)
     depth = None if "**" in pattern else pattern.count("/") - _anchor(pattern).count("/")
     files: dict[str, str] = {}
     doubled: dict[str, list[str]] = {}

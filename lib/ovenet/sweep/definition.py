@@ -13,7 +13,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from ovenet.config import check_parts, default_config, flat_settings, flatten, load_config, read_yaml
-from ovenet.config.schema import is_of_the_result
+from ovenet.config.schema import affects_training
 from ovenet.errors import UserError, nearest
 from ovenet.predictor.run_folder import run_directory
 
@@ -194,7 +194,7 @@ def _settings_of_the_result(cfg: CfgNode) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat_settings(cfg).items()
-        if is_of_the_result(key) and (key not in usual or usual[key] != value)
+        if affects_training(key) and (key not in usual or usual[key] != value)
     }
 
 

@@ -110,7 +110,7 @@ class Attention(nn.Module):
         value = self.v(x)
         scores = _scores(self.q(x), self.k(x)) + self.bias(size)
         weights = self.talking_head2(self.talking_head1(scores).softmax(dim=-1))
-        out = _weighted(weights, value).unflatten(2, size) + self.v_local(value)
+        out = _weighted_sum(weights, value).unflatten(2, size) + self.v_local(value)
         if self.stride_conv is not None:
             out = F.interpolate(out, scale_factor=2.0, mode="bilinear")
         return self.proj(out)
@@ -154,7 +154,7 @@ class AttentionDownsample(nn.Module):
         value = self.v(x)
         local = self.v_local(value)
         weights = (_scores(self.q(x), self.k(x)) + self.bias(spatial_size(x))).softmax(dim=-1)
-        return self.proj(_weighted(weights, value).unflatten(2, local.shape[-2:]) + local)
+        return self.proj(_weighted_sum(weights, value).unflatten(2, local.shape[-2:]) + local)
 
 
 def _scores(query: Tensor, key: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
     return query.transpose(2, 3) @ key * key.shape[2] ** -0.5
 
 
-def _weighted(weights: Tensor, value: Tensor) -> Tensor:
+def _weighted_sum(weights: Tensor, value: Tensor) -> Tensor:
     """Sums ``(B, C, queries)`` of the values, weighted by ``(B, heads, queries, keys)``."""
     value = value.flatten(2).unflatten(1, (NUM_HEADS, -1))
     return (value @ weights.transpose(2, 3)).flatten(1, 2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ovenet.errors import UserError
 from ovenet.geometry import resize_features, spatial_size
-from ovenet.models.activation_checkpointing import checkpointed
+from ovenet.models.activation_checkpointing import run_checkpointed
 from ovenet.models.backbones.blocks import block_chain, conv_bn
 from ovenet.models.hrnet_stages import NUM_STAGES, VARIANTS, StageSpec, usual_copy
 from ovenet.models.interfaces import ForkableBackbone, PublishedNames, Tail, initialize_convolutions
@@ -167,7 +167,7 @@ def _add_stages(
 def _run_stage(module: nn.Module, number: int, features: list[Tensor], *, checkpoint_activations: bool) -> list[Tensor]:
     features = getattr(module, f"transition{number - 1}")(features)
     for hr_module in getattr(module, f"stage{number}"):
-        features = checkpointed(hr_module, features) if checkpoint_activations else hr_module(features)
+        features = run_checkpointed(hr_module, features) if checkpoint_activations else hr_module(features)
     return features
 
 

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor
 
-from ovenet.errors import UserError
+from ovenet.errors import UserError, one_line
 from ovenet.models.interfaces import Backbone, PublishedNames
 from ovenet.structures import Normalization, Size
 
@@ -80,8 +80,7 @@ def _feature_network(name: str, options: Mapping[str, Any]) -> Any:
     try:
         return timm.create_model(name, features_only=True, **options)
     except Exception as error:  # timm may raise anything for unsupported options
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"timm cannot build {name} with {options or 'its defaults'}: {reason}") from error
+        raise UserError(f"timm cannot build {name} with {options or 'its defaults'}: {one_line(error)}") from error
 
 
 def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
@@ -124,10 +123,9 @@ def timm_weights(name: str) -> Mapping[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # any error of the connection or the hub
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"timm's weights of {name} cannot be loaded ({type(error).__name__}: {reason}); download them on a machine "
-            "with internet access, and set the file's path instead"
+            f"timm's weights of {name} cannot be loaded ({type(error).__name__}: {one_line(error)}); download them on "
+            "a machine with internet access, and set the file's path instead"
         ) from error
     finally:
         hub.setLevel(level)

@@ -1,5 +1,5 @@
-"""Offset learning on one screen (Zhang et al., "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better
-Spatial and Class Feature Alignment", 2025): classes and pixels move towards each other before they are compared.
+"""Offset learning (Zhang et al., "Revisiting Efficient Semantic Segmentation: Learning Offsets for Better Spatial
+and Class Feature Alignment", 2025): classes and pixels move towards each other before they are compared.
 
 ``A = W E^T`` is the affinity of class embeddings ``W`` and pixel features ``E``. Each class moves by the projected mean
 of its pixels, ``W' = W + P_c(softmax_pixels(A) E)``, each pixel by the projected mean of its classes,

@@ -49,7 +49,7 @@ class ConcatNeck(Neck):
         """Maps ``(B, C_r, h_r, w_r)``, fine to coarse, to one ``(B, sum C_r, h_0, w_0)`` or `StackedMaps` of that."""
         maps = [projection(x) for projection, x in zip(self.projections, features, strict=True)]
         stack = StackedMaps(maps, align_corners=self.align_corners)
-        return [stack.stacked()] if self.stacks else [stack]
+        return [stack.stack()] if self.stacks else [stack]
 
 
 @NECKS.register("none")

@@ -191,13 +191,13 @@ class FreqFusionNeck(Neck):
         maps = [projection(x) for projection, x in zip(self.projections, features, strict=True)]
         joined = maps[-1]
         for fine, fusion in zip(reversed(maps[:-1]), self.fusions, strict=True):
-            sharp, raised = _fused(fusion, fine, joined)
+            sharp, raised = _fuse(fusion, fine, joined)
             pairs = zip(sharp.chunk(NUM_GROUPS, dim=1), raised.chunk(NUM_GROUPS, dim=1), strict=True)
             joined = torch.cat([group for pair in pairs for group in pair], dim=1)
         return [joined]
 
 
-def _fused(fusion: nn.Module, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+def _fuse(fusion: nn.Module, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
     """Fuses maps of which the fine one may be a row or column short of twice the coarse one's size."""
     size = fine.shape[-2:]
     missing = [2 * coarse.shape[axis] - size[axis] for axis in (-2, -1)]

@@ -23,7 +23,7 @@ from ovenet.models.registry import NECKS, SEEDS
 from ovenet.models.seeds.fusion import SeedFusion
 from ovenet.models.seeds.offset_head import OFFSET_WEIGHT_STD, OffsetPrediction
 from ovenet.models.seeds.ovenet import NeckSeed
-from ovenet.models.segmentor import cropped
+from ovenet.models.segmentor import crop_padding
 from ovenet.models.stacked import StackedMaps
 
 Source = Literal["own", "random", "mean3", "mean7"]
@@ -88,10 +88,10 @@ class ControlSeed(NeckSeed):
         prediction = super().predict(features, decoded, images)
         offset = torch.zeros_like(prediction.offset)
         if self.source == "random":
-            offset = (2 * self._drawn_like(offset) - 1) * self.head.max_offset
+            offset = (2 * self._uniform_like(offset) - 1) * self.head.max_offset
         return prediction._replace(offset=offset)
 
-    def _drawn_like(self, x: Tensor) -> Tensor:
+    def _uniform_like(self, x: Tensor) -> Tensor:
         """Uniform random numbers in ``[0, 1)``; in evaluation the same on every device."""
         if self.training:
             return torch.rand_like(x)
@@ -148,7 +148,7 @@ class CorrectedSeed(NeckSeed):
 
     def predict(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
         """See `Seed.predict`."""
-        raw = at_least_float32(cropped(self.head.layers(features), images, self.stride))
+        raw = at_least_float32(crop_padding(self.head.layers(features), images, self.stride))
         raw = resize_bilinear(raw, spatial_size(decoded.scores[-1]), align_corners=self.align_corners)
         offset = torch.zeros_like(raw[:, :2])
         return OffsetPrediction(offset, raw[:, -1:].sigmoid(), correction=raw[:, :-1])

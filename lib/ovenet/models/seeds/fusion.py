@@ -1,4 +1,4 @@
-"""The method on one screen: scores are sampled at seed pixels and fused with each pixel's own by the confidence.
+"""Seed fusion: samples scores at the seed pixels and blends them with each pixel's own.
 
 In the paper's notation, with pixel position ``p``, initial scores ``S_i``, offset ``o`` and confidence ``F``, the
 seed's scores are ``S_s = S_i(p + o)`` and the fused scores ``S_f = (1 - F) S_i + F S_s``.
@@ -20,14 +20,14 @@ from ovenet.models.interfaces import initialize_convolutions
 from ovenet.structures import OVeNetOutput, ScoreKind
 
 _GATE_WIDTH = 32
-_SMALLEST = 1e-6  # lower bound of the confidence and of one minus it, before the logit
+_LOGIT_EPS = 1e-6  # the confidence is clamped to [eps, 1 - eps] before the logit
 
 
 class SeedFusion(nn.Module):
-    """Samples score maps at seed pixels and fuses them; without parameters of its own.
+    """Samples score maps at seed pixels and fuses them; only the gate has parameters.
 
     Args:
-        num_refinements: how often each offset is extended by the offset at its seed.
+        num_refinements: number of refinement steps ``o ← o + o(p + o)`` of the offsets.
         fuse_logits: fuse the scores as they are, usually logits (True), or convert them to probabilities first (False).
         gate: corrects the confidence; None uses it as predicted.
     """
@@ -77,7 +77,9 @@ class SeedFusion(nn.Module):
         if self.gate is not None:
             confidence = self.gate(initial[-1], seed[-1], confidence, kind)
         fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(initial, seed, strict=True)]
-        return OVeNetOutput(tuple(initial), tuple(seed), tuple(fused), _heaviest(offsets, weights), confidence, kind)
+        return OVeNetOutput(
+            tuple(initial), tuple(seed), tuple(fused), _dominant_offset(offsets, weights), confidence, kind
+        )
 
     def fetch(self, scores: Tensor, position: Tensor) -> Tensor:
         """Scores ``(B, K, h, w)`` at the seed positions ``(B, 2, h, w)``, see `seed_position`."""
@@ -115,10 +117,10 @@ class ConfidenceGate(nn.Module):
         """
         own, other = (probabilities(scores.detach(), kind) for scores in (initial, seed))
         agreement = (own * other).sum(dim=1, keepdim=True)
-        return torch.sigmoid(confidence.logit(eps=_SMALLEST) + self.layers(torch.cat((own, other, agreement), dim=1)))
+        return torch.sigmoid(confidence.logit(eps=_LOGIT_EPS) + self.layers(torch.cat((own, other, agreement), dim=1)))
 
 
-def _heaviest(offsets: Sequence[Tensor], weights: Tensor | None) -> Tensor:
+def _dominant_offset(offsets: Sequence[Tensor], weights: Tensor | None) -> Tensor:
     """The offset with the largest weight at each pixel, ``(B, 2, h, w)``."""
     if weights is None:
         return offsets[0]

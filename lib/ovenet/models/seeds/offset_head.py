@@ -93,8 +93,8 @@ class OffsetHead(Part):
     def forward(self, features: Tensor | StackedMaps) -> OffsetPrediction:
         """Predicts in at least float32, whatever precision the features have.
 
-        The last convolution runs outside autocast, since sampling positions need the precision: in bfloat16, with 8
-        significant bits, an offset of 0.3 is off by up to a third of a pixel of a map 512 pixels wide.
+        The last convolution runs outside autocast, since sampling positions need the precision: bfloat16 has 8
+        significant bits and rounds an offset of 0.3 by up to 2^-10, a quarter of a pixel of a map 512 pixels wide.
 
         Args:
             features: ``(B, in_channels, h, w)``, or stacked maps of that size.

@@ -1,8 +1,8 @@
 """OVeNet: a segmentor with a seed, which samples the scores at seed pixels. Works with any backbone, neck and head.
 
-A seed predicts offsets and their confidence from features, and fuses the scores. The three kinds of seed differ in
-their features: a second copy of the backbone's last stages (``fork``, the paper), the features of the head's classifier
-(``shared``), or a neck on the backbone's maps (``neck``).
+A seed predicts offsets and their confidence from features, and fuses the scores. The three seeds here differ in their
+features: a second copy of the backbone's last stages (``fork``, the paper), the features of the head's classifier
+(``shared``), or a neck on the backbone's maps (``neck``). `ovenet.models.seeds.controls` has two for comparison.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ovenet.models.necks import ConcatNeck
 from ovenet.models.registry import SEEDS
 from ovenet.models.seeds.fusion import ConfidenceGate, SeedFusion
 from ovenet.models.seeds.offset_head import FinerFeatures, OffsetHead, OffsetPrediction
-from ovenet.models.segmentor import Segmentor, cropped
+from ovenet.models.segmentor import Segmentor, crop_padding
 from ovenet.models.stacked import StackedMaps, as_tensor
 from ovenet.structures import OVeNetOutput
 
@@ -34,7 +34,7 @@ class Seed(Part):
         stride: nominal stride of the features.
         num_classes: ``K``.
         max_offset: τ, the largest offset along each axis, in normalised units: the image spans 2.
-        num_refinements: how often each offset is extended by the offset at its seed.
+        num_refinements: number of refinement steps ``o ← o + o(p + o)`` of the offsets.
         fuse_logits: fuse logits (True) or probabilities (False).
         align_corners: convention of resizing offsets to the size of the scores.
         initial_confidence: confidence at initialisation.
@@ -44,14 +44,12 @@ class Seed(Part):
         correction: predict a correction too, which is added to the scores sampled at the seed.
 
     Attributes:
-        fork_stage: number of the first backbone stage that the seed has a copy of; 0 for none.
         has_offsets: whether the seed's scores are sampled at predicted offsets; False for controls.
 
     Raises:
         UserError: a setting is out of range.
     """
 
-    fork_stage: int = 0
     has_offsets: ClassVar[bool] = True
 
     def __init__(
@@ -94,12 +92,17 @@ class Seed(Part):
         gate = ConfidenceGate(num_classes) if confidence_sees_scores else None
         self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits, gate=gate)
 
+    def run_backbone(self, backbone: Backbone, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps that the neck of the model reads, and those that `features` reads."""
+        maps = backbone(pixels)
+        return maps, maps
+
     @abstractmethod
     def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor | StackedMaps:
         """Features that the offset head reads.
 
         Args:
-            maps: the backbone's maps; for a fork, the output of the stage before `fork_stage`.
+            maps: from `run_backbone`.
             decoded: the head's prediction.
         """
 
@@ -111,12 +114,12 @@ class Seed(Part):
             decoded: the head's prediction.
             images: ``(B, 3, H, W)``, normalised, without padding.
         """
-        decoded = self.upsampled(decoded)
+        decoded = self.upsample(decoded)
         prediction = self.predict(features, decoded, images)
         output = self.fusion(decoded.scores, *prediction, kind=decoded.score_kind)
         return replace(output, embedding=decoded.embedding, queries=decoded.queries)
 
-    def upsampled(self, decoded: SegOutput) -> SegOutput:
+    def upsample(self, decoded: SegOutput) -> SegOutput:
         """The head's prediction at the resolution of the fusion.
 
         Raises:
@@ -134,9 +137,9 @@ class Seed(Part):
         """Offsets and confidence at the size of the scores; arguments as in `forward`."""
         size = spatial_size(decoded.scores[-1])
         if self.finer is None:
-            prediction = self.head(features).map(lambda x: cropped(x, images, self.stride))
+            prediction = self.head(features).map(lambda x: crop_padding(x, images, self.stride))
         else:
-            prediction = self.head(self.finer(cropped(as_tensor(features), images, self.stride), images, size))
+            prediction = self.head(self.finer(crop_padding(as_tensor(features), images, self.stride), images, size))
         # Offsets are in normalised units, so that resizing the map does not change their scale.
         return prediction.map(lambda x: resize_bilinear(x, size, align_corners=self.align_corners))
 
@@ -172,8 +175,14 @@ class ForkedSeed(Seed):
         tail = backbone.make_tail(stage, stages)
         neck = ConcatNeck(tail.channels, tail.strides, align_corners=align_corners, stacks=False)
         super().__init__(neck.channels[-1], neck.strides[-1], align_corners=align_corners, **options)
-        self.fork_stage = stage
+        self.stage = stage
         self.tail, self.neck = tail, neck
+
+    def run_backbone(self, backbone: Backbone, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """See `Seed.run_backbone`; the seed reads the maps before its first copied stage."""
+        assert isinstance(backbone, ForkableBackbone)
+        shared = backbone.run([pixels], 0, self.stage - 1)
+        return backbone.run(shared, self.stage - 1, backbone.num_stages), shared
 
     def features(self, maps: list[Tensor], decoded: SegOutput) -> StackedMaps:
         """See `Seed.features`."""
@@ -245,12 +254,6 @@ class OVeNet(Segmentor):
 
     def forward(self, images: Tensor) -> OVeNetOutput:
         """See `Segmentor.forward`."""
-        pixels, backbone = self.padded(images), self.backbone
-        if stage := self.seed.fork_stage:
-            assert isinstance(backbone, ForkableBackbone)
-            shared = backbone.run([pixels], 0, stage - 1)
-            maps = backbone.run(shared, stage - 1, backbone.num_stages)
-        else:
-            shared = maps = backbone(pixels)
+        maps, seed_maps = self.seed.run_backbone(self.backbone, self.pad(images))
         decoded = self.decode(maps, images)
-        return self.seed(self.seed.features(shared, decoded), decoded, images)
+        return self.seed(self.seed.features(seed_maps, decoded), decoded, images)
