@@ -49,8 +49,9 @@ def scenes(tmp_path_factory):
 def run_fork():
     """Runs ``script.py`` and arguments from the repository's root in a process that need not import torch again."""
 
-    def run(*command: object) -> subprocess.CompletedProcess:
-        return forking.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    def run(*command: object, **variables: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+        return forking.run(command, env=environment)
 
     return run
 
