@@ -24,7 +24,8 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = ("torch._dynamo", "ovenet.commands.train", "ovenet.commands.test", "ovenet.commands.infer", "pytest")
+COMMANDS = ("ovenet.commands.train", "ovenet.commands.test", "ovenet.commands.infer")
+IMPORTED = ("torch._dynamo", "torchvision", *COMMANDS, "pytest")
 _MAX_REQUEST = 1 << 18  # bytes, of which the environment has most
 
 

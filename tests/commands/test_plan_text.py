@@ -3,17 +3,17 @@
 import re
 
 import pytest
+from tests.drawn_scenes import write_dataset
 from tests.tools.conftest import ROOT
 
 from ovenet import builders, load_config
 from ovenet.commands import plan
 from ovenet.config import default_config
-from ovenet.synthetic.scenes import write_dataset
 
 
 @pytest.fixture
 def scene_config(tmp_path):
-    list(write_dataset(tmp_path / "synthetic", {"train": 4, "val": 1, "test": 1}, size=(256, 512), seed=0))
+    write_dataset(tmp_path / "synthetic", {"train": 4, "val": 1, "test": 1}, size=(256, 512), seed=0)
     settings = ["DATASET.ROOT", str(tmp_path), "TRAIN.IMAGE_SIZE", "128,64", "TRAIN.BASE_SIZE", "512"]
     return load_config(ROOT / "experiments/synthetic/ovenet_hrnet_w18_small_v2.yaml", settings)
 

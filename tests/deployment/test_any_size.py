@@ -5,7 +5,6 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from PIL import Image
 from tests.engine.families import EXPERIMENTS, FAMILIES, family_config
 
 from ovenet import UserError
@@ -20,7 +19,6 @@ from ovenet.geometry import average_pool
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.predictor.export import EXAMPLE_SIZE, ExportOptions, _traced_size, export
 from ovenet.predictor.sources import find_weights
-from ovenet.synthetic.scenes import draw_scene
 
 SIZES = [(64, 96), (97, 131), (75, 33), (66, 94), (34, 161)]  # one of multiples of 32, others with all remainders by 4
 OTHERS = {
@@ -81,14 +79,6 @@ def test_a_file_gives_what_torch_gives_at_every_size(tiny_cfg, tmp_path, family)
                 torch.testing.assert_close(torch.from_numpy(values), maps[name], rtol=0, atol=limit)
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for index in range(3):
-        Image.fromarray(draw_scene((96, 128), np.random.default_rng(index))[0]).save(folder / f"{index}.png")
-    return folder
-
-
 def options(images, **changed):
     usual = {"size": None, "tensors": TENSORS, "normalize": True, "int8": False, "opset": 18, "limits": EXACT}
     return ExportOptions(**{**usual, "images": [str(images)], "num_images": 3, **changed})
@@ -99,7 +89,7 @@ def trained():
     return load_model(find_weights("scenes-lite0"))
 
 
-def test_an_export_is_compared_at_odd_sizes_too(trained, images, tmp_path, monkeypatch):
+def test_an_export_is_compared_at_odd_sizes_too_and_needs_no_padding(trained, images, tmp_path, monkeypatch):
     from ovenet.predictor import export as module
 
     seen = []
@@ -116,6 +106,11 @@ def test_an_export_is_compared_at_odd_sizes_too(trained, images, tmp_path, monke
     assert len({(height % 32, width % 32) for height, width in seen}) == 3
     assert any(height % 2 for height, _ in seen)
     assert any(width % 2 for _, width in seen)
+    assert read_about(tmp_path / "any.onnx").multiple == 1
+    odd = pixels((45, 71), batch=1)
+    with torch.no_grad():
+        expected = trained.model(odd).fused[-1]
+    torch.testing.assert_close(FileNetwork(tmp_path / "any.onnx")(odd).fused[0], expected, rtol=0, atol=1e-3)
 
 
 def test_a_file_that_is_wrong_at_odd_sizes_is_not_written(trained, images, tmp_path, monkeypatch):
@@ -128,28 +123,19 @@ def test_a_file_that_is_wrong_at_odd_sizes_is_not_written(trained, images, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_predicted_with_a_file_needs_no_padding(trained, images, tmp_path):
-    export(trained, tmp_path / "any.onnx", options(images))
-    assert read_about(tmp_path / "any.onnx").multiple == 1
-    odd = pixels((45, 71), batch=1)
-    with torch.no_grad():
-        expected = trained.model(odd).fused[-1]
-    torch.testing.assert_close(FileNetwork(tmp_path / "any.onnx")(odd).fused[0], expected, rtol=0, atol=1e-3)
-
-
-def test_labels_have_the_size_of_the_image(trained, images, tmp_path):
-    export(trained, tmp_path / "labels.onnx", options(images, tensors=(LABELS,), normalize=False))
+def test_labels_have_the_size_of_the_image(tiny, images, tmp_path):
+    export(tiny, tmp_path / "labels.onnx", options(images, tensors=(LABELS,), normalize=False))
     odd = pixels((45, 71))
     (labels,) = onnxruntime.InferenceSession(str(tmp_path / "labels.onnx")).run(None, {"images": odd.numpy()})
     with torch.no_grad():
-        scores = trained.model(odd).fused[-1]
+        scores = tiny.model(odd).fused[-1]
     expected = torch.nn.functional.interpolate(scores, (45, 71), mode="bilinear", align_corners=True).argmax(dim=1)
     assert labels.shape == (2, 45, 71)
     assert (labels != expected.numpy()).mean() < 1e-3
 
 
-def test_other_sizes_than_that_of_a_file_are_refused_by_the_runtimes(trained, images, tmp_path):
-    export(trained, tmp_path / "fixed.onnx", options(images, size=(64, 96), num_images=1))
+def test_other_sizes_than_that_of_a_file_are_refused_by_the_runtimes(tiny, images, tmp_path):
+    export(tiny, tmp_path / "fixed.onnx", options(images, size=(64, 96), num_images=1))
     session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"))
     for shape in ((1, 3, 65, 96), (2, 3, 64, 96), (1, 64, 96, 3)):
         with pytest.raises(Exception, match="Got invalid dimensions for input: images"):

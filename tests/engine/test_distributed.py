@@ -3,18 +3,18 @@
 import math
 import os
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tests import forking
 from tests.engine.test_trainer import make_trainer
 from tests.recorded_graph import RecordedGraph
 
@@ -25,13 +25,15 @@ from ovenet.losses import QueryLoss
 from ovenet.structures import Batch, QueryOutput
 from ovenet.utils import distributed
 
-# Processes that a fresh interpreter forks, which has imported torch; ovenet and the tests are imported by each.
-mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "cv2"])
+# Processes that a fresh interpreter forks, which has imported torch and ovenet.
+mp.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "cv2", "tests.engine.test_trainer"])
 
 
 def start_two(function, arguments) -> None:
     """Runs ``function(rank, *arguments)`` in two processes to its end."""
-    mp.start_processes(function, arguments, nprocs=2, start_method="forkserver")
+    paths = os.pathsep.join([str(forking.ROOT), str(forking.ROOT / "lib"), os.environ.get("PYTHONPATH", "")])
+    with patch.dict(os.environ, PYTHONPATH=paths):  # for the interpreter that forks, which imports before it has a path
+        mp.start_processes(function, arguments, nprocs=2, start_method="forkserver")
 
 
 def free_port() -> int:
@@ -245,7 +247,7 @@ def test_a_process_that_does_not_come_is_reported_by_the_one_that_waits(tmp_path
         ),
     ],
 )
-def test_processes_that_do_not_meet_say_why_on_one_line(environment, parts):
+def test_processes_that_do_not_meet_say_why_on_one_line(tmp_path, environment, parts):
     """A missing peer, rank 1 without rank 0, a wrong RANK, a port in use: in real processes."""
     with socket.socket() as taken, socket.socket() as free:
         for each in (taken, free):
@@ -260,13 +262,14 @@ def test_processes_that_do_not_meet_say_why_on_one_line(environment, parts):
         }
         if environment.get("MASTER_PORT") == "":
             del settings["MASTER_PORT"]
-        script = (
+        script = tmp_path / "script.py"
+        script.write_text(
             "import torch; from ovenet.utils import cli, distributed\n"
             "def main():\n"
             "    with distributed.process_group(torch.device('cpu'), timeout_s=3): pass\n"
             "cli.run_main(main)"
         )
-        done = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, timeout=100)
+        done = forking.run([script], env=settings, timeout=100)
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in done.stderr

@@ -29,8 +29,9 @@ def in_a_child(test):
         if IS_CHILD in os.environ:
             return test(*args, **kwargs)
         name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {IS_CHILD: "1"}
-        command = ["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--assert=plain", name]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        environment |= {IS_CHILD: "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they take most of its time
+        command = ["-m", "pytest", "-p", "no:cacheprovider", "--assert=plain", name]
         done = forking.run(command, env=environment, timeout=TIMEOUT_S)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "1 passed" in done.stdout

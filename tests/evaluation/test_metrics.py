@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from ovenet.evaluation.metrics import confusion_counts, confusion_tables, scores_from_counts
 
@@ -51,6 +50,8 @@ def test_nothing_labelled_gives_nan():
 @pytest.mark.parametrize("num_classes", [2, 19, 150])
 @pytest.mark.parametrize("ignore_label", [255, -1])
 def test_counts_and_means_equal_torchmetrics(num_classes, ignore_label):
+    from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassJaccardIndex  # takes seconds to import
+
     generator = torch.Generator().manual_seed(num_classes)
     shape = (2, 120, 130)
     prediction = torch.randint(0, num_classes, shape, generator=generator)

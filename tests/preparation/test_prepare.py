@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from tests import drawn_scenes
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
@@ -127,7 +128,7 @@ def test_synthetic_scenes_have_the_cityscapes_layout(tmp_path):
     counts = prepare_dataset("synthetic", tmp_path).num_lines
     assert counts == {"train": 2, "val": 1, "test": 1, "trainval": 3}
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
-    list(write_dataset(folder, {"train": 2, "val": 1, "test": 1}, size=(64, 128), seed=3))
+    drawn_scenes.write_dataset(folder, {"train": 2, "val": 1, "test": 1}, size=(64, 128), seed=3)
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")} == before
 
     def load(split):

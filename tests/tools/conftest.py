@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from tests import forking
+from tests.drawn_scenes import write_dataset
 
-from ovenet.synthetic.scenes import write_dataset
 from ovenet.utils.cli import run_main
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def run_tool(monkeypatch, capsys):
 def scenes(tmp_path_factory):
     """``DATASET.ROOT`` with a few drawn scenes; tests leave it as it is."""
     root = tmp_path_factory.mktemp("scenes")
-    list(write_dataset(root / "synthetic", {"train": 4, "val": 1, "test": 1}, size=(64, 128), seed=0))
+    write_dataset(root / "synthetic", {"train": 4, "val": 1, "test": 1}, size=(64, 128), seed=0)
     return root
 
 
@@ -49,8 +49,9 @@ def scenes(tmp_path_factory):
 def run_fork():
     """Runs ``script.py`` and arguments from the repository's root in a process that need not import torch again."""
 
-    def run(*command: object) -> subprocess.CompletedProcess:
-        return forking.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    def run(*command: object, **variables: str) -> subprocess.CompletedProcess:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+        return forking.run(command, env=environment)
 
     return run
 

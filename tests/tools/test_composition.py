@@ -1,7 +1,6 @@
 """Compositions from a YAML file of a few lines, trained and tested as a user does."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -96,11 +95,12 @@ def test_bad_compositions_are_one_line(run_tool, scenes, tmp_path, lines, parts)
         assert part in line
 
 
-def test_weights_of_timm_that_cannot_be_reached_are_one_line(run_process, scenes, tmp_path):
-    done = run_process(
-        "env", "HF_HUB_OFFLINE=1", f"HF_HOME={tmp_path}", sys.executable, "tools/train.py",
-        "--cfg", "experiments/synthetic/ovenet_convnext_tiny_ocr.yaml", "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path,
+def test_weights_of_timm_that_cannot_be_reached_are_one_line(run_fork, scenes, tmp_path):
+    done = run_fork(
+        "tools/train.py", "--cfg", "experiments/synthetic/ovenet_convnext_tiny_ocr.yaml",
+        "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path,
         *SHORT, "MODEL.BACKBONE.NAME", "convnext_atto", "MODEL.BACKBONE.PRETRAINED", "timm",
+        HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 2
     assert "timm's weights of convnext_atto" in done.stderr.splitlines()[-1]

@@ -224,10 +224,11 @@ def test_a_deeply_nested_description(run_tool, tiny, tmp_path):
 @pytest.fixture
 def submission(run_tool, tmp_path, write_config):
     """``--cfg FILE`` of a tiny network on drawn scenes, and a valid zip of its predictions."""
-    from ovenet import build_model, load_config
-    from ovenet.synthetic.scenes import write_dataset
+    from tests.drawn_scenes import write_dataset
 
-    list(write_dataset(tmp_path / "scenes/synthetic", {"train": 2, "val": 2, "test": 2}, size=(32, 64), seed=0))
+    from ovenet import build_model, load_config
+
+    write_dataset(tmp_path / "scenes/synthetic", {"train": 2, "val": 2, "test": 2}, size=(32, 64), seed=0)
     settings = tiny_settings()
     settings["OUTPUT_DIR"] = str(tmp_path / "out")
     settings["DATASET"] = {

@@ -153,7 +153,7 @@ def test_a_folder_that_may_not_be_written(run, run_tool, tiny_data, tmp_path):
     assert "Permission denied" in done.err
 
 
-def test_too_large_an_image_is_named_and_one_within_the_cap_is_the_same(run, run_tool, run_process, tmp_path):
+def test_too_large_an_image_is_named_and_one_within_the_cap_is_the_same(run, run_tool, run_fork, tmp_path):
     _, folder = run
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (300, 500, 3)).astype(np.uint8)).save(tmp_path / "a.png")
@@ -163,7 +163,7 @@ def test_too_large_an_image_is_named_and_one_within_the_cap_is_the_same(run, run
     assert free.code == 0, free.err
     pair = (tmp_path / "a.png", tmp_path / "b.png")
     command = ("tools/infer.py", folder / "best.pth", *pair, "--output", tmp_path / "p", *native, "--max-memory", "2.5")
-    capped = run_process(sys.executable, *command)  # this process has had a higher peak than that
+    capped = run_fork(*command)  # this process has had a higher peak than that
     assert capped.returncode == 1, capped.stderr
     assert re.search(r"b\.png: .*20000 x 20000", capped.stderr)
     assert (tmp_path / "o/ids/a.png").read_bytes() == (tmp_path / "p/ids/a.png").read_bytes()
@@ -387,7 +387,7 @@ def test_ctrl_c_in_a_video_ends_all(run, run_tool, tmp_path, monkeypatch):
     ("source", "limit", "options"),
     [("clip.mp4", 2000, ()), ("photo.png", 300, ("--save", "ids"))],
 )
-def test_a_full_disk_is_told_and_leaves_nothing_broken(run, tmp_path, source, limit, options):
+def test_a_full_disk_is_told_and_leaves_nothing_broken(run, run_fork, tmp_path, source, limit, options):
     """A limit on the size of files fails writes as a full disk does."""
     _, folder = run
     rng = np.random.default_rng(0)
@@ -397,9 +397,11 @@ def test_a_full_disk_is_told_and_leaves_nothing_broken(run, tmp_path, source, li
         writer.write(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
     writer.release()
     code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
-    code += "import runpy, sys; sys.argv[0] = 'tools/infer.py'; runpy.run_path('tools/infer.py', run_name='__main__')"
-    command = [sys.executable, "-B", "-c", code, folder / "best.pth", tmp_path / source, "--output", tmp_path / "o"]
-    done = subprocess.run([*map(str, command), *options], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    code += "import runpy, sys; sys.argv[0] = 'tools/infer.py'; sys.dont_write_bytecode = True;"
+    code += "runpy.run_path('tools/infer.py', run_name='__main__')"
+    (tmp_path / "limited.py").write_text(code)
+    command = (tmp_path / "limited.py", folder / "best.pth", tmp_path / source, "--output", tmp_path / "o")
+    done = run_fork(*command, *options)
     assert done.returncode == 2, done.stderr + done.stdout
     assert "cannot write" in done.stderr.splitlines()[-1]
     assert str(tmp_path / "o") in done.stderr.splitlines()[-1]

@@ -8,18 +8,18 @@ import pytest
 import torch
 from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 from tests.conftest import tiny_settings
+from tests.drawn_scenes import write_dataset
 
 from ovenet.builders import build_model
 from ovenet.config import load_config
 from ovenet.preparation.prepare import prepare_dataset
-from ovenet.synthetic.scenes import write_dataset
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Scenes, of which every test gets a copy."""
     folder = tmp_path_factory.mktemp("scenes")
-    list(write_dataset(folder, {"train": 1, "val": 3, "test": 2}, size=(64, 128), seed=0))
+    write_dataset(folder, {"train": 1, "val": 3, "test": 2}, size=(64, 128), seed=0)
     return folder
 
 

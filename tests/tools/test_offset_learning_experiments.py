@@ -6,12 +6,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from tests.drawn_scenes import write_dataset
 from tests.shipped import EXPERIMENTS, experiment_name, shipped
 
 from ovenet.config import load_config
 from ovenet.models.heads.light_ham import MatrixFactorization
 from ovenet.preparation.prepare import prepare_dataset
-from ovenet.synthetic.scenes import write_dataset
 
 SHORT = (
     "WORKERS", 0, "DEVICE", "cpu", "MODEL.BACKBONE.PRETRAINED", "",
@@ -26,7 +26,7 @@ SEED = ("MODEL.SEED.NAME", "shared")
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    list(write_dataset(root / "cityscapes", {"train": 4, "val": 2, "test": 1}, size=(64, 128), seed=0))
+    write_dataset(root / "cityscapes", {"train": 4, "val": 2, "test": 1}, size=(64, 128), seed=0)
     prepare_dataset("cityscapes", root)
     return root
 

@@ -21,8 +21,8 @@ def config(tiny_data, write_config):
     return write_config(settings, "tiny.yaml")
 
 
-def test_what_a_training_costs_is_told(run_process, config):
-    done = run_process(sys.executable, "tools/plan.py", "--cfg", config, "--steps", 1, "--processes", 2)
+def test_what_a_training_costs_is_told(run_fork, config):
+    done = run_fork("tools/plan.py", "--cfg", config, "--steps", 1, "--processes", 2)
     assert done.returncode == 0, done.stderr
     about_others = ("other processes use", "is what the model costs")
     lines = [line for line in done.stdout.splitlines() if not any(text in line for text in about_others)]

@@ -181,15 +181,15 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     "launcher", ["torch.distributed.launch", pytest.param("torch.distributed.run", marks=pytest.mark.slow)]
 )
-def test_two_processes_train_and_test(run_process, run_tool, experiment, launcher, tmp_path):
+def test_two_processes_train_and_test(run_fork, run_tool, experiment, launcher, tmp_path):
     config, run_dir = experiment
-    launch = (sys.executable, "-m", launcher, "--nproc_per_node=2")
+    launch = ("-m", launcher, "--nproc_per_node=2")
     launch += ("--standalone",) if launcher == "torch.distributed.run" else (f"--master_port={free_port()}",)
-    trained = run_process(*launch, "tools/train.py", "--cfg", config, "TRAIN.BATCH_SIZE_PER_GPU", 1)
+    trained = run_fork(*launch, "tools/train.py", "--cfg", config, "TRAIN.BATCH_SIZE_PER_GPU", 1)
     assert trained.returncode == 0, trained.stderr
     assert "3 iterations each, 2 process(es)" in trained.stderr
     assert trained.stderr.count("done: best mIoU") == 1
-    tested = run_process(*launch, "tools/test.py", "--cfg", config, "OUTPUT_DIR", run_dir.parents[1])
+    tested = run_fork(*launch, "tools/test.py", "--cfg", config, "OUTPUT_DIR", run_dir.parents[1])
     assert tested.returncode == 0, tested.stderr
     two = json.loads((run_dir / "test/val_best_s1/results.json").read_text())
     assert run_tool("test", "--cfg", config).code == 0

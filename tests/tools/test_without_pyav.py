@@ -8,15 +8,15 @@ from tests.conftest import tiny_settings
 from ovenet.inference.inputs import FrameReader, Input
 from ovenet.inference.outputs import FrameWriter
 
-COMMAND = "import sys; sys.modules['av'] = None; from ovenet.commands import main; sys.argv[0] = 'ovenet'; main()"
+SCRIPT = "import sys; sys.modules['av'] = None; from ovenet.commands import main; sys.argv[0] = 'ovenet'; main()"
 
 
 @pytest.fixture
-def ovenet(run_process):
-    def run(*arguments):
-        return run_process(sys.executable, "-c", COMMAND, *arguments)
-
-    return run
+def ovenet(run_fork, tmp_path):
+    """Runs a command in a fork, which has not imported PyAV: `test_commands_begin_without_what_only_some_need`."""
+    script = tmp_path / "without_av.py"
+    script.write_text(SCRIPT)
+    return lambda *arguments: run_fork(script, *arguments)
 
 
 def test_a_network_is_trained_and_images_are_predicted(ovenet, tiny_data, tmp_path, write_config):
