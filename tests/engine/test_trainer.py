@@ -313,6 +313,42 @@ def test_another_batch_size_goes_on_behind_the_samples_that_were_used(cfg, tmp_p
     assert other.state.steps_in_epoch == 2  # the epoch ends: two samples are left out rather than used twice
 
 
+@pytest.mark.parametrize(("batch_size", "cut"), [(2, 8), (4, 7)])  # 4 iterations of 2 samples an epoch
+def test_a_stop_in_the_last_steps_leaves_the_last_validation_to_the_resumed_run(cfg, tmp_path, batch_size, cut):
+    """On the very last step; or one before it, and the samples that are left do not fill a larger batch."""
+    cut_after(make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=2, scores=lambda: 0.25), cut)
+    resumed = make_trainer(cfg, tmp_path / "run", batch_size=batch_size, end_epoch=2)
+    resumed.resume()
+    assert (resumed.state.num_left, resumed.state.is_finished) == (0, False)
+    assert resumed.fit() == pytest.approx(0.5)
+    assert (resumed.state.iteration, resumed.state.is_finished) == (cut, True)
+    for name in (BEST, FINAL):
+        saved = read_checkpoint(tmp_path / "run" / name)
+        assert saved["epoch"] == 2
+        assert all(torch.equal(value, saved["model"][key]) for key, value in resumed.model.state_dict().items())
+    points = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [p["epoch"] for p in points if p["kind"] == "val"] == [0, 1]
+
+
+def test_a_run_that_is_made_shorter_than_it_is_has_nothing_left(cfg, tmp_path):
+    cut_after(make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=3), 6)  # inside the second epoch
+    resumed = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=1)
+    resumed.resume()
+    assert resumed.state.is_finished
+
+
+def test_a_card_without_memory_is_no_fault_of_the_checkpoint(cfg, tmp_path):
+    make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
+    resumed = make_trainer(cfg, tmp_path / "run")
+
+    def fail(state):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    resumed.model.load_state_dict = fail
+    with pytest.raises(torch.OutOfMemoryError):
+        resumed.resume()
+
+
 def test_checkpoints_by_the_clock(cfg, tmp_path):
     trainer = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=1, checkpoint_minutes=1e-9)
     saved = []

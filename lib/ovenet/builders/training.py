@@ -28,6 +28,8 @@ from ovenet.builders.models import (
 from ovenet.config.schema import section
 from ovenet.data.dataset import AugmentedDataset
 from ovenet.data.info import DatasetInfo
+from ovenet.data.loaders import TrainLoader
+from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import CheckpointStore
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.phases import Phase, Timeline
@@ -49,19 +51,28 @@ from ovenet.utils.seeding import seed_everything
 
 def build_phases(cfg: CfgNode, normalization: Normalization | None = None) -> list[Phase]:
     """One phase of ``TRAIN.ITERATIONS``, or one up to ``TRAIN.END_EPOCH`` and, if asked for, one of extra epochs."""
-    loader, sampler = build_train_loader(cfg, None, normalization)
-    if len(loader) < cfg.TRAIN.ACCUMULATE:
-        raise UserError(
-            f"TRAIN.ACCUMULATE is {cfg.TRAIN.ACCUMULATE}, but an epoch of {cfg.DATASET.TRAIN_SET} has {len(loader)} "
-            "batches; set it to at most that"
-        )
-    if cfg.TRAIN.ITERATIONS:
-        return [Phase(loader, sampler, cfg.TRAIN.END_EPOCH, cfg.TRAIN.ITERATIONS)]
-    phases = [Phase(loader, sampler, cfg.TRAIN.END_EPOCH)]
-    if cfg.TRAIN.EXTRA_EPOCH:
-        extra = build_train_loader(cfg, cfg.DATASET.EXTRA_TRAIN_SET, normalization)
-        phases.append(Phase(*extra, cfg.TRAIN.END_EPOCH + cfg.TRAIN.EXTRA_EPOCH))
+    end_epoch = cfg.TRAIN.END_EPOCH
+    phases = [Phase(*_train_loader(cfg, "TRAIN_SET", normalization), end_epoch, cfg.TRAIN.ITERATIONS)]
+    if cfg.TRAIN.EXTRA_EPOCH:  # config checks: not together with ITERATIONS
+        extra = _train_loader(cfg, "EXTRA_TRAIN_SET", normalization)
+        phases.append(Phase(*extra, end_epoch + cfg.TRAIN.EXTRA_EPOCH))
     return phases
+
+
+def _train_loader(cfg: CfgNode, key: str, normalization: Normalization | None) -> tuple[TrainLoader, TrainSampler]:
+    """Batches of ``DATASET.<key>``, at least one iteration an epoch.
+
+    Raises:
+        UserError: an epoch has fewer batches than ``TRAIN.ACCUMULATE``.
+    """
+    list_file, accumulate = cfg.DATASET[key], cfg.TRAIN.ACCUMULATE
+    loader, sampler = build_train_loader(cfg, list_file, normalization)
+    if len(loader) < accumulate:
+        raise UserError(
+            f"TRAIN.ACCUMULATE is {accumulate}, but an epoch of DATASET.{key} {list_file} has {len(loader)} "
+            "batch(es); set it to at most that"
+        )
+    return loader, sampler
 
 
 def count_step(cfg: CfgNode) -> PassesCost:

@@ -46,7 +46,7 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
             if changes:
                 listed = "; ".join(changes.values())
                 get_logger().warning("the run began with other settings: %s; the new ones hold", listed)
-            if trainer.state.is_trained:
+            if trainer.state.is_finished:
                 get_logger().warning(
                     "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
                 )

@@ -94,6 +94,8 @@ class Checkpointer:
         saved, path = self.store.load()
         try:
             self._restore(saved, path)
+        except torch.OutOfMemoryError:  # a RuntimeError too
+            raise
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # any damage, any other model
             reason = " ".join(str(error).split())[:200]
             raise UserError(

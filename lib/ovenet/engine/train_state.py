@@ -52,6 +52,12 @@ class TrainState:
         return self.num_left <= 0
 
     @property
+    def is_finished(self) -> bool:
+        """Whether no iteration and no validation is left."""
+        is_epoch_open = self.steps_in_epoch > 0 and self.num_left == 0  # below 0 if the training was made shorter
+        return self.is_trained and not is_epoch_open and not self.is_validation_due
+
+    @property
     def iterations_per_epoch(self) -> int:
         """Iterations of a whole epoch in the current phase."""
         return self.timeline.iterations_per_epoch(self.epoch)

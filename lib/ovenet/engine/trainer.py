@@ -134,7 +134,7 @@ class Trainer:
         ):
             interruption.at_once = False
             validation = Validation(self.evaluate, state, self.checkpoints, log, interruption)
-            while state.is_validation_due or not state.is_trained:
+            while not state.is_finished:
                 if not state.is_validation_due:
                     self._train_epoch(log, interruption)
                 if state.is_validation_due:
