@@ -1,5 +1,6 @@
 """From a configuration to parts. With `ovenet.config`, `ovenet.predictor` and the commands, all that reads keys."""
 
+from ovenet.builders.cost import count_step, peak_images_per_second
 from ovenet.builders.data import (
     TestLoader,
     audit,
@@ -27,8 +28,6 @@ from ovenet.builders.training import (
     build_phases,
     build_train_step,
     build_trainer,
-    count_step,
-    peak_images_per_second,
     set_up_cuda,
 )
 from ovenet.models.weight_files import load_checkpoint
