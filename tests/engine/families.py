@@ -7,7 +7,6 @@ import torch
 
 from ovenet.builders import build_model, build_train_step
 from ovenet.config import load_config
-from ovenet.engine.phases import Phase
 from ovenet.engine.step import TrainStep
 from ovenet.structures import Batch
 from ovenet.utils.cuda_graph import CudaGraph
@@ -53,14 +52,19 @@ def family_step(cfg, device, *, graphs, new_graph=CudaGraph, num_warmup=1, dropo
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     model = model.to(device, memory_format=torch.channels_last)
-    step = build_train_step(model, cfg, device, [Phase(range(25), None, 2)])
+    step = build_train_step(model, cfg, device, [50])
     settings = replace(step.settings, cuda_graph="auto" if graphs else "off")
     step = TrainStep(
         model, step.criterion, step.optimizer, step.schedule, device, settings, resting_parts=step.resting_parts,
         new_graph=new_graph if graphs else None,
     )  # fmt: skip
-    step.passes.graphed.num_warmup = num_warmup
+    if step.passes.graphed is not None:
+        step.passes.graphed.num_warmup = num_warmup
     return step
+
+
+def num_graphs(step):
+    return 0 if step.passes.graphed is None else step.passes.graphed.num_graphs
 
 
 def losses_of(cfg, device, *, num_steps=3, **options):

@@ -1,5 +1,6 @@
 """Two real processes (gloo): what one of them meets must not part or hang them."""
 
+import gc
 import math
 import os
 import socket
@@ -20,6 +21,7 @@ from tests.recorded_graph import RecordedGraph
 
 from ovenet.config import load_config
 from ovenet.engine import parallel
+from ovenet.engine.passes import Passes
 from ovenet.engine.run_log import Meter
 from ovenet.losses import QueryLoss
 from ovenet.structures import Batch, QueryOutput
@@ -313,8 +315,10 @@ def _steps_with_a_refused_capture(rank, port, config, run_dir, results, new_grap
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     step = make_trainer(load_config(config), run_dir).step
-    step.passes.has_graphs = True
-    step.passes.graphed.num_warmup, step.passes.graphed._new_graph = 2, new_graph
+    del step.passes
+    gc.collect()  # the hooks of its DistributedDataParallel end with it
+    step.passes = Passes(step.model, step.criterion, step.scaler, step.device, step.settings, new_graph)
+    step.passes.graphed.num_warmup = 2
     new_graph.parameter = next(step.model.parameters())  # the last one that gets its gradient
     step.model.train()
     losses = []

@@ -5,7 +5,7 @@ import traceback
 
 import pytest
 import torch
-from tests.engine.families import FAMILIES, HEIGHT, TOLERANCE, WIDTH, family_config, losses_of
+from tests.engine.families import FAMILIES, HEIGHT, TOLERANCE, WIDTH, family_config, losses_of, num_graphs
 from tests.recorded_graph import RecordedGraph
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from ovenet.builders import build_model, build_train_step
 from ovenet.data.transforms import _mean_and_std
-from ovenet.engine.phases import Phase
 from ovenet.losses import fused
 from ovenet.structures import Batch
 from ovenet.utils.environment import tf32
@@ -64,11 +63,11 @@ def test_passes_neither_wait_nor_copy_from_the_cpu(tiny_cfg, family):
     """On the meta device, which has no values: forward, loss and backward."""
     device = torch.device("meta")
     cfg, model = without_values(tiny_cfg, family)
-    step = build_train_step(model, cfg, device, [Phase(range(25), None, 2)])
+    step = build_train_step(model, cfg, device, [50])
     batch = random_batch(device)
-    step.passes.eagerly(*batch.tensors)  # tables are made
+    step.passes.run_eager(*batch.tensors)  # tables are made
     with _Crossings() as crossings:
-        step.passes.eagerly(*batch.tensors)
+        step.passes.run_eager(*batch.tensors)
     assert crossings.num_operations > 500
     assert crossings.found == set()
 
@@ -90,7 +89,7 @@ def test_forward_passes_on_cuda_neither_wait_nor_copy(tiny_cfg, family, override
     cfg, model = without_values(tiny_cfg, family, *overrides)
     _mean_and_std.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        step = build_train_step(model.to_empty(device=device), cfg, device, [Phase(range(25), None, 2)])
+        step = build_train_step(model.to_empty(device=device), cfg, device, [50])
         batch = random_batch(device)
         step.passes.forward(batch)
         with _Crossings() as crossings:
@@ -117,7 +116,7 @@ def test_a_family_trains_the_same_with_graphs(tiny_cfg, family):
     graphed, step = losses_of(cfg, CPU, graphs=True, new_graph=RecordedGraph)
     assert graphed == eager
     assert all(math.isfinite(loss) for loss in eager)
-    assert step.passes.graphed.num_graphs == (family not in WITHOUT_GRAPHS)
+    assert num_graphs(step) == (family not in WITHOUT_GRAPHS)
 
 
 @pytest.mark.gpu
@@ -131,7 +130,7 @@ def test_a_family_trains_on_cuda_as_on_the_cpu(tiny_cfg, family, precision, grap
     cfg = family_config(tiny_cfg, family, "TRAIN.PRECISION", precision)
     with tf32(False):
         losses, step = losses_of(cfg, torch.device("cuda", torch.cuda.current_device()), graphs=graphs)
-    assert step.passes.graphed.num_graphs == (graphs and family not in WITHOUT_GRAPHS)
+    assert num_graphs(step) == (graphs and family not in WITHOUT_GRAPHS)
     for own, loss in zip(losses, expected, strict=True):
         if own is not None:  # float16 may scale down first
             assert own == pytest.approx(loss, rel=TOLERANCE[precision])

@@ -6,10 +6,9 @@ may differ in the last bits themselves. The same bits are demanded where those t
 
 import pytest
 import torch
-from tests.engine.families import TOLERANCE, batch_of, family_config, family_step, losses_of
+from tests.engine.families import TOLERANCE, batch_of, family_config, family_step, losses_of, num_graphs
 
 from ovenet.builders import build_model, build_train_step
-from ovenet.engine.phases import Phase
 
 CLOSE = 1e-3  # relative, of losses of trainings whose last bits differ
 
@@ -31,8 +30,8 @@ def assert_same(own, first, second):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("freeze", [False, True])
-def test_graphs_change_nothing(tiny_cfg, device, precision, freeze):
+@pytest.mark.parametrize("rest", [False, True])
+def test_graphs_change_nothing(tiny_cfg, device, precision, rest):
     """Losses, weights, averages, and the random numbers of dropout."""
     extra = ("TRAIN.PRECISION", precision, "TRAIN.EMA", 0.9, "TRAIN.CLIP_GRAD_NORM", 1.0)
     cfg = family_config(tiny_cfg, "hrnet_ocr_fork", *extra, "TRAIN.FREEZE_LAYERS", "conv1")
@@ -40,7 +39,7 @@ def test_graphs_change_nothing(tiny_cfg, device, precision, freeze):
     for graphs in (True, False, False):
         step = family_step(cfg, device, graphs=graphs, num_warmup=3, dropout=True)
         torch.cuda.manual_seed(1)
-        results = [step([batch_of(n), batch_of(n + 1)], freeze=freeze and n % 3 == 0) for n in range(9)]
+        results = [step([batch_of(n), batch_of(n + 1)], rest=rest and n % 3 == 0) for n in range(9)]
         losses = [float("nan") if r.loss is None else r.loss.total.item() for r in results]
         outcomes.append(
             (losses, [x.cpu() for x in (*step.model.state_dict().values(), *step.ema.state_dict().values())])
@@ -57,7 +56,7 @@ def test_a_resumed_run_goes_on_as_a_whole_one(tiny_cfg, device):
 
     def make():
         torch.manual_seed(0)
-        step = build_train_step(build_model(cfg).to(device).train(), cfg, device, [Phase(range(25), None, 2)])
+        step = build_train_step(build_model(cfg).to(device).train(), cfg, device, [50])
         assert step.settings.cuda_graph == "auto"
         return step
 
@@ -109,6 +108,6 @@ def test_a_step_that_cannot_be_captured_is_not_lost(tiny_cfg, device):
         losses = [step([batch_of(number)]).loss.total.item() for number in range(5)]
         outcomes.append((losses, [x.cpu() for x in step.model.state_dict().values()]))
         random_states.append(torch.cuda.get_rng_state())
-        assert step.passes.graphed.num_graphs == 0
+        assert num_graphs(step) == 0
     assert_same(*outcomes)
     assert all(torch.equal(state, random_states[0]) for state in random_states)

@@ -52,7 +52,7 @@ def test_nothing_of_a_resting_part_moves_until_it_learns_again(tiny_cfg, family,
         if number:  # as the loop does: a validation, then the next epoch
             step.model.eval()
             step.parallel.train()
-        assert step([batch_of(number)], freeze=True).loss is not None
+        assert step([batch_of(number)], rest=True).loss is not None
     changed = moved(step.model, before)
     assert not changed & resting
     assert {"weight", "bias"} <= kinds(changed)
@@ -63,7 +63,7 @@ def test_nothing_of_a_resting_part_moves_until_it_learns_again(tiny_cfg, family,
             assert all(not torch.as_tensor(value).any() for value in state.values())
     if step.ema is not None:
         assert not moved(step.ema.module, before) & resting
-    step([batch_of(3)], freeze=False)
+    step([batch_of(3)], rest=False)
     released = moved(step.model, before) & resting
     assert {"weight", "running_mean", "running_var"} <= kinds(released)
     assert all(module.training for module in step.model.modules())
@@ -75,7 +75,7 @@ def test_a_head_of_queries_that_rests_still_teaches_the_backbone(key):
     settings = ("DEVICE", "cpu", "MODEL.BACKBONE.PRETRAINED", "", "TRAIN.LR", "0.001", key, value)
     step = family_step(load_config(EXPERIMENTS / "synthetic/mask2former_lite0.yaml", list(settings)), CPU, graphs=False)
     before = copy_of(step.model)
-    assert step([batch_of(0)], freeze=True).loss is not None
+    assert step([batch_of(0)], rest=True).loss is not None
     changed = moved(step.model, before)
     assert {name.split(".")[0] for name in changed} == {"backbone"}
 
@@ -86,8 +86,8 @@ def test_a_frozen_part_stays_frozen_when_another_one_learns_again(tiny_cfg):
     )
     step = family_step(cfg, CPU, graphs=False)
     before = copy_of(step.model)
-    for number, freeze in enumerate((True, True, False, False)):
-        step([batch_of(number)], freeze=freeze)
+    for number, rest in enumerate((True, True, False, False)):
+        step([batch_of(number)], rest=rest)
     changed = moved(step.model, before)
     assert not [name for name in changed if name.startswith("backbone.layer1.")]
     assert [name for name in changed if name.startswith("backbone.stage2.") and name.endswith("running_var")]
@@ -112,9 +112,9 @@ def test_a_graph_is_captured_for_the_resting_step_and_another_for_the_whole_one(
     cfg = family_config(tiny_cfg, "hrnet_fcn", "TRAIN.FREEZE_LAYERS", "layer1,bn1")
     eager = family_step(cfg, CPU, graphs=False)
     graphed = family_step(cfg, CPU, graphs=True, new_graph=RecordedGraph)
-    for number, freeze in enumerate((True, True, True, False, False, False)):
+    for number, rest in enumerate((True, True, True, False, False, False)):
         for step in (eager, graphed):
-            step([batch_of(number)], freeze=freeze)
+            step([batch_of(number)], rest=rest)
     assert graphed.passes.graphed.num_graphs == 2
     ours, theirs = copy_of(graphed.model), copy_of(eager.model)
     for name, value in ours.items():

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.engine.families import num_graphs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ovenet.builders import build_criterion, build_model, build_optimizer, build_train_step
 from ovenet.config import load_config
 from ovenet.data.transforms import normalize_images
-from ovenet.engine.phases import Phase
 from ovenet.models.block_compilation import compile_blocks
 from ovenet.structures import Batch
 
@@ -31,8 +31,7 @@ def batch_of(seed, size=2):
 def make_step(tiny_cfg, *overrides, **options):
     cfg = tiny_cfg("TRAIN.LR", 0.05, *overrides, **options)
     torch.manual_seed(0)
-    phase = Phase(range(25), None, 2)  # an epoch of 25 iterations; its batches come from the tests
-    return build_train_step(build_model(cfg), cfg, CPU, [phase])
+    return build_train_step(build_model(cfg), cfg, CPU, [50])
 
 
 def parameters(step):
@@ -181,12 +180,12 @@ def test_a_step_on_cuda_never_waits(tiny_cfg, precision, graph):
     extra = ("TRAIN.PRECISION", precision, "TRAIN.CUDA_GRAPH", graph)
     cfg = tiny_cfg("TRAIN.EMA", 0.9, "TRAIN.CLIP_GRAD_NORM", 1.0, "LOSS.USE_OHEM", True, *extra)
     device = torch.device("cuda")
-    step = build_train_step(build_model(cfg).to(device), cfg, device, [Phase(range(25), None, 2)])
+    step = build_train_step(build_model(cfg).to(device), cfg, device, [50])
     step.model.train()
     batches = [Batch(b.images.pin_memory(), b.labels.pin_memory(), b.names) for b in map(batch_of, range(3))]
     for _ in range(4 if graph == "auto" else 1):
         assert step(batches[:1]).loss is not None  # tables are made, kernels compiled, graphs captured
-    assert step.passes.graphed.num_graphs == (graph == "auto")
+    assert num_graphs(step) == (graph == "auto")
     torch.cuda.set_sync_debug_mode("error")
     try:
         results = [step([batch]) for batch in batches[1:]]
@@ -240,7 +239,7 @@ def test_float16_gradients_that_overflow_are_scaled_down_and_not_counted(tiny_cf
 def test_layers_rest_while_they_are_frozen(tiny_cfg):
     step = make_step(tiny_cfg, "TRAIN.FREEZE_LAYERS", "conv1,stage2")
     before = {n: p.detach().clone() for n, p in step.model.named_parameters()}
-    step([batch_of(0)], freeze=True)
+    step([batch_of(0)], rest=True)
     changed = {n for n, p in step.model.named_parameters() if not torch.equal(p, before[n])}
     frozen = {n for n in before if n.startswith(("backbone.conv1.", "backbone.stage2."))}
     assert changed

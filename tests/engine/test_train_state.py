@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from ovenet.engine.checkpoint import BEST, BEST_EMA
 from ovenet.engine.phases import Phase, Timeline
-from ovenet.engine.train_state import BEST, BEST_EMA, TrainState
+from ovenet.engine.train_state import TrainState
 
 
 def loader_of(num_samples, batch_size):
@@ -27,7 +28,7 @@ def walk(state, iterations, eval_interval=1):
     for _ in range(iterations):
         state.begin_iteration()
         if state.is_epoch_trained:
-            state.begin_epoch(eval_interval)
+            state.finish_epoch(eval_interval)
 
 
 def test_phases_follow_one_another():
@@ -36,10 +37,10 @@ def test_phases_follow_one_another():
     assert [state.timeline.iterations_before(epoch) for epoch in (1, 2, 3, 4)] == [0, 2, 4, 5]
     seen = []
     while not state.is_trained:
-        seen.append((state.epoch, state.steps_in_epoch, state.epoch_length, state.num_later, state.samples_done))
+        seen.append((state.epoch, state.iterations_in_epoch, state.epoch_length, state.num_later, state.samples_done))
         walk(state, 1)
     assert seen == [(1, 0, 2, 3, 0), (1, 1, 2, 3, 4), (2, 0, 2, 1, 0), (2, 1, 2, 1, 4), (3, 0, 1, 0, 0)]
-    assert (state.iteration, state.position, state.end_epoch) == (5, 5, 4)
+    assert (state.iteration, state.schedule_iteration, state.end_epoch) == (5, 5, 4)
 
 
 def test_a_length_in_iterations_cuts_the_last_epoch_short():
@@ -74,7 +75,7 @@ def test_a_checkpoint_holds_for_any_batch_size(batch_size, num_iterations, steps
     state = state_of(batch_size, num_iterations=num_iterations)
     state.load_state_dict(saved.state_dict())
     assert (state.epoch, state.iteration) == (2, 3)
-    assert (state.steps_in_epoch, state.position) == (steps, position)
+    assert (state.iterations_in_epoch, state.schedule_iteration) == (steps, position)
 
 
 def test_checkpoints_of_version_1_are_read():
@@ -84,7 +85,7 @@ def test_checkpoints_of_version_1_are_read():
     content = {k: v for k, v in saved.state_dict().items() if k not in ("progress", "is_validation_due")}
     state = state_of()
     state.load_state_dict(content)
-    assert (state.epoch, state.position, state.is_validation_due) == (2, 3, False)
+    assert (state.epoch, state.schedule_iteration, state.is_validation_due) == (2, 3, False)
 
 
 @pytest.mark.parametrize(

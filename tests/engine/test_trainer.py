@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from ovenet.builders import build_model, build_optimizer, build_train_step
 from ovenet.data.samplers import TrainSampler
-from ovenet.engine.checkpoint import CHECKPOINT
-from ovenet.engine.optim import build_schedule, go_to
-from ovenet.engine.phases import Phase
+from ovenet.engine.checkpoint import BEST, BEST_EMA, CHECKPOINT, FINAL, FINAL_EMA
+from ovenet.engine.optim import build_schedule, set_iteration
+from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings
-from ovenet.engine.trainer import BEST, BEST_EMA, FINAL, FINAL_EMA, Trainer, TrainSettings
+from ovenet.engine.trainer import Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.models.weight_files import read_checkpoint
 from ovenet.structures import Batch
@@ -60,16 +60,16 @@ def make_trainer(
         return {"fused": scores_from_counts(counts, ("a", "b"))}
 
     options = {"print_freq": 1, **options}
-    parts = {"run": RunSettings, "schedule": ScheduleSettings, "checkpoints": CheckpointSettings}
+    parts = {"run": RunSettings, "checkpoints": CheckpointSettings}
     for name, part in parts.items():
         names = [field.name for field in dataclasses.fields(part)]
         options[name] = part(**{key: options.pop(key) for key in names if key in options})
     settings = TrainSettings(run_dir, run_dir / "tensorboard", {"config": "c"}, **options)
-    phases = [Phase(loader, sampler, end_epoch, iterations)]
+    timeline = Timeline((Phase(loader, sampler, end_epoch, iterations),), 0, cfg.TRAIN.ACCUMULATE)
     cfg = cfg.clone()
     cfg.merge_from_list(["TRAIN.END_EPOCH", end_epoch, "TRAIN.MAX_SKIPPED", 2])
-    step = build_train_step(model, cfg, torch.device("cpu"), phases)
-    return Trainer(step, phases, evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), settings)
+    step = build_train_step(model, cfg, torch.device("cpu"), timeline.lengths)
+    return Trainer(step, timeline, evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), settings)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_resumed_run_ends_with_the_same_bits(cfg, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make_trainer(cfg, tmp_path / "cut", scores=fail_in_the_second_epoch).fit()
     resumed = make_trainer(cfg, tmp_path / "cut")
-    resumed.resume()
+    resumed.checkpoints.resume()
     assert (resumed.state.epoch, resumed.state.iteration, resumed.state.is_validation_due) == (2, 4, True)
     resumed.fit()
     for name, value in whole.model.state_dict().items():
@@ -137,7 +137,7 @@ def test_many_such_steps_end_the_run_and_leave_the_checkpoint(cfg, tmp_path):
     trainer.fit()
     saved = (tmp_path / "run" / CHECKPOINT).read_bytes()
     broken = make_trainer(cfg, tmp_path / "run", end_epoch=3)
-    broken.resume()
+    broken.checkpoints.resume()
     with torch.no_grad():
         broken.model.head.layers[3].bias[0] = float("inf")
     with pytest.raises(ValueError, match=r"not finite in 2 .*TRAIN\.MAX_SKIPPED"):
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_another_model_is_refused(cfg, tiny_cfg, tmp_path):
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
     other = make_trainer(tiny_cfg(offset_branch=0), tmp_path / "run")
     with pytest.raises(ValueError, match=r"checkpoint\.pth: .*TRAIN\.RESUME False"):
-        other.resume()
+        other.checkpoints.resume()
 
 
 def test_the_learning_rate_follows_the_formula():
@@ -162,7 +162,7 @@ def test_the_learning_rate_follows_the_formula():
         optimizer.step()
         schedule.step()
     np.testing.assert_allclose(rates, [0.01 * (1 - it / 40) ** 0.9 for it in range(41)], atol=1e-12)
-    go_to(schedule, 10)
+    set_iteration(schedule, 10)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * (1 - 10 / 40) ** 0.9)
     schedule.step()
     assert schedule.get_last_lr()[0] == pytest.approx(0.01 * (1 - 11 / 40) ** 0.9)
@@ -176,10 +176,24 @@ def test_the_learning_rate_ends_where_it_is_told_to():
     schedule = build_schedule(optimizer, ScheduleSettings(lr_min=1e-4), 40_000)
     expected = {0: 0.01, 10_000: 0.00774171, 20_000: 0.00540528, 39_999: 0.00010071}
     for iteration, rate in expected.items():
-        go_to(schedule, iteration)
+        set_iteration(schedule, iteration)
         slow, fast = (group["lr"] for group in optimizer.param_groups)
         assert slow == pytest.approx(rate, abs=1e-8)
         assert fast == pytest.approx((0.1 - 1e-4) * (1 - iteration / 40_000) ** 0.9 + 1e-4)
+
+
+def test_extra_epochs_begin_at_their_rate_and_end_at_the_same_share_of_it():
+    """``EXTRA_LR``'s text says so: in place of LR and LR_MIN there are EXTRA_LR and LR_MIN x EXTRA_LR / LR."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.02)
+    schedule = build_schedule(optimizer, ScheduleSettings(lr=0.02, lr_min=0.005, lr_power=2.0, extra_lr=0.004), 10, 4)
+    rates = []
+    for iteration in (0, 5, 9, 10, 12, 13, 14):
+        set_iteration(schedule, iteration)
+        rates.append(optimizer.param_groups[0]["lr"])
+    extra = [0.003 * (1 - it / 4) ** 2 + 0.001 for it in (0, 2, 3, 4)]
+    assert rates == pytest.approx([0.015 * (1 - it / 10) ** 2 + 0.005 for it in (0, 5, 9)] + extra)
+    assert extra[0] == pytest.approx(0.004)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
@@ -216,7 +230,7 @@ def test_the_epoch_is_saved_before_its_validation_which_a_resumed_run_makes_up_f
     state = read_checkpoint(tmp_path / "cut" / CHECKPOINT)
     assert (state["epoch"], state["iteration"], state["is_validation_due"]) == (1, 2, True)
     resumed = make_trainer(cfg, tmp_path / "cut", end_epoch=3, scores=iter([0.3, 0.6, 0.4]).__next__)
-    resumed.resume()
+    resumed.checkpoints.resume()
     assert resumed.fit() == pytest.approx(0.6)
     assert resumed.state.best == whole.state.best
     for name, value in whole.model.state_dict().items():
@@ -232,7 +246,7 @@ def test_the_last_validation_is_made_up_for_too(cfg, tmp_path):
     with pytest.raises(MemoryError):
         make_trainer(cfg, tmp_path / "run", end_epoch=1, scores=fail).fit()
     resumed = make_trainer(cfg, tmp_path / "run", end_epoch=1)
-    resumed.resume()
+    resumed.checkpoints.resume()
     assert resumed.fit() == pytest.approx(0.5)
     assert (tmp_path / "run" / FINAL).exists()
 
@@ -261,7 +275,7 @@ def test_a_resumed_run_takes_the_present_settings_of_the_optimizer(cfg, tiny_cfg
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
     other = tiny_cfg("TRAIN.LR", 0.2, "TRAIN.WD", 0.125)
     resumed = make_trainer(other, tmp_path / "run", end_epoch=4)
-    resumed.resume()
+    resumed.checkpoints.resume()
     (group,) = resumed.step.optimizer.param_groups
     assert group["weight_decay"] == 0.125
     assert group["lr"] == pytest.approx(0.2 * (1 - 2 / 8) ** 0.9)  # 2 of 8 iterations are done
@@ -292,8 +306,8 @@ def test_a_run_goes_on_inside_its_epoch_with_the_same_bits(tiny_cfg, tmp_path, i
     cut_after(make_trainer(cfg, tmp_path / "cut", batch_size=2), iterations)
     resumed = make_trainer(cfg, tmp_path / "cut", batch_size=2)
     torch.manual_seed(999)  # what this process drew before must not matter
-    resumed.resume()
-    assert (resumed.state.epoch, resumed.state.steps_in_epoch) == (0, iterations)
+    resumed.checkpoints.resume()
+    assert (resumed.state.epoch, resumed.state.iterations_in_epoch) == (0, iterations)
     resumed.fit()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
@@ -302,15 +316,51 @@ def test_a_run_goes_on_inside_its_epoch_with_the_same_bits(tiny_cfg, tmp_path, i
 def test_another_batch_size_goes_on_behind_the_samples_that_were_used(cfg, tmp_path):
     cut_after(make_trainer(cfg, tmp_path / "run", batch_size=2), 3)  # 6 of the epoch's 8 samples
     resumed = make_trainer(cfg, tmp_path / "run", batch_size=1)
-    resumed.resume()
-    assert (resumed.state.steps_in_epoch, resumed.state.iterations_per_epoch) == (6, 8)
+    resumed.checkpoints.resume()
+    assert (resumed.state.iterations_in_epoch, resumed.state.iterations_per_epoch) == (6, 8)
     resumed.phase.sampler.start = resumed.state.samples_done
     order = list(resumed.phase.sampler)
     resumed.phase.sampler.start = 0
     assert order == list(resumed.phase.sampler)[6:]
     other = make_trainer(cfg, tmp_path / "run", batch_size=4)
-    other.resume()
-    assert other.state.steps_in_epoch == 2  # the epoch ends: two samples are left out rather than used twice
+    other.checkpoints.resume()
+    assert other.state.iterations_in_epoch == 2  # the epoch ends: two samples are left out rather than used twice
+
+
+@pytest.mark.parametrize(("batch_size", "cut"), [(2, 8), (4, 7)])  # 4 iterations of 2 samples an epoch
+def test_a_stop_in_the_last_steps_leaves_the_last_validation_to_the_resumed_run(cfg, tmp_path, batch_size, cut):
+    """On the very last step; or one before it, and the samples that are left do not fill a larger batch."""
+    cut_after(make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=2, scores=lambda: 0.25), cut)
+    resumed = make_trainer(cfg, tmp_path / "run", batch_size=batch_size, end_epoch=2)
+    resumed.checkpoints.resume()
+    assert (resumed.state.num_left, resumed.state.is_finished) == (0, False)
+    assert resumed.fit() == pytest.approx(0.5)
+    assert (resumed.state.iteration, resumed.state.is_finished) == (cut, True)
+    for name in (BEST, FINAL):
+        saved = read_checkpoint(tmp_path / "run" / name)
+        assert saved["epoch"] == 2
+        assert all(torch.equal(value, saved["model"][key]) for key, value in resumed.model.state_dict().items())
+    points = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [p["epoch"] for p in points if p["kind"] == "val"] == [0, 1]
+
+
+def test_a_run_that_is_made_shorter_than_it_is_has_nothing_left(cfg, tmp_path):
+    cut_after(make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=3), 6)  # inside the second epoch
+    resumed = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=1)
+    resumed.checkpoints.resume()
+    assert resumed.state.is_finished
+
+
+def test_a_card_without_memory_is_no_fault_of_the_checkpoint(cfg, tmp_path):
+    make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
+    resumed = make_trainer(cfg, tmp_path / "run")
+
+    def fail(state):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    resumed.model.load_state_dict = fail
+    with pytest.raises(torch.OutOfMemoryError):
+        resumed.checkpoints.resume()
 
 
 def test_checkpoints_by_the_clock(cfg, tmp_path):
@@ -386,7 +436,7 @@ def test_a_resumed_run_has_the_rate_of_its_share_of_the_schedule(cfg, tmp_path, 
     """
     cut_after(make_trainer(cfg, tmp_path / "run", batch_size=4, end_epoch=6, iterations=iterations), 6)
     resumed = make_trainer(cfg, tmp_path / "run", batch_size=batch_size, end_epoch=6, iterations=iterations)
-    resumed.resume()
+    resumed.checkpoints.resume()
     total = iterations or 6 * 8 // batch_size
     expected = [0.05 * (1 - it / total) ** 0.9 for it in range(total // 2, total)]
     assert rates_of(resumed) == pytest.approx(expected)
@@ -396,7 +446,7 @@ def test_another_accumulation_has_the_rate_of_its_share_too(tiny_cfg, tmp_path):
     once, twice = tiny_cfg("TRAIN.LR", 0.05), tiny_cfg("TRAIN.LR", 0.05, "TRAIN.ACCUMULATE", 2)
     cut_after(make_trainer(once, tmp_path / "run", batch_size=2, end_epoch=4), 8)
     resumed = make_trainer(twice, tmp_path / "run", batch_size=2, end_epoch=4)
-    resumed.resume()
+    resumed.checkpoints.resume()
     assert rates_of(resumed) == pytest.approx([0.05 * (1 - it / 8) ** 0.9 for it in range(4, 8)])
 
 
@@ -405,12 +455,12 @@ def test_a_length_in_iterations_ends_inside_an_epoch(cfg, tmp_path):
     assert trainer.state.end_epoch == 2
     validations = []
     score = trainer.evaluate
-    trainer.evaluate = lambda model, stop: validations.append(trainer.state.position) or score(model, stop)
+    trainer.evaluate = lambda model, stop: validations.append(trainer.state.schedule_iteration) or score(model, stop)
     trainer.fit()
-    assert (trainer.state.iteration, trainer.state.position, trainer.state.is_trained) == (6, 6, True)
+    assert (trainer.state.iteration, trainer.state.schedule_iteration, trainer.state.is_trained) == (6, 6, True)
     assert validations == [4, 6]
     again = make_trainer(cfg, tmp_path / "run", batch_size=2, end_epoch=999, iterations=6)
-    again.resume()
+    again.checkpoints.resume()
     assert again.state.is_trained
 
 
@@ -418,14 +468,14 @@ def test_momenta_of_another_optimizer_are_refused(cfg, tiny_cfg, tmp_path):
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
     other = make_trainer(tiny_cfg("TRAIN.OPTIMIZER", "adamw"), tmp_path / "run")
     with pytest.raises(ValueError, match=r"checkpoint\.pth: .*TRAIN\.OPTIMIZER"):
-        other.resume()
+        other.checkpoints.resume()
 
 
 def test_momenta_follow_their_parameters_into_other_groups(cfg, tiny_cfg, tmp_path):
     first = make_trainer(cfg, tmp_path / "run", end_epoch=1)
     first.fit()
     other = make_trainer(tiny_cfg("TRAIN.LR_MULT.HEAD", 5, "TRAIN.NO_DECAY_ON_NORM", True), tmp_path / "run")
-    other.resume()
+    other.checkpoints.resume()
     assert len(other.step.optimizer.param_groups) == 4
     for name, parameter in other.model.named_parameters():
         before = first.step.optimizer.state[first.model.get_parameter(name)]["momentum_buffer"]
@@ -458,7 +508,7 @@ def test_the_log_has_the_rate_that_each_step_was_done_with(tiny_cfg, tmp_path, c
         trainer = make_trainer(cfg, tmp_path / "run", end_epoch=6)
         trainer.step.latency = latency
         if is_resumed:
-            trainer.resume()
+            trainer.checkpoints.resume()
         else:
             trainer.evaluate = scores_until(trainer, 2)
         is_ended = nullcontext() if is_resumed else pytest.raises(KeyboardInterrupt)
@@ -498,7 +548,7 @@ def test_a_validation_that_is_made_again_is_in_the_log_once(cfg, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     resumed = make_trainer(cfg, tmp_path / "run", end_epoch=2)
-    resumed.resume()
+    resumed.checkpoints.resume()
     resumed.fit()
     points = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [(p["kind"], p["iteration"]) for p in points] == [

@@ -120,6 +120,7 @@ def test_a_run_is_resumed_or_left_alone_but_never_overwritten(run_tool, experime
     resumed = run_tool("train", "--cfg", config, "TRAIN.RESUME", True)
     assert resumed.code == 0, resumed.err
     assert "checkpoint.pth: epoch 2, iteration 3, best mIoU" in resumed.err
+    assert "epochs 2 to 2" in resumed.err  # counted from 1, as in the lines of an epoch
     assert "epoch 2/2" in resumed.err
     assert "epoch 1/2" not in resumed.err
     assert "TRAIN.END_EPOCH was 1, is 2; TRAIN.RESUME was False, is True" in resumed.err

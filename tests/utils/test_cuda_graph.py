@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.recorded_graph import RecordedGraph
 
-from ovenet.utils.cuda_graph import GraphedFunction, aside
+from ovenet.utils.cuda_graph import GraphedFunction, on_capture_stream
 
 CPU = torch.device("cpu")
 
@@ -110,7 +110,7 @@ def test_random_numbers_go_on_as_in_eager_calls():
 
 
 def test_nothing_is_left_aside_on_the_cpu():
-    with aside(CPU):
+    with on_capture_stream(CPU):
         assert torch.ones(1).item() == 1
 
 

@@ -16,7 +16,6 @@ from benchmarks.inputs import Options
 from benchmarks.measure import compare
 from benchmarks.networks import EXPERIMENTS, RANDOM, SMALL
 from ovenet import build_model, builders, load_config
-from ovenet.engine.phases import Phase
 from ovenet.structures import Batch
 from ovenet.utils import distributed
 
@@ -81,7 +80,7 @@ def _train(rank: int, num_processes: int, port: int, answers: mp.Queue) -> None:
     device = torch.device("cpu")
     with distributed.process_group(device):
         model = build_model(cfg).to(memory_format=torch.channels_last).train()
-        step = builders.build_train_step(model, cfg, device, [Phase(range(10**6), None, 1)])
+        step = builders.build_train_step(model, cfg, device, [10**6])
         images = torch.randint(0, 256, (2, 128, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         batch = Batch(images, torch.randint(0, 19, (2, 128, 256)).to(torch.int16), ("a", "b"))
         seconds = []

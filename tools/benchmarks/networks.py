@@ -21,7 +21,6 @@ from ovenet import build_model, builders, load_config
 from ovenet.builders.inference import inference_model
 from ovenet.data.transforms import normalize_images
 from ovenet.deployment import ConvertedNetwork
-from ovenet.engine.phases import Phase
 from ovenet.engine.step import TrainStep
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.models.conv_bn import fuse_conv_bn
@@ -64,7 +63,7 @@ class Steps:
         """Our step, of a model with its first weights."""
         torch.manual_seed(0)
         model = build_model(self.cfg).to(self.device, memory_format=torch.channels_last).train()
-        return builders.build_train_step(model, self.cfg, self.device, [Phase(range(10**6), None, 1)])
+        return builders.build_train_step(model, self.cfg, self.device, [10**6])
 
     def plain(self) -> tuple[torch.nn.Module, Callable[[], float]]:
         """The same model, and a step of it the plain way."""

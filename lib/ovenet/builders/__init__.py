@@ -3,6 +3,7 @@
 Keys are read here, in `ovenet.config`, `ovenet.predictor`, `ovenet.sweep` and the commands, and nowhere else.
 """
 
+from ovenet.builders.cost import count_step, peak_images_per_second
 from ovenet.builders.data import (
     TestLoader,
     audit,
@@ -24,8 +25,6 @@ from ovenet.builders.training import (
     build_phases,
     build_train_step,
     build_trainer,
-    count_step,
-    peak_images_per_second,
     set_up_cuda,
 )
 from ovenet.models.factory import create_model

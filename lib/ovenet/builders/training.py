@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from ovenet.builders.cost import log_step_cost
 from ovenet.builders.data import (
     TestLoader,
     build_train_loader,
@@ -21,19 +22,19 @@ from ovenet.builders.data import (
     shard_loader,
     validation_dataset,
 )
-from ovenet.builders.inference import build_predictor
+from ovenet.builders.inference import inference_settings
 from ovenet.builders.losses import build_criterion
 from ovenet.builders.models import (
     build_model,
     check_frozen_parts,
     initialize_model,
-    model_on_meta,
     prediction_names,
 )
 from ovenet.builders.optimizers import build_optimizer
 from ovenet.config.schema import section
-from ovenet.data.dataset import AugmentedDataset
 from ovenet.data.info import DatasetInfo
+from ovenet.data.loaders import TrainLoader
+from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import CheckpointStore
 from ovenet.engine.optim import build_schedule
 from ovenet.engine.phases import Phase, Timeline
@@ -42,90 +43,55 @@ from ovenet.engine.step import TrainStep
 from ovenet.engine.trainer import Trainer, TrainSettings
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
+from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.inference.pictures import predicted_row
 from ovenet.models import Segmentor
-from ovenet.models.cost import PassesCost, count_passes
 from ovenet.models.segmentor import to_sync_batchnorm
 from ovenet.models.settings import PARTS
 from ovenet.structures import EvalResult, Normalization
 from ovenet.utils import distributed
-from ovenet.utils.environment import allow_tf32, peak_flops, warn_of_emulation
-from ovenet.utils.logging import get_logger
+from ovenet.utils.environment import allow_tf32, warn_of_emulation
 from ovenet.utils.seeding import seed_everything
 
 
 def build_phases(cfg: CfgNode, normalization: Normalization | None = None) -> list[Phase]:
     """One phase of ``TRAIN.ITERATIONS``, or one up to ``TRAIN.END_EPOCH`` and, if asked for, one of extra epochs."""
-    loader, sampler = build_train_loader(cfg, None, normalization)
-    if len(loader) < cfg.TRAIN.ACCUMULATE:
-        raise UserError(
-            f"TRAIN.ACCUMULATE is {cfg.TRAIN.ACCUMULATE}, but an epoch of {cfg.DATASET.TRAIN_SET} has {len(loader)} "
-            "batches; set it to at most that"
-        )
-    if cfg.TRAIN.ITERATIONS:
-        return [Phase(loader, sampler, cfg.TRAIN.END_EPOCH, cfg.TRAIN.ITERATIONS)]
-    phases = [Phase(loader, sampler, cfg.TRAIN.END_EPOCH)]
-    if cfg.TRAIN.EXTRA_EPOCH:
-        extra = build_train_loader(cfg, cfg.DATASET.EXTRA_TRAIN_SET, normalization)
-        phases.append(Phase(*extra, cfg.TRAIN.END_EPOCH + cfg.TRAIN.EXTRA_EPOCH))
+    end_epoch = cfg.TRAIN.END_EPOCH
+    phases = [Phase(*_train_loader(cfg, "TRAIN_SET", normalization), end_epoch, cfg.TRAIN.ITERATIONS)]
+    if cfg.TRAIN.EXTRA_EPOCH:  # config checks: not together with ITERATIONS
+        extra = _train_loader(cfg, "EXTRA_TRAIN_SET", normalization)
+        phases.append(Phase(*extra, end_epoch + cfg.TRAIN.EXTRA_EPOCH))
     return phases
 
 
-def count_step(cfg: CfgNode) -> PassesCost:
-    """Cost of the network's passes in one training step of one process, counted on the meta device."""
-    width, height = cfg.TRAIN.IMAGE_SIZE
-    cost = count_passes(model_on_meta(cfg).train(), cfg.TRAIN.BATCH_SIZE_PER_GPU, height, width)
-    return PassesCost(
-        flops=cfg.TRAIN.ACCUMULATE * cost.flops, num_operations=cfg.TRAIN.ACCUMULATE * cost.num_operations
-    )
+def _train_loader(cfg: CfgNode, key: str, normalization: Normalization | None) -> tuple[TrainLoader, TrainSampler]:
+    """Batches of ``DATASET.<key>``, at least one iteration an epoch.
 
-
-def peak_images_per_second(cfg: CfgNode, cost: PassesCost, device_name: str) -> float | None:
-    """Training speed of all processes if their cards ran at their dense bfloat16 peak; None if that peak is unknown.
-
-    Args:
-        cfg: the configuration.
-        cost: of a step, from `count_step`.
-        device_name: name of the cards.
+    Raises:
+        UserError: an epoch has fewer batches than ``TRAIN.ACCUMULATE``.
     """
-    peak = peak_flops(device_name)
-    if peak is None:
-        return None
-    per_step = cfg.TRAIN.ACCUMULATE * cfg.TRAIN.BATCH_SIZE_PER_GPU
-    return distributed.world_size() * per_step * peak / cost.flops
+    list_file, accumulate = cfg.DATASET[key], cfg.TRAIN.ACCUMULATE
+    loader, sampler = build_train_loader(cfg, list_file, normalization)
+    if len(loader) < accumulate:
+        raise UserError(
+            f"TRAIN.ACCUMULATE is {accumulate}, but an epoch of DATASET.{key} {list_file} has {len(loader)} "
+            "batch(es); set it to at most that"
+        )
+    return loader, sampler
 
 
-def _peak_of_run(cfg: CfgNode, device: torch.device) -> float | None:
-    """`peak_images_per_second` of this run's cards, having logged what a step costs; None without a card."""
-    if device.type != "cuda":
-        return None
-    try:
-        cost = count_step(cfg)
-    except Exception as error:  # some operation that the meta device lacks: no reason to end the run
-        get_logger().warning("what a step costs is not known: %s", " ".join(str(error).split())[:200])
-        return None
-    launch = "launched one by one" if cfg.TRAIN.CUDA_GRAPH == "off" else "as one CUDA graph where that can be"
-    get_logger().info(
-        "a step's passes are %d operations of the network, %.2f TFLOP, %s",
-        cost.num_operations,
-        cost.flops / 1e12,
-        launch,
-    )
-    return peak_images_per_second(cfg, cost, torch.cuda.get_device_name(device))
-
-
-def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, phases: Sequence[Phase]) -> TrainStep:
+def build_train_step(model: Segmentor, cfg: CfgNode, device: torch.device, lengths: Sequence[int]) -> TrainStep:
     """The training step, with optimizer, schedule and loss.
 
     Args:
-        model: on `device`, with the weights that training starts from.
+        model: on `device`, with its initial weights.
         cfg: the configuration.
-        device: of this process.
-        phases: from `build_phases`; their length is that of the schedule.
+        device: device of this process.
+        lengths: iterations of each phase, see `Timeline.lengths`; the schedule has the same length.
     """
     warn_of_emulation("TRAIN.PRECISION", cfg.TRAIN.PRECISION, device)
     optimizer = build_optimizer(model, cfg)
-    main, *extra = Timeline(tuple(phases), cfg.TRAIN.BEGIN_EPOCH, cfg.TRAIN.ACCUMULATE).lengths
+    main, *extra = lengths
     schedule = build_schedule(optimizer, section(cfg, ScheduleSettings), main, sum(extra))
     criterion, settings = build_criterion(cfg).to(device), section(cfg, StepSettings)
     return TrainStep(model, criterion, optimizer, schedule, device, settings, resting_parts=_resting_parts(model, cfg))
@@ -163,23 +129,22 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         cfg: the configuration.
         run_dir: folder of checkpoints and logs.
         log_dir: folder of TensorBoard files.
-        device: of this process.
+        device: device of this process.
 
     Raises:
-        UserError: the data or the weights to start from do not suit the configuration.
+        UserError: the data or the initial weights do not fit the configuration.
     """
     set_up_cuda(cfg)
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
     model = build_model(cfg)
-    phases = build_phases(cfg, model.normalization)
+    timeline = Timeline(tuple(build_phases(cfg, model.normalization)), cfg.TRAIN.BEGIN_EPOCH, cfg.TRAIN.ACCUMULATE)
     test_set = validation_dataset(cfg)
     test_loader, _ = shard_loader(cfg, test_set)
     if not test_set.has_labels:
         raise UserError(f"{test_set.list_path}: validation needs `image label` on every line; set DATASET.TEST_SET")
     if distributed.is_main():
-        train_sets = (phase.loader.dataset for phase in phases)
-        check_data(cfg, (*(one.dataset for one in train_sets if isinstance(one, AugmentedDataset)), test_set))
+        check_data(cfg, (*(phase.crops.dataset for phase in timeline.phases), test_set))
     model = model.to(device).to(memory_format=torch.channels_last)
     reports = initialize_model(model, cfg)
     if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):
@@ -187,38 +152,43 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     if distributed.world_size() > 1 and device.type == "cuda" and cfg.TRAIN.SYNC_BN:
         model = to_sync_batchnorm(model)
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
-    predictor = build_predictor(model, cfg, device, single_scale=True)
-    step = build_train_step(model, cfg, device, phases)
+    inference = inference_settings(cfg, info, model.normalization, single_scale=True)
+    predictor = SlidingWindowInferencer(model, inference, device)
+    step = build_train_step(model, cfg, device, timeline.lengths)
     settings = TrainSettings(
         run_dir=run_dir,
         log_dir=log_dir,
         metadata=_metadata(cfg, info, model),
         run=section(cfg, RunSettings),
-        schedule=section(cfg, ScheduleSettings),
         checkpoints=section(cfg, CheckpointSettings),
-        peak_images_per_second=_peak_of_run(cfg, device),
+        peak_images_per_second=log_step_cost(cfg, device),
     )
     return Trainer(
         step,
-        phases,
-        evaluate=partial(_validate, cfg, device, test_loader),
+        timeline,
+        evaluate=partial(_validate, cfg, inference, test_loader, info, device),
         draw_picture=lambda: predicted_row(predictor, test_set[0], test_set.info),
         settings=settings,
     )
 
 
 def _validate(
-    cfg: CfgNode, device: torch.device, loader: TestLoader, model: nn.Module, is_stop_requested: Callable[[], bool]
+    cfg: CfgNode,
+    inference: InferenceSettings,
+    loader: TestLoader,
+    info: DatasetInfo,
+    device: torch.device,
+    model: nn.Module,
+    is_stop_requested: Callable[[], bool],
 ) -> dict[str, EvalResult]:
     """Scores a model on the validation split, as far as this rank gets before a request to stop."""
-    predictor = build_predictor(model, cfg, device, single_scale=True)
+    predictor = SlidingWindowInferencer(model, inference, device)
     samples = takewhile(lambda _: not is_stop_requested(), loader)
-    names, ignore_label = prediction_names(cfg), cfg.TRAIN.IGNORE_LABEL
-    return evaluate(predictor, samples, dataset_info(cfg), names, ignore_label=ignore_label).overall
+    return evaluate(predictor, samples, info, prediction_names(cfg), ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
 
 
 def _metadata(cfg: CfgNode, info: DatasetInfo, model: Segmentor) -> dict[str, Any]:
-    """Saved with all weights, so that they can be used without the config file and the dataset's description."""
+    """Metadata with which weights can be used without the config file and the dataset's description."""
     return {
         "config": cfg.dump(),
         "dataset": info.name,

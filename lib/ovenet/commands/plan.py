@@ -44,7 +44,7 @@ Trial = dict[str, float]
 
 
 def main() -> None:
-    """Measures real steps in a process of their own; if they do not fit into memory, smaller batches until they do."""
+    """Measures real steps in another process, with smaller and smaller batches until they fit into memory."""
     parser = config_parser(__doc__)
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps that are timed (default: 8)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that will train (default: 1)")
@@ -145,13 +145,11 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
     device = choose_device(cfg.DEVICE)
     builders.set_up_cuda(cfg)
     model = build_model(cfg).to(device).to(memory_format=torch.channels_last)
-    phases = builders.build_phases(cfg, model.normalization)
-    step = builders.build_train_step(model, cfg, device, phases)
+    phases, accumulate = builders.build_phases(cfg, model.normalization), cfg.TRAIN.ACCUMULATE
+    timeline = Timeline(tuple(phases), cfg.TRAIN.BEGIN_EPOCH, accumulate)
+    step = builders.build_train_step(model, cfg, device, timeline.lengths)
     model.train()
-    loader, accumulate = phases[0].loader, cfg.TRAIN.ACCUMULATE
-    crops = loader.dataset
-    assert isinstance(crops, AugmentedDataset)
-    decoded_s, cached_s = sample_seconds(crops, cfg.TRAIN.IGNORE_LABEL)
+    decoded_s, cached_s = sample_seconds(phases[0].crops, cfg.TRAIN.IGNORE_LABEL)
     batches = (batch for epoch in count() for batch in _epoch(phases[0], epoch))
     groups = iter(lambda: list(islice(batches, accumulate)), [])
     for group in islice(groups, NUM_WARM_UP[device.type]):
@@ -177,7 +175,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         "cached_s": cached_s,
         "gradient_bytes": float(gradient_bytes(model, cfg)),
         "num_layers": float(accumulate * num_batch_norms(model) if is_synchronized else 0),
-        "steps": float(Timeline(tuple(phases), cfg.TRAIN.BEGIN_EPOCH, accumulate).num_iterations),
+        "steps": float(timeline.num_iterations),
     }
 
 

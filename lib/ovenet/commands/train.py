@@ -10,9 +10,8 @@ from yacs.config import CfgNode
 
 from ovenet import builders, load_config
 from ovenet.config import changed_settings, check_parts
-from ovenet.engine.checkpoint import CHECKPOINT, CheckpointStore
+from ovenet.engine.checkpoint import BEST, CHECKPOINT, FINAL, CheckpointStore
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
 from ovenet.predictor import run_folder
 from ovenet.utils import distributed
@@ -32,7 +31,7 @@ def main() -> None:
 
 
 def train(config_file: str, overrides: list[str], interruption: Interruption) -> None:
-    """Trains until the end or a request to stop."""
+    """Trains to the end, or until a request to stop."""
     cfg = load_config(config_file, overrides)
     check_parts(cfg)
     device = distributed.choose_device(cfg.DEVICE)
@@ -42,23 +41,24 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
         require_own_folder(cfg, run_dir)
         trainer = builders.build_trainer(cfg, run_dir, run_folder.log_directory(cfg, config_file), device)
         if cfg.TRAIN.RESUME and trainer.checkpoints.store.exists():
-            changes = changed_settings(trainer.resume(), cfg)
+            changes = changed_settings(trainer.checkpoints.resume(), cfg)
             if changes:
                 listed = "; ".join(changes.values())
                 get_logger().warning("the run began with other settings: %s; the new ones hold", listed)
-            if trainer.state.is_trained:
+            if trainer.state.is_finished:
                 get_logger().warning(
                     "nothing is left to train; raise TRAIN.END_EPOCH or TRAIN.ITERATIONS, or choose another OUTPUT_DIR"
                 )
         if distributed.is_main():
             record_start(cfg, run_dir)
             log_cost(cfg)
+        state = trainer.state
         get_logger().info(
             "%s: epochs %d to %d, %d iterations each, %d process(es) on %s",
             run_dir,
-            trainer.state.epoch,
-            trainer.state.end_epoch,
-            trainer.state.iterations_per_epoch,
+            min(state.epoch + 1, state.end_epoch),
+            state.end_epoch,
+            state.iterations_per_epoch,
             distributed.world_size(),
             device.type,
         )

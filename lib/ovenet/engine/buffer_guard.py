@@ -1,4 +1,4 @@
-"""Undoing what a bad step has done to buffers."""
+"""Restoring buffers after a bad step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class BufferGuard:
     """Copies buffers, mainly BatchNorm's statistics, and restores them if a step turns out bad.
 
     Args:
-        module: whose buffers; they must stay the same tensors.
+        module: the module; its buffers must stay the same tensors.
     """
 
     def __init__(self, module: nn.Module):

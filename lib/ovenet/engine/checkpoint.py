@@ -19,7 +19,10 @@ from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 from ovenet.utils.seals import is_sealed, seal, seal_is_broken
 
-CHECKPOINT = "checkpoint.pth"  # the newest of a run
+# Files in the folder of a run: the newest checkpoint, and weights alone.
+CHECKPOINT = "checkpoint.pth"
+BEST, BEST_EMA = "best.pth", "best_ema.pth"
+FINAL, FINAL_EMA = "final_state.pth", "final_ema.pth"
 
 
 def save_atomically(

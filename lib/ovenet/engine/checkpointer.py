@@ -1,4 +1,4 @@
-"""When a run is saved, what its checkpoints hold, and how it resumes from one."""
+"""Saving a run as checkpoints, and resuming it from one."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Checkpointer:
 
     @property
     def is_due_by_clock(self) -> bool:
-        """Whether the minutes between checkpoints are over on this rank's clock; ranks agree by the step's flags."""
+        """Whether the minutes between checkpoints have passed on this rank's clock; ranks agree by `StepFlags`."""
         minutes = self.settings.checkpoint_minutes
         return bool(minutes) and time.monotonic() - self._saved_at > 60 * minutes
 
     @property
     def is_due_by_count(self) -> bool:
-        """Whether the iterations between checkpoints are over."""
+        """Whether an iteration to save after is reached."""
         every = self.settings.checkpoint_every
         return bool(every) and self.state.iteration % every == 0
 
@@ -94,6 +94,8 @@ class Checkpointer:
         saved, path = self.store.load()
         try:
             self._restore(saved, path)
+        except torch.OutOfMemoryError:  # a RuntimeError too
+            raise
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # any damage, any other model
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -122,7 +124,7 @@ class Checkpointer:
         saved = with_present_names({**saved, "model": weights_of(saved, path)}, self.step.model)
         self.state.load_state_dict(saved)
         self.step.model.load_state_dict(saved["model"])
-        self.step.restore(saved, self.state.position)
+        self.step.restore(saved, self.state.schedule_iteration)
         _set_random_state(saved["random_states"])
 
 

@@ -1,4 +1,4 @@
-"""What one epoch of training shows and writes down: losses and speed, where time and memory went."""
+"""Log lines and points of one epoch of training: losses, speed, and where time and memory went."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EpochLog:
     """Log lines and points of the current epoch; every rank has one, a context manager.
 
     Args:
-        log: gets the points.
+        log: receives the points.
         state: counters of the run.
         print_freq: iterations between lines and points.
         peak_images_per_second: see `ovenet.engine.trainer.TrainSettings`.
@@ -34,7 +34,7 @@ class EpochLog:
         self._clock = WaitingClock()
         self._meter = Meter()
         self._progress = Progress(
-            self.title, state.epoch_length, done=state.steps_in_epoch, enabled=distributed.is_main()
+            self.title, state.epoch_length, done=state.iterations_in_epoch, enabled=distributed.is_main()
         )
 
     def __enter__(self) -> EpochLog:
@@ -50,7 +50,7 @@ class EpochLog:
     @property
     def is_due(self) -> bool:
         """Whether a line is due after this iteration."""
-        return self.state.steps_in_epoch % self.print_freq == 0 or self.state.is_epoch_trained
+        return self.state.iterations_in_epoch % self.print_freq == 0 or self.state.is_epoch_trained
 
     def add(self, loss: LossTerms, batches: Iterable[Batch]) -> None:
         """Counts an iteration that was not skipped."""
@@ -71,12 +71,12 @@ class EpochLog:
         summary = self._meter.summary()
         if self.peak_images_per_second:
             summary["mfu"] = summary["images_per_second"] / self.peak_images_per_second
-        self._progress.report(self.state.steps_in_epoch, summary, lr, self._num_later)
+        self._progress.report(self.state.iterations_in_epoch, summary, lr, self._num_later)
         values = {**summary, "lr": lr, "skipped": self.state.num_skipped}
         self.log.scalars("train", values, iteration=self.state.iteration, epoch=self.state.epoch)
 
     def finish(self, device: torch.device) -> None:
-        """Says where time and memory of the epoch went."""
+        """Logs where time and memory of the epoch went."""
         parts = filter(None, (str(self._clock), device_memory_used(device)))
         get_logger().info("%s: %s", self.title, ", ".join(parts))
 

@@ -59,11 +59,14 @@ def build_schedule(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """``(lr - lr_min) · (1 - it / num_iterations)^lr_power + lr_min``, stepped once per iteration.
 
+    In the extra epochs, `extra_lr` and ``lr_min · extra_lr / lr`` take the place of `lr` and `lr_min`.
+
     Args:
-        optimizer: sets the learning rate of each parameter group at the first iteration; all end at `lr_min`.
+        optimizer: its parameter groups have learning rates of their own in place of `lr`, and the same `lr_min`.
         settings: of the schedule.
-        num_iterations: of the phase before the extra epochs.
-        num_extra: iterations of the extra epochs, in which the rate starts at `extra_lr` and falls the same way.
+        num_iterations: iterations before the extra epochs; in the first `warmup` ones the rate rises linearly to the
+            formula.
+        num_extra: iterations of the extra epochs.
     """
     extra = settings.extra_lr / settings.lr
 
@@ -83,7 +86,7 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
 
 
-def go_to(schedule: torch.optim.lr_scheduler.LambdaLR, iteration: int) -> None:
+def set_iteration(schedule: torch.optim.lr_scheduler.LambdaLR, iteration: int) -> None:
     """Sets the learning rates to their values after `iteration` iterations of the schedule."""
     schedule.last_epoch = iteration
     rates = [base * factor(iteration) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
@@ -100,18 +103,18 @@ def restore_optimizer(
     Args:
         optimizer: freshly built, changed in place.
         saved: from ``optimizer.state_dict()``.
-        saved_names: names of its parameters, in the order of its groups.
+        saved_names: names of the saved parameters, in the order of their groups.
         names: names of the optimizer's own parameters, in the order of its groups.
 
     Raises:
-        UserError: the state is of other parameters, or of another kind of optimizer, or holds no parameter groups.
+        UserError: the state belongs to other parameters or another kind of optimizer, or has no parameter groups.
     """
     if not saved["param_groups"]:
         raise UserError("its optimizer has no parameter groups")
     places = {name: index for index, name in enumerate(saved_names)}
     other = places.keys() ^ set(names)
     if other:
-        raise UserError(f"{len(other)} parameters are trained in one of both alone, such as {min(other)}")
+        raise UserError(f"{len(other)} parameters were trained only then or are trained only now, such as {min(other)}")
     states = {index: saved["state"].get(places[name]) for index, name in enumerate(names)}
     own = optimizer.state_dict()
     kinds = {_kind(state) for state in (*states.values(), *own["state"].values()) if state}

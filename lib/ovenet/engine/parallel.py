@@ -57,7 +57,7 @@ def data_parallel(model: nn.Module, device: torch.device, settings: StepSettings
     return parallel
 
 
-def why_no_graph(criterion: SegmentationCriterion, settings: StepSettings, device: torch.device) -> str:
+def cuda_graph_obstacle(criterion: SegmentationCriterion, settings: StepSettings, device: torch.device) -> str:
     """Why a step cannot be one CUDA graph, as far as known before a capture is tried; "" if nothing is known."""
     if criterion.queries is not None:
         return "the loss of masks and their classes finds pairs on the CPU"

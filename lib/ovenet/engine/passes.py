@@ -11,17 +11,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ovenet.data.augmentation import augment_and_normalize
-from ovenet.engine.parallel import compiled, data_parallel, why_no_graph
+from ovenet.engine.parallel import compiled, cuda_graph_obstacle, data_parallel
 from ovenet.engine.settings import StepSettings
 from ovenet.errors import UserError
 from ovenet.losses import SegmentationCriterion
 from ovenet.models.segmentor import Segmentor
 from ovenet.structures import Batch, LossTerms, OVeNetOutput
 from ovenet.utils import distributed
-from ovenet.utils.cuda_graph import CudaGraph, Graph, GraphedFunction, aside
+from ovenet.utils.cuda_graph import CudaGraph, Graph, GraphedFunction, on_capture_stream, warn_eager
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NUM_WARMUP, _NUM_WARMUP_TOGETHER = 3, 11  # eager steps before a capture; torch asks for the latter with DDP
+_NAME, _SWITCH = "the step", "TRAIN.CUDA_GRAPH off"
+_Passed = tuple[list[LossTerms], list[Tensor | None]]  # losses of the micro-batches, gradients of the parameters
 
 
 class Passes:
@@ -30,15 +32,14 @@ class Passes:
     Args:
         model: on `device`.
         criterion: its loss, on the same device.
-        scaler: of the loss in float16.
-        device: of this rank.
-        settings: of every step.
+        scaler: scales the loss in float16.
+        device: device of this rank.
+        settings: how every step is computed.
         new_graph: makes the graphs, on any device; None makes CUDA graphs on CUDA.
 
     Attributes:
         parallel: the model as it is trained: compiled, and wrapped for several ranks.
-        graphed: the passes as graphs.
-        has_graphs: whether graphs are tried.
+        graphed: the passes as graphs; None if they are switched off or known to be impossible.
     """
 
     def __init__(
@@ -55,45 +56,33 @@ class Passes:
         self.scaler = scaler
         self.device = device
         self.settings = settings
-        wants_graphs = settings.cuda_graph == "auto" and (device.type == "cuda" or new_graph is not None)
-        cause = why_no_graph(criterion, settings, device) if wants_graphs else ""
-        self.has_graphs = wants_graphs and not cause
+        if new_graph is None and device.type == "cuda":
+            new_graph = CudaGraph
+        self.graphed = self._as_graphs(new_graph) if new_graph and settings.cuda_graph == "auto" else None
         self._compiled = compiled(model, device, settings)
         self.parallel = self._wrapped()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._iteration = 0
-        self.graphed = GraphedFunction(
-            self.eagerly,
-            device,
-            name="the step",
-            switch="TRAIN.CUDA_GRAPH off",
-            num_warmup=_NUM_WARMUP if distributed.world_size() == 1 else _NUM_WARMUP_TOGETHER,
-            agreed=self._on_all_ranks,
-            recover=self._wrap_again,
-            new_graph=new_graph or CudaGraph,
-        )
-        if cause:
-            self.graphed.give_up(cause)
 
-    def __call__(self, batches: Sequence[Batch], iteration: int, *, freeze: bool) -> list[LossTerms]:
+    def __call__(self, batches: Sequence[Batch], iteration: int, *, rest: bool) -> list[LossTerms]:
         """Losses of the micro-batches; leaves the gradient of their mean, scaled, in the parameters.
 
-        A graph holds only what every step does alike, and its warm-up steps are steps like any other. It draws from the
-        device's own random generator, whose count advances as in an eager step (torch tells it at each replay), so
-        that a resumed run that warms up anew gets the bits of one that replays.
+        A graph holds only the kernels that all steps share, and its warm-up steps train like any other. It draws from
+        the device's random generator, whose offset advances as in an eager step (torch updates it at each replay), so
+        that a resumed run, which warms up again, gets the same bits.
 
         Args:
-            batches: of equal size, on any device.
-            iteration: of the schedule; the criterion may depend on it.
-            freeze: whether the resting parts rest; they have a graph of their own.
+            batches: micro-batches of equal size, on any device.
+            iteration: iteration of the schedule, on which the criterion may depend.
+            rest: whether the model's resting parts rest; the passes then have a graph of their own.
         """
         self._iteration = iteration
         tensors = [tensor for batch in batches for tensor in batch.tensors]
-        if not self.has_graphs:
-            return self.eagerly(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))[0]
+        if self.graphed is None:
+            return self.run_eager(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))[0]
         if iteration < self.criterion.static_from_iteration:
-            return self.graphed.eagerly(*tensors)[0]
-        losses, gradients = self.graphed(*tensors, key=(self.parallel.training, freeze))
+            return self.graphed.run_eager(*tensors)[0]
+        losses, gradients = self.graphed(*tensors, key=(self.parallel.training, rest))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient  # in the graph's memory; the step removes those of resting parts
         return [  # read after the next replay has begun
@@ -101,14 +90,14 @@ class Passes:
             for loss in losses
         ]
 
-    def eagerly(self, *tensors: Tensor) -> tuple[list[LossTerms], list[Tensor | None]]:
+    def run_eager(self, *tensors: Tensor) -> _Passed:
         """The passes, launched one by one.
 
         Args:
             tensors: `Batch.tensors` of all micro-batches, on the device.
 
         Returns:
-            Their losses, and the gradient of each parameter.
+            The losses of the micro-batches, and the gradient of each parameter.
         """
         for parameter in self.parameters:
             parameter.grad = None
@@ -131,17 +120,34 @@ class Passes:
         return self.criterion(output, labels, iteration=self._iteration)
 
     def _without_averaging(self) -> AbstractContextManager[object]:
-        """For all but the last micro-batch: their gradients stay on this rank."""
+        """Context in which gradients stay on this rank, for all micro-batches but the last."""
         return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
+
+    def _as_graphs(self, new_graph: Callable[[torch.device], Graph]) -> GraphedFunction[_Passed] | None:
+        obstacle = cuda_graph_obstacle(self.criterion, self.settings, self.device)
+        if obstacle:
+            warn_eager(_NAME, obstacle, _SWITCH)
+            return None
+        return GraphedFunction(
+            self.run_eager,
+            self.device,
+            name=_NAME,
+            switch=_SWITCH,
+            num_warmup=_NUM_WARMUP if distributed.world_size() == 1 else _NUM_WARMUP_TOGETHER,
+            agreed=self._on_all_ranks,
+            recover=self._wrap_again,
+            new_graph=new_graph,
+        )
 
     def _wrapped(self) -> nn.Module:
         if distributed.world_size() == 1:
             return self._compiled
-        with aside(self.device) if self.has_graphs else nullcontext():  # DDP adds up gradients where it was made
+        # DDP accumulates gradients on the stream on which it was created.
+        with nullcontext() if self.graphed is None else on_capture_stream(self.device):
             return data_parallel(self._compiled, self.device, self.settings)
 
     def _wrap_again(self) -> None:
-        """After an interrupted backward pass, torch would wait for the missing gradients for ever."""
+        """Replaces the wrapper, which would wait forever for the missing gradients of an interrupted backward pass."""
         if distributed.world_size() > 1:
             is_training = self.parallel.training
             del self.parallel

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
-from torch.utils.data import DataLoader
-
+from ovenet.data.dataset import AugmentedDataset
+from ovenet.data.loaders import TrainLoader
 from ovenet.data.samplers import TrainSampler
 from ovenet.utils import distributed
 
@@ -17,15 +17,20 @@ class Phase:
 
     Attributes:
         loader: yields `Batch`, the micro-batches of one epoch, in the order of `sampler`.
-        sampler: told the epoch, and where in it to begin.
-        end_epoch: number after its last epoch.
-        num_iterations: length in iterations, in place of `end_epoch`; 0 for none. Allowed for the only phase.
+        sampler: has the epoch, and the first sample to use, as attributes.
+        end_epoch: index of its last epoch plus 1.
+        num_iterations: length in iterations, which replaces `end_epoch` in a training of one phase; 0 for none.
     """
 
-    loader: DataLoader[Any]
+    loader: TrainLoader
     sampler: TrainSampler
     end_epoch: int
     num_iterations: int = 0
+
+    @property
+    def crops(self) -> AugmentedDataset:
+        """The dataset of `loader`."""
+        return cast(AugmentedDataset, self.loader.dataset)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Timeline:
 
     Attributes:
         phases: at least one.
-        begin_epoch: number of the first epoch.
+        begin_epoch: index of the first epoch.
         accumulate: micro-batches per iteration.
     """
 
@@ -53,7 +58,7 @@ class Timeline:
 
     @property
     def num_iterations(self) -> int:
-        """Iterations of all phases; other batch sizes or numbers of processes have others."""
+        """Iterations of all phases; depends on the batch size and the number of ranks."""
         return sum(self.lengths)
 
     @property

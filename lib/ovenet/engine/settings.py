@@ -82,7 +82,7 @@ class ScheduleSettings:
     )
     extra_epoch: int = setting(0, "epochs on DATASET.EXTRA_TRAIN_SET after END_EPOCH", at_least=0)
     extra_lr: float = setting(
-        0.001, "learning rate at the start of the extra epochs; falls to 0 as (1 - it/max)^0.9", above=0
+        0.001, "learning rate at the start of the extra epochs; falls to LR_MIN x EXTRA_LR / LR as LR does", above=0
     )
 
 

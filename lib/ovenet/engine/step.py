@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ovenet.engine.averaging import MovingAverage
 from ovenet.engine.buffer_guard import BufferGuard
-from ovenet.engine.optim import go_to, restore_optimizer
+from ovenet.engine.optim import restore_optimizer, set_iteration
 from ovenet.engine.passes import Passes
 from ovenet.engine.settings import StepSettings
 from ovenet.losses import SegmentationCriterion
@@ -23,12 +23,12 @@ from ovenet.utils.cuda_graph import Graph
 
 
 class StepFlags(NamedTuple):
-    """What holds on at least one rank in a step, so that all of them act alike.
+    """Per-step flags, OR-reduced over all ranks.
 
     Attributes:
         bad_loss: the loss is not finite.
         bad_gradient: the gradient is not finite.
-        stop: the rank was asked to stop.
+        stop: a rank was asked to stop.
         save: a checkpoint is due.
         is_scaled: the loss is scaled up (float16).
     """
@@ -41,7 +41,7 @@ class StepFlags(NamedTuple):
 
     @classmethod
     def from_counts(cls, counts: Tensor) -> StepFlags:
-        """The flags, from the number of ranks on which each holds, as integers on the CPU."""
+        """The flags, from the number of ranks on which each is set, as integers on the CPU."""
         return cls(*(count > 0 for count in counts.tolist()))
 
     @property
@@ -51,7 +51,7 @@ class StepFlags(NamedTuple):
 
     @property
     def is_rescaled(self) -> bool:
-        """Whether it was skipped only because float16 gradients overflowed; the next ones are scaled down."""
+        """Whether the step was skipped only because float16 gradients overflowed; the loss scale is then lowered."""
         return self.bad_gradient and not self.bad_loss and self.is_scaled
 
 
@@ -59,9 +59,9 @@ class StepResult:
     """The result of a step. Reading it waits until the device has finished the step.
 
     Args:
-        losses: of its micro-batches on this rank.
+        losses: losses of its micro-batches on this rank.
         lr: learning rate of the optimizer's first parameter group.
-        counts: number of ranks on which each of `StepFlags` holds, on the device.
+        counts: number of ranks on which each of `StepFlags` is set, on the device.
     """
 
     def __init__(self, losses: Sequence[LossTerms], lr: float, counts: Tensor):
@@ -92,15 +92,15 @@ class TrainStep:
     Args:
         model: on `device`; wrapped for several ranks here.
         criterion: its loss, on the same device.
-        optimizer: of the model's parameters, see `build_optimizer`: a fused one, which can skip a step on the device.
+        optimizer: see `build_optimizer`; a fused one, which can skip a step on the device.
         schedule: stepped once per call.
-        device: of this rank.
-        settings: of every step.
-        resting_parts: modules of the model that rest during the first epochs, see `Segmentor.rest`.
+        device: device of this rank.
+        settings: how every step is computed.
+        resting_parts: modules of the model to pause on request, see `Segmentor.rest`.
         new_graph: makes the graphs, on any device; None makes CUDA graphs on CUDA.
 
     Attributes:
-        latency: steps started before the result of one is read, so that the device never waits.
+        latency: number of steps to start before the result of one is read, so that the device never waits.
         passes: forward and backward passes.
         ema: averaged weights; None without ``TRAIN.EMA``.
     """
@@ -138,55 +138,56 @@ class TrainStep:
         return self.passes.parallel
 
     def __call__(
-        self, batches: Sequence[Batch], *, freeze: bool = False, stop: bool = False, save: bool = False
+        self, batches: Sequence[Batch], *, rest: bool = False, stop: bool = False, save: bool = False
     ) -> StepResult:
         """One step on this rank's share.
 
         Args:
             batches: micro-batches of equal size, whose gradients are averaged.
-            freeze: leave the resting parts as they are.
+            rest: do not train the resting parts.
             stop: this rank was asked to stop.
             save: a checkpoint is due on this rank.
 
         Returns:
-            The result. If loss or gradient is not finite on some rank, no rank changes its model: the device decides
-            that, and nobody waits for it.
+            The result. If loss or gradient is not finite on some rank, no rank changes its model: the device decides,
+            and the CPU does not wait for it.
         """
-        self._rest(freeze)
+        if self.resting_parts and rest != self._is_resting:
+            self._is_resting = rest
+            self.model.rest(self.resting_parts if rest else ())
         self._guard.snapshot()
-        losses = self.passes(batches, self.schedule.last_epoch, freeze=freeze)
-        if freeze:  # without a gradient there is no momentum and no weight decay either
+        losses = self.passes(batches, self.schedule.last_epoch, rest=rest)
+        if rest:  # without a gradient there is no momentum and no weight decay either
             for parameter in self._resting:
                 parameter.grad = None
-        counts = self._agree(losses, stop, save)
+        norm = self._clip()
+        counts = self._agree(losses, norm, stop, save)
         self._update(counts)
-        lr = self.optimizer.param_groups[0]["lr"]  # before the schedule goes on to the next step's
+        lr = self.optimizer.param_groups[0]["lr"]  # before the schedule sets the next step's
         self.schedule.step()
         return StepResult(losses, lr, counts)
 
-    def _rest(self, freeze: bool) -> None:
-        if self.resting_parts and freeze != self._is_resting:
-            self._is_resting = freeze
-            self.model.rest(self.resting_parts if freeze else ())
-
-    def _agree(self, losses: Sequence[LossTerms], stop: bool, save: bool) -> Tensor:
-        """Clips the gradient; returns the number of ranks on which each of `StepFlags` holds, ``(5,)`` int32."""
-        scale = self.scaler.scale(torch.ones((), device=self.device))
+    def _clip(self) -> Tensor:
+        """Unscales the gradient and clips it; returns its norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.passes.parameters if p.grad is not None])
+        if self.settings.clip_grad_norm:
+            clip_grads_with_norm_(self.passes.parameters, self.settings.clip_grad_norm, norm)
+        return norm
+
+    def _agree(self, losses: Sequence[LossTerms], norm: Tensor, stop: bool, save: bool) -> Tensor:
+        """Number of ranks on which each of `StepFlags` is set, ``(5,)`` int32."""
         flags = {
-            "bad_loss": ~torch.isfinite(torch.stack([loss.total.detach() for loss in losses])).all(),
+            "bad_loss": ~torch.isfinite(torch.stack([loss.total for loss in losses])).all(),
             "bad_gradient": ~torch.isfinite(norm),
             "stop": torch.full((), stop, device=self.device),
             "save": torch.full((), save, device=self.device),
-            "is_scaled": scale > 1,
+            "is_scaled": self.scaler.scale(torch.ones((), device=self.device)) > 1,
         }
-        if self.settings.clip_grad_norm:
-            clip_grads_with_norm_(self.passes.parameters, self.settings.clip_grad_norm, norm)
         return distributed.all_reduce_sum(torch.stack([flags[name] for name in StepFlags._fields]).to(torch.int32))
 
     def _update(self, counts: Tensor) -> None:
-        """Applies the step, or undoes what its forward passes did, as the device decides."""
+        """Applies the step, or undoes its forward passes; the device decides."""
         bad_loss, bad_gradient, *_ = counts  # in the order of StepFlags
         is_bad = bad_loss + bad_gradient > 0
         self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]  # read by fused ones, unknown to stubs
@@ -197,7 +198,7 @@ class TrainStep:
         self.scaler.update()
 
     def state(self) -> dict[str, Any]:
-        """Entries of a checkpoint beside the model."""
+        """Entries of a checkpoint, without the model."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "parameter_names": self._trained_names(),
@@ -211,17 +212,17 @@ class TrainStep:
         return [names[id(parameter)] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def restore(self, state: Mapping[str, Any], iteration: int) -> None:
-        """Restores what `state` returned, but keeps the present learning rate and other settings.
+        """Restores the entries that `state` returned, but keeps the present learning rate and other settings.
 
         Args:
-            state: with the names of this model.
-            iteration: of the schedule, where training goes on.
+            state: entries of a checkpoint, with this model's parameter names.
+            iteration: iteration of the schedule at which training continues.
 
         Raises:
-            KeyError, ValueError, RuntimeError: the state is of another model or optimizer.
+            KeyError, ValueError, RuntimeError: the state belongs to another model or optimizer.
         """
         restore_optimizer(self.optimizer, state["optimizer"], state["parameter_names"], self._trained_names())
-        go_to(self.schedule, iteration)
+        set_iteration(self.schedule, iteration)
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
@@ -234,7 +235,7 @@ def _mean(losses: Sequence[LossTerms]) -> LossTerms:
         return losses[0]
 
     def mean(values: list[Tensor]) -> Tensor:
-        return torch.stack([value.detach() for value in values]).mean()
+        return torch.stack(values).mean()
 
     names = losses[0].terms
     return LossTerms(mean([x.total for x in losses]), {name: mean([x.terms[name] for x in losses]) for name in names})

@@ -1,4 +1,4 @@
-"""How far a training run is: its counters, and which of them a checkpoint holds."""
+"""Counters of a training run, and which of them a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -6,35 +6,34 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ovenet.engine.checkpoint import BEST, BEST_EMA
 from ovenet.engine.phases import Timeline
 from ovenet.utils import distributed
-
-BEST = "best.pth"
-BEST_EMA = "best_ema.pth"
 
 
 @dataclass
 class TrainState:
-    """Counters of a run, the same on every rank but for `num_broken_samples`.
+    """Counters of a run, the same on every rank except `num_broken_samples`.
 
     Attributes:
         timeline: how long training lasts.
         epoch: index of the current epoch.
-        iteration: iterations of the run so far, whatever their batch size.
-        steps_in_epoch: iterations of the current epoch so far.
-        position: iterations of the schedule so far; not `iteration` if the batch size or the number of ranks changed.
+        iteration: iterations of the run so far, of any batch size.
+        iterations_in_epoch: iterations of the current epoch so far.
+        schedule_iteration: iterations of the schedule so far; differs from `iteration` after the batch size or the
+            number of ranks changed.
         best: best mean IoU of the final prediction by file of weights; -1 before the first validation.
         num_skipped: iterations skipped because loss or gradient was not finite.
-        num_skipped_in_row: the last of them in a row; not saved.
+        num_skipped_in_row: how many of the latest iterations were skipped one after the other; not saved.
         num_broken_samples: samples that could not be read, on this rank.
-        is_validation_due: the epoch before `epoch` is trained and saved, but not validated yet.
+        is_validation_due: whether the epoch before `epoch` still has to be validated.
     """
 
     timeline: Timeline
     epoch: int = 0
     iteration: int = 0
-    steps_in_epoch: int = 0
-    position: int = 0
+    iterations_in_epoch: int = 0
+    schedule_iteration: int = 0
     best: dict[str, float] = field(default_factory=lambda: {BEST: -1.0, BEST_EMA: -1.0})
     num_skipped: int = 0
     num_skipped_in_row: int = 0
@@ -44,12 +43,18 @@ class TrainState:
     @property
     def num_left(self) -> int:
         """Iterations of the schedule still to be done."""
-        return self.timeline.num_iterations - self.position
+        return self.timeline.num_iterations - self.schedule_iteration
 
     @property
     def is_trained(self) -> bool:
         """Whether no iteration is left."""
         return self.num_left <= 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no iteration and no validation is left."""
+        is_epoch_open = self.iterations_in_epoch > 0 and self.num_left == 0  # below 0 if the training was made shorter
+        return self.is_trained and not is_epoch_open and not self.is_validation_due
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -59,30 +64,30 @@ class TrainState:
     @property
     def epoch_length(self) -> int:
         """Iterations of the current epoch, which the end of the training may cut short."""
-        return min(self.iterations_per_epoch, self.steps_in_epoch + self.num_left)
+        return min(self.iterations_per_epoch, self.iterations_in_epoch + self.num_left)
 
     @property
     def is_epoch_trained(self) -> bool:
         """Whether no iteration of the current epoch is left."""
-        return self.steps_in_epoch >= self.epoch_length
+        return self.iterations_in_epoch >= self.epoch_length
 
     @property
     def num_later(self) -> int:
         """Iterations of the epochs after the current one."""
-        return self.num_left - (self.epoch_length - self.steps_in_epoch)
+        return self.num_left - (self.epoch_length - self.iterations_in_epoch)
 
     @property
     def end_epoch(self) -> int:
-        """Number after the last epoch."""
+        """Index of the last epoch plus 1."""
         if not self.timeline.is_in_iterations:
             return self.timeline.phases[-1].end_epoch
-        left = self.steps_in_epoch + self.num_left
-        return self.epoch + max(-(-left // self.iterations_per_epoch), 1 if self.steps_in_epoch else 0)
+        left = self.iterations_in_epoch + self.num_left
+        return self.epoch + max(-(-left // self.iterations_per_epoch), 1 if self.iterations_in_epoch else 0)
 
     @property
     def samples_done(self) -> int:
         """Samples of the current epoch that all ranks together have used."""
-        return self.steps_in_epoch * self.timeline.samples_per_iteration(self.epoch)
+        return self.iterations_in_epoch * self.timeline.samples_per_iteration(self.epoch)
 
     @property
     def best_mean_iou(self) -> float:
@@ -92,24 +97,23 @@ class TrainState:
     def begin_iteration(self) -> None:
         """Counts the iteration that begins."""
         self.iteration += 1
-        self.steps_in_epoch += 1
-        self.position += 1
+        self.iterations_in_epoch += 1
+        self.schedule_iteration += 1
 
-    def begin_epoch(self, eval_interval: int) -> None:
-        """Goes on to the next epoch, after the validation of every `eval_interval`-th one and of the last one."""
+    def finish_epoch(self, eval_interval: int) -> None:
+        """Counts the current epoch as done; a validation is due after every `eval_interval`-th epoch and the last."""
         self.epoch += 1
-        self.steps_in_epoch = 0
+        self.iterations_in_epoch = 0
         done = self.epoch - self.timeline.begin_epoch
         self.is_validation_due = done % eval_interval == 0 or self.is_trained
 
     def state_dict(self) -> dict[str, Any]:
-        """The entries of a checkpoint; shares and samples, which hold for any batch size and number of ranks."""
+        """Entries of a checkpoint: shares and samples, which are valid for any batch size and number of ranks."""
         return {
             "epoch": self.epoch,
             "best_mean_iou": self.best_mean_iou,
             "iteration": self.iteration,
-            "steps_in_epoch": self.steps_in_epoch,
-            "progress": self.position / self.timeline.num_iterations,
+            "progress": self.schedule_iteration / self.timeline.num_iterations,
             "samples_done": self.samples_done,
             "world_size": distributed.world_size(),
             "best": dict(self.best),
@@ -119,13 +123,13 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Takes over the entries of a checkpoint, of version 1 too, whatever its batch size and number of ranks.
+        """Restores the entries of a checkpoint, also of version 1, of any batch size and number of ranks.
 
-        The current epoch goes on at the iteration that repeats no sample. The position in the schedule is that
-        iteration's or, where the length is given in iterations, the same share of it.
+        The current epoch continues at the first iteration that repeats no sample. The schedule continues at that
+        iteration or, if its length is given in iterations, at the same share of it.
 
         Raises:
-            KeyError, TypeError: an entry is missing, or has another type; nothing is taken over.
+            KeyError, TypeError: an entry is missing or has another type; the state is unchanged.
         """
         epoch, iteration, samples_done, num_skipped, num_broken = (
             _count(saved, name) for name in ("epoch", "iteration", "samples_done", "num_skipped", "num_broken_samples")
@@ -139,11 +143,11 @@ class TrainState:
         self.num_skipped, self.num_broken_samples = num_skipped, num_broken
         self.is_validation_due = saved.get("is_validation_due", False)
         per_iteration = self.timeline.samples_per_iteration(epoch)
-        self.steps_in_epoch = min(-(-samples_done // per_iteration), self.iterations_per_epoch)
+        self.iterations_in_epoch = min(-(-samples_done // per_iteration), self.iterations_per_epoch)
         if self.timeline.is_in_iterations and progress is not None:
-            self.position = round(progress * self.timeline.num_iterations)
+            self.schedule_iteration = round(progress * self.timeline.num_iterations)
         else:
-            self.position = self.timeline.iterations_before(epoch) + self.steps_in_epoch
+            self.schedule_iteration = self.timeline.iterations_before(epoch) + self.iterations_in_epoch
 
 
 def _count(saved: Mapping[str, Any], name: str) -> int:

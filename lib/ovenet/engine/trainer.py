@@ -12,27 +12,26 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ovenet.engine.checkpoint import BEST, BEST_EMA, FINAL, FINAL_EMA
 from ovenet.engine.checkpointer import Checkpointer
 from ovenet.engine.epoch_log import CrowdingWarning, EpochLog
 from ovenet.engine.faults import Faults
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.run_log import RunLog
-from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings
+from ovenet.engine.settings import CheckpointSettings, RunSettings
 from ovenet.engine.step import StepResult, TrainStep
-from ovenet.engine.train_state import BEST, BEST_EMA, TrainState
-from ovenet.engine.validation import Evaluate, Validation
-from ovenet.structures import Batch
+from ovenet.engine.train_state import TrainState
+from ovenet.structures import Batch, EvalResult
 from ovenet.utils import distributed
 from ovenet.utils.environment import release_unused
 from ovenet.utils.logging import get_logger
 
-FINAL = "final_state.pth"
-FINAL_EMA = "final_ema.pth"
 _NUM_SETTLING = 16  # iterations of a process after which algorithms are chosen and graphs captured
 
+Evaluate = Callable[[nn.Module, Callable[[], bool]], Mapping[str, EvalResult]]
 DrawPicture = Callable[[], Tensor]
 
 
@@ -44,7 +43,7 @@ class TrainSettings:
         run_dir: folder of checkpoints and logs.
         log_dir: folder of TensorBoard files.
         metadata: saved with all weights: the config, class names and so on.
-        run, schedule, checkpoints: see their classes.
+        run, checkpoints: see their classes.
         peak_images_per_second: training speed of all cards together if the network's arithmetic ran at their dense
             bfloat16 peak; None if unknown.
     """
@@ -53,7 +52,6 @@ class TrainSettings:
     log_dir: Path
     metadata: Mapping[str, Any]
     run: RunSettings
-    schedule: ScheduleSettings
     checkpoints: CheckpointSettings
     peak_images_per_second: float | None = None
 
@@ -69,22 +67,22 @@ class _Started(NamedTuple):
 class Trainer:
     """Fits a model; every rank has one.
 
-    What watches the loop (log, checkpoints, faults, validation) are plain objects, called where they are needed: their
-    order matters, because results must be read before a checkpoint, and all ranks must reach each collective together.
+    Log, checkpoints and faults are plain objects, called where they are needed: their order matters, because results
+    must be read before a checkpoint, and all ranks must reach each collective together.
 
     Args:
         step: does one iteration.
-        phases: one after the other.
-        evaluate: scores a model on the validation split; called on every rank. Its second argument says whether this
+        timeline: length of the training.
+        evaluate: scores a model on the validation split; called on every rank. Its second argument returns whether this
             rank was asked to stop: the remaining samples may then be skipped, and the scores are not used.
         draw_picture: returns a picture ``(3, H, W)`` uint8 for TensorBoard; called on rank 0 after every epoch.
-        settings: of the run.
+        settings: settings of the loop.
     """
 
     def __init__(
         self,
         step: TrainStep,
-        phases: Sequence[Phase],
+        timeline: Timeline,
         evaluate: Evaluate,
         draw_picture: DrawPicture,
         settings: TrainSettings,
@@ -94,8 +92,7 @@ class Trainer:
         self.evaluate = evaluate
         self.draw_picture = draw_picture
         self.settings = settings
-        begin_epoch = settings.schedule.begin_epoch
-        self.state = TrainState(Timeline(tuple(phases), begin_epoch, step.settings.accumulate), begin_epoch)
+        self.state = TrainState(timeline, timeline.begin_epoch)
         saved = settings.run_dir, settings.metadata
         self.checkpoints = Checkpointer(step, self.state, *saved, settings.checkpoints)
         self._faults = Faults(self.state, self.model, *saved, step.settings.max_skipped)
@@ -107,17 +104,13 @@ class Trainer:
         """The phase of the current epoch."""
         return self.state.timeline.phase(self.state.epoch)
 
-    def resume(self) -> str:
-        """Resumes from the newest intact checkpoint, see `Checkpointer.resume`."""
-        return self.checkpoints.resume()
-
     def fit(self, interruption: Interruption | None = None) -> float:
         """Trains to the last epoch. A request to stop on any rank ends all of them after a checkpoint.
 
-        Every epoch is saved before its validation, which a resumed run makes up for.
+        Every epoch is saved before its validation, so that a resumed run can repeat an interrupted one.
 
         Args:
-            interruption: notes requests to stop; None does so from here on.
+            interruption: receives requests to stop; None creates one.
 
         Returns:
             The best mean IoU of the final prediction on the validation split.
@@ -133,12 +126,11 @@ class Trainer:
             Interruption() if interruption is None else nullcontext(interruption) as interruption,
         ):
             interruption.at_once = False
-            validation = Validation(self.evaluate, state, self.checkpoints, log, interruption)
-            while state.is_validation_due or not state.is_trained:
+            while not state.is_finished:
                 if not state.is_validation_due:
                     self._train_epoch(log, interruption)
                 if state.is_validation_due:
-                    self._validate(validation)
+                    self._validate(log, interruption)
                 if distributed.is_main():
                     self._draw(log)
         if distributed.is_main():
@@ -148,14 +140,14 @@ class Trainer:
         return state.best_mean_iou
 
     def _train_epoch(self, log: RunLog, interruption: Interruption) -> None:
-        """Trains to the end of the current epoch and saves it; saves and exits if a rank is asked to stop before."""
+        """Trains to the end of the current epoch and saves; if a rank is asked to stop, saves at once and exits."""
         in_flight: deque[_Started] = deque()
         self.step.parallel.train()
         with EpochLog(log, self.state, self.settings.run.print_freq, self.settings.peak_images_per_second) as epoch_log:
             for batches in epoch_log.timed(self._batches()):
                 started = self._start_step(batches, interruption)
                 in_flight.append(started)
-                # A log line waits for the device anyway; otherwise it stays busy while older results are read.
+                # A log line waits for the device; without one, it stays busy while older results are read.
                 stop, save = self._collect(in_flight, 0 if epoch_log.is_due else self.step.latency, epoch_log)
                 epoch_log.advance(started.result.lr)
                 if stop:
@@ -167,18 +159,17 @@ class Trainer:
                     self.checkpoints.save()
         epoch_log.finish(self.step.device)
         self._crowding.look(epoch_log.title, self.phase.loader.num_workers)
-        self.state.begin_epoch(self.settings.checkpoints.eval_interval)
+        self.state.finish_epoch(self.settings.checkpoints.eval_interval)
         self.checkpoints.save()
 
     def _batches(self) -> Iterator[list[Batch]]:
-        """Micro-batches of each iteration that is left of the current epoch."""
+        """Micro-batches of each remaining iteration of the current epoch."""
         state, phase = self.state, self.phase
         phase.sampler.epoch, phase.sampler.start = state.epoch, state.samples_done
-        num_left = state.epoch_length - state.steps_in_epoch
         random_state = torch.get_rng_state()
         batches = iter(phase.loader)  # draws a seed for its workers; dropout must not depend on how often that is done
         torch.set_rng_state(random_state)
-        for _ in range(num_left):
+        for _ in range(state.epoch_length - state.iterations_in_epoch):
             yield list(islice(batches, state.timeline.accumulate))
 
     def _start_step(self, batches: list[Batch], interruption: Interruption) -> _Started:
@@ -188,7 +179,7 @@ class Trainer:
         with distributed.activity(f"iteration {iteration}"):
             result = self.step(
                 batches,
-                freeze=self.state.epoch < self.step.settings.freeze_epochs,
+                rest=self.state.epoch < self.step.settings.freeze_epochs,
                 stop=interruption.received is not None,
                 save=self.checkpoints.is_due_by_clock,
             )
@@ -199,7 +190,7 @@ class Trainer:
         return _Started(iteration, batches, result)
 
     def _collect(self, in_flight: deque[_Started], max_in_flight: int, epoch_log: EpochLog) -> tuple[bool, bool]:
-        """Reads results until at most `max_in_flight` are left; returns (stop, save), agreed by all ranks."""
+        """Reads results until at most `max_in_flight` remain; returns (stop, save), agreed by all ranks."""
         stop = save = False
         while len(in_flight) > max_in_flight:
             iteration, batches, result = in_flight.popleft()
@@ -211,15 +202,43 @@ class Trainer:
             stop, save = stop or flags.stop, save or flags.save
         return stop, save
 
-    def _validate(self, validation: Validation) -> None:
-        """Scores the model and the averaged one; exits if a rank is asked to stop before, and is resumed with it."""
-        is_complete = validation(self.model, self.step.device, BEST)
-        if is_complete and self.step.ema is not None:
-            is_complete = validation(self.step.ema.module, self.step.device, BEST_EMA, "_ema")
-        if not is_complete:
-            self._exit(validation.interruption)
+    def _validate(self, log: RunLog, interruption: Interruption) -> None:
+        """Scores the model and the averaged one. Exits if a rank is asked to stop; a resumed run starts over here."""
+        self._score(self.model, BEST, "", log, interruption)
+        if self.step.ema is not None:
+            self._score(self.step.ema.module, BEST_EMA, "_ema", log, interruption)
         self.state.is_validation_due = False
         self.checkpoints.save(replaces_newest=True)
+
+    def _score(self, model: nn.Module, file: str, suffix: str, log: RunLog, interruption: Interruption) -> None:
+        """Scores a model, and saves its weights to `file` if they are the best so far; `suffix` ends its scores' names.
+
+        Exits without scores if a rank is asked to stop.
+        """
+        state = self.state
+        with distributed.activity(f"the validation after epoch {state.epoch}"):
+            results = self.evaluate(model, lambda: interruption.received is not None)
+            requests = torch.tensor(int(interruption.received is not None), device=self.step.device)
+            if bool(distributed.all_reduce_sum(requests)):
+                self._exit(interruption)
+        mean_iou = results["fused"].mean_iou
+        is_best = mean_iou > state.best[file]
+        if is_best:
+            state.best[file] = mean_iou
+        if not distributed.is_main():
+            return
+        if not results["fused"].num_pixels:
+            get_logger().warning("epoch %d: no labelled pixel in the validation list, so no score", state.epoch)
+            return
+        means = {f"{name}{suffix}": result.mean_iou for name, result in results.items()}
+        scores = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in means.items())
+        get_logger().info(
+            "epoch %d: mIoU %s (best fused%s %.2f %%)", state.epoch, scores, suffix, 100 * state.best[file]
+        )
+        values = {f"mean_iou_{name}": mean for name, mean in means.items()}
+        log.scalars("val", values, iteration=state.iteration, epoch=state.epoch - 1)
+        if is_best:
+            self.checkpoints.save_weights(model, file)
 
     def _draw(self, log: RunLog) -> None:
         try:
@@ -240,5 +259,5 @@ class Trainer:
         )
 
     def _exit(self, interruption: Interruption) -> NoReturn:
-        get_logger().info("stopped at iteration %d; TRAIN.RESUME True goes on", self.state.iteration)
+        get_logger().info("stopped at iteration %d; set TRAIN.RESUME True to continue", self.state.iteration)
         sys.exit(interruption.exit_code)

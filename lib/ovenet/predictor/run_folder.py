@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from ovenet.config import default_config, flat_settings, load_config_text, present_settings
 from ovenet.config.schema import affects_test, keys_of_role
-from ovenet.engine.trainer import BEST, FINAL
+from ovenet.engine.checkpoint import BEST, FINAL
 from ovenet.errors import UserError
 from ovenet.models.weight_files import require_file
 from ovenet.report.runs import RESULTS

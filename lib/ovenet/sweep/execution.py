@@ -17,8 +17,8 @@ import torch
 
 from ovenet import builders
 from ovenet.config import check_parts, load_config
+from ovenet.engine.checkpoint import BEST, FINAL
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.trainer import BEST, FINAL
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.models.cost import count_parameters

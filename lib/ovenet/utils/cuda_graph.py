@@ -88,7 +88,7 @@ class CudaGraph:
         return torch.cuda.graph(graph, pool=pool, stream=_stream(self._index), capture_error_mode="thread_local")
 
     def _give_memory_back(self) -> None:
-        """What torch does after a good capture; after a failed one it would never free the pool's memory again."""
+        """Releases the pool's memory, as torch does after a successful capture but never after a failed one."""
         _pools.pop(self._index, None)  # graphs that were captured before keep theirs
         with suppress(RuntimeError):
             self._graph.reset()  # the newest torch does it all here
@@ -113,7 +113,7 @@ class CudaGraph:
 
 
 @contextmanager
-def aside(device: torch.device) -> Iterator[None]:
+def on_capture_stream(device: torch.device) -> Iterator[None]:
     """Context manager for work on the stream on which graphs are captured, in order with the current stream.
 
     autograd accumulates a gradient on the stream of its first use, so work to be captured runs here from the start.
@@ -147,7 +147,7 @@ class _Captured(Generic[T]):
 
 
 class GraphedFunction(Generic[T]):
-    """A function that runs eagerly at first, then as one graph for each size of its arguments.
+    """A function that runs eagerly at first, and later as one graph for each size of its arguments.
 
     Args:
         function: takes tensors on `device`, returns tensors in any structure. It must not wait for the device.
@@ -180,7 +180,7 @@ class GraphedFunction(Generic[T]):
         self._agreed, self._recover, self._new_graph = agreed, recover, new_graph
         self._num_calls: dict[Hashable, int] = {}
         self._captured: dict[Hashable, _Captured[T]] = {}
-        self._is_given_up = False
+        self._is_disabled = False
 
     @property
     def num_graphs(self) -> int:
@@ -197,11 +197,11 @@ class GraphedFunction(Generic[T]):
         signature = (key, *((x.shape, x.dtype, x.stride()) for x in arguments))
         if signature not in self._captured:
             calls = self._num_calls[signature] = self._num_calls.get(signature, 0) + 1
-            if self._is_given_up or calls <= self.num_warmup or self.num_graphs >= self.max_graphs:
-                return self.eagerly(*arguments)
+            if self._is_disabled or calls <= self.num_warmup or self.num_graphs >= self.max_graphs:
+                return self.run_eager(*arguments)
             captured = self._capture(arguments)
             if captured is None:
-                return self.eagerly(*arguments)
+                return self.run_eager(*arguments)
             self._captured[signature] = captured
             get_logger().info("%s: captured as one CUDA graph (number %d)", self.name, self.num_graphs)
         captured = self._captured[signature]
@@ -210,20 +210,16 @@ class GraphedFunction(Generic[T]):
         captured.graph.replay()
         return captured.result
 
-    def eagerly(self, *arguments: Tensor) -> T:
+    def run_eager(self, *arguments: Tensor) -> T:
         """The function's result, without a graph."""
-        with aside(self.device):
+        with on_capture_stream(self.device):
             return self.function(*(x.to(self.device, non_blocking=True) for x in arguments))
 
-    def give_up(self, cause: str) -> None:
-        """Ends all attempts and drops the graphs; warns once."""
-        if not self._is_given_up:
-            get_logger().warning("%s runs eagerly: %s; %s silences this", self.name, cause, self.switch)
-        self._is_given_up = True
-        self._captured.clear()
-
     def _capture(self, arguments: Sequence[Tensor]) -> _Captured[T] | None:
-        """The graph, and copies of the arguments that every replay reads; None if it cannot be captured."""
+        """The graph, and copies of the arguments that every replay reads.
+
+        None if it cannot be captured: then the function runs eagerly from here on, without any graph.
+        """
         inputs = [torch.empty_like(x, device=self.device).copy_(x, non_blocking=True) for x in arguments]
         graph = self._new_graph(self.device)
         captured, cause = None, ""
@@ -237,9 +233,16 @@ class GraphedFunction(Generic[T]):
         gc.collect()  # the error holds what was made for the graph, in circles
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.give_up(cause or "another process could not capture it")
+        warn_eager(self.name, cause or "another process could not capture it", self.switch)
+        self._is_disabled = True
+        self._captured.clear()
         self._recover()
         return None
+
+
+def warn_eager(name: str, cause: str, switch: str) -> None:
+    """Warns that work has no graph; arguments as of `GraphedFunction`."""
+    get_logger().warning("%s runs eagerly: %s; %s silences this", name, cause, switch)
 
 
 def _first_cause(error: BaseException) -> str:
