@@ -6,6 +6,7 @@ import torch
 from yacs.config import CfgNode
 
 from ovenet.builders.models import model_on_meta
+from ovenet.errors import one_line
 from ovenet.models.cost import PassesCost, count_passes
 from ovenet.utils import distributed
 from ovenet.utils.environment import peak_flops
@@ -42,7 +43,7 @@ def log_step_cost(cfg: CfgNode, device: torch.device) -> float | None:
     try:
         cost = count_step(cfg)
     except Exception as error:  # an operation that the meta device lacks is no reason to end the run
-        get_logger().warning("the cost of a step cannot be counted: %s", " ".join(str(error).split())[:200])
+        get_logger().warning("the cost of a step cannot be counted: %s", one_line(error))
         return None
     launch = "launched one by one" if cfg.TRAIN.CUDA_GRAPH == "off" else "as one CUDA graph where that can be"
     get_logger().info(

@@ -12,7 +12,7 @@ from ovenet import builders, load_config
 from ovenet.config import changed_settings, check_parts
 from ovenet.engine.checkpoint import BEST, CHECKPOINT, FINAL, CheckpointStore
 from ovenet.engine.interruption import Interruption
-from ovenet.errors import UserError
+from ovenet.errors import UserError, one_line
 from ovenet.predictor import run_folder
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
@@ -76,7 +76,7 @@ def log_cost(cfg: CfgNode) -> None:
     try:
         cost = builders.describe_network(cfg)
     except Exception as error:  # a user's part that does not run on the meta device must not end the run
-        get_logger().warning("the network's multiply-adds cannot be counted: %s", " ".join(str(error).split())[:200])
+        get_logger().warning("the network's multiply-adds cannot be counted: %s", one_line(error))
         return
     get_logger().info("%s: %s", cfg.MODEL.BACKBONE.NAME, cost)
 

@@ -14,7 +14,7 @@ from ovenet.engine.checkpoint import CheckpointStore, save_atomically, with_pres
 from ovenet.engine.settings import CheckpointSettings
 from ovenet.engine.step import TrainStep
 from ovenet.engine.train_state import TrainState
-from ovenet.errors import UserError
+from ovenet.errors import UserError, one_line
 from ovenet.models.weight_files import weights_of
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
@@ -97,7 +97,7 @@ class Checkpointer:
         except torch.OutOfMemoryError:  # a RuntimeError too
             raise
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:  # any damage, any other model
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise UserError(
                 f"{path}: cannot be resumed with this config ({reason}); set TRAIN.RESUME False and another OUTPUT_DIR"
             ) from error

@@ -24,6 +24,7 @@ from ovenet.engine.run_log import RunLog
 from ovenet.engine.settings import CheckpointSettings, RunSettings
 from ovenet.engine.step import StepResult, TrainStep
 from ovenet.engine.train_state import TrainState
+from ovenet.errors import one_line
 from ovenet.structures import Batch, EvalResult
 from ovenet.utils import distributed
 from ovenet.utils.environment import release_unused
@@ -244,7 +245,7 @@ class Trainer:
         try:
             log.picture("val/picture", self.draw_picture(), iteration=self.state.iteration)
         except Exception as error:  # a picture that cannot be drawn must not end the run
-            get_logger().warning("no picture of epoch %d: %s", self.state.epoch, " ".join(str(error).split())[:200])
+            get_logger().warning("no picture of epoch %d: %s", self.state.epoch, one_line(error))
 
     def _open_log(self) -> RunLog:
         settings = self.settings

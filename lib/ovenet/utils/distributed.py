@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ovenet.errors import UserError
+from ovenet.errors import UserError, one_line
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ def _join(device: torch.device, timeout_s: float) -> None:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:  # torch's own errors of the store and the network are RuntimeErrors
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise PeersLostError(
             f"process {own} of {world_size} did not meet the others within {timeout_s:g} s ({reason}); the environment "
             f"says {said}: start all processes, each with a RANK of its own, and a port that is free: {_WAY_OUT}"
