@@ -57,20 +57,24 @@ from ovenet.utils.seeding import seed_everything
 def build_phases(cfg: CfgNode, normalization: Normalization | None = None) -> list[Phase]:
     """One phase of ``TRAIN.ITERATIONS``, or one up to ``TRAIN.END_EPOCH`` and, if asked for, one of extra epochs."""
     end_epoch = cfg.TRAIN.END_EPOCH
-    phases = [Phase(*_train_loader(cfg, "TRAIN_SET", normalization), end_epoch, cfg.TRAIN.ITERATIONS)]
+    phases = [
+        Phase(*_train_loader(cfg, "TRAIN_SET", cfg.DATASET.TRAIN_SET, normalization), end_epoch, cfg.TRAIN.ITERATIONS)
+    ]
     if cfg.TRAIN.EXTRA_EPOCH:  # config checks: not together with ITERATIONS
-        extra = _train_loader(cfg, "EXTRA_TRAIN_SET", normalization)
+        extra = _train_loader(cfg, "EXTRA_TRAIN_SET", cfg.DATASET.EXTRA_TRAIN_SET, normalization)
         phases.append(Phase(*extra, end_epoch + cfg.TRAIN.EXTRA_EPOCH))
     return phases
 
 
-def _train_loader(cfg: CfgNode, key: str, normalization: Normalization | None) -> tuple[TrainLoader, TrainSampler]:
-    """Batches of ``DATASET.<key>``, at least one iteration an epoch.
+def _train_loader(
+    cfg: CfgNode, key: str, list_file: str, normalization: Normalization | None
+) -> tuple[TrainLoader, TrainSampler]:
+    """Batches of ``DATASET.<key>``, which is `list_file`: at least one iteration an epoch.
 
     Raises:
         UserError: an epoch has fewer batches than ``TRAIN.ACCUMULATE``.
     """
-    list_file, accumulate = cfg.DATASET[key], cfg.TRAIN.ACCUMULATE
+    accumulate = cfg.TRAIN.ACCUMULATE
     loader, sampler = build_train_loader(cfg, list_file, normalization)
     if len(loader) < accumulate:
         raise UserError(
