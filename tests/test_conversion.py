@@ -38,6 +38,7 @@ def test_values_that_fit(value, hint, expected):
 @pytest.mark.parametrize(
     ("value", "hint", "words"),
     [
+        (10**400, float, "a number"),  # larger than any float
         (1.0, int, "an integer"),
         (True, int, "an integer"),
         (False, float, "a number"),

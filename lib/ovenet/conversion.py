@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -49,8 +50,10 @@ def convert(value: Any, hint: Any) -> Any:
         if isinstance(value, Mapping):
             return dict(value)
     elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            with suppress(OverflowError):  # an integer larger than any float
+                if math.isfinite(value):
+                    return float(value)
     elif isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
     raise TypeError(f"{value!r} is not {described(hint)}")
