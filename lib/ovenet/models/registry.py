@@ -10,7 +10,7 @@ from ovenet.registry import Registry
 
 if TYPE_CHECKING:
     from ovenet.models.interfaces import Backbone, Head, Neck
-    from ovenet.models.seeds.ovenet import Seed
+    from ovenet.models.seeds.refiner import Refiner
 
 _MAPS = ("in_channels", "in_strides", "align_corners")
 
@@ -31,7 +31,7 @@ NECKS: Registry[type[Neck]] = Registry(
     "neck", ("ovenet.models.necks", "ovenet.models.seeds.controls"), provided=(*_MAPS, "stacks")
 )
 HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",), provided=(*_MAPS, "num_classes"))
-SEEDS: Registry[type[Seed]] = Registry(
+SEEDS: Registry[type[Refiner]] = Registry(
     "seed",
     ("ovenet.models.seeds.ovenet", "ovenet.models.seeds.controls"),
     provided=(*_MAPS, "num_classes", "backbone", "head"),

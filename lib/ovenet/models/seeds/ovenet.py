@@ -16,17 +16,18 @@ from torch import Tensor
 
 from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear, spatial_size
-from ovenet.models.interfaces import Backbone, ForkableBackbone, Head, Neck, Part, SegOutput
+from ovenet.models.interfaces import Backbone, ForkableBackbone, Head, Neck, SegOutput
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.registry import SEEDS
 from ovenet.models.seeds.fusion import ConfidenceGate, SeedFusion
 from ovenet.models.seeds.offset_head import FinerFeatures, OffsetHead, OffsetPrediction
+from ovenet.models.seeds.refiner import Refiner
 from ovenet.models.segmentor import Segmentor, crop_padding
 from ovenet.models.stacked import StackedMaps, as_tensor
 from ovenet.structures import OVeNetOutput
 
 
-class Seed(Part):
+class Seed(Refiner):
     """Offset head and fusion. Subclasses choose the features that the offsets are predicted from.
 
     Args:
@@ -42,9 +43,6 @@ class Seed(Part):
         confidence_sees_scores: correct the confidence from the scores of pixel and seed, see `ConfidenceGate`.
         upsampling: fuse at this multiple of the scores' resolution.
         correction: predict a correction too, which is added to the scores sampled at the seed.
-
-    Attributes:
-        has_offsets: whether the seed's scores are sampled at predicted offsets; False for controls.
 
     Raises:
         UserError: a setting is out of range.
@@ -92,10 +90,10 @@ class Seed(Part):
         gate = ConfidenceGate(num_classes) if confidence_sees_scores else None
         self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits, gate=gate)
 
-    def run_backbone(self, backbone: Backbone, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps that the neck of the model reads, and those that `features` reads."""
-        maps = backbone(pixels)
-        return maps, maps
+    @property
+    def max_offset(self) -> float:
+        """See `Refiner.max_offset`."""
+        return self.head.max_offset
 
     @abstractmethod
     def features(self, maps: list[Tensor], decoded: SegOutput) -> Tensor | StackedMaps:
@@ -236,21 +234,21 @@ class NeckSeed(Seed):
 
 
 class OVeNet(Segmentor):
-    """A segmentor with a seed.
+    """A segmentor with a seed, or with another refiner in its place.
 
     Args:
         backbone, neck, head: see `Segmentor`.
-        seed: a seed built for this backbone and this head.
+        seed: a refiner built for this backbone and this head.
     """
 
-    def __init__(self, backbone: Backbone, neck: Neck, head: Head, seed: Seed):
+    def __init__(self, backbone: Backbone, neck: Neck, head: Head, seed: Refiner):
         super().__init__(backbone, neck, head)
         self.seed = seed
 
     @property
-    def max_offset(self) -> float:
+    def max_offset(self) -> float | None:
         """See `Segmentor.max_offset`."""
-        return self.seed.head.max_offset
+        return self.seed.max_offset
 
     def forward(self, images: Tensor) -> OVeNetOutput:
         """See `Segmentor.forward`."""

@@ -1,0 +1,56 @@
+"""The interface of the part behind ``MODEL.SEED``: it improves the scores of a head, by seed pixels or otherwise.
+
+Shapes: ``B`` batch, ``K`` classes, ``H W`` image size, ``h w`` score map size.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ovenet.models.interfaces import Backbone, Part, SegOutput
+from ovenet.structures import OVeNetOutput
+
+
+class Refiner(Part):
+    """Improves the scores of a head. `ovenet.models.seeds.ovenet.Seed` does so by seed pixels.
+
+    A refiner without seed pixels returns an output without offset, whose `fused` scores are the refined ones. Training
+    supervises these alone, and those that the refiner adds to the output's auxiliary predictions.
+
+    Attributes:
+        has_offsets: whether the output's offsets are predicted, and can be supervised.
+    """
+
+    has_offsets: ClassVar[bool] = False
+
+    @property
+    def max_offset(self) -> float | None:
+        """τ, the largest offset along each axis in normalised units; None for refiners without offsets."""
+        return None
+
+    def run_backbone(self, backbone: Backbone, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The maps that the neck of the model reads, and those that `features` reads."""
+        maps = backbone(pixels)
+        return maps, maps
+
+    @abstractmethod
+    def features(self, maps: list[Tensor], decoded: SegOutput) -> Any:
+        """What `forward` reads of the network.
+
+        Args:
+            maps: from `run_backbone`; maps of padded images.
+            decoded: the head's prediction.
+        """
+
+    @abstractmethod
+    def forward(self, features: Any, decoded: SegOutput, images: Tensor) -> OVeNetOutput:
+        """Refines the scores.
+
+        Args:
+            features: output of `features`.
+            decoded: the head's prediction.
+            images: ``(B, 3, H, W)``, normalised, without padding.
+        """
