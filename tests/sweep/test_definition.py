@@ -5,7 +5,7 @@ import yaml
 
 from ovenet.config import default_config
 from ovenet.errors import UserError
-from ovenet.sweep.definition import read_sweep, run_config
+from ovenet.sweep.definition import read_sweep, run_config, training_overrides
 from tests.shipped import shipped
 
 BASE = {"CFG": "tiny.yaml", "SEEDS": [0, 1], "RUNS": {"plain": {}, "longer": {"TRAIN.END_EPOCH": 3, "SEEDS": [1, 2]}}}
@@ -85,6 +85,28 @@ def test_a_seed_may_have_settings_of_its_own(sweep_file):
     assert [run.settings["TRAIN.LR"] for run in typed] == [0.75, 0.75]
 
 
+def test_a_run_may_start_from_the_weights_of_another(sweep_file):
+    """Of the same seed; another start is another run, and whatever others start from comes first."""
+    content = {**BASE, "RUNS": {"plain": {}, "on": {"FROM": "plain", "TRAIN.LR": 0.5}, "alone": {"TRAIN.LR": 0.5}}}
+    sweep = read_sweep(sweep_file(content))
+    assert [run.name for run in sweep.runs] == ["plain", "alone", "plain", "alone", "on", "on"]
+    assert [run.seed for run in sweep.runs] == [0, 0, 1, 1, 0, 1]
+    for run in sweep.runs:
+        given = training_overrides(run, sweep)
+        if run.name == "on":
+            start = next(other for other in sweep.runs if (other.name, other.seed) == ("plain", run.seed))
+            path = given[given.index("MODEL.BACKBONE.PRETRAINED") + 1]
+            assert path == f"output/sweeps/{sweep.name}/{start.file_name}/camvid/tiny/best.pth"
+        else:
+            assert "MODEL.BACKBONE.PRETRAINED" not in given
+    before = keys(sweep)
+    assert len(set(before.values())) == 6
+    content["RUNS"]["plain"] = {"TRAIN.WD": 0.125}
+    after = keys(read_sweep(sweep_file(content)))
+    assert {name for name in before if before[name] != after[name]} == {(n, s) for n in ("plain", "on") for s in (0, 1)}
+    assert keys(read_sweep(sweep_file(content), ["OUTPUT_DIR", "elsewhere"])) == after
+
+
 def test_tables_may_be_nested_as_in_experiments(sweep_file):
     nested = {"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN": {"LR": 0.5}}}, "TEST": {"TEST": {"FLIP_TEST": True}}}
     flat = {"CFG": "tiny.yaml", "RUNS": {"a": {"TRAIN.LR": 0.5}}, "TEST": {"TEST.FLIP_TEST": True}}
@@ -147,6 +169,8 @@ def test_a_later_setting_of_the_schema_leaves_old_keys(sweep_file, monkeypatch):
             {"CFG": "tiny.yaml", "RUNS": {"a": {}, "b": {"WORKERS": 0}}},
             "'[ab]' and '[ab]' .*same settings",
         ),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {"FROM": "b"}, "b": {}}}, "RUNS.a: FROM is 'b'; .*above"),
+        ({"CFG": "tiny.yaml", "RUNS": {"a": {}, "b": {"FROM": "a", "SEEDS": [2]}}}, "RUNS.b: FROM is 'a', .*seed 2"),
         ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "BY_SEED": [1]}, r"BY_SEED is \[1\]; .*table"),
         ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "BY_SEED": {1: {}}}, r"BY_SEED .*\b1\b"),
         ({"CFG": "tiny.yaml", "RUNS": {"a": {}}, "BY_SEED": {0: {"TRAIN.LT": 1}}}, "TRAIN.LT"),

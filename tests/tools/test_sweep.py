@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tests.conftest import tiny_settings
 
+from ovenet.models.weight_files import read_weights
 from ovenet.sweep.results import read_result
+from ovenet.sweep.worker import Worker
+from ovenet.utils.cli import command_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +74,54 @@ def test_it_runs_what_is_missing_and_says_what_came_out(run_tool, sweep, tmp_pat
     problem = "error: --reference is 'ovenet'; there is no such run, did you mean OVeNet?"
     assert (unknown.code, unknown.err.splitlines()[-1]) == (2, problem)
     assert "| OVeNet | 1 |" in listed.out
+
+
+def test_one_process_trains_as_many_do_and_runs_start_from_others(run_tool, sweep, tmp_path):
+    """Weights to the bit, and a network whose base is gone is trained on from the same base, made again."""
+    content = yaml.safe_load(sweep[0].read_text())
+    content["SEEDS"] = [1]
+    content["RUNS"] = {"base": {}, "on": {"FROM": "base", "MODEL.SEED.NAME": "neck", "MODEL.SEED.PROJECTION": 4}}
+    sweep[0].write_text(yaml.safe_dump(content, sort_keys=False))
+    assert run_tool("sweep", *sweep, "--jobs", 1).code == 0
+    folder = tmp_path / "out/sweeps/sweep"
+    weights = {path.parents[2].name: path.read_bytes() for path in folder.rglob("best.pth")}
+    assert sorted(name.rsplit("-", 1)[0] for name in weights) == ["base-seed1", "on-seed1"]
+    (start,) = folder.glob("base-seed1-*/camvid/tiny/best.pth")
+    fresh = ["--cfg", sweep[0].with_name("tiny.yaml"), "SEED", "1", "OUTPUT_DIR", tmp_path / "alone"]
+    fresh += ["MODEL.BACKBONE.PRETRAINED", start, "MODEL.SEED.NAME", "neck", "MODEL.SEED.PROJECTION", "4"]
+    alone = subprocess.run([sys.executable, "tools/train.py", *map(str, fresh)], cwd=ROOT, capture_output=True)
+    assert alone.returncode == 0, alone.stderr.decode()
+    (together,) = folder.glob("on-seed1-*/camvid/tiny/best.pth")
+    states = [read_weights(str(path)) for path in (tmp_path / "alone/camvid/tiny/best.pth", together)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    for path in (*folder.glob("base-seed1-*"), *folder.glob("on-seed1-*")):
+        shutil.rmtree(path)
+    results = {path.name: path.read_bytes() for path in (tmp_path / "results").glob("*-seed*.json")}
+    (tmp_path / "results" / next(name for name in results if name.startswith("on-seed1"))).unlink()
+    assert run_tool("sweep", *sweep, "--jobs", 2).code == 0
+    assert {path.parents[2].name: path.read_bytes() for path in folder.rglob("best.pth")}.keys() == weights.keys()
+    for name, before in results.items():
+        after = (tmp_path / "results" / name).read_bytes()
+        assert after == before or json.loads(after)["scores"] == json.loads(before)["scores"]
+
+
+def test_a_worker_outlives_its_commands(tmp_path):
+    """A failed command ends the process; the next one gets another."""
+    worker, console = Worker(command_environment()), tmp_path / "console.log"
+    try:
+        assert worker.run("config", ["--help"], console, bool) == 0
+        first = worker._process.pid
+        assert worker.run("config", ["--cfg", "nothing.yaml"], console, bool) == 2
+        assert "nothing.yaml" in console.read_text().splitlines()[-1]
+        assert worker.run("config", ["--help"], console, bool) == 0
+        assert worker._process.pid != first
+        assert console.read_text().count("usage: ") == 2
+        os.kill(worker._process.pid, signal.SIGKILL)
+        assert worker.run("config", ["--help"], console, bool) == -signal.SIGKILL
+        assert worker.run("config", ["--help"], console, bool) == 0
+    finally:
+        worker.close()
 
 
 def check_counts(path):

@@ -14,13 +14,14 @@ from yacs.config import CfgNode
 
 from ovenet.config import check_parts, default_config, flat_settings, flatten, load_config, read_yaml
 from ovenet.config.schema import affects_training
+from ovenet.engine.checkpoint import BEST, FINAL
 from ovenet.errors import UserError, nearest
 from ovenet.predictor.run_folder import run_directory
 
 WEIGHTS = ("best", "final")
 KEY_LENGTH = 8  # characters of a key in file names
 _KEYS = {"CFG", "SEEDS", "BY_SEED", "RUNS", "TEST", "WEIGHTS", "REFERENCE"}
-_RUN_KEYS = {"CFG", "SEEDS", "GRID"}
+_RUN_KEYS = {"CFG", "SEEDS", "GRID", "FROM"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class SweepRun:
         key: hash of these settings, the seed and the test; equal keys are the same run.
         group: name of the grid that the variant belongs to, "" for none.
         at: value in that grid; None where it is not a number.
+        start: run whose weights this one starts from; None for the experiment's own.
     """
 
     name: str
@@ -46,6 +48,7 @@ class SweepRun:
     key: str
     group: str = ""
     at: float | None = None
+    start: SweepRun | None = None
 
     @property
     def file_name(self) -> str:
@@ -84,8 +87,9 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     Args:
         path: YAML with ``CFG`` (an experiment, relative to the file), ``SEEDS`` and ``RUNS``, a table of overrides by
             variant, each perhaps with a ``CFG``, ``SEEDS`` or a ``GRID`` (one key with the values that it takes) of its
-            own; perhaps with ``BY_SEED`` (overrides by seed, for all variants), ``TEST`` (overrides of the test),
-            ``WEIGHTS`` and ``REFERENCE``.
+            own, or with ``FROM``, a variant above it, from whose weights of the same seed it starts; perhaps with
+            ``BY_SEED`` (overrides by seed, for all variants), ``TEST`` (overrides of the test), ``WEIGHTS`` and
+            ``REFERENCE``.
         overrides: ``KEY VALUE …`` for all trainings.
 
     Raises:
@@ -103,15 +107,15 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     if weights not in WEIGHTS:
         raise UserError(f"{path}: WEIGHTS is {weights!r}; expected {' or '.join(WEIGHTS)}")
     test = _as_overrides(content.get("TEST", {}), f"{path}: TEST")
-    runs = [
-        run
-        for name, variant in variants.items()
-        for run in _runs_of(path, content, str(name), variant, overrides, [*test, "WEIGHTS", weights])
-    ]
+    runs: list[SweepRun] = []
+    for name, variant in variants.items():
+        runs += _runs_of(path, content, str(name), variant, overrides, [*test, "WEIGHTS", weights], runs)
     for seed in by_seed:
         if all(run.seed != seed for run in runs):
             raise UserError(f"{path}: BY_SEED has the seed {seed}, which no run has")
-    runs.sort(key=lambda run: run.seed)  # a sweep that is cut short has all variants of the first seeds
+    # Runs that others start from come first, so that none waits for long; a sweep that is cut short has all variants of
+    # the first seeds.
+    runs.sort(key=lambda run: (run.start is not None, run.seed))
     names = list(dict.fromkeys(run.name for run in runs))
     reference = str(content.get("REFERENCE", names[0]))
     if reference not in names:
@@ -136,11 +140,23 @@ def run_config(run: SweepRun, sweep: Sweep) -> tuple[CfgNode, Path]:
 def training_overrides(run: SweepRun, sweep: Sweep) -> list[str]:
     """``KEY VALUE …`` for ``tools/train.py``."""
     folder = run.folder(sweep.output_dir, sweep.name)
-    return [*run.overrides, "SEED", str(run.seed), "OUTPUT_DIR", str(folder), "TRAIN.RESUME", "True"]
+    start = [] if run.start is None else ["MODEL.BACKBONE.PRETRAINED", str(weights_path(run.start, sweep))]
+    return [*run.overrides, *start, "SEED", str(run.seed), "OUTPUT_DIR", str(folder), "TRAIN.RESUME", "True"]
+
+
+def weights_path(run: SweepRun, sweep: Sweep) -> Path:
+    """File of the weights that a run is tested with."""
+    return run_config(run, sweep)[1] / (BEST if sweep.weights == "best" else FINAL)
 
 
 def _runs_of(
-    path: Path, content: Mapping[str, Any], name: str, variant: Any, overrides: Sequence[str], test: Sequence[str]
+    path: Path,
+    content: Mapping[str, Any],
+    name: str,
+    variant: Any,
+    overrides: Sequence[str],
+    test: Sequence[str],
+    above: Sequence[SweepRun],
 ) -> list[SweepRun]:
     where = f"{path}: RUNS.{name}"
     variant = {} if variant is None else variant
@@ -165,11 +181,25 @@ def _runs_of(
                 loaded = load_config(config_file, settings)
                 check_parts(loaded)
                 resolved[settings] = _settings_of_the_result(loaded)
-            identity = json.dumps([resolved[settings], seed, list(test)], sort_keys=True)
+            start = _start(chosen.get("FROM"), seed, above, where)
+            result = resolved[settings] if start is None else {**resolved[settings], "FROM": start.key}
+            identity = json.dumps([result, seed, list(test)], sort_keys=True)
             key = hashlib.sha256(identity.encode()).hexdigest()
             group = name if extra else ""
-            runs.append(SweepRun(label, seed, config_file, settings, resolved[settings], key, group, at))
+            runs.append(SweepRun(label, seed, config_file, settings, result, key, group, at, start))
     return runs
+
+
+def _start(name: Any, seed: int, above: Sequence[SweepRun], where: str) -> SweepRun | None:
+    """The run of the same seed that ``FROM`` names."""
+    if name is None:
+        return None
+    if not any(run.name == name for run in above):
+        raise UserError(f"{where}: FROM is {name!r}; expected the name of a run above it")
+    found = [run for run in above if (run.name, run.seed) == (name, seed)]
+    if not found:
+        raise UserError(f"{where}: FROM is {name!r}, which has no run with seed {seed}; add the seed to its SEEDS")
+    return found[0]
 
 
 def _grid(grid: Any, name: str, where: str) -> list[tuple[str, float | None, list[str]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -17,15 +16,16 @@ import torch
 
 from ovenet import builders
 from ovenet.config import check_parts, load_config
-from ovenet.engine.checkpoint import BEST, FINAL
+from ovenet.engine.checkpoint import FINAL
 from ovenet.engine.interruption import Interruption
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.models.cost import count_parameters
 from ovenet.predictor import run_folder
-from ovenet.sweep.definition import Sweep, SweepRun, run_config, training_overrides
+from ovenet.sweep.definition import Sweep, SweepRun, run_config, training_overrides, weights_path
 from ovenet.sweep.results import result_path, write_result
-from ovenet.utils.cli import command_environment, ovenet_command
+from ovenet.sweep.worker import Worker
+from ovenet.utils.cli import command_environment
 from ovenet.utils.environment import num_cores
 from ovenet.utils.logging import get_logger
 from ovenet.utils.run_lock import run_lock
@@ -33,7 +33,6 @@ from ovenet.utils.run_lock import run_lock
 CONSOLE = "console.log"
 _CHECKPOINT_MINUTES = 5
 _POLL_S = 0.5
-_GRACE_S = 120
 
 
 class Interrupted(Exception):
@@ -55,6 +54,8 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
     Each run has its share of the cores as threads (``OMP_NUM_THREADS`` in the environment wins), and the GPUs in turn.
     On a request to stop, trainings save and end; the next call resumes them.
 
+    A run that starts from another's weights waits for it; if those weights are gone, they are trained again.
+
     Args:
         sweep: sweep that the runs belong to.
         runs: missing runs.
@@ -69,19 +70,25 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
         UserError: another sweep of that name is running.
     """
     failures: list[str] = []
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
+    runs = _with_starts(sweep, runs)
+    ended = {run.key: threading.Event() for run in runs}
+    workers = [Worker(_environment(slot, jobs)) for slot in range(jobs)]
+    free: queue.LifoQueue[Worker] = queue.LifoQueue()  # a worker that has run is started already
+    for worker in reversed(workers):
+        free.put(worker)
     with run_lock(sweep.output_dir / "sweeps" / sweep.name), Interruption() as interruption:
         stop = threading.Event()
 
         def execute(number: int, run: SweepRun) -> None:
+            while run.start is not None and run.start.key in ended and not stop.is_set():
+                if ended[run.start.key].wait(_POLL_S):
+                    break
             if stop.is_set():
                 return
-            slot = slots.get()
+            worker = free.get()
             try:
                 get_logger().info("%s, seed %d: begins (%d of %d)", run.name, run.seed, number, len(runs))
-                _Execution(sweep, run, folder, _environment(slot, jobs), stop).execute()
+                _Execution(sweep, run, folder, worker, stop).execute()
             except Interrupted:
                 get_logger().info("%s, seed %d: stopped", run.name, run.seed)
             except Exception as error:  # also a fault of the program: the other runs go on
@@ -89,7 +96,8 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
                 is_program_fault = not isinstance(error, (UserError, CommandError, OSError))
                 get_logger().error("%s", failures[-1], exc_info=is_program_fault)
             finally:
-                slots.put(slot)
+                free.put(worker)
+                ended[run.key].set()
 
         with ThreadPoolExecutor(jobs) as pool:
             pending = [pool.submit(execute, number, run) for number, run in enumerate(runs, start=1)]
@@ -97,9 +105,23 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
                 time.sleep(_POLL_S)
                 if interruption.received:
                     stop.set()
+        for worker in workers:
+            worker.close()
         if interruption.received:
             sys.exit(interruption.exit_code)
     return failures
+
+
+def _with_starts(sweep: Sweep, runs: Sequence[SweepRun]) -> list[SweepRun]:
+    """The runs, after those that they start from and whose weights are not there."""
+    added: dict[str, SweepRun] = {}
+    for run in runs:
+        start = run.start
+        while start is not None and not weights_path(start, sweep).exists():
+            if all(start.key != other.key for other in runs):
+                added[start.key] = start
+            start = start.start
+    return [*reversed(added.values()), *runs]
 
 
 def _environment(slot: int, jobs: int) -> dict[str, str]:
@@ -115,14 +137,17 @@ def _environment(slot: int, jobs: int) -> dict[str, str]:
 class _Execution:
     """One run, from training to its JSON file."""
 
-    def __init__(self, sweep: Sweep, run: SweepRun, folder: Path, environment: dict[str, str], stop: threading.Event):
+    def __init__(self, sweep: Sweep, run: SweepRun, folder: Path, worker: Worker, stop: threading.Event):
         self._sweep, self._run, self._folder = sweep, run, folder
-        self._environment, self._stop = environment, stop
+        self._worker, self._stop = worker, stop
 
     def execute(self) -> None:
         sweep, run = self._sweep, self._run
+        if run.start is not None and not weights_path(run.start, sweep).exists():
+            raise UserError(f"it starts from {run.start.name}, seed {run.start.seed}, which has failed")
         cfg, run_dir = run_config(run, sweep)
         overrides = training_overrides(run, sweep)
+        path = result_path(self._folder, run)
         test_cfg = load_config(run.config_file, [*overrides, *sweep.test])
         check_parts(test_cfg)
         tested_on = builders.test_dataset(test_cfg)
@@ -130,9 +155,11 @@ class _Execution:
             raise UserError(f"{tested_on.list_path}: a sweep needs `image label` on every line of what TEST names")
         if not cfg.TRAIN.CHECKPOINT_EVERY and not cfg.TRAIN.CHECKPOINT_MINUTES:
             overrides += ["TRAIN.CHECKPOINT_MINUTES", str(_CHECKPOINT_MINUTES)]
-        model_file = run_dir / (BEST if sweep.weights == "best" else FINAL)
+        model_file = weights_path(run, sweep)
         if not (run_dir / FINAL).exists():
             self._call(run_dir, "train", "--cfg", str(run.config_file), *overrides)
+        if path.is_file():  # trained again for the runs that start from it
+            return
         test = [str(model_file), "OUTPUT_DIR", cfg.OUTPUT_DIR, "DATASET.ROOT", cfg.DATASET.ROOT, "TEST.RESUME", "True"]
         test += ["WORKERS", str(cfg.WORKERS), "DEVICE", cfg.DEVICE, *sweep.test]
         self._call(run_dir, "test", *test)
@@ -140,7 +167,6 @@ class _Execution:
         settings = run_folder.evaluation_settings(trained.cfg, model_file, builders.test_dataset(trained.cfg).list_path)
         tested = run_folder.test_folder(trained.cfg, run_dir, model_file, settings)
         parameters = count_parameters(trained.model)
-        path = result_path(self._folder, run)
         write_result(path, run, sweep, tested, parameters=parameters, speed=_images_per_second(run_dir))
         get_logger().info("%s, seed %d: done", run.name, run.seed)
 
@@ -153,28 +179,12 @@ class _Execution:
         """
         console = run_dir / CONSOLE
         console.parent.mkdir(parents=True, exist_ok=True)
-        with console.open("a", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                [*ovenet_command(command), *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C is for the sweep, which passes it on once
-            )
-            while process.poll() is None:
-                if self._stop.wait(_POLL_S):
-                    process.terminate()
-                    try:
-                        process.wait(_GRACE_S)
-                    except subprocess.TimeoutExpired:
-                        process.kill()
-                        process.wait()
+        code = self._worker.run(command, arguments, console, self._stop.is_set)
         if self._stop.is_set():
             raise Interrupted
-        if process.returncode:
+        if code:
             lines = [line for line in console.read_text(encoding="utf-8", errors="replace").splitlines() if line]
-            last = lines[-1].removeprefix("error: ") if lines else f"exit code {process.returncode}"
+            last = lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
             raise CommandError(f"{last} (see {console})")
 
 

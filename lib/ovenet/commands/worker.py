@@ -1,0 +1,52 @@
+"""Runs the commands of a sweep one after another in one process; `ovenet.sweep.worker` starts it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from ovenet.commands import main
+
+
+def serve() -> None:
+    """Runs the commands that standard input names, a line each, and writes their exit codes to standard output."""
+    with os.fdopen(os.dup(1), "w") as replies:
+        for line in sys.stdin:
+            command, *arguments, console = json.loads(line)
+            sys.stdout.flush()
+            with open(console, "ab") as output:
+                for stream in (1, 2):
+                    os.dup2(output.fileno(), stream)
+            code = _run(command, arguments)
+            try:
+                print(code, file=replies, flush=True)
+            except BrokenPipeError:  # the sweep was killed; what it began has ended well
+                os._exit(code)
+
+
+def _run(command: str, arguments: Sequence[str]) -> int:
+    """Runs a command as a fresh process would, and returns its exit code."""
+    sys.argv = ["ovenet", command, *arguments]
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.stdout.flush()
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+    return code
+
+
+if __name__ == "__main__":
+    serve()
