@@ -13,8 +13,15 @@ import torch
 from ovenet.commands import main
 
 
-def serve() -> None:
-    """Runs the commands that standard input names, a line each, and writes their exit codes to standard output."""
+def serve() -> int:
+    """Runs the commands that standard input names, a line each, and writes their exit codes to standard output.
+
+    It ends with the first one that fails or is asked to stop, since that may leave the process in any state.
+
+    Returns:
+        The exit code of the last one.
+    """
+    code = 0
     with os.fdopen(os.dup(1), "w") as replies:
         for line in sys.stdin:
             command, *arguments, console = json.loads(line)
@@ -27,6 +34,9 @@ def serve() -> None:
                 print(code, file=replies, flush=True)
             except BrokenPipeError:  # the sweep was killed; what it began has ended well
                 os._exit(code)
+            if code:
+                break
+    return code
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:
@@ -49,4 +59,4 @@ def _run(command: str, arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    serve()
+    sys.exit(serve())
