@@ -9,6 +9,7 @@ network of the first run of a base without its refiner, unless there is a run of
 import argparse
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ovenet.commands.export import parse_size
 from ovenet.commands.latency import FUSED, Network, measure, read_network
 from ovenet.errors import UserError
 from ovenet.evaluation.writers import write_json
+from ovenet.models.settings import NO_SEED
 from ovenet.sweep.definition import Sweep, SweepRun, read_sweep
 from ovenet.utils.cli import require_free, run_main
 from ovenet.utils.environment import describe_environment
@@ -53,18 +55,18 @@ def main() -> None:
 
 def measured(sweep: Sweep, size: tuple[int, int], turns: int) -> dict[str, dict[str, Any]]:
     """Cost of each variant of a sweep, and of the bases without refiners, by name."""
-    variants: dict[str, tuple[Key, SweepRun, list[str]]] = {}
+    variants: dict[str, tuple[Key, Path, list[str]]] = {}
     for run in sweep.runs:
-        variants.setdefault(run.name, (network_key(run), run, []))
-    for name, (_, run, _) in list(variants.items()):
-        base = f"{name.rpartition(': ')[0]}: baseline"
-        variants.setdefault(base, (network_key(run, with_seed=False), run, ["MODEL.SEED", "{NAME: none}"]))
+        variants.setdefault(run.name, (network_key(run), run.config_file, list(run.overrides)))
+    for run in sweep.runs:
+        base = f"{run.name.rpartition(': ')[0]}: baseline"
+        variants.setdefault(base, (network_key(run, with_seed=False), run.config_file, without_seed(run.overrides)))
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
     networks: dict[Key, Network] = {}
-    for name, (key, run, more) in variants.items():
+    for name, (key, config_file, overrides) in variants.items():
         if key not in networks:
-            overrides = [*run.overrides, "MODEL.BACKBONE.PRETRAINED", "", "MODEL.FROZEN", "[]", *more]
-            networks[key] = read_network(str(run.config_file), name, pixels, [FUSED], overrides)
+            overrides = [*overrides, "MODEL.BACKBONE.PRETRAINED", "", "MODEL.FROZEN", "[]"]
+            networks[key] = read_network(str(config_file), name, pixels, [FUSED], overrides)
     taken = measure([network.ways[FUSED] for network in networks.values()], turns)
     costs = {}
     for (key, network), times in zip(networks.items(), taken, strict=True):
@@ -75,6 +77,13 @@ def measured(sweep: Sweep, size: tuple[int, int], turns: int) -> dict[str, dict[
             "processor_milliseconds": 1e3 * statistics.median(times.processor_s),
         }
     return {name: costs[key] for name, (key, _, _) in variants.items()}
+
+
+def without_seed(overrides: Sequence[str]) -> list[str]:
+    """``KEY VALUE …`` of the same network without its refiner."""
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    kept = [word for key, value in pairs if not key.startswith("MODEL.SEED.") for word in (key, value)]
+    return [*kept, "MODEL.SEED.NAME", NO_SEED]
 
 
 def network_key(run: SweepRun, *, with_seed: bool = True) -> Key:

@@ -123,18 +123,11 @@ def test_costs_of_another_file_are_refused(script, tmp_path):
 
 def test_runs_that_differ_in_their_training_share_a_network(tmp_path):
     crf = {"MODEL.SEED": {"NAME": "crf", "NUM_ITERATIONS": 1, "WINDOW": 3}}
-    content = {
-        "CFG": str(DOCS.parent / "experiments/camvid/lite0_fcn.yaml"),
-        "SEEDS": [0, 1],
-        "RUNS": {
-            "frozen: CRF": {**crf, "MODEL.FROZEN": ["backbone", "neck", "head"]},
-            "trained on: CRF": crf,
-            "trained on: baseline": {},
-        },
-    }
+    runs = {"frozen: CRF": {**crf, "MODEL.FROZEN": ["backbone", "neck", "head"]}, "trained on: CRF": crf}
+    content = {"CFG": str(DOCS.parent / "experiments/camvid/lite0_fcn.yaml"), "SEEDS": [0, 1], "RUNS": runs}
     (tmp_path / "arena.yaml").write_text(yaml.safe_dump(content))
     costs = load("measure_arena").measured(read_sweep(tmp_path / "arena.yaml"), (32, 64), 1)
-    assert set(costs) == {*content["RUNS"], "frozen: baseline"}
+    assert set(costs) == {*runs, "frozen: baseline", "trained on: baseline"}
     assert costs["frozen: CRF"] is costs["trained on: CRF"]
     assert costs["frozen: baseline"] is costs["trained on: baseline"]
     assert costs["frozen: CRF"]["parameters"] - costs["frozen: baseline"]["parameters"] == 2
