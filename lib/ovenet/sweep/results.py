@@ -87,13 +87,11 @@ def write_result(path: Path, run: SweepRun, sweep: Sweep, test_folder: Path, *, 
                 row[int(k)] = value
         return table
 
-    counts = {"label": _packed(column(lambda p: p["label"]))}
-    for name in names:
-        pairs = {
-            f"{name}/{kind}": _packed(column(lambda p, n=name, i=place: {k: v[i] for k, v in p[n].items()}))
-            for place, kind in enumerate(("right", "predicted"))
-        }
-        counts |= pairs
+    right, predicted = (
+        {name: column(lambda p, n=name, i=place: {k: v[i] for k, v in p[n].items()}) for name in names}
+        for place in range(2)
+    )
+    counts = packed_counts(column(lambda p: p["label"]), right, predicted)
     environment = describe_environment(Path(__file__).parent)
     content = {
         "run": run.name,
@@ -111,7 +109,7 @@ def write_result(path: Path, run: SweepRun, sweep: Sweep, test_folder: Path, *, 
         "scores": results["results"],
         "details": results.get("details"),
         "images": [record["name"] for record in records],
-        "counts": {"what": "pixels by image and class: int32, little-endian, zlib, base64", **counts},
+        "counts": counts,
     }
     write_json(content, path)
 
@@ -148,6 +146,16 @@ def read_results(folder: Path, runs: Sequence[SweepRun]) -> list[RunResult]:
     """Results of the finished runs, in the order of `runs`."""
     paths = [(run, result_path(folder, run)) for run in runs]
     return [replace(read_result(path), name=run.name) for run, path in paths if path.is_file()]
+
+
+def packed_counts(
+    labelled: np.ndarray, right: Mapping[str, np.ndarray], predicted: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+    """The counts of a `RunResult`, as its JSON file has them."""
+    counts = {"what": "pixels by image and class: int32, little-endian, zlib, base64", "label": _packed(labelled)}
+    for name in right:
+        counts |= {f"{name}/right": _packed(right[name]), f"{name}/predicted": _packed(predicted[name])}
+    return counts
 
 
 def _packed(table: np.ndarray) -> str:

@@ -69,7 +69,7 @@ class Summary:
             fused = VariantScores(runs)
             lines.append(
                 f"| {name} | {len(runs)} | {runs[0].parameters:,} | {mean_and_spread(fused.scores('mean_iou'))} "
-                f"| {mean_and_spread(fused.scores('pixel_accuracy'))} | {_boundary_iou(runs)} "
+                f"| {mean_and_spread(fused.scores('pixel_accuracy'))} | {boundary_iou(fused)} "
                 f"| {_signed(self.differences[name])} | {_signed(self.gains[name])} |"
             )
         lines += ["", *self._classes()]
@@ -190,11 +190,12 @@ def interval_text(interval: tuple[float, float]) -> str:
     return "–" if np.isnan(interval).any() else f"[{100 * interval[0]:+.2f}, {100 * interval[1]:+.2f}]"
 
 
-def _boundary_iou(runs: Sequence[RunResult]) -> str:
-    details = [run.details for run in runs if run.details]
-    if len(details) < len(runs):
+def boundary_iou(prediction: VariantScores) -> str:
+    """Mean ± standard deviation of mean Boundary IoU in percent; empty unless all runs were tested with details."""
+    details = [run.details for run in prediction.runs if run.details]
+    if len(details) < len(prediction.runs):
         return ""
-    values = [one["boundaries"]["mean_iou"]["fused"][-1] for one in details]  # None where no class has a border
+    values = [one["boundaries"]["mean_iou"][prediction.kind][-1] for one in details]  # None where nothing has a border
     return mean_and_spread(np.array(values, dtype=np.float64))
 
 
