@@ -81,6 +81,8 @@ def test_cost_of_the_network_on_mscan_s(upsampler, context, expected, products):
         ("srm", 2 * 128 * 64 + 2 * 64 + (9 * 64 + 1) * (2 + 9), 2 * 128 * 64 + 9 * 64 * (2 + 9), 0),
         ("fam", 2 * 128 * 64 + 9 * 128 * 2, 128 * 64 + 9 * 128 * 2, 128 * 64),
         ("align_fa", 2 * (2 * 128 * 128 + 2 * 128 + 9 * 128 * 2), 2 * (2 * 128 * 128 + 9 * 128 * 2), 0),
+        ("dysample", 128 * 32 + 32, 0, 128 * 32),
+        ("carafe", 128 * 64 + 64 + 9 * 64 * 100 + 100, 0, 128 * 64 + 9 * 64 * 100),
     ],
 )
 def test_cost_of_what_brings_a_map_to_the_next_size(name, parameters, of_fine, of_coarse):
@@ -251,6 +253,24 @@ def test_every_pair_of_upsampler_and_context_trains(context, upsampler):
 def test_a_width_that_cannot_be_is_named(channels):
     with pytest.raises(UserError, match=rf"MODEL\.NECK\.CHANNELS is {channels}.*even.*8"):
         FPNNeck((8, 16), (4, 8), channels=channels)
+
+
+@pytest.mark.parametrize("upsampler", ["dysample", "carafe"])
+def test_strides_that_do_not_double_are_named(upsampler):
+    with pytest.raises(UserError, match=rf"UPSAMPLER is {upsampler}.*strides are 4, 8, 8; use bilinear"):
+        FPNNeck((8, 16, 16), (4, 8, 8), channels=16, upsampler=upsampler)
+
+
+@pytest.mark.parametrize("upsampler", ["dysample", "carafe"])
+def test_a_fine_map_short_of_twice_the_coarse_one(upsampler):
+    """It has the pixels of the whole map, but for the last row and column."""
+    module = UPSAMPLERS[upsampler](8)
+    coarse = torch.randn(2, 8, 5, 7)
+    _, whole = module(torch.randn(2, 8, 10, 14), coarse)
+    fine = torch.randn(2, 8, 9, 13)
+    same, part = module(fine, coarse)
+    assert torch.equal(same, fine)
+    assert torch.equal(part, whole[..., :9, :13])
 
 
 def test_srm_warps_in_the_one_primitive():

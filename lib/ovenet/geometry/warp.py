@@ -51,11 +51,15 @@ def warp(values: Tensor, displacement: Tensor, convention: WarpConvention, *, nu
         values: ``(B, C, h, w)``.
         displacement: ``(B, 2 G, H, W)``: ``(x, y)`` for each group of channels in turn.
         convention: units and sampling convention of the displacement.
-        num_groups: ``G``; the channels are split into as many groups, each with its own field.
+        num_groups: ``G``; the channels are split into as many groups, each with its own field. If ``G`` does not divide
+            their number, the first groups have one more.
 
     Returns:
         ``(B, C, H, W)``. A zero displacement is the identity if map and field have the same size.
     """
+    if values.shape[1] % num_groups:
+        groups = zip(values.tensor_split(num_groups, dim=1), displacement.split(2, dim=1), strict=True)
+        return torch.cat([warp(group, field, convention) for group, field in groups if group.shape[1]], dim=1)
     batch, size = values.shape[0], spatial_size(displacement)  # a trace would fix len(values)
     values = at_least_float32(values)
     fields = displacement.to(values.dtype).unflatten(1, (num_groups, 2)).flatten(0, 1)  # (B G, 2, H, W)

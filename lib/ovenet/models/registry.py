@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ovenet.models.interfaces import Backbone, Head, Neck
     from ovenet.models.seeds.refiner import Refiner
 
+_REFINERS = ("ovenet", "controls", "crf", "point_rend", "segfix", "upsampled")  # modules of ovenet.models.seeds
 _MAPS = ("in_channels", "in_strides", "align_corners")
 
 
@@ -33,7 +34,7 @@ NECKS: Registry[type[Neck]] = Registry(
 HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",), provided=(*_MAPS, "num_classes"))
 SEEDS: Registry[type[Refiner]] = Registry(
     "seed",
-    ("ovenet.models.seeds.ovenet", "ovenet.models.seeds.controls", "ovenet.models.seeds.crf"),
+    tuple(f"ovenet.models.seeds.{name}" for name in _REFINERS),
     provided=(*_MAPS, "num_classes", "backbone", "head"),
 )
 REGISTRIES: dict[str, Registry[Any]] = dict(zip(PARTS, (BACKBONES, NECKS, HEADS, SEEDS), strict=True))

@@ -5,6 +5,7 @@ and Contextual Refinement", arXiv 2412.08671; it has no public code, docs/models
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from ovenet.errors import UserError
 from ovenet.models.backbones.blocks import conv_bn
 from ovenet.models.interfaces import Neck, initialize_convolutions
 from ovenet.models.necks.contexts import CONTEXTS, ContextName
-from ovenet.models.necks.upsamplers import UPSAMPLERS, UpsamplerName
+from ovenet.models.necks.upsamplers import DOUBLING, UPSAMPLERS, UpsamplerName
 from ovenet.models.registry import NECKS
 
 
@@ -28,7 +29,7 @@ class FPNNeck(Neck):
         context: module for the coarsest map, see `ovenet.models.necks.contexts`.
 
     Raises:
-        UserError: `channels` is below 8 or odd.
+        UserError: `channels` is below 8 or odd, or the upsampler does not go with the strides.
     """
 
     def __init__(
@@ -43,6 +44,11 @@ class FPNNeck(Neck):
         super().__init__()
         if channels < 8 or channels % 2:
             raise UserError(f"MODEL.NECK.CHANNELS is {channels}; expected an even number, at least 8")
+        if upsampler in DOUBLING and any(coarse != 2 * fine for fine, coarse in pairwise(in_strides)):
+            raise UserError(
+                f"MODEL.NECK.UPSAMPLER is {upsampler}, which needs maps whose strides double, but the backbone's "
+                f"strides are {', '.join(map(str, in_strides))}; use bilinear, or MODEL.BACKBONE.OUTPUT_STRIDE 32"
+            )
         self.channels, self.strides = (channels,), (in_strides[0],)
         self.context = CONTEXTS[context](in_channels, channels)
         finer = range(len(in_channels) - 1)

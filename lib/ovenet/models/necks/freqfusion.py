@@ -103,6 +103,19 @@ class FreqFusion(nn.Module):
         return low_pass, high_pass, self.sampler(sharp, coarse)
 
 
+def initialize_fusions(fusions: Sequence[FreqFusion]) -> None:
+    """The published initialisation: Xavier uniform, small weights for the kernels, zero biases."""
+    for fusion in fusions:
+        for module in fusion.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    for fusion in fusions:
+        for predictor in (fusion.low_pass, fusion.high_pass):
+            nn.init.normal_(predictor.weight, std=FILTER_WEIGHT_STD)
+
+
 @NECKS.register("freqfusion")
 class FreqFusionNeck(Neck):
     """Projects every map, and merges them from coarse to fine.
@@ -174,15 +187,9 @@ class FreqFusionNeck(Neck):
         self.fusions = nn.ModuleList(fusions)
         self.channels, self.strides = (channels,), (in_strides[0],)
         initialize_convolutions(self.projections)
-        for module in self.fusions.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for fusion in fusions:
-            for predictor in (fusion.low_pass, fusion.high_pass):
-                nn.init.normal_(predictor.weight, std=FILTER_WEIGHT_STD)
-            if zero_offset_init:
+        initialize_fusions(fusions)
+        if zero_offset_init:
+            for fusion in fusions:
                 for predictor in (fusion.sampler.offset, fusion.sampler.fine_offset):
                     nn.init.zeros_(predictor.weight)
 
