@@ -12,7 +12,15 @@ from ovenet.models import SeedFusion, build_segmentor
 from ovenet.models.seeds.fusion import ConfidenceGate
 from ovenet.models.seeds.offset_head import OffsetHead
 
-ALL = {"initial_confidence": 0.1, "num_seeds": 3, "confidence_sees_scores": True, "upsampling": 2, "correction": True}
+ALL = {
+    "initial_confidence": 0.1,
+    "num_seeds": 3,
+    "confidence_sees_scores": True,
+    "upsampling": 2,
+    "correction": True,
+    "correct_first": True,
+    "num_passes": 2,
+}
 
 
 def build(seed="neck", head="fcn", **options):
@@ -44,7 +52,15 @@ def test_the_defaults_add_no_parameter():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"initial_confidence": 1.0}, {"num_seeds": 0}, {"upsampling": 0}, {"max_offset": 0.0}]
+    "setting",
+    [
+        {"initial_confidence": 1.0},
+        {"num_seeds": 0},
+        {"upsampling": 0},
+        {"max_offset": 0.0},
+        {"num_passes": 0},
+        {"correct_first": True},
+    ],
 )
 def test_a_setting_out_of_its_range_is_named(setting):
     (name,) = setting
@@ -95,6 +111,67 @@ def test_a_correction_by_hand():
     np.testing.assert_allclose(output.initial[0][0, 0, 0], [0.0, 8.0])
     np.testing.assert_allclose(output.seed[0][0, 0, 0], [5.0, 9.0])
     np.testing.assert_allclose(output.fused[0][0, 0, 0], [2.5, 8.5])
+
+
+def test_two_passes_by_hand():
+    """Three pixels in a row, each seed one to the right, confidence 1/2: the second pass samples the fused scores."""
+    scores = torch.tensor([[[[0.0, 4.0, 8.0]]]])
+    offset = torch.zeros(1, 2, 1, 3)
+    offset[0, 0] = 1.0
+    output = SeedFusion(num_passes=2)([scores], offset, torch.full((1, 1, 1, 3), 0.5))
+    np.testing.assert_allclose(output.initial[0][0, 0, 0], [0.0, 4.0, 8.0])
+    np.testing.assert_allclose(output.seed[0][0, 0, 0], [6.0, 8.0, 8.0])  # the first pass fuses 2, 6, 8
+    np.testing.assert_allclose(output.fused[0][0, 0, 0], [3.0, 6.0, 8.0])
+
+
+@pytest.mark.parametrize("correct_first", [False, True])
+def test_passes_equal_loops(correct_first):
+    """On whole-pixel offsets, where sampling is a look-up, pass by pass and pixel by pixel."""
+    generator = torch.Generator().manual_seed(3)
+    scores, correction = torch.randn(2, 1, 3, 5, 7, generator=generator).double()
+    confidence = torch.rand(1, 1, 5, 7, generator=generator).double()
+    column, row = (torch.randint(0, n, (5, 7), generator=generator) for n in (7, 5))
+    own_row, own_column = torch.meshgrid(torch.arange(5), torch.arange(7), indexing="ij")
+    offset = torch.stack(((column - own_column).double() / 3, (row - own_row).double() / 2))[None]
+    fusion = SeedFusion(num_passes=3, correct_first=correct_first)
+    output = fusion([scores], offset, confidence, correction=correction)
+    own = scores + correction if correct_first else scores
+    now = own.clone()
+    for _ in range(3):
+        before, seed = now.clone(), torch.zeros_like(now)
+        for i in range(5):
+            for j in range(7):
+                seed[..., i, j] = before[..., row[i, j], column[i, j]]
+                if not correct_first:
+                    seed[..., i, j] += correction[..., i, j]
+                f = confidence[0, 0, i, j]
+                now[..., i, j] = (1 - f) * own[..., i, j] + f * seed[..., i, j]
+    torch.testing.assert_close(output.initial[0], scores)
+    torch.testing.assert_close(output.seed[0], seed)
+    torch.testing.assert_close(output.fused[0], now)
+
+
+def test_a_correction_of_the_scores_before_the_seed_by_hand():
+    """The right pixel has 8 + 1, and the left one, which was 0 - 3, takes half of that."""
+    scores = torch.tensor([[[[0.0, 8.0]]]])
+    offset = torch.zeros(1, 2, 1, 2)
+    offset[0, 0, 0, 0] = 2.0
+    correction = torch.tensor([[[[-3.0, 1.0]]]])
+    fusion = SeedFusion(correct_first=True)
+    output = fusion([scores], offset, torch.full((1, 1, 1, 2), 0.5), correction=correction)
+    np.testing.assert_allclose(output.initial[0][0, 0, 0], [0.0, 8.0])
+    np.testing.assert_allclose(output.seed[0][0, 0, 0], [9.0, 9.0])
+    np.testing.assert_allclose(output.fused[0][0, 0, 0], [3.0, 9.0])
+
+
+def test_a_pixel_that_keeps_its_scores_is_corrected_too():
+    """With a confidence of 0 the correction of the seed has no effect, and that of the scores has all."""
+    scores, correction = torch.randn(2, 1, 3, 4, 5)
+    offset, never = torch.zeros(1, 2, 4, 5), torch.zeros(1, 1, 4, 5)
+    at_seed = SeedFusion()([scores], offset, never, correction=correction)
+    first = SeedFusion(correct_first=True)([scores], offset, never, correction=correction)
+    torch.testing.assert_close(at_seed.fused[0], scores)
+    torch.testing.assert_close(first.fused[0], scores + correction)
 
 
 def test_a_correction_beside_several_seeds():

@@ -43,6 +43,8 @@ class Seed(Refiner):
         confidence_sees_scores: correct the confidence from the scores of pixel and seed, see `ConfidenceGate`.
         upsampling: fuse at this multiple of the scores' resolution.
         correction: predict a correction too, which is added to the scores sampled at the seed.
+        correct_first: add the correction to the scores before they are sampled and fused; pixel and seed are corrected.
+        num_passes: number of times that the scores are sampled and fused, see `SeedFusion`.
 
     Raises:
         UserError: a setting is out of range.
@@ -65,6 +67,8 @@ class Seed(Refiner):
         confidence_sees_scores: bool = False,
         upsampling: int = 1,
         correction: bool = False,
+        correct_first: bool = False,
+        num_passes: int = 1,
     ):
         super().__init__()
         for name, value, fits, expected in (
@@ -73,6 +77,8 @@ class Seed(Refiner):
             ("INITIAL_CONFIDENCE", initial_confidence, 0 < initial_confidence < 1, "a number between 0 and 1"),
             ("NUM_SEEDS", num_seeds, num_seeds >= 1, "at least 1"),
             ("UPSAMPLING", upsampling, upsampling >= 1, "at least 1"),
+            ("CORRECT_FIRST", correct_first, correction or not correct_first, "False without CORRECTION"),
+            ("NUM_PASSES", num_passes, num_passes >= 1, "at least 1"),
         ):
             if not fits:
                 raise UserError(f"MODEL.SEED.{name} is {value}; expected {expected}")
@@ -88,7 +94,13 @@ class Seed(Refiner):
             num_corrected=num_classes if correction else 0,
         )
         gate = ConfidenceGate(num_classes) if confidence_sees_scores else None
-        self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits, gate=gate)
+        self.fusion = SeedFusion(
+            num_refinements=num_refinements,
+            fuse_logits=fuse_logits,
+            gate=gate,
+            num_passes=num_passes,
+            correct_first=correct_first,
+        )
 
     @property
     def max_offset(self) -> float:
