@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
@@ -20,6 +21,7 @@ from ovenet.models.interfaces import initialize_convolutions
 from ovenet.structures import OVeNetOutput, ScoreKind
 
 _GATE_WIDTH = 32
+_AGREEMENT_SCALE = 10.0  # of the cosines before the softmax over the seeds
 _LOGIT_EPS = 1e-6  # the confidence is clamped to [eps, 1 - eps] before the logit
 
 
@@ -59,6 +61,7 @@ class SeedFusion(nn.Module):
         confidence: Tensor,
         weights: Tensor | None = None,
         correction: Tensor | None = None,
+        embedding: Tensor | None = None,
         *,
         kind: ScoreKind = "logits",
     ) -> OVeNetOutput:
@@ -68,8 +71,9 @@ class SeedFusion(nn.Module):
             scores: score maps ``(B, K, h, w)``, auxiliary first, final last.
             offset: ``(B, 2 N, h, w)`` float32 or float64, from each pixel to its seeds.
             confidence: ``(B, 1, h, w)`` in ``[0, 1]``, the weight of the seed's scores.
-            weights: ``(B, N, h, w)`` weights of the seeds; None for a single seed.
+            weights: ``(B, N, h, w)`` weights of the seeds; None for a single seed, or with an embedding.
             correction: ``(B, K, h, w)``, added to the scores as `correct_first` says; None for none.
+            embedding: ``(B, D, h, w)``, gives the weights of the seeds, see `agreement`; None for none.
             kind: kind of the scores.
 
         Returns:
@@ -81,6 +85,8 @@ class SeedFusion(nn.Module):
         """
         offsets = [refine_offset(one, self.num_refinements) for one in offset.split(2, dim=1)]
         positions = [seed_position(one) for one in offsets]
+        if embedding is not None:
+            weights = agreement(embedding, positions)
         initial = [at_least_float32(s) for s in scores]
         if not self.fuse_logits:
             initial, kind = [probabilities(s, kind) for s in initial], "probabilities"
@@ -138,6 +144,22 @@ class ConfidenceGate(nn.Module):
         own, other = (probabilities(scores.detach(), kind) for scores in (initial, seed))
         agreement = (own * other).sum(dim=1, keepdim=True)
         return torch.sigmoid(confidence.logit(eps=_LOGIT_EPS) + self.layers(torch.cat((own, other, agreement), dim=1)))
+
+
+def agreement(embedding: Tensor, positions: Sequence[Tensor]) -> Tensor:
+    """Weights of seeds by the cosines between the embeddings of a pixel and of its seeds.
+
+    Args:
+        embedding: ``(B, D, h, w)``.
+        positions: ``(B, 2, h, w)`` of each of ``N`` seeds, see `seed_position`.
+
+    Returns:
+        ``(B, N, h, w)``, of sum 1 over the seeds: the softmax of ten times the cosines.
+    """
+    own = F.normalize(embedding, dim=1)
+    seeds = [F.normalize(sample_bilinear(embedding, position), dim=1) for position in positions]
+    cosines = torch.stack([(own * seed).sum(dim=1) for seed in seeds], dim=1)
+    return (_AGREEMENT_SCALE * cosines).softmax(dim=1)
 
 
 def _dominant_offset(offsets: Sequence[Tensor], weights: Tensor | None) -> Tensor:
