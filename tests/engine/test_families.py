@@ -45,6 +45,13 @@ class _Crossings(TorchDispatchMode):
         return result
 
 
+SEED_OPTIONS = (
+    "MODEL.SEED.CORRECTION", True, "MODEL.SEED.CORRECT_FIRST", True, "MODEL.SEED.NUM_PASSES", 2,
+    "MODEL.SEED.NUM_SEEDS", 3, "MODEL.SEED.SEED_WEIGHTS", "features", "MODEL.SEED.SEES_SCORES", True,
+    "MODEL.SEED.UPSAMPLING", 2,
+)  # fmt: skip
+
+
 def random_batch(device):
     images = torch.empty(2, HEIGHT, WIDTH, 3, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
     labels = torch.empty(2, HEIGHT, WIDTH, dtype=torch.int16, device=device)
@@ -81,6 +88,8 @@ def test_passes_neither_wait_nor_copy_from_the_cpu(tiny_cfg, family):
         ("hrnet_ocr_fork", ("LOSS.OFFSET", 0.1)),
         ("hrnet_ocr_fork", ("LOSS.OFFSET", 0.1, "LOSS.OFFSET_TARGET", "right_pixel")),
         ("hrnet_ocr_fork", ("LOSS.CONFIDENCE_TARGET", "better_scores")),
+        ("hrnet_ocr_fork", ("LOSS.BOUNDARY_WEIGHT", 2.0)),
+        ("timm_neck", SEED_OPTIONS),
     ],
 )
 def test_forward_passes_on_cuda_neither_wait_nor_copy(tiny_cfg, family, overrides):

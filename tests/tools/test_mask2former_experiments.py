@@ -41,6 +41,7 @@ def test_it_trains_tests_reports_and_infers(run_tool, scenes, tmp_path):
     ("options", "parts"),
     [
         (("LOSS.USE_OHEM", True), ("LOSS.USE_OHEM is True", "seed", "mask2former")),
+        (("LOSS.BOUNDARY_WEIGHT", 1.0), ("LOSS.BOUNDARY_WEIGHT is 1.0", "seed", "mask2former")),
         (("LOSS.TERMS", "[{'NAME': 'focal'}]"), ("LOSS.TERMS is [{'NAME': 'focal'}]", "seed")),
         (("MODEL.NECK.NAME", "concat"), ("mask2former", "4 maps", "got 1")),
         (("MODEL.HEAD.NUM_QUERIES", 0), ("MODEL.HEAD.NUM_QUERIES is 0", "at least 1")),

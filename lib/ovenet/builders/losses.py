@@ -47,7 +47,7 @@ def _queries(cfg: CfgNode) -> QueryLoss | None:
     if not HEADS[head].has_queries:
         return None
     if cfg.MODEL.SEED.NAME == NO_SEED:
-        key = "USE_OHEM" if cfg.LOSS.USE_OHEM else "TERMS" if cfg.LOSS.TERMS else None
+        key = next((name for name in ("USE_OHEM", "TERMS", "BOUNDARY_WEIGHT") if cfg.LOSS[name]), None)
         if key is not None:
             raise UserError(
                 f"LOSS.{key} is {cfg.LOSS[key]}, but without a seed the {head} head is trained by its masks and their "

@@ -95,7 +95,12 @@ class SegmentationCriterion(nn.Module):
         labels = labels.long()
         dtype = torch.promote_types(output.fused[-1].dtype, torch.float32)
         targets = Targets.from_labels(
-            labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=dtype
+            labels,
+            ignore_label=self.ignore_label,
+            class_weights=self.class_weights,
+            dtype=dtype,
+            boundary_weight=self.settings.boundary_weight,
+            boundary_width=self.settings.boundary_width,
         )
         terms = self._query_terms(output, labels)
         total = sum(terms.values(), targets.weights.new_zeros(()))

@@ -45,6 +45,14 @@ class LossSettings:
         "target of that loss; right_pixel moves seeds from wrong pixels to right ones, see docs/models.md",
         one_of=("same_class", "right_pixel"),
     )
+    boundary_weight: float = setting(
+        0.0,
+        "pixels near a border of labels weigh 1 + this much in cross_entropy, ohem and focal; 0 for all alike",
+        at_least=0,
+    )
+    boundary_width: int = setting(
+        4, "pixels within this many rows and columns of another class are near a border", at_least=1
+    )
     fusion_warmup: int = setting(
         0, "iterations over which the fused loss ramps linearly from L(S_i) to L(S_f); 0 for none", at_least=0
     )

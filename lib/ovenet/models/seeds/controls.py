@@ -103,7 +103,12 @@ class _MeanFusion(SeedFusion):
     """Uses the mean score over a window, cropped at the border, as the score at the seed."""
 
     def __init__(self, window: int, usual: SeedFusion):
-        super().__init__(fuse_logits=usual.fuse_logits, gate=usual.gate)
+        super().__init__(
+            fuse_logits=usual.fuse_logits,
+            gate=usual.gate,
+            num_passes=usual.num_passes,
+            correct_first=usual.correct_first,
+        )
         self.window = window
 
     def fetch(self, scores: Tensor, position: Tensor) -> Tensor:

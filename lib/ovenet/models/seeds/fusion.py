@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
@@ -20,6 +21,7 @@ from ovenet.models.interfaces import initialize_convolutions
 from ovenet.structures import OVeNetOutput, ScoreKind
 
 _GATE_WIDTH = 32
+_AGREEMENT_SCALE = 10.0  # of the cosines before the softmax over the seeds
 _LOGIT_EPS = 1e-6  # the confidence is clamped to [eps, 1 - eps] before the logit
 
 
@@ -30,13 +32,27 @@ class SeedFusion(nn.Module):
         num_refinements: number of refinement steps ``o ← o + o(p + o)`` of the offsets.
         fuse_logits: fuse the scores as they are, usually logits (True), or convert them to probabilities first (False).
         gate: corrects the confidence; None uses it as predicted.
+        num_passes: number of times that the scores are sampled and fused, with the same seeds and confidence; a further
+            pass samples the fused scores of the pass before, ``S_f ← (1 - F) S_i + F S_f(p + o)``.
+        correct_first: add the correction to the scores before they are sampled and fused, rather than to the sampled
+            scores.
     """
 
-    def __init__(self, *, num_refinements: int = 0, fuse_logits: bool = True, gate: ConfidenceGate | None = None):
+    def __init__(
+        self,
+        *,
+        num_refinements: int = 0,
+        fuse_logits: bool = True,
+        gate: ConfidenceGate | None = None,
+        num_passes: int = 1,
+        correct_first: bool = False,
+    ):
         super().__init__()
         self.num_refinements = num_refinements
         self.fuse_logits = fuse_logits
         self.gate = gate
+        self.num_passes = num_passes
+        self.correct_first = correct_first
 
     def forward(
         self,
@@ -45,6 +61,7 @@ class SeedFusion(nn.Module):
         confidence: Tensor,
         weights: Tensor | None = None,
         correction: Tensor | None = None,
+        embedding: Tensor | None = None,
         *,
         kind: ScoreKind = "logits",
     ) -> OVeNetOutput:
@@ -54,29 +71,38 @@ class SeedFusion(nn.Module):
             scores: score maps ``(B, K, h, w)``, auxiliary first, final last.
             offset: ``(B, 2 N, h, w)`` float32 or float64, from each pixel to its seeds.
             confidence: ``(B, 1, h, w)`` in ``[0, 1]``, the weight of the seed's scores.
-            weights: ``(B, N, h, w)`` weights of the seeds; None for a single seed.
-            correction: ``(B, K, h, w)``, added to the scores sampled at the seeds; None for none.
+            weights: ``(B, N, h, w)`` weights of the seeds; None for a single seed, or with an embedding.
+            correction: ``(B, K, h, w)``, added to the scores as `correct_first` says; None for none.
+            embedding: ``(B, D, h, w)``, gives the weights of the seeds, see `agreement`; None for none.
             kind: kind of the scores.
 
         Returns:
-            The prediction; with several seeds, its `offset` is that of the seed with the largest weight.
+            The prediction; with several seeds, its `offset` is that of the seed with the largest weight. `initial` is
+            without the correction, and `seed` what the last pass sampled.
 
         Raises:
             UserError: there is a correction, and the fused scores are not logits.
         """
         offsets = [refine_offset(one, self.num_refinements) for one in offset.split(2, dim=1)]
         positions = [seed_position(one) for one in offsets]
+        if embedding is not None:
+            weights = agreement(embedding, positions)
         initial = [at_least_float32(s) for s in scores]
         if not self.fuse_logits:
             initial, kind = [probabilities(s, kind) for s in initial], "probabilities"
-        seed = [self._weighted_fetch(s, positions, weights) for s in initial]
-        if correction is not None:
-            if kind != "logits":
-                raise UserError(f"MODEL.SEED corrects logits, but fuses {kind}; use a seed without a correction")
-            seed = [s + correction for s in seed]
-        if self.gate is not None:
-            confidence = self.gate(initial[-1], seed[-1], confidence, kind)
-        fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(initial, seed, strict=True)]
+        if correction is not None and kind != "logits":
+            raise UserError(f"MODEL.SEED corrects logits, but fuses {kind}; use a seed without a correction")
+        own, correction_of_seed = initial, correction
+        if correction is not None and self.correct_first:
+            own, correction_of_seed = [s + correction for s in initial], None
+        fused = own
+        for number in range(self.num_passes):
+            seed = [self._weighted_fetch(s, positions, weights) for s in fused]
+            if correction_of_seed is not None:
+                seed = [s + correction_of_seed for s in seed]
+            if self.gate is not None and number == 0:
+                confidence = self.gate(own[-1], seed[-1], confidence, kind)
+            fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(own, seed, strict=True)]
         return OVeNetOutput(
             tuple(initial), tuple(seed), tuple(fused), _dominant_offset(offsets, weights), confidence, kind
         )
@@ -118,6 +144,22 @@ class ConfidenceGate(nn.Module):
         own, other = (probabilities(scores.detach(), kind) for scores in (initial, seed))
         agreement = (own * other).sum(dim=1, keepdim=True)
         return torch.sigmoid(confidence.logit(eps=_LOGIT_EPS) + self.layers(torch.cat((own, other, agreement), dim=1)))
+
+
+def agreement(embedding: Tensor, positions: Sequence[Tensor]) -> Tensor:
+    """Weights of seeds by the cosines between the embeddings of a pixel and of its seeds.
+
+    Args:
+        embedding: ``(B, D, h, w)``.
+        positions: ``(B, 2, h, w)`` of each of ``N`` seeds, see `seed_position`.
+
+    Returns:
+        ``(B, N, h, w)``, of sum 1 over the seeds: the softmax of ten times the cosines.
+    """
+    own = F.normalize(embedding, dim=1)
+    seeds = [F.normalize(sample_bilinear(embedding, position), dim=1) for position in positions]
+    cosines = torch.stack([(own * seed).sum(dim=1) for seed in seeds], dim=1)
+    return (_AGREEMENT_SCALE * cosines).softmax(dim=1)
 
 
 def _dominant_offset(offsets: Sequence[Tensor], weights: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovenet.geometry import at_least_float32, resize_features
 from ovenet.models.backbones.blocks import conv_bn
@@ -35,18 +35,20 @@ class OffsetPrediction(NamedTuple):
         confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
         weights: ``(B, N, h, w)`` weights of the seeds, of sum 1; None for a single seed.
         correction: ``(B, K, h, w)``, added to the scores sampled at the seed; None for no correction.
+        embedding: ``(B, D, h, w)``, whose agreement between pixel and seeds gives the weights; None for no embedding.
     """
 
     offset: Tensor
     confidence: Tensor
     weights: Tensor | None = None
     correction: Tensor | None = None
+    embedding: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> OffsetPrediction:
         """Applies a function to each map."""
         offset, confidence = function(self.offset), function(self.confidence)
-        weights, correction = (None if x is None else function(x) for x in (self.weights, self.correction))
-        return OffsetPrediction(offset, confidence, weights, correction)
+        rest = (None if x is None else function(x) for x in (self.weights, self.correction, self.embedding))
+        return OffsetPrediction(offset, confidence, *rest)
 
 
 class OffsetHead(Part):
@@ -58,6 +60,7 @@ class OffsetHead(Part):
         initial_confidence: confidence at initialisation.
         num_seeds: ``N``.
         num_corrected: ``K`` to predict a correction of the scores; 0 for no correction.
+        num_embedded: ``D`` to predict an embedding in place of the seeds' weights; 0 for no embedding.
     """
 
     published = (
@@ -73,13 +76,16 @@ class OffsetHead(Part):
         initial_confidence: float = 0.5,
         num_seeds: int = 1,
         num_corrected: int = 0,
+        num_embedded: int = 0,
     ):
         super().__init__()
         self.max_offset = max_offset
         self.num_seeds = num_seeds
         self.num_corrected = num_corrected
-        num_weights = num_seeds if num_seeds > 1 else 0
-        self.layers = projection(in_channels, 2 * num_seeds + 1 + num_weights + num_corrected)
+        self.num_embedded = num_embedded
+        self.num_weights = num_seeds if num_seeds > 1 and not num_embedded else 0
+        first = 2 * num_seeds + 1
+        self.layers = projection(in_channels, first + num_embedded + self.num_weights + num_corrected)
         initialize_convolutions(self)
         predictor = last_conv(self.layers)
         reset_predictor(predictor, OFFSET_WEIGHT_STD)
@@ -89,6 +95,8 @@ class OffsetHead(Part):
             if num_seeds > 1:  # seeds that start at the same position would never separate
                 angles = 2 * math.pi / num_seeds * torch.arange(num_seeds)
                 predictor.bias[: 2 * num_seeds] = _SPREAD * torch.stack((angles.cos(), angles.sin()), 1).flatten()
+            if num_embedded:  # only directions count, and the smaller the weights, the faster they would turn
+                nn.init.normal_(predictor.weight[first : first + num_embedded], std=in_channels**-0.5)
 
     def forward(self, features: Tensor | StackedMaps) -> OffsetPrediction:
         """Predicts in at least float32, whatever precision the features have.
@@ -107,8 +115,9 @@ class OffsetHead(Part):
         return OffsetPrediction(
             self.max_offset * torch.tanh(raw[:, : 2 * n]),
             torch.sigmoid(raw[:, 2 * n : 2 * n + 1]),
-            rest[:, :n].softmax(dim=1) if n > 1 else None,
+            rest[:, : self.num_weights].softmax(dim=1) if self.num_weights else None,
             rest[:, -self.num_corrected :] if self.num_corrected else None,
+            rest[:, : self.num_embedded] if self.num_embedded else None,
         )
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ovenet.errors import UserError
-from ovenet.geometry import resize_bilinear, spatial_size
+from ovenet.geometry import probabilities, resize_bilinear, resize_features, spatial_size
 from ovenet.models.interfaces import Backbone, ForkableBackbone, Head, Neck, SegOutput
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.registry import SEEDS
@@ -25,6 +26,8 @@ from ovenet.models.seeds.refiner import Refiner
 from ovenet.models.segmentor import Segmentor, crop_padding
 from ovenet.models.stacked import StackedMaps, as_tensor
 from ovenet.structures import OVeNetOutput
+
+_EMBEDDING_WIDTH = 16  # channels of the embedding that weighs several seeds
 
 
 class Seed(Refiner):
@@ -43,6 +46,10 @@ class Seed(Refiner):
         confidence_sees_scores: correct the confidence from the scores of pixel and seed, see `ConfidenceGate`.
         upsampling: fuse at this multiple of the scores' resolution.
         correction: predict a correction too, which is added to the scores sampled at the seed.
+        correct_first: add the correction to the scores before they are sampled and fused; pixel and seed are corrected.
+        num_passes: number of times that the scores are sampled and fused, see `SeedFusion`.
+        seed_weights: weights of several seeds: ``predicted``, or from ``features``, see `agreement`.
+        sees_scores: offsets, confidence and correction see the class probabilities of the head's final map.
 
     Raises:
         UserError: a setting is out of range.
@@ -65,6 +72,10 @@ class Seed(Refiner):
         confidence_sees_scores: bool = False,
         upsampling: int = 1,
         correction: bool = False,
+        correct_first: bool = False,
+        num_passes: int = 1,
+        seed_weights: Literal["predicted", "features"] = "predicted",
+        sees_scores: bool = False,
     ):
         super().__init__()
         for name, value, fits, expected in (
@@ -73,6 +84,9 @@ class Seed(Refiner):
             ("INITIAL_CONFIDENCE", initial_confidence, 0 < initial_confidence < 1, "a number between 0 and 1"),
             ("NUM_SEEDS", num_seeds, num_seeds >= 1, "at least 1"),
             ("UPSAMPLING", upsampling, upsampling >= 1, "at least 1"),
+            ("CORRECT_FIRST", correct_first, correction or not correct_first, "False without CORRECTION"),
+            ("NUM_PASSES", num_passes, num_passes >= 1, "at least 1"),
+            ("SEED_WEIGHTS", seed_weights, seed_weights == "predicted" or num_seeds > 1, "predicted with NUM_SEEDS 1"),
         ):
             if not fits:
                 raise UserError(f"MODEL.SEED.{name} is {value}; expected {expected}")
@@ -80,15 +94,24 @@ class Seed(Refiner):
         self.align_corners = align_corners
         self.upsampling = upsampling
         self.finer = FinerFeatures(in_channels, align_corners=align_corners) if upsampling > 1 else None
+        self.sees_scores = sees_scores
+        num_features = in_channels if self.finer is None else self.finer.channels
         self.head = OffsetHead(
-            in_channels if self.finer is None else self.finer.channels,
+            num_features + (num_classes if sees_scores else 0),
             max_offset=max_offset,
             initial_confidence=initial_confidence,
             num_seeds=num_seeds,
             num_corrected=num_classes if correction else 0,
+            num_embedded=_EMBEDDING_WIDTH if seed_weights == "features" else 0,
         )
         gate = ConfidenceGate(num_classes) if confidence_sees_scores else None
-        self.fusion = SeedFusion(num_refinements=num_refinements, fuse_logits=fuse_logits, gate=gate)
+        self.fusion = SeedFusion(
+            num_refinements=num_refinements,
+            fuse_logits=fuse_logits,
+            gate=gate,
+            num_passes=num_passes,
+            correct_first=correct_first,
+        )
 
     @property
     def max_offset(self) -> float:
@@ -134,10 +157,16 @@ class Seed(Refiner):
     def predict(self, features: Tensor | StackedMaps, decoded: SegOutput, images: Tensor) -> OffsetPrediction:
         """Offsets and confidence at the size of the scores; arguments as in `forward`."""
         size = spatial_size(decoded.scores[-1])
-        if self.finer is None:
+        if self.finer is None and not self.sees_scores:
             prediction = self.head(features).map(lambda x: crop_padding(x, images, self.stride))
         else:
-            prediction = self.head(self.finer(crop_padding(as_tensor(features), images, self.stride), images, size))
+            maps = crop_padding(as_tensor(features), images, self.stride)
+            if self.finer is not None:
+                maps = self.finer(maps, images, size)
+            if self.sees_scores:
+                own = probabilities(decoded.scores[-1].detach(), decoded.score_kind).to(maps.dtype)
+                maps = torch.cat((resize_features(maps, size, align_corners=self.align_corners), own), dim=1)
+            prediction = self.head(maps)
         # Offsets are in normalised units, so that resizing the map does not change their scale.
         return prediction.map(lambda x: resize_bilinear(x, size, align_corners=self.align_corners))
 
