@@ -15,6 +15,7 @@ from torch import Tensor
 Size = tuple[int, int]  # (height, width), unless a name says (width, height)
 SYMBOLS = {"initial": "S_i", "seed": "S_s", "fused": "S_f"}  # of the predictions, as the paper has them
 ScoreKind = Literal["logits", "probabilities", "unnormalized"]  # unnormalized: at least 0, but the sum is not 1
+NUM_DIRECTIONS = 8  # of `DirectionOutput`
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,20 @@ class QueryOutput:
 
 
 @dataclass(frozen=True)
+class DirectionOutput:
+    """Borders of the classes, and directions away from them.
+
+    Attributes:
+        boundary: logits ``(B, 1, h, w)`` of being near a border.
+        direction: logits ``(B, NUM_DIRECTIONS, h, w)``; direction ``i`` is an angle of ``45° i`` from x (to the right)
+            to y (down).
+    """
+
+    boundary: Tensor
+    direction: Tensor
+
+
+@dataclass(frozen=True)
 class OVeNetOutput:
     """Prediction of a model at the stride of its head. Score maps are tuples: auxiliary first, final last.
 
@@ -128,6 +143,7 @@ class OVeNetOutput:
         score_kind: whether the score maps hold logits or probabilities (``MODEL.SEED.FUSE_LOGITS``).
         embedding: ``(B, D, h, w)`` pixel embeddings for contrastive losses; None if the head has none.
         queries: masks and their classes, in training; None if the head has none.
+        directions: borders and directions, to be trained; None for all but a seed that predicts them.
     """
 
     initial: tuple[Tensor, ...]
@@ -138,6 +154,7 @@ class OVeNetOutput:
     score_kind: ScoreKind = "logits"
     embedding: Tensor | None = None
     queries: QueryOutput | None = None
+    directions: DirectionOutput | None = None
 
     @property
     def has_seed(self) -> bool:
@@ -165,7 +182,7 @@ class LossTerms:
     Attributes:
         total: the weighted sum, to call ``backward`` on.
         terms: detached terms by name, those that the model has of ``initial``, ``seed``, ``fused``, ``confidence``,
-            ``offset``, ``contrast``, ``class``, ``mask``, ``dice``.
+            ``offset``, ``boundary``, ``direction``, ``contrast``, ``class``, ``mask``, ``dice``.
     """
 
     total: Tensor

@@ -29,6 +29,7 @@ COMMANDS = {  # module and help text by name
     "browse": ("browse_data", "show training crops as the network sees them"),
     "models": ("list_models", "list parts of models with their size and cost"),
     "submission": ("make_submission", "predict a test split in the format of its server"),
+    "refine": ("refine", "refine saved predictions with a SegFix model"),
     "pack": ("pack", "write weights, and all that prediction needs, to one small file"),
     "replay": ("replay", "replay a step whose loss or gradient was not finite"),
 }

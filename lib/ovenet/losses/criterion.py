@@ -3,7 +3,8 @@
 ``L`` is the semantic loss of the initial scores ``S_i``, the seed's scores ``S_s`` and the fused scores ``S_f``: a
 weighted sum of terms from `ovenet.losses.terms`, by default cross-entropy. ``L_F`` is the loss of the confidence. The
 loss of a baseline is ``L(S_f)``. For heads with queries, the loss of their masks and classes replaces ``κ L(S_i)`` or,
-in a baseline, ``L(S_f)``. Losses of the offsets and of pixel embeddings are optional.
+in a baseline, ``L(S_f)``. Losses of the offsets and of pixel embeddings are optional. Borders and directions
+have losses of their own, and the scores that they refine are trained as those of a baseline.
 
 Shapes: ``B`` batch, ``K`` classes, ``H W`` label size, ``h w`` score map size.
 """
@@ -19,6 +20,7 @@ from ovenet.errors import UserError
 from ovenet.geometry import probabilities, resize_bilinear, spatial_size
 from ovenet.losses import functional
 from ovenet.losses.contrast import PixelContrast
+from ovenet.losses.directions import direction_losses, interior_loss
 from ovenet.losses.queries import QueryLoss
 from ovenet.losses.settings import LossSettings
 from ovenet.losses.targets import Targets
@@ -116,6 +118,12 @@ class SegmentationCriterion(nn.Module):
                 total = total + self.settings.offset * terms["offset"]
         elif "fused" in terms:
             total = total + terms["fused"]
+        if output.directions is not None:
+            learned = direction_losses(
+                output.directions, labels, ignore_label=self.ignore_label, align_corners=self.align_corners
+            )
+            terms |= learned
+            total = total + sum(learned.values())
         if self.contrast is not None and output.embedding is not None:
             terms["contrast"] = self.contrast(output.embedding, output.fused[-1], labels, iteration=iteration)
             total = total + self.contrast_weight * terms["contrast"]
@@ -181,6 +189,8 @@ class SegmentationCriterion(nn.Module):
         offset, scores, ignored = output.offset, output.initial[-1], self.ignore_label
         if self.settings.offset_target == "right_pixel":
             return functional.mean(*functional.right_pixel_loss(offset, scores, labels, ignore_label=ignored))
+        if self.settings.offset_target == "interior":
+            return functional.mean(*interior_loss(self._at_label_size(offset, labels), labels, ignore_label=ignored))
         num_classes = scores.shape[1]
         return functional.mean(*functional.offset_loss(offset, labels, num_classes=num_classes, ignore_label=ignored))
 

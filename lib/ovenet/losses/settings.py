@@ -42,8 +42,9 @@ class LossSettings:
     offset: float = setting(0.0, "weight of a loss on the offsets; 0 is the paper's", at_least=0)
     offset_target: str = setting(
         "same_class",
-        "target of that loss; right_pixel moves seeds from wrong pixels to right ones, see docs/models.md",
-        one_of=("same_class", "right_pixel"),
+        "target of that loss; right_pixel moves seeds from wrong pixels to right ones, interior away from borders; see "
+        "docs/models.md",
+        one_of=("same_class", "right_pixel", "interior"),
     )
     boundary_weight: float = setting(
         0.0,
