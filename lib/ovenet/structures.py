@@ -113,6 +113,19 @@ class QueryOutput:
 
 
 @dataclass(frozen=True)
+class PointOutput:
+    """Prediction at ``P`` points of each image, which need not be centres of pixels.
+
+    Attributes:
+        logits: ``(B, K, P)``.
+        position: ``(B, 2, P)`` in ``(x, y)``, normalised to ``[-1, 1]`` in the model's ``align_corners`` convention.
+    """
+
+    logits: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True)
 class OVeNetOutput:
     """Prediction of a model at the stride of its head. Score maps are tuples: auxiliary first, final last.
 
@@ -128,6 +141,7 @@ class OVeNetOutput:
         score_kind: whether the score maps hold logits or probabilities (``MODEL.SEED.FUSE_LOGITS``).
         embedding: ``(B, D, h, w)`` pixel embeddings for contrastive losses; None if the head has none.
         queries: masks and their classes, in training; None if the head has none.
+        points: prediction at sampled points, in training; None if the refiner has none.
     """
 
     initial: tuple[Tensor, ...]
@@ -138,6 +152,7 @@ class OVeNetOutput:
     score_kind: ScoreKind = "logits"
     embedding: Tensor | None = None
     queries: QueryOutput | None = None
+    points: PointOutput | None = None
 
     @property
     def has_seed(self) -> bool:
@@ -165,7 +180,7 @@ class LossTerms:
     Attributes:
         total: the weighted sum, to call ``backward`` on.
         terms: detached terms by name, those that the model has of ``initial``, ``seed``, ``fused``, ``confidence``,
-            ``offset``, ``contrast``, ``class``, ``mask``, ``dice``.
+            ``offset``, ``points``, ``contrast``, ``class``, ``mask``, ``dice``.
     """
 
     total: Tensor

@@ -3,7 +3,8 @@
 ``L`` is the semantic loss of the initial scores ``S_i``, the seed's scores ``S_s`` and the fused scores ``S_f``: a
 weighted sum of terms from `ovenet.losses.terms`, by default cross-entropy. ``L_F`` is the loss of the confidence. The
 loss of a baseline is ``L(S_f)``. For heads with queries, the loss of their masks and classes replaces ``κ L(S_i)`` or,
-in a baseline, ``L(S_f)``. Losses of the offsets and of pixel embeddings are optional.
+in a baseline, ``L(S_f)``. Losses of the offsets and of pixel embeddings are optional. Predictions at points add their
+cross-entropy.
 
 Shapes: ``B`` batch, ``K`` classes, ``H W`` label size, ``h w`` score map size.
 """
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import probabilities, resize_bilinear, spatial_size
+from ovenet.geometry import lookup_labels, probabilities, resize_bilinear, spatial_size
 from ovenet.losses import functional
 from ovenet.losses.contrast import PixelContrast
 from ovenet.losses.queries import QueryLoss
 from ovenet.losses.settings import LossSettings
 from ovenet.losses.targets import Targets
 from ovenet.losses.terms import build_losses, losses_of_maps, settings_of_terms
-from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
+from ovenet.structures import LossTerms, OVeNetOutput, PointOutput, ScoreKind
 
 _DEFAULT = LossSettings()
 
@@ -111,6 +112,9 @@ class SegmentationCriterion(nn.Module):
                 total = total + self.settings.offset * terms["offset"]
         elif "fused" in terms:
             total = total + terms["fused"]
+        if output.points is not None:
+            terms["points"] = self._point_loss(output.points, labels)
+            total = total + terms["points"]
         if self.contrast is not None and output.embedding is not None:
             terms["contrast"] = self.contrast(output.embedding, output.fused[-1], labels, iteration=iteration)
             total = total + self.contrast_weight * terms["contrast"]
@@ -178,6 +182,16 @@ class SegmentationCriterion(nn.Module):
             return functional.mean(*functional.right_pixel_loss(offset, scores, labels, ignore_label=ignored))
         num_classes = scores.shape[1]
         return functional.mean(*functional.offset_loss(offset, labels, num_classes=num_classes, ignore_label=ignored))
+
+    def _point_loss(self, points: PointOutput, labels: Tensor) -> Tensor:
+        """Cross-entropy at the points, each with the label of its nearest pixel."""
+        labels = lookup_labels(labels, points.position.unsqueeze(-1), align_corners=self.align_corners)
+        targets = Targets.from_labels(
+            labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=points.logits.dtype
+        )
+        log_probs = functional.log_probabilities(points.logits.unsqueeze(-1), "logits")
+        nll = functional.negative_log_likelihood(log_probs, targets)
+        return functional.mean(*functional.cross_entropy(nll, targets))
 
     def _at_label_size(self, values: Tensor, labels: Tensor) -> Tensor:
         return resize_bilinear(values, spatial_size(labels), align_corners=self.align_corners)

@@ -70,6 +70,8 @@ def count_passes(model: nn.Module, batch_size: int, height: int, width: int) -> 
         maps = [x for x in (*output.initial, *output.seed, *output.fused, output.confidence) if x is not None]
         if output.queries is not None:
             maps += [*output.queries.classes, *output.queries.masks]
+        if output.points is not None:
+            maps.append(output.points.logits)
         learned = list({id(x): x for x in maps if x.requires_grad}.values())
         torch.autograd.backward(learned, [torch.empty_like(x) for x in learned])
 

@@ -33,7 +33,7 @@ NECKS: Registry[type[Neck]] = Registry(
 HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",), provided=(*_MAPS, "num_classes"))
 SEEDS: Registry[type[Refiner]] = Registry(
     "seed",
-    ("ovenet.models.seeds.ovenet", "ovenet.models.seeds.controls"),
+    ("ovenet.models.seeds.ovenet", "ovenet.models.seeds.controls", "ovenet.models.seeds.point_rend"),
     provided=(*_MAPS, "num_classes", "backbone", "head"),
 )
 REGISTRIES: dict[str, Registry[Any]] = dict(zip(PARTS, (BACKBONES, NECKS, HEADS, SEEDS), strict=True))
