@@ -128,6 +128,19 @@ class DirectionOutput:
 
 
 @dataclass(frozen=True)
+class PointOutput:
+    """Prediction at ``P`` points of each image, which need not be centres of pixels.
+
+    Attributes:
+        logits: ``(B, K, P)``.
+        position: ``(B, 2, P)`` in ``(x, y)``, normalised to ``[-1, 1]`` in the model's ``align_corners`` convention.
+    """
+
+    logits: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True)
 class OVeNetOutput:
     """Prediction of a model at the stride of its head. Score maps are tuples: auxiliary first, final last.
 
@@ -144,6 +157,7 @@ class OVeNetOutput:
         embedding: ``(B, D, h, w)`` pixel embeddings for contrastive losses; None if the head has none.
         queries: masks and their classes, in training; None if the head has none.
         directions: borders and directions, to be trained; None for all but a seed that predicts them.
+        points: prediction at sampled points, in training; None if the refiner has none.
     """
 
     initial: tuple[Tensor, ...]
@@ -155,6 +169,7 @@ class OVeNetOutput:
     embedding: Tensor | None = None
     queries: QueryOutput | None = None
     directions: DirectionOutput | None = None
+    points: PointOutput | None = None
 
     @property
     def has_seed(self) -> bool:
@@ -182,7 +197,8 @@ class LossTerms:
     Attributes:
         total: the weighted sum, to call ``backward`` on.
         terms: detached terms by name, those that the model has of ``initial``, ``seed``, ``fused``, ``confidence``,
-            ``offset``, ``boundary``, ``direction``, ``contrast``, ``class``, ``mask``, ``dice``.
+            ``offset``, ``boundary``, ``direction``, ``points``, ``contrast``, ``class``, ``mask``, ``dice``.
+            ``offset``, ``points``, ``contrast``, ``class``, ``mask``, ``dice``.
     """
 
     total: Tensor

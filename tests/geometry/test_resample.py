@@ -83,6 +83,14 @@ def test_label_lookup_equals_loops():
                 assert found[b, i, j] == labels[b, y, x]
 
 
+def test_label_lookup_between_edges_is_the_pixel_that_a_position_lies_in():
+    """Of 4 pixels in a row, each 0.5 wide; outside it is the one at the border."""
+    labels = torch.tensor([[[5, 6, 7, 8]]])
+    x = torch.tensor([-1.2, -0.99, -0.51, -0.49, -0.01, 0.01, 0.49, 0.51, 0.99, 1.2])
+    position = torch.stack((x, torch.zeros_like(x))).view(1, 2, 1, 10)
+    assert lookup_labels(labels, position, align_corners=False).tolist() == [[[5, 5, 5, 6, 6, 7, 7, 8, 8, 8]]]
+
+
 def test_grid_ends_at_the_corner_pixels_centres():
     grid = pixel_grid((3, 5))
     assert grid.shape == (1, 2, 3, 5)

@@ -68,18 +68,22 @@ def refine_offset(offset: Tensor, num_steps: int) -> Tensor:
     return offset
 
 
-def lookup_labels(labels: Tensor, position: Tensor) -> Tensor:
+def lookup_labels(labels: Tensor, position: Tensor, *, align_corners: bool = True) -> Tensor:
     """The label of the pixel nearest to each position.
 
     Args:
         labels: ``(B, H, W)`` integers.
         position: ``(B, 2, H', W')`` normalised ``(x, y)``; positions outside ``[-1, 1]`` get the label at the border.
+        align_corners: see `sample_bilinear`.
 
     Returns:
         ``(B, H', W')`` in the dtype of the labels.
     """
     height, width = labels.shape[-2:]
-    x, y = ((position[:, axis] + 1) * ((n - 1) / 2) for axis, n in ((0, width), (1, height)))
+    if align_corners:
+        x, y = ((position[:, axis] + 1) * ((n - 1) / 2) for axis, n in ((0, width), (1, height)))
+    else:
+        x, y = ((position[:, axis] + 1) * (n / 2) - 0.5 for axis, n in ((0, width), (1, height)))
     column = x.round().long().clamp_(0, width - 1)
     row = y.round().long().clamp_(0, height - 1)
     index = (row * width + column).flatten(1)

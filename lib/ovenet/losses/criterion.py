@@ -5,6 +5,7 @@ weighted sum of terms from `ovenet.losses.terms`, by default cross-entropy. ``L_
 loss of a baseline is ``L(S_f)``. For heads with queries, the loss of their masks and classes replaces ``κ L(S_i)`` or,
 in a baseline, ``L(S_f)``. Losses of the offsets and of pixel embeddings are optional. Borders and directions
 have losses of their own, and the scores that they refine are trained as those of a baseline.
+Predictions at points add their cross-entropy.
 
 Shapes: ``B`` batch, ``K`` classes, ``H W`` label size, ``h w`` score map size.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ovenet.errors import UserError
-from ovenet.geometry import probabilities, resize_bilinear, spatial_size
+from ovenet.geometry import lookup_labels, probabilities, resize_bilinear, spatial_size
 from ovenet.losses import functional
 from ovenet.losses.contrast import PixelContrast
 from ovenet.losses.directions import direction_losses, interior_loss
@@ -25,7 +26,7 @@ from ovenet.losses.queries import QueryLoss
 from ovenet.losses.settings import LossSettings
 from ovenet.losses.targets import Targets
 from ovenet.losses.terms import build_losses, losses_of_maps, settings_of_terms
-from ovenet.structures import LossTerms, OVeNetOutput, ScoreKind
+from ovenet.structures import LossTerms, OVeNetOutput, PointOutput, ScoreKind
 
 _DEFAULT = LossSettings()
 
@@ -124,6 +125,9 @@ class SegmentationCriterion(nn.Module):
             )
             terms |= learned
             total = total + sum(learned.values())
+        if output.points is not None:
+            terms["points"] = self._point_loss(output.points, labels)
+            total = total + terms["points"]
         if self.contrast is not None and output.embedding is not None:
             terms["contrast"] = self.contrast(output.embedding, output.fused[-1], labels, iteration=iteration)
             total = total + self.contrast_weight * terms["contrast"]
@@ -193,6 +197,16 @@ class SegmentationCriterion(nn.Module):
             return functional.mean(*interior_loss(self._at_label_size(offset, labels), labels, ignore_label=ignored))
         num_classes = scores.shape[1]
         return functional.mean(*functional.offset_loss(offset, labels, num_classes=num_classes, ignore_label=ignored))
+
+    def _point_loss(self, points: PointOutput, labels: Tensor) -> Tensor:
+        """Cross-entropy at the points, each with the label of its nearest pixel."""
+        labels = lookup_labels(labels, points.position.unsqueeze(-1), align_corners=self.align_corners)
+        targets = Targets.from_labels(
+            labels, ignore_label=self.ignore_label, class_weights=self.class_weights, dtype=points.logits.dtype
+        )
+        log_probs = functional.log_probabilities(points.logits.unsqueeze(-1), "logits")
+        nll = functional.negative_log_likelihood(log_probs, targets)
+        return functional.mean(*functional.cross_entropy(nll, targets))
 
     def _at_label_size(self, values: Tensor, labels: Tensor) -> Tensor:
         return resize_bilinear(values, spatial_size(labels), align_corners=self.align_corners)

@@ -72,6 +72,8 @@ def count_passes(model: nn.Module, batch_size: int, height: int, width: int) -> 
             maps += [*output.queries.classes, *output.queries.masks]
         if output.directions is not None:
             maps += [output.directions.boundary, output.directions.direction]
+        if output.points is not None:
+            maps.append(output.points.logits)
         learned = list({id(x): x for x in maps if x.requires_grad}.values())
         torch.autograd.backward(learned, [torch.empty_like(x) for x in learned])
 
