@@ -21,12 +21,16 @@ FAMILIES = {
     "offseg": (EXPERIMENT, "camvid/ovenet_offseg-t.yaml", ()),
     "srm_crm": (EXPERIMENT, "camvid/srm_crm_lite0.yaml", ()),
 }
+RIVALS = {
+    name: (EXPERIMENT, "camvid/lite0_fcn.yaml", ("MODEL.SEED.NAME", name))
+    for name in ("carafe", "corrected", "crf", "dysample", "freqfusion", "point_rend", "segfix")
+}
 HEIGHT, WIDTH = 64, 96
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative, of a loss after up to two steps
 
 
 def family_config(tiny_cfg, family, *overrides):
-    kind, name, own = FAMILIES[family]
+    kind, name, own = {**FAMILIES, **RIVALS}[family]
     overrides = ("TRAIN.LR", 0.001, "MODEL.BACKBONE.PRETRAINED", "", *own, *overrides)
     if kind == TINY:
         return tiny_cfg(*overrides, name=name)

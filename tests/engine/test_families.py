@@ -2,10 +2,11 @@
 
 import math
 import traceback
+from itertools import product
 
 import pytest
 import torch
-from tests.engine.families import FAMILIES, HEIGHT, TOLERANCE, WIDTH, family_config, losses_of, num_graphs
+from tests.engine.families import FAMILIES, HEIGHT, RIVALS, TOLERANCE, WIDTH, family_config, losses_of, num_graphs
 from tests.recorded_graph import RecordedGraph
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -90,6 +91,8 @@ def test_passes_neither_wait_nor_copy_from_the_cpu(tiny_cfg, family):
         ("hrnet_ocr_fork", ("LOSS.CONFIDENCE_TARGET", "better_scores")),
         ("hrnet_ocr_fork", ("LOSS.BOUNDARY_WEIGHT", 2.0)),
         ("timm_neck", SEED_OPTIONS),
+        ("timm_neck", ("LOSS.OFFSET", 0.1, "LOSS.OFFSET_TARGET", "interior")),
+        *((rival, ()) for rival in RIVALS),
     ],
 )
 def test_forward_passes_on_cuda_neither_wait_nor_copy(tiny_cfg, family, overrides):
@@ -129,9 +132,13 @@ def test_a_family_trains_the_same_with_graphs(tiny_cfg, family):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precision", "graphs"),
+    [
+        *((family, *rest) for family in FAMILIES for rest in product(("fp32", "bf16", "fp16"), (False, True))),
+        *((rival, "bf16", True) for rival in RIVALS if rival != "point_rend"),  # it draws its points
+    ],
+)
 def test_a_family_trains_on_cuda_as_on_the_cpu(tiny_cfg, family, precision, graphs):
     if family not in _LOSSES_ON_CPU:
         _LOSSES_ON_CPU[family] = losses_of(family_config(tiny_cfg, family), CPU, graphs=False)[0]
