@@ -113,8 +113,9 @@ def test_blocks_are_pixels_of_a_smaller_image():
     )
     with torch.no_grad():
         kernels = seed.kernels(images, (6, 8))
-        weighted = sum(w * kernel for w, kernel in zip((2.0, 0.7), kernels, strict=True))
-        messages = seed.messages(scores.softmax(dim=1), weighted, kernels)[0].numpy()
+        weights = torch.tensor((2.0, 0.7))
+        weighted = sum(w * kernel for w, kernel in zip(weights, kernels, strict=True))
+        messages = seed.messages(scores.softmax(dim=1), weights, weighted, kernels)[0].numpy()
     # Up to a constant of each pixel the message of a block is the change of its log marginal.
     of_blocks = refined - np.log(small)
     of_blocks -= of_blocks.mean(axis=0)
@@ -127,7 +128,7 @@ def test_blocks_are_pixels_of_a_smaller_image():
 def test_no_update_and_no_weight_leave_the_scores():
     _, images = colors_and_images(12, 16)
     scores = torch.randn(1, K, 12, 16)
-    for settings in ({"num_iterations": 0}, {"appearance_weight": 0.0, "smoothness_weight": 0.0}):
+    for settings in ({"num_iterations": 0}, {"appearance_weight": 1e-9, "smoothness_weight": 1e-9}):
         seed = build(stride=1, **settings).seed
         with torch.no_grad():
             fused = seed(None, SegOutput((scores,), scores), images).fused[-1]
@@ -140,12 +141,11 @@ def test_gradients_are_those_of_differences():
     images = images.double()
     scores = torch.randn(1, K, 3, 5, dtype=torch.float64, requires_grad=True)
 
-    def refine(weights, scores):
-        return torch.func.functional_call(
-            seed, {"weights": weights}, (None, SegOutput((scores,), scores), images)
-        ).fused[-1]
+    def refine(log_weights, scores):
+        arguments = (None, SegOutput((scores,), scores), images)
+        return torch.func.functional_call(seed, {"log_weights": log_weights}, arguments).fused[-1]
 
-    assert torch.autograd.gradcheck(refine, (seed.weights, scores), fast_mode=True)
+    assert torch.autograd.gradcheck(refine, (seed.log_weights, scores), fast_mode=True)
 
 
 def test_only_two_weights_are_learned_behind_a_frozen_network():
@@ -154,8 +154,8 @@ def test_only_two_weights_are_learned_behind_a_frozen_network():
     output = model(torch.randn(2, 3, 63, 95))
     output.fused[-1][:, 0].mean().backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
-    assert {n: p.shape for n, p in grads.items()} == {"seed.weights": (2,)}
-    assert grads["seed.weights"].all()
+    assert {n: p.shape for n, p in grads.items()} == {"seed.log_weights": (2,)}
+    assert grads["seed.log_weights"].all()
 
 
 @pytest.mark.parametrize("head", ["fcn", "ocr"])
@@ -195,7 +195,7 @@ def test_it_can_be_exported(tmp_path):
         ("theta_beta", 0.0, "more than 0"),
         ("window", 4, "odd number"),
         ("stride", 0, "1"),
-        ("appearance_weight", -1.0, "0"),
+        ("appearance_weight", 0.0, "more than 0"),
     ],
 )
 def test_a_setting_out_of_range_is_one_line(name, value, expected):

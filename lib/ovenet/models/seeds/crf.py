@@ -46,8 +46,8 @@ class WindowedCRF(Refiner):
 
     Args:
         backbone: the model's backbone, whose normalisation of the image is undone.
-        appearance_weight: initial weight of the appearance kernel, at least 0; learned.
-        smoothness_weight: initial weight of the smoothness kernel, at least 0; learned.
+        appearance_weight: initial weight of the appearance kernel; its logarithm is learned.
+        smoothness_weight: initial weight of the smoothness kernel; its logarithm is learned.
         theta_alpha: standard deviation of the appearance kernel over positions, in pixels of the image.
         theta_beta: standard deviation of the appearance kernel over each colour, in levels from 0 to 255.
         theta_gamma: standard deviation of the smoothness kernel over positions, in pixels of the image.
@@ -83,8 +83,8 @@ class WindowedCRF(Refiner):
     ):
         super().__init__()
         for name, value, fits, expected in (
-            ("APPEARANCE_WEIGHT", appearance_weight, appearance_weight >= 0, "at least 0"),
-            ("SMOOTHNESS_WEIGHT", smoothness_weight, smoothness_weight >= 0, "at least 0"),
+            ("APPEARANCE_WEIGHT", appearance_weight, appearance_weight > 0, "more than 0"),
+            ("SMOOTHNESS_WEIGHT", smoothness_weight, smoothness_weight > 0, "more than 0"),
             ("THETA_ALPHA", theta_alpha, theta_alpha > 0, "more than 0 (pixels)"),
             ("THETA_BETA", theta_beta, theta_beta > 0, "more than 0 (levels from 0 to 255)"),
             ("THETA_GAMMA", theta_gamma, theta_gamma > 0, "more than 0 (pixels)"),
@@ -98,7 +98,8 @@ class WindowedCRF(Refiner):
         self.theta_beta = theta_beta
         self.num_iterations, self.window, self.blur, self.stride = num_iterations, window, blur, stride
         self.align_corners = align_corners
-        self.weights = nn.Parameter(torch.tensor([appearance_weight, smoothness_weight]))
+        # A step of Adam is as long for any parameter: in logarithms it changes a weight of 10 as much as one of 3.
+        self.log_weights = nn.Parameter(torch.tensor([appearance_weight, smoothness_weight]).log())
         normalization = backbone.normalization
         for name, values in (("color_mean", normalization.mean), ("color_std", normalization.std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -123,10 +124,11 @@ class WindowedCRF(Refiner):
             height, width = ((n + self.stride - 1) // self.stride for n in images.shape[-2:])
             unary = resize_bilinear(initial[-1], (height, width), align_corners=self.align_corners)
             kernels = self.kernels(images, (height, width))
-            weighted = _weighted(self.weights.detach(), kernels)
+            weights = self.log_weights.exp()
+            weighted = _weighted(weights.detach(), kernels)
             logits = unary
             for _ in range(self.num_iterations):
-                logits = unary + self.messages(logits.softmax(dim=1), weighted, kernels)
+                logits = unary + self.messages(logits.softmax(dim=1), weights, weighted, kernels)
             refined = logits.log_softmax(dim=1)
         return OVeNetOutput(initial, (), (*initial[:-1], refined), queries=decoded.queries)
 
@@ -141,17 +143,18 @@ class WindowedCRF(Refiner):
         inside = _neighbours(torch.ones_like(blocks[:1, :1]), self.window)[:, 0]
         return [_normalised(kernel * inside, self.window) for kernel in kernels]
 
-    def messages(self, marginals: Tensor, weighted: Tensor, kernels: list[Tensor]) -> Tensor:
+    def messages(self, marginals: Tensor, weights: Tensor, weighted: Tensor, kernels: list[Tensor]) -> Tensor:
         """The weighted sum ``(B, K, h, w)`` of the neighbours' marginals.
 
         Args:
             marginals: ``(B, K, h, w)``.
+            weights: ``(2,)`` of the kernels.
             weighted: ``(B, T, y, x)``, the sum of the kernels times their weights.
             kernels: from `kernels`, for the gradient.
         """
         blocks = _mean_of_blocks(marginals, self.blur)
         if torch.is_grad_enabled():
-            summed = _Messages.apply(blocks, self.weights, weighted, self.window, *kernels)
+            summed = _Messages.apply(blocks, weights, weighted, self.window, *kernels)
         else:
             summed = _filtered(blocks, weighted, self.window)
         if self.blur > 1:
