@@ -14,6 +14,8 @@ from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.factory import initialize_backbone
 from ovenet.models.norm import set_momentum
+from ovenet.models.registry import SEEDS
+from ovenet.models.seeds.ovenet import Seed
 from ovenet.models.settings import NO_SEED
 from ovenet.models.weight_files import read_weights
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch
@@ -106,4 +108,6 @@ def check_frozen_parts(model: Segmentor, cfg: CfgNode, reports: Sequence[LoadRep
 
 def prediction_names(cfg: CfgNode) -> tuple[str, ...]:
     """Names of the model's predictions, see `OVeNetOutput.predictions`."""
-    return ("fused",) if cfg.MODEL.SEED.NAME == NO_SEED else ("initial", "seed", "fused")
+    name = cfg.MODEL.SEED.NAME
+    has_seed = name != NO_SEED and issubclass(SEEDS[name], Seed)
+    return ("initial", "seed", "fused") if has_seed else ("fused",)
