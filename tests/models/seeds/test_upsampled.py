@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ovenet.builders import prediction_names
+from ovenet.config import default_config
 from ovenet.errors import UserError
 from ovenet.losses import SegmentationCriterion
 from ovenet.models import build_segmentor
@@ -158,8 +160,8 @@ def test_a_ramp_stays_where_the_convention_has_it(align_corners):
     quarters = (torch.arange(14, dtype=torch.float64) + 0.5) / 2 - 0.5
     x = quarters.expand(1, 1, 10, 14)
     expected = np.tile([place(k, 7, align_corners)[0] for k in range(14)], (10, 1))
-    np.testing.assert_allclose(part.centred(x)[0, 0], expected, **CLOSE)
-    np.testing.assert_allclose(part.centred(x.mT)[0, 0].T, expected, **CLOSE)
+    np.testing.assert_allclose(part.placed(x)[0, 0], expected, **CLOSE)
+    np.testing.assert_allclose(part.placed(x.mT)[0, 0].T, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -217,6 +219,13 @@ def test_mixed_precision_is_close(name):
             rough = model(images).fused[-1]
     assert rough.dtype == torch.float32
     assert (rough - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("name", [*NAMES, "neck"])
+def test_the_fused_scores_alone_are_tested(name):
+    cfg = default_config()
+    cfg.MODEL.SEED.NAME = name
+    assert prediction_names(cfg) == (("initial", "seed", "fused") if name == "neck" else ("fused",))
 
 
 def count(module):

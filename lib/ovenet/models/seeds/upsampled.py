@@ -39,8 +39,8 @@ STEM_WIDTH = 16  # channels of the image's features
 class UpsampledScores(Refiner):
     """Doubles the resolution of the final scores once or twice.
 
-    With `align_corners`, positions are moved from the published ones to those of the model, so that only the details
-    differ from the baseline, and not the scale of the map.
+    With `align_corners`, pixels are taken from where that convention has them: by the published convention, in which
+    they are the quarters of a coarse pixel, objects near the border would move inward by up to a quarter of one.
 
     Args:
         head: the model's head.
@@ -100,15 +100,15 @@ class UpsampledScores(Refiner):
             images: ``(B, 3, H, W)``, normalised.
         """
 
-    def centred(self, upsampled: Tensor, displacement: Tensor | None = None) -> Tensor:
-        """Samples upsampled scores, whose pixels are the quarters of coarse ones, at the positions of the model.
+    def placed(self, upsampled: Tensor, displacement: Tensor | None = None) -> Tensor:
+        """Samples upsampled scores, whose pixels are the quarters of coarse ones, where `align_corners` has its pixels.
 
         Args:
             upsampled: ``(B, K, 2h, 2w)``.
             displacement: ``(B, 2 G, 2h, 2w)`` to add, in pixels of the coarse map; None for zero.
         """
         if self.align_corners:
-            between = _between_conventions(spatial_size(upsampled), upsampled)
+            between = _from_quarters_to_corners(spatial_size(upsampled), upsampled)
             if displacement is None:
                 displacement = between.expand(upsampled.shape[0], -1, -1, -1)
             else:
@@ -206,7 +206,7 @@ class CARAFEScores(UpsampledScores):
     def upsample(self, step: nn.Module, scores: Tensor, features: Tensor, images: Tensor) -> Tensor:
         """See `UpsampledScores.upsample`."""
         assert isinstance(step, CARAFE)
-        return self.centred(step.upsample(scores, features))
+        return self.placed(step.upsample(scores, features))
 
 
 @SEEDS.register("freqfusion")
@@ -248,7 +248,7 @@ class FreqFusionScores(UpsampledScores):
         fine = resize_features(step.stem(images), (2 * height, 2 * width), align_corners=self.align_corners)
         low_pass, _, displacement = step.fusion.predict(fine, features)
         upsampled = reassemble(scores, at_least_float32(low_pass), scale=2)
-        return self.centred(upsampled, step.fusion.displacement(displacement))
+        return self.placed(upsampled, step.fusion.displacement(displacement))
 
 
 class _FusionStep(nn.Module):
@@ -264,15 +264,15 @@ class _FusionStep(nn.Module):
         initialize_convolutions(self.stem)
 
 
-def _between_conventions(size: Size, like: Tensor) -> Tensor:
-    """Displacements ``(1, 2, 2h, 2w)`` from the pixels of a pixel shuffle to where ``align_corners=True`` has them.
+def _from_quarters_to_corners(size: Size, like: Tensor) -> Tensor:
+    """Displacements from the quarters of coarse pixels to where ``align_corners=True`` has the pixels of a finer map.
 
     Args:
         size: ``(2h, 2w)``.
         like: a tensor of the dtype and on the device of the result.
 
     Returns:
-        ``(x, y)`` in pixels of the coarse map, within ±0.25.
+        ``(1, 2, 2h, 2w)``, ``(x, y)`` in pixels of the coarse map, within ±0.25.
     """
     grids = [pixel_grid(size, device=like.device, dtype=like.dtype, align_corners=corners) for corners in (True, False)]
     parts = []
