@@ -18,6 +18,7 @@ FAMILIES = {
     "hrnet_ocr_fork": (TINY, "seg_hrnet_ocr", (*OHEM, "MODEL.SEED.NAME", "fork")),
     "hrnet_fcn": (TINY, "seg_hrnet", ()),
     "timm_neck": (EXPERIMENT, "camvid/ovenet_lite0_fcn.yaml", OHEM),
+    "segfix": (EXPERIMENT, "camvid/lite0_fcn.yaml", ("MODEL.SEED.NAME", "segfix")),
     "offseg": (EXPERIMENT, "camvid/ovenet_offseg-t.yaml", ()),
     "srm_crm": (EXPERIMENT, "camvid/srm_crm_lite0.yaml", ()),
 }

@@ -107,6 +107,15 @@ def test_directions_lead_into_the_class():
     assert [index[y, x].item() for y, x in ((10, 10), (10, 29), (29, 29), (29, 10))] == [1, 3, 5, 7]  # y is downwards
 
 
+def test_images_in_threads_are_those_of_one_batch():
+    labels = torch.from_numpy(np.stack([blocks(150, 240, seed) for seed in range(2)]))
+    both = DirectionTargets.from_labels(labels, ignore_label=IGNORED)
+    for one, image in enumerate(labels):
+        alone = DirectionTargets.from_labels(image[None], ignore_label=IGNORED)
+        for name in ("boundary", "valid", "directed", "direction"):
+            assert torch.equal(getattr(both, name)[one], getattr(alone, name)[0])
+
+
 def test_the_middle_of_a_line_has_no_direction():
     labels = torch.zeros(1, 40, 41, dtype=torch.long)
     labels[..., 20] = 1

@@ -69,6 +69,7 @@ def test_each_direction_leads_to_its_neighbour():
         offset, near = seed.decide(DirectionOutput(torch.ones(1, 1, 5, 9), direction), (5, 9))
         assert near.all()
         torch.testing.assert_close(offset[0, :, 2, 3], torch.tensor([3 * x / 4, 3 * y / 2]))
+        assert seed.decide(DirectionOutput(near, direction), (1, 9))[0].isfinite().all()  # a row has no height
 
 
 def test_without_borders_the_scores_stay(images):

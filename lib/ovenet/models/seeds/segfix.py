@@ -125,9 +125,9 @@ class SegFixSeed(Refiner):
         probability = resize_bilinear(directions.boundary.sigmoid(), size, align_corners=self.align_corners)
         near = (probability > 0.5).to(probability.dtype)
         logits = resize_bilinear(directions.direction, size, align_corners=self.align_corners)
-        steps = self.vectors.to(near.dtype)[logits.argmax(dim=1)].movedim(-1, 1) * near
-        pixel = [2 * self.scale / max(n - 1, 1) for n in (size[1], size[0])]
-        return torch.stack([steps[:, axis] * pixel[axis] for axis in range(2)], dim=1), near
+        steps = self.vectors.to(near.dtype)[logits.argmax(dim=1)].permute(0, 3, 1, 2) * near
+        x, y = (2 * self.scale / (n - 1 + (n == 1)) for n in (size[1], size[0]))  # in a trace, max gives a constant
+        return torch.cat((steps[:, :1] * x, steps[:, 1:] * y), dim=1), near
 
 
 def _branch(in_channels: int, channels: int, predicted: int) -> nn.Sequential:
