@@ -45,6 +45,15 @@ def model(**parts):
             model(backbone={"NAME": "mit_b0"}) | {"TRAIN": {"CHECKPOINT_ACTIVATIONS": True}},
             r"TRAIN\.CHECKPOINT_ACTIVATIONS.*True.*False.*mit_b0",
         ),
+        *(
+            (model(seed={"NAME": name}) | {"LOSS": loss}, rf"LOSS\.{key} is .*{name}")
+            for name in ("crf", "dysample", "point_rend", "segfix")
+            for key, loss in (
+                ("FUSION_WARMUP", {"FUSION_WARMUP": 9}),
+                ("CONFIDENCE_TARGET", {"CONFIDENCE_TARGET": "better_scores"}),
+                ("OFFSET", {"OFFSET": 0.3}),
+            )
+        ),
     ],
 )
 def test_bad_parts_are_named(write_config, settings, message):

@@ -15,7 +15,6 @@ from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.factory import initialize_backbone
 from ovenet.models.norm import set_momentum
 from ovenet.models.registry import SEEDS
-from ovenet.models.seeds.ovenet import Seed
 from ovenet.models.settings import NO_SEED
 from ovenet.models.weight_files import read_weights
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch
@@ -109,5 +108,5 @@ def check_frozen_parts(model: Segmentor, cfg: CfgNode, reports: Sequence[LoadRep
 def prediction_names(cfg: CfgNode) -> tuple[str, ...]:
     """Names of the model's predictions, see `OVeNetOutput.predictions`."""
     name = cfg.MODEL.SEED.NAME
-    has_seed = name != NO_SEED and issubclass(SEEDS[name], Seed)
+    has_seed = name != NO_SEED and SEEDS[name].has_seed
     return ("initial", "seed", "fused") if has_seed else ("fused",)

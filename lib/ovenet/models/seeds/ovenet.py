@@ -55,6 +55,8 @@ class Seed(Refiner):
         UserError: a setting is out of range.
     """
 
+    has_seed: ClassVar[bool] = True
+    has_fusion: ClassVar[bool] = True
     has_offsets: ClassVar[bool] = True
 
     def __init__(

@@ -21,9 +21,13 @@ class Refiner(Part):
     supervises these alone, and those that the refiner adds to the output's auxiliary predictions.
 
     Attributes:
-        has_offsets: whether the output's offsets are predicted, and can be supervised.
+        has_seed: whether a test scores the initial scores and those at a seed pixel too, not the refined ones alone.
+        has_fusion: whether training fuses those scores too, by a confidence that is supervised.
+        has_offsets: whether offsets are predicted that can be supervised.
     """
 
+    has_seed: ClassVar[bool] = False
+    has_fusion: ClassVar[bool] = False
     has_offsets: ClassVar[bool] = False
 
     @property

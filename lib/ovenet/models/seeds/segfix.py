@@ -52,6 +52,7 @@ class SegFixSeed(Refiner):
         UserError: a setting is out of range.
     """
 
+    has_seed = True
     vectors: Tensor
 
     def __init__(
