@@ -24,7 +24,7 @@ FAMILIES = {
 }
 RIVALS = {
     name: (EXPERIMENT, "camvid/lite0_fcn.yaml", ("MODEL.SEED.NAME", name))
-    for name in ("carafe", "corrected", "crf", "dysample", "freqfusion", "point_rend", "segfix")
+    for name in ("carafe", "corrected", "crf", "dysample", "freqfusion", "point_rend")
 }
 HEIGHT, WIDTH = 64, 96
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative, of a loss after up to two steps

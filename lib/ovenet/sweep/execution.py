@@ -80,9 +80,10 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
         stop = threading.Event()
 
         def execute(number: int, run: SweepRun) -> None:
-            while run.start is not None and run.start.key in ended and not stop.is_set():
-                if ended[run.start.key].wait(_POLL_S):
-                    break
+            if run.start is not None and run.start.key in ended:
+                trained = run_config(run.start, sweep)[1] / FINAL  # its test need not be awaited
+                while not (stop.is_set() or trained.exists() or ended[run.start.key].wait(_POLL_S)):
+                    pass
             if stop.is_set():
                 return
             worker = free.get()
