@@ -39,10 +39,12 @@ from ovenet.structures import OVeNetOutput
 class WindowedCRF(Refiner):
     """Refines the final scores by mean-field inference with the image's colours; only the kernels' weights are learned.
 
-    The defaults of weights and θ are those of the example of pydensecrf, which ConvCRF has too, for photographs of
-    about 500x375 pixels; that of the authors' own code has 60, 20 and 3 for θα, θβ and θγ and the same weights.
+    The defaults of weights and θ are those of DeepLab v2 (Chen et al., 2016) with ResNet-101 on Pascal VOC, as
+    deeplab-pytorch has them; they were chosen for the scores of a network. The example of pydensecrf, and ConvCRF, have
+    10, 3, 80, 13 and 3 in the order of the arguments, that of the authors' own code 10, 3, 60, 20 and 3.
     `num_iterations`, `window` and blocks of 4x4 pixels (`stride` times `blur`) are ConvCRF's: a window reaches 20
-    pixels to each side, however large θα is. ConvCRF itself uses neither θα nor a normalisation unless asked to.
+    pixels to each side, however large θα is. DeepLab has 10 iterations; ConvCRF uses neither θα nor a normalisation
+    unless asked to.
 
     Args:
         backbone: the model's backbone, whose normalisation of the image is undone.
@@ -70,11 +72,11 @@ class WindowedCRF(Refiner):
         self,
         backbone: Backbone,
         *,
-        appearance_weight: float = 10.0,
+        appearance_weight: float = 4.0,
         smoothness_weight: float = 3.0,
-        theta_alpha: float = 80.0,
-        theta_beta: float = 13.0,
-        theta_gamma: float = 3.0,
+        theta_alpha: float = 67.0,
+        theta_beta: float = 3.0,
+        theta_gamma: float = 1.0,
         num_iterations: int = 5,
         window: int = 11,
         blur: int = 2,
@@ -98,7 +100,7 @@ class WindowedCRF(Refiner):
         self.theta_beta = theta_beta
         self.num_iterations, self.window, self.blur, self.stride = num_iterations, window, blur, stride
         self.align_corners = align_corners
-        # A step of Adam is as long for any parameter: in logarithms it changes a weight of 10 as much as one of 3.
+        # A step of Adam is as long for any parameter: in logarithms it changes a large weight as much as a small one.
         self.log_weights = nn.Parameter(torch.tensor([appearance_weight, smoothness_weight]).log())
         normalization = backbone.normalization
         for name, values in (("color_mean", normalization.mean), ("color_std", normalization.std)):
@@ -230,6 +232,8 @@ def _filtered(values: Tensor, kernel: Tensor, window: int) -> Tensor:
         kernel: ``(B, T, y, x)``, zero for neighbours outside the map.
         window: side of the window in pixels.
     """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # exporters take minutes for hundreds of operations
+        return (_neighbours(values, window) * kernel.unsqueeze(1)).sum(dim=2)
     reach = window // 2
     height, width = spatial_size(values)
     length = height * (width + 2 * reach) - 2 * reach  # from the first to the last pixel
