@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.info import DatasetInfo
@@ -64,6 +65,28 @@ def test_a_split_is_scored_by_hand(backend):
     assert results["fused"].num_pixels == 112
     assert results["seed"].iou[1] == 0
     assert seen == [(f"{n}.png", ["fused", "initial", "seed"], n != "unlabelled") for n in (2, 4, "unlabelled")]
+
+
+def test_loading_processes_end_without_an_error():
+    """One that fails at its end may be reported as killed, after all images were evaluated."""
+    started = []
+
+    def samples():
+        batches = iter(DataLoader(list(red_samples()), batch_size=None, num_workers=1, collate_fn=_unchanged))
+        started.extend(batches._workers)
+        yield from batches
+
+    predictor = SlidingWindowInferencer(
+        RedModel(), InferenceSettings(base_size=8, window_size=(8, 8)), torch.device("cpu"), CpuBackend()
+    )
+    count_samples(
+        predictor, samples(), SegEvaluator(AB, ("fused",), ignore_label=255, detailed=False, device=torch.device("cpu"))
+    )
+    assert [process.exitcode for process in started] == [0]
+
+
+def _unchanged(sample):
+    return sample
 
 
 def test_the_next_image_is_launched_before_the_host_looks_at_one():

@@ -120,10 +120,13 @@ def _prepare(predictor: SlidingWindowInferencer, samples: Iterable[Sample]) -> I
     # A new thread is on the first card, where page-locked memory would make every process take some.
     start = partial(torch.cuda.set_device, torch.cuda.current_device()) if is_cuda else None
     with ThreadPoolExecutor(1, initializer=start) as pool:
-        waiting = pool.submit(prepare)
-        while (ready := waiting.result()) is not None:
+        # The first sample starts a loader's processes. Those that a thread of a pool starts fail when they end: Python
+        # lets them wait for that thread, which they are themselves.
+        ready = prepare()
+        while ready is not None:
             waiting = pool.submit(prepare)
             yield ready
+            ready = waiting.result()
 
 
 def evaluation_from_counts(evaluator: SegEvaluator) -> Evaluation:
