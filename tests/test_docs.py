@@ -12,7 +12,7 @@ from ovenet.config.loading import find_experiment
 from ovenet.losses import LOSSES, build_losses
 from ovenet.losses.functional import mean
 from ovenet.losses.targets import Targets
-from ovenet.models.registry import BACKBONES, HEADS
+from ovenet.models.registry import BACKBONES, HEADS, SEEDS
 from ovenet.sweep.definition import read_sweep
 from ovenet.sweep.results import result_path
 from tests.models.conformance import BackboneConformance, HeadConformance
@@ -31,12 +31,12 @@ def _examples():
     for code in CODE[1:]:
         exec(code, {"__name__": "example"})
     yield
-    for registry, name in ((BACKBONES, "my_net"), (HEADS, "my_head"), (LOSSES, "my_brier")):
+    for registry, name in ((BACKBONES, "my_net"), (HEADS, "my_head"), (SEEDS, "my_refiner"), (LOSSES, "my_brier")):
         del registry._builders[name]
 
 
-def test_there_are_three_of_under_30_lines():
-    assert len(CODE[1:]) == 3
+def test_there_are_four_of_under_30_lines():
+    assert len(CODE[1:]) == 4
     assert all(code.count("\n") < 30 for code in CODE[1:])
 
 
@@ -51,6 +51,19 @@ class TestMyHead(HeadConformance):
 def test_the_first_lines_run(capsys):
     exec(CODE[0], {})
     assert re.search(r"mid_channels: \w+", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("head", ["fcn", "ocr"])
+def test_the_refiner_starts_at_the_baseline_and_learns(head):
+    model = ovenet.create_model("my_net", num_classes=4, head=head, seed="my_refiner", backbone_args={"width": 4})
+    model.freeze(["backbone", "neck", "head"])
+    output = model.train()(torch.randn(2, 3, 48, 63))
+    assert output.fused[-1].shape == output.initial[-1].shape == (2, 4, 24, 32)
+    assert torch.equal(output.fused[-1], output.initial[-1] + model.seed.layer.bias.view(1, -1, 1, 1))
+    output.fused[-1].square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == [
+        "seed.layer.weight", "seed.layer.bias",
+    ]  # fmt: skip
 
 
 def test_the_loss_equals_the_formula():
