@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.cost import count_operations
 from ovenet.structures import OVeNetOutput
+from ovenet.utils.meta import meta_device
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
@@ -50,7 +51,7 @@ PARTS_OF_OTHERS = ("OVeNet, HRNet-W48", "HRNet-W48 and OCR")
 
 
 def build(options: Mapping[str, Any]) -> tuple[Segmentor, torch.Tensor]:
-    with torch.device("meta"):
+    with meta_device():
         return build_segmentor(num_classes=19, **options).train(), torch.empty(2, 3, *SIZE)
 
 
