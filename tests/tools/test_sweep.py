@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
+from tests import forking
 from tests.conftest import tiny_settings
 
+from ovenet.sweep import execution
 from ovenet.sweep.results import read_result
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,18 @@ def sweep(tmp_path, tiny_data, write_config):
     return [path, "--results", tmp_path / "results"]
 
 
+@pytest.fixture
+def forked_commands(monkeypatch):
+    """The sweep's trainings and tests need not import torch again; those of the slow tests do."""
+
+    def start(command, **options):
+        assert command[0] == sys.executable
+        return forking.Forked(command[1:], **options)
+
+    monkeypatch.setattr(execution, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+
+
+@pytest.mark.usefixtures("forked_commands")
 def test_it_runs_what_is_missing_and_says_what_came_out(run_tool, sweep, tmp_path):
     done = run_tool("sweep", *sweep, "--jobs", 2)
     assert done.code == 0, done.err
