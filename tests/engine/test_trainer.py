@@ -6,17 +6,13 @@ import logging
 import math
 import re
 from contextlib import nullcontext
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from tests.conftest import tiny_settings
-from tests.four_convolutions import OVENET, FourConvolutions
 from torch.utils.data import DataLoader
 
 from ovenet.builders import build_model, build_optimizer, build_train_step
-from ovenet.config import load_config
 from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import BEST, BEST_EMA, CHECKPOINT, FINAL, FINAL_EMA
 from ovenet.engine.optim import build_schedule, set_iteration
@@ -24,7 +20,6 @@ from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings
 from ovenet.engine.trainer import Trainer, TrainSettings
 from ovenet.evaluation.metrics import scores_from_counts
-from ovenet.models.registry import BACKBONES
 from ovenet.models.weight_files import read_checkpoint
 from ovenet.structures import Batch
 
@@ -75,19 +70,6 @@ def make_trainer(
     cfg.merge_from_list(["TRAIN.END_EPOCH", end_epoch, "TRAIN.MAX_SKIPPED", 2])
     step = build_train_step(model, cfg, torch.device("cpu"), timeline.lengths)
     return Trainer(step, timeline, evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), settings)
-
-
-@pytest.fixture
-def small_cfg(write_config):
-    """A function that gives the config of an OVeNet of four convolutions, with overrides ``KEY, VALUE, …``.
-
-    Of a network the loop sees parameters, statistics of BatchNorm and random numbers of dropout.
-    """
-    settings = tiny_settings()
-    parts = {"BACKBONE": {"NAME": "four_convolutions"}, **OVENET}
-    path = write_config({**settings, "MODEL": parts}, "small.yaml")
-    with patch.dict(BACKBONES._builders, four_convolutions=FourConvolutions):
-        yield lambda *overrides: load_config(path, [str(o) for o in overrides])
 
 
 @pytest.fixture

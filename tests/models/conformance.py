@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovenet.models import Segmentor, build_segmentor
+from ovenet.models.cost import count_multiply_adds
 from ovenet.models.interfaces import ForkableBackbone
 from ovenet.models.registry import HEADS, NECKS
 from ovenet.utils.meta import meta_device
@@ -216,9 +217,9 @@ class HeadConformance:
     @pytest.mark.parametrize("seed", [None, "shared"])
     def test_its_cost_can_be_counted_without_memory(self, seed):
         options = {"num_classes": NUM_CLASSES, "head": self.name, "head_args": self.args, "seed": seed}
-        with meta_device(), FlopCounterMode(display=False) as counter, torch.no_grad():
-            build_segmentor("hrnet_w18_small_v1", **options).eval()(torch.empty(1, 3, 64, 96))
-        assert counter.get_total_flops() > 0
+        with meta_device():
+            model = build_segmentor("hrnet_w18_small_v1", **options).eval()
+        assert count_multiply_adds(model, 64, 96) > 0
 
     @pytest.mark.slow
     def test_it_compiles_in_one_graph(self):

@@ -71,7 +71,9 @@ def count(name: str) -> tuple[Counter[str], Counter[str]]:
     return forward, count_operations(lambda: total(outputs[0]).backward())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in PARTS_OF_OTHERS else ()) for name in NETWORKS]
+)
 def test_no_network_sends_more_operations_than_it_did(name):
     forward, backward = count(name)
     number, budget = (forward.total(), backward.total()), BUDGETS[name]
