@@ -1,13 +1,10 @@
 """A network of four convolutions, for what is true of the training of any network."""
 
-from unittest.mock import patch
-
 import pytest
 from tests.conftest import tiny_settings
-from tests.four_convolutions import OVENET, FourConvolutions
+from tests.four_convolutions import OVENET, registered
 
 from ovenet.config import load_config
-from ovenet.models.registry import BACKBONES
 
 
 @pytest.fixture
@@ -19,5 +16,5 @@ def small_cfg(write_config):
     settings = tiny_settings()
     parts = {"BACKBONE": {"NAME": "four_convolutions"}, **OVENET}
     path = write_config({**settings, "MODEL": parts}, "small.yaml")
-    with patch.dict(BACKBONES._builders, four_convolutions=FourConvolutions):
+    with registered():
         yield lambda *overrides: load_config(path, [str(o) for o in overrides])
