@@ -85,7 +85,7 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
+    def communicate(self, timeout: float | None = None) -> tuple[str | None, str | None]:
         """Waits for its end; gives all that it wrote and that was not read."""
         said = {}
         streams = {name: stream for name in ("stdout", "stderr") if (stream := getattr(self, name))}
@@ -102,7 +102,7 @@ class Forked:
             raise
         for reader in readers:
             reader.join(timeout)
-        return said["stdout"], said.get("stderr")
+        return said.get("stdout"), said.get("stderr")
 
 
 def run(command, *, timeout: float = 150, **options) -> subprocess.CompletedProcess:
