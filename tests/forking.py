@@ -113,15 +113,16 @@ def run(command, *, timeout: float = 150, **options) -> subprocess.CompletedProc
 
 
 def run_ranks(command, number: int, *, env, timeout: float = 150) -> list[subprocess.CompletedProcess]:
-    """Runs a program as several processes of one training, with what `torch.distributed.launch` would give each."""
+    """Runs a script as several processes of one training, with what `torch.distributed.launch` gives each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]  # free now, and most likely still in a moment
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
     shared |= {"LOCAL_WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
-    processes = [
-        Forked(command, env={**env, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(number)
-    ]
+    processes = []
+    for rank in map(str, range(number)):
+        arguments = [command[0], f"--local-rank={rank}", *command[1:]]
+        processes.append(Forked(arguments, env={**env, **shared, "RANK": rank, "LOCAL_RANK": rank}))
     with ThreadPoolExecutor(number) as pool:
         said = list(pool.map(lambda process: process.communicate(timeout), processes))
     return [
