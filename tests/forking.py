@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,21 +37,28 @@ class Forked:
         command: after the interpreter's name: ``script.py``, or ``-m module``, and the arguments.
         cwd: the folder it runs in.
         env: all of its environment; this process's by default.
-        stderr: `subprocess.STDOUT` for one pipe, `subprocess.PIPE` for two.
+        stdin: a file that it reads; by default there is nothing to read.
+        stdout: a file that it writes to, instead of a pipe.
+        stderr: `subprocess.STDOUT` for one place of both, `subprocess.PIPE` for a pipe of its own.
         start_new_session: whether it leads a session and group of its own.
     """
 
-    def __init__(self, command, *, cwd=ROOT, env=None, stderr=subprocess.PIPE, start_new_session=False) -> None:
+    def __init__(
+        self, command, *, cwd=ROOT, env=None, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=False,
+    ) -> None:  # fmt: skip
         environment = {**(os.environ if env is None else env)}
         request = {"command": [str(c) for c in command], "cwd": str(cwd), "environment": environment}
         request["session"] = start_new_session
-        out, self._status, err = os.pipe(), os.pipe(), os.pipe() if stderr == subprocess.PIPE else None
-        ends = [out[1], err[1] if err else out[1], self._status[1]]
+        read = os.open(os.devnull, os.O_RDONLY) if stdin == subprocess.DEVNULL else os.dup(stdin.fileno())
+        out = os.pipe() if stdout == subprocess.PIPE else (None, os.dup(stdout.fileno()))
+        self._status, err = os.pipe(), os.pipe() if stderr == subprocess.PIPE else None
+        ends = [read, out[1], err[1] if err else out[1], self._status[1]]
         socket.send_fds(_server(), [json.dumps(request).encode()], ends)
         for end in {*ends}:
             os.close(end)
         self._status = os.fdopen(self._status[0], "rb", buffering=0)
-        self.stdout = os.fdopen(out[0], encoding="utf-8")
+        self.stdout = None if out[0] is None else os.fdopen(out[0], encoding="utf-8")
         self.stderr = os.fdopen(err[0], encoding="utf-8") if err else None
         self.args, self.returncode = command, None
         self.pid = self._read()
@@ -77,7 +85,15 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
+    def terminate(self) -> None:
+        """Asks it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Ends it."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str | None, str | None]:
         """Waits for its end; gives all that it wrote and that was not read."""
         said = {}
         streams = {name: stream for name in ("stdout", "stderr") if (stream := getattr(self, name))}
@@ -94,7 +110,7 @@ class Forked:
             raise
         for reader in readers:
             reader.join(timeout)
-        return said["stdout"], said.get("stderr")
+        return said.get("stdout"), said.get("stderr")
 
 
 def run(command, *, timeout: float = 150, **options) -> subprocess.CompletedProcess:
@@ -102,6 +118,25 @@ def run(command, *, timeout: float = 150, **options) -> subprocess.CompletedProc
     process = Forked(command, **options)
     out, err = process.communicate(timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_ranks(command, number: int, *, env, timeout: float = 150) -> list[subprocess.CompletedProcess]:
+    """Runs a script as several processes of one training, with what `torch.distributed.launch` gives each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]  # free now, and most likely still in a moment
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(number)}
+    shared |= {"LOCAL_WORLD_SIZE": str(number), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in map(str, range(number)):
+        arguments = [command[0], f"--local-rank={rank}", *command[1:]]
+        processes.append(Forked(arguments, env={**env, **shared, "RANK": rank, "LOCAL_RANK": rank}))
+    with ThreadPoolExecutor(number) as pool:
+        said = list(pool.map(lambda process: process.communicate(timeout), processes))
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(processes, said, strict=True)
+    ]
 
 
 @functools.cache
@@ -112,6 +147,7 @@ def _server() -> socket.socket:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
     paths = os.pathsep.join(filter(None, [str(ROOT / "lib"), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("TRITON_INTERPRET", None)  # kernels can be compiled, and none is run
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno())],
         cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -129,7 +165,7 @@ def _serve(connection: socket.socket) -> dict:
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would have only one of these threads"
     num_watched = 0
     while True:
-        message, descriptors, *_ = socket.recv_fds(connection, _MAX_REQUEST, 3)
+        message, descriptors, *_ = socket.recv_fds(connection, _MAX_REQUEST, 4)
         while num_watched and os.waitpid(-1, os.WNOHANG if message else 0)[0]:
             num_watched -= 1
         if not message:
@@ -145,9 +181,10 @@ def _serve(connection: socket.socket) -> dict:
         if pid := os.fork():
             _watch(pid, streams, status)
         os.close(status)
-        for number, stream in zip((1, 2), streams, strict=True):
+        for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
+        sys.stdin = sys.__stdin__ = os.fdopen(0, encoding="utf-8", closefd=False)
         sys.stdout = sys.__stdout__ = os.fdopen(1, "w", encoding="utf-8", closefd=False)
         sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, "utf-8", "backslashreplace", closefd=False)
         if request["session"]:

@@ -40,6 +40,11 @@ class FourConvolutions(Backbone):
         return maps[2:]
 
 
+def registered():
+    """A context in which configurations can name the backbone ``four_convolutions``."""
+    return patch.dict(BACKBONES._builders, four_convolutions=FourConvolutions)
+
+
 @pytest.fixture(scope="module")
 def write_checkpoint():
     """A function that writes the checkpoint of a network of random weights, by default an OVeNet; it gives the path."""
@@ -66,5 +71,5 @@ def write_checkpoint():
         torch.save({"model": network.state_dict(), "config": text}, path)
         return path
 
-    with patch.dict(BACKBONES._builders, four_convolutions=FourConvolutions):
+    with registered():
         yield write

@@ -1,11 +1,9 @@
 """Every process reaches every barrier, whatever its own machine has in its cache."""
 
-import subprocess
-import sys
-from functools import partial
-from subprocess import PIPE
+import os
 
 import pytest
+from tests import forking
 
 from ovenet.builders.data import list_dataset
 from ovenet.data import shared_cache
@@ -40,17 +38,25 @@ def test_only_what_is_asked_for_is_attached(tiny_cfg, tiny_data, kind):
 def test_a_cache_in_memory_stays_until_its_last_run_ends(tmp_path):
     """In processes of their own, as two runs on the same data are."""
     folder = tmp_path / "camvid-0123"
-    script = (
+    script = tmp_path / "use.py"
+    script.write_text(
         "import sys; from pathlib import Path; from ovenet.data.shared_cache import _remove_if_unused, _use\n"
         f"folder = Path({str(folder)!r}); users = _use(folder); folder.mkdir(exist_ok=True)\n"
         "print('there', flush=True)\n"
         "sys.stdin.readline(); _remove_if_unused(folder, users)"
     )
-    start = partial(subprocess.Popen, [sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True)
-    first, second = start(), start()
-    for process in (first, second):
+
+    def start():
+        """A process, and the pipe whose end it waits for."""
+        read, write = os.pipe()
+        with os.fdopen(read) as stdin:
+            return forking.Forked([script], stdin=stdin), write
+
+    processes = [start(), start()]
+    for process, _ in processes:
         assert process.stdout.readline() == "there\n"
-    first.communicate("end\n", timeout=60)
-    assert folder.is_dir()
-    second.communicate("end\n", timeout=60)
-    assert not folder.exists()
+    for (process, write), is_there in zip(processes, (True, False), strict=True):
+        os.close(write)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert folder.is_dir() == is_there

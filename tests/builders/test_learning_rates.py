@@ -4,12 +4,12 @@ import gzip
 from pathlib import Path
 
 import pytest
-import torch
 
 from ovenet.builders import build_model, build_optimizer
 from ovenet.config import load_config
 from ovenet.errors import UserError
 from ovenet.models.weights import names_here
+from ovenet.utils.meta import meta_device
 
 KEYS = Path(__file__).parents[1] / "models/published_keys"
 # File of names, MODEL.NAME, OFFSET_BRANCH.
@@ -40,7 +40,7 @@ def published_names(name):
 def built(write_config, name, branch, train):
     path = write_config({"MODEL": {"NAME": name, "EXTRA": {"OFFSET_BRANCH": branch}}, "TRAIN": {"LR": 0.5} | train})
     cfg = load_config(path)
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_optimizer(model, cfg).param_groups

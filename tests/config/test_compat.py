@@ -6,6 +6,7 @@ import torch
 from ovenet.builders import build_model
 from ovenet.config import load_config, load_config_text
 from ovenet.errors import UserError
+from ovenet.utils.meta import meta_device
 
 
 def stage(number, width, *, modules, blocks):
@@ -39,7 +40,7 @@ def test_stages_become_the_network_of_that_name(write_config, extra, name):
     cfg = load_config(write_config({"MODEL": {"EXTRA": extra}}))
     assert name == cfg.MODEL.BACKBONE.NAME
     assert ("STAGES" in cfg.MODEL.BACKBONE) == (name == "hrnet")
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
     assert model.backbone.channels == tuple(extra["STAGE4"]["NUM_CHANNELS"])
 
@@ -51,7 +52,7 @@ def test_copies_are_kept_where_they_are_not_the_usual_ones(write_config):
     assert "STAGES" not in cfg.MODEL.SEED
     other = {**usual, **stages(48, (1, 2, 1), suffix="_2")}
     cfg = load_config(write_config({"MODEL": {"EXTRA": other}}))
-    with torch.device("meta"):
+    with meta_device():
         tail = build_model(cfg).seed.tail
     assert [len(tail.stage3), len(tail.stage4)] == [2, 1]
 
@@ -68,13 +69,13 @@ def test_copies_of_a_network_that_is_named_are_its_own(write_config):
     path = write_config({"MODEL": {"BACKBONE": {"NAME": "hrnet_w18_small_v1"}}})
     for overrides, modules in ((["MODEL.EXTRA.STAGE4_2.NUM_MODULES", "3"], 3), ([], 1)):
         cfg = load_config(path, ["MODEL.EXTRA.OFFSET_BRANCH", "4", *overrides])
-        with torch.device("meta"):
+        with meta_device():
             tail = build_model(cfg).seed.tail
         assert (tail.channels, len(tail.stage4)) == ((16, 32, 64, 128), modules)
     fork = write_config(
         {"MODEL": {"BACKBONE": {"NAME": "hrnet_w18"}, "SEED": {"NAME": "fork", "STAGE": 3}}}, "fork.yaml"
     )
-    with torch.device("meta"):
+    with meta_device():
         tail = build_model(load_config(fork, ["MODEL.EXTRA.STAGE4_2.NUM_MODULES", "1"])).seed.tail
     assert [len(tail.stage3), len(tail.stage4)] == [3, 1]
 
@@ -105,7 +106,7 @@ def test_the_ocr_head_and_the_seed_take_their_settings_along(write_config):
 def test_both_schemas_mix_and_the_later_one_wins(write_config):
     path = write_config({"MODEL": {"BACKBONE": {"NAME": "hrnet_w18"}, "SEED": {"NAME": "fork", "MAX_OFFSET": 0.3}}})
     cfg = load_config(path, ["MODEL.EXTRA.STAGE4.NUM_MODULES", "1", "MODEL.EXTRA.OFFSET_THRESHOLD", "0.4"])
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
     assert (len(model.backbone.stage4), model.backbone.channels) == (1, (18, 36, 72, 144))
     assert model.max_offset == 0.4
@@ -175,7 +176,7 @@ def test_networks_without_ocr_have_the_conventions_of_their_code(write_config, m
     """The public code without OCR has no ALIGN_CORNERS and neither has NUM_OUTPUTS: both came with OCR."""
     model = {**model, "EXTRA": {"OFFSET_BRANCH": 4}} if "NAME" in model else model
     cfg = load_config(write_config({"MODEL": model}))
-    with torch.device("meta"):
+    with meta_device():
         norms = [m for m in build_model(cfg).modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert cfg.MODEL.ALIGN_CORNERS is align_corners
     assert {norm.momentum for norm in norms} == {momentum}

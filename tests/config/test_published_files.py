@@ -9,13 +9,13 @@ public code shortens the validation during training but not the test (`TRAIN.EVA
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from tests.shipped import EXPERIMENTS, experiment_name, shipped
 from torch import nn
 
 from ovenet.builders import build_model
 from ovenet.config import flat_settings, load_config
+from ovenet.utils.meta import meta_device
 
 W48_IMAGENET = "pretrained_models/hrnetv2_w48_imagenet_pretrained.pth"
 W18_IMAGENET = "pretrained_models/hrnet_w18_small_model_v2.pth"
@@ -244,7 +244,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_files_under_published_names_are_the_published_ones(name):
     cfg = load_config(EXPERIMENTS / f"{name}.yaml")
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
     fork = getattr(model, "seed", None)
     actual = {

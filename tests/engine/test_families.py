@@ -17,6 +17,7 @@ from ovenet.data.transforms import _mean_and_std
 from ovenet.losses import fused
 from ovenet.structures import Batch
 from ovenet.utils.environment import tf32
+from ovenet.utils.meta import meta_device
 
 CPU = torch.device("cpu")
 _LOSSES_ON_CPU = {}
@@ -62,7 +63,7 @@ def random_batch(device):
 def without_values(tiny_cfg, family, *overrides):
     """A config and its model on the meta device."""
     cfg = family_config(tiny_cfg, family, "LOSS.BACKEND", "plain", "LOSS.USE_OHEM", True, *overrides)
-    with torch.device("meta"):
+    with meta_device():
         return cfg, build_model(cfg).train()
 
 

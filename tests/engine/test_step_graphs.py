@@ -13,6 +13,7 @@ from ovenet.engine.step import TrainStep
 from ovenet.structures import Batch
 
 NUM_WARMUP = 3
+OCR = ("MODEL.NECK.NAME", "concat", "MODEL.HEAD.NAME", "ocr")  # draws dropout
 
 
 def with_graphs(step, new_graph=RecordedGraph, **settings):
@@ -24,10 +25,10 @@ def with_graphs(step, new_graph=RecordedGraph, **settings):
     )  # fmt: skip
 
 
-def pair_of_steps(tiny_cfg, *overrides, **options):
+def pair_of_steps(make_cfg, *overrides, **options):
     """One that is launched eagerly, one with graphs, which begin alike."""
     overrides = ("LOSS.BACKEND", "plain", *overrides)
-    eager, graphed = (make_step(tiny_cfg, *overrides, **options) for _ in range(2))
+    eager, graphed = (make_step(make_cfg, *overrides, **options) for _ in range(2))
     graphed = with_graphs(graphed)
     for step in (eager, graphed):
         step.model.train()
@@ -70,8 +71,8 @@ def test_graphs_change_no_bit(tiny_cfg, name):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_lower_precision_is_captured_too(tiny_cfg, precision):
-    eager, graphed = pair_of_steps(tiny_cfg, "TRAIN.PRECISION", precision)
+def test_lower_precision_is_captured_too(small_cfg, precision):
+    eager, graphed = pair_of_steps(small_cfg, "TRAIN.PRECISION", precision)
     for step in (eager, graphed):
         step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": 2.0**20})
     run_both(eager, graphed, [[batch_of(i)] for i in range(8)])
@@ -80,8 +81,8 @@ def test_lower_precision_is_captured_too(tiny_cfg, precision):
     assert_same(eager, graphed)
 
 
-def test_the_scale_of_float16_is_read_anew_by_every_replay(tiny_cfg):
-    eager, graphed = pair_of_steps(tiny_cfg, "TRAIN.PRECISION", "fp16")
+def test_the_scale_of_float16_is_read_anew_by_every_replay(small_cfg):
+    eager, graphed = pair_of_steps(small_cfg, "TRAIN.PRECISION", "fp16")
     for step in (eager, graphed):
         step.scaler.load_state_dict({**step.scaler.state_dict(), "scale": 2.0**10, "growth_interval": 2})
     groups = [[batch_of(i)] for i in range(9)]
@@ -93,9 +94,9 @@ def test_the_scale_of_float16_is_read_anew_by_every_replay(tiny_cfg):
     assert_same(eager, graphed)
 
 
-def test_a_bad_batch_changes_nothing(tiny_cfg):
+def test_a_bad_batch_changes_nothing(small_cfg):
     """Loss, gradients and BatchNorm's statistics are not finite."""
-    eager, graphed = pair_of_steps(tiny_cfg, "TRAIN.EMA", 0.9)
+    eager, graphed = pair_of_steps(small_cfg, "TRAIN.EMA", 0.9)
     batches = [replace(batch_of(i), images=batch_of(i).images.float()) for i in range(9)]
     run_both(eager, graphed, [[batch] for batch in batches[:6]])
     batches[6].images[0, 0, 3, 3] = float("nan")
@@ -108,8 +109,8 @@ def test_a_bad_batch_changes_nothing(tiny_cfg):
     assert_same(eager, graphed)
 
 
-def test_a_loss_is_not_overwritten_by_the_next_replay(tiny_cfg):
-    _, graphed = pair_of_steps(tiny_cfg)
+def test_a_loss_is_not_overwritten_by_the_next_replay(small_cfg):
+    _, graphed = pair_of_steps(small_cfg)
     for i in range(5):
         graphed([batch_of(i)])
     result = graphed([batch_of(0)])
@@ -131,8 +132,8 @@ def test_layers_rest_and_learn_again(tiny_cfg):
     assert_same(eager, graphed)
 
 
-def test_other_sizes_have_graphs_of_their_own(tiny_cfg):
-    eager, graphed = pair_of_steps(tiny_cfg)
+def test_other_sizes_have_graphs_of_their_own(small_cfg):
+    eager, graphed = pair_of_steps(small_cfg)
     big, small = batch_of(0), batch_of(1)
     small = Batch(small.images[..., :32].contiguous(), small.labels[..., :32].contiguous(), small.names)
     run_both(eager, graphed, [[big], [big], [small], [big], [big], [small], [big]])
@@ -142,8 +143,8 @@ def test_other_sizes_have_graphs_of_their_own(tiny_cfg):
     assert_same(eager, graphed)
 
 
-def test_evaluation_mode_is_another_graph(tiny_cfg):
-    eager, graphed = pair_of_steps(tiny_cfg)
+def test_evaluation_mode_is_another_graph(small_cfg):
+    eager, graphed = pair_of_steps(small_cfg)
     run_both(eager, graphed, [[batch_of(i)] for i in range(5)])
     for step in (eager, graphed):
         step.model.eval()
@@ -152,16 +153,16 @@ def test_evaluation_mode_is_another_graph(tiny_cfg):
     assert_same(eager, graphed)
 
 
-def test_changes_of_the_pixels_are_inputs_too(tiny_cfg):
-    eager, graphed = pair_of_steps(tiny_cfg, "TRAIN.ACCUMULATE", 2)
+def test_changes_of_the_pixels_are_inputs_too(small_cfg):
+    eager, graphed = pair_of_steps(small_cfg, "TRAIN.ACCUMULATE", 2)
     batches = [replace(batch_of(i), changes=torch.tensor([[i % 2, 5.0 * i], [1.0, -3.0]])) for i in range(12)]
     run_both(eager, graphed, [batches[i : i + 2] for i in range(0, 12, 2)])
     assert graphed.passes.graphed.num_graphs == 1
     assert_same(eager, graphed)
 
 
-def test_a_loss_that_changes_with_the_iteration_is_captured_when_it_has_settled(tiny_cfg):
-    eager, graphed = pair_of_steps(tiny_cfg, "LOSS.FUSION_WARMUP", 4)
+def test_a_loss_that_changes_with_the_iteration_is_captured_when_it_has_settled(small_cfg):
+    eager, graphed = pair_of_steps(small_cfg, "LOSS.FUSION_WARMUP", 4)
     run_both(eager, graphed, [[batch_of(i)] for i in range(4 + NUM_WARMUP)])
     assert graphed.passes.graphed.num_graphs == 0
     run_both(eager, graphed, [[batch_of(i)] for i in range(3)])
@@ -186,8 +187,8 @@ def warnings_of(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.module == "cuda_graph"]
 
 
-def test_a_step_that_cannot_be_captured_is_not_lost(tiny_cfg, warnings_of):
-    eager, graphed = pair_of_steps(tiny_cfg, "TRAIN.EMA", 0.9, name="seg_hrnet_ocr")
+def test_a_step_that_cannot_be_captured_is_not_lost(small_cfg, warnings_of):
+    eager, graphed = pair_of_steps(small_cfg, "TRAIN.EMA", 0.9, *OCR)
     graphed = with_graphs(graphed, Refusing)
     run_both(eager, graphed, [[batch_of(i)] for i in range(7)])
     assert_same(eager, graphed)
@@ -213,9 +214,9 @@ def test_what_is_known_not_to_go_is_not_tried(tiny_cfg, warnings_of, overrides, 
     assert cause in warning
 
 
-def test_a_run_that_was_resumed_gets_the_same_bits(tiny_cfg):
+def test_a_run_that_was_resumed_gets_the_same_bits(small_cfg):
     """It warms up anew, with steps that count."""
-    whole, first = (pair_of_steps(tiny_cfg, "TRAIN.EMA", 0.9, name="seg_hrnet_ocr")[1] for _ in range(2))
+    whole, first = (pair_of_steps(small_cfg, "TRAIN.EMA", 0.9, *OCR)[1] for _ in range(2))
     torch.manual_seed(3)
     for i in range(12):
         whole([batch_of(i)])
@@ -223,7 +224,7 @@ def test_a_run_that_was_resumed_gets_the_same_bits(tiny_cfg):
     for i in range(6):
         first([batch_of(i)])
     model, state, random = copy.deepcopy(first.model.state_dict()), copy.deepcopy(first.state()), torch.get_rng_state()
-    second = pair_of_steps(tiny_cfg, "TRAIN.EMA", 0.9, name="seg_hrnet_ocr")[1]
+    second = pair_of_steps(small_cfg, "TRAIN.EMA", 0.9, *OCR)[1]
     second.model.load_state_dict(model)
     second.restore(state, 6)
     torch.set_rng_state(random)
@@ -233,8 +234,8 @@ def test_a_run_that_was_resumed_gets_the_same_bits(tiny_cfg):
     assert_same(whole, second)
 
 
-def test_gradients_are_those_of_the_graph_until_they_are_taken(tiny_cfg):
-    _, graphed = pair_of_steps(tiny_cfg)
+def test_gradients_are_those_of_the_graph_until_they_are_taken(small_cfg):
+    _, graphed = pair_of_steps(small_cfg)
     for i in range(5):
         graphed([batch_of(i)])
     addresses = [p.grad.data_ptr() for p in graphed.model.parameters()]

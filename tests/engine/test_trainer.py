@@ -73,8 +73,8 @@ def make_trainer(
 
 
 @pytest.fixture
-def cfg(tiny_cfg):
-    return tiny_cfg("TRAIN.LR", 0.05)
+def cfg(small_cfg):
+    return small_cfg("TRAIN.LR", 0.05)
 
 
 def test_the_loss_falls_and_the_files_are_there(cfg, tmp_path):
@@ -145,9 +145,9 @@ def test_many_such_steps_end_the_run_and_leave_the_checkpoint(cfg, tmp_path):
     assert (tmp_path / "run" / CHECKPOINT).read_bytes() == saved
 
 
-def test_a_checkpoint_of_another_model_is_refused(cfg, tiny_cfg, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(cfg, small_cfg, tmp_path):
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
-    other = make_trainer(tiny_cfg(offset_branch=0), tmp_path / "run")
+    other = make_trainer(small_cfg("MODEL.SEED.NAME", "none"), tmp_path / "run")
     with pytest.raises(ValueError, match=r"checkpoint\.pth: .*TRAIN\.RESUME False"):
         other.checkpoints.resume()
 
@@ -197,8 +197,8 @@ def test_extra_epochs_begin_at_their_rate_and_end_at_the_same_share_of_it():
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
-def test_optimizers_leave_out_frozen_parameters(tiny_cfg, name, kind):
-    cfg = tiny_cfg("TRAIN.OPTIMIZER", name, "MODEL.FREEZED_PAR", True)
+def test_optimizers_leave_out_frozen_parameters(small_cfg, name, kind):
+    cfg = small_cfg("TRAIN.OPTIMIZER", name, "MODEL.FREEZED_PAR", True)
     model = build_model(cfg)
     optimizer = build_optimizer(model, cfg)
     assert type(optimizer) is kind
@@ -212,7 +212,7 @@ def test_a_step_without_a_finite_loss_leaves_the_running_statistics(cfg, tmp_pat
     trainer = make_trainer(cfg, tmp_path / "run")
     trainer.model.train()
     with torch.no_grad():
-        trainer.model.backbone.conv1.weight[0] = float("nan")
+        trainer.model.backbone.layers[0][0].weight[0] = float("nan")
     before = {name: b.clone() for name, b in trainer.model.named_buffers()}
     assert trainer.step([next(iter(trainer.phase.loader))]).loss is None
     assert all(torch.equal(b, before[name]) for name, b in trainer.model.named_buffers())
@@ -271,9 +271,9 @@ def test_a_picture_is_drawn_every_epoch(cfg, tmp_path):
     assert drawn == [1, 2, 3]
 
 
-def test_a_resumed_run_takes_the_present_settings_of_the_optimizer(cfg, tiny_cfg, tmp_path):
+def test_a_resumed_run_takes_the_present_settings_of_the_optimizer(cfg, small_cfg, tmp_path):
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
-    other = tiny_cfg("TRAIN.LR", 0.2, "TRAIN.WD", 0.125)
+    other = small_cfg("TRAIN.LR", 0.2, "TRAIN.WD", 0.125)
     resumed = make_trainer(other, tmp_path / "run", end_epoch=4)
     resumed.checkpoints.resume()
     (group,) = resumed.step.optimizer.param_groups
@@ -298,9 +298,9 @@ def cut_after(trainer, iterations):
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3])
-def test_a_run_goes_on_inside_its_epoch_with_the_same_bits(tiny_cfg, tmp_path, iterations):
+def test_a_run_goes_on_inside_its_epoch_with_the_same_bits(small_cfg, tmp_path, iterations):
     """With dropout, whose random numbers must go on where they were."""
-    cfg = tiny_cfg("TRAIN.LR", 0.05, "MODEL.OCR.DROPOUT", 0.5, name="seg_hrnet_ocr")
+    cfg = small_cfg("TRAIN.LR", 0.05, "MODEL.HEAD.DROPOUT", 0.5, "MODEL.HEAD.NAME", "ocr", "MODEL.NECK.NAME", "concat")
     whole = make_trainer(cfg, tmp_path / "whole", batch_size=2)
     whole.fit()
     cut_after(make_trainer(cfg, tmp_path / "cut", batch_size=2), iterations)
@@ -372,8 +372,8 @@ def test_checkpoints_by_the_clock(cfg, tmp_path):
     assert saved == [1, 2, 3, 4, 4]  # the epoch's before its validation, and with its score after it
 
 
-def test_averaged_weights_are_validated_and_saved(tiny_cfg, tmp_path):
-    trainer = make_trainer(tiny_cfg("TRAIN.EMA", 0.9), tmp_path / "run", end_epoch=1)
+def test_averaged_weights_are_validated_and_saved(small_cfg, tmp_path):
+    trainer = make_trainer(small_cfg("TRAIN.EMA", 0.9), tmp_path / "run", end_epoch=1)
     seen = []
     score = trainer.evaluate
     trainer.evaluate = lambda model, stop: seen.append(model) or score(model, stop)
@@ -442,8 +442,8 @@ def test_a_resumed_run_has_the_rate_of_its_share_of_the_schedule(cfg, tmp_path, 
     assert rates_of(resumed) == pytest.approx(expected)
 
 
-def test_another_accumulation_has_the_rate_of_its_share_too(tiny_cfg, tmp_path):
-    once, twice = tiny_cfg("TRAIN.LR", 0.05), tiny_cfg("TRAIN.LR", 0.05, "TRAIN.ACCUMULATE", 2)
+def test_another_accumulation_has_the_rate_of_its_share_too(small_cfg, tmp_path):
+    once, twice = small_cfg("TRAIN.LR", 0.05), small_cfg("TRAIN.LR", 0.05, "TRAIN.ACCUMULATE", 2)
     cut_after(make_trainer(once, tmp_path / "run", batch_size=2, end_epoch=4), 8)
     resumed = make_trainer(twice, tmp_path / "run", batch_size=2, end_epoch=4)
     resumed.checkpoints.resume()
@@ -464,17 +464,17 @@ def test_a_length_in_iterations_ends_inside_an_epoch(cfg, tmp_path):
     assert again.state.is_trained
 
 
-def test_momenta_of_another_optimizer_are_refused(cfg, tiny_cfg, tmp_path):
+def test_momenta_of_another_optimizer_are_refused(cfg, small_cfg, tmp_path):
     make_trainer(cfg, tmp_path / "run", end_epoch=1).fit()
-    other = make_trainer(tiny_cfg("TRAIN.OPTIMIZER", "adamw"), tmp_path / "run")
+    other = make_trainer(small_cfg("TRAIN.OPTIMIZER", "adamw"), tmp_path / "run")
     with pytest.raises(ValueError, match=r"checkpoint\.pth: .*TRAIN\.OPTIMIZER"):
         other.checkpoints.resume()
 
 
-def test_momenta_follow_their_parameters_into_other_groups(cfg, tiny_cfg, tmp_path):
+def test_momenta_follow_their_parameters_into_other_groups(cfg, small_cfg, tmp_path):
     first = make_trainer(cfg, tmp_path / "run", end_epoch=1)
     first.fit()
-    other = make_trainer(tiny_cfg("TRAIN.LR_MULT.HEAD", 5, "TRAIN.NO_DECAY_ON_NORM", True), tmp_path / "run")
+    other = make_trainer(small_cfg("TRAIN.LR_MULT.HEAD", 5, "TRAIN.NO_DECAY_ON_NORM", True), tmp_path / "run")
     other.checkpoints.resume()
     assert len(other.step.optimizer.param_groups) == 4
     for name, parameter in other.model.named_parameters():
@@ -500,10 +500,10 @@ SCHEDULES = {  # what each of 12 iterations is done with, counted from 0, for TR
 
 @pytest.mark.parametrize("latency", [0, 1])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_log_has_the_rate_that_each_step_was_done_with(tiny_cfg, tmp_path, caplog, name, latency):
+def test_the_log_has_the_rate_that_each_step_was_done_with(small_cfg, tmp_path, caplog, name, latency):
     """In a run that is cut off in its second epoch and resumed, too."""
     settings, formula = SCHEDULES[name]
-    cfg = tiny_cfg("TRAIN.LR", 0.2, *settings)
+    cfg = small_cfg("TRAIN.LR", 0.2, *settings)
     for is_resumed in (False, True):
         trainer = make_trainer(cfg, tmp_path / "run", end_epoch=6)
         trainer.step.latency = latency

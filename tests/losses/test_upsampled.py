@@ -210,8 +210,8 @@ def fused_triton(monkeypatch):
     [
         ((3, 5), (10, 14), 3, None, True),
         ((2, 33), (5, 67), 5, OhemSettings(0.3, 20), False),
-        ((2, 66), (4, 68), 3, None, True),  # more than one block of columns
-        ((2, 3), (7, 5), 37, OhemSettings(1e-6, 10), True),  # more than one block of classes
+        ((1, 66), (2, 68), 3, None, True),  # more than one block of columns
+        ((2, 3), (3, 5), 37, OhemSettings(1e-6, 5), True),  # more than one block of classes
         ((4, 5), (4, 5), 3, None, False),
         ((6, 5), (3, 2), 3, None, True),
         ((1, 1), (3, 4), 2, None, True),

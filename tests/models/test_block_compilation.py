@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 from ovenet.models import build_segmentor
 from ovenet.models.backbones.blocks import block_chain, conv_bn
 from ovenet.models.block_compilation import compile_blocks, compiler_problem, repeated_blocks
+from ovenet.utils.meta import meta_device
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,7 @@ def test_compiled_blocks_do_the_same(backend):
 
 
 def test_a_network_has_few_kinds_of_blocks():
-    with torch.device("meta"):
+    with meta_device():
         model = build_segmentor("hrnet_w18_small_v1", num_classes=5, head="ocr", seed="fork")
     kinds = {(type(b), *(p.shape for p in b.parameters())) for b in repeated_blocks(model)}
     blocks = [b for b in repeated_blocks(model) if type(b).__name__ in ("BasicBlock", "Bottleneck")]
@@ -67,7 +68,7 @@ def test_a_network_has_few_kinds_of_blocks():
 
 @pytest.mark.parametrize("name", ["convnext_atto", "resnet18", "efficientnet_lite0", "mit_b0"])
 def test_other_backbones_have_blocks_too(name):
-    with torch.device("meta"):
+    with meta_device():
         model = build_segmentor(name, num_classes=5)
     assert len(repeated_blocks(model.backbone)) >= 2
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ovenet
 from ovenet.models import build_segmentor
 from ovenet.models.interfaces import ForkableBackbone
+from ovenet.utils.meta import meta_device
 
 
 class TestHRNet(BackboneConformance):
@@ -147,7 +148,7 @@ ALL = [*ovenet.list_backbones(timm=False), "convnext_tiny", "swin_tiny_patch4_wi
 def check_pair(backbone, head):
     args = {"stages": [{"NUM_MODULES": 1, "NUM_BLOCKS": [1] * n, "NUM_CHANNELS": [8] * n} for n in range(1, 5)]}
     options = {"num_classes": 7, "head": head, "backbone_args": args if backbone == "hrnet" else {}}
-    with torch.device("meta"):
+    with meta_device():
         baseline = build_segmentor(backbone, **options)
         seeds = ["shared", "neck", *(["fork"] if isinstance(baseline.backbone, ForkableBackbone) else [])]
         names = set(baseline.state_dict())
@@ -187,13 +188,13 @@ def test_every_pair_builds(backbone, head):
     ],
 )
 def test_backbones_have_the_published_size(backbone, num_parameters):
-    with torch.device("meta"):
+    with meta_device():
         body = build_segmentor(backbone, num_classes=2, head="conv1x1").backbone
     assert sum(p.numel() for p in body.parameters()) == num_parameters
 
 
 def num_parameters(backbone, **options):
-    with torch.device("meta"):
+    with meta_device():
         return sum(p.numel() for p in build_segmentor(backbone, **options).parameters())
 
 
@@ -269,7 +270,7 @@ def test_offseg_has_the_published_size(size, projections, expected, published):
 def test_convolutions_of_offseg_have_the_published_cost(size, projections, expected, total):
     """Giga multiply-adds at 512x512: backbone and decoder; in all they are fewer than published, see docs/models.md."""
     options = {"head": "offset_learning", "neck": "freqfusion", "neck_args": {"projections": projections}}
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with meta_device(), FlopCounterMode(display=False) as counter, torch.no_grad():
         build_segmentor(f"efficientformerv2_{size}", num_classes=150, **options).eval()(torch.zeros(1, 3, 512, 512))
     convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
     assert convolutions / 2e9 == pytest.approx(expected, abs=0.0015)

@@ -56,3 +56,11 @@ def test_both_passes_of_a_network_are_counted():
     convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
     assert cost.num_operations > 4 * convolutions  # each with its BatchNorm, forward and backward
     assert cost.num_operations == count_passes(model, 3, 64, 96).num_operations
+
+
+def test_the_meta_device_counts_as_much_as_the_cpu():
+    """On odd sizes, with BatchNorm, bilinear upsampling and sampling along offset vectors."""
+    model = build_segmentor("hrnet_w18_small_v1", num_classes=5, head="ocr", seed="fork").eval()
+    with torch.device("meta"):
+        same = build_segmentor("hrnet_w18_small_v1", num_classes=5, head="ocr", seed="fork").eval()
+    assert count_multiply_adds(same, 63, 95) == count_multiply_adds(model, 63, 95) > 0

@@ -20,6 +20,7 @@ from ovenet.models.necks.contexts import (
 )
 from ovenet.models.necks.fpn import FPNNeck
 from ovenet.models.necks.upsamplers import UPSAMPLERS, FlowAlignment, SemanticRefinement
+from ovenet.utils.meta import meta_device
 
 LIGHT, RESNET = (64, 128, 320, 512), (256, 512, 1024, 2048)
 
@@ -49,7 +50,7 @@ def test_parameters_of_crm(widths, channels, expected):
 
 def test_the_decoder_on_mscan_s():
     neck = {"upsampler": "srm", "context": "crm"}
-    with torch.device("meta"):
+    with meta_device():
         model = build_segmentor("mscan_s", num_classes=19, neck="fpn", neck_args=neck, head="conv1x1").eval()
         assert count(model.neck) + count(model.head) == 892_854
         assert model(torch.zeros(1, 3, 1024, 2048)).fused[-1].shape == (1, 19, 256, 512)
@@ -66,7 +67,7 @@ def test_the_decoder_on_mscan_s():
 def test_cost_of_the_network_on_mscan_s(upsampler, context, expected, products):
     """Giga multiply-adds of convolutions and of matrix products at 1024x2048; 137.9 are published."""
     neck = {"upsampler": upsampler, "context": context}
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with meta_device(), FlopCounterMode(display=False) as counter, torch.no_grad():
         model = build_segmentor("mscan_s", num_classes=19, neck="fpn", neck_args=neck, head="conv1x1").eval()
         model(torch.zeros(1, 3, 1024, 2048))
     convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
@@ -87,7 +88,7 @@ def test_cost_of_the_network_on_mscan_s(upsampler, context, expected, products):
 )
 def test_cost_of_what_brings_a_map_to_the_next_size(name, parameters, of_fine, of_coarse):
     """Multiply-adds per pixel of the fine map and of the coarse one; resizing and fetching are counted by no table."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with meta_device(), FlopCounterMode(display=False) as counter, torch.no_grad():
         module = UPSAMPLERS[name](128).eval()
         module(torch.zeros(1, 128, 16, 32), torch.zeros(1, 128, 8, 16))
     assert count(module) == parameters

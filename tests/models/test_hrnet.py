@@ -8,6 +8,7 @@ from ovenet.models import build_segmentor
 from ovenet.models.backbones import HRNet, StageSpec
 from ovenet.models.backbones.hrnet import HRModule, Transition
 from ovenet.models.necks import ConcatNeck
+from ovenet.utils.meta import meta_device
 
 SPECS = [
     StageSpec(1, (1,), (4,), "BOTTLENECK"),
@@ -29,7 +30,7 @@ SPECS = [
 def test_parameter_counts(widths, modules, blocks, stage1, num_parameters):
     specs = [StageSpec(1, (stage1[0],), (stage1[1],), "BOTTLENECK")]
     specs += [StageSpec(m, (blocks,) * n, widths[:n]) for n, m in zip((2, 3, 4), modules, strict=True)]
-    with torch.device("meta"):
+    with meta_device():
         model = HRNet(specs)
     assert sum(p.numel() for p in model.parameters()) == num_parameters
 
@@ -101,7 +102,7 @@ def test_a_stage_with_too_few_resolutions_is_refused():
 
 def test_the_tail_of_a_published_network_is_the_published_one():
     """OVeNet's copies have one, three and two HR modules."""
-    with torch.device("meta"):
+    with meta_device():
         tail = build_segmentor("hrnet_w48", num_classes=19).backbone.make_tail(2)
     assert [len(tail.get_submodule(f"stage{n}")) for n in (2, 3, 4)] == [1, 3, 2]
 

@@ -10,6 +10,7 @@ from tests.models.conformance import random_maps
 from ovenet.errors import UserError
 from ovenet.models import build_segmentor
 from ovenet.models.heads.mask2former import Mask2FormerHead, MaskPredictor, semantic_scores
+from ovenet.utils.meta import meta_device
 
 SMALL = {"channels": 32, "num_queries": 6, "num_layers": 3, "num_pixel_layers": 1}
 
@@ -23,7 +24,7 @@ def head():
 @pytest.mark.parametrize(("offset_learning", "expected"), [(True, 47_570_705), (False, 47_439_633)])
 def test_published_size(offset_learning, expected):
     """47.6 and 47.4 million; offset learning has two maps of 256 x 256."""
-    with torch.device("meta"):
+    with meta_device():
         options = {"num_classes": 150, "head": "mask2former", "head_args": {"offset_learning": offset_learning}}
         model = build_segmentor("swin_t", **options)
     assert sum(p.numel() for p in model.parameters()) == expected

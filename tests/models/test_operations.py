@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.cost import count_operations
 from ovenet.structures import OVeNetOutput
+from ovenet.utils.meta import meta_device
 
 pytestmark = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
@@ -50,7 +51,7 @@ PARTS_OF_OTHERS = ("OVeNet, HRNet-W48", "HRNet-W48 and OCR")
 
 
 def build(options: Mapping[str, Any]) -> tuple[Segmentor, torch.Tensor]:
-    with torch.device("meta"):
+    with meta_device():
         return build_segmentor(num_classes=19, **options).train(), torch.empty(2, 3, *SIZE)
 
 
@@ -70,7 +71,9 @@ def count(name: str) -> tuple[Counter[str], Counter[str]]:
     return forward, count_operations(lambda: total(outputs[0]).backward())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in PARTS_OF_OTHERS else ()) for name in NETWORKS]
+)
 def test_no_network_sends_more_operations_than_it_did(name):
     forward, backward = count(name)
     number, budget = (forward.total(), backward.total()), BUDGETS[name]

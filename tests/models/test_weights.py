@@ -14,6 +14,7 @@ from ovenet.config import load_config
 from ovenet.data.transforms import normalize_images
 from ovenet.models import build_segmentor
 from ovenet.models.weights import load_offset_branch, load_weights
+from ovenet.utils.meta import meta_device
 
 KEYS = Path(__file__).parent / "published_keys"
 
@@ -28,7 +29,7 @@ def published(name: str, prefix: str = "") -> dict[str, torch.Tensor]:
 
 
 def w48(head: str, fork: int = 0) -> torch.nn.Module:
-    with torch.device("meta"):
+    with meta_device():
         seed = {"seed": "fork", "seed_args": {"stage": fork}} if fork else {}
         return build_segmentor("hrnet_w48", head=head, num_classes=19, **seed)
 
@@ -59,7 +60,7 @@ def test_published_small_model_loads_whole():
     cfg = load_config(EXPERIMENTS / "camvid/hrnet_w18_small_v2.yaml").clone()
     cfg.defrost()
     cfg.DATASET.NUM_CLASSES = 19
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
     report = load_weights(model, published("hrnet_w18_small_v2_cityscapes"), "small", whole=True)
     assert report.matched_share == 1.0
@@ -174,7 +175,7 @@ def test_evaluation_needs_every_tensor(tiny_cfg, tmp_path):
 def test_the_heads_of_pascal_context_learn_ten_times_as_fast():
     (path,) = shipped("pascal_context/published/*ocr_w48_cls60*")
     cfg = load_config(path)
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
         slow, fast = build_optimizer(model, cfg).param_groups
     assert (slow["lr"], fast["lr"]) == (0.001, pytest.approx(0.01))
@@ -189,7 +190,7 @@ def test_the_heads_of_pascal_context_learn_ten_times_as_fast():
 )
 def test_ocrnets_of_mmsegmentation_load_whole(name, num_parameters):
     cfg = load_config(EXPERIMENTS / f"cityscapes/ocrnet_{name}_4xb2-40k_cityscapes-512x1024.yaml")
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
     assert sum(p.numel() for p in model.parameters()) == num_parameters
     report = load_weights(model, published(f"mmseg_ocrnet_{name}_cityscapes"), name, whole=True)
@@ -209,7 +210,7 @@ def test_ocrnets_of_mmsegmentation_load_whole(name, num_parameters):
     ],
 )
 def test_models_with_offset_learning_load_whole(file, experiment, num_unused):
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(load_config(EXPERIMENTS / f"ade20k/{experiment}.yaml"))
     report = load_weights(model, published(f"{file}_ade20k"), file, whole=True)
     assert report.missing == report.mismatched == report.unexpected == ()
@@ -220,7 +221,7 @@ def test_models_with_offset_learning_load_whole(file, experiment, num_unused):
 
 def test_values_of_offseg_arrive_where_they_belong():
     """A rule that exchanges two tensors of one shape would load without a word."""
-    with torch.device("meta"):
+    with meta_device():
         shapes = build_model(load_config(EXPERIMENTS / "ade20k/offseg-t_ade20k_160k-512x512.yaml"))
     model = shapes.to_empty(device="cpu")
     mixer, fusion = "backbone.network.4.7.token_mixer.", "decode_head.freqfusions.1."
@@ -253,7 +254,7 @@ def test_values_of_offseg_arrive_where_they_belong():
 def test_values_of_mask2former_arrive_where_they_belong():
     """Tensors that could be exchanged, are split, or have their inputs in another order."""
     experiment = EXPERIMENTS / "ade20k/mask2former_offset_learning_swin-t_8xb2-160k_ade20k-512x512.yaml"
-    with torch.device("meta"):
+    with meta_device():
         shapes = build_model(load_config(experiment))
     model = shapes.to_empty(device="cpu")
     decoder, layer = "head.transformer.decoder.", "head.transformer.decoder.layers.4."
@@ -303,7 +304,7 @@ def test_values_of_mask2former_arrive_where_they_belong():
 
 
 def test_a_tensor_too_short_to_be_split_is_missing():
-    with torch.device("meta"):
+    with meta_device():
         model = build_segmentor("swin_t", num_classes=2, head="conv1x1")
     state = {"backbone.stages.0.blocks.0.attn.w_msa.qkv.bias": torch.empty(2, device="meta")}
     report = load_weights(model, state, "short", whole=True)
@@ -316,7 +317,7 @@ def test_groups_of_mask2formers_parameters_as_published():
     """The backbone at a tenth; embeddings, norms and Swin's bias tables without weight decay."""
     experiment = "ade20k/mask2former_offset_learning_swin-t_8xb2-160k_ade20k-512x512.yaml"
     cfg = load_config(EXPERIMENTS / experiment, ["MODEL.BACKBONE.PRETRAINED", ""])
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = {
@@ -345,7 +346,7 @@ def test_groups_of_parameters_as_published():
     """Pieces of names: "head" before "norm", and everything of the head with weight decay."""
     options = ["TRAIN.PARAM_GROUPS", "official", "MODEL.BACKBONE.PRETRAINED", ""]
     cfg = load_config(EXPERIMENTS / "ade20k/ovenet_offseg-t_ade20k_160k-512x512.yaml", options)
-    with torch.device("meta"):
+    with meta_device():
         model = build_model(cfg)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = {
@@ -372,7 +373,7 @@ def test_groups_of_parameters_as_published():
 
 def test_weights_of_an_ocrnet_start_an_ovenet():
     """Only the seed is missing: names do not depend on the composition."""
-    with torch.device("meta"):
+    with meta_device():
         model = build_segmentor(
             "hrnet_w18", head="ocr", seed="shared", num_classes=19, head_args={"flavour": "mmseg"}, align_corners=False
         )
@@ -382,7 +383,7 @@ def test_weights_of_an_ocrnet_start_an_ovenet():
 
 
 def test_values_of_mmsegmentation_arrive_where_they_belong():
-    with torch.device("meta"):
+    with meta_device():
         shapes = build_segmentor("hrnet_w18_small_v1", head="ocr", num_classes=7, head_args={"flavour": "mmseg"})
     model = shapes.to_empty(device="cpu")
     head = "decode_head.1.object_context_block."
@@ -414,12 +415,12 @@ def test_values_of_mmsegmentation_arrive_where_they_belong():
 def test_a_backbone_takes_timms_names():
     timm = pytest.importorskip("timm")
     for name, backbone in (("hrnet_w18_small", "hrnet_w18_small_v1"), ("resnet50c", "resnet50_v1c")):
-        with torch.device("meta"):
+        with meta_device():
             model = build_segmentor(backbone, num_classes=7)
             state = timm.create_model(name).state_dict()
         report = load_weights(model, state, name, whole=False)
         assert report.matched_share == 1.0, str(report)
-    with torch.device("meta"):
+    with meta_device():
         model = build_segmentor("convnext_atto", num_classes=7)
         state = timm.create_model("convnext_atto").state_dict()
     report = load_weights(model, state, "convnext_atto", whole=False)
@@ -429,7 +430,7 @@ def test_a_backbone_takes_timms_names():
 
 def test_a_backbone_of_timm_takes_torchvisions_names():
     torchvision = pytest.importorskip("torchvision")
-    with torch.device("meta"):
+    with meta_device():
         model = build_segmentor("resnet18", num_classes=7)
         state = torchvision.models.resnet18().state_dict()
     report = load_weights(model, state, "resnet18", whole=False)

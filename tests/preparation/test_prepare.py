@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tests import drawn_scenes
 
 from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import ListDataset
@@ -123,13 +122,16 @@ def test_what_is_missing_is_named(tmp_path, camvid_source):
 
 def test_synthetic_scenes_have_the_cityscapes_layout(tmp_path):
     folder = tmp_path / "synthetic"
-    paths = list(write_dataset(folder, {"train": 2, "val": 1, "test": 1}, size=(64, 128), seed=3))
-    assert len(paths) == 4
-    counts = prepare_dataset("synthetic", tmp_path).num_lines
-    assert counts == {"train": 2, "val": 1, "test": 1, "trainval": 3}
+    counts = {"train": 3, "val": 1, "test": 1}
+    paths = list(write_dataset(folder, counts, size=(64, 128), seed=3))  # one more than are drawn without processes
+    assert len(paths) == 5
+    assert prepare_dataset("synthetic", tmp_path).num_lines == {**counts, "trainval": 4}
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")}
-    drawn_scenes.write_dataset(folder, {"train": 2, "val": 1, "test": 1}, size=(64, 128), seed=3)
+    assert list(write_dataset(folder, counts, size=(64, 128), seed=3)) == paths
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.png")} == before
+    few = {"train": 1, "val": 1, "test": 1}
+    for path in write_dataset(tmp_path / "few", few, size=(64, 128), seed=3):
+        assert path.read_bytes() == (folder / path.relative_to(tmp_path / "few")).read_bytes()
 
     def load(split):
         path = tmp_path / f"list/synthetic/{split}.lst"

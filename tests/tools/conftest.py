@@ -57,6 +57,16 @@ def run_fork():
 
 
 @pytest.fixture
+def run_ranks():
+    """Runs ``script.py`` and arguments as so many processes of one group, forks too; gives each finished process."""
+
+    def run(number: int, *command: object) -> list[subprocess.CompletedProcess]:
+        return forking.run_ranks(command, number, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+
+    return run
+
+
+@pytest.fixture
 def run_process():
     """Runs a command from the repository's root; gives the finished process."""
 

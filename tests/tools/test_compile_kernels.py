@@ -2,18 +2,16 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
+from tests import forking
 
 pytest.importorskip("triton")
 
 
 def compile_kernels(*arguments, **environment):
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "tools/gpu/compile_kernels.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**inherited, **environment})
+    return forking.run(["tools/gpu/compile_kernels.py", *arguments], env={**inherited, **environment})
 
 
 def test_the_kernels_compile_under_the_installed_triton():
@@ -60,7 +58,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path):
     script = tmp_path / "broken.py"
     script.write_text(BROKEN)
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=inherited)
+    done = forking.run([script], env=inherited)
     shared, spilled, broken = done.stdout.splitlines()
     assert shared.startswith("Variant(capability=90, kernel='_pixel_loss_kernel', num_classes=19, layout='nchw'")
     assert shared.endswith("bytes of shared memory, of 0 that every GPU has")

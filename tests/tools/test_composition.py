@@ -19,7 +19,8 @@ SHORT = (
 def test_convnext_with_ocr_and_a_shared_seed_trains_from_under_ten_lines(run_tool, scenes, tmp_path):
     file = ROOT / "experiments/synthetic/ovenet_convnext_tiny_ocr.yaml"
     assert len(file.read_text().splitlines()) < 10
-    options = ("--cfg", file, "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path, *SHORT)
+    smallest = ("MODEL.BACKBONE.NAME", "convnext_atto")
+    options = ("--cfg", file, "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path, *SHORT, *smallest)
     assert run_tool("train", *options).code == 0
     done = run_tool("test", *options)
     assert done.code == 0, done.err

@@ -36,14 +36,13 @@ def files_of(run):
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_any_number_of_processes_gives_the_same_files(trained, run_tool, run_fork, number):
+def test_any_number_of_processes_gives_the_same_files(trained, run_tool, run_ranks, number):
     config, run = trained
     assert run_tool("test", "--cfg", config).code == 0
     expected = files_of(run)
     assert len(expected[1].splitlines()) == 6
-    launch = ("-m", "torch.distributed.run", f"--nproc_per_node={number}", "--standalone")
-    done = run_fork(*launch, "tools/test.py", "--cfg", config)
-    assert done.returncode == 0, done.stderr
+    for done in run_ranks(number, "tools/test.py", "--cfg", config):
+        assert done.returncode == 0, done.stderr
     assert files_of(run) == expected
     assert not (run / "test/train_best_s1/unfinished").exists()
 

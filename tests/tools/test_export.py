@@ -64,13 +64,13 @@ def test_the_same_scores_in_each_runtime(run_tool, tiny_data, tiny):
     for runtime in ("torch", "onnxruntime", "openvino"):
         done = run_tool(
             "test", tiny, "DATASET.ROOT", tiny_data, "DATASET.TEST_SET", "list/camvid/val.lst",
-            "TEST.REPORT", "True", "--runtime", runtime,
+            "TEST.REPORT", runtime == "openvino", "--runtime", runtime,
         )  # fmt: skip
         assert done.code == 0, done.err
     for results in sorted(tiny.parent.glob("test/*/results.json")):
         scores.append(json.loads(results.read_text())["results"]["fused"]["pixel_accuracy"])
-        assert (results.parent / "report.html").exists()
     assert len(scores) == 3
+    assert len(list(tiny.parent.glob("test/*/report.html"))) == 1
     assert np.ptp(scores) < 1e-3
 
 

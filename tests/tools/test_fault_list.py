@@ -10,17 +10,19 @@ import zlib
 import pytest
 import torch
 from tests.conftest import tiny_settings
+from tests.four_convolutions import OVENET, registered
 
 HUGE = 10**30
 
 
 @pytest.fixture
 def tiny(tiny_data, tmp_path, write_config):
-    """``--cfg FILE`` of a tiny OVeNet."""
-    settings = tiny_settings()
+    """``--cfg FILE`` of an OVeNet of four convolutions."""
+    settings = {**tiny_settings(), "MODEL": {"BACKBONE": {"NAME": "four_convolutions"}, **OVENET}}
     settings["DATASET"]["ROOT"] = str(tiny_data)
     settings["OUTPUT_DIR"] = str(tmp_path / "output")
-    return ("--cfg", write_config(settings, "tiny.yaml"))
+    with registered():
+        yield ("--cfg", write_config(settings, "tiny.yaml"))
 
 
 @pytest.fixture(scope="module")

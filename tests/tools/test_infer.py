@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 
 import av
 import cv2
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests import forking
 from tests.conftest import tiny_settings
-from tests.tools.conftest import ROOT
 
 from ovenet import build_model, builders, load_config
 from ovenet.inference.outputs import FrameWriter
@@ -218,15 +217,21 @@ def test_a_video_from_a_pipe(run, tmp_path):
             if packet.dts is not None:
                 packet.stream = copy
                 target.mux(packet)
-    command = [sys.executable, "tools/infer.py", run[1] / "best.pth", "-", "--output", tmp_path / "o"]
-    done = subprocess.run(map(str, command), cwd=ROOT, input=stream.read_bytes(), capture_output=True, timeout=120)
+    no_video = tmp_path / "no_video"
+    no_video.write_bytes(b"no video")
+
+    def infer_pipe(file, output):
+        command = ["tools/infer.py", run[1] / "best.pth", "-", "--output", output]
+        with subprocess.Popen(["cat", file], stdout=subprocess.PIPE) as source:
+            return forking.run(command, stdin=source.stdout)
+
+    done = infer_pipe(stream, tmp_path / "o")
     assert done.returncode == 0, done.stderr
-    assert b"the pipe: 5 frames, " in done.stdout
+    assert "the pipe: 5 frames, " in done.stdout
     assert cv2.VideoCapture(str(tmp_path / "o/video/pipe.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 5
-    command[-1] = tmp_path / "bad"
-    done = subprocess.run(map(str, command), cwd=ROOT, input=b"no video", capture_output=True, timeout=120)
+    done = infer_pipe(no_video, tmp_path / "bad")
     assert done.returncode == 2
-    assert b"error: the pipe: holds no video that can be read" in done.stderr
+    assert "error: the pipe: holds no video that can be read" in done.stderr
 
 
 def test_a_page_of_the_images(run, run_tool, tiny_data, tmp_path):

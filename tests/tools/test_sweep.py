@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from tests import forking
 from tests.conftest import tiny_settings
 
 from ovenet.models.weight_files import read_weights
+from ovenet.sweep import worker
 from ovenet.sweep.results import read_result
 from ovenet.sweep.worker import Worker
 from ovenet.utils.cli import command_environment
@@ -36,6 +39,24 @@ def sweep(tmp_path, tiny_data, write_config):
     return [path, "--results", tmp_path / "results"]
 
 
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """The sweep's processes need not import torch again; those of the slow tests do."""
+
+    def start(command, *, env, stderr, start_new_session, **_):
+        assert command[0] == sys.executable
+        read, write = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw", strict=True))
+        with read:
+            process = forking.Forked(
+                command[1:], env=env, stdin=read, stderr=stderr, start_new_session=start_new_session
+            )
+        process.stdin = write
+        return process
+
+    monkeypatch.setattr(worker, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+
+
+@pytest.mark.usefixtures("forked_workers")
 def test_it_runs_what_is_missing_and_says_what_came_out(run_tool, sweep, tmp_path):
     done = run_tool("sweep", *sweep, "--jobs", 2)
     assert done.code == 0, done.err
@@ -76,7 +97,8 @@ def test_it_runs_what_is_missing_and_says_what_came_out(run_tool, sweep, tmp_pat
     assert "| OVeNet | 1 |" in listed.out
 
 
-def test_one_process_trains_as_many_do_and_runs_start_from_others(run_tool, sweep, tmp_path):
+@pytest.mark.usefixtures("forked_workers")
+def test_one_process_trains_as_many_do_and_runs_start_from_others(run_tool, run_fork, sweep, tmp_path):
     """Weights to the bit, and a network whose base is gone is trained on from the same base, made again."""
     content = yaml.safe_load(sweep[0].read_text())
     content["SEEDS"] = [1]
@@ -89,8 +111,8 @@ def test_one_process_trains_as_many_do_and_runs_start_from_others(run_tool, swee
     (start,) = folder.glob("base-seed1-*/camvid/tiny/best.pth")
     fresh = ["--cfg", sweep[0].with_name("tiny.yaml"), "SEED", "1", "OUTPUT_DIR", tmp_path / "alone"]
     fresh += ["MODEL.BACKBONE.PRETRAINED", start, "MODEL.SEED.NAME", "neck", "MODEL.SEED.PROJECTION", "4"]
-    alone = subprocess.run([sys.executable, "tools/train.py", *map(str, fresh)], cwd=ROOT, capture_output=True)
-    assert alone.returncode == 0, alone.stderr.decode()
+    alone = run_fork("tools/train.py", *fresh)
+    assert alone.returncode == 0, alone.stderr
     (together,) = folder.glob("on-seed1-*/camvid/tiny/best.pth")
     states = [read_weights(str(path)) for path in (tmp_path / "alone/camvid/tiny/best.pth", together)]
     assert states[0].keys() == states[1].keys()

@@ -172,26 +172,34 @@ def test_training_starts_from_files(run_tool, experiment, tmp_path):
         assert torch.allclose(value, trained[name.replace("seed.tail.", "backbone.")], atol=1e-6), name
 
 
-def free_port() -> int:
-    """A port that is free now, and most likely still in a moment."""
+@pytest.fixture(
+    params=[
+        "forks",
+        pytest.param("torch.distributed.launch", marks=pytest.mark.slow),
+        pytest.param("torch.distributed.run", marks=pytest.mark.slow),
+    ]
+)
+def run_two(request, run_fork, run_ranks):
+    """Runs a program as two processes, by a launcher or as one would start them; gives the results of each start."""
+    if request.param == "forks":
+        return lambda *command: run_ranks(2, *command)
+    launch = ("-m", request.param, "--nproc_per_node=2")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port = probe.getsockname()[1]  # free now, and most likely still in a moment
+    launch += ("--standalone",) if request.param == "torch.distributed.run" else (f"--master_port={port}",)
+    return lambda *command: [run_fork(*launch, *command)]
 
 
-@pytest.mark.parametrize(
-    "launcher", ["torch.distributed.launch", pytest.param("torch.distributed.run", marks=pytest.mark.slow)]
-)
-def test_two_processes_train_and_test(run_fork, run_tool, experiment, launcher, tmp_path):
+def test_two_processes_train_and_test(run_two, run_tool, experiment):
     config, run_dir = experiment
-    launch = ("-m", launcher, "--nproc_per_node=2")
-    launch += ("--standalone",) if launcher == "torch.distributed.run" else (f"--master_port={free_port()}",)
-    trained = run_fork(*launch, "tools/train.py", "--cfg", config, "TRAIN.BATCH_SIZE_PER_GPU", 1)
-    assert trained.returncode == 0, trained.stderr
-    assert "3 iterations each, 2 process(es)" in trained.stderr
-    assert trained.stderr.count("done: best mIoU") == 1
-    tested = run_fork(*launch, "tools/test.py", "--cfg", config, "OUTPUT_DIR", run_dir.parents[1])
-    assert tested.returncode == 0, tested.stderr
+    trained = run_two("tools/train.py", "--cfg", config, "TRAIN.BATCH_SIZE_PER_GPU", 1)
+    said = "".join(done.stderr for done in trained)
+    assert {done.returncode for done in trained} == {0}, said
+    assert "3 iterations each, 2 process(es)" in said
+    assert said.count("done: best mIoU") == 1
+    tested = run_two("tools/test.py", "--cfg", config, "OUTPUT_DIR", run_dir.parents[1])
+    assert {done.returncode for done in tested} == {0}, "".join(done.stderr for done in tested)
     two = json.loads((run_dir / "test/val_best_s1/results.json").read_text())
     assert run_tool("test", "--cfg", config).code == 0
     one = json.loads((run_dir / "test/val_best_s1/results.json").read_text())

@@ -2,17 +2,17 @@
 
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests import forking
 
 from ovenet.errors import UserError
 from ovenet.utils import distributed
-from ovenet.utils.cli import command_environment, run_main
+from ovenet.utils.cli import run_main
 from ovenet.utils.seeding import sample_rng, seed_everything
 
 
@@ -128,16 +128,17 @@ def test_no_value_error_is_raised_for_users():
 
 
 @pytest.mark.parametrize("lines", [1, 20000])
-def test_a_reader_that_has_enough_is_no_error(lines):
+def test_a_reader_that_has_enough_is_no_error(tmp_path, lines):
     """As in ``ovenet config … | head -1``; one line stays in the buffer until the end, many do not."""
-    code = f"from ovenet.utils.cli import run_main; run_main(lambda: print(*['a line'] * {lines}, sep=chr(10)))"
+    script = tmp_path / "print.py"
+    script.write_text(
+        f"from ovenet.utils.cli import run_main; run_main(lambda: print(*['a line'] * {lines}, sep=chr(10)))"
+    )
     reader, writer = os.pipe()
     os.close(reader)  # before a line is written, so that none can be
     with os.fdopen(writer, "wb") as pipe:
-        done = subprocess.run(
-            [sys.executable, "-c", code], stdout=pipe, stderr=subprocess.PIPE, env=command_environment()
-        )
-    assert (done.returncode, done.stderr) == (141, b"")
+        done = forking.run([script], stdout=pipe)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_pipe_of_another_kind_that_breaks_is_one(capsys):

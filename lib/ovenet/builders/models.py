@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from yacs.config import CfgNode
 
 from ovenet.config import check_parts
@@ -19,6 +18,7 @@ from ovenet.models.settings import NO_SEED
 from ovenet.models.weight_files import read_weights
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch
 from ovenet.utils.logging import get_logger
+from ovenet.utils.meta import meta_device
 
 
 def build_model(cfg: CfgNode) -> Segmentor:
@@ -51,7 +51,7 @@ def build_model(cfg: CfgNode) -> Segmentor:
 
 def model_on_meta(cfg: CfgNode) -> Segmentor:
     """The network on PyTorch's meta device: shapes and attributes, no memory for weights."""
-    with torch.device("meta"):
+    with meta_device():
         return build_model(cfg)
 
 

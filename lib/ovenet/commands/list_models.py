@@ -12,6 +12,7 @@ import torch
 import ovenet
 from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.cost import count_multiply_adds, count_parameters
+from ovenet.utils.meta import meta_device
 
 NUM_CLASSES = 19
 NUM_RUNS = 5
@@ -46,7 +47,7 @@ def main() -> None:
 def row(name: str, args: argparse.Namespace) -> str:
     """The line of one backbone, with the head and the seed."""
     size = tuple(args.size)
-    with torch.device("meta"):
+    with meta_device():
         model = build_segmentor(name, num_classes=NUM_CLASSES, head=args.head, seed=args.seed).eval()
     millions = [count_parameters(part) / 1e6 for part in (model.backbone, model)]
     cells = [

@@ -94,7 +94,9 @@ def default_config() -> CfgNode:
         *sections, name = key.name.split(".")
         node = root
         for part in sections:
-            node = node.setdefault(part, CfgNode())
+            if part not in node:
+                node[part] = CfgNode()
+            node = node[part]
         node[name] = list(key.default) if isinstance(key.default, list) else key.default
     return root
 

@@ -32,9 +32,23 @@ def count_multiply_adds(model: nn.Module, height: int, width: int) -> int:
         width: image width in pixels.
     """
     device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, _FastShapes(), torch.no_grad():
         model(torch.empty(1, 3, height, width, device=device))
     return counter.get_total_flops() // 2
+
+
+class _FastShapes(TorchDispatchMode):
+    """Gives the results of operations that are not counted, and whose shapes PyTorch takes long to find on meta."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if args and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            if func is torch.ops.aten.native_batch_norm.default:
+                return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+            if func is torch.ops.aten.upsample_bilinear2d.default:
+                return args[0].new_empty((*args[0].shape[:2], *args[1]))
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

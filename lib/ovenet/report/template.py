@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +57,22 @@ def colours(names: Sequence[str], palette: Sequence[Sequence[int]], longest: flo
     """Colours of classes, offsets (up to the longest) and confidence."""
     import matplotlib as mpl  # takes half a second
 
-    axis = torch.linspace(-longest, longest, 2 * _WHEEL_RADIUS + 1)
-    wheel = colorize_offset(torch.stack(torch.meshgrid(axis, axis, indexing="xy")), longest)
     cividis = (mpl.colormaps["cividis"](np.arange(256))[:, :3] * 255).round().astype(int)
     return {
         "classes": list(names),
         "palette": [list(color) for color in palette],
         "safe_palette": [_safe_color(index) for index in range(len(names))],
         "cividis": cividis.tolist(),
-        "wheel": encode_webp(wheel.permute(1, 2, 0).numpy()),
+        "wheel": _wheel(longest),
     }
+
+
+@cache
+def _wheel(longest: float) -> str:
+    """The picture of the colours of offsets up to the longest, which each page asks for twice."""
+    axis = torch.linspace(-longest, longest, 2 * _WHEEL_RADIUS + 1)
+    wheel = colorize_offset(torch.stack(torch.meshgrid(axis, axis, indexing="xy")), longest)
+    return encode_webp(wheel.permute(1, 2, 0).numpy())
 
 
 def _safe_color(index: int) -> list[int]:

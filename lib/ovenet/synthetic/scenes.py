@@ -25,6 +25,7 @@ ROAD, SIDEWALK, BUILDING, WALL, FENCE, TERRAIN, SKY = 7, 8, 11, 12, 13, 22, 23
 EGO_VEHICLE = 1
 SPLIT_NUMBERS = {"train": 0, "val": 1, "test": 2}
 CITY = "drawnville"
+_SCENES_AT_ONCE = 4  # of a process
 Draw = Callable[[Canvas, float], None]  # draws one object at a depth
 
 
@@ -41,16 +42,25 @@ def write_dataset(folder: Path, counts: dict[str, int], *, size: Size, seed: int
         The path of each scene's image once it is written.
     """
     scenes = [(folder, split, number, size, seed) for split, count in counts.items() for number in range(count)]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_write_scene, scenes, chunksize=4)
+    num_missing = sum(not all(path.exists() for path in _paths(*scene[:3], seed)) for scene in scenes)
+    if num_missing <= _SCENES_AT_ONCE:  # drawn before another process would have started
+        yield from map(_write_scene, scenes)
+        return
+    # one thread each, as the processes already share the cores
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+        yield from pool.map(_write_scene, scenes, chunksize=_SCENES_AT_ONCE)
+
+
+def _paths(folder: Path, split: str, number: int, seed: int) -> tuple[Path, Path]:
+    """Files of a scene's image and label."""
+    stem = f"{CITY}_{number:06d}_{seed:06d}"
+    image = folder / "leftImg8bit" / split / CITY / f"{stem}_leftImg8bit.png"
+    return image, folder / "gtFine" / split / CITY / f"{stem}_gtFine_labelIds.png"
 
 
 def _write_scene(scene: tuple[Path, str, int, Size, int]) -> Path:
     folder, split, number, size, seed = scene
-    cv2.setNumThreads(0)  # the processes already share the cores
-    stem = f"{CITY}_{number:06d}_{seed:06d}"
-    image_path = folder / "leftImg8bit" / split / CITY / f"{stem}_leftImg8bit.png"
-    label_path = folder / "gtFine" / split / CITY / f"{stem}_gtFine_labelIds.png"
+    image_path, label_path = _paths(folder, split, number, seed)
     if not (image_path.exists() and label_path.exists()):
         image, ids = draw_scene(size, np.random.default_rng([seed, SPLIT_NUMBERS[split], number]))
         for path, pixels in ((image_path, image), (label_path, ids)):

