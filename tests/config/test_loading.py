@@ -11,7 +11,7 @@ from tests.conftest import tiny_settings
 from tests.shipped import experiment_name, shipped
 
 from ovenet.config import check_parts, default_config, flatten, load_config
-from ovenet.config.compat import INERT_KEYS, TRANSLATED
+from ovenet.config.compat import INERT_KEYS, REMOVED_KEYS, TRANSLATED
 from ovenet.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,6 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
             ["MODEL.SEED.NAME", "control", "MODEL.SEED.SOURCE", "own"],
             r"LOSS\.OFFSET is 0\.3.*0 with MODEL\.SEED\.NAME control",
         ),
-        ({"LOSS": {"FUSION_WARMUP": 9}}, [], r"LOSS\.FUSION_WARMUP is 9.*0 without a seed"),
         (
             {"LOSS": {"CONFIDENCE_TARGET": "better_scores"}},
             [],
@@ -285,7 +284,7 @@ def test_lists_of_texts(write_config, text):
 
 def test_published_keys_are_no_keys_of_the_schema():
     """They stop at the door."""
-    assert not {*INERT_KEYS, *TRANSLATED} & {key for key, _ in flatten(default_config())}
+    assert not {*INERT_KEYS, *REMOVED_KEYS, *TRANSLATED} & {key for key, _ in flatten(default_config())}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=experiment_name)

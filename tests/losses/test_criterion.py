@@ -88,14 +88,6 @@ def test_weights_must_fit_the_outputs():
         SegmentationCriterion(ignore_label=255, output_weights=(0.4, 1))(constant_output(0.8, 0.8, 0.8, 0.5), LABELS)
 
 
-@pytest.mark.parametrize(("iteration", "share"), [(0, 0.0), (25, 0.25), (100, 1.0), (500, 1.0), (None, 1.0)])
-def test_the_loss_of_the_fused_scores_fades_in(iteration, share):
-    criterion = SegmentationCriterion(LossSettings(fusion_warmup=100), ignore_label=255)
-    loss = criterion(constant_output(0.25, 0.5, 0.8, 0.1), LABELS, iteration=iteration)
-    first = share * math.log(1.25) + (1 - share) * math.log(4)
-    assert loss.total.item() == pytest.approx(first + 0.5 * (math.log(4) + math.log(2)) + math.log(10), abs=1e-5)
-
-
 @pytest.mark.parametrize(("initial", "seed", "expected"), [(0.3, 0.6, math.log(10)), (0.6, 0.3, -math.log(0.9))])
 def test_the_confidence_may_learn_which_scores_are_better(initial, seed, expected):
     """A confidence of 0.1 everywhere is right where the seed's scores are worse."""

@@ -93,8 +93,12 @@ def _check_model(cfg: CfgNode) -> None:
             key = next(iter(settings))
             raise UserError(f"{where}.{key} is set, but {where}.NAME is {node.NAME!r}; name the part first")
     seed = cfg.MODEL.SEED.NAME
-    for key, default in (("LOSS.FUSION_WARMUP", 0), ("LOSS.CONFIDENCE_TARGET", "same_class")):
-        require(seed != NO_SEED or _get(cfg, key) == default, key, cfg, f"{default!r} without a seed")
+    require(
+        seed != NO_SEED or cfg.LOSS.CONFIDENCE_TARGET == "same_class",
+        "LOSS.CONFIDENCE_TARGET",
+        cfg,
+        "'same_class' without a seed",
+    )
     require(
         not cfg.MODEL.SEED.PRETRAINED or seed == "fork",
         "MODEL.SEED.PRETRAINED",

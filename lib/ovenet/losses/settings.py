@@ -54,9 +54,6 @@ class LossSettings:
     boundary_width: int = setting(
         4, "pixels within this many rows and columns of another class are near a border", at_least=1
     )
-    fusion_warmup: int = setting(
-        0, "iterations over which the fused loss ramps linearly from L(S_i) to L(S_f); 0 for none", at_least=0
-    )
     backend: str = setting(
         "auto",
         "implementation of the loss; all give the same result, triton needs CUDA",
