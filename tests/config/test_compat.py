@@ -161,7 +161,9 @@ def test_keys_of_earlier_versions_are_read_under_their_new_names(tmp_path):
     assert (cfg.LOSS.BACKEND, cfg.TEST.FUSE_CONV_BN) == ("plain", False)
 
 
-@pytest.mark.parametrize(("key", "off", "on"), [("LOSS.FUSION_WARMUP", 0, 240)])
+@pytest.mark.parametrize(
+    ("key", "off", "on"), [("LOSS.FUSION_WARMUP", 0, 240), ("MODEL.SEED.CONFIDENCE_SEES_SCORES", False, True)]
+)
 def test_a_setting_that_was_removed_may_still_be_off(write_config, key, off, on):
     """As every checkpoint of then has it. Switched on it is refused, wherever it stands."""
     seed = {"MODEL": {"SEED": {"NAME": "neck"}}}

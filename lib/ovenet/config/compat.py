@@ -46,7 +46,7 @@ _WORDS = ("cls", "aux", "ocr", "last_layer", "head", "offset", "offset_layer")  
 RENAMED_KEYS = {"LOSS.ENGINE": "LOSS.BACKEND", "TEST.FOLD_BATCHNORM": "TEST.FUSE_CONV_BN"}
 
 # Keys of settings that are gone, and the one value of each that changes nothing: checkpoints of then have every key.
-REMOVED_KEYS: dict[str, Any] = {"LOSS.FUSION_WARMUP": 0}
+REMOVED_KEYS: dict[str, Any] = {"LOSS.FUSION_WARMUP": 0, "MODEL.SEED.CONFIDENCE_SEES_SCORES": False}
 _COMMIT_WITH_REMOVED_KEYS = "7755ad6"
 
 # Inert keys, and what to do instead.
