@@ -101,11 +101,6 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
         ({"TRAIN": {"IGNORE_LABEL": 3}}, [], r"TRAIN\.IGNORE_LABEL is 3.*outside the classes 0 to 18"),
         ({"TRAIN": {"END_EPOCH": 0}}, [], r"TRAIN\.END_EPOCH is 0.*more than TRAIN\.BEGIN_EPOCH"),
         ({"TRAIN": {"ITERATIONS": 9, "EXTRA_EPOCH": 2}}, [], r"EXTRA_EPOCH is 2.*0 with TRAIN\.ITERATIONS"),
-        (
-            {"LOSS": {"OFFSET_TARGET": "right_pixel"}},
-            [],
-            r"LOSS\.OFFSET_TARGET.*'right_pixel'; .* without LOSS\.OFFSET",
-        ),
         ({"LOSS": {"OFFSET": 0.3}}, [], r"LOSS\.OFFSET is 0\.3.*0 with MODEL\.SEED\.NAME none"),
         (
             {"LOSS": {"OFFSET": 0.3}},

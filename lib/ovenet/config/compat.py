@@ -46,7 +46,11 @@ _WORDS = ("cls", "aux", "ocr", "last_layer", "head", "offset", "offset_layer")  
 RENAMED_KEYS = {"LOSS.ENGINE": "LOSS.BACKEND", "TEST.FOLD_BATCHNORM": "TEST.FUSE_CONV_BN"}
 
 # Keys of settings that are gone, and the one value of each that changes nothing: checkpoints of then have every key.
-REMOVED_KEYS: dict[str, Any] = {"LOSS.FUSION_WARMUP": 0, "MODEL.SEED.CONFIDENCE_SEES_SCORES": False}
+REMOVED_KEYS: dict[str, Any] = {
+    "LOSS.FUSION_WARMUP": 0,
+    "LOSS.OFFSET_TARGET": "same_class",  # beside LOSS.OFFSET 0
+    "MODEL.SEED.CONFIDENCE_SEES_SCORES": False,
+}
 _COMMIT_WITH_REMOVED_KEYS = "7755ad6"
 
 # Inert keys, and what to do instead.
@@ -119,7 +123,8 @@ def without_removed(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         UserError: one of them is switched on.
     """
-    for key, off in REMOVED_KEYS.items():
+    left = {"LOSS.OFFSET_TARGET": "interior"} if content.get("LOSS.OFFSET") else {}  # the target that is left
+    for key, off in (REMOVED_KEYS | left).items():
         if content.get(key, off) != off:
             raise UserError(
                 f"{source}: {key} is {content[key]!r}, a setting that is gone; leave it away, or use commit "

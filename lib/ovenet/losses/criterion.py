@@ -184,13 +184,8 @@ class SegmentationCriterion(nn.Module):
     def _offset_loss(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
         """Loss of the offsets."""
         assert output.offset is not None
-        offset, scores, ignored = output.offset, output.initial[-1], self.ignore_label
-        if self.settings.offset_target == "right_pixel":
-            return functional.mean(*functional.right_pixel_loss(offset, scores, labels, ignore_label=ignored))
-        if self.settings.offset_target == "interior":
-            return functional.mean(*interior_loss(self._at_label_size(offset, labels), labels, ignore_label=ignored))
-        num_classes = scores.shape[1]
-        return functional.mean(*functional.offset_loss(offset, labels, num_classes=num_classes, ignore_label=ignored))
+        offset = self._at_label_size(output.offset, labels)
+        return functional.mean(*interior_loss(offset, labels, ignore_label=self.ignore_label))
 
     def _point_loss(self, points: PointOutput, labels: Tensor) -> Tensor:
         """Cross-entropy at the points, each with the label of its nearest pixel."""
