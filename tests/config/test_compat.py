@@ -1,10 +1,12 @@
 """Published files and configs of version 1, in the present schema."""
 
+from functools import reduce
+
 import pytest
 import torch
 
 from ovenet.builders import build_model
-from ovenet.config import load_config, load_config_text
+from ovenet.config import load_config, load_config_text, present_settings
 from ovenet.errors import UserError
 from ovenet.utils.meta import meta_device
 
@@ -158,6 +160,43 @@ def test_keys_of_earlier_versions_are_read_under_their_new_names(tmp_path):
     path.write_text("LOSS: {ENGINE: plain}\n")
     cfg = load_config(path, ["TEST.FOLD_BATCHNORM", "False"])
     assert (cfg.LOSS.BACKEND, cfg.TEST.FUSE_CONV_BN) == ("plain", False)
+
+
+@pytest.mark.parametrize(
+    ("key", "off", "on"),
+    [
+        ("LOSS.FUSION_WARMUP", 0, 240),
+        ("LOSS.OFFSET_TARGET", "same_class", "right_pixel"),
+        ("MODEL.SEED.CONFIDENCE_SEES_SCORES", False, True),
+    ],
+)
+def test_a_setting_that_was_removed_may_still_be_off(write_config, key, off, on):
+    """As every checkpoint of then has it. Switched on it is refused, wherever it stands."""
+    seed = {"MODEL": {"SEED": {"NAME": "neck"}}}
+    plain = load_config(write_config(seed))
+    *sections, name = key.split(".")
+    section = reduce(lambda node, part: node.setdefault(part, {}), sections, seed)
+    section[name] = off
+    path = write_config(seed, "old.yaml")
+    assert load_config(path) == load_config_text(path.read_text(), "old.pth") == load_config(path, [key, str(off)])
+    assert load_config(path) == plain
+    saved = {key: off, "MODEL.SEED.NAME": "neck"}
+    assert present_settings(saved, {"MODEL.SEED.NAME": "neck"}) == {"MODEL.SEED.NAME": "neck"}
+    with pytest.raises(UserError, match=rf"^the command line: {key} is {on!r}, .*leave it away.*commit"):
+        load_config(path, [key, str(on)])
+    section[name] = on
+    with pytest.raises(UserError, match=rf"^old\.pth: {key} is {on!r}, .*leave it away.*commit"):
+        load_config_text(write_config(seed, "on.yaml").read_text(), "old.pth")
+
+
+def test_the_loss_of_the_offsets_is_the_one_that_is_left(write_config):
+    """What a weight alone meant before is another loss now: only configs that name the target tell."""
+    seed = {"MODEL": {"SEED": {"NAME": "neck"}}}
+    path = write_config(seed | {"LOSS": {"OFFSET": 0.3, "OFFSET_TARGET": "interior"}})
+    assert load_config(path) == load_config(write_config(seed | {"LOSS": {"OFFSET": 0.3}}, "new.yaml"))
+    path = write_config(seed | {"LOSS": {"OFFSET": 0.3, "OFFSET_TARGET": "same_class"}})
+    with pytest.raises(UserError, match=r"LOSS\.OFFSET_TARGET is 'same_class', .*gone"):
+        load_config(path)
 
 
 @pytest.mark.parametrize(

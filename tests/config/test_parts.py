@@ -49,7 +49,6 @@ def model(**parts):
             (model(seed={"NAME": name}) | {"LOSS": loss}, rf"LOSS\.{key} is .*{name}")
             for name in ("crf", "dysample", "point_rend", "segfix")
             for key, loss in (
-                ("FUSION_WARMUP", {"FUSION_WARMUP": 9}),
                 ("CONFIDENCE_TARGET", {"CONFIDENCE_TARGET": "better_scores"}),
                 ("OFFSET", {"OFFSET": 0.3}),
             )

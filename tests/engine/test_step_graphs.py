@@ -10,6 +10,7 @@ from tests.engine.test_step import CPU, batch_of, make_step, parameters
 from tests.recorded_graph import RecordedGraph
 
 from ovenet.engine.step import TrainStep
+from ovenet.losses import SegmentationCriterion
 from ovenet.structures import Batch
 
 NUM_WARMUP = 3
@@ -161,8 +162,19 @@ def test_changes_of_the_pixels_are_inputs_too(small_cfg):
     assert_same(eager, graphed)
 
 
-def test_a_loss_that_changes_with_the_iteration_is_captured_when_it_has_settled(small_cfg):
-    eager, graphed = pair_of_steps(small_cfg, "LOSS.FUSION_WARMUP", 4)
+class FadingIn(SegmentationCriterion):
+    """Counts half before the fourth iteration."""
+
+    static_from_iteration = 4
+
+    def forward(self, output, labels, *, iteration=None):
+        loss = super().forward(output, labels)
+        return replace(loss, total=loss.total * (0.5 if iteration < 4 else 1.0))
+
+
+def test_a_loss_that_changes_with_the_iteration_is_captured_when_it_has_settled(small_cfg, monkeypatch):
+    monkeypatch.setattr("ovenet.builders.losses.SegmentationCriterion", FadingIn)
+    eager, graphed = pair_of_steps(small_cfg)
     run_both(eager, graphed, [[batch_of(i)] for i in range(4 + NUM_WARMUP)])
     assert graphed.passes.graphed.num_graphs == 0
     run_both(eager, graphed, [[batch_of(i)] for i in range(3)])

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from ovenet.losses import functional
 from ovenet.losses.targets import Targets
@@ -153,95 +152,3 @@ def test_losses_have_right_gradients(labels):
         return sum(functional.mean(*functional.cross_entropy(nll, targets)) for nll in (plain, mixed))
 
     assert torch.autograd.gradcheck(loss, (scores,))
-
-
-def test_the_offset_loss_equals_loops():
-    """Shares by loops: each label cell is one pixel here, blurred by two means over 5x5 (zeros outside)."""
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.randint(0, 3, (1, 7, 9), generator=generator)
-    labels[0, 2, 3:6] = 255
-    offset = torch.zeros(1, 2, 7, 9, dtype=torch.float64)
-    offset[0, 0] = 2 * 2 / 8  # two pixels to the right
-    total, count = functional.offset_loss(offset, labels, num_classes=3, ignore_label=255)
-    mass = np.zeros((3, 7, 9))
-    for y, x in np.ndindex(7, 9):
-        if labels[0, y, x] != 255:
-            mass[labels[0, y, x], y, x] = 1
-    for _ in range(2):
-        padded = np.pad(mass, ((0, 0), (2, 2), (2, 2)))
-        mass = np.array(
-            [[[padded[k, y : y + 5, x : x + 5].mean() for x in range(9)] for y in range(7)] for k in range(3)]
-        )
-    expected = []
-    for y, x in np.ndindex(7, 9):
-        if labels[0, y, x] != 255:
-            at = mass[:, y, min(x + 2, 8)]
-            expected.append(-np.log(at[labels[0, y, x]] / at.sum()))
-    assert count.item() == len(expected)
-    assert total.item() == pytest.approx(sum(expected), rel=1e-9)
-
-
-def test_the_offset_loss_points_to_the_pixels_class():
-    """Left half class 0, right half class 1: seeds next to the border are drawn inwards, by some pixels of blur."""
-    labels = (torch.arange(24) >= 12).long().expand(1, 8, 24)
-    offset = torch.zeros(1, 2, 8, 24, requires_grad=True)
-    functional.offset_loss(offset, labels, num_classes=2, ignore_label=255)[0].backward()
-    across, along = -offset.grad[0, 0], offset.grad[0, 1]
-    assert (across[:, 9:12] < 0).all()
-    assert (across[:, 12:15] > 0).all()
-    assert not across[:, :7].any()
-    assert along.abs().max() < 1e-4
-
-
-def test_the_nearest_right_pixel_by_brute_force():
-    generator = torch.Generator().manual_seed(4)
-    labels = torch.randint(0, 3, (2, 9, 11), generator=generator)
-    labels[1, 4:6] = 255
-    predicted = torch.where(torch.rand(labels.shape, generator=generator) < 0.3, labels, (labels + 1) % 3)
-    right = predicted == labels
-    right[labels == 255] = False
-    target, found = functional.nearest_right_pixel(labels, right, ignore_label=255)
-    radius = functional.SEARCH_RADIUS
-    for b, y, x in np.ndindex(*labels.shape):
-        distances = [
-            (v - y) ** 2 + (u - x) ** 2
-            for v, u in np.ndindex(9, 11)
-            if right[b, v, u] and labels[b, v, u] == labels[b, y, x] and (v - y) ** 2 + (u - x) ** 2 <= radius**2
-        ]
-        assert found[b, y, x].item() == bool(distances)
-        if distances:
-            dx, dy = target[b, :, y, x].tolist()
-            assert dx**2 + dy**2 == min(distances)
-            assert right[b, y + int(dy), x + int(dx)]
-            assert labels[b, y + int(dy), x + int(dx)] == labels[b, y, x]
-
-
-def test_seeds_of_wrong_pixels_are_drawn_to_right_ones():
-    """A row of class 1 whose last two pixels are predicted as 0: their seeds belong 1 and 2 cells to the left."""
-    labels = torch.ones(1, 1, 6, dtype=torch.long)
-    scores = F.one_hot(torch.tensor([[[1, 1, 1, 1, 0, 0]]]), 2).movedim(-1, 1).float()
-    offset = torch.zeros(1, 2, 1, 6, requires_grad=True)
-    total, count = functional.right_pixel_loss(offset, scores, labels, ignore_label=255)
-    assert (total.item(), count.item()) == (pytest.approx(3.0), 2)
-    total.backward()
-    assert (offset.grad[0, 0, 0] > 0).tolist() == [False, False, False, False, True, True]
-    there = torch.zeros(1, 2, 1, 6)
-    there[0, 0, 0, 4:] = -torch.tensor([1.0, 2.0]) * 2 / 5  # the width of six spans 2, from centre to centre
-    assert functional.right_pixel_loss(there, scores, labels, ignore_label=255)[0].item() == pytest.approx(0, abs=1e-6)
-
-
-def test_the_right_pixel_loss_of_nothing_is_zero_with_a_gradient():
-    offset = torch.zeros(1, 2, 4, 5, requires_grad=True)
-    scores = torch.zeros(1, 3, 4, 5)
-    total, count = functional.right_pixel_loss(offset, scores, torch.full((1, 16, 20), 255), ignore_label=255)
-    assert total.item() == count.item() == 0
-    total.backward()
-    assert not offset.grad.any()
-
-
-def test_the_offset_loss_of_nothing_is_zero_with_a_gradient():
-    offset = torch.zeros(1, 2, 4, 5, requires_grad=True)
-    total, count = functional.offset_loss(offset, torch.full((1, 16, 20), 255), num_classes=3, ignore_label=255)
-    assert total.item() == count.item() == 0
-    total.backward()
-    assert not offset.grad.any()

@@ -55,11 +55,6 @@ def _queries(cfg: CfgNode) -> QueryLoss | None:
             )
         if class_weights(cfg, dataset_info(cfg)) is not None:
             get_logger().warning("the %s head has no use for class weights; LOSS.CLASS_BALANCE is ignored", head)
-    if cfg.LOSS.FUSION_WARMUP:
-        raise UserError(
-            f"LOSS.FUSION_WARMUP is {cfg.LOSS.FUSION_WARMUP}, but the {head} head has no loss of the initial scores to "
-            "begin with; set 0"
-        )
     return QueryLoss(cfg.DATASET.NUM_CLASSES, ignore_label=cfg.TRAIN.IGNORE_LABEL)
 
 

@@ -45,12 +45,6 @@ def check_config(cfg: CfgNode) -> None:
         cfg,
         f"0 with TRAIN.ITERATIONS, which is {cfg.TRAIN.ITERATIONS}: extra epochs follow TRAIN.END_EPOCH alone",
     )
-    require(
-        cfg.LOSS.OFFSET_TARGET == "same_class" or cfg.LOSS.OFFSET > 0,
-        "LOSS.OFFSET_TARGET",
-        cfg,
-        "'same_class' without LOSS.OFFSET, the weight of that loss, which is 0",
-    )
     require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
     require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")
     _check_sizes(cfg)
@@ -93,8 +87,12 @@ def _check_model(cfg: CfgNode) -> None:
             key = next(iter(settings))
             raise UserError(f"{where}.{key} is set, but {where}.NAME is {node.NAME!r}; name the part first")
     seed = cfg.MODEL.SEED.NAME
-    for key, default in (("LOSS.FUSION_WARMUP", 0), ("LOSS.CONFIDENCE_TARGET", "same_class")):
-        require(seed != NO_SEED or _get(cfg, key) == default, key, cfg, f"{default!r} without a seed")
+    require(
+        seed != NO_SEED or cfg.LOSS.CONFIDENCE_TARGET == "same_class",
+        "LOSS.CONFIDENCE_TARGET",
+        cfg,
+        "'same_class' without a seed",
+    )
     require(
         not cfg.MODEL.SEED.PRETRAINED or seed == "fork",
         "MODEL.SEED.PRETRAINED",

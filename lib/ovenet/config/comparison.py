@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from yacs.config import CfgNode
 
-from ovenet.config.compat import RENAMED_KEYS
+from ovenet.config.compat import REMOVED_KEYS, RENAMED_KEYS
 from ovenet.config.loading import load_config_text
 from ovenet.config.schema import default_config
 from ovenet.fields import flatten
@@ -32,7 +32,8 @@ def present_settings(saved: Mapping[str, Any], settings: Mapping[str, Any]) -> d
     """
     usual = flat_settings(default_config())
     renamed = {RENAMED_KEYS.get(key, key): value for key, value in saved.items()}
-    kept = {key: value for key, value in renamed.items() if key in settings or key not in usual}
+    there = {key: value for key, value in renamed.items() if (key, value) not in REMOVED_KEYS.items()}
+    kept = {key: value for key, value in there.items() if key in settings or key not in usual}
     return {key: usual[key] for key in settings if key in usual} | kept
 
 

@@ -45,6 +45,14 @@ _WORDS = ("cls", "aux", "ocr", "last_layer", "head", "offset", "offset_layer")  
 # Present names of keys in earlier configs of this project, which checkpoints carry.
 RENAMED_KEYS = {"LOSS.ENGINE": "LOSS.BACKEND", "TEST.FOLD_BATCHNORM": "TEST.FUSE_CONV_BN"}
 
+# Keys of settings that are gone, and the one value of each that changes nothing: checkpoints of then have every key.
+REMOVED_KEYS: dict[str, Any] = {
+    "LOSS.FUSION_WARMUP": 0,
+    "LOSS.OFFSET_TARGET": "same_class",  # beside LOSS.OFFSET 0
+    "MODEL.SEED.CONFIDENCE_SEES_SCORES": False,
+}
+_COMMIT_WITH_REMOVED_KEYS = "7755ad6"
+
 # Inert keys, and what to do instead.
 INERT_KEYS: dict[str, str] = {
     "GPUS": "the number of processes decides: torchrun --nproc_per_node=N",
@@ -103,6 +111,26 @@ TRANSLATED_TYPES: dict[str, Any] = {
     **{key: tuple[int, ...] if isinstance(value, list) else type(value) for key, value in TRANSLATED.items()},
     KEYWORDS: tuple[str, ...],
 }
+
+
+def without_removed(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A source's values without the keys of settings that are gone.
+
+    Args:
+        content: values by key.
+        source: name of the source, for the message.
+
+    Raises:
+        UserError: one of them is switched on.
+    """
+    left = {"LOSS.OFFSET_TARGET": "interior"} if content.get("LOSS.OFFSET") else {}  # the target that is left
+    for key, off in (REMOVED_KEYS | left).items():
+        if content.get(key, off) != off:
+            raise UserError(
+                f"{source}: {key} is {content[key]!r}, a setting that is gone; leave it away, or use commit "
+                f"{_COMMIT_WITH_REMOVED_KEYS}, which has it"
+            )
+    return {key: value for key, value in content.items() if key not in REMOVED_KEYS}
 
 
 def present_value(key: str, value: Any, source: str) -> Any:

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 
 from ovenet.config import compat
 from ovenet.config.checks import check_config
-from ovenet.config.compat import INERT_KEYS, RENAMED_KEYS, TRANSLATED_TYPES, Setting
+from ovenet.config.compat import INERT_KEYS, REMOVED_KEYS, RENAMED_KEYS, TRANSLATED_TYPES, Setting
 from ovenet.config.merging import PART_SECTIONS, SettingsMerger, is_argument
 from ovenet.config.schema import KEYS, VERSION, default_config
 from ovenet.config.yaml_file import parse_yaml, read_yaml
@@ -131,25 +131,25 @@ def _assemble(files: list[Source], overrides: Sequence[str], dump: str = "") -> 
 
 
 def _all_sources(files: list[Source], overrides: Sequence[str], *, is_dump: bool = False) -> list[Source]:
-    """Files and overrides, under the present names of the keys."""
+    """Files and overrides, under the present names of the keys, without those of settings that are gone."""
     sources = []
     for source, content in files:
         if not is_dump and compat.shortens_validation(content):
             content = {"TRAIN.EVAL_NUM_SAMPLES" if k == "TEST.NUM_SAMPLES" else k: v for k, v in content.items()}
-        sources.append((source, _under_present_names(content, source)))
+        sources.append((source, _as_present_keys(content, source)))
     for source, content in sources:
         for key in content:
             _require_known(key, source)
-    return [*sources, (COMMAND_LINE, _under_present_names(dict(_parse_overrides(overrides)), COMMAND_LINE))]
+    return [*sources, (COMMAND_LINE, _as_present_keys(dict(_parse_overrides(overrides)), COMMAND_LINE))]
 
 
-def _under_present_names(content: dict[str, Any], source: str) -> dict[str, Any]:
+def _as_present_keys(content: dict[str, Any], source: str) -> dict[str, Any]:
     for old, new in RENAMED_KEYS.items():
         if old in content and content.get(new, content[old]) != content[old]:
             raise UserError(
                 f"{source}: {old} is {content[old]!r}, but {new}, its name now, is {content[new]!r}; leave one away"
             )
-    return {RENAMED_KEYS.get(key, key): value for key, value in content.items()}
+    return compat.without_removed({RENAMED_KEYS.get(key, key): value for key, value in content.items()}, source)
 
 
 def _merge(sources: list[Source]) -> tuple[dict[str, Setting], dict[str, Setting], Mapping[str, Setting]]:
@@ -203,7 +203,7 @@ def _literal(text: str) -> Any:
 
 
 def _require_known(key: str, source: str) -> None:
-    if key in TYPES or key in INERT_KEYS or is_argument(key):
+    if key in TYPES or key in INERT_KEYS or key in REMOVED_KEYS or is_argument(key):
         return
     names = {*TYPES, *INERT_KEYS}
     guess = nearest(key, names)

@@ -44,13 +44,12 @@ def check_parts(cfg: CfgNode) -> None:
         cfg,
         f"0 with MODEL.SEED.NAME {seed}, which predicts no offsets",
     )
-    for key, default in (("FUSION_WARMUP", 0), ("CONFIDENCE_TARGET", "same_class")):
-        require(
-            cfg.LOSS[key] == default or seed == NO_SEED or SEEDS[seed].has_fusion,
-            f"LOSS.{key}",
-            cfg,
-            f"{default!r} with MODEL.SEED.NAME {seed}, which learns no confidence",
-        )
+    require(
+        cfg.LOSS.CONFIDENCE_TARGET == "same_class" or seed == NO_SEED or SEEDS[seed].has_fusion,
+        "LOSS.CONFIDENCE_TARGET",
+        cfg,
+        f"'same_class' with MODEL.SEED.NAME {seed}, which learns no confidence",
+    )
     num_outputs = HEADS[head].num_outputs
     require(
         len(cfg.LOSS.BALANCE_WEIGHTS) in (0, num_outputs) and all(weight >= 0 for weight in cfg.LOSS.BALANCE_WEIGHTS),

@@ -77,7 +77,7 @@ class SegmentationCriterion(nn.Module):
     @property
     def static_from_iteration(self) -> int:
         """First iteration from which the loss no longer changes with the iteration."""
-        return max(self.settings.fusion_warmup, 0 if self.contrast is None else self.contrast.start)
+        return 0 if self.contrast is None else self.contrast.start
 
     def forward(self, output: OVeNetOutput, labels: Tensor, *, iteration: int | None = None) -> LossTerms:
         """Loss of one batch.
@@ -111,7 +111,7 @@ class SegmentationCriterion(nn.Module):
         terms |= self._semantic_terms(predictions, targets, output.score_kind)
         if output.has_seed:
             terms["confidence"] = self._confidence_loss(output, targets, labels)
-            total = total + self._fused_term(terms, iteration)
+            total = total + terms["fused"]
             total = total + self.settings.kappa * sum(terms[name] for name in predictions if name != "fused")
             total = total + self.settings.lambda_ * terms["confidence"]
             if self.settings.offset:
@@ -164,12 +164,6 @@ class SegmentationCriterion(nn.Module):
         by_prediction = (by_map.view(-1, num_outputs) * self.output_weights).sum(dim=1)
         return dict(zip(predictions, by_prediction.unbind(), strict=True))
 
-    def _fused_term(self, terms: dict[str, Tensor], iteration: int | None) -> Tensor:
-        """``L(S_f)``; during the warm-up, its interpolation with ``L(S_i)``."""
-        if iteration is None or iteration >= self.settings.fusion_warmup or "initial" not in terms:
-            return terms["fused"]
-        return torch.lerp(terms["initial"], terms["fused"], iteration / self.settings.fusion_warmup)
-
     def _confidence_loss(self, output: OVeNetOutput, targets: Targets, labels: Tensor) -> Tensor:
         """``L_F``."""
         assert output.confidence is not None
@@ -190,13 +184,8 @@ class SegmentationCriterion(nn.Module):
     def _offset_loss(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
         """Loss of the offsets."""
         assert output.offset is not None
-        offset, scores, ignored = output.offset, output.initial[-1], self.ignore_label
-        if self.settings.offset_target == "right_pixel":
-            return functional.mean(*functional.right_pixel_loss(offset, scores, labels, ignore_label=ignored))
-        if self.settings.offset_target == "interior":
-            return functional.mean(*interior_loss(self._at_label_size(offset, labels), labels, ignore_label=ignored))
-        num_classes = scores.shape[1]
-        return functional.mean(*functional.offset_loss(offset, labels, num_classes=num_classes, ignore_label=ignored))
+        offset = self._at_label_size(output.offset, labels)
+        return functional.mean(*interior_loss(offset, labels, ignore_label=self.ignore_label))
 
     def _point_loss(self, points: PointOutput, labels: Tensor) -> Tensor:
         """Cross-entropy at the points, each with the label of its nearest pixel."""

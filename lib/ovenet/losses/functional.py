@@ -7,17 +7,12 @@ positions are ``(x, y)`` in normalised units: the image spans ``[-1, 1]``.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ovenet.geometry import at_least_float32, lookup_labels, sample_bilinear, seed_position, spatial_size
+from ovenet.geometry import at_least_float32, lookup_labels, seed_position
 from ovenet.losses.targets import Targets
-from ovenet.structures import ScoreKind, Size
+from ovenet.structures import ScoreKind
 
-_BLUR = 5  # width of the blur in pixels of the offset map
-SEARCH_RADIUS = 8  # largest distance from a wrong to a correct pixel, in pixels of the offset map
-_SMALLEST_FRACTION = 1e-3
-_UNLABELLED, _WRONG = -(2**20), -(2**20) - 1  # below all labels
 SMALLEST_LIKELIHOOD = 1e-12  # bounds the confidence loss of a pixel by 27.6
 
 
@@ -152,89 +147,3 @@ def binary_cross_entropy(confidence: Tensor, target: Tensor, valid: Tensor) -> t
     likelihood = torch.where(target, confidence, 1.0 - confidence).clamp_min(SMALLEST_LIKELIHOOD)
     losses = -likelihood.log()
     return (losses * valid).sum(), valid.sum().to(losses.dtype)
-
-
-def offset_loss(offset: Tensor, labels: Tensor, *, num_classes: int, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """Loss of the offsets that moves seeds into regions of the pixel's own class.
-
-    It is the negative logarithm of the fraction of the pixel's class around its seed. Class fractions are computed at
-    the size of the offset map and blurred, so that the gradient reaches over several pixels.
-
-    Args:
-        offset: ``(B, 2, h, w)``.
-        labels: ``(B, H, W)``.
-        num_classes: ``K``.
-        ignore_label: label of ignored pixels.
-
-    Returns:
-        The sum over the labelled pixels, and their number.
-    """
-    size = spatial_size(offset)
-    valid = labels != ignore_label
-    one_hot = F.one_hot(labels.masked_fill(~valid, 0), num_classes).movedim(-1, 1).to(offset.dtype)
-    mass = F.adaptive_avg_pool2d(one_hot * valid.unsqueeze(1), size)
-    for _ in range(2):
-        mass = F.avg_pool2d(mass, _BLUR, stride=1, padding=_BLUR // 2)
-    sampled = sample_bilinear(mass, seed_position(offset))
-    total = sampled.sum(dim=1)
-    own = _resized_labels(labels, size)
-    counts = (own != ignore_label) & (total > 0)
-    fraction = sampled.gather(1, own.masked_fill(own == ignore_label, 0).unsqueeze(1)).squeeze(1)
-    fraction = fraction / torch.where(counts, total, torch.ones_like(total))
-    losses = -fraction.clamp_min(_SMALLEST_FRACTION).log()
-    return (losses * counts).sum(), counts.sum().to(losses.dtype)
-
-
-def right_pixel_loss(offset: Tensor, scores: Tensor, labels: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """Distance from the seed of a wrong pixel to the nearest correctly predicted pixel of the same class.
-
-    Args:
-        offset: ``(B, 2, h, w)``.
-        scores: the pixels' own scores ``(B, K, h, w)``; they receive no gradient.
-        labels: ``(B, H, W)``, resized to the offset map.
-        ignore_label: label of ignored pixels.
-
-    Returns:
-        The sum of the distances ``|x| + |y|``, in pixels of the offset map, over the wrong pixels with such a pixel
-        nearby (see `nearest_right_pixel`), and the number of these.
-    """
-    height, width = spatial_size(offset)
-    labels = _resized_labels(labels, (height, width))
-    right = (scores.argmax(dim=1) == labels) & (labels != ignore_label)
-    target, found = nearest_right_pixel(labels, right, ignore_label=ignore_label)
-    counts = found & ~right
-    x, y = (offset[:, axis] * (max(n - 1, 1) / 2) for axis, n in ((0, width), (1, height)))
-    distance = (x - target[:, 0]).abs() + (y - target[:, 1]).abs()
-    return (distance * counts).sum(), counts.sum().to(distance.dtype)
-
-
-def nearest_right_pixel(labels: Tensor, right: Tensor, *, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """Displacement to the nearest correctly predicted pixel of the same class, within `SEARCH_RADIUS`.
-
-    Args:
-        labels: ``(B, h, w)``.
-        right: ``(B, h, w)`` bool, whether the pixel is predicted correctly.
-        ignore_label: label of ignored pixels, for which none is found.
-
-    Returns:
-        Integer displacements ``(B, 2, h, w)`` in ``(x, y)`` pixels, 0 for correct pixels, and ``(B, h, w)`` bool,
-        whether there is such a pixel.
-    """
-    reach = range(-SEARCH_RADIUS, SEARCH_RADIUS + 1)
-    steps = [(x * x + y * y, x, y) for x in reach for y in reach if x * x + y * y <= SEARCH_RADIUS**2]
-    wanted = labels.masked_fill(labels == ignore_label, _UNLABELLED)
-    offered = F.pad(labels.masked_fill(~right, _WRONG), (SEARCH_RADIUS,) * 4, value=_WRONG)
-    height, width = labels.shape[-2:]
-    target = torch.zeros_like(labels).unsqueeze(1).repeat(1, 2, 1, 1)
-    found = torch.zeros_like(right)
-    for _, x, y in sorted(steps):
-        there = offered[:, SEARCH_RADIUS + y :, SEARCH_RADIUS + x :][:, :height, :width]
-        new = (there == wanted) & ~found
-        target[:, 0].masked_fill_(new, x)
-        target[:, 1].masked_fill_(new, y)
-        found |= new
-    return target, found
-
-
-def _resized_labels(labels: Tensor, size: Size) -> Tensor:
-    return F.interpolate(labels.unsqueeze(1).float(), size, mode="nearest-exact").squeeze(1).long()

@@ -39,12 +39,10 @@ class LossSettings:
         "target of the confidence: same_class is the paper's, see docs/models.md",
         one_of=("same_class", "better_scores"),
     )
-    offset: float = setting(0.0, "weight of a loss on the offsets; 0 is the paper's", at_least=0)
-    offset_target: str = setting(
-        "same_class",
-        "target of that loss; right_pixel moves seeds from wrong pixels to right ones, interior away from borders; see "
-        "docs/models.md",
-        one_of=("same_class", "right_pixel", "interior"),
+    offset: float = setting(
+        0.0,
+        "weight of a loss that turns offsets near borders towards the interior of the pixel's class; 0 is the paper's",
+        at_least=0,
     )
     boundary_weight: float = setting(
         0.0,
@@ -53,9 +51,6 @@ class LossSettings:
     )
     boundary_width: int = setting(
         4, "pixels within this many rows and columns of another class are near a border", at_least=1
-    )
-    fusion_warmup: int = setting(
-        0, "iterations over which the fused loss ramps linearly from L(S_i) to L(S_f); 0 for none", at_least=0
     )
     backend: str = setting(
         "auto",

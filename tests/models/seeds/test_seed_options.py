@@ -12,13 +12,12 @@ from torch import nn
 
 from ovenet.errors import UserError
 from ovenet.models import SeedFusion, build_segmentor
-from ovenet.models.seeds.fusion import ConfidenceGate, agreement
+from ovenet.models.seeds.fusion import agreement
 from ovenet.models.seeds.offset_head import OffsetHead
 
 ALL = {
     "initial_confidence": 0.1,
     "num_seeds": 3,
-    "confidence_sees_scores": True,
     "upsampling": 2,
     "correction": True,
     "correct_first": True,
@@ -196,38 +195,6 @@ def test_a_correction_needs_logits(images):
     model = build(correction=True, fuse_logits=False)
     with pytest.raises(UserError, match=r"MODEL\.SEED.*logits.*probabilities"):
         model(images)
-
-
-def test_an_untrained_gate_changes_nothing():
-    confidence = torch.rand(2, 1, 5, 6)
-    scores = torch.randn(2, 2, 3, 5, 6)
-    with torch.no_grad():
-        corrected = ConfidenceGate(3)(*scores, confidence, "logits")
-    torch.testing.assert_close(corrected, confidence, rtol=0, atol=1e-5)
-
-
-def test_a_gate_learns_to_refuse_what_contradicts_the_pixel():
-    """No offset head could: the pixels and seeds are random, and right where they agree."""
-    generator = torch.Generator().manual_seed(0)
-    scores = 4 * torch.randn(2, 64, 3, 5, 6, generator=generator)
-    agree = scores[0].argmax(dim=1) == scores[1].argmax(dim=1)
-    torch.manual_seed(0)
-    gate = ConfidenceGate(3)
-    optimizer = torch.optim.Adam(gate.parameters(), lr=0.03)
-    half = torch.full((64, 1, 5, 6), 0.5)
-    for _ in range(150):
-        loss = nn.functional.binary_cross_entropy(gate(*scores, half, "logits").squeeze(1), agree.float())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.2  # a constant has 0.64
-
-
-def test_the_gate_leaves_the_scores_alone(images):
-    model = build(confidence_sees_scores=True).train()
-    nn.init.normal_(model.seed.fusion.gate.layers[-1].weight)
-    model(images).confidence.sum().backward()
-    assert all(p.grad is None for p in model.head.parameters())
 
 
 def test_a_finer_seed_sees_the_image():

@@ -105,7 +105,6 @@ class _MeanFusion(SeedFusion):
     def __init__(self, window: int, usual: SeedFusion):
         super().__init__(
             fuse_logits=usual.fuse_logits,
-            gate=usual.gate,
             num_passes=usual.num_passes,
             correct_first=usual.correct_first,
         )

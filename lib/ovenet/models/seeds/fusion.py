@@ -17,21 +17,17 @@ from torch import Tensor, nn
 
 from ovenet.errors import UserError
 from ovenet.geometry import at_least_float32, probabilities, refine_offset, sample_bilinear, seed_position
-from ovenet.models.interfaces import initialize_convolutions
 from ovenet.structures import OVeNetOutput, ScoreKind
 
-_GATE_WIDTH = 32
 _AGREEMENT_SCALE = 10.0  # of the cosines before the softmax over the seeds
-_LOGIT_EPS = 1e-6  # the confidence is clamped to [eps, 1 - eps] before the logit
 
 
 class SeedFusion(nn.Module):
-    """Samples score maps at seed pixels and fuses them; only the gate has parameters.
+    """Samples score maps at seed pixels and fuses them; has no parameters.
 
     Args:
         num_refinements: number of refinement steps ``o ← o + o(p + o)`` of the offsets.
         fuse_logits: fuse the scores as they are, usually logits (True), or convert them to probabilities first (False).
-        gate: corrects the confidence; None uses it as predicted.
         num_passes: number of times that the scores are sampled and fused, with the same seeds and confidence; a further
             pass samples the fused scores of the pass before, ``S_f ← (1 - F) S_i + F S_f(p + o)``.
         correct_first: add the correction to the scores before they are sampled and fused, rather than to the sampled
@@ -43,14 +39,12 @@ class SeedFusion(nn.Module):
         *,
         num_refinements: int = 0,
         fuse_logits: bool = True,
-        gate: ConfidenceGate | None = None,
         num_passes: int = 1,
         correct_first: bool = False,
     ):
         super().__init__()
         self.num_refinements = num_refinements
         self.fuse_logits = fuse_logits
-        self.gate = gate
         self.num_passes = num_passes
         self.correct_first = correct_first
 
@@ -96,12 +90,10 @@ class SeedFusion(nn.Module):
         if correction is not None and self.correct_first:
             own, correction_of_seed = [s + correction for s in initial], None
         fused = own
-        for number in range(self.num_passes):
+        for _ in range(self.num_passes):
             seed = [self._weighted_fetch(s, positions, weights) for s in fused]
             if correction_of_seed is not None:
                 seed = [s + correction_of_seed for s in seed]
-            if self.gate is not None and number == 0:
-                confidence = self.gate(own[-1], seed[-1], confidence, kind)
             fused = [torch.lerp(s_i, s_s, confidence) for s_i, s_s in zip(own, seed, strict=True)]
         return OVeNetOutput(
             tuple(initial), tuple(seed), tuple(fused), _dominant_offset(offsets, weights), confidence, kind
@@ -116,34 +108,6 @@ class SeedFusion(nn.Module):
         if weights is None:
             return fetched[0]
         return sum(w * s for w, s in zip(weights.split(1, dim=1), fetched, strict=True))
-
-
-class ConfidenceGate(nn.Module):
-    """Corrects the confidence from the class probabilities of the pixel and its seed; the identity at initialisation.
-
-    Args:
-        num_classes: ``K``.
-    """
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        last = nn.Conv2d(_GATE_WIDTH, 1, 1)
-        self.layers = nn.Sequential(nn.Conv2d(2 * num_classes + 1, _GATE_WIDTH, 1), nn.ReLU(inplace=True), last)
-        initialize_convolutions(self)
-        nn.init.zeros_(last.weight)
-
-    def forward(self, initial: Tensor, seed: Tensor, confidence: Tensor, kind: ScoreKind) -> Tensor:
-        """The corrected confidence ``(B, 1, h, w)``.
-
-        Args:
-            initial: the pixel's scores ``(B, K, h, w)``; they receive no gradient.
-            seed: the seed's scores ``(B, K, h, w)``; they receive no gradient.
-            confidence: ``(B, 1, h, w)`` in ``[0, 1]``.
-            kind: kind of the scores.
-        """
-        own, other = (probabilities(scores.detach(), kind) for scores in (initial, seed))
-        agreement = (own * other).sum(dim=1, keepdim=True)
-        return torch.sigmoid(confidence.logit(eps=_LOGIT_EPS) + self.layers(torch.cat((own, other, agreement), dim=1)))
 
 
 def agreement(embedding: Tensor, positions: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from ovenet.geometry import probabilities, resize_bilinear, resize_features, spa
 from ovenet.models.interfaces import Backbone, ForkableBackbone, Head, Neck, SegOutput
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.registry import SEEDS
-from ovenet.models.seeds.fusion import ConfidenceGate, SeedFusion
+from ovenet.models.seeds.fusion import SeedFusion
 from ovenet.models.seeds.offset_head import FinerFeatures, OffsetHead, OffsetPrediction
 from ovenet.models.seeds.refiner import Refiner
 from ovenet.models.segmentor import Segmentor, crop_padding
@@ -43,7 +43,6 @@ class Seed(Refiner):
         align_corners: convention of resizing offsets to the size of the scores.
         initial_confidence: confidence at initialisation.
         num_seeds: seeds per pixel; their scores are averaged with predicted weights. The paper has one.
-        confidence_sees_scores: correct the confidence from the scores of pixel and seed, see `ConfidenceGate`.
         upsampling: fuse at this multiple of the scores' resolution.
         correction: predict a correction too, which is added to the scores sampled at the seed.
         correct_first: add the correction to the scores before they are sampled and fused; pixel and seed are corrected.
@@ -71,7 +70,6 @@ class Seed(Refiner):
         align_corners: bool = True,
         initial_confidence: float = 0.5,
         num_seeds: int = 1,
-        confidence_sees_scores: bool = False,
         upsampling: int = 1,
         correction: bool = False,
         correct_first: bool = False,
@@ -106,11 +104,9 @@ class Seed(Refiner):
             num_corrected=num_classes if correction else 0,
             num_embedded=_EMBEDDING_WIDTH if seed_weights == "features" else 0,
         )
-        gate = ConfidenceGate(num_classes) if confidence_sees_scores else None
         self.fusion = SeedFusion(
             num_refinements=num_refinements,
             fuse_logits=fuse_logits,
-            gate=gate,
             num_passes=num_passes,
             correct_first=correct_first,
         )
