@@ -166,6 +166,7 @@ def test_keys_of_earlier_versions_are_read_under_their_new_names(tmp_path):
     ("key", "off", "on"),
     [
         ("LOSS.FUSION_WARMUP", 0, 240),
+        ("LOSS.OFFSET", 0.0, 0.3),
         ("LOSS.OFFSET_TARGET", "same_class", "right_pixel"),
         ("MODEL.SEED.CONFIDENCE_SEES_SCORES", False, True),
     ],
@@ -187,16 +188,6 @@ def test_a_setting_that_was_removed_may_still_be_off(write_config, key, off, on)
     section[name] = on
     with pytest.raises(UserError, match=rf"^old\.pth: {key} is {on!r}, .*leave it away.*commit"):
         load_config_text(write_config(seed, "on.yaml").read_text(), "old.pth")
-
-
-def test_the_loss_of_the_offsets_is_the_one_that_is_left(write_config):
-    """What a weight alone meant before is another loss now: only configs that name the target tell."""
-    seed = {"MODEL": {"SEED": {"NAME": "neck"}}}
-    path = write_config(seed | {"LOSS": {"OFFSET": 0.3, "OFFSET_TARGET": "interior"}})
-    assert load_config(path) == load_config(write_config(seed | {"LOSS": {"OFFSET": 0.3}}, "new.yaml"))
-    path = write_config(seed | {"LOSS": {"OFFSET": 0.3, "OFFSET_TARGET": "same_class"}})
-    with pytest.raises(UserError, match=r"LOSS\.OFFSET_TARGET is 'same_class', .*gone"):
-        load_config(path)
 
 
 @pytest.mark.parametrize(

@@ -103,16 +103,16 @@ def test_yaml_numbers_without_a_point_are_numbers(write_config):
         ({"TRAIN": {"IGNORE_LABEL": 3}}, [], r"TRAIN\.IGNORE_LABEL is 3.*outside the classes 0 to 18"),
         ({"TRAIN": {"END_EPOCH": 0}}, [], r"TRAIN\.END_EPOCH is 0.*more than TRAIN\.BEGIN_EPOCH"),
         ({"TRAIN": {"ITERATIONS": 9, "EXTRA_EPOCH": 2}}, [], r"EXTRA_EPOCH is 2.*0 with TRAIN\.ITERATIONS"),
-        ({"LOSS": {"OFFSET": 0.3}}, [], r"LOSS\.OFFSET is 0\.3.*0 with MODEL\.SEED\.NAME none"),
+        ({"LOSS": {"INTERIOR": 0.3}}, [], r"LOSS\.INTERIOR is 0\.3.*0 with MODEL\.SEED\.NAME none"),
         (
-            {"LOSS": {"OFFSET": 0.3}},
+            {"LOSS": {"INTERIOR": 0.3}},
             ["MODEL.SEED.NAME", "corrected"],
-            r"LOSS\.OFFSET is 0\.3.*0 with MODEL\.SEED\.NAME corrected",
+            r"LOSS\.INTERIOR is 0\.3.*0 with MODEL\.SEED\.NAME corrected",
         ),
         (
-            {"LOSS": {"OFFSET": 0.3}},
+            {"LOSS": {"INTERIOR": 0.3}},
             ["MODEL.SEED.NAME", "control", "MODEL.SEED.SOURCE", "own"],
-            r"LOSS\.OFFSET is 0\.3.*0 with MODEL\.SEED\.NAME control",
+            r"LOSS\.INTERIOR is 0\.3.*0 with MODEL\.SEED\.NAME control",
         ),
         (
             {"LOSS": {"CONFIDENCE_TARGET": "better_scores"}},

@@ -50,7 +50,7 @@ def model(**parts):
             for name in ("crf", "dysample", "point_rend", "segfix")
             for key, loss in (
                 ("CONFIDENCE_TARGET", {"CONFIDENCE_TARGET": "better_scores"}),
-                ("OFFSET", {"OFFSET": 0.3}),
+                ("INTERIOR", {"INTERIOR": 0.3}),
             )
         ),
     ],

@@ -87,7 +87,7 @@ def test_passes_neither_wait_nor_copy_from_the_cpu(tiny_cfg, family):
     ("family", "overrides"),
     [
         *((family, ()) for family in FAMILIES),
-        ("hrnet_ocr_fork", ("LOSS.OFFSET", 0.1)),
+        ("hrnet_ocr_fork", ("LOSS.INTERIOR", 0.1)),
         ("hrnet_ocr_fork", ("LOSS.CONFIDENCE_TARGET", "better_scores")),
         ("hrnet_ocr_fork", ("LOSS.BOUNDARY_WEIGHT", 2.0)),
         ("timm_neck", SEED_OPTIONS),

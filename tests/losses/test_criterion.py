@@ -97,7 +97,7 @@ def test_the_confidence_may_learn_which_scores_are_better(initial, seed, expecte
 
 def test_the_loss_of_the_offsets_is_a_term_of_its_own():
     """Where all pixels are of one class there is no border; beside one, offsets of zero have the loss 1."""
-    criterion = SegmentationCriterion(LossSettings(offset=3.0), ignore_label=255)
+    criterion = SegmentationCriterion(LossSettings(interior=3.0), ignore_label=255)
     loss = criterion(constant_output(0.5, 0.5, 0.5, 0.5), LABELS)
     assert loss.terms["offset"].item() == pytest.approx(0.0, abs=1e-6)
     other = torch.where(torch.arange(13) < 6, 0, 1).expand(1, 9, 13)

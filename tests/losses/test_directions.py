@@ -210,7 +210,7 @@ def test_the_criterion_turns_offsets_towards_the_interior(labels):
     scores = (torch.zeros(2, 4, 15, 21),)
     offset = torch.zeros(2, 2, 15, 21, requires_grad=True)
     output = OVeNetOutput(scores, scores, scores, offset, torch.full((2, 1, 15, 21), 0.5))
-    settings = LossSettings(offset=0.5)
+    settings = LossSettings(interior=0.5)
     losses = SegmentationCriterion(settings, ignore_label=IGNORED)(output, labels)
     assert losses.terms["offset"] == pytest.approx(1)
     losses.total.backward()

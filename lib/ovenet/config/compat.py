@@ -48,7 +48,8 @@ RENAMED_KEYS = {"LOSS.ENGINE": "LOSS.BACKEND", "TEST.FOLD_BATCHNORM": "TEST.FUSE
 # Keys of settings that are gone, and the one value of each that changes nothing: checkpoints of then have every key.
 REMOVED_KEYS: dict[str, Any] = {
     "LOSS.FUSION_WARMUP": 0,
-    "LOSS.OFFSET_TARGET": "same_class",  # beside LOSS.OFFSET 0
+    "LOSS.OFFSET": 0.0,
+    "LOSS.OFFSET_TARGET": "same_class",
     "MODEL.SEED.CONFIDENCE_SEES_SCORES": False,
 }
 _COMMIT_WITH_REMOVED_KEYS = "7755ad6"
@@ -123,8 +124,7 @@ def without_removed(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         UserError: one of them is switched on.
     """
-    left = {"LOSS.OFFSET_TARGET": "interior"} if content.get("LOSS.OFFSET") else {}  # the target that is left
-    for key, off in (REMOVED_KEYS | left).items():
+    for key, off in REMOVED_KEYS.items():
         if content.get(key, off) != off:
             raise UserError(
                 f"{source}: {key} is {content[key]!r}, a setting that is gone; leave it away, or use commit "

@@ -39,8 +39,8 @@ def check_parts(cfg: CfgNode) -> None:
         f"False: the backbone {backbone} cannot compute its activations twice",
     )
     require(
-        not cfg.LOSS.OFFSET or (seed != NO_SEED and SEEDS[seed].has_offsets),
-        "LOSS.OFFSET",
+        not cfg.LOSS.INTERIOR or (seed != NO_SEED and SEEDS[seed].has_offsets),
+        "LOSS.INTERIOR",
         cfg,
         f"0 with MODEL.SEED.NAME {seed}, which predicts no offsets",
     )

@@ -114,9 +114,9 @@ class SegmentationCriterion(nn.Module):
             total = total + terms["fused"]
             total = total + self.settings.kappa * sum(terms[name] for name in predictions if name != "fused")
             total = total + self.settings.lambda_ * terms["confidence"]
-            if self.settings.offset:
-                terms["offset"] = self._offset_loss(output, labels)
-                total = total + self.settings.offset * terms["offset"]
+            if self.settings.interior:
+                terms["offset"] = self._interior_loss(output, labels)
+                total = total + self.settings.interior * terms["offset"]
         elif "fused" in terms:
             total = total + terms["fused"]
         if output.directions is not None:
@@ -181,8 +181,8 @@ class SegmentationCriterion(nn.Module):
         offset = self._at_label_size(output.offset, labels)
         return functional.mean(*functional.confidence_loss(confidence, labels, offset, ignore_label=self.ignore_label))
 
-    def _offset_loss(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
-        """Loss of the offsets."""
+    def _interior_loss(self, output: OVeNetOutput, labels: Tensor) -> Tensor:
+        """Loss of offsets that do not lead to the interior of the pixel's class."""
         assert output.offset is not None
         offset = self._at_label_size(output.offset, labels)
         return functional.mean(*interior_loss(offset, labels, ignore_label=self.ignore_label))

@@ -39,7 +39,7 @@ class LossSettings:
         "target of the confidence: same_class is the paper's, see docs/models.md",
         one_of=("same_class", "better_scores"),
     )
-    offset: float = setting(
+    interior: float = setting(
         0.0,
         "weight of a loss that turns offsets near borders towards the interior of the pixel's class; 0 is the paper's",
         at_least=0,
