@@ -5,7 +5,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from tests.engine.families import EXPERIMENTS, FAMILIES, family_config
+from tests.engine.families import EXPERIMENTS, FAMILIES, RIVALS, family_config
 
 from ovenet import UserError
 from ovenet.builders import build_model
@@ -55,10 +55,10 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "lite0_ocr", *SLOW])
+@pytest.mark.parametrize("family", [*FAMILIES, "segfix", "lite0_ocr", *SLOW])
 def test_a_file_gives_what_torch_gives_at_every_size(tiny_cfg, tmp_path, family):
     """Batches of two, too, and OpenVINO where it costs little."""
-    if family in FAMILIES:
+    if family in {**FAMILIES, **RIVALS}:
         cfg = family_config(tiny_cfg, family)
     else:
         cfg = load_config(EXPERIMENTS / OTHERS[family], ["DEVICE", "cpu", "MODEL.BACKBONE.PRETRAINED", ""])

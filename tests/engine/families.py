@@ -18,13 +18,12 @@ FAMILIES = {
     "hrnet_ocr_fork": (TINY, "seg_hrnet_ocr", (*OHEM, "MODEL.SEED.NAME", "fork")),
     "hrnet_fcn": (TINY, "seg_hrnet", ()),
     "timm_neck": (EXPERIMENT, "camvid/ovenet_lite0_fcn.yaml", OHEM),
-    "segfix": (EXPERIMENT, "camvid/lite0_fcn.yaml", ("MODEL.SEED.NAME", "segfix")),
     "offseg": (EXPERIMENT, "camvid/ovenet_offseg-t.yaml", ()),
     "srm_crm": (EXPERIMENT, "camvid/srm_crm_lite0.yaml", ()),
 }
 RIVALS = {
     name: (EXPERIMENT, "camvid/lite0_fcn.yaml", ("MODEL.SEED.NAME", name))
-    for name in ("carafe", "corrected", "crf", "dysample", "freqfusion", "point_rend")
+    for name in ("carafe", "corrected", "crf", "dysample", "freqfusion", "point_rend", "segfix")
 }
 HEIGHT, WIDTH = 64, 96
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative, of a loss after up to two steps
