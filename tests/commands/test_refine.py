@@ -86,4 +86,8 @@ def test_bad_input_is_one_line(refine, weights, saved, tmp_path):
     assert "7x5 pixels, but its image has 64x48" in refused(weights, saved)
     Image.fromarray(np.full((48, 64), 77, np.uint8)).save(saved / "ids/val/0.png")
     assert "holds the id 77" in refused(weights, saved)
+    (saved / "ids/val/0.png").write_bytes((saved / "ids/val/1.png").read_bytes())
+    Image.fromarray(np.full((48, 64), 78, np.uint8)).save(saved / "ids/val/2.png")
+    assert "holds the id 78" in refused(weights, saved)  # nothing is left of the two before it
+    assert not list(tmp_path.glob(".*"))
     assert "expected segfix" in refused("camvid-lite0", saved)

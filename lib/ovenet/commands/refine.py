@@ -30,6 +30,7 @@ from ovenet.predictor.sources import find_weights
 from ovenet.report.runs import RESULTS
 from ovenet.structures import Sample
 from ovenet.utils import distributed
+from ovenet.utils.writing import unfinished_folder
 
 _NO_CLASS = -1
 
@@ -53,18 +54,22 @@ def main() -> None:
         detailed=trained.cfg.TEST.DETAILS,
         device=torch.device("cpu"),
     )
-    for sample in track(loader, "refine", len(loader), print_freq=trained.cfg.PRINT_FREQ, enabled=True):
-        before = read_prediction(prediction_path(saved, sample.name), sample, dataset.info)
-        after = refine(before, sample, predictor)
-        save_prediction(after, sample.name, args.output, dataset.info)
-        if sample.labels is not None:
-            evaluator.add(sample.labels, Prediction({"initial": before, "fused": after}), sample.name)
-    evaluation = evaluation_from_counts(evaluator)
-    if evaluation.overall["fused"].num_pixels:
-        print("S_i: the saved predictions, S_f: refined")
-        print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details))
-        write_json(evaluation_as_dict(evaluation, dataset.info), args.output / RESULTS)
-        print(f"results:     {args.output / RESULTS}")
+    with unfinished_folder(args.output) as folder:
+        for sample in track(loader, "refine", len(loader), print_freq=trained.cfg.PRINT_FREQ, enabled=True):
+            before = read_prediction(prediction_path(saved, sample.name), sample, dataset.info)
+            after = refine(before, sample, predictor)
+            save_prediction(after, sample.name, folder, dataset.info)
+            if sample.labels is not None:
+                evaluator.add(sample.labels, Prediction({"initial": before, "fused": after}), sample.name)
+        evaluation = evaluation_from_counts(evaluator)
+        if evaluation.overall["fused"].num_pixels:
+            print("S_i: the saved predictions, S_f: refined")
+            print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details))
+            write_json(evaluation_as_dict(evaluation, dataset.info), folder / RESULTS)
+            print(f"results:     {args.output / RESULTS}")
+        if args.output.exists():
+            args.output.rmdir()  # empty, see above
+        folder.rename(args.output)
     print(f"predictions: {args.output / 'ids'}")
 
 

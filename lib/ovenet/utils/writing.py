@@ -1,9 +1,11 @@
-"""Atomic writes: files appear complete or not at all."""
+"""Atomic writes: files and folders appear complete or not at all."""
 
 from __future__ import annotations
 
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -36,3 +38,18 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a file in UTF-8, see `write_file`; file names in the text need not be Unicode."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+@contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path]:
+    """A new folder of the same name on the same disk, for what is moved to `folder` when it is complete.
+
+    It is removed afterwards, with all that was not moved.
+    """
+    folder = folder.resolve()
+    outer = folder.parent / f".{uuid.uuid4().hex}.unfinished"
+    try:
+        (outer / folder.name).mkdir(parents=True)
+        yield outer / folder.name
+    finally:
+        shutil.rmtree(outer, ignore_errors=True)

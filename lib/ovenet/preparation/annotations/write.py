@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from ovenet.preparation.annotations.spans import count_pixels, cover
 from ovenet.preparation.annotations.table import ClassTable, extended_table, new_table, require_two_classes
 from ovenet.preparation.prepare import prepare_dataset
 from ovenet.structures import Size
-from ovenet.utils.writing import write_bytes, write_file, write_text
+from ovenet.utils.writing import unfinished_folder, write_bytes, write_file, write_text
 
 FORMS = ("labelme", "coco")
 _NO_SHAPE = -1
@@ -107,7 +105,7 @@ def import_annotations(
         require_two_classes(used, background, source)
         table = new_table(used | categories, background, source)
     frames = find_frames(found, remarks, source)
-    with _unfinished(folder) as place:
+    with unfinished_folder(folder) as place:
         _write_images(found, place, split, copy=copy)
         bar = tqdm(list(zip(found, frames, strict=True)), desc="masks", disable=not show_progress)
         sizes = _write_masks(bar, table, place / "labels" / (split or ""), remarks, smaller_above=form == "coco")
@@ -181,18 +179,6 @@ def _require_names(found: Sequence[Annotated], source: Path) -> None:
             raise UserError(f"{source}: {one.name}: files of such names are left out of lists; rename the image")
         if one.image.suffix.lower() not in IMAGE_SUFFIXES:
             raise UserError(f"{one.image}: images of type {one.image.suffix!r} are not read; save it as PNG")
-
-
-@contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """A folder of the same name on the same disk, which is removed afterwards."""
-    folder = folder.resolve()
-    outer = folder.parent / f".{uuid.uuid4().hex}.unfinished"
-    try:
-        (outer / folder.name).mkdir(parents=True)
-        yield outer / folder.name
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
 
 
 def _write_images(found: Sequence[Annotated], place: Path, split: str | None, *, copy: bool) -> None:
