@@ -198,7 +198,6 @@ class LossTerms:
         total: the weighted sum, to call ``backward`` on.
         terms: detached terms by name, those that the model has of ``initial``, ``seed``, ``fused``, ``confidence``,
             ``offset``, ``boundary``, ``direction``, ``points``, ``contrast``, ``class``, ``mask``, ``dice``.
-            ``offset``, ``points``, ``contrast``, ``class``, ``mask``, ``dice``.
     """
 
     total: Tensor

@@ -31,7 +31,7 @@ from ovenet.geometry import at_least_float32, probabilities, resize_bilinear, sp
 from ovenet.models.interfaces import Backbone, SegOutput
 from ovenet.models.precision import without_autocast
 from ovenet.models.registry import SEEDS
-from ovenet.models.seeds.refiner import Refiner
+from ovenet.models.seeds.refiner import Refiner, require_settings
 from ovenet.structures import OVeNetOutput
 
 
@@ -84,7 +84,7 @@ class WindowedCRF(Refiner):
         align_corners: bool = True,
     ):
         super().__init__()
-        for name, value, fits, expected in (
+        require_settings(
             ("APPEARANCE_WEIGHT", appearance_weight, appearance_weight > 0, "more than 0"),
             ("SMOOTHNESS_WEIGHT", smoothness_weight, smoothness_weight > 0, "more than 0"),
             ("THETA_ALPHA", theta_alpha, theta_alpha > 0, "more than 0 (pixels)"),
@@ -94,9 +94,7 @@ class WindowedCRF(Refiner):
             ("WINDOW", window, window >= 1 and window % 2 == 1, "an odd number of at least 1"),
             ("BLUR", blur, blur >= 1, "at least 1"),
             ("STRIDE", stride, stride >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise UserError(f"MODEL.SEED.{name} is {value}; expected {expected}")
+        )
         self.theta_beta = theta_beta
         self.num_iterations, self.window, self.blur, self.stride = num_iterations, window, blur, stride
         self.align_corners = align_corners

@@ -22,7 +22,7 @@ from ovenet.models.necks import ConcatNeck
 from ovenet.models.registry import SEEDS
 from ovenet.models.seeds.fusion import SeedFusion
 from ovenet.models.seeds.offset_head import FinerFeatures, OffsetHead, OffsetPrediction
-from ovenet.models.seeds.refiner import Refiner
+from ovenet.models.seeds.refiner import Refiner, require_settings
 from ovenet.models.segmentor import Segmentor, crop_padding
 from ovenet.models.stacked import StackedMaps, as_tensor
 from ovenet.structures import OVeNetOutput
@@ -78,7 +78,7 @@ class Seed(Refiner):
         sees_scores: bool = False,
     ):
         super().__init__()
-        for name, value, fits, expected in (
+        require_settings(
             ("MAX_OFFSET", max_offset, max_offset > 0, "more than 0 (the image spans 2)"),
             ("NUM_REFINEMENTS", num_refinements, num_refinements >= 0, "at least 0"),
             ("INITIAL_CONFIDENCE", initial_confidence, 0 < initial_confidence < 1, "a number between 0 and 1"),
@@ -87,9 +87,7 @@ class Seed(Refiner):
             ("CORRECT_FIRST", correct_first, correction or not correct_first, "False without CORRECTION"),
             ("NUM_PASSES", num_passes, num_passes >= 1, "at least 1"),
             ("SEED_WEIGHTS", seed_weights, seed_weights == "predicted" or num_seeds > 1, "predicted with NUM_SEEDS 1"),
-        ):
-            if not fits:
-                raise UserError(f"MODEL.SEED.{name} is {value}; expected {expected}")
+        )
         self.stride = stride
         self.align_corners = align_corners
         self.upsampling = upsampling

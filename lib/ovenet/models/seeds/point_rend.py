@@ -20,7 +20,7 @@ from ovenet.geometry import at_least_float32, pixel_grid, resize_bilinear, sampl
 from ovenet.models.heads.fcn import reset_predictor
 from ovenet.models.interfaces import Part, SegOutput, initialize_convolutions
 from ovenet.models.registry import SEEDS
-from ovenet.models.seeds.refiner import Refiner
+from ovenet.models.seeds.refiner import Refiner, require_settings
 from ovenet.models.segmentor import crop_padding
 from ovenet.structures import OVeNetOutput, PointOutput
 
@@ -98,7 +98,7 @@ class PointRend(Refiner):
     ):
         super().__init__()
         last = len(in_channels) - 1
-        for name, value, fits, expected in (
+        require_settings(
             ("IN_INDEX", list(in_index), in_index and set(in_index) <= set(range(last + 1)), f"some of 0 to {last}"),
             ("NUM_CHANNELS", num_channels, num_channels >= 1, "at least 1"),
             ("NUM_LAYERS", num_layers, num_layers >= 1, "at least 1"),
@@ -107,9 +107,7 @@ class PointRend(Refiner):
             ("IMPORTANCE_SAMPLE_RATIO", importance_sample_ratio, 0 <= importance_sample_ratio <= 1, "0 to 1"),
             ("SUBDIVISION_STEPS", subdivision_steps, subdivision_steps >= 1, "at least 1"),
             ("SUBDIVISION_NUM_POINTS", subdivision_num_points, subdivision_num_points >= 1, "at least 1"),
-        ):
-            if not fits:
-                raise UserError(f"MODEL.SEED.{name} is {value}; expected {expected}")
+        )
         self.in_index, self.align_corners = tuple(in_index), align_corners
         self.strides = tuple(in_strides[i] for i in in_index)
         self.num_points, self.num_candidates = num_points, int(oversample_ratio * num_points)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, Part, SegOutput
 from ovenet.structures import OVeNetOutput
 
@@ -58,3 +59,17 @@ class Refiner(Part):
             decoded: the head's prediction.
             images: ``(B, 3, H, W)``, normalised, without padding.
         """
+
+
+def require_settings(*checks: tuple[str, object, object, str]) -> None:
+    """Checks the settings of a refiner.
+
+    Args:
+        checks: key below ``MODEL.SEED``, value, whether it is in range, and what is expected.
+
+    Raises:
+        UserError: a value is out of range; names the first.
+    """
+    for name, value, fits, expected in checks:
+        if not fits:
+            raise UserError(f"MODEL.SEED.{name} is {value}; expected {expected}")

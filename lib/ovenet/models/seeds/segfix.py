@@ -15,14 +15,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ovenet.errors import UserError
 from ovenet.geometry import at_least_float32, resize_bilinear, sample_bilinear, seed_position, spatial_size
 from ovenet.models.heads.fcn import last_conv, reset_predictor
 from ovenet.models.interfaces import SegOutput, initialize_convolutions
 from ovenet.models.necks import ConcatNeck
 from ovenet.models.norm import BatchNorm2d
 from ovenet.models.registry import SEEDS
-from ovenet.models.seeds.refiner import Refiner
+from ovenet.models.seeds.refiner import Refiner, require_settings
 from ovenet.models.segmentor import crop_padding
 from ovenet.models.stacked import StackedConv2d, StackedMaps
 from ovenet.structures import NUM_DIRECTIONS, DirectionOutput, OVeNetOutput, Size
@@ -66,12 +65,10 @@ class SegFixSeed(Refiner):
         align_corners: bool = True,
     ):
         super().__init__()
-        for name, value, fits, expected in (
+        require_settings(
             ("CHANNELS", channels, channels >= 1, "at least 1"),
             ("SCALE", scale, 0 < scale < math.inf, "more than 0 (pixels)"),
-        ):
-            if not fits:
-                raise UserError(f"MODEL.SEED.{name} is {value}; expected {expected}")
+        )
         self.scale, self.align_corners = scale, align_corners
         neck = ConcatNeck(in_channels, in_strides, projection=projection, align_corners=align_corners, stacks=False)
         self.neck, self.stride = neck, neck.strides[-1]
