@@ -1,6 +1,8 @@
 """Where the results of a test are looked for."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,26 @@ def test_the_name_tells_the_protocol(place, protocol, name):
 def test_the_name_tells_scales_and_flips_too(place):
     flipped = ("TEST.SCALE_LIST", "0.5,1", "TEST.FLIP_TEST", True, "TEST.PROTOCOL", "hrnet")
     assert folder_of(place, *flipped) == "val_best_s0.5-1_flip_hrnet"
+
+
+def test_the_newest_test_of_the_same_weights_is_found(tmp_path):
+    """Tests of other weights, without details, or that cannot be read are passed over."""
+    weights = tmp_path / "best.pth"
+    weights.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    contents = {
+        "old": {run_folder.SETTINGS: {"weights (SHA-256)": digest}, "details": {}},
+        "same": {run_folder.SETTINGS: {"weights (SHA-256)": digest}, "details": {}},
+        "quick": {run_folder.SETTINGS: {"weights (SHA-256)": digest}},
+        "other": {run_folder.SETTINGS: {"weights (SHA-256)": "0" * 64}, "details": {}},
+        "list": [],
+    }
+    for age, (name, content) in enumerate(contents.items()):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        path = tmp_path / "test" / name / "results.json"
+        path.write_text(json.dumps(content))
+        os.utime(path, (1000 + age, 1000 + age))
+    path.write_text("{")
+    assert run_folder.find_test(weights, [tmp_path / "nowhere", tmp_path]) == tmp_path / "test" / "same"
+    weights.write_bytes(b"others")
+    assert run_folder.find_test(weights, [tmp_path]) is None

@@ -112,7 +112,7 @@ def picture_row(
         tiles["offsets"] = colorize_offset(output.offset[0], max_offset)
         grey = output.confidence[0].mul(255).round().clamp(0, 255).to(torch.uint8).cpu()
         tiles["confidence"] = grey.expand(3, -1, -1)
-    return _side_by_side({title: F.interpolate(t[None], size, mode="nearest")[0] for title, t in tiles.items()})
+    return side_by_side({title: F.interpolate(t[None], size, mode="nearest")[0] for title, t in tiles.items()})
 
 
 def predicted_row(predictor: SlidingWindowInferencer, sample: Sample, info: DatasetInfo) -> Tensor:
@@ -140,7 +140,7 @@ def error_map(labels: Tensor, predicted: Mapping[str, Tensor], num_classes: int)
     return torch.tensor(list(OUTCOMES.values()), dtype=torch.uint8)[outcome].permute(2, 0, 1)
 
 
-def _side_by_side(tiles: dict[str, Tensor]) -> Tensor:
+def side_by_side(tiles: dict[str, Tensor]) -> Tensor:
     """Tiles ``(3, h, w)`` of one size beside each other, each under its title."""
     height, width = next(iter(tiles.values())).shape[1:]
     canvas = Image.new("RGB", (len(tiles) * (width + _GAP_PX) - _GAP_PX, height + _CAPTION_PX), "white")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ovenet.models.weight_files import require_file
 from ovenet.report.runs import RESULTS
 
 SETTINGS = "evaluation_settings"  # key in the results: all that the counts depend on
+WEIGHTS_DIGEST, _LIST_DIGEST = "weights (SHA-256)", "list (SHA-256)"  # keys in these settings
 
 
 def run_directory(cfg: CfgNode, config_file: str | Path) -> Path:
@@ -80,6 +81,25 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
     raise AssertionError
 
 
+def find_test(model_file: Path, places: Sequence[Path]) -> Path | None:
+    """The newest test of these weights with detailed scores, or None.
+
+    Args:
+        model_file: the weights.
+        places: folders of runs, whose ``test/*/results.json`` are looked at.
+    """
+    digest = hashlib.sha256(model_file.read_bytes()).hexdigest()
+    found = [path for place in places for path in place.glob(f"test/*/{RESULTS}")]
+    for path in sorted(found, key=lambda path: -path.stat().st_mtime):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content[SETTINGS][WEIGHTS_DIGEST] == digest and "details" in content:
+                return path.parent
+        except (ValueError, KeyError, TypeError):
+            continue  # damaged, or another program's
+    return None
+
+
 def inference_name(cfg: CfgNode, model_file: Path) -> str:
     """``<weights>_<scales>[_flip][_<protocol>]``, the part of a folder's name that tells tests of a list apart."""
     scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
@@ -97,8 +117,8 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
     flat = flat_settings(cfg)
     settings = {key: value for key, value in flat.items() if affects_test(key) or key == "DATASET.ROOT"}
     require_file(model_file)
-    for name, path in (("weights", model_file), ("list", list_path)):
-        settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, path in ((WEIGHTS_DIGEST, model_file), (_LIST_DIGEST, list_path)):
+        settings[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return settings
 
 

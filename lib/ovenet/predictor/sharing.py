@@ -4,19 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ovenet.config import load_config_text
+from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
-from ovenet.models.weight_files import read_checkpoint, weights_of, write_safetensors
-from ovenet.predictor.run_folder import without_places
-from ovenet.utils.writing import write_text
+from ovenet.models.weight_files import SAFETENSORS, read_checkpoint, weights_of, write_safetensors
+from ovenet.predictor.run_folder import find_test, without_places
+from ovenet.report.card import CardSources, failures_picture, model_card
+from ovenet.utils.writing import write_bytes, write_text
 from ovenet.version import version
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_STATISTICS = re.compile(r"\b(running_mean|running_var|num_batches_tracked)$")  # of batch norms: not trained
 CARRIED = ("config", "dataset", "class_names", "palette", "dataset_info", "normalization")
+
+
+@dataclass(frozen=True)
+class CardTexts:
+    """What a card says beside what the weights and their test show.
+
+    Attributes:
+        test: folder of a test of these weights; None without one.
+        seeds: folders of tests, or results of a sweep's runs, of the same model with other random seeds.
+        data: a text on the images that it was trained on.
+        licence: a text on the licence.
+    """
+
+    test: Path | None = None
+    seeds: Sequence[Path] = ()
+    data: str = ""
+    licence: str = ""
 
 
 def pack(source: Path, path: Path, *, half: bool = False) -> dict[str, Any]:
@@ -56,7 +80,7 @@ def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "
         source: weights written by training.
         folder: a new or empty folder.
         half: write float16.
-        card: text of the model card; "" for one with the classes and the configuration.
+        card: text of the model card; "" for the one that `write_card` writes.
 
     Raises:
         UserError: the folder is not empty, or the weights carry too little to be shared.
@@ -73,37 +97,46 @@ def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "
         **{key: about[key] for key in ("dataset", "normalization", "config")},
     }
     write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_text(folder / CARD, card or _card(source, about))
+    if card:
+        write_text(folder / CARD, card)
+    else:
+        write_card(source, folder / CARD, CardTexts(find_test(source, [source.parent])), name=source.stem, hub=True)
 
 
-def _card(source: Path, about: dict[str, Any]) -> str:
-    classes = "\n".join(f"| {k} | {name} |" for k, name in enumerate(about["class_names"]))
-    return f"""---
-library_name: ovenet
-pipeline_tag: image-segmentation
-tags: [semantic-segmentation, ovenet]
----
+def write_card(source: Path, path: Path, texts: CardTexts, *, name: str = "", hub: bool = False) -> None:
+    """Writes the card of a trained model, and beside it the pictures of its worst images, if the test has any.
 
-# {source.stem}
+    Args:
+        source: weights written by training, or packed.
+        path: path of the Markdown file, replaced if it exists; the pictures have the same name, and ``.jpg``.
+        texts: the test and what is known of the data.
+        name: name of the model; "" for the file's.
+        hub: begin with the lines that the Hugging Face hub reads.
 
-A segmentation model trained with OVeNet {version()} on {about["dataset"]}.
-
-    import ovenet
-
-    ovenet.load("FOLDER")("photo.jpg").overlay().show()
-
-Add the scores, the licence of the data and the command before you publish it.
-
-| train id | class |
-|--:|---|
-{classes}
-
-## Configuration
-
-```yaml
-{about["config"].rstrip()}
-```
-"""
+    Raises:
+        UserError: the weights carry too little, or a test is missing or damaged.
+        OSError: a file cannot be written.
+    """
+    content = read_checkpoint(source)
+    about = _portable(content, source)
+    weights = weights_of(content, source)
+    picture = failures_picture(texts.test, DatasetInfo.from_dict(about["dataset_info"])) if texts.test else None
+    model = CardSources(
+        name=name or path.stem,
+        load="FOLDER" if hub else path.with_suffix(SAFETENSORS).name,
+        hub=hub,
+        about=about,
+        num_parameters=sum(tensor.numel() for key, tensor in weights.items() if not _STATISTICS.search(key)),
+        half=all(tensor.dtype != torch.float32 for tensor in weights.values()),
+        version=version(),
+        test=texts.test,
+        seeds=texts.seeds,
+        data=texts.data,
+        licence=texts.licence,
+    )
+    if picture is not None:
+        write_bytes(path.with_suffix(".jpg"), picture)
+    write_text(path, model_card(model, path.with_suffix(".jpg").name if picture is not None else ""))
 
 
 def weights_of_folder(folder: Path) -> Path:

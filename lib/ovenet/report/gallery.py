@@ -119,6 +119,18 @@ def save_picture_data(data: Mapping[str, Any], path: Path) -> None:
     write_text(path, json.dumps(data, separators=(",", ":")))
 
 
+def read_picture(path: Path) -> Any:
+    """The pictures of one image.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); run tools/test.py again with TEST.REPORT True") from error
+
+
 def choose_images(records: Sequence[Mapping[str, Any]], limit: int = MAX_IMAGES) -> list[Mapping[str, Any]]:
     """The images that the gallery shows, in the order of the list.
 

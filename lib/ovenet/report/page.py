@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from ovenet.errors import UserError
 from ovenet.inference.pictures import OUTCOMES
 from ovenet.report import plots, tables
-from ovenet.report.gallery import MAX_BYTES, MAX_IMAGES, choose_images, picture_path
+from ovenet.report.gallery import MAX_BYTES, MAX_IMAGES, choose_images, picture_path, read_picture
 from ovenet.report.runs import RESULTS, TestedRun, distinct_names, read_run
 from ovenet.report.template import colours, in_script, page_template
 from ovenet.structures import SYMBOLS
@@ -207,18 +206,11 @@ def _pictures(runs: Sequence[TestedRun], max_bytes: int) -> tuple[list[dict[str,
         image = {"index": record["index"], "name": record["name"], "changed": record.get("changed"), "scores": scores}
         images.append(image)
     texts = [
-        (f"picture-{run}-{record['index']}", in_script(_read_picture(path)))
+        (f"picture-{run}-{record['index']}", in_script(read_picture(path)))
         for record in chosen
         for run, path in enumerate(paths[record["index"]])
     ]
     return images, texts
-
-
-def _read_picture(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); run tools/test.py again with TEST.REPORT True") from error
 
 
 def _page_data(runs: Sequence[TestedRun], images: list[dict[str, Any]]) -> dict[str, Any]:
@@ -247,5 +239,5 @@ def _fields(run: TestedRun, images: Sequence[Mapping[str, Any]]) -> list[str]:
     """Titles of the other displacement fields in the pictures, which are the same for all images of a run."""
     for image in images[:1]:
         index = next(record["index"] for record in run.records if record["name"] == image["name"])
-        return list(_read_picture(picture_path(run.folder, index)).get("fields", {}))
+        return list(read_picture(picture_path(run.folder, index)).get("fields", {}))
     return []
