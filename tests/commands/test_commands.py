@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import ovenet
-from ovenet.commands import COMMANDS, main
+from ovenet.commands import COMMANDS, OTHER_NAMES, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +35,17 @@ def test_an_unknown_command_is_one_line():
     done = run("-m", "ovenet", "trian")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: there is no command 'trian'; did you mean train? (ovenet --help)\n"
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_names_of_other_programs_lead_to_the_command(name, monkeypatch, capsys):
+    assert name not in COMMANDS
+    monkeypatch.setattr(sys, "argv", ["ovenet", name])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert f"did you mean {OTHER_NAMES[name]}?" in capsys.readouterr().err
+    assert OTHER_NAMES[name] in COMMANDS
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes there do not break")

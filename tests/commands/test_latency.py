@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ovenet.commands import main
-from ovenet.commands.latency import Network, Times, measure, table
+from ovenet.commands.latency import Network, Times, measure, table, unsteady
 
 CITYSCAPES = Path(__file__).parents[2] / "experiments/cityscapes"
 LEVELS, D = 3, 128  # the pyramid raises its map three times
@@ -48,8 +48,13 @@ def test_times_are_medians_and_differences_are_taken_within_a_turn():
     assert [cells(row) for row in rows] == [
         ["a", "1,000", "2.0", "torch", "200.0 (100.0 to 300.0)", "1.00", "200.0", ""],
         ["a", "1,000", "2.0", "onnxruntime", "100.0 (50.0 to 200.0)", "2.00", "100.0", "-50.0 (-125.0 to -25.0)"],
-        ["b", "5", "3.0", "torch", "500.0 (400.0 to 900.0)", "0.40", "203.0", "+3.0 (+2.0 to +4.0)"],
+        ["b", "5", "3.0", "torch", "500.0 (400.0 to 900.0)", "0.33", "203.0", "+3.0 (+2.0 to +4.0)"],
     ]
+
+
+def test_times_that_jump_are_warned_of():
+    assert unsteady([Times([0.1, 0.2], []), Times([0.1, 0.29], [])]) == ""
+    assert "4.0 times" in unsteady([Times([0.1, 0.2], []), Times([0.1, 0.4], [])])
 
 
 def test_networks_run_in_turn_after_one_run_each_that_is_not_counted():

@@ -1,22 +1,28 @@
 """What a run writes down."""
 
 import json
+import struct
 import sys
+import time
 
 import pytest
 import torch
 
-from ovenet.engine.run_log import RunLog
+from ovenet.engine import run_log
+from ovenet.engine.run_log import RunLog, track
+from ovenet.utils.logging import get_logger
 
 
 def lines(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def write(folder, iterations, **options):
+def write(folder, iterations, *, mean_iou=None, **options):
     with RunLog(folder, folder / "tb", iteration=min(iterations) - 1, **options) as log:
         for iteration in iterations:
             log.scalars("train", {"loss": iteration / 2, "odd": float("nan")}, iteration=iteration, epoch=0)
+        if mean_iou is not None:
+            log.scalars("val", {"mean_iou_fused": mean_iou}, iteration=iterations[-1], epoch=0)
         log.picture("a", torch.zeros(3, 2, 2, dtype=torch.uint8), iteration=iterations[-1])
 
 
@@ -41,9 +47,24 @@ def test_weights_and_biases_gets_the_numbers_where_it_is_installed(tmp_path, mon
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    write(tmp_path, [1, 2], wandb_project="ovenet-test", config="TRAIN: {LR: 0.5}")
+    write(tmp_path, [1, 2], wandb_project="ovenet-test", config="TRAIN: {LR: 0.5}", mean_iou=0.25125)
     (file,) = (tmp_path / "wandb").rglob("*.wandb")
     assert b"train/loss" in file.read_bytes()
+    percent = struct.pack("<d", 25.125), b"25.125"  # as the lines of the log; newer versions write binary numbers
+    assert any(form in file.read_bytes() for form in percent)
+    assert list((tmp_path / "wandb").rglob("media/images/*.png"))
+
+
+@pytest.mark.parametrize("total", [3, None])
+def test_a_line_a_minute_where_there_is_no_terminal(monkeypatch, caplog, total):
+    monkeypatch.setattr(get_logger(), "propagate", True)
+    monkeypatch.setattr(run_log, "SILENCE_S", 0.05)
+    caplog.set_level("INFO", logger="ovenet")
+    for second in track([0.0, 0.1, 0.0], "photos", total, print_freq=0, enabled=True):
+        time.sleep(second)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("photos: 2/3, " if total else "photos: 2, ")
+    assert ("ETA" in record.getMessage()) == (total is not None)
 
 
 def test_weights_and_biases_that_is_not_installed_is_named(tmp_path, monkeypatch):

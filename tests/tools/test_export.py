@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from tests.four_convolutions import write_checkpoint  # noqa: F401 - a fixture
 
+from ovenet.commands import latency
+from ovenet.errors import UserError
 from ovenet.predictor.sources import MODELS
 
 
@@ -26,7 +28,7 @@ def photo(tmp_path):
     return folder
 
 
-def test_export_infer_and_test(run_tool, tiny_data, photo, tmp_path):
+def test_export_infer_and_test(run_tool, tiny_data, photo, tmp_path, monkeypatch, capsys):
     file = tmp_path / "model.onnx"
     lists = ("--set", "DATASET.ROOT", tiny_data, "DATASET.TEST_SET", "list/camvid/val.lst")
     done = run_tool("export", "camvid-lite0", file, "--size", "64x96", *lists)
@@ -45,6 +47,13 @@ def test_export_infer_and_test(run_tool, tiny_data, photo, tmp_path):
     assert tested.code == 0, tested.err
     (results,) = tmp_path.glob("test/*/results.json")
     assert set(json.loads(results.read_text())["results"]) == {"initial", "seed", "fused"}
+    monkeypatch.setattr("sys.argv", f"ovenet latency {file} --size 64x96 --runs 2 --ways onnxruntime torch".split())
+    latency.main()
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "onnxruntime" in line]
+    assert "3,159,566" in row  # parameters of the network that it was made from
+    monkeypatch.setattr("sys.argv", f"ovenet latency {file} --size 64x128".split())
+    with pytest.raises(UserError, match="--size 64x96"):
+        latency.main()
 
 
 def test_a_model_that_comes_along_is_tested_by_its_name(run_tool, tiny_data, tmp_path):

@@ -34,6 +34,15 @@ COMMANDS = {  # module and help text by name
     "replay": ("replay", "replay a step whose loss or gradient was not finite"),
 }
 
+OTHER_NAMES = {  # commands of other programs that do the same
+    "predict": "infer", "inference": "infer", "demo": "infer",
+    "val": "test", "eval": "test", "evaluate": "test", "validate": "test",
+    "resume": "train",
+    "benchmark": "latency", "profile": "latency",
+    "convert": "export", "serve": "app", "list": "models",
+    "doctor": "audit", "check": "audit", "estimate": "plan", "init": "prepare",
+}  # fmt: skip
+
 
 def main() -> None:
     """Runs the command that ``sys.argv`` names."""
@@ -57,7 +66,8 @@ def _show(text: str) -> None:
 
 def _run(name: str) -> None:
     if name not in COMMANDS:
-        raise UserError(f"there is no command {name!r}; did you mean {nearest(name, COMMANDS)}? (ovenet --help)")
+        meant = OTHER_NAMES.get(name) or nearest(name, COMMANDS)
+        raise UserError(f"there is no command {name!r}; did you mean {meant}? (ovenet --help)")
     sys.argv[:2] = [f"ovenet {name}"]
     import_module(f"ovenet.commands.{COMMANDS[name][0]}").main()
 

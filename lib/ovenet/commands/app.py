@@ -126,6 +126,7 @@ def main() -> None:
     models = {Path(source).stem if Path(source).is_file() else Path(source).name: source for source in sources}
     app = App(models, args.device, args.runtime, args.max_mb)
     for name in models:
+        print(f"loading {name} …", flush=True)
         app.predictor(name, "")  # errors of loading appear now
     with AppServer(app.answers(), args.port, args.max_mb) as server:
         print(f"page: {server.address} (Ctrl-C ends it)", flush=True)

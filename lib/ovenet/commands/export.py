@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 from pathlib import Path
 
 from ovenet.builders.loading import load_model
@@ -44,9 +45,20 @@ def main() -> None:
         images=args.images,
         num_images=args.num_images,
     )
-    parity = export(trained, path, options)
+    parity = export(trained, path, options, tell=partial(print, flush=True))
     print(f"compared:    {parity}")
+    if parity.mean_iou:
+        print(f"             {note_on_mean_iou(parity.num_images, options.size)}")
     print(f"exported:    {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def note_on_mean_iou(num_images: int, size: tuple[int, int] | None) -> str:
+    """Why the mIoU of the comparison is not the one of a test."""
+    shown = f"resized to {size[0]}x{size[1]}" if size else "of sizes near the test's"
+    return (
+        f"(mIoU on {num_images} images and labels {shown}, one view each: it checks the file, and is not comparable "
+        "with a test's; ovenet test scores the file)"
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

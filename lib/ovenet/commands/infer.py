@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ovenet.data.files import read_image
 from ovenet.deployment import RUNTIMES
+from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import thinning
 from ovenet.inference.inputs import FrameReader, Input, find_inputs
@@ -64,9 +65,8 @@ def main() -> None:
         predictor, predictor.info.num_classes, args.max_memory, max_seed_side=MAX_SEED_SIDE if seeds else 0
     )
     num_skipped = 0
-    bar = tqdm(inputs, unit="input", disable=not sys.stderr.isatty(), dynamic_ncols=True)
     try:
-        for one in bar:
+        for one in track(inputs, "inputs", len(inputs), print_freq=0, enabled=True, tell=tell):
             try:
                 if one.kind == "image":
                     predict_image(predictor, writer, guard, one, seeds=seeds, page=page)
@@ -86,6 +86,11 @@ def main() -> None:
     print(f"results:     {folder} ({len(inputs)} inputs, {num_skipped} images or frames skipped)")
     if num_skipped:
         sys.exit(EXIT_SKIPPED)
+
+
+def tell(line: str) -> None:
+    """Writes a line of progress where a terminal would show a bar."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -199,10 +204,9 @@ def predict_video(
     reader = FrameReader(one)
     video = FrameWriter(video_path(writer, one), reader.rate)
     broken, started = [], time.monotonic()
-    is_quiet = not sys.stderr.isatty()
     total = min((n for n in (reader.num_frames, args.max_frames) if n), default=None)
     try:
-        for index, frame in enumerate(tqdm(reader, str(one), total, disable=is_quiet, leave=False, unit="frame")):
+        for index, frame in enumerate(track(reader, str(one), total, print_freq=0, enabled=True, tell=tell)):
             if args.max_frames and index >= args.max_frames:
                 break
             if frame is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +20,10 @@ from torch import Tensor
 from ovenet.builders.loading import load_model
 from ovenet.builders.models import build_model
 from ovenet.commands.export import parse_size
-from ovenet.config import load_config
+from ovenet.config import load_config, load_config_text
 from ovenet.deployment import ExportableNetwork
-from ovenet.deployment.about import TENSORS
-from ovenet.deployment.formats import write_onnx
+from ovenet.deployment.about import SUFFIXES, TENSORS, is_exported
+from ovenet.deployment.formats import read_about, write_onnx
 from ovenet.deployment.quantization import quantize_onnx
 from ovenet.deployment.runtimes import open_session
 from ovenet.errors import UserError
@@ -31,6 +32,7 @@ from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.predictor.sources import find_weights
+from ovenet.utils.environment import crowding
 
 EAGER, FUSED = "torch eager", "torch"
 SESSIONS = {  # runtime, precision, is quantised
@@ -41,6 +43,8 @@ SESSIONS = {  # runtime, precision, is quantised
     "openvino int8": ("openvino", "fp32", True),
 }
 WAYS = (EAGER, FUSED, *SESSIONS)
+FILE_WAYS = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "pt2": (FUSED,)}  # by format
+_UNSTEADY = 3.0  # longest over shortest time
 _NUM_CALIBRATION = 2  # images of noise: the speed does not depend on them
 
 
@@ -82,8 +86,11 @@ def main() -> None:
         read_network(source, name, pixels, args.ways, args.set) for source, name in zip(sources, names, strict=True)
     ]
     print(f"{height}x{width}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.runs} runs in turn")
+    before = crowding(0)
     times = measure([run for network in networks for run in network.ways.values()], args.runs)
     print(table(networks, times))
+    for warning in filter(None, (before, unsteady(times))):
+        print(f"warning: {warning}; measure again when it is idle", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -101,14 +108,44 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_network(source: str, name: str, pixels: Tensor, ways: list[str], overrides: list[str]) -> Network:
-    """The network of an experiment or of weights, ready to run `pixels` ``(1, 3, H, W)`` in several ways.
+    """The network of an experiment, of weights or of an exported file, ready to run `pixels` in several ways.
+
+    Args:
+        source: what names it.
+        name: its name in the table.
+        pixels: ``(1, 3, H, W)``.
+        ways: names of the ways; an exported file has those of its format alone.
+        overrides: settings.
 
     Raises:
-        UserError: the model does not exist, a package is missing, or the network cannot be converted.
+        UserError: the model does not exist, a package is missing, or the network cannot be converted, or takes images
+            of another size.
     """
+    if is_exported(source):
+        return read_file(Path(source), name, pixels, ways)
     model = _model(source, overrides)
     gmac = count_multiply_adds(copy.deepcopy(model).to("meta"), *pixels.shape[-2:]) / 1e9
     return Network(name, count_parameters(model), gmac, make_ways(model, pixels, ways))
+
+
+def read_file(path: Path, name: str, pixels: Tensor, ways: list[str]) -> Network:
+    """An exported file, ready to run `pixels` ``(1, 3, H, W)``; its cost is that of the network that it was made from.
+
+    Raises:
+        UserError: the file is damaged, or takes images of another size, or no way runs it.
+    """
+    about, size = read_about(path), tuple(pixels.shape[-2:])
+    if about.size not in (None, size):
+        wanted = "x".join(map(str, about.size or ()))
+        raise UserError(f"{path}: takes images of {wanted}, not {size[0]}x{size[1]}; add --size {wanted}")
+    chosen = [way for way in FILE_WAYS[SUFFIXES[path.suffix]] if way in ways]
+    if not chosen:
+        raise UserError(f"{path}: --ways has none that runs it: {', '.join(FILE_WAYS[SUFFIXES[path.suffix]])}")
+    model = build_model(load_config_text(about.config, str(path)))
+    gmac = count_multiply_adds(copy.deepcopy(model).to("meta"), *size) / 1e9
+    array = pixels.numpy()
+    runs = {way: partial(open_session(path, way), array) for way in chosen}
+    return Network(name, count_parameters(model), gmac, dict(runs))
 
 
 def _model(source: str, overrides: list[str]) -> Segmentor:
@@ -172,7 +209,7 @@ def table(networks: Sequence[Network], times: Sequence[Times]) -> str:
 
     Returns:
         Medians; the shortest and the longest beside elapsed time; quartiles beside the difference of processor time,
-        which is taken within each turn.
+        which is taken within each turn, as the ratio of elapsed times is.
     """
     lines = [
         "| network | parameters | GMAC | way | ms (shortest to longest) | times as fast as the first "
@@ -184,11 +221,18 @@ def table(networks: Sequence[Network], times: Sequence[Times]) -> str:
     for (network, way), taken in zip(rows, times, strict=True):
         middle, low, high = (1e3 * pick(taken.elapsed_s) for pick in (statistics.median, min, max))
         more = [1e3 * (a - b) for a, b in zip(taken.processor_s, first.processor_s, strict=True)]
+        ratios = [a / max(b, 1e-9) for a, b in zip(first.elapsed_s, taken.elapsed_s, strict=True)]
         quarter, half, most = np.percentile(more, (25, 50, 75))
         difference = "" if taken is first else f"{half:+.1f} ({quarter:+.1f} to {most:+.1f})"
         lines.append(
             f"| {network.name} | {network.num_parameters:,} | {network.gmac:.1f} | {way} | "
-            f"{middle:.1f} ({low:.1f} to {high:.1f}) | {1e3 * statistics.median(first.elapsed_s) / middle:.2f} | "
+            f"{middle:.1f} ({low:.1f} to {high:.1f}) | {statistics.median(ratios):.2f} | "
             f"{1e3 * statistics.median(taken.processor_s):.1f} | {difference} |"
         )
     return "\n".join(lines)
+
+
+def unsteady(times: Sequence[Times]) -> str:
+    """A warning if the same run took very different times, as beside other programs; "" otherwise."""
+    spread = max(max(taken.elapsed_s) / max(min(taken.elapsed_s), 1e-9) for taken in times)
+    return f"a run took up to {spread:.1f} times as long as the same run before" if spread > _UNSTEADY else ""

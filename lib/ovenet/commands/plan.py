@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -86,6 +87,7 @@ def main() -> None:
         print(f"other processes use {others:.1f} of {num_cores()} cores: what is measured is slower than alone")
     for number, (batch, accumulate, saving) in enumerate(candidates(cfg)):
         change = f"TRAIN.BATCH_SIZE_PER_GPU {batch} TRAIN.ACCUMULATE {accumulate} TRAIN.CHECKPOINT_ACTIVATIONS {saving}"
+        print(f"measuring {args.steps} steps: {change} …", file=sys.stderr, flush=True)
         trial = run_trial(args.cfg, [*args.overrides, *change.split()], args.steps)
         used = f"{trial['memory_gib']:.2f} GiB" if trial else "more than there is"
         if trial and trial["reserved_gib"] > trial["memory_gib"]:

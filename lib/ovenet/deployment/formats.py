@@ -33,7 +33,7 @@ def require(module: str, *, why: str) -> Any:
     try:
         return __import__(module, fromlist=["_"])
     except ImportError as error:
-        raise UserError(f'{why} needs the package {module}; install it with: pip install "ovenet[export]"') from error
+        raise UserError(f'{why} needs the package {module}; install it with: pip install -e ".[export]"') from error
 
 
 def write_network(

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,24 +60,39 @@ class Meter:
         return {**means, "images_per_second": self._num_images / (time.perf_counter() - self._started)}
 
 
-def track(items: Iterable[T], title: str, num_items: int, *, print_freq: int, enabled: bool) -> Iterator[T]:
+def track(
+    items: Iterable[T],
+    title: str,
+    num_items: int | None,
+    *,
+    print_freq: int,
+    enabled: bool,
+    tell: Callable[[str], object] | None = None,
+) -> Iterator[T]:
     """Yields items and shows how many are done: a bar on a terminal, log lines elsewhere.
 
     Args:
         items: to yield.
         title: of the work.
-        num_items: number of items.
-        print_freq: items between log lines.
+        num_items: number of items; None if unknown.
+        print_freq: items between log lines; 0 for a line a minute.
         enabled: False shows nothing.
+        tell: writes a line; None for the log.
     """
+    tell = tell or get_logger().info
     has_bar = enabled and sys.stderr.isatty()
-    started = time.perf_counter()
+    started = told = time.perf_counter()
     for done, item in enumerate(tqdm(items, title, num_items, disable=not has_bar, dynamic_ncols=True), start=1):
         yield item
-        if enabled and not has_bar and (done % print_freq == 0 or done == num_items):
-            seconds = time.perf_counter() - started
-            eta = timedelta(seconds=round(seconds / done * (num_items - done)))
-            get_logger().info("%s: %d/%d, %.2f s each, ETA %s", title, done, num_items, seconds / done, eta)
+        now = time.perf_counter()
+        is_due = done % print_freq == 0 or done == num_items if print_freq else now - told > SILENCE_S
+        if enabled and not has_bar and is_due:
+            seconds, told = now - started, now
+            total, eta = "", ""
+            if num_items is not None:
+                total = f"/{num_items}"
+                eta = f", ETA {timedelta(seconds=round(seconds / done * (num_items - done)))}"
+            tell(f"{title}: {done}{total}, {seconds / done:.2f} s each{eta}")
 
 
 class WaitingClock:
@@ -213,7 +228,7 @@ class RunLog:
         iteration: last iteration of the checkpoint; points that an interrupted run wrote after it are dropped.
         is_validation_due: whether the run goes on with the validation after that iteration; points of that validation
             are dropped too.
-        wandb_project: Weights & Biases project that receives the numbers too; "" for none.
+        wandb_project: Weights & Biases project that receives the numbers too, mIoU in percent; "" for none.
         mlflow_experiment: MLflow experiment that receives them too; "" for none.
         config: the run's settings as YAML, for both.
 
@@ -274,7 +289,8 @@ class RunLog:
         for name, value in values.items():
             self._writer.add_scalar(f"{kind}/{name}", value, iteration)
         if self._wandb is not None:
-            self._wandb.log({f"{kind}/{name}": value for name, value in values.items()}, step=iteration)
+            shown = {f"{kind}/{name}": value * (100 if "mean_iou" in name else 1) for name, value in values.items()}
+            self._wandb.log(shown, step=iteration)
         if self._mlflow is not None:
             finite = {f"{kind}/{name}": float(value) for name, value in values.items() if math.isfinite(value)}
             self._mlflow.log_metrics(finite, step=iteration)
@@ -284,21 +300,29 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
 
     def picture(self, name: str, picture: Tensor, *, iteration: int) -> None:
-        """Writes ``(3, H, W)`` uint8 to TensorBoard."""
+        """Writes ``(3, H, W)`` uint8 to TensorBoard, and to Weights & Biases."""
         if self._writer is not None:
             self._writer.add_image(name, picture.numpy(), iteration)
+        if self._wandb is not None:
+            image = _wandb_module().Image(picture.permute(1, 2, 0).numpy())
+            self._wandb.log({name: image}, step=iteration)
 
 
 def _start_wandb(run_dir: Path, project: str, config: str) -> Any:
     """A run that a resumed training continues: its id comes from the folder."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("WANDB names a project, but wandb is not installed: pip install wandb, or WANDB ''") from error
+    wandb = _wandb_module()
     identity = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]
     return wandb.init(
         project=project, dir=run_dir, name=run_dir.name, id=identity, resume="allow", config=yaml.safe_load(config)
     )
+
+
+def _wandb_module() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("WANDB names a project, but wandb is not installed: pip install wandb, or WANDB ''") from error
+    return wandb
 
 
 def _start_mlflow(run_dir: Path, experiment: str, config: str) -> Any:

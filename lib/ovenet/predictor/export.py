@@ -69,13 +69,16 @@ class ExportOptions:
     num_calibration: int = 16
 
 
-def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
+def export(
+    trained: TrainedModel, path: Path, options: ExportOptions, *, tell: Callable[[str], object] = lambda _: None
+) -> Parity:
     """Writes an exported file, unless it predicts otherwise than the trained model.
 
     Args:
         trained: the network and its metadata.
         path: ``*.onnx``, ``*.pt2`` or ``*.xml``.
         options: size, outputs and limits.
+        tell: called with a line before each step that takes long.
 
     Raises:
         UserError: a package is missing, the network cannot be exported, or its predictions differ by more than the
@@ -101,7 +104,9 @@ def export(trained: TrainedModel, path: Path, options: ExportOptions) -> Parity:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".ovenet-", dir=path.parent) as folder:
         unfinished = Path(folder) / path.name
+        tell(f"writing:     for images of {f'{size[0]}x{size[1]}' if options.size else 'any size'}")
         write_network(fast, example, unfinished, about, opset=options.opset, prepare=quantize)
+        tell(f"comparing:   with the trained network, on up to {options.num_images} images")
         parity = _parity(trained, options, tensors, unfinished)
         if problem := parity.problem(options.limits):
             raise UserError(f"{path} is not written: {problem} ({parity}); --max-changed and --max-loss allow more")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -33,6 +35,9 @@ from ovenet.utils.run_lock import run_lock
 CONSOLE = "console.log"
 _CHECKPOINT_MINUTES = 5
 _POLL_S = 0.5
+_HEARTBEAT_S = 60.0
+_TAIL_BYTES = 4096
+_LOG_LINE = re.compile(r"^[\d-]{10} [\d:]{8} [A-Z] (.+)$", re.MULTILINE)
 
 
 class Interrupted(Exception):
@@ -72,6 +77,7 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
     failures: list[str] = []
     runs = _with_starts(sweep, runs)
     ended = {run.key: threading.Event() for run in runs}
+    active: dict[str, _Execution] = {}
     workers = [Worker(_environment(slot, jobs)) for slot in range(jobs)]
     free: queue.LifoQueue[Worker] = queue.LifoQueue()  # a worker that has run is started already
     for worker in reversed(workers):
@@ -89,7 +95,8 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
             worker = free.get()
             try:
                 get_logger().info("%s, seed %d: begins (%d of %d)", run.name, run.seed, number, len(runs))
-                _Execution(sweep, run, folder, worker, stop).execute()
+                active[run.key] = _Execution(sweep, run, folder, worker, stop)
+                active[run.key].execute()
             except Interrupted:
                 get_logger().info("%s, seed %d: stopped", run.name, run.seed)
             except Exception as error:  # also a fault of the program: the other runs go on
@@ -97,20 +104,34 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
                 is_program_fault = not isinstance(error, (UserError, CommandError, OSError))
                 get_logger().error("%s", failures[-1], exc_info=is_program_fault)
             finally:
+                active.pop(run.key, None)
                 free.put(worker)
                 ended[run.key].set()
 
         with ThreadPoolExecutor(jobs) as pool:
             pending = [pool.submit(execute, number, run) for number, run in enumerate(runs, start=1)]
-            while not all(future.done() for future in pending):
+            started = told = time.monotonic()
+            while (num_done := sum(future.done() for future in pending)) < len(pending):
                 time.sleep(_POLL_S)
                 if interruption.received:
                     stop.set()
+                if time.monotonic() - told > _HEARTBEAT_S:
+                    told = time.monotonic()
+                    _tell(num_done, len(pending), told - started, list(active.values()))
         for worker in workers:
             worker.close()
         if interruption.received:
             sys.exit(interruption.exit_code)
     return failures
+
+
+def _tell(num_done: int, num_runs: int, seconds: float, active: Sequence[_Execution]) -> None:
+    """Logs how far a sweep and its present runs are."""
+    left = timedelta(seconds=round(seconds / num_done * (num_runs - num_done))) if num_done else None
+    get_logger().info("%d of %d runs are done%s", num_done, num_runs, f", about {left} left" if left else "")
+    for execution in active:
+        if line := execution.last_line():
+            get_logger().info("  %s: %s", execution, line)
 
 
 def _with_starts(sweep: Sweep, runs: Sequence[SweepRun]) -> list[SweepRun]:
@@ -141,6 +162,19 @@ class _Execution:
     def __init__(self, sweep: Sweep, run: SweepRun, folder: Path, worker: Worker, stop: threading.Event):
         self._sweep, self._run, self._folder = sweep, run, folder
         self._worker, self._stop = worker, stop
+        self._console: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self._run.name}, seed {self._run.seed}"
+
+    def last_line(self) -> str:
+        """The last line of the run's log, without its time; "" if there is none."""
+        if self._console is None or not self._console.is_file():
+            return ""
+        with self._console.open("rb") as file:
+            file.seek(max(0, self._console.stat().st_size - _TAIL_BYTES))
+            lines = _LOG_LINE.findall(file.read().decode("utf-8", errors="replace"))
+        return str(lines[-1]) if lines else ""
 
     def execute(self) -> None:
         sweep, run = self._sweep, self._run
@@ -178,7 +212,7 @@ class _Execution:
             Interrupted: the sweep received a request to stop.
             CommandError: the command failed.
         """
-        console = run_dir / CONSOLE
+        console = self._console = run_dir / CONSOLE
         console.parent.mkdir(parents=True, exist_ok=True)
         code = self._worker.run(command, arguments, console, self._stop.is_set)
         if self._stop.is_set():
