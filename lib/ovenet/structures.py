@@ -50,6 +50,7 @@ class Sample:
         problem: why the sample that this one replaces could not be read; "" if it replaces none.
         changes: ``(N,)`` float32 parameters of the augmentation that the device still applies, see
             `ovenet.data.augmentation`; None for no augmentation.
+        invalid: ``(H, W)`` bool, pixels marked as invalid; None where they are not read.
     """
 
     image: np.ndarray
@@ -57,6 +58,7 @@ class Sample:
     name: str
     problem: str = ""
     changes: np.ndarray | None = None
+    invalid: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

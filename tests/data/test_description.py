@@ -39,7 +39,9 @@ EVERYTHING = {
         {"name": "sides", "color": [1, 1, 1], "classes": ["left", "right"]},
         {"name": "rest", "color": [2, 2, 2], "classes": ["rest"]},
     ],
-    "submission": {"ids": "train_ids", "folder": "results", "num_files": None},
+    "submission": {"ids": "train_ids", "folder": "results", "num_files": None, "confidence_folder": "sure",
+                   "confidence_bits": 8},
+    "invalid_masks": [["_mask", "_invalid"], ["masks/", ""]],
 }  # fmt: skip
 
 
@@ -65,12 +67,17 @@ def test_every_key_together(tmp_path):
     assert set(EVERYTHING) | {"like", "background"} == set(DESCRIPTION.keys)
     assert (info.class_names, info.label_ids, info.ignored_ids) == (("left", "right", "rest"), (1, 2, 4), (7,))
     assert (info.upright, info.val_share, info.flip_pairs) == (False, 0.25, ((0, 1),))
+    assert info.invalid_masks == (("_mask", "_invalid"), ("masks/", ""))
+    assert (info.submission.confidence_folder, info.submission.confidence_bits) == ("sure", 8)
     assert info.layouts[0]["val"].labels == "masks/{condition}/validation/*_mask"
     assert info.layouts[1]["train"].also.labels == "more/*"
     assert info.layouts[2]["val"].images == "VOC/2012/photos/{condition}/validation/*"
 
 
 WRONG = [
+    ({"invalid_masks": [["", "b"]]}, 'invalid_masks[0] is ["", "b"]; expected two texts, the first not empty'),
+    ({"invalid_masks": [["a", "../b"]]}, 'invalid_masks[0] is ["a", "../b"]; expected two texts, the first not empty'),
+    ({"submission": {"ids": "train_ids", "confidence_bits": 12}}, "submission.confidence_bits is 12; expected 8 or 16"),
     ({"upright": "false"}, 'upright is "false"; expected true or false'),
     ({"upright": 0}, "upright is 0; expected true or false"),
     ({"upright": None}, "upright is null; expected true or false"),

@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from PIL import Image
 from ovenet.data.catalog import CATALOG
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import (
+    confidence_names,
+    read_confidences,
     read_zip,
+    save_confidence_file,
     save_submission_file,
     submission_names,
     validate_zip,
@@ -136,6 +140,60 @@ def test_a_zip_that_the_server_would_refuse(tmp_path, change, message):
     path, sizes = make_zip(tmp_path, CITYSCAPES, IMAGES, change=change)
     with pytest.raises(ValueError, match=message):
         validate_zip(path, sizes, CITYSCAPES)
+
+
+FRAMES = [f"rgb_anon/fog/test/G/G_0{i}_rgb_anon.png" for i in range(2)]
+MAP = "confidence/G_01_rgb_anon.png"
+
+
+def make_zip_with_maps(tmp_path, info, change=lambda folder: None):
+    """As `make_zip`, with confidence maps."""
+    levels = np.linspace(0, 65535, 48).round().astype(np.int32).reshape(6, 8)
+
+    def add_maps(folder):
+        for name in confidence_names(submission_names(FRAMES, info).values(), info).values():
+            save_confidence_file(levels, folder / name, info)
+        change(folder)
+
+    return *make_zip(tmp_path, info, FRAMES, change=add_maps), levels
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_confidence_maps_come_back_as_they_were_written(tmp_path, bits):
+    info = replace(ACDC, submission=replace(ACDC.submission, confidence_bits=bits))
+    path, sizes, levels = make_zip_with_maps(tmp_path, info)
+    validate_zip(path, sizes, info, confidences=True)
+    with pytest.raises(ValueError, match=r"confidence/G_00_rgb_anon\.png .*\b2 such"):
+        validate_zip(path, sizes, info)
+    first, _ = read_confidences(path, sizes, info)
+    assert np.abs(first - levels).max() <= {8: 128, 16: 0}[bits]  # half of the 257 levels from a value to the next
+    assert (first[0, 0], first[-1, -1]) == (0, 65535)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, rf"{MAP} is missing.*1 of 4"),
+        (png(np.zeros((6, 9), np.uint16)), rf"{MAP} .*9x6 .*8x6"),
+        (png(np.zeros((6, 8), np.uint8)), rf"{MAP} .*mode L; expected a PNG with one channel of 16 bits"),
+        (png(np.zeros((6, 8, 3), np.uint8)), rf"{MAP} .*mode RGB; expected a PNG with one channel of 16 bits"),
+    ],
+    ids=["missing", "size", "bits", "colour"],
+)
+def test_wrong_confidence_maps(tmp_path, content, message):
+    def change(folder):
+        (folder / MAP).unlink()
+        if content:
+            (folder / MAP).write_bytes(content)
+
+    path, sizes, _ = make_zip_with_maps(tmp_path, ACDC, change)
+    with pytest.raises(ValueError, match=message):
+        validate_zip(path, sizes, ACDC, confidences=True)
+
+
+def test_a_server_that_takes_no_confidence_maps():
+    with pytest.raises(ValueError, match=r"cityscapes server .*TEST\.UNCERTAINTY to none"):
+        confidence_names(["a.png"], CITYSCAPES)
 
 
 def test_files_that_are_no_zip_or_hold_a_file_twice(tmp_path):

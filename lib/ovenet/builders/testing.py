@@ -49,8 +49,15 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
     predictor = predictor_for_test(trained, device)
     names = prediction_names(cfg)
     evaluator = SegEvaluator(
-        dataset.info, names, ignore_label=cfg.TRAIN.IGNORE_LABEL, detailed=cfg.TEST.DETAILS, device=device
+        dataset.info,
+        names,
+        ignore_label=cfg.TRAIN.IGNORE_LABEL,
+        detailed=cfg.TEST.DETAILS,
+        device=device,
+        uncertainty=cfg.TEST.UNCERTAINTY,
     )
+    if evaluator.uncertain_names:
+        dataset.read_invalid_masks()
     writer = ImageWriter(
         dataset, predictor, folder, save_predictions=cfg.TEST.SAVE_PREDICTIONS, gallery=cfg.TEST.REPORT
     )

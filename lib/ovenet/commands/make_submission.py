@@ -8,19 +8,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 from yacs.config import CfgNode
 
 from ovenet import builders, load_config
 from ovenet.config import check_parts
 from ovenet.data.dataset import ListDataset
 from ovenet.data.files import read_size
+from ovenet.data.invalid_masks import mask_name, read_invalid_mask
 from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
-from ovenet.evaluation.submission import read_zip, save_submission_file, submission_names, validate_zip, write_zip
+from ovenet.evaluation.submission import (
+    confidence_names,
+    read_confidences,
+    read_zip,
+    save_confidence_file,
+    save_submission_file,
+    submission_names,
+    validate_zip,
+    write_zip,
+)
+from ovenet.evaluation.uncertainty import (
+    UncertaintyCounter,
+    UncertaintyScores,
+    confidence_levels,
+    scored_names,
+    uncertainty_scores,
+)
 from ovenet.evaluation.writers import format_table
+from ovenet.inference.inferencer import Prediction
 from ovenet.predictor import run_folder
 from ovenet.structures import EvalResult, Sample
 from ovenet.utils import distributed
@@ -47,6 +65,11 @@ def main() -> None:
         loader, dataset = builders.build_test_loader(cfg, list_file)
         names = submission_names((image for image, _ in dataset.pairs), dataset.info)
         require_complete(dataset, dry_run=args.dry_run)
+        has_confidences = bool(scored_names(cfg.TEST.UNCERTAINTY, builders.prediction_names(cfg)))
+        if has_confidences:
+            confidence_names(names.values(), dataset.info)
+            if args.dry_run:
+                dataset.read_invalid_masks()
         path = args.validate
         if path is None:
             model_file = run_folder.find_model_file(cfg, run_folder.run_directory(cfg, args.cfg))
@@ -54,10 +77,13 @@ def main() -> None:
             path = args.output or folder / f"{dataset.list_path.stem}_{run_folder.inference_name(cfg, model_file)}.zip"
             predict(cfg, loader, names, path, model_file, device)
         if distributed.is_main():
-            validate_zip(path, image_sizes(dataset, names), dataset.info)
-            print(f"{path}: {len(names)} files, complete and valid for {dataset.info.name}")
+            validate_zip(path, image_sizes(dataset, names), dataset.info, confidences=has_confidences)
+            num_files = len(names) * (2 if has_confidences else 1)
+            print(f"{path}: {num_files} files, complete and valid for {dataset.info.name}")
             if args.dry_run:
-                print(format_table({"fused": score(path, dataset, names, cfg.TRAIN.IGNORE_LABEL)}))
+                fused = score(path, dataset, names, cfg.TRAIN.IGNORE_LABEL)
+                uncertainty = score_uncertainty(path, dataset, names, cfg) if has_confidences else None
+                print(format_table({"fused": fused}, uncertainty=uncertainty))
 
 
 def require_complete(dataset: ListDataset, *, dry_run: bool) -> None:
@@ -79,7 +105,7 @@ def require_complete(dataset: ListDataset, *, dry_run: bool) -> None:
 def predict(
     cfg: CfgNode, loader: builders.TestLoader, names: dict[str, str], path: Path, model_file: Path, device: torch.device
 ) -> None:
-    """Writes the predictions of all ranks, and packs them.
+    """Writes the predictions of all ranks, with confidence maps if ``TEST.UNCERTAINTY`` asks for them, and packs them.
 
     Raises:
         UserError: the zip exists.
@@ -90,19 +116,29 @@ def predict(
     with shared_folder(path) as folder:
         info = builders.dataset_info(cfg)
         predictor = builders.load_predictor(cfg, model_file, device)
+        confidence = cfg.TEST.UNCERTAINTY
+        maps = confidence_names(names.values(), info) if confidence != "none" else {}
 
-        def begin(sample: Sample) -> Callable[[], tuple[str, Tensor]]:
-            copied = predictor.predict(sample.image, names=("fused",)).start_copy()
-            return lambda: (names[sample.name], copied().labels["fused"])
+        def begin(sample: Sample) -> Callable[[], tuple[str, Prediction]]:
+            copied = predictor.predict(
+                sample.image,
+                names=("fused",),
+                seeds=confidence in ("seed", "product"),
+                probability=confidence in ("probability", "product"),
+            ).start_copy()
+            return lambda: (names[sample.name], copied())
 
         samples = track(loader, path.stem, len(loader), print_freq=cfg.PRINT_FREQ, enabled=distributed.is_main())
         files = Behind()
-        for name, labels in finish_behind(map(begin, samples), predictor.backend.images_ahead):
-            files.call(save_submission_file, labels, folder / name, info)
+        for name, prediction in finish_behind(map(begin, samples), predictor.backend.images_ahead):
+            files.call(save_submission_file, prediction.labels["fused"], folder / name, info)
+            if maps:
+                levels = confidence_levels(prediction, confidence, "fused")
+                files.call(save_confidence_file, levels, folder / maps[name], info)
         files.wait()
         distributed.barrier()
         if distributed.is_main():
-            write_zip(folder, names.values(), path)
+            write_zip(folder, [*names.values(), *maps.values()], path)
 
 
 @contextmanager
@@ -135,3 +171,17 @@ def score(path: Path, dataset: ListDataset, names: dict[str, str], ignore_label:
         labels = torch.from_numpy(dataset.decoder.read(dataset.folder / label_name))
         counts += confusion_counts(torch.from_numpy(predicted), labels, num_classes, ignore_label=ignore_label)
     return scores_from_counts(counts, dataset.info.class_names)
+
+
+def score_uncertainty(path: Path, dataset: ListDataset, names: dict[str, str], cfg: CfgNode) -> UncertaintyScores:
+    """Scores the predictions and confidence maps in the zip against labels and masks of invalid pixels."""
+    counter = UncertaintyCounter(dataset.info.num_classes, cfg.TRAIN.IGNORE_LABEL)
+    counts = np.zeros((1, 1, *counter.shape), dtype=np.int64)
+    predictions = read_zip(path, names.values(), dataset.info)
+    confidences = read_confidences(path, names.values(), dataset.info)
+    label_names = [label for _, label in dataset.pairs if label is not None]
+    for label_name, predicted, levels in zip(label_names, predictions, confidences, strict=True):
+        labels = dataset.decoder.read(dataset.folder / label_name)
+        invalid = read_invalid_mask(dataset.folder / mask_name(label_name, dataset.info), labels.shape)
+        counts += counter.count(labels, invalid, predicted, levels)
+    return uncertainty_scores(counts, cfg.TEST.UNCERTAINTY, ("fused",), ())

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from ovenet.data.cache import DecodedCache
 from ovenet.data.files import read_image, read_list
 from ovenet.data.info import DatasetInfo
+from ovenet.data.invalid_masks import mask_name, read_invalid_mask, require_masks
 from ovenet.data.labels import LabelDecoder
 from ovenet.data.stored_ids import with_stored_ids
 from ovenet.errors import UserError
@@ -35,6 +36,7 @@ class ListDataset(Dataset[Sample]):
     Attributes:
         decoder: reads label files; its `info` has the ids that the listed files hold.
         cache: decoded files that are used in place of the listed ones; None at first.
+        reads_invalid: read the mask of invalid pixels of each label too, see `read_invalid_masks`.
 
     Raises:
         UserError: the list is missing, empty or malformed.
@@ -52,6 +54,16 @@ class ListDataset(Dataset[Sample]):
             get_logger().info(message, self.list_path, first, last, " and ".join(map(str, ignored)) or "none")
         self.decoder = LabelDecoder(stored, ignore_label)
         self.cache: DecodedCache | None = None
+        self.reads_invalid = False
+
+    def read_invalid_masks(self) -> None:
+        """Reads the mask of invalid pixels of each label from now on.
+
+        Raises:
+            UserError: the dataset has no such masks, or one is missing.
+        """
+        require_masks(self.folder, [label for _, label in self.pairs if label is not None], self.info)
+        self.reads_invalid = True
 
     @property
     def has_labels(self) -> bool:
@@ -68,12 +80,22 @@ class ListDataset(Dataset[Sample]):
             UserError: see `read_files`.
         """
         image_name, label_name = self.pairs[index]
-        if self.cache is not None:
-            image = self.cache.read(image_name)
-            labels = None if label_name is None else self.cache.read(label_name)
-            if image is not None and (label_name is None or labels is not None):
-                return Sample(image, labels, image_name)
-        return Sample(*self.read_files(index), image_name)
+        sample = self._cached(index) or Sample(*self.read_files(index), image_name)
+        if not self.reads_invalid or label_name is None or sample.labels is None:
+            return sample
+        path = self.folder / mask_name(label_name, self.info)
+        return replace(sample, invalid=read_invalid_mask(path, sample.labels.shape))
+
+    def _cached(self, index: int) -> Sample | None:
+        """The image and labels of one line from the cache, if it has both."""
+        if self.cache is None:
+            return None
+        image_name, label_name = self.pairs[index]
+        image = self.cache.read(image_name)
+        labels = None if label_name is None else self.cache.read(label_name)
+        if image is None or (label_name is not None and labels is None):
+            return None
+        return Sample(image, labels, image_name)
 
     def read_files(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Decodes the files of one line.

@@ -157,6 +157,7 @@ def _build(content: Mapping[str, Any], name: str) -> DatasetInfo:
         class_weights=tuple(content["class_weights"]) if content.get("class_weights") else None,
         conditions=tuple(content.get("conditions", ())),
         flip_pairs=tuple((class_names.index(a), class_names.index(b)) for a, b in content.get("flip_pairs", ())),
+        invalid_masks=tuple((text, other) for text, other in content.get("invalid_masks", ())),
         evaluation=EvaluationRule(**content.get("evaluation", {})),
         submission=SubmissionRule(**content["submission"]) if content.get("submission") else None,
         label_format=content.get("label_format", "ids"),

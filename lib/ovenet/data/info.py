@@ -73,11 +73,15 @@ class SubmissionRule:
         ids: which ids the PNGs hold: ``label_ids``, those of the label files, or ``train_ids``.
         folder: folder of the PNGs inside the zip; "" for none.
         num_files: number of images in the test split; None where it is not fixed.
+        confidence_folder: folder of the confidence maps inside the zip; None for a server that takes none.
+        confidence_bits: bits of a confidence map's one channel, 8 or 16; its largest value is a confidence of 1.
     """
 
     ids: Literal["label_ids", "train_ids"]
     folder: str = ""
     num_files: int | None = None
+    confidence_folder: str | None = None
+    confidence_bits: int = 16
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class DatasetInfo:
         merged_ids: further ids in the label files, each with the train id of its class.
         val_share: share of the images that is kept for validation where the layout has no split.
         chosen_colors: train ids of the classes with a colour from the description; the others have the usual colours.
+        invalid_masks: pairs of a text in a label's path and the text that replaces it in the path of the mask of its
+            invalid pixels, see `ovenet.data.invalid_masks`; empty for a dataset without such masks.
     """
 
     name: str
@@ -151,6 +157,7 @@ class DatasetInfo:
     merged_ids: tuple[tuple[int, int], ...] = ()
     val_share: float = 0.2
     chosen_colors: tuple[int, ...] = ()
+    invalid_masks: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -188,8 +195,16 @@ class DatasetInfo:
         return next((part for part in PurePosixPath(image_name).parts if part in self.conditions), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the layouts as plain values, as checkpoints store it."""
-        return {key: value for key, value in asdict(self).items() if key != "layouts"}
+        """Everything but the layouts as plain values, as checkpoints store it.
+
+        Without masks and confidence maps, as before there were any, since decoded caches are found by it.
+        """
+        content = {key: value for key, value in asdict(self).items() if key != "layouts"}
+        if not self.invalid_masks:
+            del content["invalid_masks"]
+        if self.submission and self.submission.confidence_folder is None:
+            del content["submission"]["confidence_folder"], content["submission"]["confidence_bits"]
+        return content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> DatasetInfo:

@@ -38,6 +38,10 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)
 
 
+def _is_replacement(value: Any) -> bool:
+    return _is_pair(value) and all(map(_is_inside, value)) and bool(value[0])
+
+
 _TEXT = Plain("a string on one line", is_text)
 _NAME = Plain("a string on one line, not empty", lambda value: is_text(value) and bool(value.strip()))
 _FOLDER_NAME = Plain("the name of a folder", is_file_name)
@@ -46,6 +50,8 @@ _ID = Plain("an integer from 0 to 255", _is_id)
 _COLOR = Plain("[red, green, blue], integers from 0 to 255", _is_color)
 _ID_OR_COLOR = Plain(f"{_ID.expected}, or {_COLOR.expected}", lambda value: _is_id(value) or _is_color(value))
 _PAIR = Plain("two names of classes", _is_pair)
+_REPLACEMENT = Plain("two texts, the first not empty", _is_replacement)
+_BITS = Plain("8 or 16", lambda value: type(value) is int and value in (8, 16))
 _COUNT = Plain("an integer of at least 0", lambda value: _is_integer(value, 0))
 _MULTIPLE = Plain("an integer of at least 1", lambda value: _is_integer(value, 1))
 _SHARE = Plain("a number above 0 and below 1", lambda value: is_number(value) and 0 < value < 1)
@@ -118,8 +124,13 @@ _SUBMISSION = Table(
         "ids": Key(Choice(("label_ids", "train_ids")), "which ids the server expects", "required", is_required=True),
         "folder": Key(_FOLDER, "folder of the files inside the zip", '`""`'),
         "num_files": Key(_COUNT, "number of files that the server expects", "any number", may_be_null=True),
+        "confidence_folder": Key(
+            _FOLDER, "folder of the confidence maps inside the zip, which `TEST.UNCERTAINTY` asks for",
+            "no confidence maps", may_be_null=True,
+        ),
+        "confidence_bits": Key(_BITS, "bits of a confidence map; its largest value is a confidence of 1", "16"),
     }
-)
+)  # fmt: skip
 DESCRIPTION = Table(
     {
         "classes": Key(
@@ -150,6 +161,11 @@ DESCRIPTION = Table(
             "classes that are exchanged when an image is flipped; each has one partner",
         ),
         "conditions": Key(ListOf(_FOLDER_NAME, "names"), "folders of images that are also scored separately"),
+        "invalid_masks": Key(
+            ListOf(_REPLACEMENT, "pairs of texts"),
+            "masks of invalid pixels for `TEST.UNCERTAINTY`: a mask's path is its label's, the last place of the first "
+            "text replaced by the second; the first pair whose text is there holds",
+        ),
         "evaluation": Key(_EVALUATION, "how images are resized for a test", "as its keys"),
         "layouts": Key(
             ListOf(_LAYOUT, "tables", at_least=1, may_be_one_table=True),

@@ -14,6 +14,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details, details_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
 from ovenet.evaluation.metrics import scores_from_counts
+from ovenet.evaluation.uncertainty import UncertaintyScores, uncertainty_scores
 from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
 from ovenet.structures import EvalResult, Sample
 from ovenet.utils.behind import finish_behind
@@ -28,12 +29,14 @@ class Evaluation:
         by_condition: scores of each condition with labelled pixels, by prediction name.
         confusion: ``(K, K)`` int64 by prediction name, rows are labels.
         details: detailed scores; None if they were not counted.
+        uncertainty: uncertainty-aware scores; None if they were not counted.
     """
 
     overall: dict[str, EvalResult]
     by_condition: dict[str, dict[str, EvalResult]]
     confusion: dict[str, list[list[int]]]
     details: Details | None = None
+    uncertainty: UncertaintyScores | None = None
 
 
 OnImage = Callable[[Sample, Prediction, "ImageCounts | None"], None]
@@ -91,8 +94,16 @@ def count_samples(
     """
 
     def begin(sample: Sample, scaled: list[Tensor]) -> Callable[[], None]:
-        prediction = predictor.predict(sample.image, scaled=scaled, seeds=evaluator.detailed, score_side=score_side)
-        begun = None if sample.labels is None else evaluator.begin(sample.labels, prediction, sample.name)
+        prediction = predictor.predict(
+            sample.image,
+            scaled=scaled,
+            seeds=evaluator.reads_seeds,
+            score_side=score_side,
+            probability=evaluator.reads_probability,
+        )
+        begun = None
+        if sample.labels is not None:
+            begun = evaluator.begin(sample.labels, prediction, sample.name, sample.invalid)
         copied = prediction.start_copy()
 
         def finish() -> None:
@@ -144,4 +155,11 @@ def evaluation_from_counts(evaluator: SegEvaluator) -> Evaluation:
         by_condition={condition: scores(tables) for condition, tables in conditions if tables.any()},
         confusion=dict(zip(names, whole.tolist(), strict=True)),
         details=details_from_counts(evaluator) if evaluator.detailed else None,
+        uncertainty=uncertainty_of(evaluator) if evaluator.uncertain_names else None,
     )
+
+
+def uncertainty_of(evaluator: SegEvaluator) -> UncertaintyScores:
+    """The uncertainty-aware scores of an evaluator that holds the counts of all processes."""
+    counts = evaluator.counts["uncertainty"].cpu().numpy()
+    return uncertainty_scores(counts, evaluator.uncertainty, evaluator.uncertain_names, evaluator.info.conditions)

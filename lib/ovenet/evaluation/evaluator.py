@@ -18,6 +18,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import IGNORE, Contours
 from ovenet.evaluation.metrics import confusion_tables
+from ovenet.evaluation.uncertainty import UncertaintyCounter, confidence_levels, scored_names
 from ovenet.geometry import lookup_labels, seed_position
 from ovenet.inference.inferencer import Prediction
 from ovenet.inference.transfer import HostCopies, to_device
@@ -64,12 +65,14 @@ class _Begun:
         host: copy ``(P, K, K)`` to the host, under way.
         label_maps: labels, `IGNORE` where a pixel is ignored, their contour, and the bands of distance to it, each
             ``(H, W)``; None where only the confusion is counted.
+        marked: labels and the mask of invalid pixels; None where the uncertainty is not scored.
     """
 
     group: int
     confusion: Tensor
     host: HostCopies
     label_maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    marked: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class SegEvaluator:
@@ -81,11 +84,17 @@ class SegEvaluator:
         ignore_label: label of ignored pixels.
         detailed: count more than the confusion of classes.
         device: device that counts the confusion.
+        uncertainty: confidence with which the uncertainty is scored, see ``TEST.UNCERTAINTY``.
 
     Attributes:
         num_images: number of images counted, the current one included.
-        counts: int64 by name. ``confusion`` is ``(1 + conditions, P, D, K, K)`` with the images of no condition first;
-            all others are of the whole split, see `_empty_details`.
+        uncertain_names: predictions whose uncertainty is scored.
+        counts: int64 by name. ``confusion`` is ``(1 + conditions, P, D, K, K)`` with the images of no condition first,
+            ``uncertainty`` the same of `UncertaintyCounter.count`; all others are of the whole split, see
+            `_empty_details`.
+
+    Raises:
+        UserError: there is no such confidence.
     """
 
     def __init__(
@@ -96,12 +105,15 @@ class SegEvaluator:
         ignore_label: int,
         detailed: bool,
         device: torch.device,
+        uncertainty: str = "none",
     ):
         self.info = info
         self.prediction_names = prediction_names
         self.ignore_label = ignore_label
         self.detailed = detailed
         self.has_seed = "seed" in prediction_names
+        self.uncertainty = uncertainty
+        self.uncertain_names = scored_names(uncertainty, prediction_names)
         self.num_images = 0
         self._device = device
         self._groups = (None, *info.conditions)
@@ -112,6 +124,20 @@ class SegEvaluator:
         if detailed:
             self.counts |= self._empty_details()
             self._pool = ThreadPoolExecutor(_NUM_THREADS)  # numpy and OpenCV count outside Python's lock
+        if self.uncertain_names:
+            self._counter = UncertaintyCounter(k, ignore_label)
+            shape = (len(self._groups), len(self.uncertain_names), *self._counter.shape)
+            self.counts["uncertainty"] = torch.zeros(shape, dtype=torch.int64)
+
+    @property
+    def reads_seeds(self) -> bool:
+        """Whether offset and confidence of a prediction are needed."""
+        return self.detailed or self.uncertainty in ("seed", "product")
+
+    @property
+    def reads_probability(self) -> bool:
+        """Whether the probability of a prediction is needed."""
+        return self.uncertainty in ("probability", "product")
 
     def _empty_details(self) -> dict[str, Tensor]:
         """Zero counts on the CPU."""
@@ -129,17 +155,21 @@ class SegEvaluator:
             shapes["length"] = (len(LENGTHS_PX) + 1,)
         return {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
 
-    def add(self, labels: np.ndarray, prediction: Prediction, name: str) -> ImageCounts:
+    def add(
+        self, labels: np.ndarray, prediction: Prediction, name: str, invalid: np.ndarray | None = None
+    ) -> ImageCounts:
         """Counts one image.
 
         Args:
             labels: ``(H, W)`` train ids.
-            prediction: prediction of the same size, with offset and confidence where seeds are counted.
+            prediction: prediction of the same size, with offset and confidence where seeds are counted, and with all
+                that the uncertainty's confidence is made of.
             name: path of the image, from which its condition follows.
+            invalid: ``(H, W)`` bool, pixels marked as invalid, where the uncertainty is scored.
         """
-        return self.finish(self.begin(labels, prediction, name), prediction)
+        return self.finish(self.begin(labels, prediction, name, invalid), prediction)
 
-    def begin(self, labels: np.ndarray, prediction: Prediction, name: str) -> _Begun:
+    def begin(self, labels: np.ndarray, prediction: Prediction, name: str, invalid: np.ndarray | None = None) -> _Begun:
         """Launches the counts that the device makes of an image, without waiting; `finish` adds them.
 
         Args:
@@ -160,8 +190,12 @@ class SegEvaluator:
             bands=None if bands is None else to_device(bands, self._device),
             num_bands=self.counts["confusion"].shape[2],
         )
+        marked = None
+        if self.uncertain_names:
+            assert invalid is not None  # see `ListDataset.read_invalid_masks`
+            marked = labels, invalid
         group = self._groups.index(self.info.condition_of(name))
-        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), label_maps)
+        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), label_maps, marked)
 
     def finish(self, begun: _Begun, prediction: Prediction) -> ImageCounts:
         """Adds the counts that `begin` launched, and counts the rest; `prediction` may be on the host by now."""
@@ -175,6 +209,8 @@ class SegEvaluator:
             if self.has_seed:
                 seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction)
             self._count_boundaries_and_segments(true, contour, maps)
+        if begun.marked is not None:
+            self._count_uncertainty(begun.group, *begun.marked, prediction)
         (confusion,) = begun.host.wait()
         return ImageCounts(confusion.numpy(), seeds.result() if seeds else None)
 
@@ -242,7 +278,13 @@ class SegEvaluator:
         self._add("length", (), np.bincount(lengths.numpy(), minlength=len(LENGTHS_PX) + 1))
         return joint.sum(axis=(0, 1))
 
-    def _add(self, name: str, index: int | tuple[()], counts: np.ndarray) -> None:
+    def _count_uncertainty(self, group: int, labels: np.ndarray, invalid: np.ndarray, prediction: Prediction) -> None:
+        for index, name in enumerate(self.uncertain_names):
+            levels = confidence_levels(prediction, self.uncertainty, name)
+            predicted = prediction.labels[name].cpu().numpy()
+            self._add("uncertainty", (group, index), self._counter.count(labels, invalid, predicted, levels))
+
+    def _add(self, name: str, index: int | tuple[int, ...], counts: np.ndarray) -> None:
         table = self.counts[name][index]
         table += torch.from_numpy(counts.astype(np.int64)).to(table.device)
 

@@ -74,11 +74,26 @@ def _count_on_cpu(
     tables = torch.zeros((len(predictions), num_bands, num_classes, num_classes), dtype=torch.int64)
     for table, prediction in zip(tables, predictions, strict=True):
         channels = [x.numpy() for x in (*maps, prediction.to(torch.uint8).flatten())]
-        for start in range(0, true.numel(), _EXACT_FLOAT):  # the counts come as float32
-            part = [x[start : start + _EXACT_FLOAT] for x in channels]
-            counts = cv2.calcHist(part, list(range(len(part))), None, sizes, ranges)
-            table += torch.from_numpy(counts).view_as(table).long()
+        table += torch.from_numpy(byte_histogram(channels, sizes, ranges)).view_as(table)
     return tables
+
+
+def byte_histogram(channels: Sequence[np.ndarray], sizes: Sequence[int], ranges: Sequence[float]) -> np.ndarray:
+    """Joint histogram of maps by OpenCV, on all cores; values out of range are left out.
+
+    Args:
+        channels: maps of one size, flattened, uint8.
+        sizes: number of bins of each.
+        ranges: first value, and the value after the last, of each in turn.
+
+    Returns:
+        int64 of shape `sizes`.
+    """
+    total = np.zeros(sizes, dtype=np.int64)
+    for start in range(0, channels[0].size, _EXACT_FLOAT):  # the counts come as float32
+        part = [x[start : start + _EXACT_FLOAT] for x in channels]
+        total += cv2.calcHist(part, list(range(len(part))), None, sizes, ranges).reshape(sizes).astype(np.int64)
+    return total
 
 
 def _count_on_device(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ovenet.fields import setting
 
+CONFIDENCES = ("none", "probability", "seed", "product")
+
 
 @dataclass(frozen=True)
 class TestSettings:
@@ -19,6 +21,13 @@ class TestSettings:
     details: bool = setting(
         True,
         "score edges, segment sizes, confidence and seeds too; False is faster",
+        role="speed",
+        in_test=True,
+    )
+    uncertainty: str = setting(
+        "none",
+        "uncertainty-aware IoU, by masks of invalid pixels; confidence: the class's probability, the seed's F, or both",
+        one_of=CONFIDENCES,
         role="speed",
         in_test=True,
     )

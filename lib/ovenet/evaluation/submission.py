@@ -1,4 +1,5 @@
-"""Predictions for test servers: one PNG of ids per image, in a zip that is checked file by file."""
+"""Predictions for test servers: one PNG of ids per image, and for some servers one of the confidence, in a zip that is
+checked file by file."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError, one_line
+from ovenet.evaluation.uncertainty import LEVELS
 from ovenet.inference.pictures import save_png
 from ovenet.utils.writing import write_file
 
 _MAX_FILE_BYTES = 2**25  # of an unpacked prediction; a zip can declare a thousand times its size
+_MODES = {8: ("L",), 16: ("I;16", "I")}  # Pillow's, which opens 16 bits as I before version 11
 
 
 def submission_names(image_names: Iterable[str], info: DatasetInfo) -> dict[str, str]:
@@ -40,6 +43,23 @@ def submission_names(image_names: Iterable[str], info: DatasetInfo) -> dict[str,
     return names
 
 
+def confidence_names(names: Iterable[str], info: DatasetInfo) -> dict[str, str]:
+    """Name inside the zip of each confidence map, by the name of its prediction.
+
+    Args:
+        names: see `submission_names`.
+        info: a dataset with a submission rule.
+
+    Raises:
+        UserError: the server takes no confidence maps.
+    """
+    assert info.submission is not None
+    folder = info.submission.confidence_folder
+    if folder is None:
+        raise UserError(f"the {info.name} server takes no confidence maps; set TEST.UNCERTAINTY to none")
+    return {name: (PurePosixPath(folder) / PurePosixPath(name).name).as_posix() for name in names}
+
+
 def submission_ids(info: DatasetInfo) -> np.ndarray:
     """Table ``(K,)`` uint8 from train ids to the ids that the server expects."""
     return np.arange(info.num_classes, dtype=np.uint8) if _takes_train_ids(info) else info.label_id_table()
@@ -61,6 +81,24 @@ def save_submission_file(labels: Tensor, path: Path, info: DatasetInfo) -> None:
     save_png(submission_ids(info)[labels.cpu().numpy()], path)
 
 
+def save_confidence_file(levels: np.ndarray, path: Path, info: DatasetInfo) -> None:
+    """Writes one confidence map.
+
+    Args:
+        levels: ``(H, W)`` confidence in steps, see `ovenet.evaluation.uncertainty.confidence_levels`.
+        path: path of the PNG.
+        info: a dataset with a submission rule.
+    """
+    step = _confidence_step(info)
+    save_png(((levels + step // 2) // step).astype(np.uint16 if step == 1 else np.uint8), path)
+
+
+def _confidence_step(info: DatasetInfo) -> int:
+    """Levels of the confidence from one value of a map to the next."""
+    assert info.submission is not None
+    return (LEVELS - 1) // (2**info.submission.confidence_bits - 1)
+
+
 def write_zip(folder: Path, names: Iterable[str], path: Path) -> None:
     """Packs files under `folder`, sorted by name and without times, so that equal files give equal zips."""
 
@@ -72,22 +110,28 @@ def write_zip(folder: Path, names: Iterable[str], path: Path) -> None:
     write_file(path, write)
 
 
-def validate_zip(path: Path, sizes: Mapping[str, tuple[int, int]], info: DatasetInfo) -> None:
+def validate_zip(
+    path: Path, sizes: Mapping[str, tuple[int, int]], info: DatasetInfo, *, confidences: bool = False
+) -> None:
     """Refuses a zip that the server would refuse, or score wrongly.
 
     Args:
         path: the zip.
         sizes: ``(H, W)`` of each image, by the name of its prediction (see `submission_names`).
         info: the dataset.
+        confidences: there is a confidence map of each image too.
 
     Raises:
         UserError: a file is missing, not expected, wrongly named, or of the wrong size or encoding; names it.
     """
+    maps = confidence_names(sizes, info) if confidences else {}
     with _open_zip(path) as archive:
         found = [name for name in archive.namelist() if not name.endswith("/")]
-        _check_names(path, found, sizes)
+        _check_names(path, found, dict.fromkeys([*sizes, *maps.values()]))
         for name, size in sizes.items():
             _check_file(f"{path}: {name}", _read(archive, name, path), size, info)
+        for name, confidence_name in maps.items():
+            _check_confidence(f"{path}: {confidence_name}", _read(archive, confidence_name, path), sizes[name], info)
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:
@@ -117,11 +161,7 @@ def _check_names(path: Path, found: list[str], expected: Mapping[str, object]) -
 
 
 def _check_file(name: str, image: Image.Image, size: tuple[int, int], info: DatasetInfo) -> None:
-    if image.format != "PNG" or image.mode != "L":
-        kind = f"a {image.format} of mode {image.mode}"
-        raise UserError(f"{name} is {kind}; expected a PNG with one channel of 8 bits")
-    if (image.height, image.width) != size:
-        raise UserError(f"{name} is {image.width}x{image.height} pixels; its image is {size[1]}x{size[0]}")
+    _check_form(name, image, size, 8)
     values = np.flatnonzero(image.histogram())
     wrong = np.setdiff1d(values, submission_ids(info))
     if len(wrong):
@@ -129,6 +169,19 @@ def _check_file(name: str, image: Image.Image, size: tuple[int, int], info: Data
             f"{name} holds the id {wrong[0]}, which is no class; "
             f"the server takes {'train ids' if _takes_train_ids(info) else 'label ids'}"
         )
+
+
+def _check_confidence(name: str, image: Image.Image, size: tuple[int, int], info: DatasetInfo) -> None:
+    assert info.submission is not None
+    _check_form(name, image, size, info.submission.confidence_bits)
+
+
+def _check_form(name: str, image: Image.Image, size: tuple[int, int], bits: int) -> None:
+    if image.format != "PNG" or image.mode not in _MODES[bits]:
+        kind = f"a {image.format} of mode {image.mode}"
+        raise UserError(f"{name} is {kind}; expected a PNG with one channel of {bits} bits")
+    if (image.height, image.width) != size:
+        raise UserError(f"{name} is {image.width}x{image.height} pixels; its image is {size[1]}x{size[0]}")
 
 
 def _read(archive: zipfile.ZipFile, name: str, path: Path) -> Image.Image:
@@ -151,3 +204,11 @@ def read_zip(path: Path, names: Iterable[str], info: DatasetInfo) -> Iterator[np
     with _open_zip(path) as archive:
         for name in names:
             yield table[np.asarray(_read(archive, name, path))]
+
+
+def read_confidences(path: Path, names: Iterable[str], info: DatasetInfo) -> Iterator[np.ndarray]:
+    """The confidence maps of a valid zip in steps ``(H, W)`` int32, in the order of the predictions' `names`."""
+    step = _confidence_step(info)
+    with _open_zip(path) as archive:
+        for name in confidence_names(names, info).values():
+            yield np.asarray(_read(archive, name, path)).astype(np.int32) * step

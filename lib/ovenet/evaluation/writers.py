@@ -16,6 +16,7 @@ from ovenet.evaluation.details import Details
 from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.evaluator import ImageCounts
 from ovenet.evaluation.metrics import class_iou, mean_of_present, ratio
+from ovenet.evaluation.uncertainty import UncertaintyCurve, UncertaintyScores, average_rows
 from ovenet.structures import SYMBOLS, EvalResult, Sample
 from ovenet.utils.writing import write_text
 
@@ -26,6 +27,7 @@ def format_table(
     results: Mapping[str, EvalResult],
     by_condition: Mapping[str, Mapping[str, EvalResult]] | None = None,
     details: Details | None = None,
+    uncertainty: UncertaintyScores | None = None,
 ) -> str:
     """Per-class IoU of all predictions side by side, and the means below, in percent.
 
@@ -33,19 +35,21 @@ def format_table(
         results: scores by prediction name, all of the same classes.
         by_condition: scores of parts of the split by prediction name; their mIoU gets a line each.
         details: detailed scores; boundary scores get a line each, seeds some lines below.
+        uncertainty: uncertainty-aware scores; their averages get a line each.
     """
     first = next(iter(results.values()))
     by_condition = by_condition or {}
     boundary_rows = _boundary_rows(details) if details else []
     titles = ("mean accuracy", *(f"mIoU, {c}" for c in by_condition), *(title for title, _ in boundary_rows))
-    width = max(len(name) for name in (*first.class_names, *titles))
+    uncertain_rows = average_rows(uncertainty, list(results)) if uncertainty else []
+    width = max(len(name) for name in (*first.class_names, *titles, *(title for title, _ in uncertain_rows)))
     header = f"{'IoU in %':<{width}}" + "".join(f"{SYMBOLS[name]:>9}" for name in results)
-    rows = [
+    rows: list[tuple[str, Sequence[float | None]]] = [
         (name, [result.iou[k] for result in results.values()])
         for k, name in enumerate(first.class_names)
         if name not in first.absent
     ]
-    summary = [
+    summary: list[tuple[str, Sequence[float | None]]] = [
         ("mIoU", [r.mean_iou for r in results.values()]),
         ("pixel accuracy", [r.pixel_accuracy for r in results.values()]),
         ("mean accuracy", [r.mean_accuracy for r in results.values()]),
@@ -53,6 +57,7 @@ def format_table(
         ("fw IoU", [r.frequency_weighted_iou for r in results.values()]),
         *boundary_rows,
         *((f"mIoU, {name}", [r.mean_iou for r in part.values()]) for name, part in by_condition.items()),
+        *uncertain_rows,
     ]
     line = "-" * len(header)
     lines = [header, line, *(_row(*row, width) for row in rows), line, *(_row(*row, width) for row in summary)]
@@ -62,6 +67,11 @@ def format_table(
         lines.append(f"not in the labels and left out of the means: {names}{more}")
     if details:
         lines += _seed_lines(details)
+    if uncertainty:
+        lines.append(
+            f"AUIoU: confidence {uncertainty.confidence}; {_percent(uncertainty.invalid_share)} of the labelled pixels "
+            "are marked as invalid"
+        )
     return "\n".join(lines)
 
 
@@ -94,8 +104,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _row(name: str, values: Sequence[float], width: int) -> str:
-    return f"{name:<{width}}" + "".join(f"{100 * value:9.2f}" for value in values)
+def _row(name: str, values: Sequence[float | None], width: int) -> str:
+    return f"{name:<{width}}" + "".join(f"{'–':>9}" if v is None else f"{100 * v:9.2f}" for v in values)
 
 
 def results_as_dict(results: Mapping[str, EvalResult]) -> dict[str, Any]:
@@ -127,6 +137,8 @@ def evaluation_as_dict(evaluation: Evaluation, info: DatasetInfo) -> dict[str, A
     }
     if evaluation.by_condition:
         content["conditions"] = {name: results_as_dict(part) for name, part in evaluation.by_condition.items()}
+    if evaluation.uncertainty:
+        content["uncertainty"] = uncertainty_as_dict(evaluation.uncertainty, info)
     if evaluation.details:
         content["details"] = details_as_dict(evaluation.details)
     return content
@@ -135,6 +147,23 @@ def evaluation_as_dict(evaluation: Evaluation, info: DatasetInfo) -> dict[str, A
 def details_as_dict(details: Details) -> dict[str, Any]:
     """The fields of `Details` as plain numbers and lists; None for NaN and infinity."""
     return _plain(asdict(details))
+
+
+def uncertainty_as_dict(scores: UncertaintyScores, info: DatasetInfo) -> dict[str, Any]:
+    """The fields of `UncertaintyScores` as plain numbers and lists; None for NaN."""
+
+    def plain(curves: Mapping[str, UncertaintyCurve]) -> dict[str, Any]:
+        return {
+            name: {
+                "average": curve.average,
+                "mean_uiou": curve.mean_uiou,
+                "by_class": dict(zip(info.class_names, curve.by_class.tolist(), strict=True)),
+            }
+            for name, curve in curves.items()
+        }
+
+    by_condition = {name: plain(curves) for name, curves in scores.by_condition.items()}
+    return _plain({**vars(scores), "overall": plain(scores.overall), "by_condition": by_condition})
 
 
 def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: Sequence[str]) -> dict[str, Any]:

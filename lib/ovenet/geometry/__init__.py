@@ -4,7 +4,7 @@ from ovenet.geometry.carafe import reassemble
 from ovenet.geometry.grid import pixel_grid
 from ovenet.geometry.resample import lookup_labels, refine_offset, sample_bilinear, seed_position
 from ovenet.geometry.resize import average_pool, resize_bilinear, resize_features, spatial_size
-from ovenet.geometry.scores import at_least_float32, probabilities
+from ovenet.geometry.scores import at_least_float32, normalised, probabilities, tempered
 from ovenet.geometry.separable import add_resized_rows_gradient, interpolation_weights, resize_rows, source_rows
 from ovenet.geometry.warp import FLOW_ALIGNMENT, FREQ_FUSION, OVENET, SRM, WarpConvention, normalised_displacement, warp
 
@@ -19,6 +19,7 @@ __all__ = [
     "average_pool",
     "interpolation_weights",
     "lookup_labels",
+    "normalised",
     "normalised_displacement",
     "pixel_grid",
     "probabilities",
@@ -31,5 +32,6 @@ __all__ = [
     "seed_position",
     "source_rows",
     "spatial_size",
+    "tempered",
     "warp",
 ]

@@ -28,4 +28,26 @@ def probabilities(scores: Tensor, kind: ScoreKind) -> Tensor:
         return scores.softmax(dim=1)
     if kind == "probabilities":
         return scores
+    return normalised(scores)
+
+
+def normalised(scores: Tensor) -> Tensor:
+    """Scores ``(B, K, ...)`` of at least 0, divided by their sum over the classes; zeros stay zeros."""
     return scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def tempered(probabilities: Tensor, temperature: float) -> Tensor:
+    """Class probabilities to the power of ``1 / temperature``, normalised: the softmax of ``log(p) / temperature``.
+
+    Args:
+        probabilities: ``(B, K, ...)``.
+        temperature: above 0; above 1 the probabilities become more equal, below 1 less. Their order stays.
+
+    Returns:
+        The same shape; probabilities of 0 stay 0.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, 2017.
+    """
+    tiny = torch.finfo(probabilities.dtype).tiny
+    powers = (probabilities / probabilities.amax(dim=1, keepdim=True).clamp_min(tiny)).pow_(1 / temperature)
+    return powers.div_(powers.sum(dim=1, keepdim=True).clamp_min(tiny))

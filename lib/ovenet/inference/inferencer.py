@@ -9,9 +9,10 @@ Shapes: ``K`` classes, ``C`` channels, ``n`` rows of a band. Bands are ``(n, C, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from threading import Lock
 from typing import Literal, TypeVar
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from ovenet.data.info import LONG_SIDE, EvaluationRule
 from ovenet.data.transforms import IMAGENET, box_size, normalize_images, resize_image, scaled_size
-from ovenet.geometry import probabilities
+from ovenet.geometry import normalised, probabilities, tempered
 from ovenet.inference.backend import CpuBackend, CudaBackend
 from ovenet.inference.forward import FIELD, SEED, Forward
 from ovenet.inference.transfer import HostCopies, as_tensor, pinned_empty
@@ -32,6 +33,7 @@ from ovenet.utils.coarse import coarse_threads
 from ovenet.utils.cuda_graph import CudaGraph
 
 _T = TypeVar("_T")
+OnBand = Callable[[range, dict[str, Tensor]], None]  # rows, and maps (n, K, W) by prediction name
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class InferenceSettings:
             way back. None scales the image itself.
         padded_windows: whatever the rule, a scaled image is run in windows of `window_size`, see
             `Tiling.padded_windows`, padded in black.
+        temperatures: temperature above 0 of each prediction's probabilities, see `tempered`, by name; 1 for the
+            others. It changes no label.
     """
 
     base_size: int | None
@@ -86,6 +90,7 @@ class InferenceSettings:
     stride: tuple[int, int] | None = None
     first_rule: EvaluationRule | None = None
     padded_windows: bool = False
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def has_flipped_views(self) -> bool:
@@ -150,6 +155,8 @@ class Prediction:
             where windows overlap, in the last one. None where not requested, and for a baseline.
         confidence: ``(1, H, W)`` in ``[0, 1]``, of the same view; None where `offset` is.
         scores: ``(K, H', W')`` by prediction name, see `score_side` of `SlidingWindowInferencer.predict`.
+        probability: ``(H, W)`` float32 by prediction name, of the predicted class: averaged over the views,
+            normalised, at the temperature of the settings; empty where not requested.
         fields: ``(2, H', W')`` by title, of other displacements in the network (see `ovenet.models.displacement`), in
             the units of `offset`; with the scores.
     """
@@ -159,11 +166,13 @@ class Prediction:
     confidence: Tensor | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
     fields: dict[str, Tensor] = field(default_factory=dict)
+    probability: dict[str, Tensor] = field(default_factory=dict)
 
     def start_copy(self) -> Callable[[], Prediction]:
         """Starts a copy to the host; returns a function that waits for it."""
         vectors = [x for x in (self.offset, self.confidence) if x is not None]
-        copies = HostCopies((*vectors, *self.labels.values(), *self.scores.values(), *self.fields.values()))
+        by_name = self.labels, self.scores, self.fields, self.probability
+        copies = HostCopies((*vectors, *(tensor for tensors in by_name for tensor in tensors.values())))
 
         def wait() -> Prediction:
             left = iter(copies.wait())
@@ -173,16 +182,28 @@ class Prediction:
                 labels={name: next(left) for name in self.labels},
                 scores={name: next(left) for name in self.scores},
                 fields={name: next(left) for name in self.fields},
+                probability={name: next(left) for name in self.probability},
             )
 
         return wait
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """What to return of a band: see the arguments of `SlidingWindowInferencer.predict`; a stride of 0 is no scores."""
+
+    seed_stride: int
+    score_stride: int
+    probability: bool
+    on_band: OnBand | None
+
+
+@dataclass(frozen=True)
 class _FinishedBand:
-    """Results of a band: classes ``(n, W)``, and subsampled seed vectors and scores ``(C, n', W')``."""
+    """Results of a band: classes and their probability ``(n, W)``; thinned vectors and scores ``(C, n', W')``."""
 
     labels: dict[str, Tensor]
+    probability: dict[str, Tensor]
     vectors: Tensor | None
     scores: dict[str, Tensor]
 
@@ -227,6 +248,8 @@ class SlidingWindowInferencer:
         seeds: bool = False,
         seed_stride: int = 1,
         score_side: int = 0,
+        probability: bool = False,
+        on_band: OnBand | None = None,
     ) -> Prediction:
         """The best class of every pixel, and the other outputs requested; on the device, without waiting for it.
 
@@ -237,33 +260,26 @@ class SlidingWindowInferencer:
             seeds: return offset and confidence too.
             seed_stride: return them for every n-th row and column only.
             score_side: return scores too, subsampled until no side has more pixels (see `thinning`); 0 for none.
+            probability: return the probability of the predicted class too.
+            on_band: called with rows of the image and the probabilities ``(n, K, W)`` of all classes there, by
+                prediction name, at the temperature of the settings; it must not change them. Bands come in any order,
+                on the CPU some at a time in several threads; on a card, in the current stream.
         """
-        score_stride = thinning(image.shape[:2], score_side) if score_side else 0
         size = image.shape[:2]
+        wanted = _Wanted(seed_stride, thinning(size, score_side) if score_side else 0, probability, on_band)
+        finish = partial(self._finish, wanted)
         labels: dict[str, Tensor] = {}
+        of_labels: dict[str, Tensor] = {}
         scores: dict[str, list[Tensor]] = {}
         vectors = None
-
-        def finish(rows: range, maps: dict[str, Tensor]) -> _FinishedBand:
-            seed = maps.pop(SEED, None)
-            return _FinishedBand(
-                labels={name: self.backend.best_class(band) for name, band in maps.items() if is_score(name)},
-                vectors=None if seed is None else _every(seed, seed_stride, rows).permute(1, 0, 2).clone(),
-                scores={n: _every(b, score_stride, rows).permute(1, 0, 2).clone() for n, b in maps.items()}
-                if score_stride
-                else {},
-            )
-
         for rows, band in self._bands(image, finish, scaled, names=names, seeds=seeds, fields=bool(score_side)):
             if band.vectors is not None:
                 if vectors is None:
                     vectors = band.vectors.new_empty((3, *(-(-n // seed_stride) for n in size)))
                 first = -(-rows.start // seed_stride)
                 vectors[:, first : first + band.vectors.shape[1]] = band.vectors
-            for name, classes in band.labels.items():
-                if name not in labels:
-                    labels[name] = torch.empty(size, dtype=classes.dtype, device=classes.device)
-                labels[name][rows.start : rows.stop] = classes
+            _put_rows(labels, size, rows, band.labels)
+            _put_rows(of_labels, size, rows, band.probability)
             for name, thin in band.scores.items():
                 scores.setdefault(name, []).append(thin)
         thinned = {name: torch.cat(bands, dim=1) for name, bands in scores.items()}
@@ -273,6 +289,7 @@ class SlidingWindowInferencer:
             confidence=None if vectors is None else vectors[2:],
             scores={name: x for name, x in thinned.items() if not is_vector(name)},
             fields={name.removeprefix(FIELD): x for name, x in thinned.items() if is_vector(name)},
+            probability=of_labels,
         )
 
     def scaled_images(self, image: np.ndarray) -> list[Tensor]:
@@ -427,6 +444,42 @@ class SlidingWindowInferencer:
         if kind == "logits":
             return self.backend.softmax(scores)
         return probabilities(scores, kind) if kind == "unnormalized" else scores.clone()  # sums are in place
+
+    def _finish(self, wanted: _Wanted, rows: range, maps: dict[str, Tensor]) -> _FinishedBand:
+        """The results of rows of an image, from the maps ``(n, C, W)`` there."""
+        seed = maps.pop(SEED, None)
+        labels = {name: self.backend.best_class(band) for name, band in maps.items() if is_score(name)}
+        shares: dict[str, Tensor] = {}
+        if wanted.probability or wanted.on_band is not None or (wanted.score_stride and self.settings.temperatures):
+            shares = {name: self._class_probabilities(name, maps[name]) for name in labels}
+        if wanted.on_band is not None:
+            wanted.on_band(rows, shares)
+        shown = maps | shares if self.settings.temperatures else maps
+        return _FinishedBand(
+            labels=labels,
+            probability={name: band.amax(dim=1) for name, band in shares.items()} if wanted.probability else {},
+            vectors=None if seed is None else _every(seed, wanted.seed_stride, rows).permute(1, 0, 2).clone(),
+            scores={n: _every(b, wanted.score_stride, rows).permute(1, 0, 2).clone() for n, b in shown.items()}
+            if wanted.score_stride
+            else {},
+        )
+
+    def _class_probabilities(self, name: str, scores: Tensor) -> Tensor:
+        """Probabilities ``(n, K, W)`` from the averaged scores of a prediction; the scores may be returned."""
+        if self.settings.score == "exp":  # sums of exponentials, which may have overflowed
+            scores = normalised(scores.clamp_max(torch.finfo(scores.dtype).max / (2 * scores.shape[1])))
+        elif self.forward.kind != "logits":  # a softmax is normalised already
+            scores = normalised(scores)
+        temperature = self.settings.temperatures.get(name, 1.0)
+        return scores if temperature == 1 else tempered(scores, temperature)
+
+
+def _put_rows(whole: dict[str, Tensor], size: tuple[int, int], rows: range, parts: Mapping[str, Tensor]) -> None:
+    """Copies rows ``(n, W)`` into maps of the whole image ``(H, W)``, by name."""
+    for name, part in parts.items():
+        if name not in whole:
+            whole[name] = torch.empty(size, dtype=part.dtype, device=part.device)
+        whole[name][rows.start : rows.stop] = part
 
 
 def _is_of(name: str, view: ScaledView) -> bool:

@@ -165,8 +165,9 @@ def save_color_png(train_ids: np.ndarray, path: Path, info: DatasetInfo) -> None
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
-    """Writes ``(H, W)`` or ``(H, W, 3)`` uint8, creating the folder."""
-    write_file(path, (_grey_image(pixels) if pixels.ndim == 2 else Image.fromarray(pixels)).save)
+    """Writes ``(H, W)`` or ``(H, W, 3)`` uint8, or ``(H, W)`` uint16, creating the folder."""
+    is_grey = pixels.ndim == 2 and pixels.dtype == np.uint8
+    write_file(path, (_grey_image(pixels) if is_grey else Image.fromarray(pixels)).save)
 
 
 def _grey_image(pixels: np.ndarray) -> Image.Image:

@@ -87,6 +87,7 @@ def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
         "conditions": tables.conditions(runs),
         "edge_rows": tables.edges(runs),
         "seed_rows": tables.seeds(runs),
+        "uncertainty_rows": tables.uncertainty(runs),
         "has_seed": any(run.has_seed for run in runs),
         "plots": _plots(runs),
         "command": command,
@@ -98,6 +99,8 @@ def _sections(runs: Sequence[TestedRun]) -> list[tuple[str, str]]:
     sections = [("summary", "Summary"), ("images", "Images"), ("scores", "Scores"), ("edges", "Near edges")]
     if any(run.has_seed for run in runs):
         sections.append(("seeds", "Seeds and confidence"))
+    if any("uncertainty" in run.results for run in runs):
+        sections.append(("uncertainty", "Uncertainty"))
     sections.append(("confusion", "Confusion"))
     if any(run.log for run in runs):
         sections.append(("training", "Training"))
@@ -155,8 +158,12 @@ def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
             (plots.boundary_plot(named, "mean_f_score", "Boundary F-score"), "Boundary F-score by width"),
         ],
         "seeds": [],
+        "uncertainty": [],
         "training": [],
     }
+    if any("uncertainty" in run.results for run in runs):
+        scores = [{"name": run.name, "uncertainty": run.results.get("uncertainty")} for run in runs]
+        result["uncertainty"] = [(plots.uncertainty_plot(scores), "Uncertainty-aware IoU by threshold")]
     if with_seeds:
         result["seeds"] = [
             (plots.seed_plot(with_seeds), "Shares of right seeds, corrected and broken pixels by distance"),

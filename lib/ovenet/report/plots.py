@@ -182,6 +182,23 @@ def risk_plot(runs: Sequence[RunScores]) -> str:
     return _finish(figure, axes)
 
 
+def uncertainty_plot(runs: Sequence[RunScores]) -> str:
+    """UIoU over the threshold; runs without ``uncertainty`` are left out."""
+    title = "Uncertainty-aware IoU, mean over the classes"
+    figure, axes = _axes(title, "confidence below which a pixel is called invalid", "share")
+    for index, run in enumerate(runs):
+        scores = run["uncertainty"] or {"overall": {}}
+        for name, curve in scores["overall"].items():
+            values = [float("nan") if value is None else value for value in curve["mean_uiou"]]
+            label = _label(runs, index, f"{SYMBOLS[name]}, by {scores['confidence']}")
+            marker, every = _MARKERS[index % len(_MARKERS)], max(1, len(values) // 10)
+            color = PREDICTION_COLORS[name]
+            axes.plot(
+                scores["thresholds"], values, _STYLES[name], marker=marker, markevery=every, color=color, label=label
+            )
+    return _finish(figure, axes)
+
+
 def training_plot(
     runs: Sequence[RunScores], points: Sequence[Sequence[Mapping[str, Any]]], kind: str, names: Mapping
 ) -> str:

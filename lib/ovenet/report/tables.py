@@ -151,6 +151,23 @@ def seeds(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     return [{"title": title, "shares": values} for title, values in rows.items()]
 
 
+def uncertainty(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
+    """AUIoU of all images and of each condition; no rows where no run has it."""
+    by_run = [run.results.get("uncertainty", {"by_condition": {}}) for run in runs]
+    names = dict.fromkeys(name for scores in by_run for name in scores["by_condition"])
+    parts: dict[str, list[dict[str, Any]]] = {
+        "all images": [scores.get("overall", {}) for scores in by_run],
+        **{name: [scores["by_condition"].get(name, {}) for scores in by_run] for name in names},
+    }
+    if not any(parts["all images"]):
+        return []
+    rows: _Rows = {
+        title: [{name: curve["average"] for name, curve in curves.items()} for curves in values]
+        for title, values in parts.items()
+    }
+    return _table(runs, rows)
+
+
 def _scores(runs: Sequence[TestedRun], *keys: str) -> list[dict[str, float | None]]:
     """For each run the score under these keys, by prediction."""
     return [{name: reduce(getitem, keys, scores) for name, scores in run.results["results"].items()} for run in runs]
