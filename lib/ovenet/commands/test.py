@@ -66,7 +66,7 @@ def write_results(
     """Prints the table and the folders of saved predictions, and writes the JSON file and the report."""
     cfg = trained.cfg
     if evaluation.overall["fused"].num_pixels:
-        print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details))
+        print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details, evaluation.images))
         content = {
             "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
             "settings": {

@@ -13,6 +13,7 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details, details_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
+from ovenet.evaluation.image_scores import ImageWise
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
 from ovenet.structures import EvalResult, Sample
@@ -28,12 +29,14 @@ class Evaluation:
         by_condition: scores of each condition with labelled pixels, by prediction name.
         confusion: ``(K, K)`` int64 by prediction name, rows are labels.
         details: detailed scores; None if they were not counted.
+        images: image-wise scores; None unless records of the images were kept.
     """
 
     overall: dict[str, EvalResult]
     by_condition: dict[str, dict[str, EvalResult]]
     confusion: dict[str, list[list[int]]]
     details: Details | None = None
+    images: ImageWise | None = None
 
 
 OnImage = Callable[[Sample, Prediction, "ImageCounts | None"], None]

@@ -15,6 +15,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details
 from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.evaluator import ImageCounts
+from ovenet.evaluation.image_scores import FEW_IMAGES, TENTH, GroupScores, ImageWise
 from ovenet.evaluation.metrics import class_iou, mean_of_present, ratio
 from ovenet.structures import SYMBOLS, EvalResult, Sample
 from ovenet.utils.writing import write_text
@@ -26,6 +27,7 @@ def format_table(
     results: Mapping[str, EvalResult],
     by_condition: Mapping[str, Mapping[str, EvalResult]] | None = None,
     details: Details | None = None,
+    images: ImageWise | None = None,
 ) -> str:
     """Per-class IoU of all predictions side by side, and the means below, in percent.
 
@@ -33,11 +35,14 @@ def format_table(
         results: scores by prediction name, all of the same classes.
         by_condition: scores of parts of the split by prediction name; their mIoU gets a line each.
         details: detailed scores; boundary scores get a line each, seeds some lines below.
+        images: image-wise scores; those of the whole split get some lines.
     """
     first = next(iter(results.values()))
     by_condition = by_condition or {}
     boundary_rows = _boundary_rows(details) if details else []
-    titles = ("mean accuracy", *(f"mIoU, {c}" for c in by_condition), *(title for title, _ in boundary_rows))
+    image_rows = _image_rows(images.overall) if images else []
+    own_rows = [*boundary_rows, *image_rows]
+    titles = ("mean accuracy", *(f"mIoU, {c}" for c in by_condition), *(title for title, _ in own_rows))
     width = max(len(name) for name in (*first.class_names, *titles))
     header = f"{'IoU in %':<{width}}" + "".join(f"{SYMBOLS[name]:>9}" for name in results)
     rows = [
@@ -51,7 +56,7 @@ def format_table(
         ("mean accuracy", [r.mean_accuracy for r in results.values()]),
         ("mean Dice", [r.mean_dice for r in results.values()]),
         ("fw IoU", [r.frequency_weighted_iou for r in results.values()]),
-        *boundary_rows,
+        *own_rows,
         *((f"mIoU, {name}", [r.mean_iou for r in part.values()]) for name, part in by_condition.items()),
     ]
     line = "-" * len(header)
@@ -60,9 +65,26 @@ def format_table(
         names = ", ".join(first.absent[:_MAX_NAMES])
         more = f" and {len(first.absent) - _MAX_NAMES} more" if len(first.absent) > _MAX_NAMES else ""
         lines.append(f"not in the labels and left out of the means: {names}{more}")
+    if images:
+        lines.append(_image_line(images.overall))
     if details:
         lines += _seed_lines(details)
     return "\n".join(lines)
+
+
+def _image_rows(group: GroupScores) -> list[tuple[str, list[float]]]:
+    scores = group.scores.values()
+    return [
+        ("mIoU^I", [s.mean_iou_i for s in scores]),
+        ("mIoU^I, worst tenth", [s.worst_i[TENTH] for s in scores]),
+        ("mIoU^C", [s.mean_iou_c for s in scores]),
+    ]
+
+
+def _image_line(group: GroupScores) -> str:
+    number, worst = group.num_images, group.num_worst[TENTH]
+    tail = "one image, too few to go by" if number < FEW_IMAGES else f"{worst} of them"
+    return f"mIoU^I: mean over {number} images; the worst tenth is {tail}"
 
 
 def _boundary_rows(details: Details) -> list[tuple[str, list[float]]]:
@@ -129,7 +151,23 @@ def evaluation_as_dict(evaluation: Evaluation, info: DatasetInfo) -> dict[str, A
         content["conditions"] = {name: results_as_dict(part) for name, part in evaluation.by_condition.items()}
     if evaluation.details:
         content["details"] = details_as_dict(evaluation.details)
+    if evaluation.images:
+        content["images"] = images_as_dict(evaluation.images, info.class_names)
     return content
+
+
+def images_as_dict(images: ImageWise, class_names: Sequence[str]) -> dict[str, Any]:
+    """The fields of `ImageWise` as plain numbers, those of classes by name; None for NaN."""
+
+    def by_class(values: np.ndarray) -> dict[str, Any]:
+        return dict(zip(class_names, values.tolist(), strict=True))
+
+    def group(own: GroupScores) -> dict[str, Any]:
+        scores = {name: {**asdict(s), "iou_c": by_class(s.iou_c)} for name, s in own.scores.items()}
+        return {**asdict(own), "images_by_class": by_class(own.images_by_class), "scores": scores}
+
+    conditions = {name: group(own) for name, own in images.by_condition.items()}
+    return _plain({"overall": group(images.overall), "conditions": conditions})
 
 
 def details_as_dict(details: Details) -> dict[str, Any]:
