@@ -1,6 +1,7 @@
 """How many seeds a difference takes: which spread counts, and what is said of it."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,12 @@ def test_one_seed_knows_no_spread():
     text = format_seeds_needed({"a": group(60.0, 61.0, 62.0, seeds=[0, 0, 1])}, "val/loss", 0.1)
     assert "2 and 2" in text
     assert text.splitlines()[-1].endswith(": a")  # the second run of seed 0 is left out
+
+
+def test_runs_of_different_lengths_are_told():
+    longer = replace(group(61.0)[0], iterations=np.array([1, 3]), seed=1)
+    text = format_seeds_needed({"a": [*group(60.0), longer]}, "val/loss", 0.1)
+    assert "different iterations" in text.splitlines()[-1]
 
 
 @pytest.fixture

@@ -212,6 +212,15 @@ def test_records_that_are_something_else(evaluation, tmp_path, content):
         write_report([folder], tmp_path / "report.html")
 
 
+@pytest.mark.parametrize("scores", [None, [1], {"fused": None}, {"fused": {"iou": {"9": 1.0}}}])
+def test_scores_of_an_image_that_are_something_else(evaluation, tmp_path, scores):
+    folder = copy_of(evaluation, tmp_path)
+    first, *others = (folder / "images.jsonl").read_text().splitlines()
+    (folder / "images.jsonl").write_text("\n".join([json.dumps(json.loads(first) | {"scores": scores}), *others]))
+    with pytest.raises(UserError, match=r"images\.jsonl: scores of an image.*tools/test\.py"):
+        write_report([folder], tmp_path / "report.html")
+
+
 def test_dollars_are_no_formulas(evaluation, tmp_path):
     folder = copy_of(evaluation, tmp_path, name="$a_{$")
     results = json.loads((folder / "results.json").read_text())

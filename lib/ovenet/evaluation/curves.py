@@ -123,6 +123,8 @@ def _settings(path: Path, affects_training: Callable[[str], bool]) -> tuple[str,
         raise UserError(f"{path}: not the configuration of a run ({type(error).__name__}); remove it") from error
     seed = settings.get("SEED")
     chosen = yaml.safe_dump({key: value for key, value in settings.items() if affects_training(key)})
+    # A run of a sweep may start from the weights of another one of its seed, whose folder has the seed in its name.
+    chosen = re.sub(rf"-seed{seed}-[0-9a-f]+(?=/)", "-seed", chosen)
     return chosen, seed if type(seed) is int and seed >= 0 else None
 
 

@@ -111,6 +111,8 @@ def format_seeds_needed(groups: Mapping[str, Sequence[Curve]], metric: str, diff
         lines.append(
             "rough: so few seeds say little about their spread; to be sure, take the upper end of the interval"
         )
+    if len({curve.iterations[-1] for curves in groups.values() for curve in curves}) > 1:
+        lines.append("these runs end at different iterations: their last values are not of the same training")
     repeated = [name for name, curves in groups.items() if len(_by_seed(curves)) < len(curves)]
     if repeated:
         lines.append(f"of several runs of one seed the first counts: {', '.join(repeated)}")

@@ -352,9 +352,9 @@
   const gainName = page.runs.length > 1 ? `gain of ${page.runs[last].name} over ${page.runs[0].name}` : "gain of S_f over S_i";
 
   const ORDERS = {
-    worst: ["lowest IoU first", (image) => iouOf(image, last, "fused")],
-    best: ["highest IoU first", (image) => -iouOf(image, last, "fused")],
-    gain: [`highest ${gainName} first`, (image) => -gainOf(image)],
+    worst: ["lowest IoU of S_f first", (image) => iouOf(image, last, "fused")],
+    best: ["highest IoU of S_f first", (image) => -iouOf(image, last, "fused")],
+    gain: [`largest ${gainName} first`, (image) => -gainOf(image)],
     loss: [`lowest ${gainName} first`, (image) => gainOf(image)],
     changed: ["most changed by the seeds first", (image) => -(image.changed ?? 0)],
     ...(conditions.length > 1 && {

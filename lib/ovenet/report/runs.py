@@ -54,9 +54,20 @@ class TestedRun:
 
     @cached_property
     def images(self) -> dict[str, Any]:
-        """Image-wise scores, see `images_as_dict`; from the records, since results of earlier versions have none."""
+        """Image-wise scores, see `images_as_dict`; from the records, since results of earlier versions have none.
+
+        Raises:
+            UserError: a record has no scores of the predictions and classes.
+        """
         names = self.results["classes"]["names"]
-        return images_as_dict(image_wise_scores(self.records, self.predictions, len(names), self.conditions), names)
+        try:
+            scores = image_wise_scores(self.records, self.predictions, len(names), self.conditions)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise UserError(
+                f"{self.folder / RECORDS}: scores of an image are missing or of another form ({error!r}); run "
+                "tools/test.py again"
+            ) from error
+        return images_as_dict(scores, names)
 
 
 def find_evaluation(folder: Path) -> Path:
