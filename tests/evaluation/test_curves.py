@@ -44,6 +44,19 @@ def test_runs_that_differ_by_the_seed_are_one_line(runs):
     assert lowest[-3] == "0.2000"
 
 
+def test_runs_that_start_from_weights_of_their_own_seed_are_one_line(tmp_path):
+    for name, seed, start in (("a", 0, "base-seed0-1f"), ("b", 1, "base-seed1-2e"), ("c", 2, "base-seed1-2e")):
+        run = tmp_path / name
+        run.mkdir()
+        (run / "log.jsonl").write_text('{"kind": "val", "iteration": 1, "iou": 0.5}')
+        (run / "config.yaml").write_text(
+            yaml.safe_dump({"SEED": seed, "MODEL": {"PRETRAINED": f"out/{start}/best.pth"}})
+        )
+    curves = [read_curve(tmp_path / name, "val/iou", affects_training) for name in "abc"]
+    assert [curve.seed for curve in curves] == [0, 1, 2]
+    assert [len(members) for members in group_curves(curves).values()] == [2, 1]  # c starts from another seed's
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

@@ -105,6 +105,17 @@ def test_the_filter_shows_the_images_with_a_class(page):
     assert len(cards(page)) == 4
 
 
+def test_images_are_ordered_and_filtered_by_condition(page):
+    choose(page, "order", "condition")
+    assert cards(page) == [2, 3, 1, 0]  # fog, lowest IoU first, then rain
+    choose(page, "condition-filter", "rain")
+    assert cards(page) == [0]
+    assert page.find_element(By.ID, "count").text == "1 of 4 images of rain"
+    choose(page, "condition-filter", "")
+    choose(page, "order", "list")
+    assert cards(page) == [0, 1, 2, 3]
+
+
 def test_the_slider_wipes_between_the_layers(page):
     slider = page.find_element(By.ID, "wipe")
     clip = "return getComputedStyle(document.getElementById('right-canvas')).clipPath"
@@ -246,14 +257,16 @@ def test_every_number_is_visible_on_a_phone(page):
 
 def test_classes_are_sorted_by_a_click(page):
     def names():
-        return [row.text for row in page.find_elements(By.CSS_SELECTOR, "table.sortable tbody th")]
+        return [row.text for row in page.find_elements(By.CSS_SELECTOR, "#scores table.sortable tbody th")]
 
-    heads = page.find_elements(By.CSS_SELECTOR, "table.sortable thead th button")
+    heads = page.find_elements(By.CSS_SELECTOR, "#scores table.sortable thead th button")
     assert [head.text for head in heads] == ["class", "S_i", "S_s", "S_f", "gain"]
     assert names() == ["road", "sky </script>", "car"]
     heads[0].click()
     assert names() == ["car", "road", "sky </script>"]
-    gains = "return [...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[4].textContent)"
+    gains = (
+        "return [...document.querySelectorAll('#scores table.sortable tbody tr')].map(row => row.cells[4].textContent)"
+    )
     heads[4].click()
     values = [float(text.replace("−", "-")) for text in page.execute_script(gains)]
     assert values == sorted(values, reverse=True)

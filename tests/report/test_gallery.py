@@ -76,5 +76,16 @@ def test_the_worst_and_the_most_changed_images_are_chosen_first():
     assert choose_images(records, 200) == records
 
 
+def test_the_largest_gains_and_losses_are_chosen_too():
+    records = [
+        {"index": i, "scores": {"initial": {"mean_iou": 0.5 + (i * 37 % 100) / 1000}, "fused": {"mean_iou": 0.5}}}
+        for i in range(100)
+    ]
+    records.append({"index": 100, "scores": {"initial": {"mean_iou": None}, "fused": {"mean_iou": None}}})
+    chosen = {record["index"] for record in choose_images(records, 30)}
+    assert len(chosen) == 30
+    assert {i for i in range(100) if i * 37 % 100 in (0, 1, 2, 97, 98, 99)} <= chosen
+
+
 def test_more_images_get_less_room_each():
     assert picture_sides(10) > picture_sides(100) > picture_sides(1000)

@@ -58,6 +58,22 @@ def test_the_tables_show_the_results(html, evaluation):
     assert {"fog", "rain", "sky </script>", "Boundary IoU, width 0.5 %"} <= set(rows)
 
 
+def test_images_are_scored_one_by_one(html, evaluation):
+    """From the records alone, so that results without image-wise scores make the same page."""
+    records = [json.loads(line)["scores"] for line in (evaluation / "images.jsonl").read_text().splitlines()]
+    ious = {name: [100 * scores[name]["mean_iou"] for scores in records] for name in ("initial", "seed", "fused")}
+    rows = {row[0]: row[1:] for row in Tables(html).rows if row}
+    assert "images" not in json.loads((evaluation / "results.json").read_text())
+    means = {name: sum(values) / 4 for name, values in ious.items()}
+    shown = [*(f"{mean:.2f}" for mean in means.values()), f"+{means['fused'] - means['initial']:.2f}"]
+    assert rows["mIoU^I: mean over 4 images"] == shown
+    assert rows["mIoU^I, worst 10 %: 1 image"][0] == f"{min(ious['initial']):.2f}"
+    assert rows["fog: mIoU^I, mean over 3 images"][2] == f"{sum(ious['fused'][1:]) / 3:.2f}"
+    assert rows["car (1)"][2] == "100.00"
+    assert "fewer than 10" in html
+    assert "4 images gain, 0 lose" in html
+
+
 def test_the_summary_says_in_words_what_the_tables_say(html, evaluation, baseline, tmp_path):
     results = json.loads((evaluation / "results.json").read_text())
     ious = {name: 100 * scores["mean_iou"] for name, scores in results["results"].items()}
@@ -193,6 +209,15 @@ def test_records_that_are_something_else(evaluation, tmp_path, content):
     folder = copy_of(evaluation, tmp_path)
     (folder / "images.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"images\.jsonl"):
+        write_report([folder], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("scores", [None, [1], {"fused": None}, {"fused": {"iou": {"9": 1.0}}}])
+def test_scores_of_an_image_that_are_something_else(evaluation, tmp_path, scores):
+    folder = copy_of(evaluation, tmp_path)
+    first, *others = (folder / "images.jsonl").read_text().splitlines()
+    (folder / "images.jsonl").write_text("\n".join([json.dumps(json.loads(first) | {"scores": scores}), *others]))
+    with pytest.raises(UserError, match=r"images\.jsonl: scores of an image.*tools/test\.py"):
         write_report([folder], tmp_path / "report.html")
 
 

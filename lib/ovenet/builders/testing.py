@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
+from ovenet.evaluation.image_scores import ImageWise, image_wise_scores
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
 from ovenet.evaluation.writers import image_record
 from ovenet.inference.inferencer import Prediction
@@ -91,10 +93,13 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
     if distributed.is_main():
         evaluator.merge(partial.joined)
     evaluator.all_reduce()
+    images: ImageWise | None = None
     if distributed.is_main():
-        write_records(partial.records(), folder / RECORDS)
+        records = partial.records()
+        write_records(records, folder / RECORDS)
         partial.remove()
-    return evaluation_from_counts(evaluator)
+        images = image_wise_scores(records, names, dataset.info.num_classes, dataset.info.conditions)
+    return replace(evaluation_from_counts(evaluator), images=distributed.broadcast(images))
 
 
 def _resume(partial: PartialEvaluation, writer: ImageWriter, num_images: int, *, resume: bool) -> set[int]:

@@ -21,7 +21,7 @@ from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluation_from_counts
 from ovenet.evaluation.evaluator import SegEvaluator
-from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
+from ovenet.evaluation.writers import evaluation_as_dict, format_evaluation, write_json
 from ovenet.geometry import lookup_labels, seed_position
 from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
 from ovenet.inference.pictures import prediction_path, save_prediction
@@ -64,7 +64,7 @@ def main() -> None:
         evaluation = evaluation_from_counts(evaluator)
         if evaluation.overall["fused"].num_pixels:
             print("S_i: the saved predictions, S_f: refined")
-            print(format_table(evaluation.overall, evaluation.by_condition, evaluation.details))
+            print(format_evaluation(evaluation))
             write_json(evaluation_as_dict(evaluation, dataset.info), folder / RESULTS)
             print(f"results:     {args.output / RESULTS}")
         if args.output.exists():

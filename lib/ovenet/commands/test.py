@@ -14,7 +14,7 @@ from ovenet.builders.loading import TrainedModel
 from ovenet.config import check_parts
 from ovenet.deployment import RUNTIMES
 from ovenet.evaluation.evaluate import Evaluation
-from ovenet.evaluation.writers import evaluation_as_dict, format_table, write_json
+from ovenet.evaluation.writers import evaluation_as_dict, format_evaluation, write_json
 from ovenet.predictor import run_folder
 from ovenet.predictor.run_folder import SETTINGS
 from ovenet.predictor.sources import MODELS, find_weights
@@ -66,11 +66,7 @@ def write_results(
     """Prints the table and the folders of saved predictions, and writes the JSON file and the report."""
     cfg = trained.cfg
     if evaluation.overall["fused"].num_pixels:
-        print(
-            format_table(
-                evaluation.overall, evaluation.by_condition, evaluation.details, uncertainty=evaluation.uncertainty
-            )
-        )
+        print(format_evaluation(evaluation))
         content = {
             "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
             "settings": {

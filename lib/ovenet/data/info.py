@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -192,7 +192,7 @@ class DatasetInfo:
 
     def condition_of(self, image_name: str) -> str | None:
         """The condition that an image belongs to by its path; None for none."""
-        return next((part for part in PurePosixPath(image_name).parts if part in self.conditions), None)
+        return condition_of(image_name, self.conditions)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the layouts as plain values, as checkpoints store it.
@@ -255,3 +255,8 @@ class DatasetInfo:
             optional_background=False,
             categories=(),
         )
+
+
+def condition_of(image_name: str, conditions: Collection[str]) -> str | None:
+    """The first of an image's folders that is one of `conditions`; None for none."""
+    return next((part for part in PurePosixPath(image_name).parts if part in conditions), None)

@@ -38,12 +38,14 @@ class Curve:
         iterations: ``(N,)`` iterations at which it was logged.
         values: ``(N,)``.
         settings: settings that the result depends on, without the seed: equal for runs that differ only in the seed.
+        seed: ``SEED`` of the run; None if its configuration is not known.
     """
 
     name: str
     iterations: np.ndarray
     values: np.ndarray
     settings: str
+    seed: int | None = None
 
 
 def read_curve(run: Path, metric: str, affects_training: Callable[[str], bool]) -> Curve:
@@ -73,7 +75,8 @@ def read_curve(run: Path, metric: str, affects_training: Callable[[str], bool]) 
         raise UserError(f"{path}: nothing called {metric}; there are {', '.join(sorted(known)) or 'no points'}")
     scale = 100.0 if is_percent(metric) else 1.0
     scaled = scale * np.array(values, dtype=np.float64)
-    return Curve(str(run), np.array(iterations), scaled, _settings(run / "config.yaml", affects_training))
+    settings, seed = _settings(run / "config.yaml", affects_training)
+    return Curve(str(run), np.array(iterations), scaled, settings, seed)
 
 
 def is_percent(metric: str) -> bool:
@@ -110,14 +113,19 @@ def _is_value(value: object) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def _settings(path: Path, affects_training: Callable[[str], bool]) -> str:
+def _settings(path: Path, affects_training: Callable[[str], bool]) -> tuple[str, int | None]:
+    """The settings that the result depends on, and the seed."""
     if not path.is_file():
-        return ""
+        return "", None
     try:
         settings = dict(flatten(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not the configuration of a run ({type(error).__name__}); remove it") from error
-    return yaml.safe_dump({key: value for key, value in settings.items() if affects_training(key)})
+    seed = settings.get("SEED")
+    chosen = yaml.safe_dump({key: value for key, value in settings.items() if affects_training(key)})
+    # A run of a sweep may start from the weights of another one of its seed, whose folder has the seed in its name.
+    chosen = re.sub(rf"-seed{seed}-[0-9a-f]+(?=/)", "-seed", chosen)
+    return chosen, seed if type(seed) is int and seed >= 0 else None
 
 
 def group_curves(curves: Sequence[Curve]) -> dict[str, list[Curve]]:

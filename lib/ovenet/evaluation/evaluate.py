@@ -13,6 +13,7 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details, details_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
+from ovenet.evaluation.image_scores import ImageWise
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.evaluation.uncertainty import UncertaintyScores, uncertainty_scores
 from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
@@ -30,6 +31,7 @@ class Evaluation:
         confusion: ``(K, K)`` int64 by prediction name, rows are labels.
         details: detailed scores; None if they were not counted.
         uncertainty: uncertainty-aware scores; None if they were not counted.
+        images: image-wise scores; None unless records of the images were kept.
     """
 
     overall: dict[str, EvalResult]
@@ -37,6 +39,7 @@ class Evaluation:
     confusion: dict[str, list[list[int]]]
     details: Details | None = None
     uncertainty: UncertaintyScores | None = None
+    images: ImageWise | None = None
 
 
 OnImage = Callable[[Sample, Prediction, "ImageCounts | None"], None]

@@ -15,18 +15,28 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details
 from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.evaluator import ImageCounts
+from ovenet.evaluation.image_scores import FEW_IMAGES, TENTH, GroupScores, ImageWise
 from ovenet.evaluation.metrics import class_iou, mean_of_present, ratio
 from ovenet.evaluation.uncertainty import UncertaintyCurve, UncertaintyScores, average_rows
 from ovenet.structures import SYMBOLS, EvalResult, Sample
 from ovenet.utils.writing import write_text
 
 _MAX_NAMES = 12
+_Row = tuple[str, Sequence[float | None]]  # title, and a score of each prediction
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """`format_table` of all that was scored."""
+    return format_table(
+        evaluation.overall, evaluation.by_condition, evaluation.details, evaluation.images, evaluation.uncertainty
+    )
 
 
 def format_table(
     results: Mapping[str, EvalResult],
     by_condition: Mapping[str, Mapping[str, EvalResult]] | None = None,
     details: Details | None = None,
+    images: ImageWise | None = None,
     uncertainty: UncertaintyScores | None = None,
 ) -> str:
     """Per-class IoU of all predictions side by side, and the means below, in percent.
@@ -35,36 +45,36 @@ def format_table(
         results: scores by prediction name, all of the same classes.
         by_condition: scores of parts of the split by prediction name; their mIoU gets a line each.
         details: detailed scores; boundary scores get a line each, seeds some lines below.
+        images: image-wise scores; those of the whole split get some lines.
         uncertainty: uncertainty-aware scores; their averages get a line each.
     """
     first = next(iter(results.values()))
-    by_condition = by_condition or {}
-    boundary_rows = _boundary_rows(details) if details else []
-    titles = ("mean accuracy", *(f"mIoU, {c}" for c in by_condition), *(title for title, _ in boundary_rows))
-    uncertain_rows = average_rows(uncertainty, list(results)) if uncertainty else []
-    width = max(len(name) for name in (*first.class_names, *titles, *(title for title, _ in uncertain_rows)))
-    header = f"{'IoU in %':<{width}}" + "".join(f"{SYMBOLS[name]:>9}" for name in results)
-    rows: list[tuple[str, Sequence[float | None]]] = [
+    rows: list[_Row] = [
         (name, [result.iou[k] for result in results.values()])
         for k, name in enumerate(first.class_names)
         if name not in first.absent
     ]
-    summary: list[tuple[str, Sequence[float | None]]] = [
+    summary: list[_Row] = [
         ("mIoU", [r.mean_iou for r in results.values()]),
         ("pixel accuracy", [r.pixel_accuracy for r in results.values()]),
         ("mean accuracy", [r.mean_accuracy for r in results.values()]),
         ("mean Dice", [r.mean_dice for r in results.values()]),
         ("fw IoU", [r.frequency_weighted_iou for r in results.values()]),
-        *boundary_rows,
-        *((f"mIoU, {name}", [r.mean_iou for r in part.values()]) for name, part in by_condition.items()),
-        *uncertain_rows,
+        *(_boundary_rows(details) if details else []),
+        *(_image_rows(images.overall) if images else []),
+        *((f"mIoU, {name}", [r.mean_iou for r in part.values()]) for name, part in (by_condition or {}).items()),
+        *(average_rows(uncertainty, list(results)) if uncertainty else []),
     ]
+    width = max(len(name) for name, _ in (*rows, *summary))
+    header = f"{'IoU in %':<{width}}" + "".join(f"{SYMBOLS[name]:>9}" for name in results)
     line = "-" * len(header)
     lines = [header, line, *(_row(*row, width) for row in rows), line, *(_row(*row, width) for row in summary)]
     if first.absent:
         names = ", ".join(first.absent[:_MAX_NAMES])
         more = f" and {len(first.absent) - _MAX_NAMES} more" if len(first.absent) > _MAX_NAMES else ""
         lines.append(f"not in the labels and left out of the means: {names}{more}")
+    if images:
+        lines.append(_image_line(images.overall))
     if details:
         lines += _seed_lines(details)
     if uncertainty:
@@ -75,8 +85,23 @@ def format_table(
     return "\n".join(lines)
 
 
-def _boundary_rows(details: Details) -> list[tuple[str, list[float]]]:
-    rows = []
+def _image_rows(group: GroupScores) -> list[_Row]:
+    scores = group.scores.values()
+    return [
+        ("mIoU^I", [s.mean_iou_i for s in scores]),
+        ("mIoU^I, worst tenth", [s.worst_i[TENTH] for s in scores]),
+        ("mIoU^C", [s.mean_iou_c for s in scores]),
+    ]
+
+
+def _image_line(group: GroupScores) -> str:
+    number, worst = group.num_images, group.num_worst[TENTH]
+    tail = "one image, too few to go by" if number < FEW_IMAGES else f"{worst} of them"
+    return f"mIoU^I: mean over {number} images; the worst tenth is {tail}"
+
+
+def _boundary_rows(details: Details) -> list[_Row]:
+    rows: list[_Row] = []
     for title, means in (
         ("Boundary IoU", details.boundaries.mean_iou),
         ("boundary F", details.boundaries.mean_f_score),
@@ -141,7 +166,23 @@ def evaluation_as_dict(evaluation: Evaluation, info: DatasetInfo) -> dict[str, A
         content["uncertainty"] = uncertainty_as_dict(evaluation.uncertainty, info)
     if evaluation.details:
         content["details"] = details_as_dict(evaluation.details)
+    if evaluation.images:
+        content["images"] = images_as_dict(evaluation.images, info.class_names)
     return content
+
+
+def images_as_dict(images: ImageWise, class_names: Sequence[str]) -> dict[str, Any]:
+    """The fields of `ImageWise` as plain numbers, those of classes by name; None for NaN."""
+
+    def by_class(values: np.ndarray) -> dict[str, Any]:
+        return dict(zip(class_names, values.tolist(), strict=True))
+
+    def group(own: GroupScores) -> dict[str, Any]:
+        scores = {name: {**asdict(s), "iou_c": by_class(s.iou_c)} for name, s in own.scores.items()}
+        return {**asdict(own), "images_by_class": by_class(own.images_by_class), "scores": scores}
+
+    conditions = {name: group(own) for name, own in images.by_condition.items()}
+    return _plain({"overall": group(images.overall), "conditions": conditions})
 
 
 def details_as_dict(details: Details) -> dict[str, Any]:

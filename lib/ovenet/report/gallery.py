@@ -134,18 +134,27 @@ def read_picture(path: Path) -> Any:
 def choose_images(records: Sequence[Mapping[str, Any]], limit: int = MAX_IMAGES) -> list[Mapping[str, Any]]:
     """The images that the gallery shows, in the order of the list.
 
-    If there are too many, a third has the lowest mIoU of S_f, a third was changed most by the seeds, and the others are
-    spread evenly over the list.
+    If there are too many, a third has the lowest mIoU of S_f, a third was changed most by the seeds, a tenth gained and
+    a tenth lost most mIoU by them, and the others are spread evenly over the list.
     """
     if len(records) <= limit:
         return list(records)
     by_iou = sorted(records, key=lambda record: _or(record["scores"]["fused"]["mean_iou"], 2.0))
     by_change = sorted(records, key=lambda record: -(_or(record.get("changed"), 0.0)))
-    chosen = {record["index"] for ranked in (by_iou, by_change) for record in ranked[: limit // 3]}
+    gains = [(gain, place) for place, record in enumerate(records) if (gain := _gain(record)) is not None]
+    by_gain = [records[place] for _, place in sorted(gains)]
+    firsts = (by_iou[: limit // 3], by_change[: limit // 3], by_gain[: limit // 10], by_gain[::-1][: limit // 10])
+    chosen = {record["index"] for ranked in firsts for record in ranked}
     rest = [record["index"] for record in records if record["index"] not in chosen]
     positions = np.linspace(0, len(rest) - 1, limit - len(chosen)).round().astype(int)
     chosen |= {rest[position] for position in positions}
     return [record for record in records if record["index"] in chosen]
+
+
+def _gain(record: Mapping[str, Any]) -> float | None:
+    """What the seeds added to the image's mIoU; None without seeds, or without a labelled pixel."""
+    before, after = (record["scores"].get(name, {}).get("mean_iou") for name in ("initial", "fused"))
+    return None if before is None or after is None else after - before
 
 
 def _or(value: float | None, default: float) -> float:

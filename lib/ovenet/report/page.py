@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from ovenet.data.info import condition_of
 from ovenet.errors import UserError
 from ovenet.inference.pictures import OUTCOMES
 from ovenet.report import plots, tables
@@ -85,6 +86,10 @@ def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
         "headline": tables.headline(runs),
         "classes": tables.classes(runs),
         "conditions": tables.conditions(runs),
+        "image_rows": tables.images(runs),
+        "image_conditions": tables.image_conditions(runs),
+        "image_classes": tables.image_classes(runs),
+        "num_scored": runs[0].images["overall"]["num_images"],
         "edge_rows": tables.edges(runs),
         "seed_rows": tables.seeds(runs),
         "uncertainty_rows": tables.uncertainty(runs),
@@ -96,7 +101,13 @@ def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
 
 
 def _sections(runs: Sequence[TestedRun]) -> list[tuple[str, str]]:
-    sections = [("summary", "Summary"), ("images", "Images"), ("scores", "Scores"), ("edges", "Near edges")]
+    sections = [
+        ("summary", "Summary"),
+        ("images", "Images"),
+        ("scores", "Scores"),
+        ("by-image", "Image by image"),
+        ("edges", "Near edges"),
+    ]
     if any(run.has_seed for run in runs):
         sections.append(("seeds", "Seeds and confidence"))
     if any("uncertainty" in run.results for run in runs):
@@ -148,9 +159,10 @@ def _facts(run: TestedRun) -> str:
 
 
 def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
-    named = [{"name": run.name, "details": run.results["details"]} for run in runs]
+    named = [{"name": run.name, "details": run.results["details"], "images": _image_ious(run)} for run in runs]
     with_seeds = [run for run in named if run["details"]["seeds"]]
     result = {
+        "images": [(plots.image_plot(named), "mIoU of each image, sorted")],
         "edges": [
             (plots.edge_plot(named, "trimap_iou", "mIoU of all pixels up to a distance (trimap)"), "Trimap curve"),
             (plots.edge_plot(named, "mean_iou", "mIoU of the pixels in each band"), "mIoU by distance"),
@@ -165,6 +177,7 @@ def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
         scores = [{"name": run.name, "uncertainty": run.results.get("uncertainty")} for run in runs]
         result["uncertainty"] = [(plots.uncertainty_plot(scores), "Uncertainty-aware IoU by threshold")]
     if with_seeds:
+        result["images"].append((plots.image_gain_plot(with_seeds), "Gain of each image by the seeds, sorted"))
         result["seeds"] = [
             (plots.seed_plot(with_seeds), "Shares of right seeds, corrected and broken pixels by distance"),
             (plots.length_plot(with_seeds), "Histogram of offset lengths"),
@@ -178,6 +191,13 @@ def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
             (plots.training_plot(named, logs, "val", _VALIDATION), "Validation mIoU by iteration"),
         ]
     return result
+
+
+def _image_ious(run: TestedRun) -> dict[str, list[float]]:
+    """The mIoU of the images with labelled pixels, in the order of the list, of S_i and S_f."""
+    names = [name for name in ("initial", "fused") if name in run.predictions]
+    scored = [r["scores"] for r in run.records if r.get("scores") and r["scores"]["fused"]["mean_iou"] is not None]
+    return {name: [scores[name]["mean_iou"] for scores in scored] for name in names}
 
 
 def _pictures(runs: Sequence[TestedRun], max_bytes: int) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
@@ -211,7 +231,7 @@ def _pictures(runs: Sequence[TestedRun], max_bytes: int) -> tuple[list[dict[str,
     for record in chosen:
         scores = [own[record["name"]]["scores"] for own in by_name]
         image = {"index": record["index"], "name": record["name"], "changed": record.get("changed"), "scores": scores}
-        images.append(image)
+        images.append(image | {"condition": condition_of(record["name"], first.conditions)})
     texts = [
         (f"picture-{run}-{record['index']}", in_script(read_picture(path)))
         for record in chosen
@@ -236,6 +256,7 @@ def _page_data(runs: Sequence[TestedRun], images: list[dict[str, Any]]) -> dict[
     return {
         **colours(classes["names"], classes["palette"], longest),
         "is_labelled": True,
+        "conditions": runs[0].conditions,
         "outcomes": list(OUTCOMES.items()),
         "runs": shown,
         "images": images,

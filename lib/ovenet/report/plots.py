@@ -85,6 +85,50 @@ def _label(runs: Sequence[RunScores], run: int, text: str) -> str:
     return plain_text(f"{runs[run]['name']}: {text}") if len(runs) > 1 else text
 
 
+def image_plot(runs: Sequence[RunScores]) -> str:
+    """The mIoU of every image, lowest first, each prediction in an order of its own.
+
+    Args:
+        runs: each with ``name`` and ``images``, the mIoU of the images by prediction name.
+    """
+    figure, axes = _axes("mIoU of each image, lowest first", "share of the images, %", "mIoU of the image, %")
+    with matplotlib.rc_context(_STYLE):
+        axes.axvspan(0, 10, color="#888888", alpha=0.2, linewidth=0, label="worst tenth")
+    for index, run in enumerate(runs):
+        for name, values in run["images"].items():
+            marker = _MARKERS[index % len(_MARKERS)] if len(runs) > 1 else ""
+            axes.plot(
+                _shares(len(values)),
+                100 * np.sort(values),
+                _STYLES[name],
+                marker=marker,
+                markevery=max(1, len(values) // 12),
+                color=PREDICTION_COLORS[name],
+                label=_label(runs, index, SYMBOLS[name]),
+            )
+    axes.set_xlim(0, 100)
+    return _finish(figure, axes)
+
+
+def image_gain_plot(runs: Sequence[RunScores]) -> str:
+    """What the seeds change in the mIoU of every image, largest loss first."""
+    title = "Gain of S_f over S_i in each image, largest loss first"
+    figure, axes = _axes(title, "share of the images, %", "points of mIoU")
+    axes.axhline(0, color="#888888", linewidth=1)
+    for index, run in enumerate(runs):
+        gains = 100 * np.sort(np.subtract(run["images"]["fused"], run["images"]["initial"]))
+        counts = f"{(gains > 0).sum():,} images gain, {(gains < 0).sum():,} lose"
+        color = COLORS[index % len(COLORS)]
+        axes.plot(_shares(len(gains)), gains, color=color, label=_label(runs, index, counts))
+    axes.set_xlim(0, 100)
+    return _finish(figure, axes)
+
+
+def _shares(number: int) -> np.ndarray:
+    """The places of `number` sorted values, in percent."""
+    return 100 * (np.arange(number) + 0.5) / max(number, 1)
+
+
 def edge_plot(runs: Sequence[RunScores], key: str, title: str) -> str:
     """One curve of `EdgeCurve` for every prediction.
 

@@ -331,6 +331,7 @@
   // ---- the list -----------------------------------------------------------------------------------------------
 
   const last = page.runs.length - 1; // several runs: the list shows the last one, and its gain over the first
+  const conditions = page.conditions ?? []; // such as fog and night
   const fused = (image, run) => image.scores[run]?.fused;
 
   function iouOf(image, run, name) {
@@ -351,11 +352,14 @@
   const gainName = page.runs.length > 1 ? `gain of ${page.runs[last].name} over ${page.runs[0].name}` : "gain of S_f over S_i";
 
   const ORDERS = {
-    worst: ["lowest IoU first", (image) => iouOf(image, last, "fused")],
-    best: ["highest IoU first", (image) => -iouOf(image, last, "fused")],
-    gain: [`highest ${gainName} first`, (image) => -gainOf(image)],
+    worst: ["lowest IoU of S_f first", (image) => iouOf(image, last, "fused")],
+    best: ["highest IoU of S_f first", (image) => -iouOf(image, last, "fused")],
+    gain: [`largest ${gainName} first`, (image) => -gainOf(image)],
     loss: [`lowest ${gainName} first`, (image) => gainOf(image)],
     changed: ["most changed by the seeds first", (image) => -(image.changed ?? 0)],
+    ...(conditions.length > 1 && {
+      condition: ["by condition, lowest IoU first", (image) => 2 * conditions.indexOf(image.condition) + (iouOf(image, last, "fused") ?? 1)],
+    }),
     list: ["order of the list", (image) => image.index],
   };
 
@@ -371,9 +375,11 @@
   function list() {
     const id = element("class-filter").value;
     const key = ORDERS[element("order").value][1];
-    state.shown = page.images.filter((image) => id === "" || (fused(image, last) && id in fused(image, last).iou));
+    const condition = element("condition-filter").value;
+    state.shown = page.images.filter((image) => (id === "" || (fused(image, last) && id in fused(image, last).iou))
+      && (!condition || image.condition === condition));
     state.shown.sort((a, b) => (key(a) ?? Infinity) - (key(b) ?? Infinity) || a.index - b.index);
-    const what = id === "" ? "" : ` with ${page.classes[id]} in the label`;
+    const what = (condition ? ` of ${condition}` : "") + (id === "" ? "" : ` with ${page.classes[id]} in the label`);
     element("count").textContent = `${state.shown.length} of ${page.images.length} images${what}`;
     element("cards").replaceChildren(...state.shown.map((image) => {
       const item = document.createElement("li");
@@ -391,6 +397,7 @@
       scores.textContent = `IoU ${percent(iouOf(image, last, "fused"))}, gain ${signed(gainOf(image))}`;
       button.append(thumbnail, name);
       if (page.is_labelled) button.append(scores);
+      if (image.condition) button.append(document.createElement("br"), image.condition);
       button.addEventListener("click", () => { open(image); element("viewer-title").focus(); });
       item.append(button);
       return item;
@@ -495,7 +502,9 @@
   fillSelect(element("class-filter"), [["", "all"], ...page.classes.map((name, id) => [String(id), name])], "");
   fillSelect(element("order"), Object.entries(ORDERS).map(([key, [text]]) => [key, text]), page.is_labelled ? "worst" : "list");
   for (const id of ["left", "right", "colours"]) element(id).addEventListener("change", draw);
-  for (const id of ["class-filter", "order"]) element(id).addEventListener("change", list);
+  fillSelect(element("condition-filter"), [["", "all"], ...conditions.map((name) => [name, name])], "");
+  element("condition-label").hidden = !conditions.length;
+  for (const id of ["class-filter", "condition-filter", "order"]) element(id).addEventListener("change", list);
   element("wipe").addEventListener("input", wipe);
   element("previous").addEventListener("click", () => move(-1));
   element("next").addEventListener("click", () => move(1));

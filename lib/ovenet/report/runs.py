@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
+from ovenet.evaluation.image_scores import image_wise_scores
+from ovenet.evaluation.writers import images_as_dict
 from ovenet.report.gallery import read_records
 
 RESULTS = "results.json"
@@ -43,6 +46,28 @@ class TestedRun:
     def has_seed(self) -> bool:
         """Whether the model has a seed."""
         return "seed" in self.predictions
+
+    @property
+    def conditions(self) -> list[str]:
+        """Names of the conditions that have labelled pixels."""
+        return list(self.results.get("conditions", {}))
+
+    @cached_property
+    def images(self) -> dict[str, Any]:
+        """Image-wise scores, see `images_as_dict`; from the records, since results of earlier versions have none.
+
+        Raises:
+            UserError: a record has no scores of the predictions and classes.
+        """
+        names = self.results["classes"]["names"]
+        try:
+            scores = image_wise_scores(self.records, self.predictions, len(names), self.conditions)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise UserError(
+                f"{self.folder / RECORDS}: scores of an image are missing or of another form ({error!r}); run "
+                "tools/test.py again"
+            ) from error
+        return images_as_dict(scores, names)
 
 
 def find_evaluation(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
+from ovenet.evaluation.image_scores import TENTH
 from ovenet.report.runs import TestedRun
 from ovenet.structures import SYMBOLS
 
@@ -114,6 +115,49 @@ def conditions(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
             for condition in names
         },
     )
+
+
+def images(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
+    """Image-wise scores beside the mIoU of the whole split, of all images and of each condition."""
+    group = runs[0].images["overall"]
+    rows: _Rows = {
+        "mIoU^D: all pixels together": _scores(runs, "mean_iou"),
+        f"mIoU^I: mean over {_images(group['num_images'])}": _by_image(runs, ["overall"], "mean_iou_i"),
+    }
+    for q, number in reversed(group["num_worst"].items()):
+        rows[f"mIoU^I, worst {q} %: {_images(number)}"] = _by_image(runs, ["overall"], "worst_i", q)
+    rows["mIoU^I, mean of the worst 10, 20 … 100 %"] = _by_image(runs, ["overall"], "worst_i_mean")
+    rows["mIoU^C: mean over the classes of their mean over images"] = _by_image(runs, ["overall"], "mean_iou_c")
+    rows[f"mIoU^C, worst {TENTH} % of each class's images"] = _by_image(runs, ["overall"], "worst_c", TENTH)
+    return _table(runs, rows)
+
+
+def image_conditions(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
+    """Image-wise scores of each condition; no rows for datasets without conditions."""
+    rows: _Rows = {}
+    for name, group in runs[0].images["conditions"].items():
+        path = ["conditions", name]
+        worst = _images(group["num_worst"][TENTH])
+        rows[f"{name}: mIoU^I, mean over {_images(group['num_images'])}"] = _by_image(runs, path, "mean_iou_i")
+        rows[f"{name}: mIoU^I, worst {TENTH} %: {worst}"] = _by_image(runs, path, "worst_i", TENTH)
+        rows[f"{name}: mIoU^C"] = _by_image(runs, path, "mean_iou_c")
+    return _table(runs, rows)
+
+
+def image_classes(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
+    """Mean IoU of each class over the images that have it."""
+    counts = runs[0].images["overall"]["images_by_class"]
+    return _table(runs, {f"{k} ({n:,})": _by_image(runs, ["overall"], "iou_c", k) for k, n in counts.items()})
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'' if number == 1 else 's'}"
+
+
+def _by_image(runs: Sequence[TestedRun], group: Sequence[str], *keys: Any) -> list[dict[str, float | None]]:
+    """For each run an image-wise score of a group of images by prediction; none where a run has not the group."""
+    found: list[dict[str, Any]] = [reduce(lambda part, key: part.get(key, {}), group, run.images) for run in runs]
+    return [{name: reduce(getitem, keys, own) for name, own in part.get("scores", {}).items()} for part in found]
 
 
 def edges(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:

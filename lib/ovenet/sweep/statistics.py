@@ -9,12 +9,11 @@ import numpy as np
 
 from ovenet.errors import UserError
 from ovenet.evaluation.metrics import ratio
+from ovenet.evaluation.sample_size import LEVEL, student_quantile
 from ovenet.sweep.results import RunResult
 
 NUM_RESAMPLES = 10_000
-_LEVEL = 0.95
 _BLOCK = 1000
-_STEPS = 100_000  # of the integral over Student's t distribution
 
 
 @dataclass(frozen=True)
@@ -82,18 +81,6 @@ def spread(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
-def student_quantile(freedom: int) -> float:
-    """The 0.975 quantile of Student's t distribution.
-
-    With ``t = sqrt(freedom) tan(angle)`` the density is proportional to ``cos(angle) ** (freedom - 1)``. By hand, since
-    a sweep needs nothing else of scipy, which is no requirement.
-    """
-    step = np.pi / 2 / _STEPS
-    ends = step * np.arange(1, _STEPS + 1)
-    share = np.cumsum(np.cos(ends - step / 2) ** (freedom - 1))
-    return float(freedom**0.5 * np.tan(np.interp(_LEVEL, share / share[-1], ends)))
-
-
 def compare(one: VariantScores, other: VariantScores, *, num_resamples: int = NUM_RESAMPLES) -> Difference | None:
     """`one` minus `other`, paired by seed and image; None if they have no seed in common.
 
@@ -109,7 +96,7 @@ def compare(one: VariantScores, other: VariantScores, *, num_resamples: int = NU
         if run.images != first.images or run.class_names != first.class_names:
             raise UserError(f"{run.name} and {first.name} were tested on different images or classes")
     samples = _resampled_mean_iou(one, num_resamples) - _resampled_mean_iou(other, num_resamples)
-    tail = (1 - _LEVEL) / 2
+    tail = (1 - LEVEL) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return Difference(
         seeds,
