@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ovenet.errors import UserError, one_line
+from ovenet.models.pretrained import weights_path
 from ovenet.models.segmentor import Segmentor
 from ovenet.models.weights import LoadReport, load_weights
 from ovenet.utils.seals import seal_is_broken
@@ -37,13 +38,13 @@ def load_checkpoint(model: Segmentor, path: str | Path, *, allow_partial: bool =
 
     Args:
         model: changed in place.
-        path: the file.
+        path: the file, or a name of ``ovenet.list_models(pretrained=True)``.
         allow_partial: accept a file that lacks some of them.
 
     Raises:
         UserError: the file cannot be read safely, or does not hold every tensor of the model.
     """
-    report = load_weights(model, read_weights(path), str(path), whole=True)
+    report = load_weights(model, read_weights(weights_path(path)), str(path), whole=True)
     report.require(1.0, allow_partial=allow_partial)
     return report
 
