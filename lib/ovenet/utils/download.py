@@ -80,7 +80,7 @@ def _digest(path: Path, size: int, time_ns: int) -> str:
 
 def _fetch(address: str, path: Path, sha256: str) -> None:
     part = path.with_name(f".{path.name}.part")
-    if not (part.is_file() and begins_with(part, sha256)):
+    if not (sha256 and part.is_file() and begins_with(part, sha256)):
         _receive(address, path, part)
         if not begins_with(part, sha256):
             begin = _digest(part, part.stat().st_size, part.stat().st_mtime_ns)[: len(sha256)]
