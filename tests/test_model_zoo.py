@@ -11,6 +11,7 @@ import pytest
 from ovenet.commands import COMMANDS
 from ovenet.config import load_config
 from ovenet.config.loading import find_experiment
+from ovenet.models.pretrained import pretrained_models
 from ovenet.utils.cli import config_parser
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,12 @@ def settings(command: str):
     return load_config(args.cfg, args.overrides)
 
 
-TESTS = [(section, *row) for section in SECTIONS for row in commands(section) if " --cfg " in row[0]]
+TESTS = [
+    (section, *row)
+    for section in SECTIONS
+    for row in commands(section)
+    if " --cfg " in row[0] and not row[0].startswith("ovenet train")
+]
 
 
 @pytest.mark.parametrize(("section", "command", "remark"), TESTS)
@@ -90,6 +96,7 @@ def test_scores_of_hrnet_each_have_a_command():
     [
         ("OVeNet", 0, 2 * 6 + 6),
         ("mmsegmentation's OCRNets", 2 * 21 + 3, 2 * 24),
+        ("mmsegmentation's SegFormers and SegNeXts", 2 * 9, 2),
         ("OffSeg, and offset learning for SegFormer, SegNeXt and Mask2Former", 25, 2 * 25),
     ],
 )
@@ -100,6 +107,27 @@ def test_every_experiment_of_a_table_has_its_commands(section, num_scores, num_c
     assert (len(scores), len(commands(section))) == (num_scores, num_commands)
 
 
+@pytest.mark.parametrize("model", pretrained_models().values(), ids=lambda model: model.name)
+def test_every_named_model_has_a_row_with_its_scores(model):
+    """The name in the row, or the experiment or the file that has it."""
+    of_it = [f"`{name}`" for name in (model.name, model.experiment, model.file)]
+    rows = [row for row in TEXT.splitlines() if row.startswith("|") and any(name in row for name in of_it)]
+    rows = [row for row in rows if f"`{model.name}`" in row] or [row for row in rows if of_it[2] in row] or rows
+    (row,) = rows
+    scores = [float(score) for score in re.findall(r"(?<=[|/] )\d+\.\d+(?= [|/])", row)]
+    assert scores == [score for score in model.mean_iou if score is not None]
+    assert model.page in TEXT
+
+
+def test_names_in_commands_and_pages_are_models():
+    name = r"([a-z][\w-]+-\d+x\d+)"
+    shown = re.findall(rf"^    ovenet (?:infer|test|export) {name}", TEXT, re.MULTILINE)
+    shown += re.findall(rf"^    ovenet train --cfg .* MODEL.BACKBONE.PRETRAINED {name}$", TEXT, re.MULTILINE)
+    index = re.findall(r"ovenet infer (\w\S*-\d+x\d+) ", (ROOT / "docs/index.md").read_text(encoding="utf-8"))
+    assert (len(shown), len(index)) == (4, 1)
+    assert {*shown, *index} <= set(pretrained_models())
+
+
 def test_weights_that_come_along_are_there():
     for command, _ in commands("Bundled weights"):
         _, verb, name, _ = shlex.split(command)
@@ -108,7 +136,7 @@ def test_weights_that_come_along_are_there():
 
 
 def test_all_commands_are_checked():
-    assert len(re.findall(r"\bovenet (test|submission|infer) ", TEXT)) == sum(
-        len(re.findall(r"^    ovenet ", part, re.MULTILINE)) for part in SECTIONS.values()
+    assert len(re.findall(r"\bovenet (test|submission|infer|train|export) ", TEXT)) == sum(
+        len(re.findall(r"^    ovenet (?!models)", part, re.MULTILINE)) for part in SECTIONS.values()
     )
     assert len(TESTS) > 100

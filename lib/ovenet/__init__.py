@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
     from ovenet.models.factory import create_model, describe
     from ovenet.predictor.predictor import Predictor, load
+    from ovenet.predictor.sources import list_models
     from ovenet.structures import OVeNetOutput
 
 _MODULES = {  # where each public name is, so that `ovenet --help` does not wait for torch
@@ -28,6 +29,7 @@ _MODULES = {  # where each public name is, so that `ovenet --help` does not wait
     "list_backbones": "models",
     "list_heads": "models",
     "list_losses": "losses",
+    "list_models": "predictor.sources",
     "list_necks": "models",
     "list_seeds": "models",
     "load": "predictor.predictor",
@@ -46,6 +48,7 @@ __all__ = [
     "list_backbones",
     "list_heads",
     "list_losses",
+    "list_models",
     "list_necks",
     "list_seeds",
     "load",

@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import sys
+import types
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -57,6 +60,51 @@ def test_numpys_old_module_name_is_known(tmp_path):
         pickle_module=Module,
     )
     assert float(read_checkpoint(tmp_path / "old.pth")["best_mIoU"]) == 0.25
+
+
+class HistoryBuffer:
+    """As mmengine's: arrays, and its own methods by name."""
+
+    def __init__(self):
+        self.max_length, self._log_history, self._count_history = 10, np.array([0.5, 0.25]), np.array([1, 2])
+
+    def mean(self):
+        raise AssertionError("called")
+
+    def __getstate__(self):
+        return {**vars(self), "statistics_methods": {"mean": HistoryBuffer.mean}}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_history_of_mmengine_is_left_alone(tmp_path, monkeypatch, zipped):
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    monkeypatch.setattr(HistoryBuffer, "__module__", module.__name__)
+    content = {
+        "meta": {"mmengine_version": "0.6.0", "dataset_meta": {"classes": ("road",), "palette": [[128, 64, 128]]}},
+        "message_hub": {"log_scalars": OrderedDict(loss=HistoryBuffer()), "resumed_keys": OrderedDict(loss=True)},
+        "state_dict": {"a": torch.ones(2)},
+    }
+    with monkeypatch.context() as here:
+        for name in ("mmengine", "mmengine.logging", module.__name__):
+            here.setitem(sys.modules, name, module)
+        torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(pickle.UnpicklingError, match="HistoryBuffer"):
+        torch.load(tmp_path / "a.pth", weights_only=True)
+    assert weights_of(read_checkpoint(tmp_path / "a.pth"), "a.pth")["a"].tolist() == [1, 1]
+
+
+class Looked:
+    def __reduce__(self):
+        return getattr, (OrderedDict, "fromkeys")
+
+
+def test_looking_up_by_name_finds_nothing(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "extra": Looked()}, tmp_path / "a.pth")
+    assert not callable(read_checkpoint(tmp_path / "a.pth")["extra"])
+    torch.save({"a": np.ones(2)}, tmp_path / "arrays.pth")
+    with pytest.raises(UserError, match=r"arrays\.pth: no weights found"):
+        weights_of(read_checkpoint(tmp_path / "arrays.pth"), "arrays.pth")
 
 
 @pytest.mark.parametrize(

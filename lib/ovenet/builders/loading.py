@@ -23,6 +23,7 @@ from ovenet.deployment.formats import read_about
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.models import Segmentor
+from ovenet.models.pretrained import pretrained_of
 from ovenet.models.weight_files import read_checkpoint, weights_of
 from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
@@ -92,7 +93,8 @@ def load_model(
 
     Args:
         path: the file.
-        config: its configuration or experiment file; None takes what the file carries.
+        config: its configuration or experiment file; None takes what the file carries, or the experiment of a published
+            file (see `ovenet.models.pretrained`), which is known by its name.
         overrides: ``KEY VALUE …`` that win over the configuration.
         runtime: of an exported file; None takes ``TEST.RUNTIME`` if that is not ``torch``, and both None and ``auto``
             mean the runtime that the file is made for.
@@ -105,6 +107,9 @@ def load_model(
         return _load_exported(path, config, overrides, runtime)
     content = read_checkpoint(path)
     carried = content["config"] if isinstance(content.get("config"), str) else None
+    if config is None and carried is None and (published := pretrained_of(path)):
+        config = published.experiment
+        overrides = [*(text for setting in published.settings.items() for text in setting), *overrides]
     cfg = _configuration(config, carried, path, overrides)
     info = _carried_info(content, cfg, path) if config is None else dataset_info(cfg)
     model = build_model(cfg)

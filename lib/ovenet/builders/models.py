@@ -13,6 +13,7 @@ from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.factory import initialize_backbone
 from ovenet.models.norm import set_momentum
+from ovenet.models.pretrained import weights_path
 from ovenet.models.registry import SEEDS
 from ovenet.models.settings import NO_SEED
 from ovenet.models.weight_files import read_weights
@@ -73,10 +74,13 @@ def initialize_model(model: Segmentor, cfg: CfgNode) -> list[LoadReport]:
     """
     reports = initialize_backbone(model, cfg.MODEL.BACKBONE.PRETRAINED, "MODEL.BACKBONE.PRETRAINED ")
     if path := cfg.MODEL.SEED.PRETRAINED:
-        reports.append(load_offset_branch(model, read_weights(path), f"MODEL.SEED.PRETRAINED {path}"))
+        reports.append(load_offset_branch(model, read_weights(weights_path(path)), f"MODEL.SEED.PRETRAINED {path}"))
     for report in reports:
         get_logger().info("%s", report)
         report.require(MIN_MATCHED, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
+        if report.mismatched:
+            left_out = sorted({entry.split(":")[0].rpartition(".")[0] for entry in report.mismatched})
+            get_logger().info("%s: all but %s, which are drawn at random", report.source, ", ".join(left_out))
     return reports
 
 

@@ -27,7 +27,7 @@ COMMANDS = {  # module and help text by name
     "prepare": ("prepare_data", "check a dataset and write its list files"),
     "audit": ("audit_data", "check the data of an experiment"),
     "browse": ("browse_data", "show training crops as the network sees them"),
-    "models": ("list_models", "list parts of models with their size and cost"),
+    "models": ("list_models", "list parts of models with their cost, and trained models (--pretrained)"),
     "submission": ("make_submission", "predict a test split in the format of its server"),
     "refine": ("refine", "refine saved predictions with a SegFix model"),
     "pack": ("pack", "write weights, and all that prediction needs, to one small file"),

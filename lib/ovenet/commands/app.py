@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +15,8 @@ from ovenet.deployment import RUNTIMES, is_exported
 from ovenet.errors import UserError
 from ovenet.inference.inputs import FrameReader, Input
 from ovenet.inference.outputs import FrameWriter, draw_overlay
-from ovenet.models.weight_files import SAFETENSORS
 from ovenet.predictor.predictor import Predictor, load
-from ovenet.predictor.sources import MODELS, find_weights
+from ovenet.predictor.sources import find_weights, models_here
 from ovenet.report.gallery import picture_data, picture_sides
 from ovenet.report.viewer import AppSettings, GalleryPage
 from ovenet.structures import Sample
@@ -122,10 +122,10 @@ def main() -> None:
         raise UserError(f"--max-mb is {args.max_mb:g}; expected megabytes above 0, up to 2000")
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port is {args.port}; expected 0 to 65535")
-    sources = args.models or sorted(file.stem for file in MODELS.glob(f"*{SAFETENSORS}"))
+    sources = args.models or sound_models()
     models = {Path(source).stem if Path(source).is_file() else Path(source).name: source for source in sources}
     app = App(models, args.device, args.runtime, args.max_mb)
-    for name in models:
+    for name in models if args.models else list(models)[:1]:
         print(f"loading {name} …", flush=True)
         app.predictor(name, "")  # errors of loading appear now
     with AppServer(app.answers(), args.port, args.max_mb) as server:
@@ -133,11 +133,27 @@ def main() -> None:
         server.serve_forever()
 
 
+def sound_models() -> list[str]:
+    """Names of the models on this machine whose files are the published ones; says which are left out."""
+    names = []
+    for name in models_here():
+        try:
+            find_weights(name)
+        except UserError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+        else:
+            names.append(name)
+    return names
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "models", nargs="*", metavar="MODEL", help="models as for `ovenet infer`; default: the bundled ones"
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="models as for `ovenet infer`; default: those on this machine, general ones first",
     )
     parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for a free one")
     parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest upload (default: 20)")

@@ -14,7 +14,7 @@ from ovenet.deployment.formats import OPSET
 from ovenet.deployment.parity import EXACT, QUANTIZED
 from ovenet.errors import UserError
 from ovenet.predictor.export import ExportOptions, export
-from ovenet.predictor.sources import find_weights
+from ovenet.predictor.sources import find_weights, name_of
 from ovenet.utils.cli import require_free
 
 DYNAMIC = "dynamic"
@@ -25,7 +25,7 @@ def main() -> None:
     args = build_parser().parse_intermixed_args()
     source = find_weights(args.weights)
     suffix = next(suffix for suffix, name in SUFFIXES.items() if name == args.format)
-    path = args.file or Path(f"{source.stem}{'-int8' if args.int8 else ''}{suffix}")
+    path = args.file or Path(f"{name_of(source)}{'-int8' if args.int8 else ''}{suffix}")
     if path.suffix != suffix:
         raise UserError(f"{path}: a file of --format {args.format} ends in {suffix}")
     for part in (path, *([path.with_suffix(".bin")] if args.format == "openvino" else [])):
@@ -64,7 +64,7 @@ def note_on_mean_iou(num_images: int, size: tuple[int, int] | None) -> str:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", metavar="WEIGHTS", help="a run's folder, a file of weights, or a bundled model")
+    parser.add_argument("weights", metavar="WEIGHTS", help="a run's folder, a file of weights, or a model's name")
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="file to write; default: named like WEIGHTS")
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
     parser.add_argument("--size", metavar="HxW", help=f"size of the images, or {DYNAMIC}; default: TEST.IMAGE_SIZE")

@@ -99,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "weights",
         metavar="WEIGHTS",
-        help=f"a run's folder, best.pth or other weights, or a bundled model; without INPUT it is the input, for "
-        f"{DEFAULT_MODEL}",
+        help="a run's folder, best.pth or other weights, or a model's name (ovenet models --pretrained); without INPUT "
+        f"it is the input, for {DEFAULT_MODEL}",
     )
     parser.add_argument(
         "inputs",

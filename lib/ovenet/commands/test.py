@@ -1,4 +1,4 @@
-"""Scores a model: an experiment (--cfg FILE), a run's folder or a file of weights, alone or under torchrun."""
+"""Scores a model: an experiment (--cfg FILE), a run's folder, weights or a model's name, alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.writers import evaluation_as_dict, format_evaluation, write_json
 from ovenet.predictor import run_folder
 from ovenet.predictor.run_folder import SETTINGS
-from ovenet.predictor.sources import MODELS, find_weights
+from ovenet.predictor.sources import find_weights, is_shared, name_of
 from ovenet.report.page import REPORT, write_report
 from ovenet.report.runs import RESULTS
 from ovenet.utils import distributed
@@ -43,10 +43,9 @@ def main() -> None:
     elif args.overrides:
         trained = builders.load_model(find_weights(args.overrides[0]), overrides=args.overrides[1:])
         cfg, model_file = trained.cfg, trained.path
-        comes_along = model_file.parent == MODELS
-        run_dir = Path(cfg.OUTPUT_DIR) / model_file.stem if comes_along else model_file.parent
+        run_dir = Path(cfg.OUTPUT_DIR) / name_of(model_file) if is_shared(model_file) else model_file.parent
     else:
-        parser.error("name an experiment file (--cfg FILE), a run's folder, or a file of weights")
+        parser.error("name an experiment file (--cfg FILE), a run's folder, a file of weights or a model")
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         dataset = builders.test_dataset(cfg)

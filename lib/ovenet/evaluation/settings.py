@@ -15,7 +15,9 @@ class TestSettings:
 
     __test__ = False  # no test class
 
-    model_file: str = setting("", 'weights to test; "" is the run\'s best.pth, else its final_state.pth', role="place")
+    model_file: str = setting(
+        "", 'weights to test, a file or a name; "" is the run\'s best.pth, else its final_state.pth', role="place"
+    )
     num_samples: int = setting(0, "use only the first N lines of the list; 0 is all", at_least=0, in_test=True)
     save_predictions: bool = setting(False, "write id and colour PNGs", role="speed")
     details: bool = setting(

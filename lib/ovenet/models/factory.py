@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ovenet.errors import UserError
 from ovenet.models.interfaces import Backbone, Head, Neck
+from ovenet.models.pretrained import weights_path
 from ovenet.models.registry import BACKBONES, HEADS, NECKS, REGISTRIES, SEEDS
 from ovenet.models.seeds.ovenet import OVeNet
 from ovenet.models.segmentor import Segmentor
@@ -100,8 +101,8 @@ def create_model(
         head: a name of `ovenet.list_heads`.
         neck: a name of `ovenet.list_necks`; None is the head's own.
         seed: source of the offsets, a name of `ovenet.list_seeds`; None is the baseline.
-        pretrained: a file of weights, or ``timm`` for timm's; None loads the weights that come with the backbone, if
-            any do, and False loads none.
+        pretrained: a file of weights, a name of ``ovenet.list_models(pretrained=True)``, or ``timm`` for timm's; None
+            loads the weights that come with the backbone, if any do, and False loads none.
         align_corners: convention of all resizing of maps. None is False for head ``fcn`` on an HRNet, as HRNet and
             OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
         backbone_args: arguments of the backbone, see `ovenet.describe`.
@@ -133,7 +134,7 @@ def create_model(
 
 
 def initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[LoadReport]:
-    """Loads weights from a file, from timm or, without a source, from the package that comes with the backbone."""
+    """Loads weights from a file or a named model, from timm or, without a source, from the package of the backbone."""
     if source == TIMM:
         from ovenet.models.backbones.timm import timm_weights  # timm takes a second to import
 
@@ -143,7 +144,7 @@ def initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[Lo
         state: Mapping[str, Tensor] | None = timm_weights(name)
         source = f"{key}timm's {name}"
     elif source:
-        state = read_weights(source)
+        state = read_weights(weights_path(source))
         source = key + source
     else:
         state = model.backbone.bundled_weights()

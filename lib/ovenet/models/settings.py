@@ -17,7 +17,10 @@ class BackboneSettings:
 
     name: str = setting("hrnet_w48", "a name of ovenet.list_backbones(), timm's among them", in_test=True)
     pretrained: str = setting(
-        "", "file of initial weights; timm for timm's; \"\" is the backbone's own initialization", role="input"
+        "",
+        'initial weights: a file, or a name of ovenet.list_models(pretrained=True); timm for timm\'s; "" is the '
+        "backbone's own initialization",
+        role="input",
     )
 
 
@@ -43,7 +46,7 @@ class SeedSettings:
         NO_SEED, "source of the offsets: a name of ovenet.list_seeds(); none is the baseline", in_test=True
     )
     pretrained: str = setting(
-        "", 'fork only: file with the initial weights of the copied stages; "" for random ones', role="input"
+        "", 'fork only: file or name of the initial weights of the copied stages; "" for random ones', role="input"
     )
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ovenet.errors import UserError, one_line
+from ovenet.models.pretrained import weights_path
 from ovenet.models.segmentor import Segmentor
 from ovenet.models.weights import LoadReport, load_weights
 from ovenet.utils.seals import seal_is_broken
@@ -32,18 +33,37 @@ _SAFE_NUMPY: list[Any] = [
 ]
 
 
+class _Ignored:
+    """Stands in for what a file carries beside its weights; takes anything and keeps nothing."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# mmengine saves the history of its log: buffers with NumPy arrays, and methods, which are looked up by getattr.
+_SAFE_HISTORY: list[Any] = [
+    *((_Ignored, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_Ignored, name) for name in ("numpy.ndarray", "mmengine.logging.history_buffer.HistoryBuffer")),
+    *((_Ignored, f"{module}.getattr") for module in ("__builtin__", "builtins")),
+    *(type(np.dtype(kind)) for kind in (np.int64, np.int32, np.bool_)),
+]
+
+
 def load_checkpoint(model: Segmentor, path: str | Path, *, allow_partial: bool = False) -> LoadReport:
     """Loads all weights of a trained model, a published one or one trained here.
 
     Args:
         model: changed in place.
-        path: the file.
+        path: the file, or a name of ``ovenet.list_models(pretrained=True)``.
         allow_partial: accept a file that lacks some of them.
 
     Raises:
         UserError: the file cannot be read safely, or does not hold every tensor of the model.
     """
-    report = load_weights(model, read_weights(path), str(path), whole=True)
+    report = load_weights(model, read_weights(weights_path(path)), str(path), whole=True)
     report.require(1.0, allow_partial=allow_partial)
     return report
 
@@ -72,7 +92,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if seal_is_broken(path):
         raise UserError(f"{path}: damaged, its checksum differs from what was saved")
     try:
-        with torch.serialization.safe_globals(_SAFE_NUMPY):
+        with torch.serialization.safe_globals([*_SAFE_NUMPY, *_SAFE_HISTORY]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error

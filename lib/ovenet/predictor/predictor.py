@@ -83,8 +83,8 @@ class Predictor(SlidingWindowInferencer):
         Args:
             path: ``best.pth`` or another file written by training, which carries its configuration and classes; or one
                 written by ``ovenet export``.
-            config: an experiment file, for weights that carry no configuration, such as published ones; it replaces
-                the one in the file.
+            config: an experiment file, for weights that carry no configuration; it replaces the one in the file. Files
+                under the names that they were published with need none.
             device: ``auto``, ``cpu`` or ``cuda``.
             runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``, the fastest one installed for the CPU; None
                 is ``TEST.RUNTIME``, or the usual runtime of an exported file.
@@ -221,8 +221,8 @@ def load(source: str | Path, **options: Any) -> Predictor:
         mask = ovenet.load("camvid-lite0")("photo.jpg").mask
 
     Args:
-        source: the folder of a run, a file of weights, a file written by ``ovenet export``, or the name of a bundled
-            model (``pretrained_models``).
+        source: the folder of a run, a file of weights, a file written by ``ovenet export``, or a name of
+            ``ovenet.list_models(pretrained=True)``, whose file is downloaded once.
         options: see `Predictor.from_checkpoint`.
 
     Raises:

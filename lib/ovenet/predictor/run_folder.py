@@ -15,6 +15,7 @@ from ovenet.config import default_config, flat_settings, load_config_text, prese
 from ovenet.config.schema import affects_test, keys_of_role
 from ovenet.engine.checkpoint import BEST, FINAL
 from ovenet.errors import UserError
+from ovenet.models.pretrained import weights_path
 from ovenet.models.weight_files import require_file
 from ovenet.report.runs import RESULTS
 
@@ -35,13 +36,13 @@ def log_directory(cfg: CfgNode, config_file: str | Path) -> Path:
 
 
 def find_model_file(cfg: CfgNode, run_dir: Path) -> Path:
-    """``TEST.MODEL_FILE``, or the run's best or final weights.
+    """``TEST.MODEL_FILE``, a path or a name, or the run's best or final weights.
 
     Raises:
-        UserError: the setting is empty, and the run has no weights.
+        UserError: the setting is empty, and the run has no weights; or there is no model of that name.
     """
     if cfg.TEST.MODEL_FILE:
-        return Path(cfg.TEST.MODEL_FILE)
+        return weights_path(cfg.TEST.MODEL_FILE)
     return weights_of_run(run_dir, "TEST.MODEL_FILE is not set, and ")
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ovenet.errors import UserError
-from ovenet.models.weight_files import SAFETENSORS
+from ovenet.config.loading import EXPERIMENTS
+from ovenet.models.pretrained import (
+    MODELS,
+    PretrainedModel,
+    bundled_models,
+    pretrained_models,
+    pretrained_of,
+    weights_path,
+)
 from ovenet.predictor.run_folder import weights_of_run
 from ovenet.predictor.sharing import WEIGHTS, weights_of_folder
-from ovenet.utils.bundled import bundled_folder
 
-MODELS = bundled_folder("pretrained_models")
+_GENERAL = ("ade20k", "cocostuff", "pascal_context", "pascal_voc")  # datasets of all kinds of photographs
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file of weights for a path or for the name of a bundled model.
+    """The file of weights for a path or the name of a model, see `ovenet.models.pretrained.weights_path`.
 
     Args:
         source: a file; the folder of a run, or one written by `Predictor.save_pretrained`; or a name.
@@ -25,10 +32,44 @@ def find_weights(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         return weights_of_folder(path) if (path / WEIGHTS).exists() else weights_of_run(path)
-    bundled = MODELS / f"{source}{SAFETENSORS}"
-    if not path.exists() and path.name == str(source) and bundled.is_file():
-        return bundled
-    if not path.exists() and not path.suffix:
-        names = sorted(file.stem for file in MODELS.glob(f"*{SAFETENSORS}"))
-        raise UserError(f"{source}: no run's folder, file of weights or model that comes along ({', '.join(names)})")
-    return path
+    return weights_path(source)
+
+
+def name_of(path: Path) -> str:
+    """The name of the model in a file of weights: that of `list_models`, or the file's without its suffix."""
+    model = pretrained_of(path)
+    return path.stem if model is None else model.name
+
+
+def is_shared(path: Path) -> bool:
+    """Whether a file of weights came along or was published, so that its folder is not that of a run."""
+    return path.parent == MODELS or pretrained_of(path) is not None
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Names of models.
+
+    Args:
+        pattern: of names, with ``*`` and ``?``.
+        pretrained: those with trained weights, which `ovenet.load` takes: the bundled ones, and those that others
+            publish; else the experiments that come along, which ``--cfg`` and `ovenet.load_config` take.
+    """
+    if pretrained:
+        names = [*bundled_models(), *pretrained_models()]
+    else:
+        files = EXPERIMENTS.glob("[!_]*/**/*.yaml")
+        paths = (file.relative_to(EXPERIMENTS) for file in sorted(files))
+        names = [f"{path.parts[0]}/{path.stem}" for path in paths if path.parts[1] in ("published", path.name)]
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def models_here() -> list[str]:
+    """Names of the models that are on this machine: general ones before those of streets, the better ones first."""
+
+    def rank(model: PretrainedModel) -> tuple[int, float]:
+        folder = model.experiment.split("/")[0]
+        place = _GENERAL.index(folder) if folder in _GENERAL else len(_GENERAL)
+        return place, -max(score or 0.0 for score in model.mean_iou)
+
+    published = [model for model in pretrained_models().values() if model.find() is not None]
+    return [*(model.name for model in sorted(published, key=rank)), *bundled_models()]
