@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from ovenet.errors import UserError, nearest
+from ovenet.errors import nearest
 from ovenet.utils.streams import end_unread
 from ovenet.version import version
 
@@ -42,6 +42,10 @@ def main() -> None:
         _show(f"ovenet {version()}")
     elif name in ("--help", "-h"):
         _show(_help())
+    elif name not in COMMANDS:
+        known = f"did you mean {nearest(name, COMMANDS)}? (ovenet --help)"
+        print(f"error: there is no command {name!r}; {known}", file=sys.stderr)
+        sys.exit(2)
     else:
         from ovenet.utils.cli import run_main  # waits for torch
 
@@ -56,8 +60,6 @@ def _show(text: str) -> None:
 
 
 def _run(name: str) -> None:
-    if name not in COMMANDS:
-        raise UserError(f"there is no command {name!r}; did you mean {nearest(name, COMMANDS)}? (ovenet --help)")
     sys.argv[:2] = [f"ovenet {name}"]
     import_module(f"ovenet.commands.{COMMANDS[name][0]}").main()
 
