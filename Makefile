@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 	$(BIN)/ovenet infer camvid-lite0 data/synthetic/leftImg8bit/test/drawnville --flip
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --dist worksteal --max-worker-restart 0
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist worksteal --max-worker-restart 0
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
