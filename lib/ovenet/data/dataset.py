@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ovenet.data.cache import DecodedCache
+from ovenet.data.corruptions import Corruption
 from ovenet.data.files import read_image, read_list
 from ovenet.data.info import DatasetInfo
 from ovenet.data.labels import LabelDecoder
@@ -35,6 +36,7 @@ class ListDataset(Dataset[Sample]):
     Attributes:
         decoder: reads label files; its `info` has the ids that the listed files hold.
         cache: decoded files that are used in place of the listed ones; None at first.
+        corruption: applied to each image as it is read; None at first.
 
     Raises:
         UserError: the list is missing, empty or malformed.
@@ -52,6 +54,7 @@ class ListDataset(Dataset[Sample]):
             get_logger().info(message, self.list_path, first, last, " and ".join(map(str, ignored)) or "none")
         self.decoder = LabelDecoder(stored, ignore_label)
         self.cache: DecodedCache | None = None
+        self.corruption: Corruption | None = None
 
     @property
     def has_labels(self) -> bool:
@@ -65,8 +68,12 @@ class ListDataset(Dataset[Sample]):
         """The image and labels of one line; arrays from the cache are memory-mapped.
 
         Raises:
-            UserError: see `read_files`.
+            UserError: see `read_files` and `Corruption`.
         """
+        sample = self._read(index)
+        return sample if self.corruption is None else replace(sample, image=self.corruption(sample.image, sample.name))
+
+    def _read(self, index: int) -> Sample:
         image_name, label_name = self.pairs[index]
         if self.cache is not None:
             image = self.cache.read(image_name)
