@@ -87,16 +87,17 @@ def read_plan(args: argparse.Namespace) -> Plan | None:
     return Plan(kinds, tuple(sorted({known[text.strip()] for text in texts})), "TEST.DETAILS" in overrides)
 
 
-def check_plan(cfg: CfgNode, dataset: ListDataset) -> None:
-    """Refuses what cannot be compared.
+def check_plan(plan: Plan, cfg: CfgNode, dataset: ListDataset) -> None:
+    """Refuses what cannot be tested, before the model is loaded.
 
     Raises:
-        UserError: ``TEST.CORRUPTION`` is set too, or there is nothing to score.
+        UserError: ``TEST.CORRUPTION`` is set too, there is nothing to score, or a library is missing.
     """
     if cfg.TEST.CORRUPTION:
         raise UserError(f"TEST.CORRUPTION is {cfg.TEST.CORRUPTION!r}; leave it out with --corruptions, which sets it")
     if not dataset.has_labels:
         raise UserError(f"{dataset.list_path}: lines without a label, and --corruptions compares scores")
+    prepare_corruptions(plan.kinds)
 
 
 def run_corruptions(
@@ -119,7 +120,6 @@ def run_corruptions(
         device: of this process.
         save_results: writes the results of one test into its folder, on rank 0.
     """
-    prepare_corruptions(plan.kinds)
     predictor = predictor_for_test(trained, device)
     tests = [_prepared(plan, trained, folder, settings, test) for test in plan.tests]
     left = sum(not test.is_done for test in tests)
@@ -181,8 +181,8 @@ def _prepared(plan: Plan, trained: TrainedModel, clean: Path, settings: dict[str
         folder = distributed.broadcast(run_folder.corrupted_test_folder(clean, kind, severity, settings))
     has_pictures = not cfg.TEST.REPORT or (folder / "gallery").is_dir()
     has_predictions = not cfg.TEST.SAVE_PREDICTIONS or (folder / "predictions").is_dir()
-    is_done = (folder / RESULTS).is_file() and has_pictures and has_predictions
-    is_begun = any((folder / FOLDER).glob("[!.]*.pth"))
+    is_begun = any((folder / FOLDER).glob("[!.]*.pth"))  # perhaps once more, for pictures that results do not need
+    is_done = (folder / RESULTS).is_file() and has_pictures and has_predictions and not is_begun
     is_done, cfg.TEST.RESUME = distributed.broadcast((is_done, is_begun))
     cfg.freeze()
     return _PreparedTest(kind, severity, cfg, settings, folder, is_done)

@@ -54,7 +54,7 @@ def main() -> None:
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         dataset = builders.test_dataset(cfg)
         if plan is not None:
-            corrupted_tests.check_plan(cfg, dataset)
+            corrupted_tests.check_plan(plan, cfg, dataset)
         is_saved = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
         settings = run_folder.evaluation_settings(cfg, model_file, dataset.list_path)
         folder = distributed.broadcast(run_folder.test_folder(cfg, run_dir, model_file, settings))

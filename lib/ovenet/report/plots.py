@@ -243,19 +243,20 @@ def corruption_plot(content: Mapping[str, Any]) -> str:
     Args:
         content: of ``corruptions.json``.
     """
-    figure, axes = _axes("mIoU by severity, means of the kinds of each group", "severity (0: clean)", "share")
+    names = [name for name in ("initial", "fused") if name in content["clean"]]
+    dotted = f" (dotted: {SYMBOLS['initial']})" if len(names) > 1 else ""
+    figure, axes = _axes(f"mIoU by severity, mean of each group{dotted}", "severity (0: clean)", "share")
     severities = content["severities"]
     for index, (group, kinds) in enumerate(GROUPS.items()):
         own = [content["scores"][kind] for kind in kinds if content["by_kind"].get(kind)]
         if not own:
             continue
-        for name in ("initial", "fused"):
-            if name in content["clean"]:
-                means = [float(np.mean([scores[str(s)][name] for scores in own])) for s in severities]
-                label = f"{group} ({len(own)})" + (f", {SYMBOLS[name]}" if "initial" in content["clean"] else "")
-                style, marker = _STYLES[name], _MARKERS[index % len(_MARKERS)]
-                values = [content["clean"][name], *means]
-                axes.plot([0, *severities], values, style, marker=marker, color=COLORS[index], label=label)
+        for name in names:
+            means = [float(np.mean([scores[str(s)][name] for scores in own])) for s in severities]
+            label = f"{group} ({len(own)})" if name == "fused" else None
+            style, marker = _STYLES[name], _MARKERS[index % len(_MARKERS)]
+            values = [content["clean"][name], *means]
+            axes.plot([0, *severities], values, style, marker=marker, color=COLORS[index], label=label)
     axes.set_xticks([0, *severities])
     axes.set_ylim(bottom=0)
     return _finish(figure, axes)
