@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ovenet.builders.data import dataset_info
+from ovenet.builders.data import dataset_info, training_corruptions
 from ovenet.builders.inference import inference_model, inference_settings
 from ovenet.builders.models import build_model, prediction_names
 from ovenet.config import changed_settings, check_parts, load_config, load_config_text
@@ -172,6 +172,12 @@ def _carried_info(content: Mapping[str, Any], cfg: CfgNode, path: Path) -> Datas
     return find_dataset(cfg.DATASET.DATASET, folder, num_classes=cfg.DATASET.NUM_CLASSES)
 
 
+def corruptions_in_training(trained: TrainedModel) -> tuple[str, ...]:
+    """The kinds of corruption that weights were trained with, as far as the file says."""
+    text = trained.training_config
+    return training_corruptions(load_config_text(text, str(trained.path)) if text else trained.cfg)
+
+
 def predictor_for_test(trained: TrainedModel, device: torch.device) -> SlidingWindowInferencer:
     """Inference on the dataset of the configuration, which need not be the one that the file carries.
 
@@ -190,6 +196,12 @@ def predictor_for_test(trained: TrainedModel, device: torch.device) -> SlidingWi
             "%s was trained with other settings: %s; the new ones hold, and scores may be worse for it",
             trained.path,
             "; ".join(changes),
+        )
+    if (kind := cfg.TEST.CORRUPTION) and kind in corruptions_in_training(trained):
+        get_logger().warning(
+            "TEST.CORRUPTION %s: %s was trained with it; its score is no measure of robustness to the unseen",
+            kind,
+            trained.path,
         )
     settings = replace(trained, info=dataset_info(cfg)).settings
     model, device = trained.on(device)

@@ -22,7 +22,7 @@ from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
 from ovenet.evaluation.image_scores import ImageWise, image_wise_scores
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
 from ovenet.evaluation.writers import image_record
-from ovenet.inference.inferencer import Prediction
+from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
 from ovenet.report.gallery import write_records
 from ovenet.report.image_files import ImageWriter
 from ovenet.report.runs import RECORDS
@@ -31,7 +31,13 @@ from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
 
-def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], device: torch.device) -> Evaluation:
+def run_test(
+    trained: TrainedModel,
+    folder: Path,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    predictor: SlidingWindowInferencer | None = None,
+) -> Evaluation:
     """Predicts and counts ``DATASET.TEST_SET`` on all ranks, which share a file system.
 
     SIGTERM, SIGUSR1 and Ctrl-C end the program after the current image; ``TEST.RESUME`` then continues from there.
@@ -41,6 +47,7 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
         folder: receives ``images.jsonl``, and the predictions and pictures that ``TEST`` asks for.
         settings: all that the counts depend on, see `evaluation_settings`.
         device: of this process.
+        predictor: the model's, from `predictor_for_test`; None builds it.
 
     Raises:
         UserError: the list cannot be used, or the folder holds an interrupted evaluation and ``TEST.RESUME`` is False.
@@ -48,7 +55,7 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
     """
     cfg = trained.cfg
     dataset = test_dataset(cfg)
-    predictor = predictor_for_test(trained, device)
+    predictor = predictor or predictor_for_test(trained, device)
     names = prediction_names(cfg)
     evaluator = SegEvaluator(
         dataset.info,
@@ -73,7 +80,8 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
     loader, places = shard_loader(cfg, dataset, done)
     place = iter(places)
     is_main = distributed.is_main()
-    samples = track(loader, cfg.DATASET.TEST_SET, len(loader), print_freq=cfg.PRINT_FREQ, enabled=is_main)
+    title = f"{cfg.DATASET.TEST_SET}, {dataset.corruption}" if dataset.corruption else cfg.DATASET.TEST_SET
+    samples = track(loader, title, len(loader), print_freq=cfg.PRINT_FREQ, enabled=is_main)
 
     with Interruption() as interruption:
 

@@ -67,6 +67,12 @@ class CropSettings:
         at_least=0,
         at_most=1,
     )
+    corruption_probability: float = setting(
+        0.0, "share of crops that one kind of CORRUPTIONS changes, at a random severity", at_least=0, at_most=1
+    )
+    corruptions: tuple[str, ...] = setting(
+        ("common",), "kinds to draw from with CORRUPTION_PROBABILITY: names, all, common, noise, blur, weather, digital"
+    )
     ignore_label: int = setting(
         255, "train id of ignored pixels; outside 0 … K-1", at_least=-(2**15), at_most=2**15 - 1, in_test=True
     )

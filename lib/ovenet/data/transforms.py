@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovenet.data.corruption_kinds import SEVERITIES, kinds_of
+from ovenet.data.corruptions import corrupt
 from ovenet.data.crops import ResizedCrop
 from ovenet.data.settings import CropSettings
 from ovenet.structures import Batch, Normalization, Sample, Size
@@ -28,7 +30,7 @@ MAX_CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, padding and random crop; draws flip, brightness and colours, which the device applies to the crop.
+    """Random scale, padding and random crop, which may be corrupted; draws flip, brightness and colours for the device.
 
     Attributes:
         settings: sizes, scales, augmentation, and the train id of padded pixels.
@@ -70,6 +72,8 @@ class TrainTransform:
             changes[1] = float(rng.integers(-shift, shift + 1))
         if self.settings.photometric_distortion:
             changes += _draw_colors(rng)
+        if self.settings.corruption_probability:  # drawn last: the other augmentations stay as they are without it
+            image = self._draw_corrupted(image, rng)
         image, labels = np.ascontiguousarray(image), np.ascontiguousarray(labels)
         return Sample(image, labels, sample.name, changes=np.array(changes, np.float32))
 
@@ -109,6 +113,14 @@ class TrainTransform:
                 )
                 return top, left
         return int(rng.integers(limits[0] + 1)), int(rng.integers(limits[1] + 1))
+
+    def _draw_corrupted(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The crop, or with `CropSettings.corruption_probability` a corrupted one."""
+        if rng.random() >= self.settings.corruption_probability:
+            return crop
+        kinds = kinds_of(self.settings.corruptions, "TRAIN.CORRUPTIONS")
+        kind, severity = kinds[rng.integers(len(kinds))], SEVERITIES[rng.integers(len(SEVERITIES))]
+        return corrupt(crop, kind, severity, int(rng.integers(2**32)))
 
     def _scaled_size(self, size: Size, scale: float) -> Size:
         if self.stretch:

@@ -67,7 +67,17 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
         model_file: the weights.
         settings: settings of this test, from `evaluation_settings`.
     """
-    parent, name = run_dir / "test", f"{Path(cfg.DATASET.TEST_SET).stem}_{inference_name(cfg, model_file)}"
+    return _folder_of_test(
+        run_dir / "test", f"{Path(cfg.DATASET.TEST_SET).stem}_{inference_name(cfg, model_file)}", settings
+    )
+
+
+def corrupted_test_folder(folder: Path, kind: str, severity: int, settings: Mapping[str, Any]) -> Path:
+    """Folder of the test with a corruption that goes with the test in `folder`; numbered as in `test_folder`."""
+    return _folder_of_test(folder / "corruptions", f"{kind}_{severity}", settings)
+
+
+def _folder_of_test(parent: Path, name: str, settings: Mapping[str, Any]) -> Path:
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")
         try:
@@ -102,10 +112,14 @@ def find_test(model_file: Path, places: Sequence[Path]) -> Path | None:
 
 
 def inference_name(cfg: CfgNode, model_file: Path) -> str:
-    """``<weights>_<scales>[_flip][_<protocol>]``, the part of a folder's name that tells tests of a list apart."""
+    """The part of a folder's name that tells tests of a list apart.
+
+    It is ``<weights>_<scales>[_flip][_<protocol>][_<corruption><severity>]``.
+    """
     scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
     protocol = "" if cfg.TEST.PROTOCOL == "default" else f"_{cfg.TEST.PROTOCOL}"
-    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}{protocol}"
+    corruption = f"_{cfg.TEST.CORRUPTION}{cfg.TEST.SEVERITY}" if cfg.TEST.CORRUPTION else ""
+    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}{protocol}{corruption}"
 
 
 def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict[str, Any]:

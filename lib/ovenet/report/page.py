@@ -14,6 +14,7 @@ from ovenet.data.info import condition_of
 from ovenet.errors import UserError
 from ovenet.inference.pictures import OUTCOMES
 from ovenet.report import plots, tables
+from ovenet.report.corruptions import CORRUPTIONS, corruption_sections
 from ovenet.report.gallery import MAX_BYTES, MAX_IMAGES, choose_images, picture_path, read_picture
 from ovenet.report.runs import RESULTS, TestedRun, distinct_names, read_run
 from ovenet.report.template import colours, in_script, page_template
@@ -95,6 +96,7 @@ def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
         "uncertainty_rows": tables.uncertainty(runs),
         "has_seed": any(run.has_seed for run in runs),
         "plots": _plots(runs),
+        "corruptions": corruption_sections(runs),
         "command": command,
         "app": None,
     }
@@ -112,6 +114,8 @@ def _sections(runs: Sequence[TestedRun]) -> list[tuple[str, str]]:
         sections.append(("seeds", "Seeds and confidence"))
     if any("uncertainty" in run.results for run in runs):
         sections.append(("uncertainty", "Uncertainty"))
+    if any((run.folder / CORRUPTIONS).is_file() for run in runs):
+        sections.append(("corruptions", "Corruptions"))
     sections.append(("confusion", "Confusion"))
     if any(run.log for run in runs):
         sections.append(("training", "Training"))
@@ -152,6 +156,8 @@ def _facts(run: TestedRun) -> str:
     scales = ", ".join(map(str, settings["scales"]))
     protocol = settings.get("protocol", "default")
     views += "" if protocol == "default" else f", as {protocol} tests"
+    if "corruption" in settings:
+        views += f", corrupted by {settings['corruption']}, severity {settings['severity']}"
     return (
         f"{run.results['dataset']}, {len(run.records)} images of {settings['list']}; weights "
         f"{settings['model_file']}; scales {scales}{views}; {run.results['date']}"

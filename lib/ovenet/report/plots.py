@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ovenet.data.corruption_kinds import GROUPS
 from ovenet.evaluation.curves import COLORS, PREDICTION_COLORS, plain_text
 from ovenet.structures import SYMBOLS
 
@@ -295,3 +296,28 @@ def confusion_plot(counts: np.ndarray, class_names: Sequence[str], *, normalised
                     text = f"{100 * values[row, column]:.0f}"
                     axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
     return to_svg(figure)
+
+
+def corruption_plot(content: Mapping[str, Any]) -> str:
+    """mIoU over severity, the mean of each group of corruptions; severity 0 is clean.
+
+    Args:
+        content: of ``corruptions.json``.
+    """
+    names = [name for name in ("initial", "fused") if name in content["clean"]]
+    dotted = f" (dotted: {SYMBOLS['initial']})" if len(names) > 1 else ""
+    figure, axes = _axes(f"mIoU by severity, mean of each group{dotted}", "severity (0: clean)", "share")
+    severities = content["severities"]
+    for index, (group, kinds) in enumerate(GROUPS.items()):
+        own = [content["scores"][kind] for kind in kinds if content["by_kind"].get(kind)]
+        if not own:
+            continue
+        for name in names:
+            means = [float(np.mean([scores[str(s)][name] for scores in own])) for s in severities]
+            label = f"{group} ({len(own)})" if name == "fused" else None
+            style, marker = _STYLES[name], _MARKERS[index % len(_MARKERS)]
+            values = [content["clean"][name], *means]
+            axes.plot([0, *severities], values, style, marker=marker, color=COLORS[index], label=label)
+    axes.set_xticks([0, *severities])
+    axes.set_ylim(bottom=0)
+    return _finish(figure, axes)
