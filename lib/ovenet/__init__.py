@@ -10,6 +10,7 @@ from ovenet.lazy import lazy_names
 if TYPE_CHECKING:
     from ovenet.builders import build_criterion, build_model, load_checkpoint
     from ovenet.builders.own_loop import create_criterion, evaluate
+    from ovenet.commands.train import train
     from ovenet.config import load_config
     from ovenet.data.pairs import SegmentationDataset
     from ovenet.data.transforms import eval_transform, train_transform
@@ -46,6 +47,7 @@ _MODULES = {  # where each public name is, so that `ovenet --help` does not wait
     "load_checkpoint": "builders",
     "load_config": "config",
     "save_pretrained": "predictor.predictor",
+    "train": "commands.train",
     "train_transform": "data.transforms",
 }
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "load_checkpoint",
     "load_config",
     "save_pretrained",
+    "train",
     "train_transform",
 ]
 

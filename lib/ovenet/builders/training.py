@@ -39,7 +39,7 @@ from ovenet.engine.optim import build_schedule
 from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings, StepSettings
 from ovenet.engine.step import TrainStep
-from ovenet.engine.trainer import Trainer, TrainSettings
+from ovenet.engine.trainer import Hook, Trainer, TrainSettings
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
@@ -125,7 +125,9 @@ def set_up_cuda(cfg: CfgNode) -> None:
     allow_tf32(cfg.TRAIN.TF32)
 
 
-def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
+def build_trainer(
+    cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device, hooks: Sequence[Hook] = ()
+) -> Trainer:
     """The trainer of a run, with all its parts.
 
     Args:
@@ -133,6 +135,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         run_dir: folder of checkpoints and logs.
         log_dir: folder of TensorBoard files.
         device: device of this process.
+        hooks: see `Trainer`.
 
     Raises:
         UserError: the data or the initial weights do not fit the configuration.
@@ -172,6 +175,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         evaluate=partial(_validate, cfg, inference, test_loader, info, device),
         draw_picture=lambda: predicted_row(predictor, test_set[0], test_set.info),
         settings=settings,
+        hooks=hooks,
     )
 
 
