@@ -158,7 +158,7 @@ def _carried_normalization(content: Mapping[str, Any], path: Path) -> Normalizat
         raise UserError(f"{path}: its normalization is damaged ({error!r}); save the weights again") from error
     if not is_whole:
         raise UserError(
-            f"{path}: its normalization is {carried}; expected a mean and a deviation above 0 for each channel"
+            f"{path}: its normalization is {carried}; expected a mean for each channel, and deviations above 0"
         )
     return normalization
 
