@@ -11,6 +11,7 @@ import ovenet
 from ovenet import BatchEvaluator, SegmentationDataset, UserError, builders
 from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.models import Segmentor
+from ovenet.utils.meta import meta_device
 
 K = 3
 
@@ -72,9 +73,10 @@ def test_settings_of_the_loss(batch):
         ovenet.create_criterion(nn.Conv2d(3, 3, 1))
 
 
-def test_a_head_of_queries_is_trained_by_its_masks(batch):
+def test_a_head_of_queries_is_trained_by_its_masks():
     pytest.importorskip("transformers")
-    model = ovenet.create_model("mit_b0", num_classes=K, head="mask2former", neck="none", pretrained=False)
+    with meta_device():
+        model = ovenet.create_model("mit_b0", num_classes=K, head="mask2former", neck="none")
     criterion = ovenet.create_criterion(model)
     assert criterion.queries is not None
     assert ovenet.create_criterion(model_of()).queries is None
