@@ -139,7 +139,7 @@ def test_hooks_of_the_training(folder):
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     assert {"initial", "seed", "fused"} < rows[0].keys()
     assert variables["run"] == Path("runs/town/experiment")
-    assert variables["predictor"].info.class_names == CLASSES
+    assert list(variables["predictor"].info.class_names) == CLASSES
 
 
 @needs("albumentations")

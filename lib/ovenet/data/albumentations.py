@@ -26,7 +26,7 @@ class AlbumentationsTransform:
 
     Args:
         pipeline: ``albumentations.Compose([…])``, without ``Normalize`` and ``ToTensorV2``. Transforms that add pixels
-            should give them the ignored label: ``fill_mask=255`` (``mask_value`` before release 2).
+            should give them the ignored label: ``fill_mask=255`` (``mask_value`` in earlier releases).
     """
 
     def __init__(self, pipeline: Any):
@@ -37,7 +37,7 @@ class AlbumentationsTransform:
 
         Args:
             sample: with labels.
-            rng: seeds the pipeline where it can be seeded, since release 1.4.19; earlier ones draw from Python's and
+            rng: seeds the pipeline where it can be seeded, since release 1.4.21; earlier ones draw from Python's and
                 numpy's generators.
 
         Raises:

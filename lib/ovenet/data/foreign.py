@@ -16,7 +16,6 @@ _SIGNATURES = (
     (b"CDF\x01", "a NetCDF file"),
     (b"\xd0\xcf\x11\xe0", "a document of an office program"),
     (b"\x7fELF", "a program"),
-    (b"MZ", "a program"),
     (b"ID3", "a sound file"),
     (b"OggS", "a sound or video file"),
     (b"\x1aE\xdf\xa3", "a video"),

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ovenet.data.albumentations import AlbumentationsTransform, is_albumentations
 from ovenet.data.augmentation import apply_changes
@@ -97,6 +98,8 @@ class SegmentationDataset(Dataset[Any]):
         Raises:
             UserError: a file cannot be read, or does not fit its image or the model.
         """
+        if get_worker_info() is not None and cv2.getNumThreads() > 1:
+            cv2.setNumThreads(0)  # a forked worker has none of the threads that its parent started, and would wait
         sample = self.sample(index)
         if self._transform is not None and sample.labels is not None:
             sample = apply_changes(self._checked(self._transform(sample, self._rng(index))))
