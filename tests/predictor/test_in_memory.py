@@ -1,5 +1,6 @@
 """Models in memory: predicted, saved and read again without a configuration."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -92,6 +93,7 @@ def test_a_trained_file_keeps_what_it_carries(tmp_path, image):
     copy = ovenet.load(tmp_path / "copy")
     assert json.dumps(copy.info.as_dict()) == json.dumps(predictor.info.as_dict())
     assert copy.settings == predictor.settings
+    assert Predictor(model).settings == dataclasses.replace(predictor.settings, cuda_graph=False)
     np.testing.assert_array_equal(copy(image).mask, predictor(image).mask)
 
 

@@ -221,11 +221,11 @@ class Trainer:
 
     def _call_hooks(self) -> None:
         """Calls the hooks; those of one rank may end the training of all. What they draw does not change it."""
+        if not self.hooks:
+            return
         with torch.random.fork_rng(devices=[]):
             wishes = [hook(self.state) is True for hook in self.hooks]
-        if self.hooks:
-            ends = torch.tensor(int(any(wishes)), device=self.step.device)
-            self._is_enough = bool(distributed.all_reduce_sum(ends))
+        self._is_enough = bool(distributed.all_reduce_sum(torch.tensor(int(any(wishes)), device=self.step.device)))
         if self._is_enough:
             get_logger().info("epoch %d is the last, as a hook asked", self.state.epoch)
 

@@ -93,6 +93,7 @@ class Predictor(SlidingWindowInferencer):
         if settings is None:
             segmentor = unwrapped(model)
             settings = inference_settings(config_in_memory(segmentor), info, segmentor.normalization)
+            settings = replace(settings, cuda_graph=False)  # which would not know of weights that are loaded later
         settings = _changed(settings, scales=scales, flip=flip, long_side=long_side)
         super().__init__(model, settings, device or next(model.parameters()).device)
         self.info = info
