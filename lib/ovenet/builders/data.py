@@ -94,6 +94,7 @@ def train_dataset(
     prepare_corruptions(training_corruptions(cfg))
     if normalization is None:
         normalization = model_on_meta(cfg).normalization
+    require_rgb(normalization)
     dataset = list_dataset(cfg, list_file or cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
     transform = TrainTransform(
         section(cfg, CropSettings),
@@ -107,6 +108,19 @@ def train_dataset(
 def training_corruptions(cfg: CfgNode) -> tuple[str, ...]:
     """The kinds of corruption that a training draws from."""
     return kinds_of(cfg.TRAIN.CORRUPTIONS, "TRAIN.CORRUPTIONS") if cfg.TRAIN.CORRUPTION_PROBABILITY else ()
+
+
+def require_rgb(normalization: Normalization) -> None:
+    """Refuses a network of images with other channels than the three that files are read in.
+
+    Raises:
+        UserError: the images have another number of channels.
+    """
+    if len(normalization.mean) != 3:
+        raise UserError(
+            f"MODEL.BACKBONE.IN_CHANNELS is {len(normalization.mean)}, and files are read in RGB; arrays with other "
+            "channels are trained and predicted from Python (docs/your_own_loop.md)"
+        )
 
 
 def build_train_loader(

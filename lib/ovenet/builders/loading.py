@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ovenet.builders.data import dataset_info, training_corruptions
+from ovenet.builders.data import dataset_info, require_rgb, training_corruptions
 from ovenet.builders.inference import inference_model, inference_settings
-from ovenet.builders.models import build_model, prediction_names
+from ovenet.builders.models import build_model, metadata_of, prediction_names
 from ovenet.config import changed_settings, check_parts, load_config, load_config_text
 from ovenet.config.schema import affects_test
 from ovenet.data.catalog import find_dataset
@@ -117,6 +117,13 @@ def load_model(
     get_logger().info("%s", report)
     report.require(1.0, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
     normalization = _carried_normalization(content, path) or model.normalization
+    if len(normalization.mean) != model.backbone.in_channels:
+        raise UserError(
+            f"{path}: its normalization is for {len(normalization.mean)} channels, and its network takes images with "
+            f"{model.backbone.in_channels}; save the weights again"
+        )
+    model.backbone.normalization = normalization
+    model.metadata = metadata_of(cfg, info, normalization)
     return TrainedModel(path, model.eval(), cfg, info, normalization, carried)
 
 
@@ -151,11 +158,13 @@ def _carried_normalization(content: Mapping[str, Any], path: Path) -> Normalizat
     carried = content["normalization"]
     try:
         normalization = Normalization(tuple(carried["mean"]), tuple(carried["std"]), carried["channel_order"])
-        is_whole = len(normalization.mean) == len(normalization.std) == 3 and min(normalization.std) > 0
+        is_whole = len(normalization.mean) == len(normalization.std) >= 1 and min(normalization.std) > 0
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its normalization is damaged ({error!r}); save the weights again") from error
     if not is_whole:
-        raise UserError(f"{path}: its normalization is {carried}; expected three numbers each, deviations above 0")
+        raise UserError(
+            f"{path}: its normalization is {carried}; expected a mean for each channel, and deviations above 0"
+        )
     return normalization
 
 
@@ -203,6 +212,7 @@ def predictor_for_test(trained: TrainedModel, device: torch.device) -> SlidingWi
             kind,
             trained.path,
         )
+    require_rgb(trained.normalization)
     settings = replace(trained, info=dataset_info(cfg)).settings
     model, device = trained.on(device)
     return SlidingWindowInferencer(model, settings, device)

@@ -21,7 +21,7 @@ from ovenet.deployment import RUNTIMES
 from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import thinning
-from ovenet.inference.inputs import FrameReader, Input, find_inputs
+from ovenet.inference.inputs import FrameReader, Input, find_inputs, frame_name
 from ovenet.inference.memory import MemoryGuard
 from ovenet.inference.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
 from ovenet.predictor.predictor import Predictor, load
@@ -215,7 +215,7 @@ def predict_video(
                 broken.append(index)
                 continue
             prediction = predictor.predict(frame, names=("fused",), seeds=seeds)
-            name, labels = f"{one.name}/{index:06d}", prediction.labels["fused"].cpu().numpy()
+            name, labels = frame_name(one, index), prediction.labels["fused"].cpu().numpy()
             if args.frames:
                 writer.write(name, frame.copy(), prediction)
             else:

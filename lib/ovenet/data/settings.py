@@ -45,7 +45,9 @@ class CropSettings:
     """Random crops and augmentation. Sizes are ``[width, height]`` in pixels."""
 
     image_size: tuple[int, ...] = setting((1024, 512), "crop, [width, height] in pixels")
-    base_size: int = setting(2048, "long side of the image at scale 1, in pixels", at_least=1, at_most=LARGEST_SIDE)
+    base_size: int = setting(
+        2048, "long side of the image at scale 1, in pixels; 0 is the image's own", at_least=0, at_most=LARGEST_SIDE
+    )
     base_box: tuple[int, ...] = setting(
         (), "[long, short] side that the image fits into at scale 1, instead of BASE_SIZE; [] for BASE_SIZE"
     )

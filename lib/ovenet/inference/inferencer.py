@@ -113,12 +113,12 @@ class InferenceSettings:
         padded = padded_size(own, self.first_rule.multiple_of)
         return padded, padded if self.first_rule.keeps_padding else own
 
-    def first_image(self, image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-        """An image ``(H, W, 3)`` resized by `first_rule`, and padded in a colour."""
+    def first_image(self, image: np.ndarray, color: tuple[int, ...]) -> np.ndarray:
+        """An image ``(H, W, C)`` resized by `first_rule`, and padded in a colour."""
         if self.first_rule is None:
             return image
         resized = resize_image(image, self._size_by(self.first_rule, image.shape[:2], 1.0))
-        out = np.full((*padded_size(resized.shape[:2], self.first_rule.multiple_of), 3), color, np.uint8)
+        out = np.full((*padded_size(resized.shape[:2], self.first_rule.multiple_of), image.shape[2]), color, np.uint8)
         out[: resized.shape[0], : resized.shape[1]] = resized
         return out
 

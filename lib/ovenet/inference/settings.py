@@ -25,8 +25,8 @@ class InferenceKeys:
     )
     base_size: int = setting(
         2048,
-        "long side of the image at scale 1; its short side for datasets whose rule says so",
-        at_least=1,
+        "long side of the image at scale 1; its short side for datasets whose rule says so; 0 is the image's own",
+        at_least=0,
         at_most=LARGEST_SIDE,
         in_test=True,
     )

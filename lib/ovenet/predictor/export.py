@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ovenet.builders.data import list_dataset
+from ovenet.builders.data import list_dataset, require_rgb
 from ovenet.builders.loading import TrainedModel
 from ovenet.builders.models import build_model
 from ovenet.data.files import read_image
@@ -89,6 +89,7 @@ def export(
         raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
     if options.int8 and (options.size is None or path.suffix == ".pt2"):
         raise UserError("int8 needs --format onnx or openvino, and a fixed size: --size HxW")
+    require_rgb(trained.normalization)
     trained = _repeatable(trained)
     tensors = _checked_tensors(options.tensors, has_seed=trained.model.max_offset is not None)
     size = options.size or _traced_size(trained)
