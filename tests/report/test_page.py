@@ -218,3 +218,24 @@ def test_foreign_lines_of_a_log_are_left_out(evaluation, tmp_path):
     assert read_log(log) == [{"kind": "val", "iteration": 1}]
     write_report([folder], tmp_path / "report.html")
     assert "Validation mIoU by iteration" in (tmp_path / "report.html").read_text()
+
+
+def test_probabilities_are_shown_where_they_were_counted(html, evaluation, tmp_path):
+    assert "Probabilities of the classes" not in html  # results of earlier versions have none
+    folder = tmp_path / "counted"
+    shutil.copytree(evaluation, folder)
+    results = json.loads((folder / "results.json").read_text())
+    scores = {
+        "expected_error": 0.0123,
+        "classwise_expected_error": 0.0045,
+        "brier": 0.25,
+        "bin_confidence": [None, 0.5, 1.0],
+        "bin_accuracy": [None, 0.25, 0.75],
+    }
+    results["details"]["class_calibration"] = {"initial": {**scores, "nll": 0.5}, "fused": {**scores, "nll": 0.4}}
+    (folder / "results.json").write_text(json.dumps(results))
+    write_report([folder], tmp_path / "report.html", command="")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ["S_f", "1.23", "0.45", "0.2500", "0.4000"] in Tables(text).rows
+    assert '<a href="#probabilities">' in text
+    assert "Reliability of the class probabilities" in text

@@ -91,8 +91,17 @@ def count_samples(
     """
 
     def begin(sample: Sample, scaled: list[Tensor]) -> Callable[[], None]:
-        prediction = predictor.predict(sample.image, scaled=scaled, seeds=evaluator.detailed, score_side=score_side)
-        begun = None if sample.labels is None else evaluator.begin(sample.labels, prediction, sample.name)
+        classes = None
+        if evaluator.detailed and sample.labels is not None:
+            classes = evaluator.class_counts(sample.labels, predictor.device)
+        prediction = predictor.predict(
+            sample.image,
+            scaled=scaled,
+            seeds=evaluator.detailed,
+            score_side=score_side,
+            on_band=classes.add if classes else None,
+        )
+        begun = None if sample.labels is None else evaluator.begin(sample.labels, prediction, sample.name, classes)
         copied = prediction.start_copy()
 
         def finish() -> None:

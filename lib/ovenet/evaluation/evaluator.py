@@ -17,6 +17,7 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import IGNORE, Contours
+from ovenet.evaluation.class_counts import ImageClassCounts, empty_tables
 from ovenet.evaluation.metrics import confusion_tables
 from ovenet.geometry import lookup_labels, seed_position
 from ovenet.inference.inferencer import Prediction
@@ -64,12 +65,14 @@ class _Begun:
         host: copy ``(P, K, K)`` to the host, under way.
         label_maps: labels, `IGNORE` where a pixel is ignored, their contour, and the bands of distance to it, each
             ``(H, W)``; None where only the confusion is counted.
+        classes: copies of the counts of class probabilities, see `empty_tables`, under way, by name.
     """
 
     group: int
     confusion: Tensor
     host: HostCopies
     label_maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    classes: tuple[tuple[str, ...], HostCopies] | None = None
 
 
 class SegEvaluator:
@@ -127,19 +130,35 @@ class SegEvaluator:
             shapes["seed"] = (len(DISTANCES_PX) + 1, 3, 2, 2, 2)
             shapes["confidence"] = (2, CONFIDENCE_LEVELS)  # by whether the seed's class is the pixel's
             shapes["length"] = (len(LENGTHS_PX) + 1,)
-        return {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
+        counts = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
+        return counts | empty_tables(num_predictions, k, torch.device("cpu"))
 
-    def add(self, labels: np.ndarray, prediction: Prediction, name: str) -> ImageCounts:
+    def class_counts(self, labels: np.ndarray, device: torch.device) -> ImageClassCounts:
+        """Counts of the class probabilities of an image, which `SlidingWindowInferencer.predict` adds band by band.
+
+        Args:
+            labels: ``(H, W)`` train ids.
+            device: device of the probabilities.
+        """
+        k = self.info.num_classes
+        return ImageClassCounts(labels, self.prediction_names, k, ignore_label=self.ignore_label, device=device)
+
+    def add(
+        self, labels: np.ndarray, prediction: Prediction, name: str, classes: ImageClassCounts | None = None
+    ) -> ImageCounts:
         """Counts one image.
 
         Args:
             labels: ``(H, W)`` train ids.
             prediction: prediction of the same size, with offset and confidence where seeds are counted.
             name: path of the image, from which its condition follows.
+            classes: counts of its class probabilities; None counts none.
         """
-        return self.finish(self.begin(labels, prediction, name), prediction)
+        return self.finish(self.begin(labels, prediction, name, classes), prediction)
 
-    def begin(self, labels: np.ndarray, prediction: Prediction, name: str) -> _Begun:
+    def begin(
+        self, labels: np.ndarray, prediction: Prediction, name: str, classes: ImageClassCounts | None = None
+    ) -> _Begun:
         """Launches the counts that the device makes of an image, without waiting; `finish` adds them.
 
         Args:
@@ -161,7 +180,9 @@ class SegEvaluator:
             num_bands=self.counts["confusion"].shape[2],
         )
         group = self._groups.index(self.info.condition_of(name))
-        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), label_maps)
+        tables = classes.tables() if classes else {}
+        copies = (tuple(tables), HostCopies(tables.values())) if tables else None
+        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), label_maps, copies)
 
     def finish(self, begun: _Begun, prediction: Prediction) -> ImageCounts:
         """Adds the counts that `begin` launched, and counts the rest; `prediction` may be on the host by now."""
@@ -175,6 +196,10 @@ class SegEvaluator:
             if self.has_seed:
                 seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction)
             self._count_boundaries_and_segments(true, contour, maps)
+        if begun.classes is not None:
+            table_names, tables = begun.classes
+            for key, table in zip(table_names, tables.wait(), strict=True):
+                self.counts[key] += table.to(self.counts[key].device)
         (confusion,) = begun.host.wait()
         return ImageCounts(confusion.numpy(), seeds.result() if seeds else None)
 

@@ -88,6 +88,7 @@ def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
         "conditions": tables.conditions(runs),
         "edge_rows": tables.edges(runs),
         "seed_rows": tables.seeds(runs),
+        "class_calibration": tables.class_calibration(runs),
         "has_seed": any(run.has_seed for run in runs),
         "plots": _plots(runs),
         "command": command,
@@ -99,6 +100,8 @@ def _sections(runs: Sequence[TestedRun]) -> list[tuple[str, str]]:
     sections = [("summary", "Summary"), ("images", "Images"), ("scores", "Scores"), ("edges", "Near edges")]
     if any(run.has_seed for run in runs):
         sections.append(("seeds", "Seeds and confidence"))
+    if tables.class_calibration(runs):
+        sections.append(("probabilities", "Probabilities"))
     sections.append(("confusion", "Confusion"))
     if any(run.log for run in runs):
         sections.append(("training", "Training"))
@@ -156,8 +159,11 @@ def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
             (plots.boundary_plot(named, "mean_f_score", "Boundary F-score"), "Boundary F-score by width"),
         ],
         "seeds": [],
+        "probabilities": [],
         "training": [],
     }
+    if tables.class_calibration(runs):
+        result["probabilities"] = [(plots.class_reliability_plot(named), "Reliability of the class probabilities")]
     if with_seeds:
         result["seeds"] = [
             (plots.seed_plot(with_seeds), "Shares of right seeds, corrected and broken pixels by distance"),

@@ -165,6 +165,20 @@ def reliability_plot(runs: Sequence[RunScores]) -> str:
     return _finish(figure, axes)
 
 
+def class_reliability_plot(runs: Sequence[RunScores]) -> str:
+    """Share of right pixels against the probability of the predicted class, for the runs that counted it."""
+    title = "Reliability: do the probabilities say how often the class is right?"
+    figure, axes = _axes(title, "probability of the predicted class", "share of right pixels")
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    for index, run in enumerate(runs):
+        for name, scores in (run["details"].get("class_calibration") or {}).items():
+            shown = [
+                pair for pair in zip(scores["bin_confidence"], scores["bin_accuracy"], strict=True) if None not in pair
+            ]
+            _prediction_line(axes, [y for _, y in shown], runs, index, name, [x for x, _ in shown])
+    return _finish(figure, axes)
+
+
 def risk_plot(runs: Sequence[RunScores]) -> str:
     """Risk over coverage."""
     figure, axes = _axes(
