@@ -141,15 +141,19 @@ class Predictor(SlidingWindowInferencer):
         save_folder(self.path, Path(folder), half=half, card=card)
 
     @overload
-    def __call__(self, images: ImageLike, *, scores: bool = ...) -> SegResult: ...
+    def __call__(self, images: ImageLike, *, scores: bool = ..., probability: bool = ...) -> SegResult: ...
 
     @overload
-    def __call__(self, images: list[_Image] | tuple[_Image, ...], *, scores: bool = ...) -> list[SegResult]: ...
+    def __call__(
+        self, images: list[_Image] | tuple[_Image, ...], *, scores: bool = ..., probability: bool = ...
+    ) -> list[SegResult]: ...
 
     @overload
-    def __call__(self, images: Iterator[ImageLike], *, scores: bool = ...) -> Iterator[SegResult]: ...
+    def __call__(
+        self, images: Iterator[ImageLike], *, scores: bool = ..., probability: bool = ...
+    ) -> Iterator[SegResult]: ...
 
-    def __call__(self, images: Any, *, scores: bool = False) -> Any:
+    def __call__(self, images: Any, *, scores: bool = False, probability: bool = False) -> Any:
         """Predicts one image, a list of images, or the images of an iterator one by one.
 
         Args:
@@ -159,6 +163,7 @@ class Predictor(SlidingWindowInferencer):
                 in [0, 1]. A list or a tuple of these, or a tensor ``(B, 3, H, W)``, gives a list; any other iterable
                 gives a generator, which reads the next image while it predicts one, and keeps none.
             scores: return the probabilities of all classes too, ``4 K`` bytes a pixel.
+            probability: return the probability of the predicted class too.
 
         Raises:
             UserError: a file cannot be read, or an item is not an image.
@@ -166,14 +171,14 @@ class Predictor(SlidingWindowInferencer):
         if isinstance(images, Tensor) and images.ndim == 4:
             images = list(images)
         if isinstance(images, (np.ndarray, Image.Image, Tensor, str, Path)):
-            return self._result(as_image(images), scores=scores)
+            return self._result(as_image(images), scores=scores, probability=probability)
         if isinstance(images, (list, tuple)):
-            return list(self._results(images, scores=scores))
+            return list(self._results(images, scores=scores, probability=probability))
         if isinstance(images, Iterable):
-            return self._results(images, scores=scores)
+            return self._results(images, scores=scores, probability=probability)
         raise UserError(f"{type(images).__name__} is no image; expected a path, a Pillow image, an array or a tensor")
 
-    def _results(self, images: Iterable[ImageLike], *, scores: bool) -> Iterator[SegResult]:
+    def _results(self, images: Iterable[ImageLike], *, scores: bool, probability: bool) -> Iterator[SegResult]:
         source = iter(images)
 
         def read() -> np.ndarray | None:
@@ -185,12 +190,12 @@ class Predictor(SlidingWindowInferencer):
             waiting = pool.submit(read)
             while (image := waiting.result()) is not None:
                 waiting = pool.submit(read)
-                yield self._result(image, scores=scores)
+                yield self._result(image, scores=scores, probability=probability)
 
-    def _result(self, image: np.ndarray, *, scores: bool) -> SegResult:
+    def _result(self, image: np.ndarray, *, scores: bool, probability: bool) -> SegResult:
         has_seed = self.max_offset is not None
         side = max(image.shape[:2]) if scores else 0
-        prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side)
+        prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side, probability=probability)
         seed = confidence = None
         if prediction.offset is not None and prediction.confidence is not None:
             seed = seed_pixels(prediction.offset.cpu().numpy())
@@ -202,6 +207,7 @@ class Predictor(SlidingWindowInferencer):
             confidence=confidence,
             seed=seed,
             scores=self._probabilities(prediction.scores["fused"]).cpu().numpy() if scores else None,
+            probability=prediction.probability["fused"].cpu().numpy() if probability else None,
         )
 
     def _probabilities(self, scores: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ovenet.config import default_config, flat_settings, load_config_text, prese
 from ovenet.config.schema import affects_test, keys_of_role
 from ovenet.engine.checkpoint import BEST, FINAL
 from ovenet.errors import UserError
+from ovenet.inference.temperature import FITTED, NONE, read_temperatures
 from ovenet.models.weight_files import require_file
 from ovenet.report.runs import RESULTS
 
@@ -81,10 +82,11 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
 
 
 def inference_name(cfg: CfgNode, model_file: Path) -> str:
-    """``<weights>_<scales>[_flip][_<protocol>]``, the part of a folder's name that tells tests of a list apart."""
+    """``<weights>_<scales>[_flip][_<protocol>][_t<temperature>]``, which tells tests of a list apart."""
     scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
     protocol = "" if cfg.TEST.PROTOCOL == "default" else f"_{cfg.TEST.PROTOCOL}"
-    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}{protocol}"
+    temperature = "" if cfg.TEST.TEMPERATURE == NONE else f"_t{cfg.TEST.TEMPERATURE}"
+    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}{protocol}{temperature}"
 
 
 def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict[str, Any]:
@@ -99,6 +101,8 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
     require_file(model_file)
     for name, path in (("weights", model_file), ("list", list_path)):
         settings[f"{name} (SHA-256)"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if cfg.TEST.TEMPERATURE == FITTED:
+        settings["temperatures"] = read_temperatures(model_file)  # empty where the weights carry them
     return settings
 
 

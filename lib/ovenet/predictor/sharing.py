@@ -10,6 +10,7 @@ from typing import Any
 
 from ovenet.config import load_config_text
 from ovenet.errors import UserError
+from ovenet.inference.temperature import KEY, read_temperatures
 from ovenet.models.weight_files import read_checkpoint, weights_of, write_safetensors
 from ovenet.predictor.run_folder import without_places
 from ovenet.utils.writing import write_text
@@ -36,6 +37,8 @@ def pack(source: Path, path: Path, *, half: bool = False) -> dict[str, Any]:
     """
     content = read_checkpoint(source)
     about = _portable(content, source)
+    if temperatures := read_temperatures(source) or content.get(KEY):
+        about[KEY] = temperatures
     write_safetensors(path, weights_of(content, source), about, half=half)
     return about
 
