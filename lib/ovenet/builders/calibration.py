@@ -17,9 +17,10 @@ from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.class_calibration import ClassCalibration, class_calibration
 from ovenet.evaluation.class_counts import TABLES, ImageClassCounts, empty_tables
-from ovenet.evaluation.temperature_fit import TemperatureCounts, best_temperature
+from ovenet.evaluation.temperature_fit import END_TEMPERATURES, TemperatureCounts, best_temperature
 from ovenet.inference.inferencer import ClassBand, SlidingWindowInferencer
 from ovenet.inference.transfer import to_device
+from ovenet.structures import SYMBOLS
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
@@ -69,6 +70,12 @@ def fit_temperatures(trained: TrainedModel, device: torch.device) -> FittedTempe
         raise UserError(f"{dataset.list_path}: no labelled pixel to fit a temperature to")
     grids = sums[:-1].view_as(fit.sums).double().numpy() / num_pixels
     temperatures = {name: best_temperature(grid) for name, grid in zip(names, grids, strict=True)}
+    if ends := [name for name, value in temperatures.items() if value in END_TEMPERATURES]:
+        get_logger().warning(
+            "%s: the best temperature is beyond the range that is searched, which ends there; its probabilities say "
+            "little, or the list is too short",
+            ", ".join(f"{SYMBOLS[name]} {temperatures[name]:g}" for name in ends),
+        )
     after = _calibration(
         predictor_for_test(replace(trained, temperatures=temperatures, training_config=None), device),
         cfg,

@@ -76,6 +76,9 @@ def write_results(
                 "flip": cfg.TEST.FLIP_TEST,
                 "protocol": cfg.TEST.PROTOCOL,
                 "score": cfg.TEST.SCORE,
+                "temperatures": {name: trained.temperatures[name] for name in evaluation.overall}
+                if trained.temperatures
+                else None,
             },
             SETTINGS: settings,
             "max_offset": trained.network.max_offset,

@@ -16,6 +16,7 @@ from ovenet.evaluation.class_counts import ROW_STRIDE
 from ovenet.inference.inferencer import ClassBand
 
 COLDNESS = np.geomspace(0.1, 10, 33)  # 1 / T
+END_TEMPERATURES = (float(1 / COLDNESS[0]), float(1 / COLDNESS[-1]))
 _LEAST = 1e-12  # probabilities below it count as much
 _STEPS = 2**16  # of a pixel's loss and slope, so that their sums do not depend on the order
 
@@ -87,9 +88,9 @@ def best_temperature(sums: np.ndarray) -> float:
     """
     losses, slopes = sums.T
     if slopes[0] >= 0:
-        return float(1 / COLDNESS[0])
+        return END_TEMPERATURES[0]
     if slopes[-1] <= 0:
-        return float(1 / COLDNESS[-1])
+        return END_TEMPERATURES[1]
     low = int(np.flatnonzero(slopes < 0)[-1])
     width = COLDNESS[low + 1] - COLDNESS[low]
     rise, start, end = losses[low + 1] - losses[low], width * slopes[low], width * slopes[low + 1]

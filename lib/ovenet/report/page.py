@@ -142,6 +142,9 @@ def _facts(run: TestedRun) -> str:
     scales = ", ".join(map(str, settings["scales"]))
     protocol = settings.get("protocol", "default")
     views += "" if protocol == "default" else f", as {protocol} tests"
+    if temperatures := settings.get("temperatures"):
+        values = ", ".join(f"{SYMBOLS[name]} {value:.3f}" for name, value in temperatures.items())
+        views += f", temperatures {values}"
     return (
         f"{run.results['dataset']}, {len(run.records)} images of {settings['list']}; weights "
         f"{settings['model_file']}; scales {scales}{views}; {run.results['date']}"
