@@ -231,6 +231,9 @@ def test_probabilities_are_shown_where_they_were_counted(html, evaluation, tmp_p
         "brier": 0.25,
         "bin_confidence": [None, 0.5, 1.0],
         "bin_accuracy": [None, 0.25, 0.75],
+        "coverage": [0.5, 1.0],
+        "risk": [0.1, 0.2],
+        "area_under_risk": 0.1,
     }
     results["details"]["class_calibration"] = {"initial": {**scores, "nll": 0.5}, "fused": {**scores, "nll": 0.4}}
     (folder / "results.json").write_text(json.dumps(results))

@@ -166,7 +166,10 @@ def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
         "training": [],
     }
     if tables.class_calibration(runs):
-        result["probabilities"] = [(plots.class_reliability_plot(named), "Reliability of the class probabilities")]
+        result["probabilities"] = [
+            (plots.class_reliability_plot(named), "Reliability of the class probabilities"),
+            (plots.class_risk_plot(named), "Risk over coverage of the class probabilities"),
+        ]
     if with_seeds:
         result["seeds"] = [
             (plots.seed_plot(with_seeds), "Shares of right seeds, corrected and broken pixels by distance"),
