@@ -267,3 +267,27 @@ def test_corruptions_have_a_section(tmp_path):
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"corruptions\.json"):
             corruption_sections([read_run(folder, "run")])
+
+
+def test_probabilities_are_shown_where_they_were_counted(html, evaluation, tmp_path):
+    assert "Probabilities of the classes" not in html  # results of earlier versions have none
+    folder = tmp_path / "counted"
+    shutil.copytree(evaluation, folder)
+    results = json.loads((folder / "results.json").read_text())
+    scores = {
+        "expected_error": 0.0123,
+        "classwise_expected_error": 0.0045,
+        "brier": 0.25,
+        "bin_confidence": [None, 0.5, 1.0],
+        "bin_accuracy": [None, 0.25, 0.75],
+        "coverage": [0.5, 1.0],
+        "risk": [0.1, 0.2],
+        "area_under_risk": 0.1,
+    }
+    results["details"]["class_calibration"] = {"initial": {**scores, "nll": 0.5}, "fused": {**scores, "nll": 0.4}}
+    (folder / "results.json").write_text(json.dumps(results))
+    write_report([folder], tmp_path / "report.html", command="")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ["S_f", "1.23", "0.45", "0.2500", "0.4000"] in Tables(text).rows
+    assert '<a href="#probabilities">' in text
+    assert "Reliability of the class probabilities" in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from ovenet.deployment import FileNetwork, is_exported
 from ovenet.deployment.formats import read_about
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.temperature import KEY as TEMPERATURE
+from ovenet.inference.temperature import chosen_temperatures
 from ovenet.models import Segmentor
 from ovenet.models.pretrained import pretrained_of
 from ovenet.models.weight_files import read_checkpoint, weights_of
@@ -43,6 +45,7 @@ class TrainedModel:
         info: its classes.
         normalization: of the pixels, as in training.
         training_config: the configuration that a file of weights carries, as YAML; None where it carries none.
+        temperatures: what ``TEST.TEMPERATURE`` asks for, by prediction name; empty for none.
     """
 
     path: Path
@@ -51,6 +54,7 @@ class TrainedModel:
     info: DatasetInfo
     normalization: Normalization
     training_config: str | None = None
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def model(self) -> Segmentor:
@@ -67,6 +71,7 @@ class TrainedModel:
     def settings(self) -> InferenceSettings:
         """How the ``TEST`` section runs images."""
         settings = inference_settings(self.cfg, self.info, self.normalization)
+        settings = replace(settings, temperatures=self.temperatures)
         if isinstance(self.network, Segmentor):
             return settings
         return replace(settings, window_size=self.network.about.size or settings.window_size, output_index=-1)
@@ -124,7 +129,8 @@ def load_model(
         )
     model.backbone.normalization = normalization
     model.metadata = metadata_of(cfg, info, normalization)
-    return TrainedModel(path, model.eval(), cfg, info, normalization, carried)
+    temperatures = chosen_temperatures(cfg.TEST.TEMPERATURE, path, content.get(TEMPERATURE))
+    return TrainedModel(path, model.eval(), cfg, info, normalization, carried, temperatures)
 
 
 def _load_exported(
@@ -136,7 +142,9 @@ def _load_exported(
     if runtime is None and cfg.TEST.RUNTIME != "torch":
         runtime = cfg.TEST.RUNTIME
     network = FileNetwork(path, None if runtime == "auto" else runtime, precision=cfg.TEST.PRECISION)
-    return TrainedModel(path, network, cfg, DatasetInfo.from_dict(about.dataset_info), about.normalization)
+    temperatures = chosen_temperatures(cfg.TEST.TEMPERATURE, path, about.temperature)
+    info = DatasetInfo.from_dict(about.dataset_info)
+    return TrainedModel(path, network, cfg, info, about.normalization, temperatures=temperatures)
 
 
 def _configuration(

@@ -76,7 +76,7 @@ def run_test(
         read_settings=lambda saved: present_settings(saved, settings),
         before_save=writer.wait,
     )
-    done = _resume(partial, writer, len(dataset), resume=cfg.TEST.RESUME)
+    done = _resume(partial, writer, evaluator, len(dataset), resume=cfg.TEST.RESUME)
     loader, places = shard_loader(cfg, dataset, done)
     place = iter(places)
     is_main = distributed.is_main()
@@ -110,7 +110,9 @@ def run_test(
     return replace(evaluation_from_counts(evaluator), images=distributed.broadcast(images))
 
 
-def _resume(partial: PartialEvaluation, writer: ImageWriter, num_images: int, *, resume: bool) -> set[int]:
+def _resume(
+    partial: PartialEvaluation, writer: ImageWriter, evaluator: SegEvaluator, num_images: int, *, resume: bool
+) -> set[int]:
     """Indices of the list that are evaluated already; rank 0 keeps their counts."""
     if partial.exists() and not resume:
         raise UserError(
@@ -120,7 +122,8 @@ def _resume(partial: PartialEvaluation, writer: ImageWriter, num_images: int, *,
     if resume and distributed.is_main() and not partial.exists():
         get_logger().info("%s: no interrupted evaluation to go on with; all images are evaluated", partial.folder)
     done: set[int] = partial.join() if distributed.is_main() else set()
-    if not all(map(writer.has_written, done)):
+    counts_all = not done or partial.joined.keys() == evaluator.counts.keys()  # an earlier version counted less
+    if not counts_all or not all(map(writer.has_written, done)):
         get_logger().warning(
             "%s: the interrupted evaluation did not save all that is wanted now; all images are evaluated again",
             partial.folder,

@@ -15,6 +15,7 @@ from ovenet.version import version
 COMMANDS = {  # module and help text by name
     "train": ("train", "train a model"),
     "test": ("test", "score a model on a list of images"),
+    "calibrate": ("calibrate", "fit the temperature of a model's class probabilities"),
     "infer": ("infer", "predict images, folders, videos and cameras"),
     "export": ("export", "write a model for ONNX Runtime, OpenVINO or torch.export"),
     "app": ("app", "open a local page to try models on photographs"),

@@ -100,6 +100,9 @@ def save_results(trained: TrainedModel, evaluation: Evaluation, folder: Path, se
             "flip": cfg.TEST.FLIP_TEST,
             "protocol": cfg.TEST.PROTOCOL,
             "score": cfg.TEST.SCORE,
+            "temperatures": {name: trained.temperatures[name] for name in evaluation.overall}
+            if trained.temperatures
+            else None,
             **({"corruption": cfg.TEST.CORRUPTION, "severity": cfg.TEST.SEVERITY} if cfg.TEST.CORRUPTION else {}),
         },
         SETTINGS: settings,

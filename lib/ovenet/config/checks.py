@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from yacs.config import CfgNode
@@ -48,6 +49,11 @@ def check_config(cfg: CfgNode) -> None:
     )
     require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
     require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")
+    temperature = cfg.TEST.TEMPERATURE
+    is_number = isinstance(temperature, float) and 0 < temperature < math.inf
+    require(
+        is_number or temperature in ("none", "fitted"), "TEST.TEMPERATURE", cfg, "none, fitted, or a number above 0"
+    )
     _check_sizes(cfg)
     _check_corruptions(cfg)
     _check_model(cfg)

@@ -42,6 +42,7 @@ class SegResult:
         confidence: ``(H, W)`` float32 in ``[0, 1]``, the weight of the seed's scores; None for a model without a seed.
         seed: ``(H, W, 2)`` float32, the ``(x, y)`` in pixels of each pixel's seed; None for a model without a seed.
         scores: ``(K, H, W)`` float32 probabilities of the fused prediction; None if not requested.
+        probability: ``(H, W)`` float32 of the predicted class; None if not requested.
         name: of the image among several: its path in the folder without suffix, and the frame of a video; else "".
     """
 
@@ -51,6 +52,7 @@ class SegResult:
     confidence: np.ndarray | None = None
     seed: np.ndarray | None = None
     scores: np.ndarray | None = None
+    probability: np.ndarray | None = None
     name: str = ""
 
     @property

@@ -92,3 +92,8 @@ class InferenceKeys:
         one_of=("auto", "torch", "onnxruntime", "openvino"),
         in_test=True,
     )
+    temperature: float | str = setting(
+        "none",
+        "of the class probabilities: none; fitted, the file that calibrate wrote beside the weights; or a number",
+        in_test=True,
+    )

@@ -28,6 +28,7 @@ from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.inference.backend import best_class
 from ovenet.inference.inputs import find_inputs
+from ovenet.inference.temperature import read_temperatures
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.predictor.run_folder import without_places
@@ -223,6 +224,7 @@ def _about(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ..
         versions={"ovenet": version(), "torch": torch.__version__},
         class_names=tuple(info.class_names),
         colors=info.palette,
+        temperature=read_temperatures(trained.path),
     )
 
 

@@ -169,18 +169,24 @@ class Predictor(SlidingWindowInferencer):
             save_folder(self.path, Path(folder), half=half, card=card)
 
     @overload
-    def __call__(self, images: str | Path, *, scores: bool = ...) -> Any: ...
+    def __call__(self, images: str | Path, *, scores: bool = ..., probability: bool = ...) -> Any: ...
 
     @overload
-    def __call__(self, images: np.ndarray | Image.Image | Tensor | bytes, *, scores: bool = ...) -> SegResult: ...
+    def __call__(
+        self, images: np.ndarray | Image.Image | Tensor | bytes, *, scores: bool = ..., probability: bool = ...
+    ) -> SegResult: ...
 
     @overload
-    def __call__(self, images: list[_Image] | tuple[_Image, ...], *, scores: bool = ...) -> list[SegResult]: ...
+    def __call__(
+        self, images: list[_Image] | tuple[_Image, ...], *, scores: bool = ..., probability: bool = ...
+    ) -> list[SegResult]: ...
 
     @overload
-    def __call__(self, images: Iterator[ImageLike], *, scores: bool = ...) -> Iterator[SegResult]: ...
+    def __call__(
+        self, images: Iterator[ImageLike], *, scores: bool = ..., probability: bool = ...
+    ) -> Iterator[SegResult]: ...
 
-    def __call__(self, images: Any, *, scores: bool = False) -> Any:
+    def __call__(self, images: Any, *, scores: bool = False, probability: bool = False) -> Any:
         """Predicts whatever ``ovenet infer`` takes, images in memory, or an iterable of them.
 
         Args:
@@ -193,6 +199,7 @@ class Predictor(SlidingWindowInferencer):
                 images, or a tensor ``(B, 3, H, W)``, gives a list. For a model of images with ``C`` other than 3
                 channels, arrays ``(H, W, C)`` or tensors alone.
             scores: return the probabilities of all classes too, ``4 K`` bytes a pixel.
+            probability: return the probability of the predicted class too.
 
         Raises:
             UserError: a file cannot be read, or an item is not an image; it is named as what it is.
@@ -202,13 +209,13 @@ class Predictor(SlidingWindowInferencer):
         if isinstance(images, (str, Path)) and self._num_channels == RGB and "://" not in str(images):
             inputs = find_inputs([str(images)])
             if not is_one_image(inputs, str(images)):
-                return self._results(read_inputs(inputs), scores=scores)
+                return self._results(read_inputs(inputs), scores=scores, probability=probability)
         if isinstance(images, (np.ndarray, Image.Image, Tensor, bytes, bytearray, memoryview, str, Path)):
-            return self._result(as_image(images, self._num_channels), scores=scores)
+            return self._result(as_image(images, self._num_channels), scores=scores, probability=probability)
         if isinstance(images, (list, tuple)):
-            return list(self._results((("", image) for image in images), scores=scores))
+            return list(self._results((("", image) for image in images), scores=scores, probability=probability))
         if isinstance(images, Iterable):
-            return self._results((("", image) for image in images), scores=scores)
+            return self._results((("", image) for image in images), scores=scores, probability=probability)
         raise UserError(
             f"{type(images).__name__} is no image; expected a path, bytes of a file, a Pillow image, an array or a "
             "tensor"
@@ -218,7 +225,7 @@ class Predictor(SlidingWindowInferencer):
     def _num_channels(self) -> int:
         return len(self.settings.normalization.mean)
 
-    def _results(self, images: Iterable[tuple[str, Any]], *, scores: bool) -> Iterator[SegResult]:
+    def _results(self, images: Iterable[tuple[str, Any]], *, scores: bool, probability: bool) -> Iterator[SegResult]:
         """Results of images with names, which are read one ahead."""
         source = iter(images)
 
@@ -231,12 +238,12 @@ class Predictor(SlidingWindowInferencer):
             waiting = pool.submit(read)
             while (item := waiting.result()) is not None:
                 waiting = pool.submit(read)
-                yield self._result(item[1], scores=scores, name=item[0])
+                yield self._result(item[1], scores=scores, probability=probability, name=item[0])
 
-    def _result(self, image: np.ndarray, *, scores: bool, name: str = "") -> SegResult:
+    def _result(self, image: np.ndarray, *, scores: bool, probability: bool, name: str = "") -> SegResult:
         has_seed = self.max_offset is not None
         side = max(image.shape[:2]) if scores else 0
-        prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side)
+        prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side, probability=probability)
         seed = confidence = None
         if prediction.offset is not None and prediction.confidence is not None:
             seed = seed_pixels(prediction.offset.cpu().numpy())
@@ -248,6 +255,7 @@ class Predictor(SlidingWindowInferencer):
             confidence=confidence,
             seed=seed,
             scores=self._probabilities(prediction.scores["fused"]).cpu().numpy() if scores else None,
+            probability=prediction.probability["fused"].cpu().numpy() if probability else None,
             name=name,
         )
 

@@ -15,6 +15,7 @@ from ovenet.config import default_config, flat_settings, load_config_text, prese
 from ovenet.config.schema import affects_test, keys_of_role
 from ovenet.engine.checkpoint import BEST, FINAL
 from ovenet.errors import UserError
+from ovenet.inference.temperature import FITTED, NONE, read_temperatures
 from ovenet.models.pretrained import weights_path
 from ovenet.models.weight_files import require_file
 from ovenet.report.runs import RESULTS
@@ -114,12 +115,14 @@ def find_test(model_file: Path, places: Sequence[Path]) -> Path | None:
 def inference_name(cfg: CfgNode, model_file: Path) -> str:
     """The part of a folder's name that tells tests of a list apart.
 
-    It is ``<weights>_<scales>[_flip][_<protocol>][_<corruption><severity>]``.
+    It is ``<weights>_<scales>[_flip][_<protocol>][_t<temperature>][_<corruption><severity>]``.
     """
     scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
+    flip = "_flip" if cfg.TEST.FLIP_TEST else ""
     protocol = "" if cfg.TEST.PROTOCOL == "default" else f"_{cfg.TEST.PROTOCOL}"
+    temperature = "" if cfg.TEST.TEMPERATURE == NONE else f"_t{cfg.TEST.TEMPERATURE}"
     corruption = f"_{cfg.TEST.CORRUPTION}{cfg.TEST.SEVERITY}" if cfg.TEST.CORRUPTION else ""
-    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}{protocol}{corruption}"
+    return f"{model_file.stem}_s{scales}{flip}{protocol}{temperature}{corruption}"
 
 
 def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict[str, Any]:
@@ -134,6 +137,8 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
     require_file(model_file)
     for name, path in ((WEIGHTS_DIGEST, model_file), (_LIST_DIGEST, list_path)):
         settings[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if cfg.TEST.TEMPERATURE == FITTED:
+        settings["temperatures"] = read_temperatures(model_file)  # empty where the weights carry them
     return settings
 
 

@@ -18,6 +18,7 @@ from ovenet.config import load_config_text
 from ovenet.data.description import Classes, describe_classes
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
+from ovenet.inference.temperature import KEY, read_temperatures
 from ovenet.models import Segmentor
 from ovenet.models.weight_files import SAFETENSORS, read_checkpoint, weights_of, write_safetensors
 from ovenet.predictor.run_folder import find_test, without_places
@@ -64,6 +65,8 @@ def pack(source: Path, path: Path, *, half: bool = False) -> dict[str, Any]:
     """
     content = read_checkpoint(source)
     about = _portable(content, source)
+    if temperatures := read_temperatures(source) or content.get(KEY):
+        about[KEY] = temperatures
     write_safetensors(path, weights_of(content, source), about, half=half)
     return about
 

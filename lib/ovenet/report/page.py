@@ -94,6 +94,7 @@ def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
         "edge_rows": tables.edges(runs),
         "seed_rows": tables.seeds(runs),
         "uncertainty_rows": tables.uncertainty(runs),
+        "class_calibration": tables.class_calibration(runs),
         "has_seed": any(run.has_seed for run in runs),
         "plots": _plots(runs),
         "corruptions": corruption_sections(runs),
@@ -112,6 +113,8 @@ def _sections(runs: Sequence[TestedRun]) -> list[tuple[str, str]]:
     ]
     if any(run.has_seed for run in runs):
         sections.append(("seeds", "Seeds and confidence"))
+    if tables.class_calibration(runs):
+        sections.append(("probabilities", "Probabilities"))
     if any("uncertainty" in run.results for run in runs):
         sections.append(("uncertainty", "Uncertainty"))
     if any((run.folder / CORRUPTIONS).is_file() for run in runs):
@@ -158,6 +161,9 @@ def _facts(run: TestedRun) -> str:
     views += "" if protocol == "default" else f", as {protocol} tests"
     if "corruption" in settings:
         views += f", corrupted by {settings['corruption']}, severity {settings['severity']}"
+    if temperatures := settings.get("temperatures"):
+        values = ", ".join(f"{SYMBOLS[name]} {value:.3f}" for name, value in temperatures.items())
+        views += f", temperatures {values}"
     return (
         f"{run.results['dataset']}, {len(run.records)} images of {settings['list']}; weights "
         f"{settings['model_file']}; scales {scales}{views}; {run.results['date']}"
@@ -177,11 +183,17 @@ def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
         ],
         "seeds": [],
         "uncertainty": [],
+        "probabilities": [],
         "training": [],
     }
     if any("uncertainty" in run.results for run in runs):
         scores = [{"name": run.name, "uncertainty": run.results.get("uncertainty")} for run in runs]
         result["uncertainty"] = [(plots.uncertainty_plot(scores), "Uncertainty-aware IoU by threshold")]
+    if tables.class_calibration(runs):
+        result["probabilities"] = [
+            (plots.class_reliability_plot(named), "Reliability of the class probabilities"),
+            (plots.class_risk_plot(named), "Risk over coverage of the class probabilities"),
+        ]
     if with_seeds:
         result["images"].append((plots.image_gain_plot(with_seeds), "Gain of each image by the seeds, sorted"))
         result["seeds"] = [

@@ -210,6 +210,33 @@ def reliability_plot(runs: Sequence[RunScores]) -> str:
     return _finish(figure, axes)
 
 
+def class_reliability_plot(runs: Sequence[RunScores]) -> str:
+    """Share of right pixels against the probability of the predicted class, for the runs that counted it."""
+    title = "Reliability: do the probabilities say how often the class is right?"
+    figure, axes = _axes(title, "probability of the predicted class", "share of right pixels")
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    for index, run in enumerate(runs):
+        for name, scores in (run["details"].get("class_calibration") or {}).items():
+            shown = [
+                pair for pair in zip(scores["bin_confidence"], scores["bin_accuracy"], strict=True) if None not in pair
+            ]
+            _prediction_line(axes, [y for _, y in shown], runs, index, name, [x for x, _ in shown])
+    return _finish(figure, axes)
+
+
+def class_risk_plot(runs: Sequence[RunScores]) -> str:
+    """Risk over coverage of the class probabilities, for the runs that counted them."""
+    title = "Risk: pixels of another class, surest first"
+    figure, axes = _axes(title, "share of the pixels kept", "share of wrong pixels")
+    for index, run in enumerate(runs):
+        for name, scores in (run["details"].get("class_calibration") or {}).items():
+            values = [float("nan") if value is None else value for value in scores["risk"]]
+            label = _label(runs, index, f"{SYMBOLS[name]}, area {scores['area_under_risk']:.4f}")
+            axes.plot(scores["coverage"], values, _STYLES[name], color=PREDICTION_COLORS[name], label=label)
+    axes.set_ylim(bottom=0)
+    return _finish(figure, axes)
+
+
 def risk_plot(runs: Sequence[RunScores]) -> str:
     """Risk over coverage."""
     figure, axes = _axes(
