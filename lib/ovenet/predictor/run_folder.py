@@ -94,7 +94,7 @@ def _folder_of_test(parent: Path, name: str, settings: Mapping[str, Any]) -> Pat
 
 
 def find_test(model_file: Path, places: Sequence[Path]) -> Path | None:
-    """The newest test of these weights with detailed scores, or None.
+    """The newest test of these weights on clean images with detailed scores, or None.
 
     Args:
         model_file: the weights.
@@ -105,7 +105,8 @@ def find_test(model_file: Path, places: Sequence[Path]) -> Path | None:
     for path in sorted(found, key=lambda path: -path.stat().st_mtime):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content[SETTINGS][WEIGHTS_DIGEST] == digest and "details" in content:
+            is_clean = not content[SETTINGS].get("TEST.CORRUPTION")
+            if content[SETTINGS][WEIGHTS_DIGEST] == digest and "details" in content and is_clean:
                 return path.parent
         except (ValueError, KeyError, TypeError):
             continue  # damaged, or another program's

@@ -199,6 +199,7 @@ def write_card(source: Path, path: Path, texts: CardTexts, *, name: str = "", hu
         seeds=texts.seeds,
         data=texts.data,
         licence=texts.licence,
+        temperature=(read_temperatures(source) or content.get(KEY) or {}).get("fused"),
     )
     if picture is not None:
         write_bytes(path.with_suffix(".jpg"), picture)
