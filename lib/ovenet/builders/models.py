@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from yacs.config import CfgNode
 
-from ovenet.config import check_parts
+from ovenet.config import check_parts, load_config_text
 from ovenet.config.checks import part_settings
 from ovenet.errors import UserError
 from ovenet.models import Segmentor, build_segmentor
@@ -110,3 +110,8 @@ def prediction_names(cfg: CfgNode) -> tuple[str, ...]:
     name = cfg.MODEL.SEED.NAME
     has_seed = name != NO_SEED and SEEDS[name].has_seed
     return ("initial", "seed", "fused") if has_seed else ("fused",)
+
+
+def without_seed(cfg: CfgNode) -> CfgNode:
+    """The configuration of the network without its seed."""
+    return load_config_text(cfg.dump(), "the configuration", ["MODEL.SEED.NAME", NO_SEED])

@@ -29,6 +29,7 @@ from ovenet.builders.models import (
     check_frozen_parts,
     initialize_model,
     prediction_names,
+    without_seed,
 )
 from ovenet.builders.optimizers import build_optimizer
 from ovenet.config.schema import section
@@ -166,6 +167,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         run=section(cfg, RunSettings),
         checkpoints=section(cfg, CheckpointSettings),
         peak_images_per_second=log_step_cost(cfg, device),
+        metadata_without_seed=_metadata_without_seed(cfg, info, model),
     )
     return Trainer(
         step,
@@ -189,6 +191,13 @@ def _validate(
     predictor = SlidingWindowInferencer(model, inference, device)
     samples = takewhile(lambda _: not is_stop_requested(), loader)
     return evaluate(predictor, samples, info, prediction_names(cfg), ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
+
+
+def _metadata_without_seed(cfg: CfgNode, info: DatasetInfo, model: Segmentor) -> dict[str, Any] | None:
+    """`_metadata` of the network without its seed, where ``TRAIN.BEST`` may save that; else None."""
+    if cfg.TRAIN.BEST != "any" or "initial" not in prediction_names(cfg):
+        return None
+    return _metadata(without_seed(cfg), info, model)
 
 
 def _metadata(cfg: CfgNode, info: DatasetInfo, model: Segmentor) -> dict[str, Any]:
