@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ovenet.builders import build_criterion, build_model, load_checkpoint
     from ovenet.config import load_config
     from ovenet.errors import UserError
+    from ovenet.fitting.fit import fit
     from ovenet.losses import list_losses
     from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
     from ovenet.models.factory import create_model, describe
@@ -25,6 +26,7 @@ _MODULES = {  # where each public name is, so that `ovenet --help` does not wait
     "build_model": "builders",
     "create_model": "models.factory",
     "describe": "models.factory",
+    "fit": "fitting.fit",
     "list_backbones": "models",
     "list_heads": "models",
     "list_losses": "losses",
@@ -43,6 +45,7 @@ __all__ = [
     "build_model",
     "create_model",
     "describe",
+    "fit",
     "list_backbones",
     "list_heads",
     "list_losses",

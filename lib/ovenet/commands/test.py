@@ -34,19 +34,24 @@ def main() -> None:
     args = parser.parse_args()
     if args.runtime:
         args.overrides += ["TEST.RUNTIME", args.runtime]
+    if not args.cfg and not args.overrides:
+        parser.error("name an experiment file (--cfg FILE), a run's folder, or a file of weights")
     configure_logging(is_main=distributed.is_launch_main())
-    if args.cfg:
-        cfg = load_config(args.cfg, args.overrides)
+    evaluate(args.cfg, args.overrides)
+
+
+def evaluate(config_file: str | None, overrides: list[str]) -> None:
+    """Scores the model of an experiment or, without a file, the one that the first of `overrides` names."""
+    if config_file:
+        cfg = load_config(config_file, overrides)
         check_parts(cfg)
-        run_dir = run_folder.run_directory(cfg, args.cfg)
+        run_dir = run_folder.run_directory(cfg, config_file)
         trained, model_file = None, run_folder.find_model_file(cfg, run_dir)
-    elif args.overrides:
-        trained = builders.load_model(find_weights(args.overrides[0]), overrides=args.overrides[1:])
+    else:
+        trained = builders.load_model(find_weights(overrides[0]), overrides=overrides[1:])
         cfg, model_file = trained.cfg, trained.path
         comes_along = model_file.parent == MODELS
         run_dir = Path(cfg.OUTPUT_DIR) / model_file.stem if comes_along else model_file.parent
-    else:
-        parser.error("name an experiment file (--cfg FILE), a run's folder, or a file of weights")
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         dataset = builders.test_dataset(cfg)
