@@ -57,6 +57,12 @@ def test_one_folder_with_both(folders):
     assert len(read_photos(photos.parent, None, ()).pairs["train"]) == 6
 
 
+def test_one_folder_without_masks(folders):
+    photos, _ = folders()
+    with pytest.raises(UserError, match=r"photos: .*folder of masks is not named"):
+        read_photos(photos, None, ())
+
+
 def test_files_in_order(folders, tmp_path):
     photos, masks = folders()
     files = [sorted(folder.iterdir()) for folder in (photos, masks)]
@@ -98,7 +104,7 @@ def emptied(folder):
         (lambda photos, masks: emptied(photos), r"/photos: no photos in it"),
         (
             lambda photos, masks: [mask.rename(mask.with_name(f"m{i}.png")) for i, mask in enumerate(masks.iterdir())],
-            r"photos and \S+/masks: no photo has a mask of its name \(8 masks, 8 photos\)",
+            r"photos and \S+/masks: no photo has a mask of its name \(8 photos, 8 masks\)",
         ),
         (
             lambda photos, masks: [photo.unlink() for photo in sorted(photos.iterdir())[2:]],

@@ -246,7 +246,7 @@ def begin_experiment(name: str, root: Path, size: tuple[int, int], num_classes: 
             num_images=num_images,
             on_gpu=choose_device("auto").type == "cuda",
         )
-        print(f"{experiment}: {backbone.about}; crops and sizes chosen for {size[0]}x{size[1]} pixels")
+        print(f"{experiment}: crops and sizes chosen for {size[0]}x{size[1]} pixels; {backbone.about}")
     return experiment
 
 

@@ -145,9 +145,10 @@ def _read(base: Path, class_names: Sequence[str]) -> PhotoSet:
     except UserError as error:
         if "no images and masks that go together" not in str(error):
             raise
-        counted = [f"{sum(1 for _ in image_files(folder))} {folder.name}" for folder in sorted(base.iterdir())]
+        counted = [f"{sum(1 for _ in image_files(base / kind))} {kind}" for kind in ("photos", "masks")]
+        given = f" ({', '.join(counted)})" if (base / "masks").exists() else ", or the folder of masks is not named"
         raise UserError(
-            f"{base}: no photo has a mask of its name ({', '.join(counted)}); a.jpg goes with a.png or a_mask.png"
+            f"{base}: no photo has a mask of its name{given}; a.jpg goes with a.png or a_mask.png"
         ) from error
     left_out: LeftOut = {}
     layouts = find_layout(base, blank_description("photos", draft.layouts))

@@ -29,7 +29,7 @@ from ovenet.preparation.mask_values import (
     read_all_values,
     unify,
 )
-from ovenet.preparation.recipe import SEED, Photos, recipe, usual_schedule
+from ovenet.preparation.recipe import SEED, SEED_LOSS, Photos, recipe, usual_schedule
 from ovenet.preparation.recipe import write_experiment as write_recipe
 from ovenet.preparation.recognition import recognize_layouts
 from ovenet.structures import Size
@@ -313,7 +313,8 @@ def write_experiment(
     comments = (
         f"Drafted from images of {size[0]}x{size[1]} pixels with {num_classes} classes: {backbone.about}.",
         "TRAIN.IMAGE_SIZE is width and height of the crops, BASE_SIZE the long side of an image at scale 1.",
-        f"There is no seed, which needs more photos and time to pay off; to try one, MODEL.SEED: {json.dumps(SEED)}",
+        "There is no seed, which needs more photos and time to pay off. One that does not cost much:",
+        f"MODEL.SEED: {json.dumps(SEED)}, LOSS: {json.dumps(SEED_LOSS)}",
     )
     write_recipe(path, dataset, sections, comments=comments)
     return backbone

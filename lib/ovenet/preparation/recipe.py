@@ -22,8 +22,11 @@ _CROP = {True: 512, False: 320}  # largest side, on a GPU and on a processor
 _LONG_SIDE = {True: 2048, False: 1024}
 _LARGEST_EMA = 0.999
 _MAX_WORKERS = 4
-# A seed that begins as the baseline: its offsets are near zero, and it is hardly trusted (`ovenet fit --help`).
+# A seed that begins as the baseline, with offsets near zero and hardly trusted, and whose confidence learns where its
+# scores are the better ones: whether it has the pixel's class is learned for the common classes first, and for pixels
+# of rare ones the confidence is then far too high (docs/data.md).
 SEED = {"NAME": "neck", "MAX_OFFSET": 0.2, "INITIAL_CONFIDENCE": 0.02}
+SEED_LOSS = {"CONFIDENCE_TARGET": "better_scores"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def usual_schedule(num_train: int) -> Schedule:
 def recipe(
     photos: Photos, backbone: FoundBackbone, schedule: Schedule, *, on_gpu: bool, with_seed: bool = False
 ) -> dict[str, Any]:
-    """The sections ``MODEL``, ``TRAIN`` and ``TEST`` of an experiment.
+    """The sections ``MODEL``, ``TRAIN`` and ``TEST`` of an experiment, and ``LOSS`` with a seed.
 
     Args:
         photos: the data.
@@ -105,6 +108,7 @@ def recipe(
             "HEAD": {"NAME": "fcn"},
             **({"SEED": dict(SEED)} if with_seed else {}),
         },
+        **({"LOSS": dict(SEED_LOSS)} if with_seed else {}),
         "TRAIN": {
             "IMAGE_SIZE": crop,
             "BASE_SIZE": long_side,
