@@ -72,7 +72,8 @@ def test_a_resumed_run_keeps_the_best_of_before(small_cfg, tmp_path):
 
 
 def test_a_network_without_its_seed_loads_with_either_configuration(tiny_cfg, tmp_path, tiny_data):
-    cfg = tiny_cfg("DATASET.ROOT", tiny_data)
+    losses = ("LOSS.CONFIDENCE_TARGET", "better_scores", "LOSS.INTERIOR", 0.3)  # which go without a seed
+    cfg = tiny_cfg("DATASET.ROOT", tiny_data, *losses)
     model, bare = build_model(cfg), without_seed(cfg)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("seed.")}
     path = tmp_path / "best.pth"

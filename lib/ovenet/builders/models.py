@@ -20,6 +20,8 @@ from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch
 from ovenet.utils.logging import get_logger
 from ovenet.utils.meta import meta_device
 
+_WITHOUT_SEED = ("MODEL.SEED.NAME", NO_SEED, "LOSS.CONFIDENCE_TARGET", "same_class", "LOSS.INTERIOR", "0")
+
 
 def build_model(cfg: CfgNode) -> Segmentor:
     """The network of the configuration, randomly initialised; `initialize_model` loads weights into it.
@@ -113,5 +115,5 @@ def prediction_names(cfg: CfgNode) -> tuple[str, ...]:
 
 
 def without_seed(cfg: CfgNode) -> CfgNode:
-    """The configuration of the network without its seed."""
-    return load_config_text(cfg.dump(), "the configuration", ["MODEL.SEED.NAME", NO_SEED])
+    """The configuration of the network without its seed, and without the losses that only a seed has."""
+    return load_config_text(cfg.dump(), "the configuration", _WITHOUT_SEED)

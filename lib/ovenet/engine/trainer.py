@@ -223,7 +223,7 @@ class Trainer:
         if self.step.ema is not None:
             candidates += self._score(self.step.ema.module, BEST_EMA, "_ema", log, interruption)
         if self.settings.checkpoints.best == "any" and candidates:
-            self._keep_best(max(candidates, key=lambda one: one.mean_iou))
+            self._keep_best(max(candidates, key=lambda one: one.mean_iou))  # among equals the first, without a seed
         self.state.is_validation_due = False
         self.checkpoints.save(replaces_newest=True)
 
@@ -260,7 +260,7 @@ class Trainer:
             return []
         means = {name: result.mean_iou for name, result in results.items()}
         candidates = [
-            _Candidate(means[name], model, name, f"{name}{suffix}") for name in ("fused", "initial") if name in means
+            _Candidate(means[name], model, name, f"{name}{suffix}") for name in ("initial", "fused") if name in means
         ]
         if not distributed.is_main():
             return candidates

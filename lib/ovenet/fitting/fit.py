@@ -139,7 +139,11 @@ def fit(
             train(str(place.experiment), [*overrides, "TRAIN.RESUME", "True"], interruption)
     if not any(place.run.glob(f"test/*/{REPORT}")):
         evaluate(str(place.experiment), [*overrides, "TEST.REPORT", "True", *_resumed_test(place)])
-    return load(place.run, device=device)
+    predictor = load(place.run, device=device)
+    if with_seed:
+        left_out = "left out, since S_i predicts the validation photos as well without it"
+        print(f"seed:        {left_out if predictor.max_offset is None else 'kept, since S_f is better than S_i'}")
+    return predictor
 
 
 def next_commands(folder: Path) -> str:
