@@ -41,7 +41,7 @@ def test_photos_become_a_model_though_interrupted(tmp_path):
     assert (cfg.MODEL.BACKBONE.NAME, cfg.DATASET.DATASET) == ("efficientnet_lite0_imagenet", "model")
     predictor = ovenet.load(run)
     assert predictor.info.class_names == SHAPES
-    assert predictor(tmp_path / "photos/shapes 000.jpg").mask.shape == (64, 96)
+    assert predictor(tmp_path / "photos/shape_000.jpg").mask.shape == (64, 96)
     (results,) = run.glob("test/*/results.json")
     assert json.loads(results.read_text())["results"]["fused"]["num_pixels"] > 0
 
