@@ -25,7 +25,7 @@ from ovenet.engine.checkpoint import FINAL
 from ovenet.engine.interruption import Interruption
 from ovenet.errors import UserError
 from ovenet.fitting.photos import Paths, PhotoSet, read_photos
-from ovenet.fitting.timing import measure, plan_training
+from ovenet.fitting.timing import measure, plan_training, total_seconds
 from ovenet.predictor.predictor import Predictor, load
 from ovenet.preparation.backbones import FoundBackbone, find_backbone
 from ovenet.preparation.draft import list_settings
@@ -237,11 +237,11 @@ def _write_experiment(
     schedule = Schedule.of_steps(num_steps, num_train, plan.num_validations)
     _write(place, provisional, about, backbone, schedule, device, with_seed=with_seed)
     provisional.replace(place.experiment)
-    spent = plan.seconds - (plan.num_steps - schedule.total) * times.step_s
+    spent = total_seconds(times, schedule.total, schedule.num_epochs, num_val=num_val)
     print(
         f"{place.experiment}: {num_train} photos to train on, {num_val} to validate; {schedule.total} steps of "
         f"{schedule.batch_size} crops at {times.step_s:.2f} s, {schedule.num_epochs} validations; "
-        f"about {timedelta(seconds=round(max(0.0, spent)))}"
+        f"about {timedelta(seconds=round(spent))}"
     )
     if schedule.total < 100 and max_steps is None:
         print(f"note: {schedule.total} steps are few; more --minutes, or a GPU, give a better model", file=sys.stderr)

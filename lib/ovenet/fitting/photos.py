@@ -144,7 +144,9 @@ def _read(base: Path, class_names: Sequence[str]) -> PhotoSet:
         draft = read_draft(base)
     except UserError as error:
         if "no images and masks that go together" not in str(error):
-            raise
+            raise UserError(
+                str(error).partition("; write ")[0]
+            ) from error  # a dataset.json, which there is none of here
         counted = [f"{sum(1 for _ in image_files(base / kind))} {kind}" for kind in ("photos", "masks")]
         given = f" ({', '.join(counted)})" if (base / "masks").exists() else ", or the folder of masks is not named"
         raise UserError(

@@ -21,6 +21,7 @@ _NUM_TIMED = 3
 _START_S = 5.0  # from the first line to the first step, and from the last step to the last line
 _MARGIN = 0.9  # share of the time that is planned
 _VALIDATION_SHARE = 0.2
+_NUM_SCORED = 2  # the trained and the averaged weights
 _NUM_VALIDATIONS = (2, 12)
 _MAX_STEPS = 8000
 _MAX_PASSES = 400  # of the training list
@@ -68,12 +69,10 @@ class Plan:
     Attributes:
         num_steps: iterations.
         num_validations: of the whole validation list.
-        seconds: of all of it, as far as can be told.
     """
 
     num_steps: int
     num_validations: int
-    seconds: float
 
 
 def plan_training(times: Times, seconds: float, *, num_train: int, num_val: int, batch_size: int) -> Plan:
@@ -86,11 +85,15 @@ def plan_training(times: Times, seconds: float, *, num_train: int, num_val: int,
         num_val: photos of a validation.
         batch_size: crops of a step.
     """
-    validation_s = 2 * num_val * times.photo_s  # of the trained and of the averaged weights
-    budget = max(0.0, _MARGIN * seconds - _START_S - 2 * validation_s)  # the test at the end draws pictures too
+    validation_s = _NUM_SCORED * num_val * times.photo_s
+    budget = _MARGIN * seconds - total_seconds(times, 0, 0, num_val=num_val)
     few, many = _NUM_VALIDATIONS
     num_validations = max(few, min(many, int(_VALIDATION_SHARE * budget / validation_s)))
     num_steps = int((budget - num_validations * validation_s) / times.step_s)
-    num_steps = max(1, min(num_steps, _MAX_STEPS, math.ceil(_MAX_PASSES * num_train / batch_size)))
-    spent = num_steps * times.step_s + num_validations * validation_s
-    return Plan(num_steps, num_validations, spent + 2 * validation_s + _START_S)
+    return Plan(max(1, min(num_steps, _MAX_STEPS, math.ceil(_MAX_PASSES * num_train / batch_size))), num_validations)
+
+
+def total_seconds(times: Times, num_steps: int, num_validations: int, *, num_val: int) -> float:
+    """Seconds of a training with its validations, and of the test and the report after it."""
+    predictions = _NUM_SCORED * (num_validations + 1) * num_val  # the test draws pictures too
+    return num_steps * times.step_s + predictions * times.photo_s + _START_S
