@@ -1,11 +1,13 @@
 """A user's photos and masks as a dataset: what is found, named, refused; nothing is written before all is checked."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ovenet.data.catalog import find_dataset
 from ovenet.errors import UserError
 from ovenet.fitting.photos import read_photos
 from ovenet.preparation.prepare import prepare_dataset
@@ -49,7 +51,12 @@ def test_pairs_become_a_dataset(folders, tmp_path, mask_name):
     assert (lists.num_lines["train"], lists.num_lines["val"], lists.remarks) == (6, 2, ())
     linked = sorted((root / "mine/images").rglob("*.jpg"))
     assert sorted(path.resolve().name for path in linked) == [f"photo {index}.jpg" for index in range(8)]
-    assert json.loads((root / "mine/dataset.json").read_text())["classes"][2] == {"name": "top", "id": 2}
+    described = json.loads((root / "mine/dataset.json").read_text())
+    assert described["classes"][2] == {"name": "top", "id": 2}
+    shares = [0.475, 0.475, 0.05]  # a fifth of a quarter of the pixels is on top
+    raw = [1 / math.log(1.02 + share) for share in shares]
+    assert described["class_weights"] == pytest.approx([3 * weight / sum(raw) for weight in raw], abs=1e-4)
+    assert find_dataset("mine", root / "mine").class_weights == tuple(described["class_weights"])
 
 
 def test_one_folder_with_both(folders):

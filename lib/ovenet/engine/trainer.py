@@ -265,8 +265,10 @@ class Trainer:
         if not distributed.is_main():
             return candidates
         scores = ", ".join(f"{name}{suffix} {100 * mean:.2f} %" for name, mean in means.items())
-        best = max(state.best[file], mean_iou)
-        get_logger().info("epoch %d: mIoU %s (best fused%s %.2f %%)", state.epoch, scores, suffix, 100 * best)
+        best = f"fused{suffix} {100 * state.best[file]:.2f} %"
+        if file == BEST and self.settings.checkpoints.best == "any":
+            best = f"of all {100 * max(state.best[BEST], *means.values()):.2f} %"
+        get_logger().info("epoch %d: mIoU %s (best %s)", state.epoch, scores, best)
         values = {f"mean_iou_{name}{suffix}": mean for name, mean in means.items()}
         log.scalars("val", values, iteration=state.iteration, epoch=state.epoch - 1)
         if not suffix:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ovenet.audit import audit_list
+from ovenet.audit import audit_list, suggested_weights
 from ovenet.audit.reports import ListReport
 from ovenet.data.catalog import DESCRIPTION
 from ovenet.data.description import blank_description, own_description
@@ -163,6 +163,7 @@ def _read(base: Path, class_names: Sequence[str]) -> PhotoSet:
         )
     description = _description(draft, class_names)
     report = _audit(base, together, description)
+    description["class_weights"] = [round(weight, 4) for weight in suggested_weights(report.class_pixels).tolist()]
     if "all" in pairs:
         classes = [list(pair.counts.class_pixels) for pair in report.pairs]
         chosen = set(choose_validation(classes))
