@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ovenet.data.transforms import eval_transform, train_transform
     from ovenet.errors import UserError
     from ovenet.evaluation.batches import BatchEvaluator
+    from ovenet.fitting.fit import fit
     from ovenet.losses import SegmentationCriterion, list_losses
     from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
     from ovenet.models.factory import create_model, describe
@@ -38,6 +39,7 @@ _MODULES = {  # where each public name is, so that `ovenet --help` does not wait
     "describe": "models.factory",
     "eval_transform": "data.transforms",
     "evaluate": "builders.own_loop",
+    "fit": "fitting.fit",
     "from_pretrained": "predictor.predictor",
     "list_backbones": "models",
     "list_heads": "models",
@@ -68,6 +70,7 @@ __all__ = [
     "describe",
     "eval_transform",
     "evaluate",
+    "fit",
     "from_pretrained",
     "list_backbones",
     "list_heads",

@@ -70,7 +70,7 @@ def test_the_experiment_loads_from_anywhere(folder, tmp_path):
     draft = read_draft(folder([ids(0, 1)] * 10))
     write_experiment("cracks", tmp_path / "elsewhere.yaml", size=draft.size, num_classes=len(draft.classes))
     cfg = load_config(tmp_path / "elsewhere.yaml")
-    assert (cfg.DATASET.DATASET, cfg.DATASET.NUM_CLASSES, cfg.MODEL.SEED.NAME) == ("cracks", 2, "fork")
+    assert (cfg.DATASET.DATASET, cfg.DATASET.NUM_CLASSES, cfg.MODEL.SEED.NAME) == ("cracks", 2, "none")
     assert (list(cfg.TRAIN.IMAGE_SIZE), cfg.TRAIN.BASE_SIZE) == ([32, 32], 60)
 
 

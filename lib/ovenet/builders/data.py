@@ -102,7 +102,9 @@ def train_dataset(
         flip_table=dataset.info.flip_table() if dataset.info.flip_pairs else None,
         pad_color=normalization.pad_color,
     )
-    return AugmentedDataset(dataset, transform, seed=cfg.SEED, skip_broken=cfg.DATASET.SKIP_BROKEN)
+    return AugmentedDataset(
+        dataset, transform, seed=cfg.SEED, skip_broken=cfg.DATASET.SKIP_BROKEN, repeats=cfg.TRAIN.REPEATS
+    )
 
 
 def training_corruptions(cfg: CfgNode) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info, require_rgb, training_corruptions
 from ovenet.builders.inference import inference_model, inference_settings
-from ovenet.builders.models import build_model, metadata_of, prediction_names
+from ovenet.builders.models import build_model, metadata_of, prediction_names, without_seed
 from ovenet.config import changed_settings, check_parts, load_config, load_config_text
 from ovenet.config.schema import affects_test
 from ovenet.data.catalog import find_dataset
@@ -26,7 +26,8 @@ from ovenet.inference.temperature import KEY as TEMPERATURE
 from ovenet.inference.temperature import chosen_temperatures
 from ovenet.models import Segmentor
 from ovenet.models.pretrained import pretrained_of
-from ovenet.models.weight_files import read_checkpoint, weights_of
+from ovenet.models.settings import NO_SEED
+from ovenet.models.weight_files import WITHOUT_SEED, read_checkpoint, weights_of
 from ovenet.models.weights import load_weights
 from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
@@ -116,6 +117,9 @@ def load_model(
         config = published.experiment
         overrides = [*(text for setting in published.settings.items() for text in setting), *overrides]
     cfg = _configuration(config, carried, path, overrides)
+    if content.get(WITHOUT_SEED) and cfg.MODEL.SEED.NAME != NO_SEED:
+        get_logger().info("%s: the network without its seed, since S_i was better (TRAIN.BEST)", path)
+        cfg = without_seed(cfg)
     info = _carried_info(content, cfg, path) if config is None else dataset_info(cfg)
     model = build_model(cfg)
     report = load_weights(model, weights_of(content, path), str(path), whole=True)

@@ -30,6 +30,7 @@ from ovenet.utils.meta import meta_device
 
 OWN_CLASSES = "classes"  # name of the dataset of a model whose classes were given in Python
 _DEFAULT_WINDOW = InferenceKeys().image_size  # (width, height)
+_WITHOUT_SEED = ("MODEL.SEED.NAME", NO_SEED, "LOSS.CONFIDENCE_TARGET", "same_class", "LOSS.INTERIOR", "0")
 
 
 def build_model(cfg: CfgNode) -> Segmentor:
@@ -175,3 +176,8 @@ def prediction_names(cfg: CfgNode) -> tuple[str, ...]:
     name = cfg.MODEL.SEED.NAME
     has_seed = name != NO_SEED and SEEDS[name].has_seed
     return ("initial", "seed", "fused") if has_seed else ("fused",)
+
+
+def without_seed(cfg: CfgNode) -> CfgNode:
+    """The configuration of the network without its seed, and without the losses that only a seed has."""
+    return load_config_text(cfg.dump(), "the configuration", _WITHOUT_SEED)

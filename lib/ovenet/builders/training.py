@@ -28,6 +28,7 @@ from ovenet.builders.models import (
     initialize_model,
     metadata_of,
     prediction_names,
+    without_seed,
 )
 from ovenet.builders.optimizers import build_optimizer
 from ovenet.config.schema import section
@@ -168,6 +169,7 @@ def build_trainer(
         run=section(cfg, RunSettings),
         checkpoints=section(cfg, CheckpointSettings),
         peak_images_per_second=log_step_cost(cfg, device),
+        metadata_without_seed=_metadata_without_seed(cfg, info, model),
     )
     return Trainer(
         step,
@@ -192,3 +194,10 @@ def _validate(
     predictor = SlidingWindowInferencer(model, inference, device)
     samples = takewhile(lambda _: not is_stop_requested(), loader)
     return evaluate(predictor, samples, info, prediction_names(cfg), ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
+
+
+def _metadata_without_seed(cfg: CfgNode, info: DatasetInfo, model: Segmentor) -> dict[str, Any] | None:
+    """`metadata_of` the network without its seed, where ``TRAIN.BEST`` may save that; else None."""
+    if cfg.TRAIN.BEST != "any" or "initial" not in prediction_names(cfg):
+        return None
+    return metadata_of(without_seed(cfg), info, model.normalization)

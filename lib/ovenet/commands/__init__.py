@@ -13,6 +13,7 @@ from ovenet.utils.streams import end_unread
 from ovenet.version import version
 
 COMMANDS = {  # module and help text by name
+    "fit": ("fit", "train a model on a folder of photos and a folder of masks"),
     "train": ("train", "train a model"),
     "test": ("test", "score a model on a list of images"),
     "calibrate": ("calibrate", "fit the temperature of a model's class probabilities"),

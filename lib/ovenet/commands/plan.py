@@ -191,7 +191,7 @@ def sample_seconds(dataset: AugmentedDataset, ignore_label: int) -> tuple[float,
 
     The files have been read before: a slow disk makes both slower. The cache is a temporary one of a few samples.
     """
-    files, indices = dataset.dataset, spread(len(dataset), NUM_SAMPLES)
+    files, indices = dataset.dataset, spread(len(dataset.dataset), NUM_SAMPLES)
     own, num_threads = files.cache, cv2.getNumThreads()
     cv2.setNumThreads(0)  # as in a loading process
     try:

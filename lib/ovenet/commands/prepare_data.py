@@ -23,6 +23,7 @@ from ovenet.preparation.pascal_context import ANNOTATIONS, find_devkit, write_la
 from ovenet.preparation.prepare import bring, prepare_dataset, require_two_images
 from ovenet.preparation.recognition import recognize_layouts
 from ovenet.synthetic.scenes import write_dataset
+from ovenet.utils.distributed import choose_device
 
 EXPERIMENT = "experiment.yaml"  # beside the dataset.json of an own dataset
 
@@ -163,7 +164,7 @@ def import_split(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
     if done.added and not is_new:
         print(f"{folder / DESCRIPTION}: {len(done.added)} more classes at its end: {', '.join(done.added)}")
     num_classes = find_dataset(args.dataset, folder).num_classes
-    experiment = begin_experiment(args.dataset, args.root, done.size, num_classes)
+    experiment = begin_experiment(args.dataset, args.root, done.size, num_classes, done.num_images)
     for remark in done.remarks:
         print(f"note: {remark}", file=sys.stderr)
     return done.missing_splits, f"now look: {_audit_of(experiment)}"
@@ -218,7 +219,7 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         print(f"{folder}: {recognized}")
     draft = read_draft(folder, layouts, ignored=begun.get("ignore", ()), show_progress=sys.stderr.isatty())
     require_two_images(draft.num_labels, folder)
-    experiment = begin_experiment(name, root, draft.size, len(draft.classes))
+    experiment = begin_experiment(name, root, draft.size, len(draft.classes), draft.num_labels)
     write_draft(draft, folder, begun)
     some = "" if draft.num_masks == draft.num_labels else f"the pixels of {draft.num_masks} of "
     print(f"{folder / DESCRIPTION}: drafted from {some}{draft.num_labels} masks")
@@ -230,14 +231,22 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
     return f"now edit the names in {folder / DESCRIPTION}, remove what is no class, and look: {_audit_of(experiment)}"
 
 
-def begin_experiment(name: str, root: Path, size: tuple[int, int], num_classes: int) -> Path:
+def begin_experiment(name: str, root: Path, size: tuple[int, int], num_classes: int, num_images: int) -> Path:
     """Drafts an experiment of a user's dataset, unless there is one; arguments as of `write_experiment`."""
     experiment = root / name / EXPERIMENT
     if experiment.exists():
         print(f"{experiment}: is there already, and stays as it is; DATASET.NUM_CLASSES has to be {num_classes}")
     else:
-        write_experiment(name, experiment, root, size=size, num_classes=num_classes)
-        print(f"{experiment}: a small OVeNet, crops and sizes chosen for {size[0]}x{size[1]} pixels")
+        backbone = write_experiment(
+            name,
+            experiment,
+            root,
+            size=size,
+            num_classes=num_classes,
+            num_images=num_images,
+            on_gpu=choose_device("auto").type == "cuda",
+        )
+        print(f"{experiment}: crops and sizes chosen for {size[0]}x{size[1]} pixels; {backbone.about}")
     return experiment
 
 

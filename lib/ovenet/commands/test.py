@@ -37,18 +37,29 @@ def main() -> None:
     plan = corrupted_tests.read_plan(args)
     if args.runtime:
         args.overrides += ["TEST.RUNTIME", args.runtime]
+    if not args.cfg and not args.overrides:
+        parser.error("name an experiment file (--cfg FILE), a run's folder, a file of weights or a model")
     configure_logging(is_main=distributed.is_launch_main())
-    if args.cfg:
-        cfg = load_config(args.cfg, args.overrides)
+    evaluate(args.cfg, args.overrides, plan)
+
+
+def evaluate(config_file: str | None, overrides: list[str], plan: corrupted_tests.Plan | None = None) -> None:
+    """Scores the model of an experiment or, without a file, the one that the first of `overrides` names.
+
+    Args:
+        config_file: the experiment's file.
+        overrides: ``KEY VALUE …``, after the model if there is no file.
+        plan: corruptions that are tested too.
+    """
+    if config_file:
+        cfg = load_config(config_file, overrides)
         check_parts(cfg)
-        run_dir = run_folder.run_directory(cfg, args.cfg)
+        run_dir = run_folder.run_directory(cfg, config_file)
         trained, model_file = None, run_folder.find_model_file(cfg, run_dir)
-    elif args.overrides:
-        trained = builders.load_model(find_weights(args.overrides[0]), overrides=args.overrides[1:])
+    else:
+        trained = builders.load_model(find_weights(overrides[0]), overrides=overrides[1:])
         cfg, model_file = trained.cfg, trained.path
         run_dir = Path(cfg.OUTPUT_DIR) / name_of(model_file) if is_shared(model_file) else model_file.parent
-    else:
-        parser.error("name an experiment file (--cfg FILE), a run's folder, a file of weights or a model")
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         dataset = builders.test_dataset(cfg)

@@ -143,12 +143,21 @@ class AugmentedDataset(Dataset[Sample]):
         transform: applied to each sample with its own random generator.
         seed: of the run.
         skip_broken: replace a sample that cannot be read by the next one, whose `Sample.problem` says why.
+        repeats: number of times that each sample belongs to an epoch, every time transformed anew.
 
     Raises:
         UserError: the list has lines without a label.
     """
 
-    def __init__(self, dataset: ListDataset, transform: Transform, *, seed: int, skip_broken: bool = False):
+    def __init__(
+        self,
+        dataset: ListDataset,
+        transform: Transform,
+        *,
+        seed: int,
+        skip_broken: bool = False,
+        repeats: int = 1,
+    ):
         if not dataset.has_labels:
             line = next(i for i, (_, label) in enumerate(dataset.pairs, start=1) if label is None)
             raise UserError(f"{dataset.list_path}, entry {line}: no label; training needs `image label` on every line")
@@ -156,9 +165,10 @@ class AugmentedDataset(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.skip_broken = skip_broken
+        self.repeats = repeats
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return self.repeats * len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key

@@ -88,6 +88,7 @@ class LoaderSettings:
         2, "crops per process and iteration; BatchNorm needs 2 in all", at_least=1, at_most=2**16
     )
     shuffle: bool = setting(True, "new order every epoch")
+    repeats: int = setting(1, "passes over the list in an epoch; more for short lists", at_least=1, at_most=2**16)
     num_samples: int = setting(0, "use only the first N lines of the list; 0 is all", at_least=0)
 
 

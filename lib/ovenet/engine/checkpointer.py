@@ -15,7 +15,7 @@ from ovenet.engine.settings import CheckpointSettings
 from ovenet.engine.step import TrainStep
 from ovenet.engine.train_state import TrainState
 from ovenet.errors import UserError, one_line
-from ovenet.models.weight_files import weights_of
+from ovenet.models.weight_files import WITHOUT_SEED, weights_of
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
@@ -77,10 +77,20 @@ class Checkpointer:
             distributed.barrier()
         self._saved_at = time.monotonic()
 
-    def save_weights(self, model: nn.Module, file: str) -> None:
-        """Writes the weights of a model alone, with the metadata; called on rank 0."""
+    def save_weights(self, model: nn.Module, file: str, *, without_seed: Mapping[str, Any] | None = None) -> None:
+        """Writes the weights of a model alone, with the metadata; called on rank 0.
+
+        Args:
+            model: the trained or the averaged one.
+            file: its name.
+            without_seed: metadata of the network without its seed, to write that one; None writes the whole model.
+        """
         about = {"epoch": self.state.epoch, "best_mean_iou": self.state.best_mean_iou, **self.metadata}
-        save_atomically({"model": model.state_dict(), **about}, self.run_dir / file)
+        weights = model.state_dict()
+        if without_seed is not None:
+            about |= {**without_seed, WITHOUT_SEED: True}
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith("seed.")}
+        save_atomically({"model": weights, **about}, self.run_dir / file)
 
     def resume(self) -> str:
         """Resumes from the newest intact checkpoint; settings that differ keep their present values.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -34,7 +34,11 @@ class EpochLog:
         self._clock = WaitingClock()
         self._meter = Meter()
         self._progress = Progress(
-            self.title, state.epoch_length, done=state.iterations_in_epoch, enabled=distributed.is_main()
+            self.title,
+            state.epoch_length,
+            done=state.iterations_in_epoch,
+            enabled=distributed.is_main(),
+            best=state.best_mean_iou,
         )
 
     def __enter__(self) -> EpochLog:
@@ -98,3 +102,47 @@ class CrowdingWarning:
         if crowded and not self._is_crowded:
             get_logger().warning("%s: %s", title, crowded)
         self._is_crowded = bool(crowded)
+
+
+class SeedGain:
+    """Warns where the fused prediction stays worse than the initial one, so that the seed costs more than it gives."""
+
+    _NOTICEABLE = 0.005  # of mean IoU; smaller differences may be chance
+
+    def __init__(self) -> None:
+        self._means: Mapping[str, float] = {}
+        self._was_behind = self._has_warned = False
+
+    def look(self, epoch: int, means: Mapping[str, float]) -> None:
+        """Looks at the scores of a validation; warns once, at the second one in a row that is behind.
+
+        Args:
+            epoch: number of the last epoch.
+            means: mean IoU by prediction.
+        """
+        self._means = means
+        if self._is_behind and self._was_behind and not self._has_warned:
+            get_logger().warning("epoch %d: %s", epoch, self._finding)
+            self._has_warned = True
+        self._was_behind = self._is_behind
+
+    def conclude(self) -> None:
+        """Warns at the end of a training whose last validation was behind."""
+        if self._is_behind:
+            get_logger().warning(
+                "%s; without it, train with MODEL.SEED.NAME none, or keep the better of the two with TRAIN.BEST any; "
+                "with it, train longer (TRAIN.END_EPOCH), with more crops a batch, or from a finished baseline "
+                "(MODEL.BACKBONE.PRETRAINED)",
+                self._finding,
+            )
+
+    @property
+    def _is_behind(self) -> bool:
+        return "initial" in self._means and self._means["initial"] - self._means["fused"] > self._NOTICEABLE
+
+    @property
+    def _finding(self) -> str:
+        initial, fused = (100 * self._means[name] for name in ("initial", "fused"))
+        return (
+            f"S_f is {initial - fused:.1f} points of mIoU below S_i ({fused:.1f} and {initial:.1f} %): the seed costs"
+        )

@@ -147,12 +147,14 @@ class Progress:
         num_steps: iterations of the epoch.
         done: iterations done before.
         enabled: False shows nothing.
+        best: best mean IoU of the validations so far, for the bar; below 0 for none.
     """
 
-    def __init__(self, title: str, num_steps: int, *, done: int = 0, enabled: bool):
+    def __init__(self, title: str, num_steps: int, *, done: int = 0, enabled: bool, best: float = -1.0):
         self.title = title
         self.num_steps = num_steps
         self.enabled = enabled
+        self._score = f" best mIoU {100 * best:.1f} %" if best >= 0 else ""
         self._started = time.perf_counter()
         self._has_bar = enabled and sys.stderr.isatty()
         self._done, self._done_before = done, done
@@ -202,7 +204,7 @@ class Progress:
         _, eta = self._pace(step, later_steps)
         self._told = time.perf_counter()
         if self._has_bar:
-            self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.4g} ETA {eta}")
+            self._bar.set_postfix_str(f"loss {summary['loss']:.4f} lr {lr:.4g} ETA {eta}{self._score}")
         terms = " ".join(f"{name[5:]} {value:.4f}" for name, value in summary.items() if name.startswith("loss_"))
         get_logger().info(
             "%s, iteration %d/%d: loss %.4f (%s) lr %.4g, %.1f images/s%s, ETA %s",

@@ -146,4 +146,10 @@ class CheckpointSettings:
     checkpoint_minutes: float = setting(
         0.0, "minutes between checkpoints inside an epoch; 0 for none", at_least=0, role="speed"
     )
+    best: str = setting(
+        "fused",
+        "choice of best.pth: fused is by the mIoU of S_f; any is the better of S_i and S_f, of the trained and of the "
+        "averaged weights; where that is S_i, the file holds the network without its seed",
+        one_of=("fused", "any"),
+    )
     keep_checkpoints: int = setting(2, "number of newest checkpoints to keep", at_least=1, at_most=1000, role="speed")

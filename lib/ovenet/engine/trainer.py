@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ovenet.engine.checkpoint import BEST, BEST_EMA, FINAL, FINAL_EMA
 from ovenet.engine.checkpointer import Checkpointer
-from ovenet.engine.epoch_log import CrowdingWarning, EpochLog
+from ovenet.engine.epoch_log import CrowdingWarning, EpochLog, SeedGain
 from ovenet.engine.faults import Faults
 from ovenet.engine.interruption import Interruption
 from ovenet.engine.phases import Phase, Timeline
@@ -45,6 +45,8 @@ class TrainSettings:
         run_dir: folder of checkpoints and logs.
         log_dir: folder of TensorBoard files.
         metadata: saved with all weights: the config, class names and so on.
+        metadata_without_seed: the same for the network without its seed, which ``TRAIN.BEST any`` may save; None where
+            nothing else is saved.
         run, checkpoints: see their classes.
         peak_images_per_second: training speed of all cards together if the network's arithmetic ran at their dense
             bfloat16 peak; None if unknown.
@@ -56,6 +58,16 @@ class TrainSettings:
     run: RunSettings
     checkpoints: CheckpointSettings
     peak_images_per_second: float | None = None
+    metadata_without_seed: Mapping[str, Any] | None = None
+
+
+class _Candidate(NamedTuple):
+    """Weights that may become `BEST`: a prediction of the trained or of the averaged model, and its mean IoU."""
+
+    mean_iou: float
+    model: nn.Module
+    prediction: str
+    name: str
 
 
 class _Started(NamedTuple):
@@ -104,6 +116,7 @@ class Trainer:
         self.checkpoints = Checkpointer(step, self.state, *saved, settings.checkpoints)
         self._faults = Faults(self.state, self.model, *saved, step.settings.max_skipped)
         self._crowding = CrowdingWarning()
+        self._seed_gain = SeedGain()
         self._num_run = 0  # iterations of this process
 
     @property
@@ -144,6 +157,7 @@ class Trainer:
             self.checkpoints.save_weights(self.model, FINAL)
             if self.step.ema is not None:
                 self.checkpoints.save_weights(self.step.ema.module, FINAL_EMA)
+            self._seed_gain.conclude()
         return state.best_mean_iou
 
     def _train_epoch(self, log: RunLog, interruption: Interruption) -> None:
@@ -211,10 +225,13 @@ class Trainer:
 
     def _validate(self, log: RunLog, interruption: Interruption) -> None:
         """Scores the model and the averaged one. Exits if a rank is asked to stop; a resumed run starts over here."""
-        scores = self._score(self.model, BEST, "", log, interruption)
+        scores, candidates = self._score(self.model, BEST, "", log, interruption)
         if self.step.ema is not None:
-            scores |= self._score(self.step.ema.module, BEST_EMA, "_ema", log, interruption)
+            averaged, more = self._score(self.step.ema.module, BEST_EMA, "_ema", log, interruption)
+            scores, candidates = scores | averaged, candidates + more
         self.state.history.append({"epoch": self.state.epoch, **scores})
+        if self.settings.checkpoints.best == "any" and candidates:
+            self._keep_best(max(candidates, key=lambda one: one.mean_iou))  # among equals the first, without a seed
         self.state.is_validation_due = False
         self._call_hooks()
         self.checkpoints.save(replaces_newest=True)
@@ -231,13 +248,20 @@ class Trainer:
 
     def _score(
         self, model: nn.Module, file: str, suffix: str, log: RunLog, interruption: Interruption
-    ) -> dict[str, float]:
-        """Scores a model, and saves its weights to `file` if they are the best so far; `suffix` ends its scores' names.
+    ) -> tuple[dict[str, float], list[_Candidate]]:
+        """Scores a model, and saves its weights to `file` if their fused prediction is the best so far.
 
-        Exits without scores if a rank is asked to stop.
+        ``TRAIN.BEST any`` leaves `BEST` to `_keep_best`. Exits without scores if a rank is asked to stop.
+
+        Args:
+            model: the trained or the averaged one.
+            file: of its best weights.
+            suffix: ends its scores' names.
+            log: receives the scores.
+            interruption: of the run.
 
         Returns:
-            Mean IoU by name, the same on every rank.
+            Mean IoU by name, the same on every rank; and what may become `BEST`, nothing without a labelled pixel.
         """
         state = self.state
         with distributed.activity(f"the validation after epoch {state.epoch}"):
@@ -246,24 +270,43 @@ class Trainer:
             if bool(distributed.all_reduce_sum(requests)):
                 self._exit(interruption)
         mean_iou = results["fused"].mean_iou
-        is_best = mean_iou > state.best[file]
+        is_best = mean_iou > state.best[file] and not (file == BEST and self.settings.checkpoints.best == "any")
         if is_best:
             state.best[file] = mean_iou
-        means = {f"{name}{suffix}": result.mean_iou for name, result in results.items()}
-        if not distributed.is_main():
-            return means
+        means = {name: result.mean_iou for name, result in results.items()}
+        named = {f"{name}{suffix}": mean for name, mean in means.items()}
         if not results["fused"].num_pixels:
-            get_logger().warning("epoch %d: no labelled pixel in the validation list, so no score", state.epoch)
-            return means
-        scores = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in means.items())
-        get_logger().info(
-            "epoch %d: mIoU %s (best fused%s %.2f %%)", state.epoch, scores, suffix, 100 * state.best[file]
-        )
-        values = {f"mean_iou_{name}": mean for name, mean in means.items()}
+            if distributed.is_main():
+                get_logger().warning("epoch %d: no labelled pixel in the validation list, so no score", state.epoch)
+            return named, []
+        candidates = [
+            _Candidate(means[name], model, name, f"{name}{suffix}") for name in ("initial", "fused") if name in means
+        ]
+        if not distributed.is_main():
+            return named, candidates
+        scores = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in named.items())
+        best = f"fused{suffix} {100 * state.best[file]:.2f} %"
+        if file == BEST and self.settings.checkpoints.best == "any":
+            best = f"of all {100 * max(state.best[BEST], *means.values()):.2f} %"
+        get_logger().info("epoch %d: mIoU %s (best %s)", state.epoch, scores, best)
+        values = {f"mean_iou_{name}": mean for name, mean in named.items()}
         log.scalars("val", values, iteration=state.iteration, epoch=state.epoch - 1)
+        if not suffix:
+            self._seed_gain.look(state.epoch, means)
         if is_best:
             self.checkpoints.save_weights(model, file)
-        return means
+        return named, candidates
+
+    def _keep_best(self, candidate: _Candidate) -> None:
+        """Saves the candidate to `BEST` if it is the best so far."""
+        if candidate.mean_iou <= self.state.best[BEST]:
+            return
+        self.state.best[BEST] = candidate.mean_iou
+        if not distributed.is_main():
+            return
+        get_logger().info("epoch %d: %s is %s", self.state.epoch, BEST, candidate.name)
+        without_seed = self.settings.metadata_without_seed if candidate.prediction == "initial" else None
+        self.checkpoints.save_weights(candidate.model, BEST, without_seed=without_seed)
 
     def _draw(self, log: RunLog) -> None:
         try:

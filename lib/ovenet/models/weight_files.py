@@ -23,6 +23,9 @@ from ovenet.utils.seals import seal_is_broken
 from ovenet.utils.writing import write_bytes
 
 SAFETENSORS = ".safetensors"
+WITHOUT_SEED = (
+    "without_seed"  # key in the metadata of a network that training saved without the seed it was trained with
+)
 _METADATA_KEY = "ovenet"
 _WEIGHTS_KEYS = ("model", "state_dict")
 # The public code saves its best score as a NumPy number; these reconstruct one and can do nothing else.

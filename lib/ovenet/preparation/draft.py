@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ovenet.data.description import blank_description, voc_color
 from ovenet.data.files import read_size
@@ -19,6 +17,7 @@ from ovenet.data.info import Color, DatasetInfo
 from ovenet.data.keys import MAX_CLASSES
 from ovenet.data.labels import LabelDecoder
 from ovenet.errors import UserError, first_of
+from ovenet.preparation.backbones import FoundBackbone, find_backbone
 from ovenet.preparation.layouts import collect_pairs, find_layout
 from ovenet.preparation.mask_values import (
     TRANSPARENT,
@@ -30,12 +29,14 @@ from ovenet.preparation.mask_values import (
     read_all_values,
     unify,
 )
+from ovenet.preparation.recipe import SEED, SEED_LOSS, Photos, recipe, usual_schedule
+from ovenet.preparation.recipe import write_experiment as write_recipe
 from ovenet.preparation.recognition import recognize_layouts
 from ovenet.structures import Size
 from ovenet.utils.writing import write_text
 
 _IGNORED = (255, (255, 255, 255))  # the usual id and colour of pixels without a label
-_MAX_SIDE, _MAX_CROP = 2048, 512
+_VAL_SHARE = 0.2
 _MAX_NAMED = 12
 
 
@@ -280,8 +281,17 @@ def write_draft(draft: Draft, folder: Path, begun: Mapping[str, Any] | None = No
     write_text(folder / "dataset.json", "{\n  " + ",\n  ".join(rows) + "\n}\n")
 
 
-def write_experiment(name: str, path: Path, root: Path = Path("data"), *, size: Size, num_classes: int) -> None:
-    """Writes an experiment that trains a small OVeNet on a dataset, with sizes that suit the images.
+def write_experiment(
+    name: str,
+    path: Path,
+    root: Path = Path("data"),
+    *,
+    size: Size,
+    num_classes: int,
+    num_images: int = 30,
+    on_gpu: bool = False,
+) -> FoundBackbone:
+    """Writes an experiment that trains a small network on a dataset, with sizes that suit the images.
 
     Args:
         name: of the dataset.
@@ -289,32 +299,30 @@ def write_experiment(name: str, path: Path, root: Path = Path("data"), *, size: 
         root: ``DATASET.ROOT``.
         size: width and height of most images.
         num_classes: of the dataset.
+        num_images: of the dataset, of which a fifth is for validation.
+        on_gpu: see `recipe`.
+
+    Returns:
+        The backbone of the experiment.
     """
-    elsewhere = "" if root == Path("data") else f"\n  ROOT: {_quoted(str(root))}"
-    long_side = min(_MAX_SIDE, max(size))
-    scale = long_side / max(size)
-    crop = [min(_MAX_CROP, max(32, int(side * scale) // 32 * 32)) for side in size]
-    write_text(
-        path,
-        f"""# Drafted from images of {size[0]}x{size[1]} pixels with {num_classes} classes.
-_BASE_: folder/ovenet_hrnet_w18_small_v2
-DATASET:
-  DATASET: {_quoted(name)}{elsewhere}
-  NUM_CLASSES: {num_classes}
-  TRAIN_SET: {_quoted(f"list/{name}/train.lst")}
-  TEST_SET: {_quoted(f"list/{name}/val.lst")}
-TRAIN:
-  IMAGE_SIZE: {crop}  # width and height of the crops
-  BASE_SIZE: {long_side}  # long side of an image at scale 1
-TEST:
-  BASE_SIZE: {long_side}
-""",
+    photos = Photos(size, max(1, round(num_images * (1 - _VAL_SHARE))), num_classes)
+    backbone = find_backbone()
+    sections = recipe(photos, backbone, usual_schedule(photos.num_train), on_gpu=on_gpu)
+    elsewhere = {} if root == Path("data") else {"ROOT": str(root)}
+    dataset = {"DATASET": name, **elsewhere, "NUM_CLASSES": num_classes, **list_settings(name)}
+    comments = (
+        f"Drafted from images of {size[0]}x{size[1]} pixels with {num_classes} classes: {backbone.about}.",
+        "TRAIN.IMAGE_SIZE is width and height of the crops, BASE_SIZE the long side of an image at scale 1.",
+        "There is no seed, which needs more photos and time to pay off. One that does not cost much:",
+        f"MODEL.SEED: {json.dumps(SEED)}, LOSS: {json.dumps(SEED_LOSS)}",
     )
+    write_recipe(path, dataset, sections, comments=comments)
+    return backbone
 
 
-def _quoted(text: str) -> str:
-    """A string in YAML, which lacks JSON's escapes of characters beyond 16 bits."""
-    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=math.inf).strip()
+def list_settings(name: str) -> dict[str, str]:
+    """``DATASET.TRAIN_SET`` and ``DATASET.TEST_SET`` of a user's dataset."""
+    return {"TRAIN_SET": f"list/{name}/train.lst", "TEST_SET": f"list/{name}/val.lst"}
 
 
 def _as_json(value: Value) -> Any:
