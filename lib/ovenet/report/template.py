@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
+from markupsafe import Markup
 
 from ovenet.inference.pictures import colorize_offset
 from ovenet.report.gallery import encode_webp
@@ -34,18 +35,22 @@ _SAFE_SHADES = ((1.0, 0), (0.55, 0), (0.5, 127))  # share of the hue, plus white
 
 
 def page_template() -> jinja2.Template:
-    """The template of all pages, with the script."""
+    """The template of all pages, with its scripts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=jinja2.select_autoescape(["j2"], default_for_string=True),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"percent": percent, "signed": signed, "direction": direction}
-    script = "\n" + (_FOLDER / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals |= {"script": script, "script_hash": digest}
+    environment.filters |= {"percent": percent, "signed": signed, "direction": direction, "digest": _digest}
+    for name, file in (("script", "report.js"), ("app_script", "app.js")):
+        environment.globals[name] = "\n" + (_FOLDER / file).read_text(encoding="utf-8")
     return environment.get_template("report.html.j2")
+
+
+def _digest(script: str) -> Markup:
+    """The source of a content security policy that allows a script."""
+    return Markup("'sha256-{}'").format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
 
 
 def in_script(content: Any) -> str:
