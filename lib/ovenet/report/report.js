@@ -193,8 +193,8 @@
   }
 
   function paintRight() {
-    const isMap = splitKey(element("right").value)[1] in WORDS;
-    paint(element("right-canvas"), element("right").value, isMap ? state.highlighted : null);
+    const key = state.highlighted === null ? element("right").value : shownMap().join("/");
+    paint(element("right-canvas"), key, state.highlighted);
   }
 
   function highlight(id) {
