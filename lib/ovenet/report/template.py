@@ -13,7 +13,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
-from markupsafe import Markup
 
 from ovenet.inference.pictures import colorize_offset
 from ovenet.report.gallery import encode_webp
@@ -42,15 +41,12 @@ def page_template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters |= {"percent": percent, "signed": signed, "direction": direction, "digest": _digest}
-    for name, file in (("script", "report.js"), ("app_script", "app.js")):
-        environment.globals[name] = "\n" + (_FOLDER / file).read_text(encoding="utf-8")
+    environment.filters |= {"percent": percent, "signed": signed, "direction": direction}
+    for key, file in (("script", "report.js"), ("app_script", "app.js")):
+        script = "\n" + (_FOLDER / file).read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        environment.globals |= {key: script, f"{key}_hash": digest}
     return environment.get_template("report.html.j2")
-
-
-def _digest(script: str) -> Markup:
-    """The source of a content security policy that allows a script."""
-    return Markup("'sha256-{}'").format(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
 
 
 def in_script(content: Any) -> str:
