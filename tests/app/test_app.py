@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests import forking
+from tests.traced import traced_once
 
 import ovenet
 from ovenet.app import server as app_server
@@ -39,7 +40,7 @@ DRIVER = shutil.which("chromedriver")
 @pytest.fixture(scope="module")
 def server():
     app = App({"scenes": "scenes-lite0", "camvid": "camvid-lite0"}, "cpu", "torch", 2.0)
-    with AppServer(app.answers(), 0, 2.0) as running:
+    with traced_once(), AppServer(app.answers(), 0, 2.0) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running
@@ -136,14 +137,12 @@ def tiff_of_floats():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"%PDF-1.7\n", "a PDF"),
-        (b"PK\x03\x04word", "ZIP archive or an Office document"),
-        (b"\0\0\0\x18ftypheic", "Export it as JPEG"),
-        (b"\0\0\0\x18ftypisom", "a video"),
-        (b"RIFF1234WAVEfmt ", "a sound"),
-        (b"<?xml version='1.0'?><svg onload=alert(1)>", "a drawing (SVG)"),
-        ("Größe: 3\n".encode(), "a text"),
-        (bytes(range(256)), "an unknown kind of file"),
+        (b"%PDF-1.7\n", "This is a PDF document, not a photograph."),
+        (b"\0\0\0\x18ftypheic", "saved as JPEG"),
+        (b"\0\0\0\x18ftypisom", "This is a video"),
+        (b"<?xml version='1.0'?><svg onload=alert(1)>", "an SVG drawing"),
+        ("Größe: 3\n".encode(), "a text file"),
+        (bytes(range(256)), "unknown kind"),
         (png(np.zeros((40, 40, 3), np.uint8))[:60], "damaged or incomplete"),
         (tiff_of_floats(), "floating-point"),
     ],
@@ -346,7 +345,7 @@ def test_in_a_browser(server, browser, tmp_path, width):
     show(browser, server, *(tmp_path / name for name in ("a street.png", "<b>.png", "large.png")), width=width)
     said = [item.text for item in browser.find_elements("css selector", "#status li")]
     assert re.fullmatch(r"a street.png: done in \d+\.\d s\.", said[0])
-    assert said[1] == "<b>.png: This is a PDF, not a photograph."
+    assert said[1] == "<b>.png: This is a PDF document, not a photograph."
     assert said[2].startswith("large.png: The photo is larger than 2 MB")
     assert not by_id(browser, "activity").is_displayed()
     assert str(tmp_path) not in browser.page_source

@@ -97,16 +97,20 @@ def count_samples(
     """
 
     def begin(sample: Sample, scaled: list[Tensor]) -> Callable[[], None]:
+        classes = None
+        if evaluator.detailed and sample.labels is not None:
+            classes = evaluator.class_counts(sample.labels, predictor.device)
         prediction = predictor.predict(
             sample.image,
             scaled=scaled,
             seeds=evaluator.reads_seeds,
             score_side=score_side,
             probability=evaluator.reads_probability,
+            on_band=classes.add if classes else None,
         )
         begun = None
         if sample.labels is not None:
-            begun = evaluator.begin(sample.labels, prediction, sample.name, sample.invalid)
+            begun = evaluator.begin(sample.labels, prediction, sample.name, invalid=sample.invalid, classes=classes)
         copied = prediction.start_copy()
 
         def finish() -> None:
