@@ -28,7 +28,7 @@ ALLOWED = {
     "preparation": {"data", "errors", "structures", "utils"},
     "audit": {"data", "errors", "structures", "utils"},
     "synthetic": {"structures", "utils"},
-    "app": {"errors"},
+    "app": {"data", "errors"},
     # the settings of each part, and the names of a network's parts; no torch
     "config": {
         "conversion", "data", "engine", "errors", "evaluation", "fields", "inference", "losses", "models", "registry",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import math
 import re
 import resource
 import shutil
@@ -22,8 +23,10 @@ from PIL import Image
 from tests import forking
 from tests.traced import traced_once
 
+import ovenet
 from ovenet.app import server as app_server
 from ovenet.app.server import AppServer
+from ovenet.app.uploads import read_upload
 from ovenet.commands.app import App
 from ovenet.errors import UserError
 from ovenet.inference.outputs import FrameWriter
@@ -89,6 +92,70 @@ def test_a_photograph_is_predicted_and_not_kept(server, tmp_path, monkeypatch):
         assert other["maps"]["fused"] == data["maps"]["fused"]
 
 
+def test_an_example_is_drawn(server):
+    status, content = ask(server, "GET", "/example")
+    assert status == 200
+    assert Image.open(io.BytesIO(content)).size == (640, 480)
+    assert ask(server, "GET", "/example")[1] == content
+
+
+@pytest.mark.parametrize("is_remembered", [True, False])
+def test_downloads_are_what_the_library_writes(server, tmp_path, monkeypatch, is_remembered):
+    """Of a photograph of an odd size whose prediction is at hand, or is made again."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    photo = scene((63, 95), 3 if is_remembered else 4)
+    result = ovenet.load("scenes-lite0")(photo)
+    if is_remembered:
+        shares = json.loads(ask(server, body=png(photo))[1])["shares"]["fused"]
+        names = result.info.class_names
+        assert {names[k]: share for k, share in shares} == pytest.approx(result.class_share, abs=1e-6)
+        assert [share for _, share in shares] == sorted((share for _, share in shares), reverse=True)
+    got = {form: ask(server, path=f"/save?form={form}", body=png(photo)) for form in ("mask", "overlay", "geojson")}
+    assert {status for status, _ in got.values()} == {200}
+    mask = Image.open(io.BytesIO(got["mask"][1]))
+    assert mask.mode == "P"
+    assert (np.asarray(mask) == result.mask).all()
+    assert mask.getpalette()[: 3 * len(result.info.palette)] == np.array(result.info.palette).ravel().tolist()
+    assert (np.asarray(Image.open(io.BytesIO(got["overlay"][1]))) == np.asarray(result.overlay())).all()
+    assert json.loads(got["geojson"][1]) == result.as_geojson()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_remembered_is_bounded():
+    app = App({"scenes": "scenes-lite0"}, "cpu", "torch", 2.0)
+    for index in range(40):
+        app._keep((str(index), "", ""), np.zeros((4, 4), np.uint8))
+    assert list(app._masks) == [(str(index), "", "") for index in range(24, 40)]
+
+
+def tiff_of_floats():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"%PDF-1.7\n", "This is a PDF document, not a photograph."),
+        (b"\0\0\0\x18ftypheic", "saved as JPEG"),
+        (b"\0\0\0\x18ftypisom", "This is a video"),
+        (b"<?xml version='1.0'?><svg onload=alert(1)>", "an SVG drawing"),
+        ("Größe: 3\n".encode(), "a text file"),
+        (bytes(range(256)), "unknown kind"),
+        (png(np.zeros((40, 40, 3), np.uint8))[:60], "damaged or incomplete"),
+        (tiff_of_floats(), "floating-point"),
+    ],
+)
+def test_an_upload_that_is_no_photograph_is_named(tmp_path, content, words):
+    file = tmp_path / "upload"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as told:
+        read_upload(file)
+    assert words in str(told.value)
+    assert not re.search(r"upload|/|[Ee]rror|Traceback|\d{3}", str(told.value))
+
+
 def test_a_video_comes_back_as_one_that_plays(server, tmp_path, monkeypatch):
     writer = FrameWriter(tmp_path / "in.mp4", 10)
     for index in range(3):
@@ -131,6 +198,10 @@ def bomb():
         ("/predict", b"x", {**OWN, "Content-Length": "\xb2"}, 411),
         ("/predict", b"x", {**OWN, "Content-Length": "9" * 5000}, 411),
         ("ftp://[x/predict", b"x", OWN, 400),
+        ("/save?form=coco", png(np.zeros((8, 8, 3), np.uint8)), OWN, 422),
+        ("/save?form=../x", png(np.zeros((8, 8, 3), np.uint8)), OWN, 422),
+        ("/save?form=mask", b"%PDF", OWN, 422),
+        ("/save?form=mask", b"x", {}, 403),
         ("/predict", b"x", {}, 403),
         ("/predict", b"x", {"Origin": "http://evil.example"}, 403),
     ],
@@ -162,7 +233,7 @@ def test_a_fault_of_the_program_says_nothing_of_the_machine(server, monkeypatch,
     def fault(*_):
         raise RuntimeError(f"{Path.home()}/secret")
 
-    monkeypatch.setattr(server, "answers", app_server.Answers(fault, fault, fault))
+    monkeypatch.setattr(server, "answers", app_server.Answers(*[fault] * 5))
     status, content = ask(server, body=b"x")
     assert (status, content) == (500, b"a fault of the program; its terminal says more")
     assert "secret" in capfd.readouterr().err
@@ -216,43 +287,182 @@ def test_bad_arguments(arguments, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed")
-@pytest.mark.parametrize("width", [1280, 400])
-def test_in_a_browser(server, tmp_path, width):
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium, and the folder of its downloads as ``browser.downloads``."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("Chromium and its driver are not installed")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    (tmp_path / "a street.png").write_bytes(png(scene((192, 256))))
-    (tmp_path / "<b>.png").write_bytes(b"no image")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in ("--headless", "--no-sandbox", "--disable-gpu"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    try:
-        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(server.address)
-        assert not browser.find_element(By.ID, "viewer").is_displayed()
-        files = browser.find_element(By.ID, "files")
-        files.send_keys(f"{tmp_path / 'a street.png'}\n{tmp_path / '<b>.png'}")
-        status = browser.find_element(By.ID, "status")
-        WebDriverWait(browser, 30).until(lambda _: "cannot be read" in status.text)
-        assert status.text.startswith("<b>.png: the upload: ")
-        assert str(tmp_path) not in browser.page_source
-        assert browser.find_element(By.ID, "viewer-title").text == "a street.png"
-        click = """const box = document.getElementById("left-canvas").getBoundingClientRect();
-            document.getElementById("stage").dispatchEvent(new MouseEvent("click",
-                {bubbles: true, clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}));"""
-        browser.execute_script(click)
-        text = browser.find_element(By.ID, "pixel").text
-        assert re.search(r"pixel \(x, y\) 12[78], 9[56]\n", text)
-        assert re.search(r"seed \d+, \d+\n", text)
-        assert len(browser.find_elements(By.CSS_SELECTOR, "#arrow line[data-run]")) == 1
-        assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-        noise = [line for line in browser.get_log("browser") if "422" not in line["message"]]
-        assert [line for line in noise if line["source"] != "rendering"] == []
-    finally:
-        browser.quit()
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.downloads = tmp_path_factory.mktemp("downloads")
+    place = {"behavior": "allow", "downloadPath": str(driver.downloads)}
+    driver.execute_cdp_cmd("Browser.setDownloadBehavior", place)
+    yield driver
+    driver.quit()
+
+
+def wait(browser, condition):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 30).until(condition)
+
+
+def by_id(browser, name):
+    return browser.find_element("id", name)
+
+
+def show(browser, server, *files, width=1280):
+    """Opens the page and drops files; returns once all are done."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(server.address)
+    assert not by_id(browser, "viewer").is_displayed()
+    by_id(browser, "files").send_keys("\n".join(map(str, files)))
+    wait(browser, lambda b: len(b.find_elements("css selector", "#status li")) == len(files))
+
+
+def noise(browser):
+    """Lines of the console, but for refused uploads and advice about the speed of canvases."""
+    lines = [line for line in browser.get_log("browser") if line["source"] != "rendering"]
+    return [line for line in lines if "422" not in line["message"]]
+
+
+CLICK = """const box = document.getElementById("left-canvas").getBoundingClientRect();
+    document.getElementById("stage").dispatchEvent(new MouseEvent("click", {bubbles: true,
+        clientX: box.left + arguments[0] * box.width, clientY: box.top + arguments[1] * box.height}));"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_a_browser(server, browser, tmp_path, width):
+    (tmp_path / "a street.png").write_bytes(png(scene((192, 256))))
+    (tmp_path / "<b>.png").write_bytes(b"%PDF-1.7")
+    (tmp_path / "large.png").write_bytes(bytes(2_000_001))
+    show(browser, server, *(tmp_path / name for name in ("a street.png", "<b>.png", "large.png")), width=width)
+    said = [item.text for item in browser.find_elements("css selector", "#status li")]
+    assert re.fullmatch(r"a street.png: done in \d+\.\d s\.", said[0])
+    assert said[1] == "<b>.png: This is a PDF document, not a photograph."
+    assert said[2].startswith("large.png: The photo is larger than 2 MB")
+    assert not by_id(browser, "activity").is_displayed()
+    assert str(tmp_path) not in browser.page_source
+    assert by_id(browser, "viewer-title").text == "a street.png"
+    layers = [option.text for option in by_id(browser, "right").find_elements("tag name", "option")]
+    assert layers[:3] == ["prediction (S_f)", "without seeds (S_i)", "seeds only (S_s)"]
+    browser.execute_script(CLICK, 0.5, 0.5)
+    text = by_id(browser, "pixel").text
+    assert re.search(r"pixel \(x, y\) 12[78], 9[56]\n", text)
+    assert re.search(r"seed \d+, \d+\n", text)
+    assert re.search(r"prediction S_f \w+ \d+ %", text)
+    assert len(browser.find_elements("css selector", "#arrow line[data-run]")) == 1
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert noise(browser) == []
+
+
+def test_the_overlay_its_shares_and_its_downloads(server, browser, tmp_path):
+    photo = scene((192, 256))
+    (tmp_path / "my street.v2.png").write_bytes(png(photo))
+    show(browser, server, tmp_path / "my street.v2.png")
+    opacity = "return Number(getComputedStyle(document.getElementById('right-canvas')).opacity)"
+    assert browser.execute_script(opacity) == pytest.approx(0.55)
+    by_id(browser, "blend").send_keys("\ue010")  # End
+    assert browser.execute_script(opacity) == 1
+
+    result = ovenet.load("scenes-lite0")(photo)
+    buttons = browser.find_elements("css selector", "#shares button")
+    assert [b.text.split("\n")[0] for b in buttons] == list(result.class_share)
+    assert buttons[0].text.split("\n")[1] == f"{100 * next(iter(result.class_share.values())):.1f} %"
+    painted = """const c = document.getElementById("right-canvas");
+        const data = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+        return data.filter((value, index) => index % 4 === 3 && value).length"""
+    assert browser.execute_script(painted) == result.mask.size
+    buttons[1].send_keys("\n")
+    name = list(result.class_share)[1]
+    assert browser.execute_script(painted) == (result.mask == result.info.class_names.index(name)).sum()
+    assert buttons[1].get_attribute("aria-pressed") == "true"
+    buttons[1].send_keys("\n")
+    assert browser.execute_script(painted) == result.mask.size
+
+    for form in ("mask", "overlay", "geojson"):
+        browser.find_element("css selector", f"button[data-form={form}]").click()
+    expected = ["my street.v2.geojson", "my street.v2_mask.png", "my street.v2_overlay.png"]
+    wait(browser, lambda _: sorted(path.name for path in browser.downloads.iterdir()) == expected)
+    assert (np.asarray(Image.open(browser.downloads / expected[1])) == result.mask).all()
+    assert json.loads((browser.downloads / expected[0]).read_text()) == result.as_geojson()
+    assert noise(browser) == []
+
+
+def test_zoom_and_what_is_under_the_mouse(server, browser, tmp_path):
+    """The pixel that is read stays right when the picture is zoomed, moved and followed by keys."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    (tmp_path / "a.png").write_bytes(png(scene((192, 256))))
+    show(browser, server, tmp_path / "a.png")
+    stage = by_id(browser, "stage")
+    size = stage.size
+    place = """const [s, c] = ["stage", "left-canvas"].map((id) => document.getElementById(id).getBoundingClientRect());
+        return [c.width / s.width, (s.left - c.left) / c.width, (s.top - c.top) / c.height]"""
+
+    def read_at(x, y):
+        """The pixel that a real click at a point of the stage, in shares of it, reads; and the one that is there."""
+        zoom, left, top = browser.execute_script(place)
+        there = ((left + x / zoom) * 256, (top + y / zoom) * 192)
+        offset = (round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"]))
+        ActionChains(browser).move_to_element_with_offset(stage, *offset).click().perform()
+        text = by_id(browser, "pixel").text
+        return tuple(map(int, re.search(r"pixel \(x, y\) (\d+), (\d+)", text).groups())), there
+
+    def is_right(x, y):
+        read, there = read_at(x, y)
+        return all(abs(a + 0.5 - b) <= 1 for a, b in zip(read, there, strict=True))
+
+    assert is_right(0.3, 0.6)
+    for _ in range(3):
+        by_id(browser, "zoom-in").click()  # around the cross
+    assert browser.execute_script(place)[0] == pytest.approx(8)
+    assert is_right(0.3, 0.6)
+    assert is_right(0.9, 0.2)
+    before, pixel = browser.execute_script(place), by_id(browser, "pixel").text
+    ActionChains(browser).move_to_element(stage).click_and_hold().move_by_offset(-80, 40).release().perform()
+    after = browser.execute_script(place)
+    assert after[1] - before[1] == pytest.approx(80 / size["width"] / 8, abs=1e-3)
+    assert before[2] - after[2] == pytest.approx(40 / size["height"] / 8, abs=1e-3)
+    assert by_id(browser, "pixel").text == pixel  # dragging picks nothing
+    assert is_right(0.5, 0.5)
+    stage.send_keys("0")
+    assert browser.execute_script(place) == pytest.approx([1, 0, 0], abs=1e-6)
+    stage.send_keys("++" + Keys.ARROW_RIGHT * 60)  # to the edge, with the cross in sight
+    zoom, left, _ = browser.execute_script(place)
+    assert (zoom, left) == pytest.approx((4, 0.75), abs=0.01)
+    browser.execute_script(
+        """const box = arguments[0].getBoundingClientRect();
+        arguments[0].dispatchEvent(new WheelEvent("wheel", {bubbles: true, cancelable: true, deltaY: -100,
+            clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}))""",
+        stage,
+    )
+    assert browser.execute_script(place)[0] == pytest.approx(4 * math.exp(0.4), abs=0.01)
+    assert is_right(0.5, 0.5)
+    assert noise(browser) == []
+
+
+def test_an_example_by_one_click_and_a_server_that_is_gone(server, browser):
+    browser.get(server.address)
+    by_id(browser, "example").send_keys("\n")
+    wait(browser, lambda b: "done in" in by_id(b, "status").text)
+    assert by_id(browser, "viewer-title").text == "drawn street.png"
+    browser.execute_script("window.fetch = () => Promise.reject(new TypeError('Failed to fetch'))")
+    by_id(browser, "example").click()
+    wait(browser, lambda b: "does not answer" in by_id(b, "status").text)
+    assert noise(browser) == []
+
+
+def test_time_passes_while_predicting(server, browser, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(scene()))
+    browser.get(server.address)
+    browser.execute_script("window.fetch = () => new Promise(() => {})")
+    by_id(browser, "files").send_keys(str(tmp_path / "a.png"))
+    wait(browser, lambda b: by_id(b, "elapsed").text == "predicting a.png … 1 s")

@@ -172,8 +172,8 @@ def test_a_click_draws_the_arrow_to_the_seed_and_prints_the_scores(page):
     assert "label road" in text
     assert "seed 30, 29 on sky </script>" in text
     assert "confidence 0.75" in text
-    assert re.search(r"S_i, before sky </script> 87 %, road 7 %", text)
-    assert re.search(r"S_f, after road 87 %", text)
+    assert re.search(r"without seeds S_i sky </script> 87 %, road 7 %", text)
+    assert re.search(r"prediction S_f road 87 %", text)
 
 
 def test_other_displacements_are_layers_with_lines_of_their_own(page):
@@ -279,14 +279,14 @@ def test_two_runs_share_the_viewer(browser, evaluation, baseline, tmp_path):
     write_report([baseline, evaluation], tmp_path / "r.html")
     page = open_page(browser, tmp_path / "r.html")
     options = [o.text for o in Select(page.find_element(By.ID, "left")).options]
-    assert {"hrnet_small: S_f", "ovenet_small: S_f", "ovenet_small: offsets"} <= set(options)
+    assert {"hrnet_small: prediction (S_f)", "ovenet_small: prediction (S_f)", "ovenet_small: offsets"} <= set(options)
     assert "hrnet_small: offsets" not in options
     choose(page, "left", "0/fused")
     choose(page, "right", "1/fused")
     row = 33 / HEIGHT  # the baseline here is what the other's S_i is
     assert pixel(page, "left-canvas", 0.5, row) != pixel(page, "right-canvas", 0.5, row)
     click_pixel(page, 20, 32)
-    assert "hrnet_small: S_f sky" in page.find_element(By.ID, "pixel").text
+    assert "hrnet_small: prediction S_f sky" in page.find_element(By.ID, "pixel").text
     assert complaints(browser) == []
 
 
@@ -342,8 +342,9 @@ def test_a_page_without_labels(browser, gallery, width):
     browser.set_window_size(max(width, 500), 900)
     page = open_page(browser, gallery)
     assert page.find_element(By.ID, "viewer-title").text == "img 0 </script>"
-    layers = [option.text for option in Select(page.find_element(By.ID, "left")).options]
-    assert layers == ["photograph", "S_i", "S_s", "S_f", "offsets", "confidence"]
+    layers = [option.text for option in Select(page.find_element(By.ID, "right")).options]
+    words = ["prediction (S_f)", "without seeds (S_i)", "seeds only (S_s)"]
+    assert layers == [*words, "offsets", "confidence", "photograph"]
     page.execute_script("document.getElementById('stage').focus()")
     page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     text = wait(

@@ -25,7 +25,6 @@ from ovenet.errors import UserError
 
 HOST = "127.0.0.1"
 HEADER = "X-OVeNet"  # a page of another origin would have to ask for leave to set it, and gets none
-MAX_PIXELS = 40_000_000
 MAX_WAITING = 64  # requests at once; each holds a thread, and only those at work an upload
 _MAX_READING = 2
 _TIMEOUT_S = 60
@@ -43,11 +42,15 @@ class Answers:
         page: HTML for a model's name, "" for the first.
         predict: JSON of an image file, a model's name and a runtime.
         film: an mp4 of a video file, a model's name and a runtime.
+        save: a file of an image's prediction, and its type: of an image file, a model's name, a runtime and a form.
+        example: an image to try, as a PNG.
     """
 
     page: Callable[[str], str]
     predict: Callable[[Path, str, str], dict[str, Any]]
     film: Callable[[Path, str, str], bytes]
+    save: Callable[[Path, str, str, str], tuple[str, bytes]]
+    example: Callable[[], bytes]
 
 
 class RefusedError(Exception):
@@ -160,29 +163,37 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(HTTPStatus.FORBIDDEN, "predictions are asked for by the page itself")
 
     def _page(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
+        if path == "/example":
+            return "image/png", self.server.answers.example()
         if path != "/":
             raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
         return "text/html; charset=utf-8", self.server.answers.page(query.get("model", "")).encode()
 
     def _prediction(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
-        if path not in ("/predict", "/film"):
+        if path not in ("/predict", "/film", "/save"):
             raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
         if not self._unread:
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected a file")
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "The file is empty.")
         if self._unread > self.server.max_bytes:
             most = self.server.max_bytes / _MB
-            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {most:g} MB (ovenet app --max-mb)")
-        model, runtime = query.get("model", ""), query.get("runtime", "")
+            message = f"The file is larger than {most:g} MB. Save it smaller, or start the app with a larger --max-mb."
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
         with self.server.reading, tempfile.TemporaryDirectory(prefix="ovenet-app-") as folder:
             file = Path(folder) / "upload"
             self._receive(file)
             try:
-                answers = self.server.answers
-                if path == "/film":
-                    return "video/mp4", self.server.worker.submit(answers.film, file, model, runtime).result()
-                content = self.server.worker.submit(answers.predict, file, model, runtime).result()
+                return self.server.worker.submit(self._made, path, query, file).result()
             except UserError as error:
                 raise UserError(str(error).replace(str(file), "the upload")) from error
+
+    def _made(self, path: str, query: dict[str, str], file: Path) -> tuple[str, bytes]:
+        """Type and content of an answer, of the upload."""
+        answers, model, runtime = self.server.answers, query.get("model", ""), query.get("runtime", "")
+        if path == "/film":
+            return "video/mp4", answers.film(file, model, runtime)
+        if path == "/save":
+            return answers.save(file, model, runtime, query.get("form", ""))
+        content = answers.predict(file, model, runtime)
         return "application/json", json.dumps(content, separators=(",", ":")).encode()
 
     def _receive(self, file: Path) -> None:

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import sys
 import tempfile
+import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ovenet.app.server import MAX_PIXELS, Answers, AppServer
-from ovenet.data.files import read_image
+import numpy as np
+from PIL import Image
+
+from ovenet.app.server import Answers, AppServer
+from ovenet.app.uploads import read_upload
 from ovenet.deployment import RUNTIMES, is_exported
 from ovenet.errors import UserError
 from ovenet.inference.inputs import FrameReader, Input
 from ovenet.inference.outputs import FrameWriter, draw_overlay
+from ovenet.inference.result import SegResult
 from ovenet.predictor.predictor import Predictor, load
 from ovenet.predictor.sources import find_weights, models_here
-from ovenet.report.gallery import picture_data, picture_sides
+from ovenet.report.gallery import picture_data
 from ovenet.report.viewer import AppSettings, GalleryPage
 from ovenet.structures import Sample
+from ovenet.synthetic.scenes import draw_scene
 
 MAX_FRAMES = 300
 MAX_VIDEO_SIDE = 1920
-_NUM_PICTURES = 100  # number of images that the picture sizes of the page are made for
+_PHOTO_SIDE, _GRID_SIDE = 1280, 192  # see `picture_data`
 _NUM_LOADED = 2  # number of models kept in memory
+_NUM_MASKS = 16  # number of packed predictions kept in memory, for downloads
+_EXAMPLE_SIZE, _EXAMPLE_SEED = (480, 640), 0
+_DOWNLOADS = {"mask": ("Mask", "image/png"), "overlay": ("Overlay", "image/png"),
+              "geojson": ("GeoJSON", "application/geo+json")}  # fmt: skip
 
 
 class App:
@@ -44,10 +57,11 @@ class App:
         self._load = lru_cache(_NUM_LOADED)(
             lambda name, runtime: load(models[name], device=device, runtime=runtime, overrides=overrides)
         )
+        self._masks: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
 
     def answers(self) -> Answers:
         """The functions that the server calls."""
-        return Answers(self.page, self.predict, self.film)
+        return Answers(self.page, self.predict, self.film, self.save, example)
 
     def predictor(self, model: str, runtime: str) -> Predictor:
         """The predictor of a model in a runtime; "" for the first model and the usual runtime.
@@ -79,20 +93,42 @@ class App:
         predictor = self._predictor(model, "")
         info = predictor.info
         title = model or next(iter(self._models))
-        facts = f"{len(info.class_names)} classes of {info.name}. Files are predicted on this machine and not kept."
+        facts = f"{len(info.class_names)} classes of {info.name}. Files are predicted on this machine and not stored."
         page = GalleryPage(title, facts, info.class_names, info.palette, predictor.max_offset)
-        return page.render(app=AppSettings(tuple(self._models), RUNTIMES, title, self._runtime, self._max_mb))
+        downloads = tuple((form, text) for form, (text, _) in _DOWNLOADS.items())
+        return page.render(
+            app=AppSettings(tuple(self._models), RUNTIMES, title, self._runtime, self._max_mb, downloads)
+        )
 
     def predict(self, file: Path, model: str, runtime: str) -> dict[str, Any]:
         """The data of one image for the viewer."""
         predictor = self._predictor(model, runtime)
-        image = read_image(file, max_pixels=MAX_PIXELS)
-        photo_side, grid_side = picture_sides(_NUM_PICTURES)
-        prediction = predictor.predict(image, seeds=True, score_side=grid_side)
+        image = read_upload(file)
+        prediction = predictor.predict(image, seeds=True, score_side=_GRID_SIDE)
+        self._keep(_key(file, model, runtime), prediction.labels["fused"].cpu().numpy())
         num_classes = len(predictor.info.class_names)
         return picture_data(
-            Sample(image, None, ""), prediction, num_classes, photo_side=photo_side, grid_side=grid_side
+            Sample(image, None, ""), prediction, num_classes, photo_side=_PHOTO_SIDE, grid_side=_GRID_SIDE
         )
+
+    def save(self, file: Path, model: str, runtime: str, form: str) -> tuple[str, bytes]:
+        """Type and content of a download, see `SegResult.save`; a photograph of late is not predicted again."""
+        if form not in _DOWNLOADS:
+            raise UserError(f"there is no download {form!r}; there are {', '.join(_DOWNLOADS)}")
+        predictor = self._predictor(model, runtime)
+        image = read_upload(file)
+        key = _key(file, model, runtime)
+        if key not in self._masks:
+            self._keep(key, predictor.predict(image, names=("fused",)).labels["fused"].cpu().numpy())
+        mask = np.frombuffer(zlib.decompress(self._masks[key]), np.uint8).reshape(image.shape[:2])
+        path = SegResult(image, mask, predictor.info).save(file.with_name("download.png"), form)
+        return _DOWNLOADS[form][1], path.read_bytes()
+
+    def _keep(self, key: tuple[str, str, str], mask: np.ndarray) -> None:
+        self._masks[key] = zlib.compress(mask.astype(np.uint8, copy=False).tobytes(), 1)
+        self._masks.move_to_end(key)
+        while len(self._masks) > _NUM_MASKS:
+            self._masks.popitem(last=False)
 
     def film(self, file: Path, model: str, runtime: str) -> bytes:
         """The overlays of a video's first frames, as an mp4."""
@@ -117,6 +153,22 @@ class App:
             if not writer.num_frames:
                 raise UserError("the upload: a video without a frame that can be decoded")
             return path.read_bytes()
+
+
+def _key(file: Path, model: str, runtime: str) -> tuple[str, str, str]:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        for block in iter(lambda: content.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest(), model, runtime
+
+
+@cache
+def example() -> bytes:
+    """A drawn street to try, as a PNG; the same at each call."""
+    buffer = io.BytesIO()
+    Image.fromarray(draw_scene(_EXAMPLE_SIZE, np.random.default_rng(_EXAMPLE_SEED))[0]).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def main() -> None:

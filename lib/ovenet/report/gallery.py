@@ -67,7 +67,9 @@ def picture_data(
         "maps": {name: _class_map(labels.cpu().numpy(), size) for name, labels in prediction.labels.items()},
         "best": {name: _best_classes(scores) for name, scores in prediction.scores.items() if name != "seed"},
     }
-    if sample.labels is not None:
+    if sample.labels is None:
+        data["shares"] = {name: _class_shares(labels) for name, labels in prediction.labels.items()}
+    else:
         is_class = (sample.labels >= 0) & (sample.labels < num_classes)
         data["maps"]["label"] = _class_map(np.where(is_class, sample.labels, IGNORE_ID), size)
     if prediction.offset is not None and prediction.confidence is not None:
@@ -78,6 +80,12 @@ def picture_data(
         longest = max(float(field.abs().max()), 1e-6)
         data.setdefault("fields", {})[title] = {"offset": _offset_map(field, longest), "longest": longest}
     return data
+
+
+def _class_shares(labels: Tensor) -> list[tuple[int, float]]:
+    """The classes that occur and their shares of the pixels, largest first."""
+    counts = np.bincount(labels.cpu().numpy().ravel())
+    return [(int(k), round(counts[k] / labels.numel(), 6)) for k in np.argsort(-counts, kind="stable") if counts[k]]
 
 
 def _class_map(labels: np.ndarray, size: tuple[int, int]) -> str:

@@ -29,19 +29,23 @@
 
   const IGNORE = 255;
   const SYMBOLS = { initial: "S_i", seed: "S_s", fused: "S_f" };
+  const WORDS = { fused: "prediction", initial: "without seeds", seed: "seeds only" };
   const OUTCOMES = page.outcomes;
-  const state = { shown: [], image: null, at: null, decoded: null };
+  const state = { shown: [], image: null, at: null, decoded: null, highlighted: null };
 
   // ---- layers -------------------------------------------------------------------------------------------------
 
   const layers = page.is_labelled ? [["photo", "photograph"], ["label", "label"]] : [["photo", "photograph"]];
   page.runs.forEach((run, index) => {
     const prefix = page.runs.length > 1 ? `${run.name}: ` : "";
-    for (const name of run.predictions) layers.push([`${index}/${name}`, prefix + SYMBOLS[name]]);
+    const names = page.is_labelled ? run.predictions : Object.keys(WORDS).filter((name) => run.predictions.includes(name));
+    for (const name of names) layers.push([`${index}/${name}`, `${prefix}${WORDS[name]} (${SYMBOLS[name]})`]);
     if (page.is_labelled) layers.push([`${index}/errors`, `${prefix}errors`]);
     for (const title of run.fields) layers.push([`${index}/field:${title}`, `${prefix}${title}`]);
     if (run.has_seed) layers.push([`${index}/offset`, `${prefix}offsets`], [`${index}/confidence`, `${prefix}confidence`]);
   });
+
+  if (!page.is_labelled) layers.push(layers.shift()); // without labels the prediction comes first, the photograph last
 
   function fillSelect(select, options, value) {
     for (const [key, text] of options) select.add(new Option(text, key));
@@ -68,7 +72,7 @@
     const decoded = { size: runs[0].size, photo: await pixelsOf(runs[0].photo), runs: [] };
     decoded.label = runs[0].maps.label ? await pixelsOf(runs[0].maps.label) : null;
     for (const data of runs) {
-      const own = { stride: data.stride, maps: {}, best: {}, fields: {} };
+      const own = { stride: data.stride, maps: {}, best: {}, fields: {}, shares: data.shares };
       for (const name of ["initial", "seed", "fused"]) {
         if (data.maps[name]) own.maps[name] = await pixelsOf(data.maps[name]);
         if (data.best[name]) {
@@ -115,7 +119,7 @@
   // "run/name", or a name alone for what all runs share.
   const splitKey = (key) => (key.includes("/") ? [key.slice(0, key.indexOf("/")), key.slice(key.indexOf("/") + 1)] : [0, key]);
 
-  function layerPixels(key) {
+  function layerPixels(key, only = null) {
     const { decoded } = state;
     if (key === "photo") return decoded.photo;
     const [run, name] = splitKey(key);
@@ -142,6 +146,7 @@
     if (!source || (name === "errors" && !decoded.label)) return null;
     const pixels = new ImageData(source.width, source.height);
     for (let i = 0; i < source.data.length; i += 4) {
+      if (only !== null && source.data[i] !== only) continue; // stays transparent
       const [r, g, b] = colour(i);
       pixels.data[i] = r; pixels.data[i + 1] = g; pixels.data[i + 2] = b; pixels.data[i + 3] = 255;
     }
@@ -150,28 +155,80 @@
 
   // ---- the viewer ---------------------------------------------------------------------------------------------
 
-  function paint(canvas, key) {
-    const pixels = layerPixels(key) || new ImageData(4, 4);
+  function paint(canvas, key, only) {
+    const pixels = layerPixels(key, only) || new ImageData(4, 4);
     [canvas.width, canvas.height] = [pixels.width, pixels.height];
     canvas.getContext("2d").putImageData(pixels, 0, 0);
   }
 
   function draw() {
     if (!state.decoded) return;
+    state.highlighted = null;
     paint(element("left-canvas"), element("left").value);
-    paint(element("right-canvas"), element("right").value);
+    paintRight();
     const [height, width] = state.decoded.size;
-    element("left-canvas").style.aspectRatio = `${width} / ${height}`;
+    element("stage").style.aspectRatio = `${width} / ${height}`;
+    element("stage").style.maxWidth = `min(60rem, ${(85 * width) / height}vh)`;
     element("arrow").setAttribute("viewBox", `0 0 ${width} ${height}`);
     wipe();
     drawLegend();
+    drawShares();
     drawPixel();
   }
 
   function wipe() {
     const share = element("wipe").value;
     element("right-canvas").style.clipPath = `inset(0 0 0 ${share}%)`;
+    element("right-canvas").style.opacity = element("blend").value / 100;
     element("divider").style.left = `${share}%`;
+    element("divider").hidden = share === "0";
+  }
+
+  // ---- the share of each class --------------------------------------------------------------------------------
+
+  // The map of classes that is shown, for what belongs to one; the prediction if there is none.
+  function shownMap() {
+    const [run, name] = splitKey(element("right").value);
+    return name in WORDS ? [run, name] : [last, "fused"];
+  }
+
+  function paintRight() {
+    const key = state.highlighted === null ? element("right").value : shownMap().join("/");
+    paint(element("right-canvas"), key, state.highlighted);
+  }
+
+  function highlight(id) {
+    state.highlighted = id;
+    paintRight();
+  }
+
+  function drawShares() {
+    const [run, name] = shownMap();
+    const shares = state.decoded.runs[run].shares?.[name] ?? [];
+    let pinned = null;
+    element("shares").replaceChildren(...shares.map(([id, share]) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.setAttribute("aria-pressed", "false");
+      const box = document.createElement("i");
+      box.style.background = `rgb(${classColour(id).join(",")})`;
+      const title = document.createElement("span");
+      title.textContent = page.classes[id];
+      const value = document.createElement("b");
+      value.textContent = share < 0.0005 ? "< 0.1 %" : `${(100 * share).toFixed(1)} %`;
+      button.append(box, title, value);
+      button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") highlight(id); });
+      button.addEventListener("pointerleave", () => highlight(pinned));
+      button.addEventListener("click", () => {
+        pinned = pinned === id ? null : id;
+        for (const other of element("shares").querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button && pinned === id));
+        highlight(pinned);
+      });
+      const item = document.createElement("li");
+      item.append(button);
+      return item;
+    }));
+    element("shares").parentElement.hidden = !shares.length;
   }
 
   function drawLegend() {
@@ -186,7 +243,7 @@
     };
     const names = [element("left").value, element("right").value].map((key) => splitKey(key)[1]);
     const shows = (...keys) => keys.some((key) => names.includes(key));
-    if (shows("label", "initial", "seed", "fused")) {
+    if (page.is_labelled && shows("label", "initial", "seed", "fused")) { // the list of shares is a legend, too
       const present = new Set();
       for (const map of [state.decoded.label, ...state.decoded.runs.map((run) => run.maps.fused)]) {
         if (map) for (let i = 0; i < map.data.length; i += 4) present.add(map.data[i]);
@@ -280,19 +337,26 @@
         lines.append(svg("line", { ...ends, stroke: "#e69f00", "stroke-width": 2, "data-field": title }));
         rows.push([`${prefix}${title}`, `${dx.toFixed(1)} across, ${dy.toFixed(1)} down`]);
       }
-      if (own.best.initial) rows.push([`${prefix}S_i, before`, bestText(own.best.initial, own.stride, at)]);
-      if (own.maps.seed) rows.push([`${prefix}S_s, at the seed`, className(own.maps.seed.data[4 * nearest(own.maps.seed, at)])]);
-      if (own.best.fused) rows.push([`${prefix}S_f${own.best.initial ? ", after" : ""}`, bestText(own.best.fused, own.stride, at)]);
+      const push = (name, value) => rows.push([prefix + WORDS[name], value, SYMBOLS[name]]);
+      if (own.best.initial) push("initial", bestText(own.best.initial, own.stride, at));
+      if (own.maps.seed) push("seed", className(own.maps.seed.data[4 * nearest(own.maps.seed, at)]));
+      if (own.best.fused) push("fused", bestText(own.best.fused, own.stride, at));
     });
-    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 240, stroke: "#000", "stroke-width": 4 }));
-    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, r: decoded.size[1] / 240, stroke: "#fff", "stroke-width": 2 }));
+    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, stroke: "#000", "stroke-width": 4 }));
+    lines.append(svg("circle", { cx: at[0] + 0.5, cy: at[1] + 0.5, stroke: "#fff", "stroke-width": 2 }));
+    sizeMarks();
     const table = document.createElement("table");
     const labelRow = page.is_labelled ? [["label", className(label)]] : [];
-    for (const [name, value] of [["pixel (x, y)", at.join(", ")], ...labelRow, ...rows]) {
+    for (const [name, value, symbol] of [["pixel (x, y)", at.join(", ")], ...labelRow, ...rows]) {
       const row = table.insertRow();
       const head = document.createElement("th");
       head.scope = "row";
       head.textContent = name;
+      if (symbol) {
+        const small = document.createElement("small");
+        small.textContent = symbol;
+        head.append(" ", small);
+      }
       row.append(head);
       const cellElement = row.insertCell();
       cellElement.className = "text";
@@ -327,6 +391,105 @@
     const length = event.shiftKey ? 1 : Math.max(1, Math.round(width / 60));
     pick(at[0] + step[0] * length, at[1] + step[1] * length);
   });
+
+  // ---- zoom ---------------------------------------------------------------------------------------------------
+
+  const MAX_ZOOM = 32;
+  const view = { zoom: 1, x: 0, y: 0 }; // x and y: the corner of the picture, in widths and heights of the stage
+
+  // Marks keep their size on the screen.
+  function sizeMarks() {
+    const radius = state.decoded.size[1] / 240 / view.zoom;
+    for (const circle of element("arrow").querySelectorAll("circle")) circle.setAttribute("r", radius);
+    for (const side of ["markerWidth", "markerHeight"]) element("head").setAttribute(side, 4 * radius);
+  }
+
+  function place(zoom, x, y) {
+    const inside = (value) => Math.min(0, Math.max(1 - zoom, value));
+    Object.assign(view, { zoom, x: inside(x), y: inside(y) });
+    const { style } = element("view");
+    style.width = style.height = `${100 * zoom}%`;
+    style.left = `${100 * view.x}%`;
+    style.top = `${100 * view.y}%`;
+    element("stage").classList.toggle("zoomed", zoom > 1);
+    element("zoom-out").disabled = element("zoom-whole").disabled = zoom === 1;
+    element("zoom-in").disabled = zoom === MAX_ZOOM;
+    if (state.decoded) sizeMarks();
+  }
+
+  // The point of the stage, in its widths and heights, stays where it is.
+  function zoomBy(factor, [x, y]) {
+    const zoom = Math.min(MAX_ZOOM, Math.max(1, view.zoom * factor));
+    const growth = zoom / view.zoom;
+    place(zoom, x - (x - view.x) * growth, y - (y - view.y) * growth);
+  }
+
+  function crossOnStage() {
+    if (!state.at) return [0.5, 0.5];
+    const [height, width] = state.decoded.size;
+    return [view.x + ((state.at[0] + 0.5) / width) * view.zoom, view.y + ((state.at[1] + 0.5) / height) * view.zoom];
+  }
+
+  // Moves the picture until the cross is in sight.
+  function follow() {
+    const margin = 0.1;
+    const [dx, dy] = crossOnStage().map((at) => Math.min(1 - margin, Math.max(margin, at)) - at);
+    place(view.zoom, view.x + dx, view.y + dy);
+  }
+
+  function zoomFromCross(factor) {
+    zoomBy(factor, crossOnStage().map((at) => (at >= 0 && at <= 1 ? at : 0.5)));
+  }
+
+  function startZoom() {
+    const stage = element("stage");
+    const pointers = new Map();
+    let isDrag = false;
+    const onStage = ([x, y]) => {
+      const box = stage.getBoundingClientRect();
+      return [(x - box.left) / box.width, (y - box.top) / box.height];
+    };
+    const distance = (a, b) => Math.hypot(a[0] - b[0], a[1] - b[1]);
+
+    stage.addEventListener("wheel", (event) => { // before the stage is clicked, the wheel scrolls the page
+      if (!(event.ctrlKey || document.activeElement === stage) || (view.zoom === 1 && event.deltaY > 0)) return;
+      event.preventDefault();
+      zoomBy(Math.exp(-Math.max(-100, Math.min(100, event.deltaY)) / 250), onStage([event.clientX, event.clientY]));
+    }, { passive: false });
+
+    stage.addEventListener("pointerdown", (event) => {
+      if (!pointers.size) isDrag = false;
+      pointers.set(event.pointerId, [event.clientX, event.clientY]);
+    });
+    window.addEventListener("pointermove", (event) => {
+      const [before, now] = [pointers.get(event.pointerId), [event.clientX, event.clientY]];
+      if (!before) return;
+      const other = [...pointers].find(([id]) => id !== event.pointerId)?.[1];
+      if (other) {
+        const middle = onStage([(now[0] + other[0]) / 2, (now[1] + other[1]) / 2]);
+        zoomBy(distance(now, other) / Math.max(1, distance(before, other)), middle);
+      } else if (view.zoom > 1 && (isDrag || distance(before, now) > 3)) {
+        const [from, to] = [onStage(before), onStage(now)];
+        place(view.zoom, view.x + to[0] - from[0], view.y + to[1] - from[1]);
+      } else return;
+      isDrag = true;
+      pointers.set(event.pointerId, now);
+    });
+    for (const name of ["pointerup", "pointercancel"]) window.addEventListener(name, (event) => pointers.delete(event.pointerId));
+    stage.addEventListener("click", (event) => { if (isDrag) event.stopImmediatePropagation(); isDrag = false; }, true);
+
+    stage.addEventListener("keydown", (event) => {
+      const factor = { "+": 2, "=": 2, "-": 0.5, 0: 1 / MAX_ZOOM }[event.key];
+      if (event.key.startsWith("Arrow")) follow();
+      if (!factor || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      zoomFromCross(factor);
+    });
+    element("zoom-in").addEventListener("click", () => zoomFromCross(2));
+    element("zoom-out").addEventListener("click", () => zoomFromCross(0.5));
+    element("zoom-whole").addEventListener("click", () => place(1, 0, 0));
+    place(1, 0, 0);
+  }
 
   // ---- the list -----------------------------------------------------------------------------------------------
 
@@ -402,6 +565,8 @@
       item.append(button);
       return item;
     }));
+    element("previous").parentElement.hidden = state.shown.length < 2;
+    element("cards").hidden = page.images.length < 2 && !page.is_labelled;
     mark();
   }
 
@@ -418,6 +583,7 @@
     if (state.image !== image) return; // another one was chosen meanwhile
     state.decoded = decoded;
     state.at = null;
+    place(1, 0, 0);
     element("pixel").replaceChildren(hint);
     const score = page.is_labelled ? `: mIoU ${percent(fused(image, last)?.mean_iou)} %` : "";
     element("viewer-title").textContent = image.name + score;
@@ -430,66 +596,6 @@
     if (!state.shown.length) return;
     const place = state.shown.indexOf(state.image);
     open(state.shown[(place + step + state.shown.length) % state.shown.length]);
-  }
-
-  // ---- a page with a server behind it ---------------------------------------------------------------------------
-
-  function startApp() {
-    const say = (text) => { element("status").textContent = text; };
-
-    async function ask(path, file) {
-      const query = new URLSearchParams({ model: element("model").value, runtime: element("runtime").value });
-      const answer = await fetch(`${path}?${query}`, { method: "POST", body: file, headers: { "X-OVeNet": "1" } });
-      if (!answer.ok) throw new Error(await answer.text());
-      return answer;
-    }
-
-    async function showPhoto(file) {
-      const text = await (await ask("/predict", file)).text();
-      const index = page.images.length;
-      const node = document.createElement("script");
-      node.type = "application/json";
-      node.id = `picture-0-${index}`;
-      node.textContent = text;
-      document.body.append(node);
-      page.images.push({ index, name: file.name, changed: null, scores: [{}] });
-      element("viewer").hidden = false;
-      list();
-      await open(page.images[index]);
-    }
-
-    async function showFilm(file) {
-      const film = element("film");
-      const url = URL.createObjectURL(await (await ask("/film", file)).blob());
-      URL.revokeObjectURL(film.src);
-      film.src = url;
-      film.hidden = false;
-    }
-
-    async function take(files) {
-      const problems = [];
-      for (const [place, file] of [...files].entries()) {
-        say(`${place + 1} of ${files.length}: ${file.name} …`);
-        try {
-          if (file.size > page.app.max_mb * 1e6) throw new Error(`larger than ${page.app.max_mb} MB`);
-          await (file.type.startsWith("video/") ? showFilm(file) : showPhoto(file));
-        } catch (error) {
-          problems.push(`${file.name}: ${error.message}`);
-        }
-      }
-      say(problems.length ? problems.join("; ") : `${files.length} done.`);
-    }
-
-    element("files").addEventListener("change", (event) => take(event.target.files));
-    element("model").addEventListener("change", () => { location.search = new URLSearchParams({ model: element("model").value }); });
-    const target = document.querySelector(".drop");
-    for (const [name, isOver] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
-      target.addEventListener(name, (event) => {
-        event.preventDefault();
-        target.classList.toggle("over", isOver);
-        if (name === "drop") take(event.dataTransfer.files);
-      });
-    }
   }
 
   // ---- start --------------------------------------------------------------------------------------------------
@@ -505,10 +611,11 @@
   fillSelect(element("condition-filter"), [["", "all"], ...conditions.map((name) => [name, name])], "");
   element("condition-label").hidden = !conditions.length;
   for (const id of ["class-filter", "condition-filter", "order"]) element(id).addEventListener("change", list);
-  element("wipe").addEventListener("input", wipe);
+  for (const id of ["wipe", "blend"]) element(id).addEventListener("input", wipe);
   element("previous").addEventListener("click", () => move(-1));
   element("next").addEventListener("click", () => move(1));
+  startZoom();
   list();
-  if (page.app) startApp();
+  window.viewer = { page, state, element, list, open }; // for the scripts of pages with a server behind them
   pixelsOf(page.wheel).then((pixels) => { wheel = pixels; if (state.shown.length) open(state.shown[0]); });
 })();

@@ -34,7 +34,7 @@ _SAFE_SHADES = ((1.0, 0), (0.55, 0), (0.5, 127))  # share of the hue, plus white
 
 
 def page_template() -> jinja2.Template:
-    """The template of all pages, with the script."""
+    """The template of all pages, with its scripts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=jinja2.select_autoescape(["j2"], default_for_string=True),
@@ -42,9 +42,10 @@ def page_template() -> jinja2.Template:
         trim_blocks=True,
     )
     environment.filters |= {"percent": percent, "signed": signed, "direction": direction}
-    script = "\n" + (_FOLDER / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals |= {"script": script, "script_hash": digest}
+    for key, file in (("script", "report.js"), ("app_script", "app.js")):
+        script = "\n" + (_FOLDER / file).read_text(encoding="utf-8")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        environment.globals |= {key: script, f"{key}_hash": digest}
     return environment.get_template("report.html.j2")
 
 

@@ -22,6 +22,7 @@ class AppSettings:
         runtimes: names of the runtimes to choose from.
         model, runtime: the current choice.
         max_mb: largest upload, in 10^6 bytes.
+        downloads: forms of `SegResult.save` that the server answers, and their names on the page.
     """
 
     models: tuple[str, ...]
@@ -29,6 +30,7 @@ class AppSettings:
     model: str
     runtime: str
     max_mb: float
+    downloads: tuple[tuple[str, str], ...]
 
 
 class GalleryPage:
