@@ -14,6 +14,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details, details_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
 from ovenet.evaluation.image_scores import ImageWise
+from ovenet.evaluation.label_quality import LabelProbabilities, LabelThresholds
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.evaluation.uncertainty import UncertaintyScores, uncertainty_scores
 from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
@@ -32,6 +33,7 @@ class Evaluation:
         details: detailed scores; None if they were not counted.
         uncertainty: uncertainty-aware scores; None if they were not counted.
         images: image-wise scores; None unless records of the images were kept.
+        label_thresholds: see `ovenet.evaluation.label_quality`; None unless these records have statistics of labels.
     """
 
     overall: dict[str, EvalResult]
@@ -40,6 +42,7 @@ class Evaluation:
     details: Details | None = None
     uncertainty: UncertaintyScores | None = None
     images: ImageWise | None = None
+    label_thresholds: LabelThresholds | None = None
 
 
 OnImage = Callable[[Sample, Prediction, "ImageCounts | None"], None]
@@ -97,16 +100,20 @@ def count_samples(
     """
 
     def begin(sample: Sample, scaled: list[Tensor]) -> Callable[[], None]:
+        of_labels = None
+        if evaluator.detailed and on_image is not None and sample.labels is not None:
+            of_labels = LabelProbabilities(sample.labels, evaluator.info.num_classes, predictor.device)
         prediction = predictor.predict(
             sample.image,
             scaled=scaled,
             seeds=evaluator.reads_seeds,
             score_side=score_side,
             probability=evaluator.reads_probability,
+            on_band=None if of_labels is None else of_labels.on_band,
         )
         begun = None
         if sample.labels is not None:
-            begun = evaluator.begin(sample.labels, prediction, sample.name, sample.invalid)
+            begun = evaluator.begin(sample.labels, prediction, sample.name, sample.invalid, of_labels)
         copied = prediction.start_copy()
 
         def finish() -> None:

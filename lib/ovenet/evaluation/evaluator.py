@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import IGNORE, Contours
+from ovenet.evaluation.label_quality import PREDICTION, LabelProbabilities, image_statistics, seed_statistics
 from ovenet.evaluation.metrics import confusion_tables
 from ovenet.evaluation.uncertainty import UncertaintyCounter, confidence_levels, scored_names
 from ovenet.geometry import lookup_labels, seed_position
@@ -49,10 +51,12 @@ class ImageCounts:
     Attributes:
         confusion: ``(P, K, K)`` int64.
         seed: ``(2, 2, 2)`` int64 pixels by whether S_i, S_s and S_f are right; None for a baseline.
+        label_quality: statistics of the label's errors, see `ovenet.evaluation.label_quality`; None without them.
     """
 
     confusion: np.ndarray
     seed: np.ndarray | None
+    label_quality: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class _Begun:
     Attributes:
         group: index of the condition.
         confusion: ``(P, D, K, K)`` on the device.
-        host: copy ``(P, K, K)`` to the host, under way.
+        host: copies to the host, under way: ``(P, K, K)``, and the maps of `LabelProbabilities` if there are any.
         label_maps: labels, `IGNORE` where a pixel is ignored, their contour, and the bands of distance to it, each
             ``(H, W)``; None where only the confusion is counted.
         marked: labels and the mask of invalid pixels; None where the uncertainty is not scored.
@@ -156,7 +160,12 @@ class SegEvaluator:
         return {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
 
     def add(
-        self, labels: np.ndarray, prediction: Prediction, name: str, invalid: np.ndarray | None = None
+        self,
+        labels: np.ndarray,
+        prediction: Prediction,
+        name: str,
+        invalid: np.ndarray | None = None,
+        of_labels: LabelProbabilities | None = None,
     ) -> ImageCounts:
         """Counts one image.
 
@@ -166,10 +175,18 @@ class SegEvaluator:
                 that the uncertainty's confidence is made of.
             name: path of the image, from which its condition follows.
             invalid: ``(H, W)`` bool, pixels marked as invalid, where the uncertainty is scored.
+            of_labels: probabilities of the labels, for details about their errors; None for none.
         """
-        return self.finish(self.begin(labels, prediction, name, invalid), prediction)
+        return self.finish(self.begin(labels, prediction, name, invalid, of_labels), prediction)
 
-    def begin(self, labels: np.ndarray, prediction: Prediction, name: str, invalid: np.ndarray | None = None) -> _Begun:
+    def begin(
+        self,
+        labels: np.ndarray,
+        prediction: Prediction,
+        name: str,
+        invalid: np.ndarray | None = None,
+        of_labels: LabelProbabilities | None = None,
+    ) -> _Begun:
         """Launches the counts that the device makes of an image, without waiting; `finish` adds them.
 
         Args:
@@ -195,24 +212,32 @@ class SegEvaluator:
             assert invalid is not None  # see `ListDataset.read_invalid_masks`
             marked = labels, invalid
         group = self._groups.index(self.info.condition_of(name))
-        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), label_maps, marked)
+        maps = [] if of_labels is None else [of_labels.level, of_labels.percent]
+        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1), *maps]), label_maps, marked)
 
     def finish(self, begun: _Begun, prediction: Prediction) -> ImageCounts:
         """Adds the counts that `begin` launched, and counts the rest; `prediction` may be on the host by now."""
         self.num_images += 1
         self.counts["confusion"][begun.group] += begun.confusion
-        seeds = None
+        seeds = quality = None
+        confusion, *of_labels = (copy.numpy() for copy in begun.host.wait())
         if begun.label_maps is not None:
             true, contour, bands = begun.label_maps
             predicted = [prediction.labels[n].cpu().numpy().astype(np.int16) for n in self.prediction_names]
             maps = [np.where(true == IGNORE, np.int16(IGNORE), labels) for labels in predicted]
             if self.has_seed:
                 seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction)
+            if of_labels:
+                fused = predicted[self.prediction_names.index(PREDICTION)]
+                quality = self._pool.submit(image_statistics, true, fused, *of_labels)
             self._count_boundaries_and_segments(true, contour, maps)
         if begun.marked is not None:
             self._count_uncertainty(begun.group, *begun.marked, prediction)
-        (confusion,) = begun.host.wait()
-        return ImageCounts(confusion.numpy(), seeds.result() if seeds else None)
+        joint, at_seeds = seeds.result() if seeds else (None, None)
+        statistics = quality.result() if quality else None
+        if statistics and at_seeds is not None:
+            statistics["seeds"] = seed_statistics(at_seeds)
+        return ImageCounts(confusion, joint, statistics)
 
     def all_reduce(self) -> None:
         """Adds the counts of all processes, in one reduction."""
@@ -251,8 +276,12 @@ class SegEvaluator:
 
     def _count_seeds(
         self, true: np.ndarray, maps: list[np.ndarray], bands: np.ndarray, prediction: Prediction
-    ) -> np.ndarray:
-        """Adds to ``seed``, ``confidence`` and ``length``; returns the image's pixels by right predictions."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Adds to ``seed``, ``confidence`` and ``length``.
+
+        Returns:
+            The image's pixels by right predictions, and its part of ``confidence``.
+        """
         assert prediction.offset is not None
         assert prediction.confidence is not None
         offset = prediction.offset.cpu()
@@ -269,14 +298,15 @@ class SegEvaluator:
         level = (prediction.confidence[0].cpu().nan_to_num() * (CONFIDENCE_LEVELS - 1)).round_().to(torch.int32).numpy()
         known = has_class & (target != _UNKNOWN)
         level = level[known] + CONFIDENCE_LEVELS * target[known].astype(np.int32)
-        self._add("confidence", (), np.bincount(level, minlength=2 * CONFIDENCE_LEVELS).reshape(2, -1))
+        by_confidence = np.bincount(level, minlength=2 * CONFIDENCE_LEVELS).reshape(2, -1)
+        self._add("confidence", (), by_confidence)
 
         spans = torch.tensor(true.shape[::-1]).sub(1).div(2).view(2, 1, 1)
         length = (offset * spans).square_().sum(dim=0)  # squared, in pixels of the image
         edges = torch.tensor(LENGTHS_PX, dtype=length.dtype).square()
         lengths = torch.bucketize(length[torch.from_numpy(has_class)], edges)
         self._add("length", (), np.bincount(lengths.numpy(), minlength=len(LENGTHS_PX) + 1))
-        return joint.sum(axis=(0, 1))
+        return joint.sum(axis=(0, 1)), by_confidence
 
     def _count_uncertainty(self, group: int, labels: np.ndarray, invalid: np.ndarray, prediction: Prediction) -> None:
         for index, name in enumerate(self.uncertain_names):
