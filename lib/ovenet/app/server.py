@@ -70,13 +70,13 @@ def _split(path: str) -> SplitResult:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "not an address") from None
 
 
-class AppServer(ThreadingHTTPServer):
-    """Answers requests one after the other.
+class LocalServer(ThreadingHTTPServer):
+    """A server on localhost.
 
     Args:
-        answers: makes the page and the predictions.
+        handler: of its requests.
         port: 0 takes a free one.
-        max_mb: largest upload, in 10^6 bytes.
+        max_bytes: largest body of a request.
 
     Raises:
         OSError: the port is taken.
@@ -85,13 +85,13 @@ class AppServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, answers: Answers, port: int, max_mb: float):
-        self.answers, self.max_bytes = answers, int(max_mb * _MB)
+    def __init__(self, handler: type[LocalHandler], port: int, max_bytes: int):
+        self.max_bytes = max_bytes
         self.waiting = threading.BoundedSemaphore(MAX_WAITING)
         self.reading = threading.BoundedSemaphore(_MAX_READING)
         # One thread for all predictions: each thread that runs torch has its own memory and its own pool.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="prediction")
-        super().__init__((HOST, port), Handler)
+        super().__init__((HOST, port), handler)
 
     @property
     def address(self) -> str:
@@ -111,21 +111,30 @@ class AppServer(ThreadingHTTPServer):
         """A browser that disconnected is not logged."""
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One request."""
+class AppServer(LocalServer):
+    """Answers requests one after the other.
 
-    server: AppServer
+    Args:
+        answers: makes the page and the predictions.
+        port: 0 takes a free one.
+        max_mb: largest upload, in 10^6 bytes.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, answers: Answers, port: int, max_mb: float):
+        self.answers = answers
+        super().__init__(Handler, port, int(max_mb * _MB))
+
+
+class LocalHandler(BaseHTTPRequestHandler):
+    """One request, which the page itself made."""
+
+    server: LocalServer
     server_version, sys_version = "ovenet", ""
     timeout = _TIMEOUT_S
     _unread = 0  # bytes of the request's body
-
-    def do_GET(self) -> None:
-        """The page."""
-        self._answer(self._page)
-
-    def do_POST(self) -> None:
-        """A prediction."""
-        self._answer(self._prediction)
 
     def _answer(self, make: Callable[[str, dict[str, str]], tuple[str, bytes]]) -> None:
         length = self.headers.get("Content-Length", "")
@@ -158,41 +167,6 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(HTTPStatus.FORBIDDEN, "this page is for this machine alone")
         if self.command == "POST" and self.headers.get(HEADER) != "1":
             raise RefusedError(HTTPStatus.FORBIDDEN, "predictions are asked for by the page itself")
-
-    def _page(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
-        if path != "/":
-            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
-        return "text/html; charset=utf-8", self.server.answers.page(query.get("model", "")).encode()
-
-    def _prediction(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
-        if path not in ("/predict", "/film"):
-            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
-        if not self._unread:
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected a file")
-        if self._unread > self.server.max_bytes:
-            most = self.server.max_bytes / _MB
-            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {most:g} MB (ovenet app --max-mb)")
-        model, runtime = query.get("model", ""), query.get("runtime", "")
-        with self.server.reading, tempfile.TemporaryDirectory(prefix="ovenet-app-") as folder:
-            file = Path(folder) / "upload"
-            self._receive(file)
-            try:
-                answers = self.server.answers
-                if path == "/film":
-                    return "video/mp4", self.server.worker.submit(answers.film, file, model, runtime).result()
-                content = self.server.worker.submit(answers.predict, file, model, runtime).result()
-            except UserError as error:
-                raise UserError(str(error).replace(str(file), "the upload")) from error
-        return "application/json", json.dumps(content, separators=(",", ":")).encode()
-
-    def _receive(self, file: Path) -> None:
-        with open(file, "wb") as target:
-            while self._unread:
-                block = self.rfile.read(min(self._unread, _BLOCK))
-                if not block:
-                    raise ConnectionError("the upload ended early")
-                target.write(block)
-                self._unread -= len(block)
 
     def _send_text(self, status: HTTPStatus, text: str) -> None:
         self.close_connection = True  # unread bytes must not be taken for the next request
@@ -232,3 +206,52 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged: the names of uploads are private."""
+
+
+class Handler(LocalHandler):
+    """One request to `AppServer`."""
+
+    server: AppServer
+
+    def do_GET(self) -> None:
+        """The page."""
+        self._answer(self._page)
+
+    def do_POST(self) -> None:
+        """A prediction."""
+        self._answer(self._prediction)
+
+    def _page(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
+        if path != "/":
+            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
+        return "text/html; charset=utf-8", self.server.answers.page(query.get("model", "")).encode()
+
+    def _prediction(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
+        if path not in ("/predict", "/film"):
+            raise RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
+        if not self._unread:
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected a file")
+        if self._unread > self.server.max_bytes:
+            most = self.server.max_bytes / _MB
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"larger than {most:g} MB (ovenet app --max-mb)")
+        model, runtime = query.get("model", ""), query.get("runtime", "")
+        with self.server.reading, tempfile.TemporaryDirectory(prefix="ovenet-app-") as folder:
+            file = Path(folder) / "upload"
+            self._receive(file)
+            try:
+                answers = self.server.answers
+                if path == "/film":
+                    return "video/mp4", self.server.worker.submit(answers.film, file, model, runtime).result()
+                content = self.server.worker.submit(answers.predict, file, model, runtime).result()
+            except UserError as error:
+                raise UserError(str(error).replace(str(file), "the upload")) from error
+        return "application/json", json.dumps(content, separators=(",", ":")).encode()
+
+    def _receive(self, file: Path) -> None:
+        with open(file, "wb") as target:
+            while self._unread:
+                block = self.rfile.read(min(self._unread, _BLOCK))
+                if not block:
+                    raise ConnectionError("the upload ended early")
+                target.write(block)
+                self._unread -= len(block)

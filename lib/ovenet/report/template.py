@@ -33,8 +33,8 @@ _SAFE_HUES = (
 _SAFE_SHADES = ((1.0, 0), (0.55, 0), (0.5, 127))  # share of the hue, plus white
 
 
-def page_template() -> jinja2.Template:
-    """The template of all pages, with the script."""
+def page_template(name: str = "report.html.j2", script_name: str = "report.js") -> jinja2.Template:
+    """The template of a page, with its script; by default of those with the viewer."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=jinja2.select_autoescape(["j2"], default_for_string=True),
@@ -42,10 +42,10 @@ def page_template() -> jinja2.Template:
         trim_blocks=True,
     )
     environment.filters |= {"percent": percent, "signed": signed, "direction": direction}
-    script = "\n" + (_FOLDER / "report.js").read_text(encoding="utf-8")
+    script = "\n" + (_FOLDER / script_name).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {"script": script, "script_hash": digest}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def in_script(content: Any) -> str:
