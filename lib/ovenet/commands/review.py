@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+
+import numpy as np
 
 from ovenet import builders
 from ovenet.app.review_server import ReviewAnswers, ReviewServer
 from ovenet.builders.loading import predictor_for_test
 from ovenet.config import check_parts, load_config
 from ovenet.errors import UserError
+from ovenet.evaluation.label_quality import PREDICTION
+from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
 from ovenet.predictor import run_folder
 from ovenet.report.review import RECORD, Review
 from ovenet.report.runs import TestedRun, find_evaluation, read_run
@@ -66,11 +70,17 @@ def open_review(run: TestedRun, overrides: list[str], *, output: Path | None, nu
     cfg = load_config(config, overrides)
     check_parts(cfg)
     device = distributed.choose_device(cfg.DEVICE)
-    model_file = Path(run.results["settings"]["model_file"])
-    trained = builders.load_model(model_file, cfg)
-    predictor = predictor_for_test(trained, device)
-    predict = partial(predictor.predict, names=("fused",), probability=True)
-    return Review(run, builders.test_dataset(cfg), predict, output=output, number=number)
+
+    @cache
+    def predictor() -> SlidingWindowInferencer:
+        return predictor_for_test(builders.load_model(Path(run.results["settings"]["model_file"]), cfg), device)
+
+    def predict(image: np.ndarray) -> Prediction:
+        return predictor().predict(image, names=(PREDICTION,), probability=True)
+
+    review = Review(run, builders.test_dataset(cfg), predict, output=output, number=number)
+    predictor()  # errors of loading appear now
+    return review
 
 
 def build_parser() -> argparse.ArgumentParser:
