@@ -257,13 +257,13 @@ def test_likely_label_errors_are_ranked(tmp_path):
     (folder / "images.jsonl").write_text("\n".join(lines))
     write_report([folder], tmp_path / "report.html")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    rows = [row for row in Tables(html[html.index('<section id="label-errors">') :]).rows if len(row) == 7]
+    rows = [row for row in Tables(html[html.index('<section id="label-errors">') :]).rows if len(row) == 6]
     assert [row[:2] for row in rows[1:4]] == [
         ["fog/img_3.png", "12.50"],
         ["fog/img_1.png", "25.00"],
         ["rain/img_0.png", "50.00"],
     ]
-    assert rows[1][3:] == ["0.00", "road", "car", "50.00"]
-    assert rows[2][4:] == ["–", "–", "0.00"]
+    assert rows[1][3:] == ["0.00", "road → car", "50.00"]
+    assert rows[2][4:] == ["–", "0.00"]
     assert '"label_quality":0.125' in html
     assert '<section id="label-errors">' not in html.split("<main>")[0]

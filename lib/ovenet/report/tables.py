@@ -175,7 +175,7 @@ def label_errors(run: TestedRun) -> list[dict[str, Any]]:
                 "disagree": quality["disagree"] / number,
                 "seeds": None if quality["seeds"] is None else quality["seeds"] / number,
                 "label": "–" if label is None else names[label],
-                "predicted": "–" if predicted is None else names[predicted],
+                "predicted": "" if predicted is None else names[predicted],
                 "pair": pixels / number,
             }
         )
