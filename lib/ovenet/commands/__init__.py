@@ -42,6 +42,7 @@ OTHER_NAMES = {  # commands of other programs that do the same
     "benchmark": "latency", "profile": "latency",
     "convert": "export", "serve": "app", "list": "models",
     "doctor": "audit", "check": "audit", "estimate": "plan", "init": "prepare",
+    "annotate": "review", "correct": "review",
 }  # fmt: skip
 
 
