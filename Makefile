@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 	$(BIN)/ovenet infer camvid-lite0 data/synthetic/leftImg8bit/test/drawnville --flip
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n auto --dist worksteal --max-worker-restart 0
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist worksteal --max-worker-restart 0
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow
@@ -34,6 +34,7 @@ $(VENV)/docs: $(VENV)/ready
 $(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps imagecorruptions-imaug
 	touch $@
 
 clean:

@@ -1,10 +1,11 @@
 """Python programs as processes of their own that need not import torch again: each is a fork of one that has.
 
 A fresh interpreter imports torch for seconds. Where a test is about what a program does, not about how it begins, it
-may start here: a server, of which every process of pytest has one, has imported torch and ovenet and done nothing else,
-has a single thread, and forks for every program. The fork is a process like any other, with its own id, group, pipes,
-exit code and interpreter that ends as usual. What is read while modules are imported, environment variables of torch
-among it, is the server's: programs that are given others need an interpreter of their own.
+may start here: a server, of which every process of pytest has one, has imported torch and ovenet, knows the network of
+four convolutions, has done nothing else, has a single thread, and forks for every program. The fork is a process like
+any other, with its own id, group, pipes, exit code and interpreter that ends as usual. What is read while modules are
+imported, environment variables of torch among it, is the server's: programs that are given others need an interpreter
+of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import array
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import select
@@ -26,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("ovenet.commands.train", "ovenet.commands.test", "ovenet.commands.infer")
-IMPORTED = ("torch._dynamo", "torchvision", *COMMANDS, "pytest")
+IMPORTED = ("torch._dynamo", "torchvision", *COMMANDS, "ovenet.models.seeds", "tests.four_convolutions")
 _MAX_REQUEST = 1 << 18  # bytes, of which the environment has most
 
 
@@ -160,7 +162,8 @@ def _server() -> socket.socket:
 def _serve(connection: socket.socket) -> dict:
     """Takes requests until there are no more; returns, in a fork, the one that it is for."""
     for name in IMPORTED:
-        __import__(name)
+        importlib.import_module(name)
+    sys.modules["tests.four_convolutions"].registered().start()
     gc.freeze()  # else each fork copies what its collections look at
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would have only one of these threads"
     num_watched = 0

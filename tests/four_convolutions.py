@@ -14,6 +14,7 @@ from ovenet.models.interfaces import Backbone
 from ovenet.models.registry import BACKBONES
 from ovenet.structures import Normalization
 from ovenet.synthetic.scenes import draw_scene
+from tests.conftest import tiny_settings
 
 OVENET = {"HEAD": {"NAME": "fcn"}, "SEED": {"NAME": "neck", "PROJECTION": 8}}
 
@@ -38,6 +39,11 @@ class FourConvolutions(Backbone):
         for layer in self.layers:
             maps.append(layer(maps[-1]))
         return maps[2:]
+
+
+def small_settings() -> dict:
+    """`tiny_settings` of an OVeNet of four convolutions, which runs, trains and is saved in a fifth of the time."""
+    return {**tiny_settings(), "MODEL": {"BACKBONE": {"NAME": "four_convolutions"}, **OVENET}}
 
 
 def registered():

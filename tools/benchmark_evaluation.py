@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What TEST.DETAILS costs: prediction and counting of the same images with and without it, in one run, interleaved."""
+"""What TEST.DETAILS costs, and the class probabilities in it: the same images with and without, interleaved."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ NUM_WARM_UP = 2
 
 
 def main() -> None:
-    """Prints medians and quartiles of both, and the added cost."""
+    """Prints medians and quartiles of each, and the added cost."""
     parser = config_parser(__doc__)
     parser.add_argument("--images", type=int, default=20, metavar="N", help="of the test list (default: 20)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count processor time, of all threads: for a machine that others use"
+    )
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
     cfg = load_config(args.cfg, args.overrides)
     device = distributed.choose_device(cfg.DEVICE)
     if cfg.TEST.MODEL_FILE:
@@ -38,23 +42,30 @@ def main() -> None:
     evaluators = {
         detailed: SegEvaluator(dataset.info, names, detailed=detailed, **options) for detailed in (False, True)
     }
+    variants = {"without details": (False, False), "but probabilities": (True, False), "all details": (True, True)}
 
-    def seconds(sample: Sample, *, detailed: bool) -> float:
-        started = time.perf_counter()
-        evaluators[detailed].add(sample.labels, predictor.predict(sample.image, seeds=detailed), sample.name)
-        return time.perf_counter() - started
+    def seconds(sample: Sample, *, detailed: bool, probabilities: bool) -> float:
+        started = clock()
+        classes = evaluators[True].class_counts(sample.labels, predictor.device) if probabilities else None
+        prediction = predictor.predict(sample.image, seeds=detailed, on_band=classes.add if classes else None)
+        evaluators[detailed].add(sample.labels, prediction, sample.name, classes)
+        return clock() - started
 
-    spent: dict[bool, list[float]] = {False: [], True: []}
+    spent: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(args.images + NUM_WARM_UP):
         sample = dataset[number % len(dataset)]
-        for detailed in (False, True) if number % 2 else (True, False):
-            spent[detailed].append(seconds(sample, detailed=detailed))
-    for detailed, values in spent.items():
+        for name in list(variants) if number % 2 else reversed(variants):
+            detailed, probabilities = variants[name]
+            spent[name].append(seconds(sample, detailed=detailed, probabilities=probabilities))
+    for name, values in spent.items():
         low, middle, high = (1000 * q for q in statistics.quantiles(values[NUM_WARM_UP:], n=4))
-        name = f"TEST.DETAILS {detailed}"
-        print(f"{name:18}{middle:9.1f} ms an image (quartiles {low:.1f} to {high:.1f})")
-    ratios = [b / a for a, b in zip(*(values[NUM_WARM_UP:] for values in spent.values()), strict=True)]
-    print(f"added             {100 * (statistics.median(ratios) - 1):9.1f} % (median of {len(ratios)} images)")
+        print(f"{name:20}{middle:9.1f} ms an image (quartiles {low:.1f} to {high:.1f})")
+    for text, more, less in (
+        ("details add", "all details", "without details"),
+        ("of it probabilities", "all details", "but probabilities"),
+    ):
+        ratios = [b / a for a, b in zip(spent[less][NUM_WARM_UP:], spent[more][NUM_WARM_UP:], strict=True)]
+        print(f"{text:20}{100 * (statistics.median(ratios) - 1):9.1f} % (median of {len(ratios)} images)")
     height, width = sample.image.shape[:2]
     print(f"{width}x{height}, {dataset.info.num_classes} classes, {device.type}, torch {torch.__version__}")
 

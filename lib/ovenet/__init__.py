@@ -9,23 +9,36 @@ from ovenet.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ovenet.builders import build_criterion, build_model, load_checkpoint
+    from ovenet.builders.own_loop import create_criterion, evaluate
+    from ovenet.commands.train import train
     from ovenet.config import load_config
+    from ovenet.data.pairs import SegmentationDataset
+    from ovenet.data.transforms import eval_transform, train_transform
     from ovenet.errors import UserError
-    from ovenet.losses import list_losses
+    from ovenet.evaluation.batches import BatchEvaluator
+    from ovenet.losses import SegmentationCriterion, list_losses
     from ovenet.models import list_backbones, list_heads, list_necks, list_seeds
     from ovenet.models.factory import create_model, describe
-    from ovenet.predictor.predictor import Predictor, load
+    from ovenet.predictor.predictor import Predictor, from_pretrained, load, save_pretrained
     from ovenet.predictor.sources import list_models
-    from ovenet.structures import OVeNetOutput
+    from ovenet.structures import Normalization, OVeNetOutput
 
 _MODULES = {  # where each public name is, so that `ovenet --help` does not wait for torch
+    "BatchEvaluator": "evaluation.batches",
+    "Normalization": "structures",
     "OVeNetOutput": "structures",
     "Predictor": "predictor.predictor",
+    "SegmentationCriterion": "losses",
+    "SegmentationDataset": "data.pairs",
     "UserError": "errors",
     "build_criterion": "builders",
     "build_model": "builders",
+    "create_criterion": "builders.own_loop",
     "create_model": "models.factory",
     "describe": "models.factory",
+    "eval_transform": "data.transforms",
+    "evaluate": "builders.own_loop",
+    "from_pretrained": "predictor.predictor",
     "list_backbones": "models",
     "list_heads": "models",
     "list_losses": "losses",
@@ -35,16 +48,27 @@ _MODULES = {  # where each public name is, so that `ovenet --help` does not wait
     "load": "predictor.predictor",
     "load_checkpoint": "builders",
     "load_config": "config",
+    "save_pretrained": "predictor.predictor",
+    "train": "commands.train",
+    "train_transform": "data.transforms",
 }
 __all__ = [
+    "BatchEvaluator",
+    "Normalization",
     "OVeNetOutput",
     "Predictor",
+    "SegmentationCriterion",
+    "SegmentationDataset",
     "UserError",
     "__version__",
     "build_criterion",
     "build_model",
+    "create_criterion",
     "create_model",
     "describe",
+    "eval_transform",
+    "evaluate",
+    "from_pretrained",
     "list_backbones",
     "list_heads",
     "list_losses",
@@ -54,6 +78,9 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_config",
+    "save_pretrained",
+    "train",
+    "train_transform",
 ]
 
 

@@ -25,18 +25,32 @@ class Normalization:
     Attributes:
         mean: per-channel mean, in [0, 1].
         std: per-channel standard deviation, in [0, 1].
-        channel_order: channel order of the network's input; image files are read as RGB.
+        channel_order: channel order of the network's input; image files are read as RGB. For other numbers of
+            channels than three, ``RGB`` is the order of the array.
     """
 
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
     @property
-    def pad_color(self) -> tuple[int, int, int]:
-        """The RGB colour, in 0 to 255, that is nearest to zero after normalisation."""
-        first, second, third = (round(255 * m) for m in self.mean)
-        return (first, second, third) if self.channel_order == "RGB" else (third, second, first)
+    def pad_color(self) -> tuple[int, ...]:
+        """The colour of an image file or array, in 0 to 255, that is nearest to zero after normalisation."""
+        color = tuple(round(255 * m) for m in self.mean)
+        return color if self.channel_order == "RGB" else color[::-1]
+
+    def for_channels(self, num_channels: int) -> Normalization:
+        """The normalisation of images with another number of channels, as weights are adapted to them.
+
+        One channel is the mean of the three; for more, the three are repeated: red, green, blue, red, …
+        """
+        if num_channels == len(self.mean):
+            return self
+        mean, std = (
+            (sum(values) / len(values),) if num_channels == 1 else (values * num_channels)[:num_channels]
+            for values in (self.mean, self.std)
+        )
+        return Normalization(mean, std)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests import forking
+from tests.traced import traced_once
 
 from ovenet.app import server as app_server
 from ovenet.app.server import AppServer
@@ -36,7 +37,7 @@ DRIVER = shutil.which("chromedriver")
 @pytest.fixture(scope="module")
 def server():
     app = App({"scenes": "scenes-lite0", "camvid": "camvid-lite0"}, "cpu", "torch", 2.0)
-    with AppServer(app.answers(), 0, 2.0) as running:
+    with traced_once(), AppServer(app.answers(), 0, 2.0) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running

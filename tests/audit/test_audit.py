@@ -103,12 +103,19 @@ def test_classes_are_not_called_absent_where_a_label_could_not_be_read(data):
     assert not data.notes(info)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>no such file</html>"])
-def test_files_that_are_no_images_are_called_so(data, content):
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "an empty file is no image"),
+        (b"<html>no such file</html>", "a page of HTML is no image"),
+        (b"\0\1\2", "it is no image, or damaged"),
+    ],
+)
+def test_files_that_are_no_images_are_called_so(data, content, why):
     data.add([0, 1, 2, 3], image=content).add([0] * 4, label=content)
     assert {(message, paths) for _, message, paths in data.errors()} == {
-        ("the image cannot be read (it is no image, or damaged); replace it", ("0.png",)),
-        ("the label cannot be read (it is no image, or damaged); replace it", ("1_label.png",)),
+        (f"the image cannot be read ({why}); replace it", ("0.png",)),
+        (f"the label cannot be read ({why}); replace it", ("1_label.png",)),
     }
 
 

@@ -50,7 +50,7 @@ def test_overrides_win_over_a_given_configuration(file, tiny_cfg):
     assert (trained.settings.base_size, trained.settings.flip) == (40, True)
     assert trained.cfg.TRAIN == given.TRAIN
     assert given.TEST.BASE_SIZE == 48
-    with pytest.raises(UserError, match=r"TEST\.BASE_SIZE.*-1.*at least 1"):
+    with pytest.raises(UserError, match=r"TEST\.BASE_SIZE.*-1.*at least 0"):
         load_model(path, given, ["TEST.BASE_SIZE", "-1"])
 
 

@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.four_convolutions import write_checkpoint  # noqa: F401 - a fixture
+from tests.traced import traced_once
 
 from ovenet.builders.loading import load_model
 from ovenet.synthetic.scenes import draw_scene
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once():
+    with traced_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Exported files against torch: each format, each runtime."""
 
-import hashlib
 import json
-from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -14,9 +12,8 @@ from PIL import Image
 import ovenet
 from ovenet import UserError
 from ovenet.builders.loading import load_model, predictor_for_test
-from ovenet.deployment import ConvertedNetwork, FileNetwork, Limits, choose_runtime, formats, runtimes
+from ovenet.deployment import ConvertedNetwork, FileNetwork, Limits, choose_runtime
 from ovenet.deployment.about import KEY, LABELS, TENSORS
-from ovenet.deployment.formats import write_onnx
 from ovenet.deployment.parity import EXACT, Parity
 from ovenet.deployment.runtimes import open_session
 from ovenet.predictor.export import ExportOptions, export
@@ -54,25 +51,6 @@ def scene(size, seed):
 def options(images, **changed):
     usual = {"tensors": TENSORS, "normalize": True, "int8": False, "opset": 18, "limits": EXACT, "num_images": 3}
     return ExportOptions(**{"size": SIZE, "images": [str(images)], **usual, **changed})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _traced_once():
-    """What is written of the same network with the same options is written once, and copied: it takes seconds."""
-    written = {}
-
-    def write(network, example, path, tensors, **others):
-        settings = {name: value for name, value in vars(network).items() if isinstance(value, (bool, int, tuple))}
-        digest = hashlib.sha256(repr((network, settings, example.shape, tensors, others)).encode())
-        for name, value in [*network.named_parameters(), *network.named_buffers()]:
-            digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
-        if digest.digest() not in written:
-            write_onnx(network, example, path, tensors, **others)
-            written[digest.digest()] = path.read_bytes()
-        path.write_bytes(written[digest.digest()])
-
-    with patch.object(formats, "write_onnx", write), patch.object(runtimes, "write_onnx", write):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +173,15 @@ def test_offsets_without_confidence_are_no_seed(tiny, images, tmp_path):
     assert result.confidence is None
 
 
+def test_no_statistics_are_sent(tiny, images, tmp_path, monkeypatch):
+    """`openvino.convert_model` sends some, and waits for an answer."""
+    telemetry = pytest.importorskip("openvino_telemetry").Telemetry
+    sent = []
+    monkeypatch.setattr(telemetry, "send_event", lambda *event, **more: sent.append(event))
+    export(tiny, tmp_path / "quiet.xml", options(images, tensors=("fused", "offset"), num_images=1))
+    assert sent == []
+
+
 @pytest.mark.parametrize(("suffix", "runtime"), [(".onnx", "onnxruntime"), (".xml", "openvino")])
 def test_eight_bits(trained, exported, images, suffix, runtime):
     path = (exported / "int8").with_suffix(suffix)
@@ -241,7 +228,8 @@ def test_images_are_spread_over_the_list(tiny, tmp_path, monkeypatch):
         Image.new("RGB", (32, 32), (10 * index,) * 3).save(tmp_path / f"images/{index}.png")
     monkeypatch.setattr(module, "compare", compare)
     monkeypatch.setattr(module, "quantize_onnx", lambda _, images: calibrated.extend(int(i.mean()) for i in images))
-    export(tiny, tmp_path / "a.onnx", options(tmp_path / "images", size=(32, 32), int8=True, num_calibration=3))
+    kept = options(tmp_path / "images", tensors=("fused", "offset"), int8=True, num_calibration=3)
+    export(tiny, tmp_path / "a.onnx", kept)
     assert calibrated == compared == [0, 40, 80]
 
 
@@ -293,12 +281,13 @@ def test_auto_is_the_fastest_on_the_cpu():
         choose_runtime("openvino", torch.device("cuda"))
 
 
-def test_bfloat16_in_openvino():
+def test_bfloat16_in_openvino(tiny_file):
     """As far as the processor has it; without, OpenVINO computes in float32."""
     image = scene((96, 128), 5)
     options = {"device": "cpu", "long_side": 128}
-    expected = ovenet.load(MODEL, **options)(image)
-    result = ovenet.load(MODEL, runtime="openvino", overrides=["TEST.PRECISION", "bf16"], **options)(image)
+    expected = ovenet.load(tiny_file, **options)(image)
+    result = ovenet.load(tiny_file, runtime="openvino", overrides=["TEST.PRECISION", "bf16"], **options)(image)
+    assert len(np.unique(expected.mask)) >= 3
     assert (result.mask == expected.mask).mean() > 0.97
 
 

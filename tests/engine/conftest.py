@@ -1,8 +1,7 @@
 """A network of four convolutions, for what is true of the training of any network."""
 
 import pytest
-from tests.conftest import tiny_settings
-from tests.four_convolutions import OVENET, registered
+from tests.four_convolutions import registered, small_settings
 
 from ovenet.config import load_config
 
@@ -13,8 +12,6 @@ def small_cfg(write_config):
 
     Of a network the loop sees parameters, statistics of BatchNorm and random numbers of dropout.
     """
-    settings = tiny_settings()
-    parts = {"BACKBONE": {"NAME": "four_convolutions"}, **OVENET}
-    path = write_config({**settings, "MODEL": parts}, "small.yaml")
+    path = write_config(small_settings(), "small.yaml")
     with registered():
         yield lambda *overrides: load_config(path, [str(o) for o in overrides])

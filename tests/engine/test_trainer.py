@@ -46,8 +46,9 @@ def stack(samples):
 
 
 def make_trainer(
-    cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, batch_size=4, rank=0, world_size=1, iterations=0, **options
-):
+    cfg, run_dir, *, scores=lambda: 0.5, end_epoch=3, batch_size=4, rank=0, world_size=1, iterations=0, hooks=(),
+    **options,
+):  # fmt: skip
     torch.manual_seed(0)
     model = build_model(cfg)
     run_dir.mkdir(exist_ok=True)
@@ -69,7 +70,7 @@ def make_trainer(
     cfg = cfg.clone()
     cfg.merge_from_list(["TRAIN.END_EPOCH", end_epoch, "TRAIN.MAX_SKIPPED", 2])
     step = build_train_step(model, cfg, torch.device("cpu"), timeline.lengths)
-    return Trainer(step, timeline, evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), settings)
+    return Trainer(step, timeline, evaluate, lambda: torch.zeros(3, 4, 4, dtype=torch.uint8), settings, hooks)
 
 
 @pytest.fixture
@@ -554,3 +555,45 @@ def test_a_validation_that_is_made_again_is_in_the_log_once(cfg, tmp_path):
     assert [(p["kind"], p["iteration"]) for p in points] == [
         ("train", 1), ("train", 2), ("val", 2), ("train", 3), ("train", 4), ("val", 4),
     ]  # fmt: skip
+
+
+def early_stopping(patience):
+    """A hook of the page "Your own loop": ends a training whose score has not risen for so many validations."""
+
+    def is_enough(state):
+        scores = [row["fused"] for row in state.history]
+        return len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+
+    return is_enough
+
+
+def test_a_hook_ends_the_training_and_sees_every_validation(cfg, tmp_path):
+    seen = []
+    trainer = make_trainer(
+        cfg,
+        tmp_path / "run",
+        end_epoch=9,
+        scores=iter([0.3, 0.6, 0.5, 0.6, 0.7]).__next__,
+        hooks=[lambda state: seen.append((state.iteration, dict(state.history[-1]))), early_stopping(2)],
+    )
+    assert trainer.fit() == pytest.approx(0.6)
+    assert seen == [(2 * n, {"epoch": n, "fused": pytest.approx(s)}) for n, s in enumerate([0.3, 0.6, 0.5, 0.6], 1)]
+    assert (tmp_path / "run" / FINAL).exists()
+
+
+def test_hooks_change_no_bit_and_a_resumed_run_knows_the_scores_before(cfg, tmp_path):
+    """A killed run stops where an uninterrupted one does; what a hook draws at random is no matter."""
+    scores = [0.6, 0.5, 0.4, 0.3]
+    hooks = [lambda state: torch.rand(7), early_stopping(2)]
+    cut = make_trainer(cfg, tmp_path / "cut", end_epoch=9, scores=iter(scores[:2]).__next__, hooks=hooks)
+    with pytest.raises(StopIteration):  # in the third validation
+        cut.fit()
+    resumed = make_trainer(cfg, tmp_path / "cut", end_epoch=9, scores=lambda: scores[2], hooks=hooks)
+    resumed.checkpoints.resume()
+    resumed.fit()
+    assert [row["epoch"] for row in resumed.state.history] == [1, 2, 3]
+    short = make_trainer(cfg, tmp_path / "short", end_epoch=9, scores=iter(scores).__next__, hooks=[early_stopping(2)])
+    short.fit()
+    assert short.state.epoch == 3
+    for name, value in short.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name

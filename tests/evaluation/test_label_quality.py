@@ -12,7 +12,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.evaluator import SegEvaluator
 from ovenet.evaluation.label_quality import LabelProbabilities, finish_records
 from ovenet.evaluation.writers import image_record
-from ovenet.inference.inferencer import Prediction
+from ovenet.inference.inferencer import ClassBand, Prediction
 from ovenet.structures import Sample
 
 K = 4
@@ -42,7 +42,9 @@ def record_of(index, case, bands=(5, 4, 4)):
     of_labels = LabelProbabilities(labels, K, CPU)
     starts = np.cumsum((0, *bands))
     for first, last in list(itertools.pairwise(starts))[::-1]:
-        of_labels.on_band(range(first, last), dict.fromkeys(NAMES, probabilities[first:last]))
+        band = probabilities[first:last]
+        maps = (band, band.argmax(dim=1), band.amax(dim=1))
+        of_labels.add(ClassBand(range(first, last), *(dict.fromkeys(NAMES, of) for of in maps)))
     evaluator = SegEvaluator(INFO, NAMES, ignore_label=255, detailed=True, device=CPU)
     counts = evaluator.add(labels, prediction, "x.png", of_labels=of_labels)
     sample = Sample(np.zeros((*labels.shape, 3), np.uint8), labels, f"{index}.png")

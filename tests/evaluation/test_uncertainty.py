@@ -72,7 +72,7 @@ def slow_uiou(cases, kind, name, num_classes=4):
 def evaluated(cases, kind, names=("x/fog/1.png", "x/rain/2.png")):
     evaluator = SegEvaluator(FOUR, NAMES, ignore_label=255, detailed=False, device=CPU, uncertainty=kind)
     for (labels, invalid, prediction), name in zip(cases, names, strict=True):
-        evaluator.add(labels, prediction, name, invalid)
+        evaluator.add(labels, prediction, name, invalid=invalid)
     return evaluator
 
 

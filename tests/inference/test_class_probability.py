@@ -54,9 +54,11 @@ def gather(predictor, image, **options):
     """All classes' probabilities ``(H, W, K)`` by name, put together from the bands, and the prediction."""
     bands, lock = [], Lock()
 
-    def on_band(rows, maps):
+    def on_band(band):
+        for name, shares in band.probabilities.items():
+            assert torch.equal(shares.amax(dim=1), band.probability[name])
         with lock:
-            bands.append((rows.start, {name: band.clone() for name, band in maps.items()}))
+            bands.append((band.rows.start, {name: shares.clone() for name, shares in band.probabilities.items()}))
 
     prediction = predictor.predict(image, on_band=on_band, probability=True, **options)
     bands.sort(key=lambda band: band[0])

@@ -93,6 +93,7 @@ def test_the_newest_test_of_the_same_weights_is_found(tmp_path):
         "same": {run_folder.SETTINGS: {"weights (SHA-256)": digest}, "details": {}},
         "quick": {run_folder.SETTINGS: {"weights (SHA-256)": digest}},
         "other": {run_folder.SETTINGS: {"weights (SHA-256)": "0" * 64}, "details": {}},
+        "rain": {run_folder.SETTINGS: {"weights (SHA-256)": digest, "TEST.CORRUPTION": "rain"}, "details": {}},
         "list": [],
     }
     for age, (name, content) in enumerate(contents.items()):

@@ -92,3 +92,37 @@ def test_a_model_that_was_not_tested_says_so():
     text = card(licence="MIT.", data="Drawn streets.")
     assert "Licence: MIT." in text
     assert "Drawn streets." in text
+
+
+def test_how_far_to_trust_it(evaluation, tmp_path):
+    """Calibration, temperature and corrupted images, where they were tested."""
+    assert "Neither" in card(evaluation)
+    folder = tmp_path / "test"
+    shutil.copytree(evaluation, folder)
+    results = json.loads((folder / "results.json").read_text())
+    results["details"]["class_calibration"] = {
+        "fused": {"expected_error": 0.0123, "bin_accuracy": [None, 0.5, 0.9], "bin_pixels": [0, 25, 75]}
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    means = {"fog": {"degradation": 0.2}, "snow": {"degradation": 0.6}, "rain": None}
+    content = {"severities": [1, 3], "clean": {"fused": 0.8}, "by_kind": means, "mean": {"degradation": 0.4}}
+    (folder / "corruptions.json").write_text(json.dumps(content))
+    text = card(folder, temperature=1.178)
+    assert "1.23 %" in text
+    assert "at least 66.67 %, which are 75.00 % of all, 90.00 % are right" in text  # three bins
+    assert "1.178" in text
+    assert "cost on average 40.00 % of the mIoU of 80.00 %; most: snow (60.00 %), fog (20.00 %)" in text
+    (folder / "corruptions.json").write_text("[]")
+    with pytest.raises(UserError, match=r"corruptions\.json"):
+        card(folder)
+
+
+def test_image_wise_scores_are_in_the_table(baseline):
+    """Image k lacks 5 + k of its 30 rows of road, which S_i takes for sky; image 1 has a car of 200 pixels too."""
+    ious = []
+    for k in range(4):
+        road, missed = 30 * 77 - 200 * (k == 1), 77 * (5 + k)
+        parts = [(road - missed) / road, 30 * 77 / (30 * 77 + missed), *([1] if k == 1 else [])]
+        ious.append(sum(parts) / len(parts))
+    assert row(card(baseline), "mean of the images' mIoU") == [f"{25 * sum(ious):.2f}"]
+    assert row(card(baseline), "mean of the worst tenth of them") == [f"{100 * min(ious):.2f}"]

@@ -10,7 +10,9 @@ import pytest
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.report import page
+from ovenet.report.corruptions import corruption_sections
 from ovenet.report.page import write_report
+from ovenet.report.runs import read_run
 from tests.report.conftest import write_evaluation
 
 
@@ -267,3 +269,49 @@ def test_likely_label_errors_are_ranked(tmp_path):
     assert rows[2][4:] == ["–", "0.00"]
     assert '"label_quality":0.125' in html
     assert '<section id="label-errors">' not in html.split("<main>")[0]
+
+
+def test_corruptions_have_a_section(tmp_path):
+    folder = write_evaluation(tmp_path / "run/test/val")
+    scores = {"fog": {"1": {"initial": 0.5, "fused": 0.6}, "3": {"initial": 0.2, "fused": 0.24}}}
+    means = {"mean_iou": {"initial": 0.35, "fused": 0.42}, "degradation": 0.475, "gain": 0.07}
+    content = {
+        "severities": [1, 3], "clean": {"initial": 0.7, "fused": 0.8}, "scores": scores, "by_kind": {"fog": means},
+        "by_severity": scores["fog"], "mean": means, "mPC": None, "rPC": None, "trained_with": [], "is_complete": True,
+    }  # fmt: skip
+    path = folder / "corruptions.json"
+    path.write_text(json.dumps(content))
+    write_report([folder], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    section = page[page.index('<section id="corruptions">') : page.index('<section id="confusion">')]
+    row = re.search(r'<th scope="row">fog</th>(.*)</tr>', section)[1]
+    assert re.findall(r">([^<>]+)</td>", row) == ["60.00", "24.00", "42.00", "47.50", "35.00", "+7.00"]
+    del content["by_kind"]
+    for damaged in (json.dumps(content), "[]", "{"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"corruptions\.json"):
+            corruption_sections([read_run(folder, "run")])
+
+
+def test_probabilities_are_shown_where_they_were_counted(html, evaluation, tmp_path):
+    assert "Probabilities of the classes" not in html  # results of earlier versions have none
+    folder = tmp_path / "counted"
+    shutil.copytree(evaluation, folder)
+    results = json.loads((folder / "results.json").read_text())
+    scores = {
+        "expected_error": 0.0123,
+        "classwise_expected_error": 0.0045,
+        "brier": 0.25,
+        "bin_confidence": [None, 0.5, 1.0],
+        "bin_accuracy": [None, 0.25, 0.75],
+        "coverage": [0.5, 1.0],
+        "risk": [0.1, 0.2],
+        "area_under_risk": 0.1,
+    }
+    results["details"]["class_calibration"] = {"initial": {**scores, "nll": 0.5}, "fused": {**scores, "nll": 0.4}}
+    (folder / "results.json").write_text(json.dumps(results))
+    write_report([folder], tmp_path / "report.html", command="")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ["S_f", "1.23", "0.45", "0.2500", "0.4000"] in Tables(text).rows
+    assert '<a href="#probabilities">' in text
+    assert "Reliability of the class probabilities" in text

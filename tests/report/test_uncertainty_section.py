@@ -26,7 +26,7 @@ def add_uncertainty(evaluation, target, kind):
     for index in range(4):
         sample, prediction = case(index)
         prediction = dataclasses.replace(prediction, probability=probability)
-        evaluator.add(sample.labels, prediction, sample.name, (rows < HEIGHT / 3).numpy())
+        evaluator.add(sample.labels, prediction, sample.name, invalid=(rows < HEIGHT / 3).numpy())
     results = json.loads((target / "results.json").read_text())
     results["uncertainty"] = uncertainty_as_dict(uncertainty_of(evaluator), INFO)
     (target / "results.json").write_text(json.dumps(results))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tests import forking
 from tests.drawn_scenes import write_dataset
+from tests.four_convolutions import registered, small_settings
 
 from ovenet.utils.cli import run_main
 
@@ -35,6 +36,13 @@ def run_tool(monkeypatch, capsys):
         return SimpleNamespace(code=code, out=printed.out, err=printed.err)
 
     return run
+
+
+@pytest.fixture
+def small():
+    """Settings of an OVeNet of four convolutions, for what is true of any network; forks know it too."""
+    with registered():
+        yield small_settings()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Bad input: one line on stderr, exit code 2, no traceback, no damage."""
 
+import copy
 import errno
 import json
 import os
@@ -19,11 +20,11 @@ from ovenet.engine import checkpoint
 
 
 @pytest.fixture
-def tiny(tiny_data, tmp_path, write_config):
+def tiny(small, tiny_data, tmp_path, write_config):
     """A function that writes the config, changed by a function, and returns ``--cfg FILE``."""
 
     def make(change=lambda settings: None):
-        settings = tiny_settings()
+        settings = copy.deepcopy(small)
         settings["DATASET"]["ROOT"] = str(tiny_data)
         settings["OUTPUT_DIR"] = str(tmp_path / "output")
         change(settings)
@@ -249,8 +250,13 @@ def test_loading_processes_without_room_in_shared_memory(run_tool, tiny, monkeyp
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounting needs root and unshare")
 def test_a_small_shared_memory_ends_in_time(tiny):
     """The same with a real one of 300 KB; on the code as it was, this hangs."""
+
+    def as_fresh(settings):  # a network that a fresh interpreter knows
+        settings["MODEL"] = tiny_settings()["MODEL"]
+
     command = f"mount -t tmpfs -o size=300k tmpfs /dev/shm && exec {sys.executable} tools/train.py "
-    command += " ".join(map(str, (*tiny(), "WORKERS", 1, "TRAIN.IMAGE_SIZE", "128,96", "TRAIN.BATCH_SIZE_PER_GPU", 4)))
+    options = ("WORKERS", 1, "TRAIN.IMAGE_SIZE", "128,96", "TRAIN.BATCH_SIZE_PER_GPU", 4)
+    command += " ".join(map(str, (*tiny(as_fresh), *options)))
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60
     )

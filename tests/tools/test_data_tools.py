@@ -10,18 +10,16 @@ import pytest
 from PIL import Image
 from tests import forking
 from tests.annotation_files import annotation, coco
-from tests.conftest import tiny_settings
 
 from ovenet import builders
 from ovenet.config import load_config
 
 
 @pytest.fixture
-def experiment(tiny_data, tmp_path, write_config):
-    settings = tiny_settings()
-    settings["DATASET"]["ROOT"] = str(tiny_data)
-    settings["OUTPUT_DIR"] = str(tmp_path / "output")
-    return ("--cfg", write_config(settings, "tiny.yaml")), tmp_path / "output/camvid"
+def experiment(small, tiny_data, tmp_path, write_config):
+    small["DATASET"]["ROOT"] = str(tiny_data)
+    small["OUTPUT_DIR"] = str(tmp_path / "output")
+    return ("--cfg", write_config(small, "tiny.yaml")), tmp_path / "output/camvid"
 
 
 def test_an_audit_of_sound_data(run_tool, experiment):

@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from tests.conftest import tiny_settings
 from tests.forking import Forked
 
 from ovenet import build_model, builders, load_config
@@ -15,12 +14,11 @@ from ovenet.utils.run_lock import run_lock
 
 
 @pytest.fixture
-def trained(tiny_data, tmp_path, write_config):
-    """A config file of a tiny OVeNet that tests six images, its run's folder, and random weights in it."""
-    settings = tiny_settings()
-    settings["DATASET"] |= {"ROOT": str(tiny_data), "TEST_SET": "list/camvid/train.lst"}
-    settings["OUTPUT_DIR"] = str(tmp_path / "output")
-    path = write_config(settings, "tiny.yaml")
+def trained(small, tiny_data, tmp_path, write_config):
+    """A config file of a small OVeNet that tests six images, its run's folder, and random weights in it."""
+    small["DATASET"] |= {"ROOT": str(tiny_data), "TEST_SET": "list/camvid/train.lst"}
+    small["OUTPUT_DIR"] = str(tmp_path / "output")
+    path = write_config(small, "tiny.yaml")
     run = tmp_path / "output/camvid/tiny"
     run.mkdir(parents=True)
     torch.save({"model": build_model(load_config(path)).state_dict()}, run / "best.pth")

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.four_convolutions import write_checkpoint  # noqa: F401 - a fixture
+from tests.traced import traced_once
 
 from ovenet.commands import latency
 from ovenet.errors import UserError
 from ovenet.predictor.sources import MODELS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once():
+    with traced_once():
+        yield
 
 
 @pytest.fixture

@@ -9,20 +9,16 @@ import zlib
 
 import pytest
 import torch
-from tests.conftest import tiny_settings
-from tests.four_convolutions import OVENET, registered
 
 HUGE = 10**30
 
 
 @pytest.fixture
-def tiny(tiny_data, tmp_path, write_config):
+def tiny(small, tiny_data, tmp_path, write_config):
     """``--cfg FILE`` of an OVeNet of four convolutions."""
-    settings = {**tiny_settings(), "MODEL": {"BACKBONE": {"NAME": "four_convolutions"}, **OVENET}}
-    settings["DATASET"]["ROOT"] = str(tiny_data)
-    settings["OUTPUT_DIR"] = str(tmp_path / "output")
-    with registered():
-        yield ("--cfg", write_config(settings, "tiny.yaml"))
+    small["DATASET"]["ROOT"] = str(tiny_data)
+    small["OUTPUT_DIR"] = str(tmp_path / "output")
+    return ("--cfg", write_config(small, "tiny.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -224,20 +220,19 @@ def test_a_deeply_nested_description(run_tool, tiny, tmp_path):
 
 
 @pytest.fixture
-def submission(run_tool, tmp_path, write_config):
-    """``--cfg FILE`` of a tiny network on drawn scenes, and a valid zip of its predictions."""
+def submission(small, run_tool, tmp_path, write_config):
+    """``--cfg FILE`` of a small network on drawn scenes, and a valid zip of its predictions."""
     from tests.drawn_scenes import write_dataset
 
     from ovenet import build_model, load_config
 
     write_dataset(tmp_path / "scenes/synthetic", {"train": 2, "val": 2, "test": 2}, size=(32, 64), seed=0)
-    settings = tiny_settings()
-    settings["OUTPUT_DIR"] = str(tmp_path / "out")
-    settings["DATASET"] = {
+    small["OUTPUT_DIR"] = str(tmp_path / "out")
+    small["DATASET"] = {
         "ROOT": str(tmp_path / "scenes"), "DATASET": "synthetic", "NUM_CLASSES": 19,
         "TRAIN_SET": "list/synthetic/train.lst", "TEST_SET": "list/synthetic/val.lst",
     }  # fmt: skip
-    config = write_config(settings, "scenes.yaml")
+    config = write_config(small, "scenes.yaml")
     torch.save({"model": build_model(load_config(config)).state_dict()}, tmp_path / "w.pth")
     path = tmp_path / "a.zip"
     made = run_tool(

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tests.conftest import tiny_settings
 from tests.forking import Forked
+from tests.four_convolutions import small_settings
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -25,15 +26,18 @@ TIMEOUT_S = 120
 
 @pytest.fixture
 def run(tiny_data, tmp_path, write_config):
-    """A function that starts ``tools/train.py`` on 3 iterations an epoch; returns the process."""
-    settings = tiny_settings()
-    settings["DATASET"]["ROOT"] = str(tiny_data)
-    settings["PRINT_FREQ"] = 1
-    settings["TRAIN"] |= {"RESUME": True, "CHECKPOINT_EVERY": 1, "EVAL_INTERVAL": 50, "LR": 0.02, "EMA": 0.9}
-    config = write_config(settings, "tiny.yaml")
+    """A function that starts ``tools/train.py`` on 3 iterations an epoch; returns the process.
 
-    def start(output, *overrides, launcher=()):
-        command = ["tools/train.py", "--cfg", config, "OUTPUT_DIR", output, *overrides]
+    With a launcher, or ``()`` for one process that goes on with what a launcher began, it trains a network that fresh
+    interpreters know too.
+    """
+
+    def start(output, *overrides, launcher=None):
+        settings = small_settings() if launcher is None else tiny_settings()
+        settings["DATASET"]["ROOT"] = str(tiny_data)
+        settings["PRINT_FREQ"] = 1
+        settings["TRAIN"] |= {"RESUME": True, "CHECKPOINT_EVERY": 1, "EVAL_INTERVAL": 50, "LR": 0.02, "EMA": 0.9}
+        command = ["tools/train.py", "--cfg", write_config(settings, "tiny.yaml"), "OUTPUT_DIR", output, *overrides]
         if not launcher:
             return Forked(command, env=ENVIRONMENT, stderr=subprocess.STDOUT, start_new_session=True)
         return subprocess.Popen(
@@ -99,7 +103,7 @@ def killed_and_resumed(run, tmp_path, *, kills, epochs):
         while not (folder(cut) / "checkpoint.pth").exists():  # on a busy machine it is written late
             assert process.poll() is None
             time.sleep(0.05)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.15))
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     before = torch.load(folder(cut) / "checkpoint.pth", weights_only=True)["iteration"]
@@ -115,7 +119,7 @@ def killed_and_resumed(run, tmp_path, *, kills, epochs):
 
 
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_path):
-    killed_and_resumed(run, tmp_path, kills=1, epochs=8)
+    killed_and_resumed(run, tmp_path, kills=1, epochs=10)
 
 
 @pytest.mark.slow
@@ -196,9 +200,10 @@ def test_a_request_during_validation_loses_nothing(run, tmp_path):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(run, tmp_path):
-    first = run(tmp_path / "a", "TRAIN.END_EPOCH", 400)
+    end = ("TRAIN.END_EPOCH", 2000, "TRAIN.CHECKPOINT_EVERY", 0)
+    first = run(tmp_path / "a", *end)
     wait_for(first, "iteration 1/3")
-    code, out = finish(run(tmp_path / "a", "TRAIN.END_EPOCH", 400))
+    code, out = finish(run(tmp_path / "a", *end))
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     assert code == 2
@@ -293,7 +298,7 @@ def test_two_processes_stop_together_and_go_on(run, tmp_path):
     state = torch.load(folder(tmp_path / "a") / "checkpoint.pth", weights_only=True)
     assert re.search(rf"stopped .* {state['iteration']};.* TRAIN\.RESUME", out)
     assert len(state["random_states"]) == 2
-    code, out = finish(run(tmp_path / "a", *end[2:], "TRAIN.END_EPOCH", state["epoch"] + 1))
+    code, out = finish(run(tmp_path / "a", *end[2:], "TRAIN.END_EPOCH", state["epoch"] + 1, launcher=()))
     assert code == 0, out
     assert re.search(r"2 process\(es\).*\b1\b", out)
 

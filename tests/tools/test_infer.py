@@ -13,20 +13,19 @@ import pytest
 import torch
 from PIL import Image
 from tests import forking
-from tests.conftest import tiny_settings
+from tests.four_convolutions import small_settings
 
 from ovenet import build_model, builders, load_config
 from ovenet.inference.outputs import FrameWriter
 
 
 @pytest.fixture
-def run(tiny_data, tmp_path, write_config):
-    """A tiny OVeNet with random weights: its config file and its run's folder, as training leaves it."""
-    settings = tiny_settings()
-    settings["DATASET"]["ROOT"] = str(tiny_data)
-    settings["OUTPUT_DIR"] = str(tmp_path / "output")
-    settings["TRAIN"]["END_EPOCH"] = 1
-    config = write_config(settings, "tiny.yaml")
+def run(small, tiny_data, tmp_path, write_config):
+    """A small OVeNet with random weights: its config file and its run's folder, as training leaves it."""
+    small["DATASET"]["ROOT"] = str(tiny_data)
+    small["OUTPUT_DIR"] = str(tmp_path / "output")
+    small["TRAIN"]["END_EPOCH"] = 1
+    config = write_config(small, "tiny.yaml")
     folder = tmp_path / "output/camvid/tiny"
     folder.mkdir(parents=True)
     cfg = load_config(config)
@@ -125,7 +124,7 @@ def test_other_bad_input(run, run_tool, tiny_data, tmp_path):
     _, folder = run
     image = tiny_data / "camvid/val/1.png"
     (tmp_path / "file").write_text("")
-    settings = json.loads(json.dumps(tiny_settings()))
+    settings = small_settings()
     settings["DATASET"] |= {"DATASET": "cityscapes", "NUM_CLASSES": 19}
     other = tmp_path / "other.yaml"
     other.write_text(json.dumps(settings))

@@ -4,17 +4,15 @@ import re
 
 import pytest
 import torch
-from tests.conftest import tiny_settings
 
 
 @pytest.fixture
-def broken_run(run_tool, tiny_data, tmp_path, write_config):
+def broken_run(small, run_tool, tiny_data, tmp_path, write_config):
     """A run whose learning rate makes its loss overflow; its folder."""
-    settings = tiny_settings()
-    settings["DATASET"]["ROOT"] = str(tiny_data)
-    settings["OUTPUT_DIR"] = str(tmp_path / "output")
-    settings["TRAIN"] |= {"LR": 1e30, "MAX_SKIPPED": 2}
-    result = run_tool("train", "--cfg", write_config(settings, "tiny.yaml"))
+    small["DATASET"]["ROOT"] = str(tiny_data)
+    small["OUTPUT_DIR"] = str(tmp_path / "output")
+    small["TRAIN"] |= {"LR": 1e30, "MAX_SKIPPED": 2}
+    result = run_tool("train", "--cfg", write_config(small, "tiny.yaml"))
     return result, tmp_path / "output/camvid/tiny"
 
 

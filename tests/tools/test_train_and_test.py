@@ -9,19 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 from tests.conftest import tiny_settings
 
 
 @pytest.fixture
-def experiment(tiny_data, tmp_path, write_config):
-    """A config file of a tiny OVeNet on the tiny data, and its run's folder."""
-    settings = tiny_settings()
-    settings["DATASET"]["ROOT"] = str(tiny_data)
-    settings["OUTPUT_DIR"] = str(tmp_path / "output")
-    path = write_config(settings, "tiny.yaml")
-    return path, tmp_path / "output" / "camvid" / "tiny"
+def experiment(small, tiny_data, tmp_path, write_config):
+    """A config file of a small OVeNet on the tiny data, and its run's folder."""
+    small["DATASET"]["ROOT"] = str(tiny_data)
+    small["OUTPUT_DIR"] = str(tmp_path / "output")
+    return write_config(small, "tiny.yaml"), tmp_path / "output" / "camvid" / "tiny"
+
+
+@pytest.fixture
+def fresh_experiment(experiment):
+    """The same of an OVeNet that a fresh interpreter knows, and whose seed has layers of its own."""
+    path, run_dir = experiment
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**settings, "MODEL": tiny_settings()["MODEL"]}))
+    return path, run_dir
 
 
 def read_events(folder) -> set[str]:
@@ -62,9 +70,9 @@ def test_the_cache_in_memory_is_removed_at_the_end(run_fork, experiment):
 
 
 @pytest.mark.slow
-def test_compiling_without_a_compiler_is_one_line(run_process, experiment, monkeypatch):
+def test_compiling_without_a_compiler_is_one_line(run_process, fresh_experiment, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/g++")
-    trained = run_process(sys.executable, "tools/train.py", "--cfg", experiment[0], "TRAIN.COMPILE", "default")
+    trained = run_process(sys.executable, "tools/train.py", "--cfg", fresh_experiment[0], "TRAIN.COMPILE", "default")
     assert trained.returncode == 2
     assert trained.stderr.splitlines()[-1].startswith("error: torch.compile finds no working C++ compiler; install g++")
 
@@ -149,8 +157,8 @@ def test_a_split_without_labels_only_saves_predictions(run_tool, experiment):
     assert not (folder / "results.json").exists()
 
 
-def test_training_starts_from_files(run_tool, experiment, tmp_path):
-    config, run_dir = experiment
+def test_training_starts_from_files(run_tool, fresh_experiment, tmp_path):
+    config, run_dir = fresh_experiment
     assert run_tool("train", "--cfg", config).code == 0
     trained = torch.load(run_dir / "final_state.pth")["model"]
     trunk = {name.replace("backbone.", "module."): v for name, v in trained.items() if name.startswith("backbone.")}
@@ -191,8 +199,8 @@ def run_two(request, run_fork, run_ranks):
     return lambda *command: [run_fork(*launch, *command)]
 
 
-def test_two_processes_train_and_test(run_two, run_tool, experiment):
-    config, run_dir = experiment
+def test_two_processes_train_and_test(run_two, run_tool, fresh_experiment):
+    config, run_dir = fresh_experiment
     trained = run_two("tools/train.py", "--cfg", config, "TRAIN.BATCH_SIZE_PER_GPU", 1)
     said = "".join(done.stderr for done in trained)
     assert {done.returncode for done in trained} == {0}, said

@@ -11,6 +11,8 @@ from ovenet.audit import ListReport, audit_dataset, check_datasets
 from ovenet.builders.models import model_on_meta
 from ovenet.config.schema import section
 from ovenet.data.catalog import find_dataset
+from ovenet.data.corruption_kinds import kinds_of
+from ovenet.data.corruptions import Corruption, prepare_corruptions
 from ovenet.data.dataset import AugmentedDataset, ListDataset
 from ovenet.data.info import DatasetInfo
 from ovenet.data.loaders import TestLoader, TrainLoader, evaluation_loader, train_loader
@@ -87,10 +89,12 @@ def train_dataset(
         normalization: of the network's pixels, whose mean is the padding colour; None asks the network.
 
     Raises:
-        UserError: the list is unusable.
+        UserError: the list is unusable, or a library is missing.
     """
+    prepare_corruptions(training_corruptions(cfg))
     if normalization is None:
         normalization = model_on_meta(cfg).normalization
+    require_rgb(normalization)
     dataset = list_dataset(cfg, list_file or cfg.DATASET.TRAIN_SET, cfg.TRAIN.NUM_SAMPLES)
     transform = TrainTransform(
         section(cfg, CropSettings),
@@ -99,6 +103,24 @@ def train_dataset(
         pad_color=normalization.pad_color,
     )
     return AugmentedDataset(dataset, transform, seed=cfg.SEED, skip_broken=cfg.DATASET.SKIP_BROKEN)
+
+
+def training_corruptions(cfg: CfgNode) -> tuple[str, ...]:
+    """The kinds of corruption that a training draws from."""
+    return kinds_of(cfg.TRAIN.CORRUPTIONS, "TRAIN.CORRUPTIONS") if cfg.TRAIN.CORRUPTION_PROBABILITY else ()
+
+
+def require_rgb(normalization: Normalization) -> None:
+    """Refuses a network of images with other channels than the three that files are read in.
+
+    Raises:
+        UserError: the images have another number of channels.
+    """
+    if len(normalization.mean) != 3:
+        raise UserError(
+            f"MODEL.BACKBONE.IN_CHANNELS is {len(normalization.mean)}, and files are read in RGB; arrays with other "
+            "channels are trained and predicted from Python (docs/your_own_loop.md)"
+        )
 
 
 def build_train_loader(
@@ -118,12 +140,20 @@ def build_train_loader(
 
 
 def test_dataset(cfg: CfgNode) -> ListDataset:
-    """The samples of ``DATASET.TEST_SET``, or the first ``TEST.NUM_SAMPLES`` of them."""
-    return list_dataset(cfg, cfg.DATASET.TEST_SET, cfg.TEST.NUM_SAMPLES)
+    """The samples of ``DATASET.TEST_SET``, or the first ``TEST.NUM_SAMPLES`` of them, corrupted by ``TEST.CORRUPTION``.
+
+    Raises:
+        UserError: the list is unusable, or a library is missing.
+    """
+    dataset = list_dataset(cfg, cfg.DATASET.TEST_SET, cfg.TEST.NUM_SAMPLES)
+    if cfg.TEST.CORRUPTION:
+        prepare_corruptions([cfg.TEST.CORRUPTION])
+        dataset.corruption = Corruption(cfg.TEST.CORRUPTION, cfg.TEST.SEVERITY)
+    return dataset
 
 
 def validation_dataset(cfg: CfgNode) -> ListDataset:
-    """The samples that training is validated on: `test_dataset`, or its first ``TRAIN.EVAL_NUM_SAMPLES``."""
+    """The samples that training is validated on: `test_dataset`, or ``TRAIN.EVAL_NUM_SAMPLES`` of it, not corrupted."""
     limits = [n for n in (cfg.TRAIN.EVAL_NUM_SAMPLES, cfg.TEST.NUM_SAMPLES) if n]
     return list_dataset(cfg, cfg.DATASET.TEST_SET, min(limits, default=0))
 

@@ -54,7 +54,7 @@ def inference_settings(
             "TEST.PROTOCOL ovenet changes nothing on %s: the long side is scaled to TEST.BASE_SIZE anyway", info.name
         )
     return InferenceSettings(
-        base_size=cfg.TEST.BASE_SIZE,
+        base_size=cfg.TEST.BASE_SIZE or None,
         window_size=(height, width),
         scales=(1.0,) if single_scale else tuple(float(s) for s in cfg.TEST.SCALE_LIST),
         flip=cfg.TEST.FLIP_TEST and not single_scale,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from ovenet.builders.data import dataset_info
+from ovenet.builders.data import dataset_info, require_rgb, training_corruptions
 from ovenet.builders.inference import inference_model, inference_settings
-from ovenet.builders.models import build_model, prediction_names
+from ovenet.builders.models import build_model, metadata_of, prediction_names
 from ovenet.config import changed_settings, check_parts, load_config, load_config_text
 from ovenet.config.schema import affects_test
 from ovenet.data.catalog import find_dataset
@@ -22,6 +22,8 @@ from ovenet.deployment import FileNetwork, is_exported
 from ovenet.deployment.formats import read_about
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.temperature import KEY as TEMPERATURE
+from ovenet.inference.temperature import chosen_temperatures
 from ovenet.models import Segmentor
 from ovenet.models.pretrained import pretrained_of
 from ovenet.models.weight_files import read_checkpoint, weights_of
@@ -43,6 +45,7 @@ class TrainedModel:
         info: its classes.
         normalization: of the pixels, as in training.
         training_config: the configuration that a file of weights carries, as YAML; None where it carries none.
+        temperatures: what ``TEST.TEMPERATURE`` asks for, by prediction name; empty for none.
     """
 
     path: Path
@@ -51,6 +54,7 @@ class TrainedModel:
     info: DatasetInfo
     normalization: Normalization
     training_config: str | None = None
+    temperatures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def model(self) -> Segmentor:
@@ -67,6 +71,7 @@ class TrainedModel:
     def settings(self) -> InferenceSettings:
         """How the ``TEST`` section runs images."""
         settings = inference_settings(self.cfg, self.info, self.normalization)
+        settings = replace(settings, temperatures=self.temperatures)
         if isinstance(self.network, Segmentor):
             return settings
         return replace(settings, window_size=self.network.about.size or settings.window_size, output_index=-1)
@@ -117,7 +122,15 @@ def load_model(
     get_logger().info("%s", report)
     report.require(1.0, allow_partial=cfg.MODEL.ALLOW_PARTIAL)
     normalization = _carried_normalization(content, path) or model.normalization
-    return TrainedModel(path, model.eval(), cfg, info, normalization, carried)
+    if len(normalization.mean) != model.backbone.in_channels:
+        raise UserError(
+            f"{path}: its normalization is for {len(normalization.mean)} channels, and its network takes images with "
+            f"{model.backbone.in_channels}; save the weights again"
+        )
+    model.backbone.normalization = normalization
+    model.metadata = metadata_of(cfg, info, normalization)
+    temperatures = chosen_temperatures(cfg.TEST.TEMPERATURE, path, content.get(TEMPERATURE))
+    return TrainedModel(path, model.eval(), cfg, info, normalization, carried, temperatures)
 
 
 def _load_exported(
@@ -129,7 +142,9 @@ def _load_exported(
     if runtime is None and cfg.TEST.RUNTIME != "torch":
         runtime = cfg.TEST.RUNTIME
     network = FileNetwork(path, None if runtime == "auto" else runtime, precision=cfg.TEST.PRECISION)
-    return TrainedModel(path, network, cfg, DatasetInfo.from_dict(about.dataset_info), about.normalization)
+    temperatures = chosen_temperatures(cfg.TEST.TEMPERATURE, path, about.temperature)
+    info = DatasetInfo.from_dict(about.dataset_info)
+    return TrainedModel(path, network, cfg, info, about.normalization, temperatures=temperatures)
 
 
 def _configuration(
@@ -151,11 +166,13 @@ def _carried_normalization(content: Mapping[str, Any], path: Path) -> Normalizat
     carried = content["normalization"]
     try:
         normalization = Normalization(tuple(carried["mean"]), tuple(carried["std"]), carried["channel_order"])
-        is_whole = len(normalization.mean) == len(normalization.std) == 3 and min(normalization.std) > 0
+        is_whole = len(normalization.mean) == len(normalization.std) >= 1 and min(normalization.std) > 0
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its normalization is damaged ({error!r}); save the weights again") from error
     if not is_whole:
-        raise UserError(f"{path}: its normalization is {carried}; expected three numbers each, deviations above 0")
+        raise UserError(
+            f"{path}: its normalization is {carried}; expected a mean for each channel, and deviations above 0"
+        )
     return normalization
 
 
@@ -170,6 +187,12 @@ def _carried_info(content: Mapping[str, Any], cfg: CfgNode, path: Path) -> Datas
             ) from error
     folder = Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
     return find_dataset(cfg.DATASET.DATASET, folder, num_classes=cfg.DATASET.NUM_CLASSES)
+
+
+def corruptions_in_training(trained: TrainedModel) -> tuple[str, ...]:
+    """The kinds of corruption that weights were trained with, as far as the file says."""
+    text = trained.training_config
+    return training_corruptions(load_config_text(text, str(trained.path)) if text else trained.cfg)
 
 
 def predictor_for_test(trained: TrainedModel, device: torch.device) -> SlidingWindowInferencer:
@@ -191,6 +214,13 @@ def predictor_for_test(trained: TrainedModel, device: torch.device) -> SlidingWi
             trained.path,
             "; ".join(changes),
         )
+    if (kind := cfg.TEST.CORRUPTION) and kind in corruptions_in_training(trained):
+        get_logger().warning(
+            "TEST.CORRUPTION %s: %s was trained with it; its score is no measure of robustness to the unseen",
+            kind,
+            trained.path,
+        )
+    require_rgb(trained.normalization)
     settings = replace(trained, info=dataset_info(cfg)).settings
     model, device = trained.on(device)
     return SlidingWindowInferencer(model, settings, device)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
+import yaml
 from yacs.config import CfgNode
 
-from ovenet.config import check_parts
+from ovenet.config import check_parts, load_config_text
 from ovenet.config.checks import part_settings
+from ovenet.config.schema import VERSION
+from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
+from ovenet.inference.settings import InferenceKeys
 from ovenet.models import Segmentor, build_segmentor
 from ovenet.models.cost import count_multiply_adds, count_parameters
 from ovenet.models.factory import initialize_backbone
 from ovenet.models.norm import set_momentum
 from ovenet.models.pretrained import weights_path
 from ovenet.models.registry import SEEDS
-from ovenet.models.settings import NO_SEED
+from ovenet.models.settings import NO_SEED, PARTS
 from ovenet.models.weight_files import read_weights
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_offset_branch
+from ovenet.structures import Normalization
 from ovenet.utils.logging import get_logger
 from ovenet.utils.meta import meta_device
+
+OWN_CLASSES = "classes"  # name of the dataset of a model whose classes were given in Python
+_DEFAULT_WINDOW = InferenceKeys().image_size  # (width, height)
 
 
 def build_model(cfg: CfgNode) -> Segmentor:
@@ -48,6 +58,57 @@ def build_model(cfg: CfgNode) -> Segmentor:
     if nodes.FROZEN:
         model.freeze(nodes.FROZEN)
     return model
+
+
+def model_config(model: Segmentor) -> CfgNode:
+    """The configuration of a model that was built by names: `build_model` gives the same network.
+
+    Images are run at their own size; all that is not of the network has its default.
+
+    Raises:
+        UserError: the model was composed from parts in another way.
+    """
+    recipe = model.recipe
+    if recipe is None:
+        raise UserError(
+            "this model was composed from its parts, which a file cannot name; build it with ovenet.create_model, and "
+            "register own parts by name (docs/extending.md)"
+        )
+    names = {**recipe, "neck": recipe["neck"] or "", "seed": recipe["seed"] or NO_SEED}
+    parts = {
+        part.upper(): {
+            "NAME": names[part],
+            **{key.upper(): _plain(value) for key, value in recipe[f"{part}_args"].items()},
+        }
+        for part in PARTS
+    }
+    width, height = reversed(model.backbone.fixed_size or tuple(reversed(_DEFAULT_WINDOW)))
+    content = {
+        "VERSION": VERSION,
+        "MODEL": {"ALIGN_CORNERS": recipe["align_corners"], **parts},
+        "DATASET": {"DATASET": OWN_CLASSES, "NUM_CLASSES": recipe["num_classes"]},
+        "TEST": {"BASE_SIZE": 0, "IMAGE_SIZE": [width, height]},
+    }
+    return load_config_text(yaml.safe_dump(content), "the model")
+
+
+def metadata_of(cfg: CfgNode, info: DatasetInfo, normalization: Normalization) -> dict[str, Any]:
+    """What a file of weights carries, so that it can be used without the config file and the dataset's description."""
+    return {
+        "config": cfg.dump(),
+        "dataset": info.name,
+        "class_names": list(info.class_names),
+        "palette": [list(color) for color in info.palette],
+        "dataset_info": info.as_dict(),
+        "normalization": asdict(normalization),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A part's argument as YAML has it."""
+    if isinstance(value, Mapping):
+        return {str(key).upper(): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def model_on_meta(cfg: CfgNode) -> Segmentor:

@@ -23,7 +23,7 @@ from ovenet.evaluation.image_scores import ImageWise, image_wise_scores
 from ovenet.evaluation.label_quality import LabelThresholds, finish_records
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
 from ovenet.evaluation.writers import image_record
-from ovenet.inference.inferencer import Prediction
+from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
 from ovenet.report.gallery import write_records
 from ovenet.report.image_files import ImageWriter
 from ovenet.report.runs import RECORDS
@@ -32,7 +32,13 @@ from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 
 
-def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], device: torch.device) -> Evaluation:
+def run_test(
+    trained: TrainedModel,
+    folder: Path,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    predictor: SlidingWindowInferencer | None = None,
+) -> Evaluation:
     """Predicts and counts ``DATASET.TEST_SET`` on all ranks, which share a file system.
 
     SIGTERM, SIGUSR1 and Ctrl-C end the program after the current image; ``TEST.RESUME`` then continues from there.
@@ -42,6 +48,7 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
         folder: receives ``images.jsonl``, and the predictions and pictures that ``TEST`` asks for.
         settings: all that the counts depend on, see `evaluation_settings`.
         device: of this process.
+        predictor: the model's, from `predictor_for_test`; None builds it.
 
     Raises:
         UserError: the list cannot be used, or the folder holds an interrupted evaluation and ``TEST.RESUME`` is False.
@@ -49,7 +56,7 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
     """
     cfg = trained.cfg
     dataset = test_dataset(cfg)
-    predictor = predictor_for_test(trained, device)
+    predictor = predictor or predictor_for_test(trained, device)
     names = prediction_names(cfg)
     evaluator = SegEvaluator(
         dataset.info,
@@ -70,11 +77,12 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
         read_settings=lambda saved: present_settings(saved, settings),
         before_save=writer.wait,
     )
-    done = _resume(partial, writer, len(dataset), resume=cfg.TEST.RESUME)
+    done = _resume(partial, writer, evaluator, len(dataset), resume=cfg.TEST.RESUME)
     loader, places = shard_loader(cfg, dataset, done)
     place = iter(places)
     is_main = distributed.is_main()
-    samples = track(loader, cfg.DATASET.TEST_SET, len(loader), print_freq=cfg.PRINT_FREQ, enabled=is_main)
+    title = f"{cfg.DATASET.TEST_SET}, {dataset.corruption}" if dataset.corruption else cfg.DATASET.TEST_SET
+    samples = track(loader, title, len(loader), print_freq=cfg.PRINT_FREQ, enabled=is_main)
 
     with Interruption() as interruption:
 
@@ -106,7 +114,9 @@ def run_test(trained: TrainedModel, folder: Path, settings: Mapping[str, Any], d
     return replace(evaluation_from_counts(evaluator), images=images, label_thresholds=label_thresholds)
 
 
-def _resume(partial: PartialEvaluation, writer: ImageWriter, num_images: int, *, resume: bool) -> set[int]:
+def _resume(
+    partial: PartialEvaluation, writer: ImageWriter, evaluator: SegEvaluator, num_images: int, *, resume: bool
+) -> set[int]:
     """Indices of the list that are evaluated already; rank 0 keeps their counts."""
     if partial.exists() and not resume:
         raise UserError(
@@ -116,7 +126,8 @@ def _resume(partial: PartialEvaluation, writer: ImageWriter, num_images: int, *,
     if resume and distributed.is_main() and not partial.exists():
         get_logger().info("%s: no interrupted evaluation to go on with; all images are evaluated", partial.folder)
     done: set[int] = partial.join() if distributed.is_main() else set()
-    if not all(map(writer.has_written, done)):
+    counts_all = not done or partial.joined.keys() == evaluator.counts.keys()  # an earlier version counted less
+    if not counts_all or not all(map(writer.has_written, done)):
         get_logger().warning(
             "%s: the interrupted evaluation did not save all that is wanted now; all images are evaluated again",
             partial.folder,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +26,7 @@ from ovenet.builders.models import (
     build_model,
     check_frozen_parts,
     initialize_model,
+    metadata_of,
     prediction_names,
 )
 from ovenet.builders.optimizers import build_optimizer
@@ -40,7 +39,7 @@ from ovenet.engine.optim import build_schedule
 from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.settings import CheckpointSettings, RunSettings, ScheduleSettings, StepSettings
 from ovenet.engine.step import TrainStep
-from ovenet.engine.trainer import Trainer, TrainSettings
+from ovenet.engine.trainer import Hook, Trainer, TrainSettings
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
@@ -126,7 +125,9 @@ def set_up_cuda(cfg: CfgNode) -> None:
     allow_tf32(cfg.TRAIN.TF32)
 
 
-def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device) -> Trainer:
+def build_trainer(
+    cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.device, hooks: Sequence[Hook] = ()
+) -> Trainer:
     """The trainer of a run, with all its parts.
 
     Args:
@@ -134,6 +135,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         run_dir: folder of checkpoints and logs.
         log_dir: folder of TensorBoard files.
         device: device of this process.
+        hooks: see `Trainer`.
 
     Raises:
         UserError: the data or the initial weights do not fit the configuration.
@@ -162,7 +164,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
     settings = TrainSettings(
         run_dir=run_dir,
         log_dir=log_dir,
-        metadata=_metadata(cfg, info, model),
+        metadata=metadata_of(cfg, info, model.normalization),
         run=section(cfg, RunSettings),
         checkpoints=section(cfg, CheckpointSettings),
         peak_images_per_second=log_step_cost(cfg, device),
@@ -173,6 +175,7 @@ def build_trainer(cfg: CfgNode, run_dir: Path, log_dir: Path, device: torch.devi
         evaluate=partial(_validate, cfg, inference, test_loader, info, device),
         draw_picture=lambda: predicted_row(predictor, test_set[0], test_set.info),
         settings=settings,
+        hooks=hooks,
     )
 
 
@@ -189,15 +192,3 @@ def _validate(
     predictor = SlidingWindowInferencer(model, inference, device)
     samples = takewhile(lambda _: not is_stop_requested(), loader)
     return evaluate(predictor, samples, info, prediction_names(cfg), ignore_label=cfg.TRAIN.IGNORE_LABEL).overall
-
-
-def _metadata(cfg: CfgNode, info: DatasetInfo, model: Segmentor) -> dict[str, Any]:
-    """Metadata with which weights can be used without the config file and the dataset's description."""
-    return {
-        "config": cfg.dump(),
-        "dataset": info.name,
-        "class_names": list(info.class_names),
-        "palette": [list(color) for color in info.palette],
-        "dataset_info": info.as_dict(),
-        "normalization": asdict(model.normalization),
-    }

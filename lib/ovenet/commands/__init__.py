@@ -8,13 +8,14 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from ovenet.errors import UserError, nearest
+from ovenet.errors import nearest
 from ovenet.utils.streams import end_unread
 from ovenet.version import version
 
 COMMANDS = {  # module and help text by name
     "train": ("train", "train a model"),
     "test": ("test", "score a model on a list of images"),
+    "calibrate": ("calibrate", "fit the temperature of a model's class probabilities"),
     "infer": ("infer", "predict images, folders, videos and cameras"),
     "export": ("export", "write a model for ONNX Runtime, OpenVINO or torch.export"),
     "app": ("app", "open a local page to try models on photographs"),
@@ -53,6 +54,10 @@ def main() -> None:
         _show(f"ovenet {version()}")
     elif name in ("--help", "-h"):
         _show(_help())
+    elif name not in COMMANDS:
+        meant = OTHER_NAMES.get(name) or nearest(name, COMMANDS)
+        print(f"error: there is no command {name!r}; did you mean {meant}? (ovenet --help)", file=sys.stderr)
+        sys.exit(2)
     else:
         from ovenet.utils.cli import run_main  # waits for torch
 
@@ -67,9 +72,6 @@ def _show(text: str) -> None:
 
 
 def _run(name: str) -> None:
-    if name not in COMMANDS:
-        meant = OTHER_NAMES.get(name) or nearest(name, COMMANDS)
-        raise UserError(f"there is no command {name!r}; did you mean {meant}? (ovenet --help)")
     sys.argv[:2] = [f"ovenet {name}"]
     import_module(f"ovenet.commands.{COMMANDS[name][0]}").main()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,14 @@ class App:
         device: see `Predictor.from_checkpoint`.
         runtime: runtime that the page starts with.
         max_mb: size limit of an upload, in MB.
+        overrides: ``KEY VALUE …`` for all models.
     """
 
-    def __init__(self, models: dict[str, str], device: str, runtime: str, max_mb: float):
+    def __init__(self, models: dict[str, str], device: str, runtime: str, max_mb: float, overrides: Sequence[str] = ()):
         self._models, self._runtime, self._max_mb = models, runtime, max_mb
-        self._load = lru_cache(_NUM_LOADED)(lambda name, runtime: load(models[name], device=device, runtime=runtime))
+        self._load = lru_cache(_NUM_LOADED)(
+            lambda name, runtime: load(models[name], device=device, runtime=runtime, overrides=overrides)
+        )
 
     def answers(self) -> Answers:
         """The functions that the server calls."""
@@ -124,7 +128,7 @@ def main() -> None:
         raise UserError(f"--port is {args.port}; expected 0 to 65535")
     sources = args.models or sound_models()
     models = {Path(source).stem if Path(source).is_file() else Path(source).name: source for source in sources}
-    app = App(models, args.device, args.runtime, args.max_mb)
+    app = App(models, args.device, args.runtime, args.max_mb, args.set)
     for name in models if args.models else list(models)[:1]:
         print(f"loading {name} …", flush=True)
         app.predictor(name, "")  # errors of loading appear now
@@ -159,4 +163,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest upload (default: 20)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="runtime that the page starts with")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY VALUE",
+        help="settings of the models, such as TEST.TEMPERATURE fitted",
+    )
     return parser

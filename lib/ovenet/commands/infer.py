@@ -21,9 +21,9 @@ from ovenet.deployment import RUNTIMES
 from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import thinning
-from ovenet.inference.inputs import FrameReader, Input, find_inputs
+from ovenet.inference.inputs import FrameReader, Input, find_inputs, frame_name
 from ovenet.inference.memory import MemoryGuard
-from ovenet.inference.outputs import KINDS, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
+from ovenet.inference.outputs import KINDS, PROBABILITY, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
 from ovenet.predictor.predictor import Predictor, load
 from ovenet.report.gallery import IGNORE_ID, picture_data, picture_sides
 from ovenet.report.viewer import GalleryPage
@@ -62,7 +62,11 @@ def main() -> None:
     require_inputs_stay(inputs, writer)
     seeds = any(kind in args.save for kind in SEED_KINDS)
     guard = MemoryGuard(
-        predictor, predictor.info.num_classes, args.max_memory, max_seed_side=MAX_SEED_SIDE if seeds else 0
+        predictor,
+        predictor.info.num_classes,
+        args.max_memory,
+        max_seed_side=MAX_SEED_SIDE if seeds else 0,
+        probability=PROBABILITY in args.save,
     )
     num_skipped = 0
     try:
@@ -112,7 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="DIR", help="folder of the results (default: the first free of output/infer…)"
     )
     parser.add_argument("--overwrite", action="store_true", help="use DIR though it has files in it")
-    parser.add_argument("--save", nargs="+", choices=KINDS, default=list(KINDS), help="results to write; default: all")
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=(*KINDS, PROBABILITY),
+        default=list(KINDS),
+        help=f"results to write; default: all but {PROBABILITY}, that of the predicted class",
+    )
     parser.add_argument("--cfg", metavar="FILE", help="experiment file, for weights that carry no configuration")
     parser.add_argument("--long-side", metavar="PIXELS", help="long side that the network sees, or 'native'")
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="scales whose scores are averaged")
@@ -187,10 +197,13 @@ def predict_image(
         tqdm.write(f"{one}: larger than {MAX_SEED_SIDE} pixels a side, not on the page", file=sys.stderr)
         page = None
     if page is None:
-        writer.write(one.name, image, predictor.predict(image, names=("fused",), seeds=seeds, seed_stride=stride))
+        prediction = predictor.predict(
+            image, names=("fused",), seeds=seeds, seed_stride=stride, probability=PROBABILITY in writer.kinds
+        )
+        writer.write(one.name, image, prediction)
         return
     photo_side, grid_side = picture_sides(NUM_PAGE_IMAGES)
-    prediction = predictor.predict(image, seeds=True, score_side=grid_side)
+    prediction = predictor.predict(image, seeds=True, score_side=grid_side, probability=PROBABILITY in writer.kinds)
     sample = Sample(image, None, one.name)
     num_classes = len(predictor.info.class_names)
     page.add(one.name, picture_data(sample, prediction, num_classes, photo_side=photo_side, grid_side=grid_side))
@@ -214,8 +227,10 @@ def predict_video(
                     raise UserError(f"{one}: frame {index} cannot be decoded")
                 broken.append(index)
                 continue
-            prediction = predictor.predict(frame, names=("fused",), seeds=seeds)
-            name, labels = f"{one.name}/{index:06d}", prediction.labels["fused"].cpu().numpy()
+            prediction = predictor.predict(
+                frame, names=("fused",), seeds=seeds, probability=args.frames and PROBABILITY in writer.kinds
+            )
+            name, labels = frame_name(one, index), prediction.labels["fused"].cpu().numpy()
             if args.frames:
                 writer.write(name, frame.copy(), prediction)
             else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ovenet import builders, load_config
 from ovenet.builders.loading import TrainedModel
+from ovenet.commands import corrupted_tests
 from ovenet.config import check_parts
 from ovenet.deployment import RUNTIMES
 from ovenet.evaluation.evaluate import Evaluation
@@ -31,7 +32,9 @@ def main() -> None:
     """Reads the config, predicts, scores, writes."""
     parser = config_parser(__doc__, required=False)
     parser.add_argument("--runtime", choices=RUNTIMES, help="TEST.RUNTIME: runtime of the network; default: torch")
+    corrupted_tests.add_arguments(parser)
     args = parser.parse_args()
+    plan = corrupted_tests.read_plan(args)
     if args.runtime:
         args.overrides += ["TEST.RUNTIME", args.runtime]
     configure_logging(is_main=distributed.is_launch_main())
@@ -49,11 +52,18 @@ def main() -> None:
     device = distributed.choose_device(cfg.DEVICE)
     with distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         dataset = builders.test_dataset(cfg)
+        if plan is not None:
+            corrupted_tests.check_plan(plan, cfg, dataset)
         is_saved = cfg.TEST.SAVE_PREDICTIONS or not dataset.has_labels
         settings = run_folder.evaluation_settings(cfg, model_file, dataset.list_path)
         folder = distributed.broadcast(run_folder.test_folder(cfg, run_dir, model_file, settings))
         with run_lock(folder) if distributed.is_main() else nullcontext():
             trained = trained or builders.load_model(model_file, cfg)
+            if plan is not None:
+                corrupted_tests.run_corruptions(plan, trained, dataset, folder, settings, device, save_results)
+                if distributed.is_main() and cfg.TEST.REPORT:
+                    report(folder)
+                return
             evaluation = builders.run_test(trained, folder, settings, device)
             if distributed.is_main():
                 write_results(trained, evaluation, folder, settings, is_saved=is_saved)
@@ -66,29 +76,44 @@ def write_results(
     cfg = trained.cfg
     if evaluation.overall["fused"].num_pixels:
         print(format_evaluation(evaluation))
-        content = {
-            "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
-            "settings": {
-                "model_file": str(trained.path),
-                "list": cfg.DATASET.TEST_SET,
-                "scales": list(cfg.TEST.SCALE_LIST),
-                "flip": cfg.TEST.FLIP_TEST,
-                "protocol": cfg.TEST.PROTOCOL,
-                "score": cfg.TEST.SCORE,
-            },
-            SETTINGS: settings,
-            "max_offset": trained.network.max_offset,
-            **evaluation_as_dict(evaluation, builders.dataset_info(cfg)),
-        }
-        write_json(content, folder / RESULTS)
-        write_text(folder / "config.yaml", cfg.dump())
+        save_results(trained, evaluation, folder, settings)
         print(f"results:     {folder / RESULTS}")
         if cfg.TEST.REPORT:
-            note = write_report([folder], folder / REPORT, command=shlex.join(["python", *sys.argv]))
-            print(f"report:      {folder / REPORT} ({note})")
+            report(folder)
     else:
         print(f"{cfg.DATASET.TEST_SET} has no labelled pixel: nothing to score")
     if is_saved:
         print(f"predictions: {folder / 'predictions' / 'ids'}")
         print(f"in colour:   {folder / 'predictions' / 'color'}")
         print(f"pictures:    {folder / 'pictures'} (image, label, predictions, errors, offsets, confidence)")
+
+
+def save_results(trained: TrainedModel, evaluation: Evaluation, folder: Path, settings: dict[str, Any]) -> None:
+    """Writes the scores and the configuration of a test."""
+    cfg = trained.cfg
+    content = {
+        "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "settings": {
+            "model_file": str(trained.path),
+            "list": cfg.DATASET.TEST_SET,
+            "scales": list(cfg.TEST.SCALE_LIST),
+            "flip": cfg.TEST.FLIP_TEST,
+            "protocol": cfg.TEST.PROTOCOL,
+            "score": cfg.TEST.SCORE,
+            "temperatures": {name: trained.temperatures[name] for name in evaluation.overall}
+            if trained.temperatures
+            else None,
+            **({"corruption": cfg.TEST.CORRUPTION, "severity": cfg.TEST.SEVERITY} if cfg.TEST.CORRUPTION else {}),
+        },
+        SETTINGS: settings,
+        "max_offset": trained.network.max_offset,
+        **evaluation_as_dict(evaluation, builders.dataset_info(cfg)),
+    }
+    write_json(content, folder / RESULTS)
+    write_text(folder / "config.yaml", cfg.dump())
+
+
+def report(folder: Path) -> None:
+    """Writes the report of a test and says where it is."""
+    note = write_report([folder], folder / REPORT, command=shlex.join(["python", *sys.argv]))
+    print(f"report:      {folder / REPORT} ({note})")

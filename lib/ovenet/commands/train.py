@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ovenet import builders, load_config
 from ovenet.config import changed_settings, check_parts
 from ovenet.engine.checkpoint import BEST, CHECKPOINT, FINAL, CheckpointStore
 from ovenet.engine.interruption import Interruption
+from ovenet.engine.trainer import Hook
 from ovenet.errors import UserError, one_line
 from ovenet.predictor import run_folder
 from ovenet.utils import distributed
@@ -30,8 +32,32 @@ def main() -> None:
         train(args.cfg, args.overrides, interruption)
 
 
-def train(config_file: str, overrides: list[str], interruption: Interruption) -> None:
-    """Trains to the end, or until a request to stop."""
+def train(
+    config_file: str | Path,
+    overrides: Sequence[str] = (),
+    interruption: Interruption | None = None,
+    *,
+    hooks: Sequence[Hook] = (),
+) -> Path:
+    """Trains to the end, or until a request to stop, as ``ovenet train`` does.
+
+        run = ovenet.train("experiments/camvid/ovenet_lite0_fcn.yaml", ["TRAIN.LR", "0.01"], hooks=[stop_early])
+        predictor = ovenet.load(run)
+
+    Args:
+        config_file: the experiment file, or the name of one that comes along.
+        overrides: ``KEY VALUE …`` as on a command line.
+        interruption: receives requests to stop; None creates one.
+        hooks: functions of `ovenet.engine.train_state.TrainState`, called on every process after each validation; the
+            training ends with the epoch once one of them returns True.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        UserError: the configuration, the data or the initial weights are wrong.
+        SystemExit: after a request to stop.
+    """
     cfg = load_config(config_file, overrides)
     check_parts(cfg)
     device = distributed.choose_device(cfg.DEVICE)
@@ -39,7 +65,8 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
     lock = run_lock(run_dir) if distributed.is_launch_main() else nullcontext()
     with lock, distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
         require_own_folder(cfg, run_dir)
-        trainer = builders.build_trainer(cfg, run_dir, run_folder.log_directory(cfg, config_file), device)
+        log_dir = run_folder.log_directory(cfg, config_file)
+        trainer = builders.build_trainer(cfg, run_dir, log_dir, device, hooks)
         if cfg.TRAIN.RESUME and trainer.checkpoints.store.exists():
             changes = changed_settings(trainer.checkpoints.resume(), cfg)
             if changes:
@@ -69,6 +96,7 @@ def train(config_file: str, overrides: list[str], interruption: Interruption) ->
             )
         else:
             get_logger().info("done: weights in %s; no mIoU, since no validation pixel is labelled", run_dir / FINAL)
+    return run_dir
 
 
 def log_cost(cfg: CfgNode) -> None:

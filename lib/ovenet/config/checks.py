@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from yacs.config import CfgNode
 
 from ovenet.config.schema import KEYS
+from ovenet.data.corruption_kinds import KINDS, kinds_of, smallest_side
 from ovenet.data.settings import LARGEST_SIDE
-from ovenet.errors import UserError
+from ovenet.errors import UserError, nearest
 from ovenet.inference.settings import LARGEST_SCALE
 from ovenet.models.settings import NO_SEED, PARTS
 
@@ -47,7 +49,13 @@ def check_config(cfg: CfgNode) -> None:
     )
     require(cfg.TEST.DETAILS or not cfg.TEST.REPORT, "TEST.DETAILS", cfg, "True with TEST.REPORT True")
     require(cfg.TRAIN.LR_MIN <= cfg.TRAIN.LR, "TRAIN.LR_MIN", cfg, f"at most TRAIN.LR, which is {cfg.TRAIN.LR}")
+    temperature = cfg.TEST.TEMPERATURE
+    is_number = isinstance(temperature, float) and 0 < temperature < math.inf
+    require(
+        is_number or temperature in ("none", "fitted"), "TEST.TEMPERATURE", cfg, "none, fitted, or a number above 0"
+    )
     _check_sizes(cfg)
+    _check_corruptions(cfg)
     _check_model(cfg)
 
 
@@ -77,6 +85,18 @@ def _check_sizes(cfg: CfgNode) -> None:
         protocol = cfg.TEST.PROTOCOL
         ok = protocol == "default" or not _get(cfg, key)
         require(ok, key, cfg, f"[] with TEST.PROTOCOL {protocol}, which sets it")
+
+
+def _check_corruptions(cfg: CfgNode) -> None:
+    """Checks kinds of corruption, and that crops are large enough for them."""
+    kind = cfg.TEST.CORRUPTION
+    require(not kind or kind in KINDS, "TEST.CORRUPTION", cfg, f"{nearest(kind, KINDS)}, or one of {', '.join(KINDS)}")
+    kinds = kinds_of(cfg.TRAIN.CORRUPTIONS, "TRAIN.CORRUPTIONS")
+    if cfg.TRAIN.CORRUPTION_PROBABILITY:
+        require(len(kinds) > 0, "TRAIN.CORRUPTIONS", cfg, "at least one kind with TRAIN.CORRUPTION_PROBABILITY above 0")
+        smallest = max(map(smallest_side, kinds))
+        ok = min(cfg.TRAIN.IMAGE_SIZE) >= smallest
+        require(ok, "TRAIN.IMAGE_SIZE", cfg, f"at least {smallest} pixels on each side, which TRAIN.CORRUPTIONS need")
 
 
 def _check_model(cfg: CfgNode) -> None:

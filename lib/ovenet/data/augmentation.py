@@ -43,17 +43,17 @@ def augment(images: Tensor, labels: Tensor, changes: Tensor) -> tuple[Tensor, Te
     """Images and labels with their changes applied.
 
     Args:
-        images: ``(B, 3, H, W)`` uint8 RGB, fastest with channels last.
+        images: ``(B, C, H, W)`` uint8, fastest with channels last; RGB with photometric distortion.
         labels: ``(B, H, W)`` integers; flipped samples already have the classes of the flipped image.
         changes: ``(B, 2)`` or, with photometric distortion, ``(B, 7)`` float32, see the module.
 
     Returns:
-        Integer grey levels from 0 to 255 ``(B, 3, H, W)`` as float32, channels last, and the labels.
+        Integer grey levels from 0 to 255 ``(B, C, H, W)`` as float32, channels last, and the labels.
     """
     columns = changes.view(*changes.shape, 1, 1).unbind(1)  # each (B, 1, 1)
     flip = columns[0]
     labels = _select(labels.flip(-1), labels, flip)
-    pixels = images.permute(0, 2, 3, 1)  # (B, H, W, 3): all but the colours runs along long rows
+    pixels = images.permute(0, 2, 3, 1)  # (B, H, W, C): all but the colours runs along long rows
     rows = _select(pixels.flip(2).flatten(2), pixels.flatten(2), flip)
     levels = rows.float().add_(columns[1]).clamp_(0, 255)
     levels = levels.view(pixels.shape)

@@ -15,6 +15,8 @@ import numpy as np
 
 from ovenet.structures import Size
 
+_MAX_FILLED = 4  # channels that OpenCV fills borders of
+
 
 @dataclass(frozen=True)
 class ResizedCrop:
@@ -32,15 +34,15 @@ class ResizedCrop:
     left: int
     size: Size
 
-    def of_image(self, image: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
+    def of_image(self, image: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
         """The crop of an image, see `ovenet.data.transforms.resize_image`.
 
         Args:
-            image: ``(H, W, 3)`` uint8; only the needed rows and columns are read.
+            image: ``(H, W, C)`` uint8; only the needed rows and columns are read.
             fill: colour of the padding.
 
         Returns:
-            ``(h, w, 3)`` uint8.
+            ``(h, w, C)`` uint8.
         """
         rows, columns = self._inside()
         if image.shape[:2] == self.scaled_size:
@@ -78,10 +80,14 @@ class ResizedCrop:
         )
         return range(self.top, self.top + height), range(self.left, self.left + width)
 
-    def _pad(self, window: np.ndarray, fill: int | tuple[int, int, int]) -> np.ndarray:
+    def _pad(self, window: np.ndarray, fill: int | tuple[int, ...]) -> np.ndarray:
         bottom, right = (whole - inside for whole, inside in zip(self.size, window.shape[:2], strict=True))
         if not (bottom or right):
             return window
+        if window.ndim == 3 and window.shape[2] > _MAX_FILLED:
+            out = np.full((*self.size, window.shape[2]), fill, window.dtype)
+            out[: len(window), : window.shape[1]] = window
+            return out
         return cv2.copyMakeBorder(window, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=fill)
 
 

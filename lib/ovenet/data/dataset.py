@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ovenet.data.cache import DecodedCache
+from ovenet.data.corruptions import Corruption
 from ovenet.data.files import read_image, read_list
 from ovenet.data.info import DatasetInfo
 from ovenet.data.invalid_masks import mask_name, read_invalid_mask, require_masks
@@ -37,6 +38,7 @@ class ListDataset(Dataset[Sample]):
         decoder: reads label files; its `info` has the ids that the listed files hold.
         cache: decoded files that are used in place of the listed ones; None at first.
         reads_invalid: read the mask of invalid pixels of each label too, see `read_invalid_masks`.
+        corruption: applied to each image as it is read; None at first.
 
     Raises:
         UserError: the list is missing, empty or malformed.
@@ -55,6 +57,7 @@ class ListDataset(Dataset[Sample]):
         self.decoder = LabelDecoder(stored, ignore_label)
         self.cache: DecodedCache | None = None
         self.reads_invalid = False
+        self.corruption: Corruption | None = None
 
     def read_invalid_masks(self) -> None:
         """Reads the mask of invalid pixels of each label from now on.
@@ -77,8 +80,12 @@ class ListDataset(Dataset[Sample]):
         """The image and labels of one line; arrays from the cache are memory-mapped.
 
         Raises:
-            UserError: see `read_files`.
+            UserError: see `read_files` and `Corruption`.
         """
+        sample = self._read(index)
+        return sample if self.corruption is None else replace(sample, image=self.corruption(sample.image, sample.name))
+
+    def _read(self, index: int) -> Sample:
         image_name, label_name = self.pairs[index]
         sample = self._cached(index) or Sample(*self.read_files(index), image_name)
         if not self.reads_invalid or label_name is None or sample.labels is None:

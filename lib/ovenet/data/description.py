@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +63,49 @@ def blank_description(name: str, layouts: Any = None) -> DatasetInfo:
     """A dataset with layouts, None for the default ones, and two placeholders for its classes, not known yet."""
     classes = [{"name": "0"}, {"name": "1"}]
     return _build({"classes": classes, "layouts": layouts or _OWN_LAYOUTS, "archives": "images and labels"}, name)
+
+
+Classes = DatasetInfo | int | Sequence[str] | Mapping[str, int | Color]
+
+
+def describe_classes(classes: Classes, *, ignore: Sequence[int | Color] = (255,)) -> DatasetInfo:
+    """Classes without a ``dataset.json``.
+
+    Args:
+        classes: names in the order of the ids in the masks, from 0; or a number, for ``class 0``, ``class 1``, …; or
+            the id, or the colour ``(R, G, B)``, that each name has in the masks. A dataset is returned as it is.
+        ignore: ids and colours of no class; those of a class do not count.
+
+    Raises:
+        UserError: there are no classes, a name stands twice, or an id or a colour is out of range.
+    """
+    if isinstance(classes, DatasetInfo):
+        return classes
+    rows = _rows_of(classes)
+    used = [row.get("color", row.get("id", index)) for index, row in enumerate(rows)]
+    kept = [value if isinstance(value, int) else list(value) for value in ignore]
+    content = {"classes": rows, "ignore": [value for value in kept if value not in used]}
+    try:
+        DESCRIPTION.check(content, "")
+        return _build(
+            {**content, "layouts": _OWN_LAYOUTS, "label_format": "either", "upright": True, "archives": ""}, "classes"
+        )
+    except UserError as error:
+        raise UserError(f"classes: {error}") from None
+
+
+def _rows_of(classes: int | Sequence[str] | Mapping[str, int | Color]) -> list[dict[str, Any]]:
+    """Classes as in ``dataset.json``."""
+    if isinstance(classes, Mapping):
+        return [
+            {"name": name, "id": value} if isinstance(value, int) else {"name": name, "color": list(value)}
+            for name, value in classes.items()
+        ]
+    if isinstance(classes, int) and not isinstance(classes, bool):
+        return [{"name": f"class {index}"} for index in range(classes)]
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise UserError(f"classes are {classes!r}; expected a list of names, or their number")
+    return [{"name": name} for name in classes]
 
 
 def begun_description(path: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ovenet.data.foreign import name_file
 from ovenet.errors import UserError, one_line
 from ovenet.structures import Size
 
@@ -189,7 +190,9 @@ def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[
     except (MemoryError, UserError):
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: the {role} cannot be read (it is no image, or damaged); replace it") from error
+        what = name_file(path)
+        why = f"{what} is no image" if what else "it is no image, or damaged"
+        raise UserError(f"{path}: the {role} cannot be read ({why}); replace it") from error
     except Exception as error:  # damaged content can fail anywhere in Pillow's decoders
         raise UserError(f"{path}: the {role} cannot be read ({one_line(error)}); replace it") from error
 

@@ -68,7 +68,13 @@ class LabelDecoder:
 
     def read_content(self, path: Path) -> LabelContent:
         """As `read`, with the number of snapped pixels."""
-        mask = read_mask(path)
+        return self._known(read_mask(path), path)
+
+    def decode_known(self, mask: Mask, path: Path) -> np.ndarray:
+        """A label map in memory as train ids ``(H, W)`` int16; arguments and errors as in `decode` and `read`."""
+        return self._known(mask, path).train_ids
+
+    def _known(self, mask: Mask, path: Path) -> LabelContent:
         content = self.decode(mask, path)
         if content.unknown.any():
             raise self._unknown_value(mask, content.unknown, path)

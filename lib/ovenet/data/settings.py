@@ -45,7 +45,9 @@ class CropSettings:
     """Random crops and augmentation. Sizes are ``[width, height]`` in pixels."""
 
     image_size: tuple[int, ...] = setting((1024, 512), "crop, [width, height] in pixels")
-    base_size: int = setting(2048, "long side of the image at scale 1, in pixels", at_least=1, at_most=LARGEST_SIDE)
+    base_size: int = setting(
+        2048, "long side of the image at scale 1, in pixels; 0 is the image's own", at_least=0, at_most=LARGEST_SIDE
+    )
     base_box: tuple[int, ...] = setting(
         (), "[long, short] side that the image fits into at scale 1, instead of BASE_SIZE; [] for BASE_SIZE"
     )
@@ -66,6 +68,12 @@ class CropSettings:
         "share of crops around a pixel of a class drawn uniformly from those in the image",
         at_least=0,
         at_most=1,
+    )
+    corruption_probability: float = setting(
+        0.0, "share of crops that one kind of CORRUPTIONS changes, at a random severity", at_least=0, at_most=1
+    )
+    corruptions: tuple[str, ...] = setting(
+        ("common",), "kinds to draw from with CORRUPTION_PROBABILITY: names, all, common, noise, blur, weather, digital"
     )
     ignore_label: int = setting(
         255, "train id of ignored pixels; outside 0 … K-1", at_least=-(2**15), at_most=2**15 - 1, in_test=True

@@ -14,8 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovenet.data.corruption_kinds import SEVERITIES, kinds_of
+from ovenet.data.corruptions import corrupt
 from ovenet.data.crops import ResizedCrop
 from ovenet.data.settings import CropSettings
+from ovenet.errors import UserError
 from ovenet.structures import Batch, Normalization, Sample, Size
 
 MAX_BRIGHTNESS = 32.0  # grey levels
@@ -28,19 +31,19 @@ MAX_CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random scale, padding and random crop; draws flip, brightness and colours, which the device applies to the crop.
+    """Random scale, padding and random crop, which may be corrupted; draws flip, brightness and colours for the device.
 
     Attributes:
         settings: sizes, scales, augmentation, and the train id of padded pixels.
         stretch: scale to the aspect ratio of the crop instead of keeping the image's.
         flip_table: ``(K,)`` train ids of the flipped image, where left and right are different classes.
-        pad_color: RGB of padded pixels, see `Normalization.pad_color`.
+        pad_color: colour of padded pixels, see `Normalization.pad_color`.
     """
 
     settings: CropSettings
     stretch: bool = False
     flip_table: np.ndarray | None = None
-    pad_color: tuple[int, int, int] = IMAGENET.pad_color
+    pad_color: tuple[int, ...] = IMAGENET.pad_color
 
     @property
     def crop_size(self) -> Size:
@@ -70,6 +73,8 @@ class TrainTransform:
             changes[1] = float(rng.integers(-shift, shift + 1))
         if self.settings.photometric_distortion:
             changes += _draw_colors(rng)
+        if self.settings.corruption_probability:  # drawn last: the other augmentations stay as they are without it
+            image = self._draw_corrupted(image, rng)
         image, labels = np.ascontiguousarray(image), np.ascontiguousarray(labels)
         return Sample(image, labels, sample.name, changes=np.array(changes, np.float32))
 
@@ -110,19 +115,100 @@ class TrainTransform:
                 return top, left
         return int(rng.integers(limits[0] + 1)), int(rng.integers(limits[1] + 1))
 
+    def _draw_corrupted(self, crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The crop, or with `CropSettings.corruption_probability` a corrupted one."""
+        if rng.random() >= self.settings.corruption_probability:
+            return crop
+        kinds = kinds_of(self.settings.corruptions, "TRAIN.CORRUPTIONS")
+        kind, severity = kinds[rng.integers(len(kinds))], SEVERITIES[rng.integers(len(SEVERITIES))]
+        return corrupt(crop, kind, severity, int(rng.integers(2**32)))
+
     def _scaled_size(self, size: Size, scale: float) -> Size:
         if self.stretch:
             height, width = self.crop_size
             return max(1, round(height * scale)), max(1, round(width * scale))
         if self.settings.base_box:
             return box_size(size, self.settings.base_box, scale)
-        return scaled_size(size, round(self.settings.base_size * scale))
+        return scaled_size(size, max(1, round((self.settings.base_size or max(size)) * scale)))
 
     def _flip_classes(self, labels: np.ndarray) -> np.ndarray:
         if self.flip_table is None:
             return labels
         is_class = (labels >= 0) & (labels < len(self.flip_table)) & (labels != self.settings.ignore_label)
         return np.where(is_class, self.flip_table[np.where(is_class, labels, 0)], labels).astype(labels.dtype)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Scales an image and its labels into a fixed size, so that they can be stacked; the rest is padded.
+
+    Attributes:
+        size: ``(H, W)``.
+        ignore_label: label of the padding.
+        pad_color: colour of the padding.
+    """
+
+    size: Size
+    ignore_label: int = 255
+    pad_color: tuple[int, ...] = IMAGENET.pad_color
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """The scaled sample; nothing is drawn from `rng`."""
+        assert sample.labels is not None
+        factor = min(own / given for own, given in zip(self.size, sample.image.shape[:2], strict=True))
+        height, width = (max(1, round(n * factor)) for n in sample.image.shape[:2])
+        crop = ResizedCrop((height, width), 0, 0, self.size)
+        image = crop.of_image(sample.image, self.pad_color)
+        return Sample(image, crop.of_labels(sample.labels, self.ignore_label), sample.name)
+
+
+def train_transform(
+    crop: Size,
+    *,
+    scales: tuple[float, float] = (0.5, 2.0),
+    long_side: int | None = None,
+    flip: bool = True,
+    colors: bool = False,
+    rare_class_crops: float = 0.0,
+) -> TrainTransform:
+    """Random scale, crop, flip and colours, for `ovenet.data.pairs.SegmentationDataset`.
+
+    Args:
+        crop: ``(H, W)`` of the crops, in pixels.
+        scales: smallest and largest scale.
+        long_side: of the image at scale 1, in pixels; None is each image's own.
+        flip: flip half of the samples.
+        colors: change brightness, contrast, saturation and hue; of RGB images.
+        rare_class_crops: share of crops around a pixel of a class drawn uniformly from those in the image.
+
+    Raises:
+        UserError: a size or a scale is not above 0.
+    """
+    low, high = scales
+    if min(crop) < 1 or not 0 < low <= high or (long_side is not None and long_side < 1):
+        raise UserError(
+            f"crop is {crop}, scales {scales}, long_side {long_side}; expected sizes of at least 1 pixel, and scales "
+            "(low, high) above 0"
+        )
+    height, width = crop
+    return TrainTransform(
+        CropSettings(
+            image_size=(width, height),
+            base_size=long_side or 0,
+            scale_range=(low, high),
+            flip=flip,
+            photometric_distortion=colors,
+            rare_class_crops=rare_class_crops,
+        )
+    )
+
+
+def eval_transform(size: Size) -> EvalTransform:
+    """Images scaled into ``(H, W)`` and padded, so that a validation set can be stacked, see `EvalTransform`.
+
+    Without a transform, and with a batch size of 1, images are scored at their own size.
+    """
+    return EvalTransform(size)
 
 
 def _draw_colors(rng: np.random.Generator) -> list[float]:
@@ -168,7 +254,7 @@ def box_size(size: Size, box: Sequence[int], scale: float) -> Size:
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Bilinear resize of ``(H, W, 3)`` uint8 to `size`, with half-pixel centres."""
+    """Bilinear resize of ``(H, W, C)`` uint8 to `size`, with half-pixel centres."""
     if image.shape[:2] == tuple(size):
         return image
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
@@ -195,18 +281,18 @@ def normalize_images(images: Tensor, normalization: Normalization = IMAGENET) ->
     """Normalised images, the input of the network.
 
     Args:
-        images: ``(B, 3, H, W)`` RGB, grey levels from 0 to 255, uint8 or float32; fastest with channels last.
+        images: ``(B, C, H, W)``, mostly RGB, grey levels from 0 to 255, uint8 or float32; fastest with channels last.
         normalization: of the backbone.
 
     Returns:
-        ``(B, 3, H, W)`` float32 in the network's order of channels, with zero mean and unit deviation, on the same
+        ``(B, C, H, W)`` float32 in the network's order of channels, with zero mean and unit deviation, on the same
         device; channels last.
     """
     if normalization.channel_order == "BGR":
         images = images.flip(1)
     pixels = images.permute(0, 2, 3, 1)
     mean, std = (values.repeat(pixels.shape[2]) for values in _mean_and_std(normalization, images.device))
-    rows = (pixels.flatten(2).float() - mean).div_(std)  # rows of W · 3 numbers, not three at a time
+    rows = (pixels.flatten(2).float() - mean).div_(std)  # rows of W · C numbers, not C at a time
     return rows.view(pixels.shape).permute(0, 3, 1, 2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class ExportedFile:
         versions: versions of ovenet and torch that wrote the file.
         class_names: ``K`` names, for programs that read no configuration.
         colors: ``K`` colours ``(R, G, B)``, for the same programs.
+        temperature: fitted temperature of the probabilities by prediction name, for ``TEST.TEMPERATURE fitted``; the
+            scores in the file are not divided by it. Empty for none.
     """
 
     config: str
@@ -59,6 +61,7 @@ class ExportedFile:
     versions: Mapping[str, str]
     class_names: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
+    temperature: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gives_labels(self) -> bool:
@@ -67,7 +70,10 @@ class ExportedFile:
 
     def as_text(self) -> str:
         """JSON for the file."""
-        return json.dumps({"version": VERSION, **asdict(self)})
+        content = {"version": VERSION, **asdict(self)}
+        if not self.temperature:
+            del content["temperature"]  # earlier versions read the file too
+        return json.dumps(content)
 
     @classmethod
     def from_text(cls, text: str | None, path: Path) -> ExportedFile:

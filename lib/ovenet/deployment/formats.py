@@ -74,7 +74,7 @@ def write_network(
             _describe_onnx(onnx_file, path, about)
         else:
             openvino = require("openvino", why="--format openvino")
-            model = openvino.convert_model(onnx_file)
+            model = openvino.Core().read_model(onnx_file)  # `convert_model` sends statistics to the makers of OpenVINO
             model.set_rt_info(about.as_text(), KEY)
             openvino.save_model(model, path, compress_to_fp16=False)
 

@@ -255,7 +255,7 @@ def _require_precision(runtime: str, precision: str) -> None:
 
 @torch.no_grad()
 def _probe(model: Segmentor) -> OVeNetOutput:
-    return model.eval()(torch.zeros(1, 3, *(model.backbone.fixed_size or _PROBE_SIZE)))
+    return model.eval()(torch.zeros(1, model.backbone.in_channels, *(model.backbone.fixed_size or _PROBE_SIZE)))
 
 
 def _denormalized(pixels: Tensor, normalization: Normalization) -> Tensor:

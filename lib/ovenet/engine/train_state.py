@@ -27,6 +27,8 @@ class TrainState:
         num_skipped_in_row: how many of the latest iterations were skipped one after the other; not saved.
         num_broken_samples: samples that could not be read, on this rank.
         is_validation_due: whether the epoch before `epoch` still has to be validated.
+        history: a row for every validation so far: ``epoch``, counted from 1, and mean IoU by prediction, those of
+            averaged weights with ``_ema`` after their name.
     """
 
     timeline: Timeline
@@ -39,6 +41,7 @@ class TrainState:
     num_skipped_in_row: int = 0
     num_broken_samples: int = 0
     is_validation_due: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def num_left(self) -> int:
@@ -120,6 +123,7 @@ class TrainState:
             "num_skipped": self.num_skipped,
             "num_broken_samples": self.num_broken_samples,
             "is_validation_due": self.is_validation_due,
+            "history": [dict(row) for row in self.history],
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -142,6 +146,7 @@ class TrainState:
         self.epoch, self.iteration = epoch, iteration
         self.num_skipped, self.num_broken_samples = num_skipped, num_broken
         self.is_validation_due = saved.get("is_validation_due", False)
+        self.history = [dict(row) for row in saved.get("history", [])]
         per_iteration = self.timeline.samples_per_iteration(epoch)
         self.iterations_in_epoch = min(-(-samples_done // per_iteration), self.iterations_per_epoch)
         if self.timeline.is_in_iterations and progress is not None:

@@ -34,6 +34,7 @@ _NUM_SETTLING = 16  # iterations of a process after which algorithms are chosen 
 
 Evaluate = Callable[[nn.Module, Callable[[], bool]], Mapping[str, EvalResult]]
 DrawPicture = Callable[[], Tensor]
+Hook = Callable[[TrainState], object]  # called after a validation; True ends the training
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Trainer:
             rank was asked to stop: the remaining samples may then be skipped, and the scores are not used.
         draw_picture: returns a picture ``(3, H, W)`` uint8 for TensorBoard; called on rank 0 after every epoch.
         settings: settings of the loop.
+        hooks: called on every rank with the counters and scores after each validation, in their order; the training
+            ends with the epoch, as if it were the last, once one of them returns True.
     """
 
     def __init__(
@@ -87,12 +90,15 @@ class Trainer:
         evaluate: Evaluate,
         draw_picture: DrawPicture,
         settings: TrainSettings,
+        hooks: Sequence[Hook] = (),
     ):
         self.step = step
         self.model = step.model
         self.evaluate = evaluate
         self.draw_picture = draw_picture
         self.settings = settings
+        self.hooks = hooks
+        self._is_enough = False  # for a hook
         self.state = TrainState(timeline, timeline.begin_epoch)
         saved = settings.run_dir, settings.metadata
         self.checkpoints = Checkpointer(step, self.state, *saved, settings.checkpoints)
@@ -127,7 +133,7 @@ class Trainer:
             Interruption() if interruption is None else nullcontext(interruption) as interruption,
         ):
             interruption.at_once = False
-            while not state.is_finished:
+            while not (state.is_finished or self._is_enough):
                 if not state.is_validation_due:
                     self._train_epoch(log, interruption)
                 if state.is_validation_due:
@@ -205,16 +211,33 @@ class Trainer:
 
     def _validate(self, log: RunLog, interruption: Interruption) -> None:
         """Scores the model and the averaged one. Exits if a rank is asked to stop; a resumed run starts over here."""
-        self._score(self.model, BEST, "", log, interruption)
+        scores = self._score(self.model, BEST, "", log, interruption)
         if self.step.ema is not None:
-            self._score(self.step.ema.module, BEST_EMA, "_ema", log, interruption)
+            scores |= self._score(self.step.ema.module, BEST_EMA, "_ema", log, interruption)
+        self.state.history.append({"epoch": self.state.epoch, **scores})
         self.state.is_validation_due = False
+        self._call_hooks()
         self.checkpoints.save(replaces_newest=True)
 
-    def _score(self, model: nn.Module, file: str, suffix: str, log: RunLog, interruption: Interruption) -> None:
+    def _call_hooks(self) -> None:
+        """Calls the hooks; those of one rank may end the training of all. What they draw does not change it."""
+        if not self.hooks:
+            return
+        with torch.random.fork_rng(devices=[]):
+            wishes = [hook(self.state) is True for hook in self.hooks]
+        self._is_enough = bool(distributed.all_reduce_sum(torch.tensor(int(any(wishes)), device=self.step.device)))
+        if self._is_enough:
+            get_logger().info("epoch %d is the last, as a hook asked", self.state.epoch)
+
+    def _score(
+        self, model: nn.Module, file: str, suffix: str, log: RunLog, interruption: Interruption
+    ) -> dict[str, float]:
         """Scores a model, and saves its weights to `file` if they are the best so far; `suffix` ends its scores' names.
 
         Exits without scores if a rank is asked to stop.
+
+        Returns:
+            Mean IoU by name, the same on every rank.
         """
         state = self.state
         with distributed.activity(f"the validation after epoch {state.epoch}"):
@@ -226,12 +249,12 @@ class Trainer:
         is_best = mean_iou > state.best[file]
         if is_best:
             state.best[file] = mean_iou
+        means = {f"{name}{suffix}": result.mean_iou for name, result in results.items()}
         if not distributed.is_main():
-            return
+            return means
         if not results["fused"].num_pixels:
             get_logger().warning("epoch %d: no labelled pixel in the validation list, so no score", state.epoch)
-            return
-        means = {f"{name}{suffix}": result.mean_iou for name, result in results.items()}
+            return means
         scores = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in means.items())
         get_logger().info(
             "epoch %d: mIoU %s (best fused%s %.2f %%)", state.epoch, scores, suffix, 100 * state.best[file]
@@ -240,6 +263,7 @@ class Trainer:
         log.scalars("val", values, iteration=state.iteration, epoch=state.epoch - 1)
         if is_best:
             self.checkpoints.save_weights(model, file)
+        return means
 
     def _draw(self, log: RunLog) -> None:
         try:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ovenet.evaluation.class_calibration import ClassCalibration, class_calibration
+from ovenet.evaluation.class_counts import TABLES as CLASS_TABLES
 from ovenet.evaluation.evaluator import BOUNDARY_RATIOS, DISTANCES_PX, LENGTHS_PX, SegEvaluator
-from ovenet.evaluation.metrics import class_iou, mean_of_present, ratio
+from ovenet.evaluation.metrics import class_iou, mean_of_present, ratio, risk_curve
 
 SEGMENT_SIZES = ("small", "medium", "large")
 NUM_RELIABILITY_BINS = 15  # as Guo et al. (2017) take
-_NUM_RISK_POINTS = 101
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,17 @@ class SeedScores:
 
 @dataclass(frozen=True)
 class Details:
-    """Scores beyond mIoU; the last two are None for a baseline."""
+    """Scores beyond mIoU; confidence and seeds are None for a baseline.
+
+    Class probabilities are None where none were counted.
+    """
 
     boundaries: BoundaryScores
     edges: EdgeCurve
     segments: SegmentScores
     calibration: Calibration | None
     seeds: SeedScores | None
+    class_calibration: dict[str, ClassCalibration] | None = None
 
 
 def details_from_counts(evaluator: SegEvaluator) -> Details:
@@ -149,7 +154,19 @@ def details_from_counts(evaluator: SegEvaluator) -> Details:
         segments=segment_scores(_by_name(counts["segments"], names)),
         calibration=calibration(_numpy(counts["confidence"])) if evaluator.has_seed else None,
         seeds=seed_scores(_numpy(counts["seed"]), _numpy(counts["length"])) if evaluator.has_seed else None,
+        class_calibration=_class_calibration(evaluator),
     )
+
+
+def _class_calibration(evaluator: SegEvaluator) -> dict[str, ClassCalibration] | None:
+    names = evaluator.prediction_names
+    tables = {key: _numpy(evaluator.counts[key]) for key in CLASS_TABLES}
+    if not tables["best_bins"].any():
+        return None
+    return {
+        name: class_calibration({key: table[index] for key, table in tables.items()})
+        for index, name in enumerate(names)
+    }
 
 
 def _numpy(counts: Tensor) -> np.ndarray:
@@ -218,19 +235,15 @@ def calibration(counts: np.ndarray) -> Calibration:
     bin_accuracy = ratio(np.bincount(bins, weights=right, minlength=NUM_RELIABILITY_BINS), bin_pixels)
     total = pixels.sum()
     gap = np.nan_to_num(np.abs(bin_accuracy - bin_confidence))
-    kept, wrong = pixels[::-1].cumsum(), counts[0, ::-1].cumsum()
-    is_point = pixels[::-1] > 0
-    coverage, risk = kept[is_point] / max(total, 1), ratio(wrong[is_point], kept[is_point])
-    shown = np.linspace(0, 1, _NUM_RISK_POINTS)[1:]
+    coverage, risk, area = risk_curve(counts[0], right)
     return Calibration(
         expected_error=float((gap * bin_pixels).sum() / total) if total else float("nan"),
         bin_confidence=bin_confidence,
         bin_accuracy=bin_accuracy,
         bin_pixels=bin_pixels.astype(np.int64),
-        coverage=shown,
-        risk=np.interp(shown, coverage, risk) if total else np.full_like(shown, np.nan),
-        # Pixels of one level are kept together, so that the risk is the level's for all of them.
-        area_under_risk=float((risk * np.diff(coverage, prepend=0.0)).sum()) if total else float("nan"),
+        coverage=coverage,
+        risk=risk,
+        area_under_risk=area,
     )
 
 

@@ -17,7 +17,7 @@ from ovenet.evaluation.image_scores import ImageWise
 from ovenet.evaluation.label_quality import LabelProbabilities, LabelThresholds
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.evaluation.uncertainty import UncertaintyScores, uncertainty_scores
-from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
+from ovenet.inference.inferencer import ClassBand, OnBand, Prediction, SlidingWindowInferencer
 from ovenet.structures import EvalResult, Sample
 from ovenet.utils.behind import finish_behind
 
@@ -100,20 +100,35 @@ def count_samples(
     """
 
     def begin(sample: Sample, scaled: list[Tensor]) -> Callable[[], None]:
-        of_labels = None
-        if evaluator.detailed and on_image is not None and sample.labels is not None:
-            of_labels = LabelProbabilities(sample.labels, evaluator.info.num_classes, predictor.device)
+        classes = of_labels = None
+        if evaluator.detailed and sample.labels is not None:
+            classes = evaluator.class_counts(sample.labels, predictor.device)
+            if on_image is not None:
+                of_labels = LabelProbabilities(sample.labels, evaluator.info.num_classes, predictor.device)
+        collectors: list[OnBand] = [*([classes.add] if classes else []), *([of_labels.add] if of_labels else [])]
+
+        def on_band(band: ClassBand) -> None:
+            for collect in collectors:
+                collect(band)
+
         prediction = predictor.predict(
             sample.image,
             scaled=scaled,
             seeds=evaluator.reads_seeds,
             score_side=score_side,
             probability=evaluator.reads_probability,
-            on_band=None if of_labels is None else of_labels.on_band,
+            on_band=on_band if collectors else None,
         )
         begun = None
         if sample.labels is not None:
-            begun = evaluator.begin(sample.labels, prediction, sample.name, sample.invalid, of_labels)
+            begun = evaluator.begin(
+                sample.labels,
+                prediction,
+                sample.name,
+                invalid=sample.invalid,
+                classes=classes,
+                of_labels=of_labels,
+            )
         copied = prediction.start_copy()
 
         def finish() -> None:

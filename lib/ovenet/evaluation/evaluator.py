@@ -18,6 +18,7 @@ from torch import Tensor
 from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import IGNORE, Contours
+from ovenet.evaluation.class_counts import ImageClassCounts, empty_tables
 from ovenet.evaluation.label_quality import PREDICTION, LabelProbabilities, image_statistics, seed_statistics
 from ovenet.evaluation.metrics import confusion_tables
 from ovenet.evaluation.uncertainty import UncertaintyCounter, confidence_levels, scored_names
@@ -70,6 +71,7 @@ class _Begun:
         label_maps: labels, `IGNORE` where a pixel is ignored, their contour, and the bands of distance to it, each
             ``(H, W)``; None where only the confusion is counted.
         marked: labels and the mask of invalid pixels; None where the uncertainty is not scored.
+        classes: copies of the counts of class probabilities, see `empty_tables`, under way, by name.
     """
 
     group: int
@@ -77,6 +79,7 @@ class _Begun:
     host: HostCopies
     label_maps: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     marked: tuple[np.ndarray, np.ndarray] | None = None
+    classes: tuple[tuple[str, ...], HostCopies] | None = None
 
 
 class SegEvaluator:
@@ -157,14 +160,27 @@ class SegEvaluator:
             shapes["seed"] = (len(DISTANCES_PX) + 1, 3, 2, 2, 2)
             shapes["confidence"] = (2, CONFIDENCE_LEVELS)  # by whether the seed's class is the pixel's
             shapes["length"] = (len(LENGTHS_PX) + 1,)
-        return {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
+        counts = {name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()}
+        return counts | empty_tables(num_predictions, k, torch.device("cpu"))
+
+    def class_counts(self, labels: np.ndarray, device: torch.device) -> ImageClassCounts:
+        """Counts of the class probabilities of an image, which `SlidingWindowInferencer.predict` adds band by band.
+
+        Args:
+            labels: ``(H, W)`` train ids.
+            device: device of the probabilities.
+        """
+        k = self.info.num_classes
+        return ImageClassCounts(labels, self.prediction_names, k, ignore_label=self.ignore_label, device=device)
 
     def add(
         self,
         labels: np.ndarray,
         prediction: Prediction,
         name: str,
+        *,
         invalid: np.ndarray | None = None,
+        classes: ImageClassCounts | None = None,
         of_labels: LabelProbabilities | None = None,
     ) -> ImageCounts:
         """Counts one image.
@@ -175,16 +191,20 @@ class SegEvaluator:
                 that the uncertainty's confidence is made of.
             name: path of the image, from which its condition follows.
             invalid: ``(H, W)`` bool, pixels marked as invalid, where the uncertainty is scored.
+            classes: counts of its class probabilities; None counts none.
             of_labels: probabilities of the labels, for details about their errors; None for none.
         """
-        return self.finish(self.begin(labels, prediction, name, invalid, of_labels), prediction)
+        begun = self.begin(labels, prediction, name, invalid=invalid, classes=classes, of_labels=of_labels)
+        return self.finish(begun, prediction)
 
     def begin(
         self,
         labels: np.ndarray,
         prediction: Prediction,
         name: str,
+        *,
         invalid: np.ndarray | None = None,
+        classes: ImageClassCounts | None = None,
         of_labels: LabelProbabilities | None = None,
     ) -> _Begun:
         """Launches the counts that the device makes of an image, without waiting; `finish` adds them.
@@ -212,8 +232,10 @@ class SegEvaluator:
             assert invalid is not None  # see `ListDataset.read_invalid_masks`
             marked = labels, invalid
         group = self._groups.index(self.info.condition_of(name))
+        tables = classes.tables() if classes else {}
+        copies = (tuple(tables), HostCopies(tables.values())) if tables else None
         maps = [] if of_labels is None else [of_labels.level, of_labels.percent]
-        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1), *maps]), label_maps, marked)
+        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1), *maps]), label_maps, marked, copies)
 
     def finish(self, begun: _Begun, prediction: Prediction) -> ImageCounts:
         """Adds the counts that `begin` launched, and counts the rest; `prediction` may be on the host by now."""
@@ -233,6 +255,10 @@ class SegEvaluator:
             self._count_boundaries_and_segments(true, contour, maps)
         if begun.marked is not None:
             self._count_uncertainty(begun.group, *begun.marked, prediction)
+        if begun.classes is not None:
+            table_names, tables = begun.classes
+            for key, table in zip(table_names, tables.wait(), strict=True):
+                self.counts[key] += table.to(self.counts[key].device)
         joint, at_seeds = seeds.result() if seeds else (None, None)
         statistics = quality.result() if quality else None
         if statistics and at_seeds is not None:

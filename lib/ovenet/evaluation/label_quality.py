@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovenet.inference.inferencer import ClassBand
 from ovenet.inference.transfer import to_device
 
 PREDICTION = "fused"  # the one that is compared with the label
@@ -65,12 +66,12 @@ class LabelProbabilities:
         self.level = torch.zeros(labels.shape, dtype=torch.int16, device=device)
         self.percent = torch.zeros(labels.shape, dtype=torch.uint8, device=device)
 
-    def on_band(self, rows: range, probabilities: Mapping[str, Tensor]) -> None:
-        """Takes rows of the image, see `SlidingWindowInferencer.predict`."""
-        band, place = probabilities[PREDICTION].float(), slice(rows.start, rows.stop)
-        own = band.gather(1, self._labels[place].long().unsqueeze(1)).squeeze(1)
+    def add(self, band: ClassBand) -> None:
+        """Takes a band, on a card without waiting for it; several threads may call this at once."""
+        place = slice(band.rows.start, band.rows.stop)
+        own = band.probabilities[PREDICTION].float().gather(1, self._labels[place].long().unsqueeze(1)).squeeze(1)
         self.level[place] = own.nan_to_num().mul(_STEPS).round().clamp(0, _STEPS).short()
-        self.percent[place] = percent_of(band.amax(dim=1))
+        self.percent[place] = percent_of(band.probability[PREDICTION])
 
 
 def percent_of(probability: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ovenet.structures import EvalResult
 
 _IGNORED = 255
 _EXACT_FLOAT = 2**24  # float32 is exact up to here
+_NUM_RISK_POINTS = 101
 
 
 def confusion_counts(prediction: Tensor, labels: Tensor, num_classes: int, *, ignore_label: int) -> Tensor:
@@ -176,3 +177,26 @@ def mean_of_present(values: np.ndarray) -> float:
     """Mean over the classes ``(K,)`` that are not NaN; NaN if all are."""
     present = ~np.isnan(values)
     return float(values[present].mean()) if present.any() else float("nan")
+
+
+def risk_curve(wrong: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Risk over coverage of selective prediction.
+
+    Args:
+        wrong: pixels that are wrong at each level of confidence, from the lowest to the highest.
+        right: pixels that are right, likewise.
+
+    Returns:
+        Coverage: shares of the pixels kept, those of the highest confidence first; the share of them that is wrong;
+        and the area under this curve. NaN where nothing was counted.
+    """
+    pixels = wrong + right
+    total = pixels.sum()
+    kept, wrong_kept = pixels[::-1].cumsum(), wrong[::-1].cumsum()
+    is_point = pixels[::-1] > 0
+    coverage, risk = kept[is_point] / max(total, 1), ratio(wrong_kept[is_point], kept[is_point])
+    shown = np.linspace(0, 1, _NUM_RISK_POINTS)[1:]
+    if not total:
+        return shown, np.full_like(shown, np.nan), float("nan")
+    # Pixels of one level are kept together, so that the risk is the level's for all of them.
+    return shown, np.interp(shown, coverage, risk), float((risk * np.diff(coverage, prepend=0.0)).sum())

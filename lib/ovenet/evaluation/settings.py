@@ -19,6 +19,10 @@ class TestSettings:
         "", 'weights to test, a file or a name; "" is the run\'s best.pth, else its final_state.pth', role="place"
     )
     num_samples: int = setting(0, "use only the first N lines of the list; 0 is all", at_least=0, in_test=True)
+    corruption: str = setting(
+        "", 'corrupts the images of a test (docs/evaluation.md has the kinds); "" is none', role="speed", in_test=True
+    )
+    severity: int = setting(3, "of CORRUPTION", at_least=1, at_most=5, role="speed", in_test=True)
     save_predictions: bool = setting(False, "write id and colour PNGs", role="speed")
     details: bool = setting(
         True,

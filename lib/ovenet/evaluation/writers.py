@@ -76,7 +76,7 @@ def format_table(
     if images:
         lines.append(_image_line(images.overall))
     if details:
-        lines += _seed_lines(details)
+        lines += _seed_lines(details) + _class_lines(details)
     if uncertainty:
         lines.append(
             f"AUIoU: confidence {uncertainty.confidence}; {_percent(uncertainty.invalid_share)} of the labelled pixels "
@@ -123,6 +123,15 @@ def _seed_lines(details: Details) -> list[str]:
         f"confidence: expected calibration error {_percent(details.calibration.expected_error)}, "
         f"area under risk and coverage {details.calibration.area_under_risk:.4f}",
     ]
+
+
+def _class_lines(details: Details) -> list[str]:
+    if details.class_calibration is None:
+        return []
+    of = details.class_calibration.items()
+    errors = ", ".join(f"{SYMBOLS[name]} {_percent(scores.expected_error)}" for name, scores in of)
+    losses = ", ".join(f"{SYMBOLS[name]} {scores.nll:.4f}" for name, scores in of)
+    return [f"class probabilities: expected calibration error {errors}; negative log-likelihood {losses}"]
 
 
 def _percent(share: float) -> str:

@@ -67,9 +67,9 @@ class CpuBackend:
         exponentials = (logits - logits.amax(dim=1, keepdim=True)).mul_(math.log2(math.e)).exp2_()
         return exponentials.div_(exponentials.sum(dim=1, keepdim=True))
 
-    def best_class(self, scores: Tensor) -> Tensor:
+    def best_class(self, scores: Tensor, largest: Tensor | None = None) -> Tensor:
         """See `best_class`; uint8 for up to 256 classes, else int16."""
-        return best_class(scores).to(_label_type(scores.shape[1]))
+        return best_class(scores, largest).to(_label_type(scores.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class CudaBackend(CpuBackend):
         """Over the classes of ``(n, K, w)``, which are the first axis in memory."""
         return logits.permute(1, 0, 2).softmax(dim=0).permute(1, 0, 2)
 
-    def best_class(self, scores: Tensor) -> Tensor:
+    def best_class(self, scores: Tensor, largest: Tensor | None = None) -> Tensor:
         """See `CpuBackend.best_class`."""
         return scores.permute(1, 0, 2).argmax(dim=0).to(_label_type(scores.shape[1]))
 
@@ -130,11 +130,12 @@ def _some_rows(
     return above.lerp_(below, share.to(maps.dtype)[:, None])
 
 
-def best_class(scores: Tensor) -> Tensor:
+def best_class(scores: Tensor, largest: Tensor | None = None) -> Tensor:
     """The first class with the highest score: five times as fast as argmax on the CPU, which is not vectorised.
 
     Args:
         scores: ``(n, K, w)``.
+        largest: ``(n, w)`` the highest scores, if already computed.
 
     Returns:
         ``(n, w)`` train ids, uint8 for up to 255 classes, else int16; any class where a score is NaN.
@@ -142,7 +143,7 @@ def best_class(scores: Tensor) -> Tensor:
     num_classes = scores.shape[1]
     dtype = torch.uint8 if num_classes < 256 else torch.int16
     codes = torch.arange(num_classes, 0, -1, dtype=dtype, device=scores.device).view(-1, 1)
-    is_best = scores == scores.amax(dim=1, keepdim=True)
+    is_best = scores == (scores.amax(dim=1) if largest is None else largest).unsqueeze(1)
     return (num_classes - (is_best * codes).amax(dim=1)).clamp_(max=num_classes - 1)
 
 

@@ -33,7 +33,6 @@ from ovenet.utils.coarse import coarse_threads
 from ovenet.utils.cuda_graph import CudaGraph
 
 _T = TypeVar("_T")
-OnBand = Callable[[range, dict[str, Tensor]], None]  # rows, and maps (n, K, W) by prediction name
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,12 @@ class InferenceSettings:
         padded = padded_size(own, self.first_rule.multiple_of)
         return padded, padded if self.first_rule.keeps_padding else own
 
-    def first_image(self, image: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-        """An image ``(H, W, 3)`` resized by `first_rule`, and padded in a colour."""
+    def first_image(self, image: np.ndarray, color: tuple[int, ...]) -> np.ndarray:
+        """An image ``(H, W, C)`` resized by `first_rule`, and padded in a colour."""
         if self.first_rule is None:
             return image
         resized = resize_image(image, self._size_by(self.first_rule, image.shape[:2], 1.0))
-        out = np.full((*padded_size(resized.shape[:2], self.first_rule.multiple_of), 3), color, np.uint8)
+        out = np.full((*padded_size(resized.shape[:2], self.first_rule.multiple_of), image.shape[2]), color, np.uint8)
         out[: resized.shape[0], : resized.shape[1]] = resized
         return out
 
@@ -186,6 +185,27 @@ class Prediction:
             )
 
         return wait
+
+
+@dataclass(frozen=True)
+class ClassBand:
+    """The classes in some rows of an image, by prediction name.
+
+    Attributes:
+        rows: rows of the image.
+        probabilities: ``(n, K, W)`` float32 of all classes, normalised, at the temperature of the settings; not to be
+            changed.
+        labels: ``(n, W)`` predicted train ids.
+        probability: ``(n, W)`` of the predicted class.
+    """
+
+    rows: range
+    probabilities: dict[str, Tensor]
+    labels: dict[str, Tensor]
+    probability: dict[str, Tensor]
+
+
+OnBand = Callable[[ClassBand], None]
 
 
 @dataclass(frozen=True)
@@ -261,8 +281,7 @@ class SlidingWindowInferencer:
             seed_stride: return them for every n-th row and column only.
             score_side: return scores too, subsampled until no side has more pixels (see `thinning`); 0 for none.
             probability: return the probability of the predicted class too.
-            on_band: called with rows of the image and the probabilities ``(n, K, W)`` of all classes there, by
-                prediction name, at the temperature of the settings; it must not change them. Bands come in any order,
+            on_band: called with each band of rows and the probabilities of all classes there. Bands come in any order,
                 on the CPU some at a time in several threads; on a card, in the current stream.
         """
         size = image.shape[:2]
@@ -448,16 +467,23 @@ class SlidingWindowInferencer:
     def _finish(self, wanted: _Wanted, rows: range, maps: dict[str, Tensor]) -> _FinishedBand:
         """The results of rows of an image, from the maps ``(n, C, W)`` there."""
         seed = maps.pop(SEED, None)
-        labels = {name: self.backend.best_class(band) for name, band in maps.items() if is_score(name)}
+        scores = {name: band for name, band in maps.items() if is_score(name)}
         shares: dict[str, Tensor] = {}
+        best: dict[str, Tensor] = {}
         if wanted.probability or wanted.on_band is not None or (wanted.score_stride and self.settings.temperatures):
-            shares = {name: self._class_probabilities(name, maps[name]) for name in labels}
+            shares = {name: self._class_probabilities(name, band) for name, band in scores.items()}
+        if wanted.probability or wanted.on_band is not None:
+            best = {name: band.amax(dim=1) for name, band in shares.items()}
+        labels = {  # the largest of the scores is known where these are the probabilities
+            name: self.backend.best_class(band, best.get(name) if shares.get(name) is band else None)
+            for name, band in scores.items()
+        }
         if wanted.on_band is not None:
-            wanted.on_band(rows, shares)
+            wanted.on_band(ClassBand(rows, shares, labels, best))
         shown = maps | shares if self.settings.temperatures else maps
         return _FinishedBand(
             labels=labels,
-            probability={name: band.amax(dim=1) for name, band in shares.items()} if wanted.probability else {},
+            probability=best if wanted.probability else {},
             vectors=None if seed is None else _every(seed, wanted.seed_stride, rows).permute(1, 0, 2).clone(),
             scores={n: _every(b, wanted.score_stride, rows).permute(1, 0, 2).clone() for n, b in shown.items()}
             if wanted.score_stride

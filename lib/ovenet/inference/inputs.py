@@ -16,9 +16,11 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from ovenet.data.files import IMAGE_SUFFIXES
+from ovenet.data.files import IMAGE_SUFFIXES, read_image
+from ovenet.data.foreign import name_file
 from ovenet.errors import UserError
 from ovenet.inference.video import pyav
+from ovenet.utils.logging import get_logger
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 _CAMERA = "camera:"
@@ -101,7 +103,9 @@ def _inputs_of(argument: str) -> list[Input]:
     if path.is_dir():
         found = [_of_file(p, p.relative_to(path)) for p in sorted(path.rglob("*")) if _kind(p)]
         if not found:
-            raise UserError(f"{argument}: there is no image and no video in this folder")
+            raise UserError(
+                f"{argument}: a folder with no image and no video in it ({_what_is_in(path)}); name another one"
+            )
         return _distinct(found)
     if path.exists():
         return [_of_file(path, Path(path.name))]
@@ -113,6 +117,15 @@ def _inputs_of(argument: str) -> list[Input]:
             return _distinct(found)
         raise UserError(f"{argument}: no image and no video has such a name")
     raise UserError(f"{argument}: does not exist; expected an image, a folder, a pattern, a video or {_CAMERA}0")
+
+
+def _what_is_in(folder: Path) -> str:
+    """What a folder holds instead of images, for messages."""
+    first = next((path for path in sorted(folder.rglob("*")) if path.is_file()), None)
+    if first is None:
+        return "it is empty"
+    what = name_file(first)
+    return f"{first.name} is {what or 'no image'}"
 
 
 def _below(path: Path, base: Path) -> Path:
@@ -148,6 +161,52 @@ def _distinct(inputs: list[Input]) -> list[Input]:
         one if count[one.name] == 1 else Input(one.kind, one.source, f"{one.name}{Path(str(one.source)).suffix}")
         for one in inputs
     ]
+
+
+def is_one_image(inputs: Sequence[Input], argument: str) -> bool:
+    """Whether an argument is the name of one image file, and no folder, pattern or video."""
+    return len(inputs) == 1 and inputs[0].kind == "image" and Path(argument).is_file()
+
+
+def frame_name(one: Input, index: int) -> str:
+    """Name of the results of a frame."""
+    return f"{one.name}/{index:06d}"
+
+
+def read_inputs(inputs: Sequence[Input]) -> Iterator[tuple[str, np.ndarray]]:
+    """The images, and the frames of the videos and cameras, one after the other.
+
+    An input, or a frame, that cannot be read is skipped with a warning unless it is the only input.
+
+    Args:
+        inputs: from `find_inputs`.
+
+    Returns:
+        Names of results, and ``(H, W, 3)`` uint8 RGB.
+    """
+    for one in inputs:
+        try:
+            if one.kind == "image":
+                assert isinstance(one.source, Path)
+                yield one.name, read_image(one.source)
+            else:
+                yield from _read_frames(one)
+        except UserError as error:
+            if len(inputs) == 1:
+                raise
+            get_logger().warning("skipped: %s", error)
+
+
+def _read_frames(one: Input) -> Iterator[tuple[str, np.ndarray]]:
+    reader = FrameReader(one)
+    try:
+        for index, frame in enumerate(reader):
+            if frame is None:
+                get_logger().warning("skipped: %s: frame %d cannot be decoded", one, index)
+            else:
+                yield frame_name(one, index), frame
+    finally:
+        reader.close()
 
 
 class FrameReader:
@@ -216,7 +275,8 @@ class _Stream:
             self._stream = self._container.streams.video[0]
         except (self._error, IndexError) as error:
             self._file.close()
-            raise UserError(f"{one}: {_UNREADABLE[one.kind]}") from error
+            what = name_file(one.source) if isinstance(one.source, Path) else ""
+            raise UserError(f"{one}: {_UNREADABLE[one.kind]}{f' ({what})' if what else ''}") from error
         self._stream.thread_type = "AUTO"
         self.rate = float(self._stream.average_rate or 0)
         length_s = (self._container.duration or 0) / av.time_base

@@ -18,6 +18,7 @@ _SHARE_OF_FREE = 0.8
 _DECODER_BYTES = 4 + 3  # a pixel in Pillow's memory and in its copy as an array
 _IMAGE_BYTES = 3
 _LABEL_BYTES = 1
+_PROBABILITY_BYTES = 4
 _OUTPUT_BYTES = 1  # a pixel of the id file
 _SEED_BYTES = 3 * 4
 _SEED_PICTURE_BYTES = 2 * 4  # an array of offsets in pixels; pictures of them are smaller
@@ -33,17 +34,25 @@ class MemoryGuard:
         num_classes: ``K``.
         max_gb: limit of the whole process, in 10^9 bytes; None for the base and 80 % of the free memory.
         max_seed_side: longest side of offsets and confidence after subsampling; 0 if there are none.
+        probability: whether the probability of the predicted class is predicted too.
 
     Raises:
         UserError: one window needs more than the limit.
     """
 
     def __init__(
-        self, predictor: SlidingWindowInferencer, num_classes: int, max_gb: float | None, *, max_seed_side: int = 0
+        self,
+        predictor: SlidingWindowInferencer,
+        num_classes: int,
+        max_gb: float | None,
+        *,
+        max_seed_side: int = 0,
+        probability: bool = False,
     ):
         self._predictor = predictor
         self._num_classes = num_classes
         self._max_seed_side = max_seed_side
+        self._kept_bytes = _LABEL_BYTES + (_PROBABILITY_BYTES if probability else 0)
         self._is_given = max_gb is not None
         self.base_bytes = self._run_window() if self._is_given else peak_memory_bytes()
         free = _SHARE_OF_FREE * available_bytes()
@@ -85,8 +94,8 @@ class MemoryGuard:
         seeds = 0
         if self._max_seed_side:
             seeds = pixels // thinning(size, self._max_seed_side) ** 2
-        predicting = (_IMAGE_BYTES + _LABEL_BYTES) * pixels + views + maps + _SEED_BYTES * seeds
-        writing = (_IMAGE_BYTES + _LABEL_BYTES) * pixels + _SEED_BYTES * seeds
+        predicting = (_IMAGE_BYTES + self._kept_bytes) * pixels + views + maps + _SEED_BYTES * seeds
+        writing = (_IMAGE_BYTES + self._kept_bytes) * pixels + _SEED_BYTES * seeds
         writing += max(_OUTPUT_BYTES * pixels, _SEED_PICTURE_BYTES * seeds)
         return max(_DECODER_BYTES * pixels, predicting, writing)
 

@@ -23,6 +23,7 @@ from ovenet.inference.video import pyav
 from ovenet.utils.writing import write_bytes, write_file, write_text
 
 KINDS = ("ids", "color", "overlay", "offset", "confidence", "shares")
+PROBABILITY = "probability"  # of the predicted class; written where asked for
 SHARES = "class_shares.csv"
 SEED_KINDS = ("offset", "confidence")
 _OPACITY = 0.55
@@ -36,7 +37,7 @@ class ResultWriter:
         folder: folder of all results.
         info: classes of the dataset.
         max_offset: longest offset per axis, drawn in full colour; None for a baseline.
-        kinds: kinds to write, from `KINDS`.
+        kinds: kinds to write, from `KINDS` and `PROBABILITY`.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo, max_offset: float | None, kinds: Collection[str]):
@@ -52,7 +53,7 @@ class ResultWriter:
         Args:
             name: a path without suffix.
             image: ``(H, W, 3)`` uint8 RGB; overwritten where an overlay is written.
-            prediction: with ``fused`` labels, and with offset and confidence where they are written.
+            prediction: with ``fused`` labels, and with offset, confidence and probability where they are written.
 
         Raises:
             OSError: the file system refuses.
@@ -65,6 +66,9 @@ class ResultWriter:
             save_color_png(labels, self._path("color", name), self.info)
         if prediction.offset is not None and prediction.confidence is not None:
             self._write_seeds(name, labels.shape, prediction.offset, prediction.confidence)
+        if PROBABILITY in self.kinds:
+            grey = prediction.probability["fused"].mul(255).round().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+            save_png(grey, self._path(PROBABILITY, name))
         if "overlay" in self.kinds:
             write_image(draw_overlay(image, labels, self.info), self._path("overlay", name))
 

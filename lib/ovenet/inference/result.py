@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
+from ovenet.inference.images import as_viewed
 from ovenet.inference.outputs import draw_overlay
 from ovenet.inference.pictures import save_color_png
 from ovenet.utils.writing import write_bytes, write_text
@@ -34,12 +36,14 @@ class SegResult:
     ``numpy.asarray(result)`` is its mask; a notebook shows its overlay.
 
     Attributes:
-        image: ``(H, W, 3)`` uint8 RGB, as it was predicted.
+        image: ``(H, W, C)`` uint8, mostly RGB, as it was predicted.
         mask: ``(H, W)`` train ids, uint8 for up to 256 classes: indices into ``info.class_names``.
         info: names, colours and label ids of the classes.
         confidence: ``(H, W)`` float32 in ``[0, 1]``, the weight of the seed's scores; None for a model without a seed.
         seed: ``(H, W, 2)`` float32, the ``(x, y)`` in pixels of each pixel's seed; None for a model without a seed.
         scores: ``(K, H, W)`` float32 probabilities of the fused prediction; None if not requested.
+        probability: ``(H, W)`` float32 of the predicted class; None if not requested.
+        name: of the image among several: its path in the folder without suffix, and the frame of a video; else "".
     """
 
     image: np.ndarray
@@ -48,6 +52,8 @@ class SegResult:
     confidence: np.ndarray | None = None
     seed: np.ndarray | None = None
     scores: np.ndarray | None = None
+    probability: np.ndarray | None = None
+    name: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,8 +73,21 @@ class SegResult:
         Args:
             legend: list the classes that occur below the picture.
         """
-        picture = Image.fromarray(draw_overlay(self.image.copy(), self.mask, self.info))
+        picture = Image.fromarray(draw_overlay(as_viewed(self.image).copy(), self.mask, self.info))
         return _with_legend(picture, self) if legend else picture
+
+    def show(self, *, legend: bool = True) -> None:
+        """Shows the overlay: in the notebook where it runs in one, else in the system's viewer.
+
+        Args:
+            legend: see `overlay`.
+        """
+        picture = self.overlay(legend=legend)
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if shell is not None and shell.has_trait("kernel"):
+            sys.modules["IPython"].display.display(picture)
+        else:
+            picture.show()
 
     def polygons(self, *, min_area: float = _MIN_AREA, tolerance: float = 1.0) -> list[dict[str, Any]]:
         """Outlines of the connected areas of each class.

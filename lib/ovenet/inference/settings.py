@@ -25,8 +25,8 @@ class InferenceKeys:
     )
     base_size: int = setting(
         2048,
-        "long side of the image at scale 1; its short side for datasets whose rule says so",
-        at_least=1,
+        "long side of the image at scale 1; its short side for datasets whose rule says so; 0 is the image's own",
+        at_least=0,
         at_most=LARGEST_SIDE,
         in_test=True,
     )
@@ -90,5 +90,10 @@ class InferenceKeys:
         "torch",
         "on the CPU also onnxruntime, openvino, or auto, the fastest one installed",
         one_of=("auto", "torch", "onnxruntime", "openvino"),
+        in_test=True,
+    )
+    temperature: float | str = setting(
+        "none",
+        "of the class probabilities: none; fitted, the file that calibrate wrote beside the weights; or a number",
         in_test=True,
     )

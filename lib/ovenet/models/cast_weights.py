@@ -24,7 +24,8 @@ def cast_weights(model: Segmentor, dtype: torch.dtype) -> None:
         dtype: bfloat16 or float16.
     """
     device = next(model.parameters()).device
-    probe = torch.rand((1, 3, *(model.backbone.fixed_size or PROBE_SIZE)), generator=torch.Generator().manual_seed(0))
+    size = (1, model.backbone.in_channels, *(model.backbone.fixed_size or PROBE_SIZE))
+    probe = torch.rand(size, generator=torch.Generator().manual_seed(0))
     probe = probe.to(device)
     under, without = set[nn.Module](), set[nn.Module]()
 

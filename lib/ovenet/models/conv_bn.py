@@ -36,7 +36,9 @@ def fuse_conv_bn(model: Segmentor) -> Segmentor:
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
     size = model.backbone.fixed_size or PROBE_SIZE
-    probe = torch.rand((1, 3, *size), generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    probe = torch.rand((1, model.backbone.in_channels, *size), generator=torch.Generator().manual_seed(0)).to(
+        device, dtype
+    )
     fast = copy.deepcopy(plain)
     with same_draws(device):
         pairs, expected = _pairs(fast, probe)

@@ -18,6 +18,7 @@ from ovenet.models.segmentor import Segmentor
 from ovenet.models.weight_files import read_weights
 from ovenet.models.weights import MIN_MATCHED, LoadReport, load_weights
 from ovenet.registry import Registry
+from ovenet.structures import Normalization
 
 Settings = Mapping[str, Any]
 TIMM = "timm"
@@ -36,6 +37,7 @@ def build_segmentor(
     head_args: Settings | None = None,
     seed_args: Settings | None = None,
     checkpoint_activations: bool = False,
+    normalization: Normalization | None = None,
 ) -> Segmentor:
     """Builds a model with random weights.
 
@@ -49,6 +51,7 @@ def build_segmentor(
             OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
         backbone_args, neck_args, head_args, seed_args: arguments of the parts' builders, see `describe`.
         checkpoint_activations: recompute the backbone's activations in the backward pass, which saves memory.
+        normalization: of the images; None is the backbone's own, see `Normalization.for_channels`.
 
     Raises:
         UserError: a part does not exist, an argument is wrong, or parts do not go together.
@@ -66,15 +69,47 @@ def build_segmentor(
             f"the backbone {backbone} cannot compute its activations twice; leave checkpoint_activations away"
         )
     body: Backbone = build(BACKBONES, backbone, backbone_args, checkpoint_activations=checkpoint_activations)
+    body.normalization = _normalization_of(body, normalization)
     maps = {"in_channels": body.channels, "in_strides": body.strides}
     reader = HEADS[head]
     joint: Neck = build(NECKS, neck or reader.default_neck, neck_args, stacks=not reader.reads_stacks, **maps)
     read = {"in_channels": joint.channels, "in_strides": joint.strides, "num_classes": num_classes}
     classifier: Head = build(HEADS, head, head_args, **read)
     if seed is None:
-        return Segmentor(body, joint, classifier)
-    known = {"backbone": body, "head": classifier, "num_classes": num_classes, **maps}
-    return OVeNet(body, joint, classifier, build(SEEDS, seed, seed_args, **known))
+        model = Segmentor(body, joint, classifier)
+    else:
+        known = {"backbone": body, "head": classifier, "num_classes": num_classes, **maps}
+        model = OVeNet(body, joint, classifier, build(SEEDS, seed, seed_args, **known))
+    model.recipe = {
+        "backbone": backbone,
+        "num_classes": num_classes,
+        "head": head,
+        "neck": neck,
+        "seed": seed,
+        "align_corners": align_corners,
+        "backbone_args": dict(backbone_args or {}),
+        "neck_args": dict(neck_args or {}),
+        "head_args": dict(head_args or {}),
+        "seed_args": dict(seed_args or {}),
+    }
+    return model
+
+
+def _normalization_of(backbone: Backbone, chosen: Normalization | None) -> Normalization:
+    """The chosen normalisation, or the backbone's own for its number of channels.
+
+    Raises:
+        UserError: the chosen one has another number of channels.
+    """
+    num_channels = backbone.in_channels
+    if chosen is None:
+        return backbone.normalization.for_channels(num_channels)
+    if not len(chosen.mean) == len(chosen.std) == num_channels:
+        raise UserError(
+            f"normalization has {len(chosen.mean)} means and {len(chosen.std)} deviations, and the images have "
+            f"{num_channels} channels (in_channels); give one of each for every channel"
+        )
+    return chosen
 
 
 def create_model(
@@ -85,6 +120,8 @@ def create_model(
     neck: str | None = None,
     seed: str | None = None,
     pretrained: str | Path | bool | None = None,
+    in_channels: int = 3,
+    normalization: Normalization | None = None,
     align_corners: bool | None = None,
     backbone_args: Mapping[str, Any] | None = None,
     neck_args: Mapping[str, Any] | None = None,
@@ -103,6 +140,10 @@ def create_model(
         seed: source of the offsets, a name of `ovenet.list_seeds`; None is the baseline.
         pretrained: a file of weights, a name of ``ovenet.list_models(pretrained=True)``, or ``timm`` for timm's; None
             loads the weights that come with the backbone, if any do, and False loads none.
+        in_channels: channels of the images. Weights for three channels are adapted as timm does it: their mean for one
+            channel, repeated for more.
+        normalization: of the images; None is the backbone's own, or what becomes of it for other `in_channels`, see
+            `ovenet.structures.Normalization.for_channels`.
         align_corners: convention of all resizing of maps. None is False for head ``fcn`` on an HRNet, as HRNet and
             OVeNet without OCR were published, and True for all else; networks of mmsegmentation need False.
         backbone_args: arguments of the backbone, see `ovenet.describe`.
@@ -113,6 +154,8 @@ def create_model(
     Raises:
         UserError: a part does not exist, an argument or a file is wrong, or the parts do not go together.
     """
+    if in_channels < 1:
+        raise UserError(f"in_channels is {in_channels}; expected at least 1")
     model = build_segmentor(
         backbone,
         num_classes=num_classes,
@@ -120,10 +163,11 @@ def create_model(
         neck=neck,
         seed=seed,
         align_corners=align_corners,
-        backbone_args=backbone_args,
+        backbone_args={**(backbone_args or {}), **({} if in_channels == 3 else {"in_channels": in_channels})},
         neck_args=neck_args,
         head_args=head_args,
         seed_args=seed_args,
+        normalization=normalization,
     )
     is_on_meta = next(model.parameters()).is_meta
     if pretrained is not False and not is_on_meta:

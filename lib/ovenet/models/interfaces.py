@@ -55,6 +55,7 @@ class Backbone(Part):
     """Image to feature maps.
 
     Attributes:
+        in_channels: channels of the images.
         channels: channels of each map.
         strides: nominal stride of each map; its size is the image's size over the stride, rounded up.
         size_multiple: height and width of an image must be multiples of it; `Segmentor` pads.
@@ -63,6 +64,7 @@ class Backbone(Part):
         timm_name: timm's name of the same network, whose weights fit; None if timm does not have it.
     """
 
+    in_channels: int = 3
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     size_multiple: int = 1
@@ -72,7 +74,7 @@ class Backbone(Part):
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images ``(B, 3, H, W)`` to maps ``(B, channels[i], H / strides[i], W / strides[i])``."""
+        """Normalised images ``(B, in_channels, H, W)`` to maps ``(B, channels[i], H / strides[i], W / strides[i])``."""
 
     def bundled_weights(self) -> Mapping[str, Tensor] | None:
         """Pretrained weights from the backbone's own package, by the names here; None for random initialisation.

@@ -1,12 +1,14 @@
 """The segmentation model: backbone, neck and head.
 
-Shapes: ``B`` batch, ``K`` classes, ``H W`` image size; the stride of a head is the image size over its score map size.
+Shapes: ``B`` batch, ``C`` channels of the images, ``K`` classes, ``H W`` image size; the stride of a head is the image
+size over its score map size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,8 @@ class Segmentor(nn.Module):
         self.head = head
         self.frozen_parts: tuple[str, ...] = ()  # not trained any more, see freeze
         self.resting_parts: tuple[str, ...] = ()  # not trained for now, see rest
+        self.recipe: Mapping[str, Any] | None = None  # arguments of build_segmentor; None if composed otherwise
+        self.metadata: Mapping[str, Any] = {}  # what the file that it came from carries beside the weights
 
     @property
     def normalization(self) -> Normalization:
@@ -50,7 +54,7 @@ class Segmentor(nn.Module):
         """Predicts score maps at the head's stride.
 
         Args:
-            images: ``(B, 3, H, W)``, normalised by `ovenet.data.transforms.normalize_images`, of any size that the
+            images: ``(B, C, H, W)``, normalised by `ovenet.data.transforms.normalize_images`, of any size that the
                 backbone accepts.
 
         Raises:
@@ -139,12 +143,33 @@ class Segmentor(nn.Module):
                 f"backbone.{next((n for n, _ in self.backbone.named_children()), '…')}"
             ) from None
 
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Writes a folder that `ovenet.from_pretrained` reads; options as in `ovenet.save_pretrained`."""
+        import ovenet  # upwards: the method that users of Hugging Face's models look for
+
+        ovenet.save_pretrained(self, folder, **options)
+
     def train(self, mode: bool = True) -> Segmentor:
         """As `torch.nn.Module.train`, but frozen and resting parts stay in evaluation mode."""
         super().train(mode)
         for name in (*self.frozen_parts, *self.resting_parts):
             self.get_submodule(name).eval()
         return self
+
+
+def unwrapped(model: nn.Module) -> Segmentor:
+    """The segmentor itself, out of the wrappers of data-parallel training and of torch.compile.
+
+    Raises:
+        UserError: it is another kind of module.
+    """
+    inner = model
+    while not isinstance(inner, Segmentor):
+        wrapped = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
+        if not isinstance(wrapped, nn.Module):
+            raise UserError(f"a {type(model).__name__} is no model of ovenet; build one with ovenet.create_model")
+        inner = wrapped
+    return inner
 
 
 def to_sync_batchnorm(model: Segmentor) -> Segmentor:

@@ -20,6 +20,7 @@ MIN_MATCHED = 0.95  # share of the tensors to initialise that a file must provid
 
 _WRAPPERS = ("module.", "model.")
 _TAIL = "seed.tail."
+_RGB = 3  # channels
 _COUNTER = "num_batches_tracked"  # absent from files of PyTorch 0.4, and without effect on a prediction
 OWN_NAMES = "ovenet"
 
@@ -36,6 +37,7 @@ class LoadReport:
         unexpected: tensors of the file that are unknown to the model.
         unused: number of the file's tensors that are known to have no use here.
         untouched: tensors of parts that this kind of file does not have; they stay randomly initialised.
+        adapted: tensors for images with three channels that were adapted to the model's number of channels.
     """
 
     source: str
@@ -45,6 +47,7 @@ class LoadReport:
     unexpected: tuple[str, ...]
     unused: int
     untouched: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
 
     @property
     def num_expected(self) -> int:
@@ -76,6 +79,7 @@ class LoadReport:
             parts = [f"{table[block]} {kind}" for kind, table in counts.items() if table[block]]
             lines.append(f"  {block:<28} {', '.join(parts)}")
         lines += [f"  {entry}" for entry in self.mismatched]
+        lines += [f"  {entry}: adapted from images with three channels" for entry in self.adapted]
         return "\n".join(lines)
 
     def require(self, share: float, *, allow_partial: bool = False) -> None:
@@ -115,9 +119,45 @@ def load_weights(model: Segmentor, state: StateDict, source: str, *, whole: bool
     parts = {_part(name) for name in renamed}
     names = _tensor_names(model)
     targets = [name for name in names if whole or _part(name) == "backbone" or _part(name) in parts]
+    adapted = () if whole else _adapt_input(model, renamed)
     report = _copy(model, renamed, targets, source, unused)
     wanted = set(targets)
-    return replace(report, untouched=tuple(name for name in names if name not in wanted))
+    return replace(report, untouched=tuple(name for name in names if name not in wanted), adapted=adapted)
+
+
+def _adapt_input(model: Segmentor, state: dict[str, Tensor]) -> tuple[str, ...]:
+    """Adapts the weights that read a file's three channels to the model's number of channels, as timm does it.
+
+    Args:
+        model: a model of images with another number of channels, or with three, for which nothing is done.
+        state: tensors by the model's names; changed in place.
+
+    Returns:
+        The names of the adapted tensors.
+    """
+    num_channels = model.backbone.in_channels
+    if num_channels == _RGB:
+        return ()
+    from timm.models import adapt_input_conv  # timm takes a second to import
+
+    own = model.state_dict()
+    names = [
+        name
+        for name, tensor in state.items()
+        if name.startswith("backbone.")
+        and name in own
+        and _reads_channels(tensor, _RGB)
+        and _reads_channels(own[name], num_channels)
+        and len(tensor) == len(own[name])
+    ]
+    for name in names:
+        state[name] = adapt_input_conv(num_channels, state[name])
+    return tuple(names)
+
+
+def _reads_channels(weight: Tensor, num_channels: int) -> bool:
+    """Whether a tensor is the weight of a convolution of maps with so many channels."""
+    return weight.ndim == 4 and weight.shape[1] == num_channels
 
 
 def load_offset_branch(model: Segmentor, state: StateDict, source: str) -> LoadReport:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ovenet.builders.data import list_dataset
+from ovenet.builders.data import list_dataset, require_rgb
 from ovenet.builders.loading import TrainedModel
 from ovenet.builders.models import build_model
 from ovenet.data.files import read_image
@@ -28,6 +28,7 @@ from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.inference.backend import best_class
 from ovenet.inference.inputs import find_inputs
+from ovenet.inference.temperature import read_temperatures
 from ovenet.models import Segmentor
 from ovenet.models.conv_bn import fuse_conv_bn
 from ovenet.predictor.run_folder import without_places
@@ -89,6 +90,7 @@ def export(
         raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
     if options.int8 and (options.size is None or path.suffix == ".pt2"):
         raise UserError("int8 needs --format onnx or openvino, and a fixed size: --size HxW")
+    require_rgb(trained.normalization)
     trained = _repeatable(trained)
     tensors = _checked_tensors(options.tensors, has_seed=trained.model.max_offset is not None)
     size = options.size or _traced_size(trained)
@@ -222,6 +224,7 @@ def _about(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ..
         versions={"ovenet": version(), "torch": torch.__version__},
         class_names=tuple(info.class_names),
         colors=info.palette,
+        temperature=read_temperatures(trained.path),
     )
 
 

@@ -13,20 +13,32 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ovenet.builders.inference import inference_settings
 from ovenet.builders.loading import load_model
-from ovenet.data.files import read_image, to_rgb
+from ovenet.data.description import Classes
 from ovenet.data.info import LONG_SIDE, DatasetInfo
 from ovenet.deployment.about import is_exported
 from ovenet.errors import UserError
+from ovenet.inference.images import RGB, ImageLike, as_image
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.inputs import find_inputs, is_one_image, read_inputs
 from ovenet.inference.result import SegResult
 from ovenet.inference.settings import LARGEST_SCALE
-from ovenet.predictor.sharing import download, save_folder, weights_of_folder
+from ovenet.models import Segmentor
+from ovenet.models.segmentor import unwrapped
+from ovenet.predictor.sharing import (
+    classes_in_memory,
+    config_in_memory,
+    download,
+    save_folder,
+    save_model,
+    weights_of_folder,
+)
 from ovenet.predictor.sources import find_weights
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
-ImageLike = np.ndarray | Image.Image | Tensor | str | Path
+_IN_MEMORY = Path("model in memory")
 _Image = TypeVar("_Image", bound=ImageLike)
 
 
@@ -35,35 +47,58 @@ class Predictor(SlidingWindowInferencer):
 
         predictor = ovenet.load("best.pth")
         result = predictor("photo.jpg")
-        result.mask, result.class_share, result.overlay().show()
+        result.mask, result.class_share, result.show()
+
+    A model in memory needs its classes alone, and stays where it is. Each call puts it into evaluation mode:
+
+        predictor = ovenet.Predictor(model, classes=["wall", "window"])
 
     Args:
         model: a segmentor.
-        settings: how images are run through it.
-        device: device of the model.
-        info: the classes.
-        max_offset: longest offset per axis, in normalised units (the image spans 2); None for a model without a seed.
-        path: file of the model.
+        settings: how images are run through it; None follows the configuration that the model came with, or runs images
+            at their own size, in windows of 2048x1024 pixels where they are larger.
+        device: device of the model; None asks its weights.
+        info: the classes; None for `classes`.
+        max_offset: longest offset per axis, in normalised units (the image spans 2); None for the model's own.
+        path: file of the model; None for a model in memory.
+        classes: names of the classes, see `ovenet.data.description.describe_classes`; None for those that the model
+            came with.
+        scales, flip, long_side: see `from_checkpoint`.
 
     Attributes:
         info: names, colours and label ids of the classes, in the order of the train ids.
-        max_offset: as the argument.
+        max_offset: as the argument; None for a model without a seed.
         path: as the argument.
+
+    Raises:
+        UserError: the model has no classes, or another number of them.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        settings: InferenceSettings,
-        device: torch.device,
-        info: DatasetInfo,
-        max_offset: float | None,
-        path: Path,
+        settings: InferenceSettings | None = None,
+        device: torch.device | None = None,
+        info: DatasetInfo | None = None,
+        max_offset: float | None = None,
+        path: Path | None = None,
+        *,
+        classes: Classes | None = None,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        long_side: int | str | None = None,
     ):
-        super().__init__(model, settings, device)
+        if info is None:
+            info = classes_in_memory(unwrapped(model), classes)
+        if settings is None:
+            segmentor = unwrapped(model)
+            settings = inference_settings(config_in_memory(segmentor), info, segmentor.normalization)
+            settings = replace(settings, cuda_graph=False)  # which would not know of weights that are loaded later
+        settings = _changed(settings, scales=scales, flip=flip, long_side=long_side)
+        super().__init__(model, settings, device or next(model.parameters()).device)
         self.info = info
-        self.max_offset = max_offset
-        self.path = path
+        self.max_offset = max_offset if path is not None else unwrapped(model).max_offset
+        self.path = _IN_MEMORY if path is None else path
 
     @classmethod
     def from_checkpoint(
@@ -102,17 +137,7 @@ class Predictor(SlidingWindowInferencer):
         trained = load_model(path, config, overrides, runtime=runtime)
         settings = trained.settings
         model, place = trained.on(choose_device("cpu" if is_exported(path) else device))
-        if scales is not None:
-            if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
-                raise UserError(
-                    f"scales are {list(scales)}; expected at least one, all above 0 and at most {LARGEST_SCALE}"
-                )
-            settings = replace(settings, scales=tuple(scales))
-        if flip is not None:
-            settings = replace(settings, flip=flip)
-        if long_side is not None:
-            rule = settings.rule if settings.rule.resize == "long_side" else LONG_SIDE
-            settings = replace(settings, base_size=_base_size(long_side), rule=rule, base_box=None, first_rule=None)
+        settings = _changed(settings, scales=scales, flip=flip, long_side=long_side)
         return cls(model, settings, place, trained.info, trained.network.max_offset, Path(path))
 
     @classmethod
@@ -138,59 +163,87 @@ class Predictor(SlidingWindowInferencer):
         """
         if is_exported(self.path):
             raise UserError(f"{self.path}: an exported file; save the weights that it was made from")
-        save_folder(self.path, Path(folder), half=half, card=card)
+        if self.path is _IN_MEMORY:
+            save_model(unwrapped(self.model), Path(folder), classes=self.info, half=half, card=card)
+        else:
+            save_folder(self.path, Path(folder), half=half, card=card)
 
     @overload
-    def __call__(self, images: ImageLike, *, scores: bool = ...) -> SegResult: ...
+    def __call__(self, images: str | Path, *, scores: bool = ..., probability: bool = ...) -> Any: ...
 
     @overload
-    def __call__(self, images: list[_Image] | tuple[_Image, ...], *, scores: bool = ...) -> list[SegResult]: ...
+    def __call__(
+        self, images: np.ndarray | Image.Image | Tensor | bytes, *, scores: bool = ..., probability: bool = ...
+    ) -> SegResult: ...
 
     @overload
-    def __call__(self, images: Iterator[ImageLike], *, scores: bool = ...) -> Iterator[SegResult]: ...
+    def __call__(
+        self, images: list[_Image] | tuple[_Image, ...], *, scores: bool = ..., probability: bool = ...
+    ) -> list[SegResult]: ...
 
-    def __call__(self, images: Any, *, scores: bool = False) -> Any:
-        """Predicts one image, a list of images, or the images of an iterator one by one.
+    @overload
+    def __call__(
+        self, images: Iterator[ImageLike], *, scores: bool = ..., probability: bool = ...
+    ) -> Iterator[SegResult]: ...
+
+    def __call__(self, images: Any, *, scores: bool = False, probability: bool = False) -> Any:
+        """Predicts whatever ``ovenet infer`` takes, images in memory, or an iterable of them.
 
         Args:
-            images: a file or a Pillow image, which is turned upright by its EXIF tag, as is the result (see
-                `ovenet.data.files.read_image`); an array ``(H, W, 3)`` RGB, ``(H, W)`` or ``(H, W, 4)``, uint8 or
-                uint16 (its upper 8 bits are used); or a tensor ``(3, H, W)`` or ``(1, H, W)`` RGB, uint8 or floats
-                in [0, 1]. A list or a tuple of these, or a tensor ``(B, 3, H, W)``, gives a list; any other iterable
-                gives a generator, which reads the next image while it predicts one, and keeps none.
+            images: a file, the bytes of one, or a Pillow image, which is turned upright by its EXIF tag, as is the
+                result (see `ovenet.data.files.read_image`); an array ``(H, W, 3)`` RGB, ``(H, W)`` or ``(H, W, 4)``,
+                uint8 or uint16 (its upper 8 bits are used); or a tensor ``(3, H, W)`` or ``(1, H, W)`` RGB, uint8 or
+                floats in [0, 1]. One image gives one result. A folder, a pattern with ``*``, a video, ``camera:0``, or
+                any other iterable of images gives an iterator, which reads the next image while it predicts one, and
+                keeps none; a file of a folder that cannot be read is skipped with a warning. A list or a tuple of
+                images, or a tensor ``(B, 3, H, W)``, gives a list. For a model of images with ``C`` other than 3
+                channels, arrays ``(H, W, C)`` or tensors alone.
             scores: return the probabilities of all classes too, ``4 K`` bytes a pixel.
+            probability: return the probability of the predicted class too.
 
         Raises:
-            UserError: a file cannot be read, or an item is not an image.
+            UserError: a file cannot be read, or an item is not an image; it is named as what it is.
         """
         if isinstance(images, Tensor) and images.ndim == 4:
             images = list(images)
-        if isinstance(images, (np.ndarray, Image.Image, Tensor, str, Path)):
-            return self._result(as_image(images), scores=scores)
+        if isinstance(images, (str, Path)) and self._num_channels == RGB and "://" not in str(images):
+            inputs = find_inputs([str(images)])
+            if not is_one_image(inputs, str(images)):
+                return self._results(read_inputs(inputs), scores=scores, probability=probability)
+        if isinstance(images, (np.ndarray, Image.Image, Tensor, bytes, bytearray, memoryview, str, Path)):
+            return self._result(as_image(images, self._num_channels), scores=scores, probability=probability)
         if isinstance(images, (list, tuple)):
-            return list(self._results(images, scores=scores))
+            return list(self._results((("", image) for image in images), scores=scores, probability=probability))
         if isinstance(images, Iterable):
-            return self._results(images, scores=scores)
-        raise UserError(f"{type(images).__name__} is no image; expected a path, a Pillow image, an array or a tensor")
+            return self._results((("", image) for image in images), scores=scores, probability=probability)
+        raise UserError(
+            f"{type(images).__name__} is no image; expected a path, bytes of a file, a Pillow image, an array or a "
+            "tensor"
+        )
 
-    def _results(self, images: Iterable[ImageLike], *, scores: bool) -> Iterator[SegResult]:
+    @property
+    def _num_channels(self) -> int:
+        return len(self.settings.normalization.mean)
+
+    def _results(self, images: Iterable[tuple[str, Any]], *, scores: bool, probability: bool) -> Iterator[SegResult]:
+        """Results of images with names, which are read one ahead."""
         source = iter(images)
 
-        def read() -> np.ndarray | None:
-            for image in source:
-                return as_image(image)
+        def read() -> tuple[str, np.ndarray] | None:
+            for name, image in source:
+                return name, as_image(image, self._num_channels)
             return None
 
         with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
             waiting = pool.submit(read)
-            while (image := waiting.result()) is not None:
+            while (item := waiting.result()) is not None:
                 waiting = pool.submit(read)
-                yield self._result(image, scores=scores)
+                yield self._result(item[1], scores=scores, probability=probability, name=item[0])
 
-    def _result(self, image: np.ndarray, *, scores: bool) -> SegResult:
+    def _result(self, image: np.ndarray, *, scores: bool, probability: bool, name: str = "") -> SegResult:
         has_seed = self.max_offset is not None
         side = max(image.shape[:2]) if scores else 0
-        prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side)
+        prediction = self.predict(image, names=("fused",), seeds=has_seed, score_side=side, probability=probability)
         seed = confidence = None
         if prediction.offset is not None and prediction.confidence is not None:
             seed = seed_pixels(prediction.offset.cpu().numpy())
@@ -202,6 +255,8 @@ class Predictor(SlidingWindowInferencer):
             confidence=confidence,
             seed=seed,
             scores=self._probabilities(prediction.scores["fused"]).cpu().numpy() if scores else None,
+            probability=prediction.probability["fused"].cpu().numpy() if probability else None,
+            name=name,
         )
 
     def _probabilities(self, scores: Tensor) -> Tensor:
@@ -215,20 +270,80 @@ class Predictor(SlidingWindowInferencer):
         return f"Predictor({self.path.stem}: {classes}, {seed}, scales {scales}, {self.device})"
 
 
-def load(source: str | Path, **options: Any) -> Predictor:
+def load(source: str | Path | nn.Module, **options: Any) -> Predictor:
     """A trained model, ready to predict.
 
         mask = ovenet.load("camvid-lite0")("photo.jpg").mask
 
     Args:
-        source: the folder of a run, a file of weights, a file written by ``ovenet export``, or a name of
-            ``ovenet.list_models(pretrained=True)``, whose file is downloaded once.
+        source: a model in memory, for which the options are those of `Predictor`; or the folder of a run, a file of
+            weights, a file written by ``ovenet export``, or a name of ``ovenet.list_models(pretrained=True)``, whose
+            file is downloaded once.
         options: see `Predictor.from_checkpoint`.
 
     Raises:
         UserError: the folder, file or model does not exist; and as `Predictor.from_checkpoint`.
     """
+    if isinstance(source, nn.Module):
+        return Predictor(source, **options)
     return Predictor.from_checkpoint(find_weights(source), **options)
+
+
+def from_pretrained(name: str | Path, *, revision: str | None = None) -> Segmentor:
+    """A model in memory, for a training loop of one's own; `ovenet.load` gives the predictor.
+
+        model = ovenet.from_pretrained("town")
+        model.metadata["class_names"], model.normalization
+
+    Args:
+        name: a folder written by `save_pretrained`, any other source of `ovenet.load`, or the model's name on the
+            Hugging Face hub.
+        revision: branch, tag or commit on the hub.
+
+    Returns:
+        The model on the CPU in evaluation mode, with the weights, classes and normalisation that were saved.
+
+    Raises:
+        UserError: the model is not found, or its weights are not the ones saved.
+    """
+    is_here = Path(name).exists() or "/" not in str(name)
+    path = find_weights(name) if is_here else weights_of_folder(download(str(name), revision))
+    return load_model(path).model
+
+
+def save_pretrained(model: Segmentor, folder: str | Path, **options: Any) -> None:
+    """Writes a model to a folder in the form of the Hugging Face hub; ``model.save_pretrained(folder)`` is the same.
+
+        model.save_pretrained("town", classes=["wall", "window"])
+
+    Args:
+        model: built by `ovenet.create_model` or read by `from_pretrained`.
+        folder: a new or empty folder.
+        options: ``classes``, ``half``, ``card``, see `ovenet.predictor.sharing.save_model`.
+
+    Raises:
+        UserError: the folder is not empty, or the model has no classes, or is composed of parts without names.
+        OSError: a file cannot be written.
+    """
+    save_model(unwrapped(model), Path(folder), **options)
+
+
+def _changed(
+    settings: InferenceSettings, *, scales: Sequence[float] | None, flip: bool | None, long_side: int | str | None
+) -> InferenceSettings:
+    """The settings with those that are not None, see `Predictor.from_checkpoint`."""
+    if scales is not None:
+        if not scales or not all(0 < scale <= LARGEST_SCALE for scale in scales):
+            raise UserError(
+                f"scales are {list(scales)}; expected at least one, all above 0 and at most {LARGEST_SCALE}"
+            )
+        settings = replace(settings, scales=tuple(scales))
+    if flip is not None:
+        settings = replace(settings, flip=flip)
+    if long_side is not None:
+        rule = settings.rule if settings.rule.resize == "long_side" else LONG_SIDE
+        settings = replace(settings, base_size=_base_size(long_side), rule=rule, base_box=None, first_rule=None)
+    return settings
 
 
 def seed_pixels(offset: np.ndarray) -> np.ndarray:
@@ -241,45 +356,6 @@ def seed_pixels(offset: np.ndarray) -> np.ndarray:
     x = np.arange(width, dtype=np.float32) + offset[0] * ((width - 1) / 2)
     y = np.arange(height, dtype=np.float32)[:, None] + offset[1] * ((height - 1) / 2)
     return np.stack((x.clip(0, width - 1), y.clip(0, height - 1)), axis=-1)
-
-
-def as_image(image: ImageLike) -> np.ndarray:
-    """Any image as ``(H, W, 3)`` uint8 RGB, see `Predictor.__call__`."""
-    if isinstance(image, (str, Path)):
-        if "://" in str(image):
-            raise UserError(f"{image}: addresses are not fetched; download the image, and name its file")
-        return read_image(Path(image))
-    if isinstance(image, Image.Image):
-        return to_rgb(image, "the image")
-    if isinstance(image, Tensor):
-        image = _tensor_as_array(image)
-    if not isinstance(image, np.ndarray):
-        raise UserError(f"{type(image).__name__} is no image; expected a path, a Pillow image, an array or a tensor")
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3, 4))):
-        raise UserError(
-            f"an array of shape {image.shape} and type {image.dtype}; expected (H, W), (H, W, 3) or (H, W, 4), "
-            "uint8 or uint16"
-        )
-    if not image.size:
-        raise UserError(f"an array of shape {image.shape}; expected at least one pixel")
-    if image.ndim == 2 or image.shape[2] == 1:
-        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(image[..., :3])
-
-
-def _tensor_as_array(image: Tensor) -> np.ndarray:
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise UserError(f"a tensor of shape {tuple(image.shape)}; expected (3, H, W) or (1, H, W)")
-    if image.is_floating_point():
-        low, high = (float(x) for x in image.aminmax()) if image.numel() else (0.0, 1.0)
-        if not (low >= 0 and high <= 1):
-            raise UserError(f"a tensor of real numbers from {low:g} to {high:g}; expected 0 to 1, not normalised")
-        image = image.float().mul(255).round().to(torch.uint8)
-    if image.dtype != torch.uint8:
-        raise UserError(f"a tensor of type {image.dtype}; expected uint8, or real numbers from 0 to 1")
-    return np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy())
 
 
 def _base_size(long_side: int | str) -> int | None:

@@ -15,6 +15,7 @@ from ovenet.config import default_config, flat_settings, load_config_text, prese
 from ovenet.config.schema import affects_test, keys_of_role
 from ovenet.engine.checkpoint import BEST, FINAL
 from ovenet.errors import UserError
+from ovenet.inference.temperature import FITTED, NONE, read_temperatures
 from ovenet.models.pretrained import weights_path
 from ovenet.models.weight_files import require_file
 from ovenet.report.runs import RESULTS
@@ -67,7 +68,17 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
         model_file: the weights.
         settings: settings of this test, from `evaluation_settings`.
     """
-    parent, name = run_dir / "test", f"{Path(cfg.DATASET.TEST_SET).stem}_{inference_name(cfg, model_file)}"
+    return _folder_of_test(
+        run_dir / "test", f"{Path(cfg.DATASET.TEST_SET).stem}_{inference_name(cfg, model_file)}", settings
+    )
+
+
+def corrupted_test_folder(folder: Path, kind: str, severity: int, settings: Mapping[str, Any]) -> Path:
+    """Folder of the test with a corruption that goes with the test in `folder`; numbered as in `test_folder`."""
+    return _folder_of_test(folder / "corruptions", f"{kind}_{severity}", settings)
+
+
+def _folder_of_test(parent: Path, name: str, settings: Mapping[str, Any]) -> Path:
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}_{number}")
         try:
@@ -83,7 +94,7 @@ def test_folder(cfg: CfgNode, run_dir: Path, model_file: Path, settings: Mapping
 
 
 def find_test(model_file: Path, places: Sequence[Path]) -> Path | None:
-    """The newest test of these weights with detailed scores, or None.
+    """The newest test of these weights on clean images with detailed scores, or None.
 
     Args:
         model_file: the weights.
@@ -94,7 +105,8 @@ def find_test(model_file: Path, places: Sequence[Path]) -> Path | None:
     for path in sorted(found, key=lambda path: -path.stat().st_mtime):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content[SETTINGS][WEIGHTS_DIGEST] == digest and "details" in content:
+            is_clean = not content[SETTINGS].get("TEST.CORRUPTION")
+            if content[SETTINGS][WEIGHTS_DIGEST] == digest and "details" in content and is_clean:
                 return path.parent
         except (ValueError, KeyError, TypeError):
             continue  # damaged, or another program's
@@ -102,10 +114,16 @@ def find_test(model_file: Path, places: Sequence[Path]) -> Path | None:
 
 
 def inference_name(cfg: CfgNode, model_file: Path) -> str:
-    """``<weights>_<scales>[_flip][_<protocol>]``, the part of a folder's name that tells tests of a list apart."""
+    """The part of a folder's name that tells tests of a list apart.
+
+    It is ``<weights>_<scales>[_flip][_<protocol>][_t<temperature>][_<corruption><severity>]``.
+    """
     scales = "-".join(f"{scale:g}" for scale in cfg.TEST.SCALE_LIST)
+    flip = "_flip" if cfg.TEST.FLIP_TEST else ""
     protocol = "" if cfg.TEST.PROTOCOL == "default" else f"_{cfg.TEST.PROTOCOL}"
-    return f"{model_file.stem}_s{scales}{'_flip' if cfg.TEST.FLIP_TEST else ''}{protocol}"
+    temperature = "" if cfg.TEST.TEMPERATURE == NONE else f"_t{cfg.TEST.TEMPERATURE}"
+    corruption = f"_{cfg.TEST.CORRUPTION}{cfg.TEST.SEVERITY}" if cfg.TEST.CORRUPTION else ""
+    return f"{model_file.stem}_s{scales}{flip}{protocol}{temperature}{corruption}"
 
 
 def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict[str, Any]:
@@ -120,6 +138,8 @@ def evaluation_settings(cfg: CfgNode, model_file: Path, list_path: Path) -> dict
     require_file(model_file)
     for name, path in ((WEIGHTS_DIGEST, model_file), (_LIST_DIGEST, list_path)):
         settings[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    if cfg.TEST.TEMPERATURE == FITTED:
+        settings["temperatures"] = read_temperatures(model_file)  # empty where the weights carry them
     return settings
 
 

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from yacs.config import CfgNode
 
+from ovenet.builders.models import metadata_of, model_config
 from ovenet.config import load_config_text
+from ovenet.data.description import Classes, describe_classes
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
+from ovenet.inference.temperature import KEY, read_temperatures
+from ovenet.models import Segmentor
 from ovenet.models.weight_files import SAFETENSORS, read_checkpoint, weights_of, write_safetensors
 from ovenet.predictor.run_folder import find_test, without_places
 from ovenet.report.card import CardSources, failures_picture, model_card
@@ -60,6 +65,8 @@ def pack(source: Path, path: Path, *, half: bool = False) -> dict[str, Any]:
     """
     content = read_checkpoint(source)
     about = _portable(content, source)
+    if temperatures := read_temperatures(source) or content.get(KEY):
+        about[KEY] = temperatures
     write_safetensors(path, weights_of(content, source), about, half=half)
     return about
 
@@ -86,9 +93,68 @@ def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "
         UserError: the folder is not empty, or the weights carry too little to be shared.
         OSError: a file cannot be written.
     """
+    _require_new(folder)
+    about = pack(source, folder / WEIGHTS, half=half)
+    _describe_folder(folder, about, card, CardTexts(find_test(source, [source.parent])), source.stem)
+
+
+def save_model(
+    model: Segmentor, folder: Path, *, classes: Classes | None = None, half: bool = False, card: str = ""
+) -> None:
+    """Writes a model in memory to a folder, see `save_folder`.
+
+    Args:
+        model: built by `ovenet.create_model` or read by `ovenet.from_pretrained`.
+        folder: a new or empty folder.
+        classes: see `ovenet.data.description.describe_classes`; None for those that the model came with.
+        half: write float16.
+        card: text of the model card.
+
+    Raises:
+        UserError: the folder is not empty, or the model has no classes, or is composed of parts without names.
+        OSError: a file cannot be written.
+    """
+    cfg, info = config_in_memory(model), classes_in_memory(model, classes)
+    about = metadata_of(cfg, info, model.normalization)
+    about = {**about, "config": without_places(cfg)}
+    _require_new(folder)
+    write_safetensors(folder / WEIGHTS, model.state_dict(), about, half=half)
+    data = "" if "config" in model.metadata else "What it was trained on is not recorded."
+    _describe_folder(folder, about, card, CardTexts(data=data), folder.name)
+
+
+def config_in_memory(model: Segmentor) -> CfgNode:
+    """The configuration that a model came with, or that of its parts, see `ovenet.builders.models.model_config`."""
+    if "config" in model.metadata:
+        return load_config_text(model.metadata["config"], "the model")
+    return model_config(model)
+
+
+def classes_in_memory(model: Segmentor, classes: Classes | None) -> DatasetInfo:
+    """The named classes, or those that a model came with.
+
+    Raises:
+        UserError: there are none, or not as many as the model predicts.
+    """
+    if classes is not None:
+        info = describe_classes(classes)
+    elif "dataset_info" in model.metadata:
+        info = DatasetInfo.from_dict(model.metadata["dataset_info"])
+    else:
+        raise UserError('this model has no classes yet; name them: classes=["wall", "window", …]')
+    num_classes = info.num_classes if model.recipe is None else model.recipe["num_classes"]
+    if info.num_classes != num_classes:
+        raise UserError(f"classes has {info.num_classes} names, and the model predicts {num_classes} classes")
+    return info
+
+
+def _require_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: has files in it already; name a new folder")
-    about = pack(source, folder / WEIGHTS, half=half)
+
+
+def _describe_folder(folder: Path, about: Mapping[str, Any], card: str, texts: CardTexts, name: str) -> None:
+    """Writes the files beside the weights: their configuration, and a card unless the user has written one."""
     config = {
         "library_name": "ovenet",
         "ovenet_version": version(),
@@ -100,7 +166,7 @@ def save_folder(source: Path, folder: Path, *, half: bool = False, card: str = "
     if card:
         write_text(folder / CARD, card)
     else:
-        write_card(source, folder / CARD, CardTexts(find_test(source, [source.parent])), name=source.stem, hub=True)
+        write_card(folder / WEIGHTS, folder / CARD, texts, name=name, hub=True)
 
 
 def write_card(source: Path, path: Path, texts: CardTexts, *, name: str = "", hub: bool = False) -> None:
@@ -133,6 +199,7 @@ def write_card(source: Path, path: Path, texts: CardTexts, *, name: str = "", hu
         seeds=texts.seeds,
         data=texts.data,
         licence=texts.licence,
+        temperature=(read_temperatures(source) or content.get(KEY) or {}).get("fused"),
     )
     if picture is not None:
         write_bytes(path.with_suffix(".jpg"), picture)

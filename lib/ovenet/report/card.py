@@ -19,7 +19,9 @@ from PIL import Image
 from ovenet.data.info import DatasetInfo
 from ovenet.data.sheets import colorize
 from ovenet.errors import UserError
+from ovenet.evaluation.image_scores import TENTH
 from ovenet.inference.pictures import error_map, side_by_side
+from ovenet.report.corruptions import CORRUPTIONS
 from ovenet.report.gallery import picture_path, read_picture
 from ovenet.report.runs import RESULTS, TestedRun, read_run
 from ovenet.report.tables import percent
@@ -51,6 +53,7 @@ class CardSources:
         seeds: folders of tests, or results of a sweep, of the same model trained with other random seeds.
         data: a text on the images that it was trained on; "" for the list's name alone.
         licence: a text on the licence; "" if it is not known.
+        temperature: of S_f, fitted for these weights; None without one.
     """
 
     name: str
@@ -64,6 +67,7 @@ class CardSources:
     seeds: Sequence[Path] = field(default=())
     data: str = ""
     licence: str = ""
+    temperature: float | None = None
 
 
 def model_card(sources: CardSources, picture: str = "") -> str:
@@ -98,7 +102,7 @@ def model_card(sources: CardSources, picture: str = "") -> str:
         dataset=sources.about["dataset"],
         train_list=settings["DATASET"]["TRAIN_SET"],
         classes=[f"{k} {_plain(name)}" for k, name in enumerate(sources.about["class_names"])],
-        tests=[] if run is None else [_test(run, sources.seeds, picture)],
+        tests=[] if run is None else [_test(run, sources, picture)],
         config=sources.about["config"].rstrip(),
     )
 
@@ -156,7 +160,7 @@ def _model(model: Mapping[str, Any]) -> str:
     return f"A{'n' if head[:1] in 'aeio' else ''} {parts}" if seed == "none" else f"Seed `{seed}` behind a {parts}"
 
 
-def _test(run: TestedRun, seeds: Sequence[Path], picture: str) -> dict[str, Any]:
+def _test(run: TestedRun, sources: CardSources, picture: str) -> dict[str, Any]:
     settings = run.results["settings"]
     scales = ", ".join(map(str, settings["scales"]))
     views = f"scales {scales}{' and flipped views' if settings['flip'] else ''}"
@@ -164,8 +168,8 @@ def _test(run: TestedRun, seeds: Sequence[Path], picture: str) -> dict[str, Any]
         "facts": f"On the {len(run.records)} images of {settings['list']}, {views}, {run.results['date']}:",
         "symbols": [SYMBOLS[name] for name in run.predictions],
         "scores": _scores(run),
-        "spread": _spread(run, seeds),
-        "trust": _trust(run),
+        "spread": _spread(run, sources.seeds),
+        "trust": _trust(run, sources.temperature),
         "failures": _failures(run),
         "picture": picture,
         "errors": _SEED_ERRORS if run.has_seed else _ERRORS,
@@ -177,9 +181,18 @@ def _scores(run: TestedRun) -> list[dict[str, Any]]:
     rows = {
         "mIoU": [results[name]["mean_iou"] for name in run.predictions],
         "pixel accuracy": [results[name]["pixel_accuracy"] for name in run.predictions],
+        **_image_rows(run),
         "Boundary IoU": [details["boundaries"]["mean_iou"][name][-1] for name in run.predictions],
     }
     return [{"title": title, "by_prediction": list(map(percent, values))} for title, values in rows.items()]
+
+
+def _image_rows(run: TestedRun) -> dict[str, list[float | None]]:
+    scores = run.images["overall"]["scores"]
+    return {
+        "mean of the images' mIoU": [scores[name]["mean_iou_i"] for name in run.predictions],
+        "mean of the worst tenth of them": [scores[name]["worst_i"][TENTH] for name in run.predictions],
+    }
 
 
 def _spread(run: TestedRun, seeds: Sequence[Path]) -> str:
@@ -208,8 +221,57 @@ def _mean_iou(path: Path) -> float:
         ) from error
 
 
-def _trust(run: TestedRun) -> list[str]:
-    return []
+def _trust(run: TestedRun, temperature: float | None) -> list[str]:
+    """Calibration of the class probabilities, and what corrupted images cost."""
+    sentences = []
+    calibration = (run.results["details"].get("class_calibration") or {}).get("fused")
+    if calibration:
+        sentences.append(
+            f"Probabilities: expected calibration error {percent(calibration['expected_error'])} %"
+            f"{_surest(calibration)}."
+        )
+    if temperature is not None:
+        sentences.append(
+            f"A temperature of {temperature:.3f}, fitted on validation images, comes along: TEST.TEMPERATURE fitted "
+            "uses it. Above 1, the network is too sure of itself without it."
+        )
+    sentences += _corruptions(run)
+    return sentences or ["Neither its probabilities nor its behaviour on corrupted images were tested."]
+
+
+def _surest(calibration: Mapping[str, Any]) -> str:
+    """What is right of the pixels in the last bin."""
+    right, pixels = calibration["bin_accuracy"][-1], calibration["bin_pixels"]
+    if right is None or not sum(pixels):
+        return ""
+    least, share = 1 - 1 / len(pixels), pixels[-1] / sum(pixels)
+    return (
+        f"; of the pixels with a probability of at least {percent(least)} %, which are {percent(share)} % of all, "
+        f"{percent(right)} % are right"
+    )
+
+
+def _corruptions(run: TestedRun) -> list[str]:
+    """What `corruptions.json` beside the results says, in a sentence."""
+    path = run.folder / CORRUPTIONS
+    if not path.is_file():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        lost = {kind: means["degradation"] for kind, means in content["by_kind"].items() if means}
+        worst = [f"{kind.replace('_', ' ')} ({percent(lost[kind])} %)" for kind in sorted(lost, key=lambda k: -lost[k])]
+        mean = content["mean"]
+        if mean is None:
+            return []
+        return [
+            f"Corrupted images ({len(lost)} kinds, severities {', '.join(map(str, content['severities']))}) cost on "
+            f"average {percent(mean['degradation'])} % of the mIoU of {percent(content['clean']['fused'])} %; most: "
+            f"{', '.join(worst[:_NUM_WEAKEST])}."
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not what tools/test.py --corruptions writes ({type(error).__name__}); run it again"
+        ) from error
 
 
 def _failures(run: TestedRun) -> list[str]:

@@ -14,6 +14,7 @@ from ovenet.data.info import condition_of
 from ovenet.errors import UserError
 from ovenet.inference.pictures import OUTCOMES
 from ovenet.report import plots, tables
+from ovenet.report.corruptions import CORRUPTIONS, corruption_sections
 from ovenet.report.gallery import MAX_BYTES, MAX_IMAGES, choose_images, picture_path, read_picture
 from ovenet.report.runs import RESULTS, TestedRun, distinct_names, read_run
 from ovenet.report.template import colours, in_script, page_template
@@ -93,9 +94,11 @@ def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
         "edge_rows": tables.edges(runs),
         "seed_rows": tables.seeds(runs),
         "uncertainty_rows": tables.uncertainty(runs),
+        "class_calibration": tables.class_calibration(runs),
         "has_seed": any(run.has_seed for run in runs),
         "has_label_errors": any(run.has_label_quality for run in runs),
         "plots": _plots(runs),
+        "corruptions": corruption_sections(runs),
         "command": command,
         "app": None,
     }
@@ -113,8 +116,12 @@ def _sections(runs: Sequence[TestedRun]) -> list[tuple[str, str]]:
     sections.append(("edges", "Near edges"))
     if any(run.has_seed for run in runs):
         sections.append(("seeds", "Seeds and confidence"))
+    if tables.class_calibration(runs):
+        sections.append(("probabilities", "Probabilities"))
     if any("uncertainty" in run.results for run in runs):
         sections.append(("uncertainty", "Uncertainty"))
+    if any((run.folder / CORRUPTIONS).is_file() for run in runs):
+        sections.append(("corruptions", "Corruptions"))
     sections.append(("confusion", "Confusion"))
     if any(run.log for run in runs):
         sections.append(("training", "Training"))
@@ -156,6 +163,11 @@ def _facts(run: TestedRun) -> str:
     scales = ", ".join(map(str, settings["scales"]))
     protocol = settings.get("protocol", "default")
     views += "" if protocol == "default" else f", as {protocol} tests"
+    if "corruption" in settings:
+        views += f", corrupted by {settings['corruption']}, severity {settings['severity']}"
+    if temperatures := settings.get("temperatures"):
+        values = ", ".join(f"{SYMBOLS[name]} {value:.3f}" for name, value in temperatures.items())
+        views += f", temperatures {values}"
     return (
         f"{run.results['dataset']}, {len(run.records)} images of {settings['list']}; weights "
         f"{settings['model_file']}; scales {scales}{views}; {run.results['date']}"
@@ -175,11 +187,17 @@ def _plots(runs: Sequence[TestedRun]) -> dict[str, list[tuple[str, str]]]:
         ],
         "seeds": [],
         "uncertainty": [],
+        "probabilities": [],
         "training": [],
     }
     if any("uncertainty" in run.results for run in runs):
         scores = [{"name": run.name, "uncertainty": run.results.get("uncertainty")} for run in runs]
         result["uncertainty"] = [(plots.uncertainty_plot(scores), "Uncertainty-aware IoU by threshold")]
+    if tables.class_calibration(runs):
+        result["probabilities"] = [
+            (plots.class_reliability_plot(named), "Reliability of the class probabilities"),
+            (plots.class_risk_plot(named), "Risk over coverage of the class probabilities"),
+        ]
     if with_seeds:
         result["images"].append((plots.image_gain_plot(with_seeds), "Gain of each image by the seeds, sorted"))
         result["seeds"] = [

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ovenet.data.corruption_kinds import GROUPS
 from ovenet.evaluation.curves import COLORS, PREDICTION_COLORS, plain_text
 from ovenet.structures import SYMBOLS
 
@@ -209,6 +210,33 @@ def reliability_plot(runs: Sequence[RunScores]) -> str:
     return _finish(figure, axes)
 
 
+def class_reliability_plot(runs: Sequence[RunScores]) -> str:
+    """Share of right pixels against the probability of the predicted class, for the runs that counted it."""
+    title = "Reliability: do the probabilities say how often the class is right?"
+    figure, axes = _axes(title, "probability of the predicted class", "share of right pixels")
+    axes.plot([0, 1], [0, 1], color="#888888", linewidth=1)
+    for index, run in enumerate(runs):
+        for name, scores in (run["details"].get("class_calibration") or {}).items():
+            shown = [
+                pair for pair in zip(scores["bin_confidence"], scores["bin_accuracy"], strict=True) if None not in pair
+            ]
+            _prediction_line(axes, [y for _, y in shown], runs, index, name, [x for x, _ in shown])
+    return _finish(figure, axes)
+
+
+def class_risk_plot(runs: Sequence[RunScores]) -> str:
+    """Risk over coverage of the class probabilities, for the runs that counted them."""
+    title = "Risk: pixels of another class, surest first"
+    figure, axes = _axes(title, "share of the pixels kept", "share of wrong pixels")
+    for index, run in enumerate(runs):
+        for name, scores in (run["details"].get("class_calibration") or {}).items():
+            values = [float("nan") if value is None else value for value in scores["risk"]]
+            label = _label(runs, index, f"{SYMBOLS[name]}, area {scores['area_under_risk']:.4f}")
+            axes.plot(scores["coverage"], values, _STYLES[name], color=PREDICTION_COLORS[name], label=label)
+    axes.set_ylim(bottom=0)
+    return _finish(figure, axes)
+
+
 def risk_plot(runs: Sequence[RunScores]) -> str:
     """Risk over coverage."""
     figure, axes = _axes(
@@ -295,3 +323,28 @@ def confusion_plot(counts: np.ndarray, class_names: Sequence[str], *, normalised
                     text = f"{100 * values[row, column]:.0f}"
                     axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=7)
     return to_svg(figure)
+
+
+def corruption_plot(content: Mapping[str, Any]) -> str:
+    """mIoU over severity, the mean of each group of corruptions; severity 0 is clean.
+
+    Args:
+        content: of ``corruptions.json``.
+    """
+    names = [name for name in ("initial", "fused") if name in content["clean"]]
+    dotted = f" (dotted: {SYMBOLS['initial']})" if len(names) > 1 else ""
+    figure, axes = _axes(f"mIoU by severity, mean of each group{dotted}", "severity (0: clean)", "share")
+    severities = content["severities"]
+    for index, (group, kinds) in enumerate(GROUPS.items()):
+        own = [content["scores"][kind] for kind in kinds if content["by_kind"].get(kind)]
+        if not own:
+            continue
+        for name in names:
+            means = [float(np.mean([scores[str(s)][name] for scores in own])) for s in severities]
+            label = f"{group} ({len(own)})" if name == "fused" else None
+            style, marker = _STYLES[name], _MARKERS[index % len(_MARKERS)]
+            values = [content["clean"][name], *means]
+            axes.plot([0, *severities], values, style, marker=marker, color=COLORS[index], label=label)
+    axes.set_xticks([0, *severities])
+    axes.set_ylim(bottom=0)
+    return _finish(figure, axes)

@@ -234,6 +234,18 @@ def uncertainty(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:
     return _table(runs, rows)
 
 
+def class_calibration(runs: Sequence[TestedRun]) -> list[dict[str, str]]:
+    """Calibration of the class probabilities: a row for each run that counted it, and prediction; or no row."""
+    rows = []
+    for run in runs:
+        for name, scores in (run.results["details"].get("class_calibration") or {}).items():
+            title = f"{run.name}: {SYMBOLS[name]}" if len(runs) > 1 else SYMBOLS[name]
+            error, by_class = percent(scores["expected_error"]), percent(scores["classwise_expected_error"])
+            brier, nll = f"{scores['brier']:.4f}", f"{scores['nll']:.4f}"
+            rows.append({"title": title, "error": error, "by_class": by_class, "brier": brier, "nll": nll})
+    return rows
+
+
 def _scores(runs: Sequence[TestedRun], *keys: str) -> list[dict[str, float | None]]:
     """For each run the score under these keys, by prediction."""
     return [{name: reduce(getitem, keys, scores) for name, scores in run.results["results"].items()} for run in runs]

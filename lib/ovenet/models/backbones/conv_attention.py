@@ -126,10 +126,10 @@ class PatchEmbedding(nn.Module):
 class ConvStem(nn.Module):
     """MSCAN's patch embedding: two convolutions of stride 2."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, in_channels: int):
         super().__init__()
         self.proj = nn.Sequential(
-            nn.Conv2d(3, channels // 2, 3, stride=2, padding=1),
+            nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1),
             BatchNorm2d(channels // 2),
             nn.GELU(),
             nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
@@ -151,6 +151,7 @@ class ConvAttentionNet(Backbone):
         depths: number of blocks of each stage.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
         norm_eps: epsilon of the LayerNorm after each stage.
+        in_channels: channels of the images, which the stem takes.
     """
 
     published = (
@@ -172,8 +173,10 @@ class ConvAttentionNet(Backbone):
         *,
         drop_path_rate: float,
         norm_eps: float,
+        in_channels: int,
     ):
         super().__init__()
+        self.in_channels = in_channels
         self.channels, self.strides = channels, STRIDES
         rates = iter(linspace(0, drop_path_rate, sum(depths), device="cpu").tolist())
         for index, (width, depth) in enumerate(zip(channels, depths, strict=True)):
@@ -205,11 +208,19 @@ MSCAN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 }
 
 
-def _mscan_variant(variant: str, *, drop_path_rate: float | None = None) -> ConvAttentionNet:
+def _mscan_variant(variant: str, *, drop_path_rate: float | None = None, in_channels: int = 3) -> ConvAttentionNet:
     """A published MSCAN; a `drop_path_rate` of None is the published one, 0.3 for MSCAN-L and 0.1 for the others."""
     channels, depths = MSCAN[variant]
     rate = (0.3 if variant == "mscan_l" else 0.1) if drop_path_rate is None else drop_path_rate
-    return ConvAttentionNet(ConvStem(channels[0]), MultiScaleGate, channels, depths, drop_path_rate=rate, norm_eps=1e-5)
+    return ConvAttentionNet(
+        ConvStem(channels[0], in_channels),
+        MultiScaleGate,
+        channels,
+        depths,
+        drop_path_rate=rate,
+        norm_eps=1e-5,
+        in_channels=in_channels,
+    )
 
 
 for _variant in MSCAN:
@@ -217,7 +228,15 @@ for _variant in MSCAN:
 
 
 @BACKBONES.register("van_s")
-def van_s(*, drop_path_rate: float = 0.1) -> ConvAttentionNet:
+def van_s(*, drop_path_rate: float = 0.1, in_channels: int = 3) -> ConvAttentionNet:
     """VAN-Small (VAN-B1); arguments as in `ConvAttentionNet`."""
-    stem = PatchEmbedding(3, _WIDE[0], kernel=7, stride=4)
-    return ConvAttentionNet(stem, LargeKernelGate, _WIDE, (2, 2, 4, 2), drop_path_rate=drop_path_rate, norm_eps=1e-6)
+    stem = PatchEmbedding(in_channels, _WIDE[0], kernel=7, stride=4)
+    return ConvAttentionNet(
+        stem,
+        LargeKernelGate,
+        _WIDE,
+        (2, 2, 4, 2),
+        drop_path_rate=drop_path_rate,
+        norm_eps=1e-6,
+        in_channels=in_channels,
+    )

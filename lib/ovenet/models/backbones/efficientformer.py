@@ -234,6 +234,7 @@ class EfficientFormerV2(Backbone):
         resolution: height and width of the images that the tables of biases belong to, a multiple of 32; 512 in
             OffSeg's files.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        in_channels: channels of the images.
 
     Raises:
         UserError: `resolution` is not a multiple of 32.
@@ -266,15 +267,17 @@ class EfficientFormerV2(Backbone):
         bias_mode: BiasMode = "spatial",
         resolution: int = 512,
         drop_path_rate: float = 0.0,
+        in_channels: int = 3,
     ):
         super().__init__()
         if resolution < 32 or resolution % 32:
             raise UserError(f"MODEL.BACKBONE.RESOLUTION is {resolution}; expected a multiple of 32")
         self.channels, self.strides = channels, STRIDES
+        self.in_channels = in_channels
         rates = linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         stem = channels[0] // 2
         self.patch_embed = nn.Sequential(
-            *_conv_bn(3, stem, 3, stride=2), nn.GELU(), *_conv_bn(stem, channels[0], 3, stride=2), nn.GELU()
+            *_conv_bn(in_channels, stem, 3, stride=2), nn.GELU(), *_conv_bn(stem, channels[0], 3, stride=2), nn.GELU()
         )
 
         def stage(index: int) -> nn.Sequential:
@@ -321,7 +324,12 @@ VARIANTS = {  # channels, depths, MLP ratios of stages 3 and 4, blocks with atte
 
 
 def _variant(
-    size: str, *, bias_mode: BiasMode = "spatial", resolution: int = 512, drop_path_rate: float | None = None
+    size: str,
+    *,
+    bias_mode: BiasMode = "spatial",
+    resolution: int = 512,
+    drop_path_rate: float | None = None,
+    in_channels: int = 3,
 ) -> EfficientFormerV2:
     """S0, S1, S2 or L; arguments as in `EfficientFormerV2`; a `drop_path_rate` of None is the published one."""
     channels, depths, ratios, num_attention, published_rate = VARIANTS[size]
@@ -333,6 +341,7 @@ def _variant(
         bias_mode=bias_mode,
         resolution=resolution,
         drop_path_rate=published_rate if drop_path_rate is None else drop_path_rate,
+        in_channels=in_channels,
     )
 
 

@@ -37,6 +37,7 @@ class HRNet(ForkableBackbone):
         align_corners: convention of this upsampling.
         checkpoint_activations: recompute the activations of the HR modules in the backward pass.
         timm_name: see `Backbone`.
+        in_channels: channels of the images.
 
     Raises:
         UserError: there are not four stages, or the settings of a stage are invalid.
@@ -60,6 +61,7 @@ class HRNet(ForkableBackbone):
         align_corners: bool = True,
         checkpoint_activations: bool = False,
         timm_name: str | None = None,
+        in_channels: int = 3,
     ):
         super().__init__()
         if len(stages) != NUM_STAGES:
@@ -71,9 +73,10 @@ class HRNet(ForkableBackbone):
         self.timm_name = timm_name
         self.channels = self.stages[NUM_STAGES].out_channels
         self.strides = STRIDES
+        self.in_channels = in_channels
 
         first = self.stages[1]
-        self.conv1 = nn.Conv2d(3, STEM_CHANNELS, 3, stride=2, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, STEM_CHANNELS, 3, stride=2, padding=1, bias=False)
         self.bn1 = BatchNorm2d(STEM_CHANNELS)
         self.conv2 = nn.Conv2d(STEM_CHANNELS, STEM_CHANNELS, 3, stride=2, padding=1, bias=False)
         self.bn2 = BatchNorm2d(STEM_CHANNELS)
@@ -245,7 +248,12 @@ def _fuse_layer(source: int, target: int, widths: Sequence[int]) -> nn.Module:
 
 
 def _hrnet_variant(
-    variant: str, *, flavour: Flavour = "hrnet", align_corners: bool = True, checkpoint_activations: bool = False
+    variant: str,
+    *,
+    flavour: Flavour = "hrnet",
+    align_corners: bool = True,
+    checkpoint_activations: bool = False,
+    in_channels: int = 3,
 ) -> HRNet:
     """A published HRNet; arguments as in `HRNet`."""
     timm_name = variant.removesuffix("_v1")  # other repositories call small-v1 "small"
@@ -255,6 +263,7 @@ def _hrnet_variant(
         align_corners=align_corners,
         checkpoint_activations=checkpoint_activations,
         timm_name=timm_name,
+        in_channels=in_channels,
     )
 
 
@@ -269,6 +278,13 @@ def hrnet(
     flavour: Flavour = "hrnet",
     align_corners: bool = True,
     checkpoint_activations: bool = False,
+    in_channels: int = 3,
 ) -> HRNet:
     """An HRNet of any width and depth; arguments as in `HRNet`."""
-    return HRNet(stages, flavour=flavour, align_corners=align_corners, checkpoint_activations=checkpoint_activations)
+    return HRNet(
+        stages,
+        flavour=flavour,
+        align_corners=align_corners,
+        checkpoint_activations=checkpoint_activations,
+        in_channels=in_channels,
+    )

@@ -131,6 +131,7 @@ class MixTransformer(Backbone):
         width: channels per attention head: 32 in B0, 64 in the others.
         depths: number of blocks of each stage.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        in_channels: channels of the images.
     """
 
     published = (
@@ -145,12 +146,13 @@ class MixTransformer(Backbone):
         ),
     )
 
-    def __init__(self, width: int, depths: tuple[int, ...], *, drop_path_rate: float = 0.1):
+    def __init__(self, width: int, depths: tuple[int, ...], *, drop_path_rate: float = 0.1, in_channels: int = 3):
         super().__init__()
         self.channels = tuple(width * n for n in NUM_HEADS)
         self.strides = STRIDES
         rates = linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
-        before = (3, *self.channels)
+        self.in_channels = in_channels
+        before = (in_channels, *self.channels)
         firsts = [sum(depths[:i]) for i in range(len(depths))]
         self.stages = nn.ModuleList(
             Stage(i, before[i], self.channels[i], rates[first : first + depth])
@@ -170,9 +172,10 @@ class MixTransformer(Backbone):
 DEPTHS = ((2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3), (3, 6, 40, 3))
 
 
-def _mit_variant(number: int, *, drop_path_rate: float = 0.1) -> MixTransformer:
+def _mit_variant(number: int, *, drop_path_rate: float = 0.1, in_channels: int = 3) -> MixTransformer:
     """MiT-B0 to B5; arguments as in `MixTransformer`."""
-    return MixTransformer(32 if number == 0 else 64, DEPTHS[number], drop_path_rate=drop_path_rate)
+    width = 32 if number == 0 else 64
+    return MixTransformer(width, DEPTHS[number], drop_path_rate=drop_path_rate, in_channels=in_channels)
 
 
 for _number in range(len(DEPTHS)):

@@ -33,6 +33,7 @@ class ResNet(ForkableBackbone):
         num_blocks: number of bottlenecks of each stage.
         output_stride: stride of the last map; 8 and 16 dilate the last stages.
         timm_name: see `Backbone`.
+        in_channels: channels of the images.
     """
 
     published = (
@@ -59,15 +60,17 @@ class ResNet(ForkableBackbone):
         *,
         output_stride: Literal[8, 16, 32] = 32,
         timm_name: str | None = None,
+        in_channels: int = 3,
     ):
         super().__init__()
         self.num_blocks = num_blocks
         self.timm_name = timm_name
+        self.in_channels = in_channels
         self.strides = tuple(min(s, output_stride) for s in (4, 8, 16, 32))
         self.channels = tuple(w * Bottleneck.expansion for w in WIDTHS)
         half = STEM_CHANNELS // 2
         self.stem = nn.Sequential(
-            *conv_bn(3, half, stride=2), *conv_bn(half, half), *conv_bn(half, STEM_CHANNELS)
+            *conv_bn(in_channels, half, stride=2), *conv_bn(half, half), *conv_bn(half, STEM_CHANNELS)
         )  # children 0 to 8, as in mmsegmentation
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for number in range(1, NUM_STAGES + 1):
@@ -128,10 +131,10 @@ class ResNetTail(Tail):
         return maps
 
 
-def _resnet_variant(depth: int, *, output_stride: Literal[8, 16, 32] = 8) -> ResNet:
+def _resnet_variant(depth: int, *, output_stride: Literal[8, 16, 32] = 8, in_channels: int = 3) -> ResNet:
     """A published ResNetV1c, by default D8 with an output stride of 8; arguments as in `ResNet`."""
     num_blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
-    return ResNet(num_blocks, output_stride=output_stride, timm_name=f"resnet{depth}c")
+    return ResNet(num_blocks, output_stride=output_stride, timm_name=f"resnet{depth}c", in_channels=in_channels)
 
 
 for _depth in (50, 101):

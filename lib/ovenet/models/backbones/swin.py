@@ -42,6 +42,7 @@ class SwinBackbone(Backbone):
         depths: number of blocks of each stage.
         window: height and width of the attention windows in pixels of a map.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        in_channels: channels of the images.
 
     Raises:
         UserError: `window` is below 1, `drop_path_rate` is not in [0, 1), or transformers is not installed.
@@ -101,6 +102,7 @@ class SwinBackbone(Backbone):
         *,
         window: int = 7,
         drop_path_rate: float = 0.3,
+        in_channels: int = 3,
     ):
         super().__init__()
         if window < 1:
@@ -110,7 +112,9 @@ class SwinBackbone(Backbone):
         swin = transformers_module("swin", "the swin backbones")
         self.channels = tuple(width * 2**i for i in range(len(depths)))
         self.strides = STRIDES
+        self.in_channels = in_channels
         config = swin.SwinConfig(
+            num_channels=in_channels,
             embed_dim=width,
             depths=list(depths),
             num_heads=[c // HEAD_CHANNELS for c in self.channels],
@@ -147,9 +151,9 @@ VARIANTS = {  # width and depths
 }
 
 
-def _swin_variant(name: str, *, window: int = 7, drop_path_rate: float = 0.3) -> SwinBackbone:
+def _swin_variant(name: str, *, window: int = 7, drop_path_rate: float = 0.3, in_channels: int = 3) -> SwinBackbone:
     """Swin-T to Swin-L; arguments as in `SwinBackbone`."""
-    return SwinBackbone(*VARIANTS[name], window=window, drop_path_rate=drop_path_rate)
+    return SwinBackbone(*VARIANTS[name], window=window, drop_path_rate=drop_path_rate, in_channels=in_channels)
 
 
 for _name in VARIANTS:

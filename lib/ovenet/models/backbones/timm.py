@@ -30,6 +30,7 @@ class TimmBackbone(Backbone):
         img_size: ``(H, W)``, for networks with a fixed image size.
         drop_path_rate: stochastic depth, for networks that have it; None for timm's default.
         checkpoint_activations: recompute activations in the backward pass.
+        in_channels: channels of the images.
 
     Raises:
         UserError: timm has no such network, or the network does not support a setting.
@@ -43,11 +44,13 @@ class TimmBackbone(Backbone):
         img_size: Size | None = None,
         drop_path_rate: float | None = None,
         checkpoint_activations: bool = False,
+        in_channels: int = 3,
     ):
         super().__init__()
         options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
         options |= {} if img_size is None else {"img_size": img_size}
         options |= {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
+        options |= {} if in_channels == 3 else {"in_chans": in_channels}
         if name.startswith("hrnet"):  # timm's default are the maps widened for its classifier
             options |= {"feature_location": "", "out_indices": (1, 2, 3, 4)}
         self.body = _feature_network(name, options)
@@ -60,6 +63,7 @@ class TimmBackbone(Backbone):
         self.strides = tuple(info.reduction()[i] for i in self._chosen)
         self.size_multiple = max(32, *self.strides)
         self.timm_name = name
+        self.in_channels = in_channels
         defaults = timm.get_pretrained_cfg(name)
         self.fixed_size = img_size
         if defaults is not None:
@@ -139,8 +143,14 @@ class EfficientNetLite0(TimmBackbone):
     order of timm's ``tf_efficientnet_lite0``, under other names. Pixels are normalised as ``(x - 127) / 128``.
     """
 
-    def __init__(self, *, output_stride: Literal[8, 16, 32] = 32, drop_path_rate: float | None = None):
-        super().__init__(_LITE0, output_stride=output_stride, drop_path_rate=drop_path_rate)
+    def __init__(
+        self,
+        *,
+        output_stride: Literal[8, 16, 32] = 32,
+        drop_path_rate: float | None = None,
+        in_channels: int = 3,
+    ):
+        super().__init__(_LITE0, output_stride=output_stride, drop_path_rate=drop_path_rate, in_channels=in_channels)
         self.normalization = Normalization((127 / 255,) * 3, (128 / 255,) * 3)
 
     def bundled_weights(self) -> Mapping[str, Tensor]:

@@ -100,6 +100,8 @@ class WindowedCRF(Refiner):
         self.align_corners = align_corners
         # A step of Adam is as long for any parameter: in logarithms it changes a large weight as much as a small one.
         self.log_weights = nn.Parameter(torch.tensor([appearance_weight, smoothness_weight]).log())
+        if backbone.in_channels != 3:
+            raise UserError(f"the seed crf compares colours, and the images have {backbone.in_channels} channels")
         normalization = backbone.normalization
         for name, values in (("color_mean", normalization.mean), ("color_std", normalization.std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
