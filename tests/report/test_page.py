@@ -247,6 +247,30 @@ def test_foreign_lines_of_a_log_are_left_out(evaluation, tmp_path):
     assert "Validation mIoU by iteration" in (tmp_path / "report.html").read_text()
 
 
+def test_likely_label_errors_are_ranked(tmp_path):
+    folder = write_evaluation(tmp_path / "run" / "test" / "val")
+    lines = (folder / "images.jsonl").read_text().splitlines()
+    for place, score in ((0, 0.5), (1, 0.25), (3, 0.125)):
+        record = json.loads(lines[place])
+        number = sum(record["pixels"]["label"].values())
+        pairs = [[0, 2, number // 2]] if place == 3 else []
+        record["label_quality"] = {"score": score, "disagree": number // 2, "pairs": pairs, "seeds": 0}
+        lines[place] = json.dumps(record)
+    (folder / "images.jsonl").write_text("\n".join(lines))
+    write_report([folder], tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    rows = [row for row in Tables(html[html.index('<section id="label-errors">') :]).rows if len(row) == 6]
+    assert [row[:2] for row in rows[1:4]] == [
+        ["fog/img_3.png", "12.50"],
+        ["fog/img_1.png", "25.00"],
+        ["rain/img_0.png", "50.00"],
+    ]
+    assert rows[1][3:] == ["0.00", "road → car", "50.00"]
+    assert rows[2][4:] == ["–", "0.00"]
+    assert '"label_quality":0.125' in html
+    assert '<section id="label-errors">' not in html.split("<main>")[0]
+
+
 def test_corruptions_have_a_section(tmp_path):
     folder = write_evaluation(tmp_path / "run/test/val")
     scores = {"fog": {"1": {"initial": 0.5, "fused": 0.6}, "3": {"initial": 0.2, "fused": 0.24}}}

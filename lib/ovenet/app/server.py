@@ -73,13 +73,13 @@ def _split(path: str) -> SplitResult:
         raise RefusedError(HTTPStatus.BAD_REQUEST, "not an address") from None
 
 
-class AppServer(ThreadingHTTPServer):
-    """Answers requests one after the other.
+class LocalServer(ThreadingHTTPServer):
+    """A server on localhost.
 
     Args:
-        answers: makes the page and the predictions.
+        handler: of its requests.
         port: 0 takes a free one.
-        max_mb: largest upload, in 10^6 bytes.
+        max_bytes: largest body of a request.
 
     Raises:
         OSError: the port is taken.
@@ -88,13 +88,13 @@ class AppServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, answers: Answers, port: int, max_mb: float):
-        self.answers, self.max_bytes = answers, int(max_mb * _MB)
+    def __init__(self, handler: type[LocalHandler], port: int, max_bytes: int):
+        self.max_bytes = max_bytes
         self.waiting = threading.BoundedSemaphore(MAX_WAITING)
         self.reading = threading.BoundedSemaphore(_MAX_READING)
         # One thread for all predictions: each thread that runs torch has its own memory and its own pool.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="prediction")
-        super().__init__((HOST, port), Handler)
+        super().__init__((HOST, port), handler)
 
     @property
     def address(self) -> str:
@@ -114,21 +114,30 @@ class AppServer(ThreadingHTTPServer):
         """A browser that disconnected is not logged."""
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One request."""
+class AppServer(LocalServer):
+    """Answers requests one after the other.
 
-    server: AppServer
+    Args:
+        answers: makes the page and the predictions.
+        port: 0 takes a free one.
+        max_mb: largest upload, in 10^6 bytes.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, answers: Answers, port: int, max_mb: float):
+        self.answers = answers
+        super().__init__(Handler, port, int(max_mb * _MB))
+
+
+class LocalHandler(BaseHTTPRequestHandler):
+    """One request, which the page itself made."""
+
+    server: LocalServer
     server_version, sys_version = "ovenet", ""
     timeout = _TIMEOUT_S
     _unread = 0  # bytes of the request's body
-
-    def do_GET(self) -> None:
-        """The page."""
-        self._answer(self._page)
-
-    def do_POST(self) -> None:
-        """A prediction."""
-        self._answer(self._prediction)
 
     def _answer(self, make: Callable[[str, dict[str, str]], tuple[str, bytes]]) -> None:
         length = self.headers.get("Content-Length", "")
@@ -161,6 +170,59 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(HTTPStatus.FORBIDDEN, "this page is for this machine alone")
         if self.command == "POST" and self.headers.get(HEADER) != "1":
             raise RefusedError(HTTPStatus.FORBIDDEN, "predictions are asked for by the page itself")
+
+    def _send_text(self, status: HTTPStatus, text: str) -> None:
+        self.close_connection = True  # unread bytes must not be taken for the next request
+        self._send(status, "text/plain; charset=utf-8", text.encode())
+        self._linger()
+
+    def _linger(self) -> None:
+        """Reads on for some seconds: closing while a browser still sends would take the answer from it."""
+        until = time.monotonic() + _LINGER_S
+        try:
+            self.connection.settimeout(_LINGER_S)
+            while self._unread and time.monotonic() < until:
+                block = self.rfile.read1(min(self._unread, _BLOCK))
+                if not block:
+                    break
+                self._unread -= len(block)
+        except OSError:
+            self.close_connection = True
+
+    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
+        try:
+            self.send_response(status)
+            headers = {
+                "Content-Type": kind,
+                "Content-Length": str(len(content)),
+                "Cache-Control": "no-store",
+                "X-Content-Type-Options": "nosniff",
+                "X-Frame-Options": "DENY",
+                "Referrer-Policy": "no-referrer",
+            }
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+        except (TimeoutError, ConnectionError):
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not logged: the names of uploads are private."""
+
+
+class Handler(LocalHandler):
+    """One request to `AppServer`."""
+
+    server: AppServer
+
+    def do_GET(self) -> None:
+        """The page."""
+        self._answer(self._page)
+
+    def do_POST(self) -> None:
+        """A prediction."""
+        self._answer(self._prediction)
 
     def _page(self, path: str, query: dict[str, str]) -> tuple[str, bytes]:
         if path == "/example":
@@ -204,42 +266,3 @@ class Handler(BaseHTTPRequestHandler):
                     raise ConnectionError("the upload ended early")
                 target.write(block)
                 self._unread -= len(block)
-
-    def _send_text(self, status: HTTPStatus, text: str) -> None:
-        self.close_connection = True  # unread bytes must not be taken for the next request
-        self._send(status, "text/plain; charset=utf-8", text.encode())
-        self._linger()
-
-    def _linger(self) -> None:
-        """Reads on for some seconds: closing while a browser still sends would take the answer from it."""
-        until = time.monotonic() + _LINGER_S
-        try:
-            self.connection.settimeout(_LINGER_S)
-            while self._unread and time.monotonic() < until:
-                block = self.rfile.read1(min(self._unread, _BLOCK))
-                if not block:
-                    break
-                self._unread -= len(block)
-        except OSError:
-            self.close_connection = True
-
-    def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
-        try:
-            self.send_response(status)
-            headers = {
-                "Content-Type": kind,
-                "Content-Length": str(len(content)),
-                "Cache-Control": "no-store",
-                "X-Content-Type-Options": "nosniff",
-                "X-Frame-Options": "DENY",
-                "Referrer-Policy": "no-referrer",
-            }
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-        except (TimeoutError, ConnectionError):
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged: the names of uploads are private."""

@@ -20,6 +20,7 @@ from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
 from ovenet.evaluation.image_scores import ImageWise, image_wise_scores
+from ovenet.evaluation.label_quality import LabelThresholds, finish_records
 from ovenet.evaluation.partial import FOLDER, PartialEvaluation
 from ovenet.evaluation.writers import image_record
 from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
@@ -102,12 +103,15 @@ def run_test(
         evaluator.merge(partial.joined)
     evaluator.all_reduce()
     images: ImageWise | None = None
+    label_thresholds: LabelThresholds | None = None
     if distributed.is_main():
         records = partial.records()
+        label_thresholds = finish_records(records, dataset.info.num_classes)
         write_records(records, folder / RECORDS)
         partial.remove()
         images = image_wise_scores(records, names, dataset.info.num_classes, dataset.info.conditions)
-    return replace(evaluation_from_counts(evaluator), images=distributed.broadcast(images))
+    images, label_thresholds = distributed.broadcast((images, label_thresholds))
+    return replace(evaluation_from_counts(evaluator), images=images, label_thresholds=label_thresholds)
 
 
 def _resume(

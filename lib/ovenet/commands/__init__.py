@@ -22,6 +22,7 @@ COMMANDS = {  # module and help text by name
     "app": ("app", "open a local page to try models on photographs"),
     "latency": ("latency", "time one image in each runtime of this machine"),
     "report": ("report", "write one HTML page that compares evaluations"),
+    "review": ("review", "correct likely label errors of a test on a local page"),
     "compare": ("compare", "compare runs by their logs"),
     "sweep": ("sweep", "run an experiment with many settings and seeds"),
     "config": ("print_config", "show the settings of an experiment, and where each comes from"),
@@ -43,6 +44,7 @@ OTHER_NAMES = {  # commands of other programs that do the same
     "benchmark": "latency", "profile": "latency",
     "convert": "export", "serve": "app", "list": "models",
     "doctor": "audit", "check": "audit", "estimate": "plan", "init": "prepare",
+    "annotate": "review", "correct": "review",
 }  # fmt: skip
 
 

@@ -13,6 +13,9 @@ from ovenet.errors import UserError
 TRAIN_IDS = "_labelTrainIds"  # name ending of the files that converters of Cityscapes and COCO-Stuff put beside labels
 
 
+CORRECTED = "_corrected"  # end of the name of a folder with corrected label files, which hold what the original ones do
+
+
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A layout's pattern as a regular expression with a group for each wildcard."""
     expression = re.escape(pattern).replace(r"\*\*", "(.+)").replace(r"\*", "([^/]+)")
@@ -38,7 +41,7 @@ def with_stored_ids(info: DatasetInfo, labels: Iterable[str]) -> DatasetInfo:
     matchers = [(compile_pattern(pattern), meaning) for pattern, meaning in coded]
     train_ids = next((pattern for pattern, _ in coded if pattern.endswith(TRAIN_IDS)), None)
     first: dict[tuple[tuple[tuple[int, int], ...], tuple[int, ...]], str] = {}
-    for label in labels if coded else ():
+    for label in map(_original, labels) if coded else ():
         meaning = next((meaning for matcher, meaning in matchers if matcher.fullmatch(label)), ((), ()))
         if meaning == ((), ()) and train_ids and PurePosixPath(label).stem.endswith(TRAIN_IDS):
             raise UserError(
@@ -59,3 +62,9 @@ def with_stored_ids(info: DatasetInfo, labels: Iterable[str]) -> DatasetInfo:
         merged_ids=tuple((stored[i], k) for i, k in info.merged_ids),
         ignored_ids=(*stored_ignored, *(stored[i] for i in info.ignored_ids if i in stored)),
     )
+
+
+def _original(label: str) -> str:
+    """The name of the label file that a corrected one stands for."""
+    first, slash, rest = label.partition("/")
+    return f"{first.removesuffix(CORRECTED)}{slash}{rest}"

@@ -14,9 +14,10 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation.details import Details, details_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
 from ovenet.evaluation.image_scores import ImageWise
+from ovenet.evaluation.label_quality import LabelProbabilities, LabelThresholds
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.evaluation.uncertainty import UncertaintyScores, uncertainty_scores
-from ovenet.inference.inferencer import Prediction, SlidingWindowInferencer
+from ovenet.inference.inferencer import ClassBand, OnBand, Prediction, SlidingWindowInferencer
 from ovenet.structures import EvalResult, Sample
 from ovenet.utils.behind import finish_behind
 
@@ -32,6 +33,7 @@ class Evaluation:
         details: detailed scores; None if they were not counted.
         uncertainty: uncertainty-aware scores; None if they were not counted.
         images: image-wise scores; None unless records of the images were kept.
+        label_thresholds: see `ovenet.evaluation.label_quality`; None unless these records have statistics of labels.
     """
 
     overall: dict[str, EvalResult]
@@ -40,6 +42,7 @@ class Evaluation:
     details: Details | None = None
     uncertainty: UncertaintyScores | None = None
     images: ImageWise | None = None
+    label_thresholds: LabelThresholds | None = None
 
 
 OnImage = Callable[[Sample, Prediction, "ImageCounts | None"], None]
@@ -97,20 +100,35 @@ def count_samples(
     """
 
     def begin(sample: Sample, scaled: list[Tensor]) -> Callable[[], None]:
-        classes = None
+        classes = of_labels = None
         if evaluator.detailed and sample.labels is not None:
             classes = evaluator.class_counts(sample.labels, predictor.device)
+            if on_image is not None:
+                of_labels = LabelProbabilities(sample.labels, evaluator.info.num_classes, predictor.device)
+        collectors: list[OnBand] = [*([classes.add] if classes else []), *([of_labels.add] if of_labels else [])]
+
+        def on_band(band: ClassBand) -> None:
+            for collect in collectors:
+                collect(band)
+
         prediction = predictor.predict(
             sample.image,
             scaled=scaled,
             seeds=evaluator.reads_seeds,
             score_side=score_side,
             probability=evaluator.reads_probability,
-            on_band=classes.add if classes else None,
+            on_band=on_band if collectors else None,
         )
         begun = None
         if sample.labels is not None:
-            begun = evaluator.begin(sample.labels, prediction, sample.name, invalid=sample.invalid, classes=classes)
+            begun = evaluator.begin(
+                sample.labels,
+                prediction,
+                sample.name,
+                invalid=sample.invalid,
+                classes=classes,
+                of_labels=of_labels,
+            )
         copied = prediction.start_copy()
 
         def finish() -> None:

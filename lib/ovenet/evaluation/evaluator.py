@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from ovenet.data.info import DatasetInfo
 from ovenet.evaluation import boundaries
 from ovenet.evaluation.boundaries import IGNORE, Contours
 from ovenet.evaluation.class_counts import ImageClassCounts, empty_tables
+from ovenet.evaluation.label_quality import PREDICTION, LabelProbabilities, image_statistics, seed_statistics
 from ovenet.evaluation.metrics import confusion_tables
 from ovenet.evaluation.uncertainty import UncertaintyCounter, confidence_levels, scored_names
 from ovenet.geometry import lookup_labels, seed_position
@@ -50,10 +52,12 @@ class ImageCounts:
     Attributes:
         confusion: ``(P, K, K)`` int64.
         seed: ``(2, 2, 2)`` int64 pixels by whether S_i, S_s and S_f are right; None for a baseline.
+        label_quality: statistics of the label's errors, see `ovenet.evaluation.label_quality`; None without them.
     """
 
     confusion: np.ndarray
     seed: np.ndarray | None
+    label_quality: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class _Begun:
     Attributes:
         group: index of the condition.
         confusion: ``(P, D, K, K)`` on the device.
-        host: copy ``(P, K, K)`` to the host, under way.
+        host: copies to the host, under way: ``(P, K, K)``, and the maps of `LabelProbabilities` if there are any.
         label_maps: labels, `IGNORE` where a pixel is ignored, their contour, and the bands of distance to it, each
             ``(H, W)``; None where only the confusion is counted.
         marked: labels and the mask of invalid pixels; None where the uncertainty is not scored.
@@ -177,6 +181,7 @@ class SegEvaluator:
         *,
         invalid: np.ndarray | None = None,
         classes: ImageClassCounts | None = None,
+        of_labels: LabelProbabilities | None = None,
     ) -> ImageCounts:
         """Counts one image.
 
@@ -187,8 +192,10 @@ class SegEvaluator:
             name: path of the image, from which its condition follows.
             invalid: ``(H, W)`` bool, pixels marked as invalid, where the uncertainty is scored.
             classes: counts of its class probabilities; None counts none.
+            of_labels: probabilities of the labels, for details about their errors; None for none.
         """
-        return self.finish(self.begin(labels, prediction, name, invalid=invalid, classes=classes), prediction)
+        begun = self.begin(labels, prediction, name, invalid=invalid, classes=classes, of_labels=of_labels)
+        return self.finish(begun, prediction)
 
     def begin(
         self,
@@ -198,6 +205,7 @@ class SegEvaluator:
         *,
         invalid: np.ndarray | None = None,
         classes: ImageClassCounts | None = None,
+        of_labels: LabelProbabilities | None = None,
     ) -> _Begun:
         """Launches the counts that the device makes of an image, without waiting; `finish` adds them.
 
@@ -226,19 +234,24 @@ class SegEvaluator:
         group = self._groups.index(self.info.condition_of(name))
         tables = classes.tables() if classes else {}
         copies = (tuple(tables), HostCopies(tables.values())) if tables else None
-        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1)]), label_maps, marked, copies)
+        maps = [] if of_labels is None else [of_labels.level, of_labels.percent]
+        return _Begun(group, confusion, HostCopies([confusion.sum(dim=1), *maps]), label_maps, marked, copies)
 
     def finish(self, begun: _Begun, prediction: Prediction) -> ImageCounts:
         """Adds the counts that `begin` launched, and counts the rest; `prediction` may be on the host by now."""
         self.num_images += 1
         self.counts["confusion"][begun.group] += begun.confusion
-        seeds = None
+        seeds = quality = None
+        confusion, *of_labels = (copy.numpy() for copy in begun.host.wait())
         if begun.label_maps is not None:
             true, contour, bands = begun.label_maps
             predicted = [prediction.labels[n].cpu().numpy().astype(np.int16) for n in self.prediction_names]
             maps = [np.where(true == IGNORE, np.int16(IGNORE), labels) for labels in predicted]
             if self.has_seed:
                 seeds = self._pool.submit(self._count_seeds, true, maps, bands, prediction)
+            if of_labels:
+                fused = predicted[self.prediction_names.index(PREDICTION)]
+                quality = self._pool.submit(image_statistics, true, fused, *of_labels)
             self._count_boundaries_and_segments(true, contour, maps)
         if begun.marked is not None:
             self._count_uncertainty(begun.group, *begun.marked, prediction)
@@ -246,8 +259,11 @@ class SegEvaluator:
             table_names, tables = begun.classes
             for key, table in zip(table_names, tables.wait(), strict=True):
                 self.counts[key] += table.to(self.counts[key].device)
-        (confusion,) = begun.host.wait()
-        return ImageCounts(confusion.numpy(), seeds.result() if seeds else None)
+        joint, at_seeds = seeds.result() if seeds else (None, None)
+        statistics = quality.result() if quality else None
+        if statistics and at_seeds is not None:
+            statistics["seeds"] = seed_statistics(at_seeds)
+        return ImageCounts(confusion, joint, statistics)
 
     def all_reduce(self) -> None:
         """Adds the counts of all processes, in one reduction."""
@@ -286,8 +302,12 @@ class SegEvaluator:
 
     def _count_seeds(
         self, true: np.ndarray, maps: list[np.ndarray], bands: np.ndarray, prediction: Prediction
-    ) -> np.ndarray:
-        """Adds to ``seed``, ``confidence`` and ``length``; returns the image's pixels by right predictions."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Adds to ``seed``, ``confidence`` and ``length``.
+
+        Returns:
+            The image's pixels by right predictions, and its part of ``confidence``.
+        """
         assert prediction.offset is not None
         assert prediction.confidence is not None
         offset = prediction.offset.cpu()
@@ -304,14 +324,15 @@ class SegEvaluator:
         level = (prediction.confidence[0].cpu().nan_to_num() * (CONFIDENCE_LEVELS - 1)).round_().to(torch.int32).numpy()
         known = has_class & (target != _UNKNOWN)
         level = level[known] + CONFIDENCE_LEVELS * target[known].astype(np.int32)
-        self._add("confidence", (), np.bincount(level, minlength=2 * CONFIDENCE_LEVELS).reshape(2, -1))
+        by_confidence = np.bincount(level, minlength=2 * CONFIDENCE_LEVELS).reshape(2, -1)
+        self._add("confidence", (), by_confidence)
 
         spans = torch.tensor(true.shape[::-1]).sub(1).div(2).view(2, 1, 1)
         length = (offset * spans).square_().sum(dim=0)  # squared, in pixels of the image
         edges = torch.tensor(LENGTHS_PX, dtype=length.dtype).square()
         lengths = torch.bucketize(length[torch.from_numpy(has_class)], edges)
         self._add("length", (), np.bincount(lengths.numpy(), minlength=len(LENGTHS_PX) + 1))
-        return joint.sum(axis=(0, 1))
+        return joint.sum(axis=(0, 1)), by_confidence
 
     def _count_uncertainty(self, group: int, labels: np.ndarray, invalid: np.ndarray, prediction: Prediction) -> None:
         for index, name in enumerate(self.uncertain_names):

@@ -177,6 +177,11 @@ def evaluation_as_dict(evaluation: Evaluation, info: DatasetInfo) -> dict[str, A
         content["details"] = details_as_dict(evaluation.details)
     if evaluation.images:
         content["images"] = images_as_dict(evaluation.images, info.class_names)
+    if evaluation.label_thresholds:
+        content["label_quality"] = {
+            "threshold_percent": dict(zip(info.class_names, evaluation.label_thresholds.by_class, strict=True)),
+            "seed_threshold_percent": evaluation.label_thresholds.seed,
+        }
     return content
 
 
@@ -229,7 +234,8 @@ def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: 
         ``scores`` by prediction name: mean IoU, pixel accuracy, and IoU by train id of the classes in the label;
         ``pixels`` by train id of the classes that occur: number of pixels of the ``label``, and by prediction name
         numbers of right and of predicted pixels among the labelled ones;
-        ``changed``: share of the pixels that S_f gets right and S_i does not, or the reverse.
+        ``changed``: share of the pixels that S_f gets right and S_i does not, or the reverse;
+        ``label_quality``: statistics that `ovenet.evaluation.label_quality.finish_records` replaces.
     """
     record: dict[str, Any] = {"index": index, "name": sample.name, "size": list(sample.image.shape[:2])}
     if counts is None:
@@ -249,6 +255,8 @@ def image_record(index: int, sample: Sample, counts: ImageCounts | None, names: 
         by_initial_and_fused = counts.seed.sum(axis=1)
         record["corrected"], record["broken"] = int(by_initial_and_fused[0, 1]), int(by_initial_and_fused[1, 0])
         record["changed"] = (record["corrected"] + record["broken"]) / int(counts.seed.sum())
+    if counts.label_quality:
+        record["label_quality"] = counts.label_quality
     return _plain(record)
 
 

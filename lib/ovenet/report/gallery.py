@@ -143,7 +143,8 @@ def choose_images(records: Sequence[Mapping[str, Any]], limit: int = MAX_IMAGES)
     """The images that the gallery shows, in the order of the list.
 
     If there are too many, a third has the lowest mIoU of S_f, a third was changed most by the seeds, a tenth gained and
-    a tenth lost most mIoU by them, and the others are spread evenly over the list.
+    a tenth lost most mIoU by them, a twentieth has the lowest label quality, and the others are spread evenly over the
+    list.
     """
     if len(records) <= limit:
         return list(records)
@@ -151,7 +152,16 @@ def choose_images(records: Sequence[Mapping[str, Any]], limit: int = MAX_IMAGES)
     by_change = sorted(records, key=lambda record: -(_or(record.get("changed"), 0.0)))
     gains = [(gain, place) for place, record in enumerate(records) if (gain := _gain(record)) is not None]
     by_gain = [records[place] for _, place in sorted(gains)]
-    firsts = (by_iou[: limit // 3], by_change[: limit // 3], by_gain[: limit // 10], by_gain[::-1][: limit // 10])
+    by_quality = sorted(
+        (record for record in records if record.get("label_quality")), key=lambda r: r["label_quality"]["score"]
+    )
+    firsts = (
+        by_quality[: limit // 20],
+        by_iou[: limit // 3],
+        by_change[: limit // 3],
+        by_gain[: limit // 10],
+        by_gain[::-1][: limit // 10],
+    )
     chosen = {record["index"] for ranked in firsts for record in ranked}
     rest = [record["index"] for record in records if record["index"] not in chosen]
     positions = np.linspace(0, len(rest) - 1, limit - len(chosen)).round().astype(int)

@@ -96,6 +96,7 @@ def _context(runs: Sequence[TestedRun], command: str) -> dict[str, Any]:
         "uncertainty_rows": tables.uncertainty(runs),
         "class_calibration": tables.class_calibration(runs),
         "has_seed": any(run.has_seed for run in runs),
+        "has_label_errors": any(run.has_label_quality for run in runs),
         "plots": _plots(runs),
         "corruptions": corruption_sections(runs),
         "command": command,
@@ -109,8 +110,10 @@ def _sections(runs: Sequence[TestedRun]) -> list[tuple[str, str]]:
         ("images", "Images"),
         ("scores", "Scores"),
         ("by-image", "Image by image"),
-        ("edges", "Near edges"),
     ]
+    if any(run.has_label_quality for run in runs):
+        sections.append(("label-errors", "Likely label errors"))
+    sections.append(("edges", "Near edges"))
     if any(run.has_seed for run in runs):
         sections.append(("seeds", "Seeds and confidence"))
     if tables.class_calibration(runs):
@@ -138,6 +141,7 @@ def _run_context(run: TestedRun) -> dict[str, Any]:
         "facts": _facts(run),
         "cards": tables.cards(run),
         "has_seed": run.has_seed,
+        "label_errors": tables.label_errors(run),
         "confusion_share": plots.confusion_plot(counts, names, normalised=True),
         "confusion_pixels": plots.confusion_plot(counts, names, normalised=False),
         "confusions": [
@@ -249,7 +253,10 @@ def _pictures(runs: Sequence[TestedRun], max_bytes: int) -> tuple[list[dict[str,
     for record in chosen:
         scores = [own[record["name"]]["scores"] for own in by_name]
         image = {"index": record["index"], "name": record["name"], "changed": record.get("changed"), "scores": scores}
-        images.append(image | {"condition": condition_of(record["name"], first.conditions)})
+        image["condition"] = condition_of(record["name"], first.conditions)
+        if quality := by_name[-1][record["name"]].get("label_quality"):
+            image["label_quality"] = quality["score"]
+        images.append(image)
     texts = [
         (f"picture-{run}-{record['index']}", in_script(read_picture(path)))
         for record in chosen

@@ -520,6 +520,9 @@
     gain: [`largest ${gainName} first`, (image) => -gainOf(image)],
     loss: [`lowest ${gainName} first`, (image) => gainOf(image)],
     changed: ["most changed by the seeds first", (image) => -(image.changed ?? 0)],
+    ...(page.images.some((image) => image.label_quality != null) && {
+      label: ["likely label errors first", (image) => image.label_quality],
+    }),
     ...(conditions.length > 1 && {
       condition: ["by condition, lowest IoU first", (image) => 2 * conditions.indexOf(image.condition) + (iouOf(image, last, "fused") ?? 1)],
     }),

@@ -48,6 +48,16 @@ class TestedRun:
         return "seed" in self.predictions
 
     @property
+    def has_label_quality(self) -> bool:
+        """Whether the records say how likely the labels are wrong; those of earlier versions do not."""
+        return any(record.get("label_quality") for record in self.records)
+
+    def worst_labels(self, number: int | None = None) -> list[dict[str, Any]]:
+        """The records of the lowest label quality, lowest first."""
+        found = [record for record in self.records if record.get("label_quality")]
+        return sorted(found, key=lambda record: record["label_quality"]["score"])[:number]
+
+    @property
     def conditions(self) -> list[str]:
         """Names of the conditions that have labelled pixels."""
         return list(self.results.get("conditions", {}))

@@ -11,6 +11,7 @@ from ovenet.evaluation.image_scores import TENTH
 from ovenet.report.runs import TestedRun
 from ovenet.structures import SYMBOLS
 
+_NUM_LABEL_ERRORS = 10
 _Rows = dict[str, list[dict[str, Any]]]  # by title: for each run the values by prediction
 
 
@@ -158,6 +159,27 @@ def _by_image(runs: Sequence[TestedRun], group: Sequence[str], *keys: Any) -> li
     """For each run an image-wise score of a group of images by prediction; none where a run has not the group."""
     found: list[dict[str, Any]] = [reduce(lambda part, key: part.get(key, {}), group, run.images) for run in runs]
     return [{name: reduce(getitem, keys, own) for name, own in part.get("scores", {}).items()} for part in found]
+
+
+def label_errors(run: TestedRun) -> list[dict[str, Any]]:
+    """The images of the lowest label quality, with the pair of classes that disagrees most; shares of their pixels."""
+    names = run.results["classes"]["names"]
+    rows = []
+    for record in run.worst_labels(_NUM_LABEL_ERRORS):
+        quality, number = record["label_quality"], sum(record["pixels"]["label"].values())
+        label, predicted, pixels = (quality["pairs"] or [[None, None, 0]])[0]
+        rows.append(
+            {
+                "name": record["name"],
+                "score": quality["score"],
+                "disagree": quality["disagree"] / number,
+                "seeds": None if quality["seeds"] is None else quality["seeds"] / number,
+                "label": "–" if label is None else names[label],
+                "predicted": "" if predicted is None else names[predicted],
+                "pair": pixels / number,
+            }
+        )
+    return rows
 
 
 def edges(runs: Sequence[TestedRun]) -> list[dict[str, Any]]:

@@ -33,8 +33,8 @@ _SAFE_HUES = (
 _SAFE_SHADES = ((1.0, 0), (0.55, 0), (0.5, 127))  # share of the hue, plus white
 
 
-def page_template() -> jinja2.Template:
-    """The template of all pages, with its scripts."""
+def page_template(name: str = "report.html.j2", script_name: str = "report.js") -> jinja2.Template:
+    """The template of a page, with its scripts; by default of those with the viewer."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=jinja2.select_autoescape(["j2"], default_for_string=True),
@@ -42,11 +42,11 @@ def page_template() -> jinja2.Template:
         trim_blocks=True,
     )
     environment.filters |= {"percent": percent, "signed": signed, "direction": direction}
-    for key, file in (("script", "report.js"), ("app_script", "app.js")):
+    for key, file in (("script", script_name), ("app_script", "app.js")):
         script = "\n" + (_FOLDER / file).read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         environment.globals |= {key: script, f"{key}_hash": digest}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def in_script(content: Any) -> str:
