@@ -325,6 +325,16 @@ ANY_JSON = st.recursive(
 )  # fmt: skip
 
 
+def test_a_split_may_be_called_as_a_key_of_the_layout_is(tmp_path):
+    path = tmp_path / "dataset.json"
+    layouts = {"images": "{split}/*", "split_names": {"images": "a", "split_names": "b", "train": "c"}}
+    path.write_text(json.dumps({"classes": ["x", "y"], "layouts": layouts}))
+    (layout,) = own_description(path, "mine").layouts
+    assert {split: own.images for split, own in layout.items()} == {
+        "images": "a/*", "split_names": "b/*", "train": "c/*",
+    }  # fmt: skip
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(list(places(EVERYTHING))), ANY_JSON)
 def test_any_value_anywhere_is_read_or_refused_in_one_line(tmp_path_factory, place, value):

@@ -54,11 +54,11 @@ def test_export_infer_and_test(run_tool, tiny_data, photo, tmp_path, monkeypatch
     assert tested.code == 0, tested.err
     (results,) = tmp_path.glob("test/*/results.json")
     assert set(json.loads(results.read_text())["results"]) == {"initial", "seed", "fused"}
-    monkeypatch.setattr("sys.argv", f"ovenet latency {file} --size 64x96 --runs 2 --ways onnxruntime torch".split())
+    monkeypatch.setattr("sys.argv", ["latency", *f"{file} --size 64x96 --runs 2 --ways onnxruntime torch".split()])
     latency.main()
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "onnxruntime" in line]
     assert "3,159,566" in row  # parameters of the network that it was made from
-    monkeypatch.setattr("sys.argv", f"ovenet latency {file} --size 64x128".split())
+    monkeypatch.setattr("sys.argv", ["latency", *f"{file} --size 64x128".split()])
     with pytest.raises(UserError, match="--size 64x96"):
         latency.main()
 

@@ -47,8 +47,8 @@ def test_a_dry_run_scores_what_is_in_the_zip(run_tool, scenes, tmp_path, monkeyp
     assert re.search(rf"{re.escape(str(zip_file))}: 3 files, .*valid.*cityscapes", result.out)
     assert [p.name for p in zip_file.parent.iterdir()] == [zip_file.name]  # nothing is left lying about
     tested = run_tool("test", *arguments)
-    fused = [line.split()[-1] for line in tested.out.splitlines() if line.startswith(("road", "mIoU", "pixel"))]
-    dry = [line.split()[-1] for line in result.out.splitlines() if line.startswith(("road", "mIoU", "pixel"))]
+    fused = [line.split()[-1] for line in tested.out.splitlines() if line.startswith(("road", "mIoU  ", "pixel"))]
+    dry = [line.split()[-1] for line in result.out.splitlines() if line.startswith(("road", "mIoU  ", "pixel"))]
     assert dry == fused
     with zipfile.ZipFile(zip_file) as archive:
         archive.extractall(tmp_path / "unpacked")

@@ -26,8 +26,8 @@ from ovenet.evaluation.evaluate import Evaluation
 from ovenet.evaluation.partial import FOLDER
 from ovenet.evaluation.writers import write_json
 from ovenet.predictor import run_folder
-from ovenet.report.corruptions import CORRUPTIONS, EXAMPLES, example_pictures
-from ovenet.report.runs import RESULTS
+from ovenet.report.corruptions import EXAMPLES, example_pictures
+from ovenet.report.runs import CORRUPTIONS, RESULTS
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
 

@@ -224,7 +224,8 @@ def _by_split(
     result = {}
     for split, name_on_disk in split_names.items():
         patterns = {key: layout.get(key) for key in ("images", "labels", "names", "names_not_in")}
-        patterns.update(layout.get(split, {}))
+        if split in SPLITS:  # another split may be called as a key of the layout is
+            patterns.update(layout.get(split, {}))
         if not patterns["images"]:
             raise UserError(f"layouts has a table without images for {shown(split)}; expected their pattern")
         if "{condition}" in patterns["images"] and "conditions" not in content:

@@ -21,9 +21,8 @@ from ovenet.data.sheets import colorize
 from ovenet.errors import UserError
 from ovenet.evaluation.image_scores import TENTH
 from ovenet.inference.pictures import error_map, side_by_side
-from ovenet.report.corruptions import CORRUPTIONS
 from ovenet.report.gallery import picture_path, read_picture
-from ovenet.report.runs import RESULTS, TestedRun, read_run
+from ovenet.report.runs import CORRUPTIONS, RESULTS, TestedRun, read_run
 from ovenet.report.tables import percent
 from ovenet.structures import SYMBOLS
 

@@ -16,9 +16,8 @@ from ovenet.data.transforms import scaled_size
 from ovenet.errors import UserError
 from ovenet.report import plots
 from ovenet.report.gallery import encode_webp
-from ovenet.report.runs import TestedRun
+from ovenet.report.runs import CORRUPTIONS, TestedRun
 
-CORRUPTIONS = "corruptions.json"  # in the folder of the clean test
 EXAMPLES = "corruption_examples.json"
 EXAMPLE_SEVERITY = 3
 _EXAMPLE_SIDE = 240  # long side in pixels

@@ -14,9 +14,9 @@ from ovenet.data.info import condition_of
 from ovenet.errors import UserError
 from ovenet.inference.pictures import OUTCOMES
 from ovenet.report import plots, tables
-from ovenet.report.corruptions import CORRUPTIONS, corruption_sections
+from ovenet.report.corruptions import corruption_sections
 from ovenet.report.gallery import MAX_BYTES, MAX_IMAGES, choose_images, picture_path, read_picture
-from ovenet.report.runs import RESULTS, TestedRun, distinct_names, read_run
+from ovenet.report.runs import CORRUPTIONS, RESULTS, TestedRun, distinct_names, read_run
 from ovenet.report.template import colours, in_script, page_template
 from ovenet.structures import SYMBOLS
 from ovenet.utils.writing import write_text

@@ -17,6 +17,7 @@ from ovenet.report.gallery import read_records
 
 RESULTS = "results.json"
 RECORDS = "images.jsonl"
+CORRUPTIONS = "corruptions.json"  # in the folder of the clean test
 
 
 @dataclass(frozen=True)
