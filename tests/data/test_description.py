@@ -328,7 +328,7 @@ ANY_JSON = st.recursive(
 def test_a_split_may_be_called_as_a_key_of_the_layout_is(tmp_path):
     path = tmp_path / "dataset.json"
     layouts = {"images": "{split}/*", "split_names": {"images": "a", "split_names": "b", "train": "c"}}
-    path.write_text(json.dumps({"classes": ["x", "y"], "layouts": layouts}))
+    path.write_text(json.dumps({"classes": [{"name": "x"}, {"name": "y"}], "layouts": layouts}))
     (layout,) = own_description(path, "mine").layouts
     assert {split: own.images for split, own in layout.items()} == {
         "images": "a/*", "split_names": "b/*", "train": "c/*",
