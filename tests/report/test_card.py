@@ -105,7 +105,13 @@ def test_how_far_to_trust_it(evaluation, tmp_path):
     }
     (folder / "results.json").write_text(json.dumps(results))
     means = {"fog": {"degradation": 0.2}, "snow": {"degradation": 0.6}, "rain": None}
-    content = {"severities": [1, 3], "clean": {"fused": 0.8}, "by_kind": means, "mean": {"degradation": 0.4}}
+    content = {
+        "list": "list/x.lst",
+        "severities": [1, 3],
+        "clean": {"fused": 0.8},
+        "by_kind": means,
+        "mean": {"degradation": 0.4},
+    }
     (folder / "corruptions.json").write_text(json.dumps(content))
     text = card(folder, temperature=1.178)
     assert "1.23 %" in text

@@ -262,9 +262,10 @@ def _corruptions(run: TestedRun) -> list[str]:
         mean = content["mean"]
         if mean is None:
             return []
+        severities = ", ".join(map(str, content["severities"]))
         return [
-            f"Corrupted images ({len(lost)} kinds, severities {', '.join(map(str, content['severities']))}) cost on "
-            f"average {percent(mean['degradation'])} % of the mIoU of {percent(content['clean']['fused'])} %; most: "
+            f"Corrupted images of {content['list']} ({len(lost)} kinds, severities {severities}) cost on average "
+            f"{percent(mean['degradation'])} % of the mIoU of {percent(content['clean']['fused'])} %; most: "
             f"{', '.join(worst[:_NUM_WEAKEST])}."
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
