@@ -11,6 +11,7 @@ import pytest
 
 import ovenet
 from ovenet.commands import COMMANDS, OTHER_NAMES, main
+from ovenet.utils.cli import typed_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,3 +128,15 @@ def test_the_wheel_trains_tests_and_infers_from_another_folder(tmp_path):
     photo = next((work / "data/synthetic/leftImg8bit/test").rglob("*.png"))
     ovenet_command("infer", folder, photo, "--output", "out")
     assert list((work / "out").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "typed"),
+    [
+        (["ovenet report", "a b", "--output", "x.html"], "ovenet report 'a b' --output x.html"),
+        (["tools/report.py", "a"], "python tools/report.py a"),
+    ],
+)
+def test_the_command_in_a_report_can_be_typed_again(monkeypatch, argv, typed):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert typed_command() == typed

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
 from ovenet.report.page import REPORT, write_report
 from ovenet.report.runs import find_evaluation
-from ovenet.utils.cli import require_free
+from ovenet.utils.cli import require_free, typed_command
 
 
 def main() -> None:
@@ -31,5 +29,5 @@ def main() -> None:
         require_free(path, overwrite=args.overwrite)
     for folder in folders:
         print(f"evaluation:  {folder}")
-    note = write_report(folders, path, command=shlex.join(["python", *sys.argv]))
+    note = write_report(folders, path, command=typed_command())
     print(f"report:      {path} ({path.stat().st_size / 1e6:.1f} MB; {note})")

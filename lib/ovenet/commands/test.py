@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +20,7 @@ from ovenet.predictor.sources import find_weights, is_shared, name_of
 from ovenet.report.page import REPORT, write_report
 from ovenet.report.runs import RESULTS
 from ovenet.utils import distributed
-from ovenet.utils.cli import config_parser
+from ovenet.utils.cli import config_parser, typed_command
 from ovenet.utils.logging import configure_logging
 from ovenet.utils.run_lock import run_lock
 from ovenet.utils.writing import write_text
@@ -126,5 +124,5 @@ def save_results(trained: TrainedModel, evaluation: Evaluation, folder: Path, se
 
 def report(folder: Path) -> None:
     """Writes the report of a test and says where it is."""
-    note = write_report([folder], folder / REPORT, command=shlex.join(["python", *sys.argv]))
+    note = write_report([folder], folder / REPORT, command=typed_command())
     print(f"report:      {folder / REPORT} ({note})")

@@ -65,6 +65,13 @@ def require_plot_file(path: Path, *, overwrite: bool) -> None:
     require_free(path, overwrite=overwrite)
 
 
+def typed_command() -> str:
+    """The command line of this process, as it can be typed again."""
+    program, *arguments = sys.argv
+    start = program if program.startswith("ovenet ") else f"python {shlex.quote(program)}"  # the entry point joins both
+    return " ".join([start, *map(shlex.quote, arguments)])
+
+
 def ovenet_command(name: str) -> list[str]:
     """Command line of a command in another process, without arguments; see `command_environment`."""
     return [sys.executable, "-m", "ovenet", name]
