@@ -140,3 +140,19 @@ def test_the_wheel_trains_tests_and_infers_from_another_folder(tmp_path):
 def test_the_command_in_a_report_can_be_typed_again(monkeypatch, argv, typed):
     monkeypatch.setattr(sys, "argv", argv)
     assert typed_command() == typed
+
+
+def test_options_may_stand_among_the_settings(monkeypatch, capsys):
+    """`ovenet test MODEL --corruptions all KEY VALUE`, as people type it, and values below 0."""
+    monkeypatch.setattr(
+        sys, "argv", ["ovenet", "config", "TEST.OUTPUT_INDEX", "-1", "--cfg", "camvid/lite0_fcn", "TRAIN.LR", "0.5"]
+    )
+    main()
+    assert "LR: 0.5" in capsys.readouterr().out
+
+
+def test_every_command_with_settings_takes_options_among_them():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "lib/ovenet/commands").glob("*.py")]
+    with_settings = [text for text in texts if "config_parser(" in text]
+    assert len(with_settings) > 5
+    assert not any(".parse_args()" in text for text in with_settings)

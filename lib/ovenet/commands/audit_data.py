@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=0, metavar="N", help="check N pairs, evenly spread (default: all)")
     parser.add_argument("--decode-images", action="store_true", help="read the images' pixels too (slower)")
     parser.add_argument("--pictures", type=int, default=24, metavar="N", help="samples per contact sheet (default: 24)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     for option in ("pairs", "pictures"):
         if getattr(args, option) < 0:
             raise UserError(f"--{option} is {getattr(args, option)}; expected at least 0")

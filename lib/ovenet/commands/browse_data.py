@@ -26,7 +26,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="PNG to write (default: OUTPUT_DIR/<dataset>/browse/<config>.png)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file that --output names")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.output:
         require_free(args.output, overwrite=args.overwrite)
     for option in ("samples", "variants"):

@@ -55,7 +55,7 @@ def main() -> None:
         "--dry-run", action="store_true", help="predict DATASET.TEST_SET instead, and score the files in the zip"
     )
     parser.add_argument("--validate", type=Path, metavar="ZIP", help="check a zip of the test split, predict nothing")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     configure_logging(is_main=distributed.is_launch_main())
     cfg = load_config(args.cfg, args.overrides)
     check_parts(cfg)

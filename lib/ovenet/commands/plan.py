@@ -65,7 +65,7 @@ def main() -> None:
         "--memory", type=float, metavar="GIB", help="memory that a process may use (default: the device's)"
     )
     parser.add_argument("--trial", action="store_true", help="measure, and print JSON")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     cfg = load_config(args.cfg, args.overrides)
     check_parts(cfg)
     if args.steps < 1 or args.processes < 1 or args.nodes < 1:

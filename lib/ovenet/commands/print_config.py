@@ -12,7 +12,7 @@ def main() -> None:
     """Prints ``KEY: value  # source`` lines, a valid config file."""
     parser = config_parser(__doc__)
     parser.add_argument("--changed", action="store_true", help="leave out defaults")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     cfg = load_config(args.cfg, args.overrides)
     check_parts(cfg)
     settings, defaults = flat_settings(cfg), flat_settings(default_config())

@@ -27,7 +27,7 @@ from ovenet.utils.run_lock import run_lock
 def main() -> None:
     """Serves the page until Ctrl-C."""
     parser = build_parser()
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.images < 1:
         raise UserError(f"--images is {args.images}; expected 1 or more")
     if not 0 <= args.port < 2**16:

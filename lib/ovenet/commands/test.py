@@ -31,7 +31,7 @@ def main() -> None:
     parser = config_parser(__doc__, required=False)
     parser.add_argument("--runtime", choices=RUNTIMES, help="TEST.RUNTIME: runtime of the network; default: torch")
     corrupted_tests.add_arguments(parser)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     plan = corrupted_tests.read_plan(args)
     if args.runtime:
         args.overrides += ["TEST.RUNTIME", args.runtime]

@@ -26,7 +26,7 @@ from ovenet.utils.writing import write_text
 
 def main() -> None:
     """Reads the config, builds the parts, trains."""
-    args = config_parser(__doc__).parse_args()
+    args = config_parser(__doc__).parse_intermixed_args()
     configure_logging(is_main=distributed.is_launch_main())
     with Interruption(at_once=True) as interruption:
         train(args.cfg, args.overrides, interruption)
