@@ -54,6 +54,9 @@ def test_temperatures_are_fitted_and_used(run_tool, weights, tiny_data):
         assert done.code == 0, done.err
     plain, scaled = (results_of(weights.parent)[f"val_w_s1{end}"] for end in ("", "_tfitted"))
     assert plain["results"] == scaled["results"]  # no label changes
+    assert "fitted with other" not in done.err
+    flipped = run_tool("test", weights, *root, *FITTED, "TEST.FLIP_TEST", "True", "TEST.DETAILS", "False")
+    assert "fitted with other flip;" in flipped.err
     for name in fitted:
         numbers = {key: scores["details"]["class_calibration"][name]["nll"] for key, scores in
                    (("before", plain), ("after", scaled))}  # fmt: skip

@@ -16,7 +16,7 @@ from ovenet.data.dataset import ListDataset
 from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.class_calibration import ClassCalibration, class_calibration
-from ovenet.evaluation.class_counts import TABLES, ImageClassCounts, empty_tables
+from ovenet.evaluation.class_counts import ImageClassCounts, empty_tables
 from ovenet.evaluation.temperature_fit import END_TEMPERATURES, TemperatureCounts, best_temperature
 from ovenet.inference.inferencer import ClassBand, SlidingWindowInferencer
 from ovenet.inference.transfer import to_device
@@ -64,11 +64,11 @@ def fit_temperatures(trained: TrainedModel, device: torch.device) -> FittedTempe
     predictor = predictor_for_test(replace(trained, temperatures={}), device)
     fit = TemperatureCounts(names, predictor.device)
     before = _calibration(predictor, cfg, dataset, names, device, fit)
-    sums = distributed.all_reduce_sum(torch.cat((fit.sums.flatten(), fit.num_pixels.view(1))).to(device)).cpu()
-    num_pixels = int(sums[-1])
+    whole = distributed.all_reduce_tables({"sums": fit.sums, "pixels": fit.num_pixels.view(1)}, device)
+    num_pixels = int(whole["pixels"])
     if not num_pixels:
         raise UserError(f"{dataset.list_path}: no labelled pixel to fit a temperature to")
-    grids = sums[:-1].view_as(fit.sums).double().numpy() / num_pixels
+    grids = whole["sums"].cpu().double().numpy() / num_pixels
     temperatures = {name: best_temperature(grid) for name, grid in zip(names, grids, strict=True)}
     if ends := [name for name, value in temperatures.items() if value in END_TEMPERATURES]:
         get_logger().warning(
@@ -108,9 +108,7 @@ def _calibration(
         predictor.predict(sample.image, on_band=_adding(counts, fit, labels))
         for key, table in counts.tables().items():
             tables[key] += table
-    flat = distributed.all_reduce_sum(torch.cat([tables[key].flatten() for key in TABLES]).to(device))
-    parts = flat.cpu().split([tables[key].numel() for key in TABLES])
-    arrays = {key: part.view(tables[key].shape).numpy() for key, part in zip(TABLES, parts, strict=True)}
+    arrays = {key: table.cpu().numpy() for key, table in distributed.all_reduce_tables(tables, device).items()}
     return {name: class_calibration({k: x[index] for k, x in arrays.items()}) for index, name in enumerate(names)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -73,6 +73,17 @@ def inference_settings(
         first_rule=first_rule,
         padded_windows=protocol == "hrnet",
     )
+
+
+def view_settings(cfg: CfgNode) -> dict[str, Any]:
+    """What is averaged into a score, as results and temperature files name it."""
+    test = cfg.TEST
+    return {
+        "scales": list(test.SCALE_LIST),
+        "flip": test.FLIP_TEST,
+        "protocol": test.PROTOCOL,
+        "score": test.SCORE,
+    }
 
 
 def inference_model(model: Segmentor, cfg: CfgNode, device: torch.device) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ovenet.builders.data import dataset_info, require_rgb, training_corruptions
-from ovenet.builders.inference import inference_model, inference_settings
+from ovenet.builders.inference import inference_model, inference_settings, view_settings
 from ovenet.builders.models import build_model, metadata_of, prediction_names, without_seed
 from ovenet.config import changed_settings, check_parts, load_config, load_config_text
 from ovenet.config.schema import affects_test
@@ -22,8 +22,8 @@ from ovenet.deployment import FileNetwork, is_exported
 from ovenet.deployment.formats import read_about
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
+from ovenet.inference.temperature import FITTED, chosen_temperatures, other_settings
 from ovenet.inference.temperature import KEY as TEMPERATURE
-from ovenet.inference.temperature import chosen_temperatures
 from ovenet.models import Segmentor
 from ovenet.models.pretrained import pretrained_of
 from ovenet.models.settings import NO_SEED
@@ -133,7 +133,7 @@ def load_model(
         )
     model.backbone.normalization = normalization
     model.metadata = metadata_of(cfg, info, normalization)
-    temperatures = chosen_temperatures(cfg.TEST.TEMPERATURE, path, content.get(TEMPERATURE))
+    temperatures = _temperatures(cfg, path, content.get(TEMPERATURE))
     return TrainedModel(path, model.eval(), cfg, info, normalization, carried, temperatures)
 
 
@@ -146,9 +146,21 @@ def _load_exported(
     if runtime is None and cfg.TEST.RUNTIME != "torch":
         runtime = cfg.TEST.RUNTIME
     network = FileNetwork(path, None if runtime == "auto" else runtime, precision=cfg.TEST.PRECISION)
-    temperatures = chosen_temperatures(cfg.TEST.TEMPERATURE, path, about.temperature)
+    temperatures = _temperatures(cfg, path, about.temperature)
     info = DatasetInfo.from_dict(about.dataset_info)
     return TrainedModel(path, network, cfg, info, about.normalization, temperatures=temperatures)
+
+
+def _temperatures(cfg: CfgNode, path: Path, carried: Any) -> dict[str, float]:
+    """What ``TEST.TEMPERATURE`` asks for; warns of temperatures that were fitted for other averages of scores."""
+    temperatures = chosen_temperatures(cfg.TEST.TEMPERATURE, path, carried)
+    if cfg.TEST.TEMPERATURE == FITTED and (names := other_settings(path, view_settings(cfg))):
+        get_logger().warning(
+            "%s: its temperatures were fitted with other %s; fit them again: ovenet calibrate --overwrite",
+            path,
+            ", ".join(names),
+        )
+    return temperatures
 
 
 def _configuration(

@@ -10,6 +10,7 @@ from typing import Any
 
 from ovenet import builders
 from ovenet.builders.calibration import FittedTemperatures, calibration_numbers, fit_temperatures
+from ovenet.builders.inference import view_settings
 from ovenet.builders.loading import TrainedModel
 from ovenet.evaluation.writers import write_json
 from ovenet.inference.temperature import KEY, NONE, digest, temperature_path
@@ -54,12 +55,7 @@ def content(trained: TrainedModel, fitted: FittedTemperatures) -> dict[str, Any]
         "num_pixels": fitted.num_pixels,
         "before": calibration_numbers(fitted.before),
         "after": calibration_numbers(fitted.after),
-        "settings": {
-            "scales": list(cfg.TEST.SCALE_LIST),
-            "flip": cfg.TEST.FLIP_TEST,
-            "score": cfg.TEST.SCORE,
-            "protocol": cfg.TEST.PROTOCOL,
-        },
+        "settings": view_settings(cfg),
         "date": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "version": version(),
     }

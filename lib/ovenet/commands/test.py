@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ovenet import builders, load_config
+from ovenet.builders.inference import view_settings
 from ovenet.builders.loading import TrainedModel
 from ovenet.commands import corrupted_tests
 from ovenet.config import check_parts
@@ -105,10 +106,7 @@ def save_results(trained: TrainedModel, evaluation: Evaluation, folder: Path, se
         "settings": {
             "model_file": str(trained.path),
             "list": cfg.DATASET.TEST_SET,
-            "scales": list(cfg.TEST.SCALE_LIST),
-            "flip": cfg.TEST.FLIP_TEST,
-            "protocol": cfg.TEST.PROTOCOL,
-            "score": cfg.TEST.SCORE,
+            **view_settings(cfg),
             "temperatures": {name: trained.temperatures[name] for name in evaluation.overall}
             if trained.temperatures
             else None,

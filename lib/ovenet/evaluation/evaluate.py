@@ -17,7 +17,7 @@ from ovenet.evaluation.image_scores import ImageWise
 from ovenet.evaluation.label_quality import LabelProbabilities, LabelThresholds
 from ovenet.evaluation.metrics import scores_from_counts
 from ovenet.evaluation.uncertainty import UncertaintyScores, uncertainty_scores
-from ovenet.inference.inferencer import ClassBand, OnBand, Prediction, SlidingWindowInferencer
+from ovenet.inference.inferencer import ClassBand, Prediction, SlidingWindowInferencer
 from ovenet.structures import EvalResult, Sample
 from ovenet.utils.behind import finish_behind
 
@@ -105,11 +105,11 @@ def count_samples(
             classes = evaluator.class_counts(sample.labels, predictor.device)
             if on_image is not None:
                 of_labels = LabelProbabilities(sample.labels, evaluator.info.num_classes, predictor.device)
-        collectors: list[OnBand] = [*([classes.add] if classes else []), *([of_labels.add] if of_labels else [])]
+        collectors = [collector for collector in (classes, of_labels) if collector is not None]
 
         def on_band(band: ClassBand) -> None:
-            for collect in collectors:
-                collect(band)
+            for collector in collectors:
+                collector.add(band)
 
         prediction = predictor.predict(
             sample.image,

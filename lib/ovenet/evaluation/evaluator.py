@@ -267,12 +267,7 @@ class SegEvaluator:
 
     def all_reduce(self) -> None:
         """Adds the counts of all processes, in one reduction."""
-        tables = [table.flatten().to(self._device) for table in self.counts.values()]
-        flat = distributed.all_reduce_sum(torch.cat(tables))
-        parts = flat.split([table.numel() for table in self.counts.values()])
-        self.counts = {
-            name: part.view_as(table) for (name, table), part in zip(self.counts.items(), parts, strict=True)
-        }
+        self.counts = distributed.all_reduce_tables(self.counts, self._device)
 
     def merge(self, counts: Mapping[str, Tensor]) -> None:
         """Adds the counts of another evaluator with the same settings, all or none."""

@@ -46,6 +46,18 @@ def read_temperatures(weights: Path) -> dict[str, float]:
     return temperatures
 
 
+def other_settings(weights: Path, used: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in a temperature file that differ from those in use.
+
+    Args:
+        weights: whose temperature file is looked at, if there is one.
+        used: values by the names in the file: ``scales``, ``flip``, ``score``, ``protocol``.
+    """
+    path = temperature_path(weights)
+    fitted = json.loads(path.read_text(encoding="utf-8")).get("settings", {}) if path.exists() else {}
+    return [name for name, value in used.items() if fitted.get(name, value) != value]
+
+
 def checked(temperatures: Any, path: Path) -> dict[str, float]:
     """Temperatures by prediction name, as a file carries them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -148,6 +148,21 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
+
+
+def all_reduce_tables(tables: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Sums of tables over all ranks, in one reduction.
+
+    Args:
+        tables: of one type, the same names and shapes in the same order on every rank.
+        device: where the ranks exchange them.
+
+    Returns:
+        The sums by name, on `device`.
+    """
+    flat = all_reduce_sum(torch.cat([table.flatten().to(device) for table in tables.values()]))
+    parts = flat.split([table.numel() for table in tables.values()])
+    return {name: part.view_as(table) for (name, table), part in zip(tables.items(), parts, strict=True)}
 
 
 def gather_objects(value: T) -> list[T]:
