@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +13,8 @@ from yacs.config import CfgNode
 from ovenet import builders
 from ovenet.builders.data import validation_dataset
 from ovenet.builders.inference import inference_settings
+from ovenet.builders.models import prediction_names
+from ovenet.evaluation.evaluate import evaluate
 from ovenet.inference.inferencer import SlidingWindowInferencer
 
 _NUM_WARM_UP = {"cpu": 1, "cuda": 6}
@@ -32,8 +33,8 @@ class Times:
     """Measured seconds.
 
     Attributes:
-        step_s: of a training step.
-        photo_s: of the prediction of a photo.
+        step_s: from one training step to the next, with the wait for its crops.
+        photo_s: of reading, predicting and scoring a photo.
     """
 
     step_s: float
@@ -47,19 +48,20 @@ def measure(cfg: CfgNode, device: torch.device) -> Times:
     loader = builders.build_phases(cfg, model.normalization)[0].loader
     step = builders.build_train_step(model, cfg, device, [_NUM_TIMED + max(_NUM_WARM_UP.values())])
     model.train()
-    seconds = []
+    ends = [time.perf_counter()]
     for batch in islice(loader, _NUM_WARM_UP[device.type] + _NUM_TIMED):
-        started = time.perf_counter()
         _ = step([batch]).loss  # waits for the device
-        seconds.append(time.perf_counter() - started)
+        ends.append(time.perf_counter())
+    timed = ends[min(_NUM_WARM_UP[device.type], len(ends) - 2) :]  # a short list has fewer batches
+    step_s = (timed[-1] - timed[0]) / (len(timed) - 1)
     model.eval()
     dataset = validation_dataset(cfg)
     predictor = SlidingWindowInferencer(
         model, inference_settings(cfg, dataset.info, model.normalization, single_scale=True), device
     )
     started = time.perf_counter()
-    predictor.predict(dataset[0].image)
-    return Times(statistics.median(seconds[_NUM_WARM_UP[device.type] :]), time.perf_counter() - started)
+    evaluate(predictor, [dataset[0]], dataset.info, prediction_names(cfg), ignore_label=cfg.TRAIN.IGNORE_LABEL)
+    return Times(step_s, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
