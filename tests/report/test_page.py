@@ -315,3 +315,9 @@ def test_probabilities_are_shown_where_they_were_counted(html, evaluation, tmp_p
     assert ["S_f", "1.23", "0.45", "0.2500", "0.4000"] in Tables(text).rows
     assert '<a href="#probabilities">' in text
     assert "Reliability of the class probabilities" in text
+
+
+def test_a_model_without_a_seed_shows_none(html, baseline, tmp_path):
+    write_report([baseline], tmp_path / "b.html")
+    assert "an arrow shows its seed" in html
+    assert "shows its seed" not in (tmp_path / "b.html").read_text(encoding="utf-8")

@@ -91,6 +91,7 @@ class GalleryPage:
         context = {
             "title": self._title,
             "runs": [{"name": self._title, "facts": self._facts, "columns": []}],
+            "has_seed": run["has_seed"],
             "sections": [],
             "command": command,
             "page_data": in_script(data),
