@@ -143,6 +143,17 @@ def test_other_bad_input(run, run_tool, tiny_data, tmp_path):
         assert not (tmp_path / "a/ids").exists()
 
 
+@pytest.mark.parametrize("model", ["camvid-lite0", "segnext_mscan-s_1xb16-adamw-160k_ade20k-512x512", "best.pth", "."])
+def test_a_model_without_an_image(run, run_tool, tmp_path, model):
+    """Without an image the first word is the image; a model there is a forgotten image."""
+    given = run[1] / model if model in ("best.pth", ".") else model
+    done = run_tool("infer", given, "--output", tmp_path / "a")
+    assert done.code == 2
+    assert len(done.err.strip().splitlines()) == 1
+    assert f"{given} is a model" in done.err
+    assert "photo.jpg" in done.err
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written(run, run_tool, tiny_data, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
