@@ -19,7 +19,6 @@ from tqdm import tqdm
 from ovenet.data.files import read_image
 from ovenet.deployment import RUNTIMES, is_exported
 from ovenet.engine.checkpoint import BEST, FINAL
-from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import thinning
 from ovenet.inference.inputs import FrameReader, Input, find_inputs, frame_name
@@ -30,6 +29,7 @@ from ovenet.predictor.predictor import Predictor, load
 from ovenet.report.gallery import IGNORE_ID, picture_data, picture_sides
 from ovenet.report.viewer import GalleryPage
 from ovenet.structures import Sample
+from ovenet.utils.progress import tell, track
 
 DEFAULT_MODEL = "camvid-lite0"
 EXIT_SKIPPED = 1
@@ -78,7 +78,7 @@ def main() -> None:
     )
     num_skipped = 0
     try:
-        for one in track(inputs, "inputs", len(inputs), print_freq=0, enabled=True, tell=tell):
+        for one in track(inputs, "inputs", len(inputs), tell=tell):
             try:
                 if one.kind == "image":
                     predict_image(predictor, writer, guard, one, seeds=seeds, page=page)
@@ -103,16 +103,11 @@ def main() -> None:
 def is_model(name: str) -> bool:
     """Whether a word means a model: a name, weights, an exported file, or a run's folder."""
     path = Path(name)
+    if path.is_dir():
+        return any((path / weights).exists() for weights in (BEST, FINAL))
     if path.exists():
-        return (
-            path.suffix in WEIGHTS_SUFFIXES or is_exported(path) or any((path / run).exists() for run in (BEST, FINAL))
-        )
+        return path.suffix in WEIGHTS_SUFFIXES or is_exported(path)
     return name in bundled_models() or name in pretrained_models()
-
-
-def tell(line: str) -> None:
-    """Writes a line of progress where a terminal would show a bar."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -237,7 +232,7 @@ def predict_video(
     broken, started = [], time.monotonic()
     total = min((n for n in (reader.num_frames, args.max_frames) if n), default=None)
     try:
-        for index, frame in enumerate(track(reader, str(one), total, print_freq=0, enabled=True, tell=tell)):
+        for index, frame in enumerate(track(reader, str(one), total, tell=tell)):
             if args.max_frames and index >= args.max_frames:
                 break
             if frame is None:
