@@ -26,6 +26,7 @@ from ovenet.inference.memory import MemoryGuard
 from ovenet.inference.outputs import KINDS, PROBABILITY, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
 from ovenet.models.pretrained import bundled_models, pretrained_models
 from ovenet.predictor.predictor import Predictor, load
+from ovenet.predictor.sources import title_of
 from ovenet.report.gallery import IGNORE_ID, picture_data, picture_sides
 from ovenet.report.viewer import GalleryPage
 from ovenet.structures import Sample
@@ -56,7 +57,6 @@ def main() -> None:
     folder = args.output or free_folder(Path("output") / "infer")
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
         raise UserError(f"{folder}: has files in it already; name another folder, or add --overwrite")
-    folder.mkdir(parents=True, exist_ok=True)
     options = {
         "runtime": args.runtime,
         "scales": args.scales,
@@ -65,6 +65,7 @@ def main() -> None:
         "overrides": args.set,
     }
     predictor = load(weights, config=args.cfg, device=args.device, **options)
+    folder.mkdir(parents=True, exist_ok=True)
     writer = ResultWriter(folder, predictor.info, predictor.max_offset, args.save)
     page = page_for(predictor) if args.page else None
     require_inputs_stay(inputs, writer)
@@ -189,8 +190,8 @@ def page_for(predictor: Predictor) -> GalleryPage:
     info = predictor.info
     if len(info.class_names) > IGNORE_ID:
         raise UserError(f"--page: {len(info.class_names)} classes; its pictures hold at most {IGNORE_ID}")
-    facts = f"{predictor.path.name}, {len(info.class_names)} classes of {info.name}"
-    return GalleryPage(predictor.path.stem, facts, info.class_names, info.palette, predictor.max_offset)
+    facts = f"{predictor.path}, {len(info.class_names)} classes of {info.name}"
+    return GalleryPage(title_of(predictor.path), facts, info.class_names, info.palette, predictor.max_offset)
 
 
 def predict_image(

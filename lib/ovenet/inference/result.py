@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ovenet.errors import UserError
 from ovenet.inference.images import as_viewed
 from ovenet.inference.outputs import draw_overlay
 from ovenet.inference.pictures import save_color_png
+from ovenet.utils.logging import get_logger
 from ovenet.utils.writing import write_bytes, write_text
 
 FORMS = ("mask", "overlay", "geojson", "coco")
@@ -79,6 +81,8 @@ class SegResult:
     def show(self, *, legend: bool = True) -> None:
         """Shows the overlay: in the notebook where it runs in one, else in the system's viewer.
 
+        Without a display it warns.
+
         Args:
             legend: see `overlay`.
         """
@@ -86,6 +90,8 @@ class SegResult:
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
         if shell is not None and shell.has_trait("kernel"):
             sys.modules["IPython"].display.display(picture)
+        elif sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            get_logger().warning('there is no display; save the picture instead: result.save("overlay.png", "overlay")')
         else:
             picture.show()
 
