@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ovenet.builders import build_criterion, build_model
+from ovenet.builders import build_criterion, build_model, training
+from ovenet.commands import plan
 from ovenet.config import load_config
 from ovenet.engine.averaging import MovingAverage
 from ovenet.engine.buffer_guard import BufferGuard
@@ -137,6 +139,22 @@ def test_the_host_leaves_a_bad_step_out_where_the_optimizer_cannot(kind, is_bad,
     )
     TrainStep._update(step, torch.tensor([is_bad, 0, 0, 0, 0], dtype=torch.int32))
     assert len(steps) == num_steps
+
+
+def test_settings_that_a_device_cannot_do_are_named_before_the_run(write_config, monkeypatch):
+    path = write_config(tiny_settings())
+    with pytest.raises(UserError, match=r"LOSS\.BACKEND is triton.*CUDA.*xpu"):
+        training.check_device(load_config(path, ["LOSS.BACKEND", "triton"]), torch.device("xpu"))
+    compiled, mps = load_config(path, ["TRAIN.COMPILE", "default"]), torch.device("mps")
+    monkeypatch.setattr(training, "compiler_problem", lambda device: "" if device.type == "xpu" else "no backend")
+    training.check_device(compiled, torch.device("xpu"))
+    with pytest.raises(UserError, match=r"TRAIN\.COMPILE is default.*mps.*no backend"):
+        training.check_device(compiled, mps)
+    training.check_device(load_config(path, ["TRAIN.COMPILE", "blocks"]), mps)
+    monkeypatch.setattr(plan, "choose_device", lambda name: mps)
+    monkeypatch.setattr(sys, "argv", ["ovenet plan", "--cfg", str(path)])
+    with pytest.raises(UserError, match=r"DEVICE is mps.*cpu and cuda"):
+        plan.main()
 
 
 class Operators(TorchDispatchMode):
