@@ -20,6 +20,7 @@ from PIL import Image
 from ovenet.app.server import Answers, AppServer
 from ovenet.app.uploads import read_upload
 from ovenet.deployment import RUNTIMES, is_exported
+from ovenet.engine.settings import DEVICES
 from ovenet.errors import UserError
 from ovenet.inference.inputs import FrameReader, Input
 from ovenet.inference.outputs import FrameWriter, draw_overlay
@@ -226,7 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for a free one")
     parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest upload (default: 20)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="runtime that the page starts with")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument(
         "--set",
         nargs="+",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ovenet.data.files import read_image
 from ovenet.deployment import RUNTIMES, is_exported
 from ovenet.engine.checkpoint import BEST, FINAL
+from ovenet.engine.settings import DEVICES
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import thinning
 from ovenet.inference.inputs import FrameReader, Input, find_inputs, frame_name
@@ -148,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--page", action="store_true", help=f"write {PAGE}: click a pixel of an image to see its seed")
     parser.add_argument("--strict", action="store_true", help="stop at the first input that cannot be read")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--runtime", choices=RUNTIMES, help="default: torch, or the usual runtime of an exported file")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="settings, such as TEST.SCORE exp"

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name, find_dataset
 from ovenet.data.description import begun_description
 from ovenet.data.files import why_unlisted
@@ -21,7 +23,6 @@ from ovenet.preparation.pascal_context import ANNOTATIONS, find_devkit, write_la
 from ovenet.preparation.prepare import bring, prepare_dataset, require_two_images
 from ovenet.preparation.recognition import recognize_layouts
 from ovenet.synthetic.scenes import write_dataset
-from ovenet.utils.distributed import choose_device
 from ovenet.utils.progress import tell, track
 
 EXPERIMENT = "experiment.yaml"  # beside the dataset.json of an own dataset
@@ -242,7 +243,7 @@ def begin_experiment(name: str, root: Path, size: tuple[int, int], num_classes: 
             size=size,
             num_classes=num_classes,
             num_images=num_images,
-            on_gpu=choose_device("auto").type == "cuda",
+            on_gpu=torch.cuda.is_available(),
         )
         print(f"{experiment}: crops and sizes chosen for {size[0]}x{size[1]} pixels; {backbone.about}")
     return experiment

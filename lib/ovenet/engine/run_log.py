@@ -54,7 +54,9 @@ class Meter:
 
         Every rank must call it.
         """
-        sums = distributed.all_reduce_sum(torch.stack([value.double() for value in self._sums.values()]))
+        kinds = {value.device.type for value in self._sums.values()}
+        dtype = torch.float64 if kinds <= {"cpu", "cuda"} else torch.float32  # mps and some xpu have no float64
+        sums = distributed.all_reduce_sum(torch.stack([value.to(dtype) for value in self._sums.values()]))
         values = (sums / (self.num_steps * distributed.world_size())).tolist()
         means = dict(zip(self._sums, values, strict=True))
         return {**means, "images_per_second": self._num_images / (time.perf_counter() - self._started)}

@@ -112,7 +112,7 @@ def fit(
         classes: names of the classes, in the order of the ids in the masks, or of their shares for masks in colours.
         with_seed: train a seed too, and keep it if it predicts the validation photos better.
         max_steps: upper limit of the iterations.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: see `ovenet.utils.distributed.choose_device`.
 
     Raises:
         UserError: training on these files would be wrong, or the folder has something else in it.

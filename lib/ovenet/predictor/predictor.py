@@ -120,7 +120,7 @@ class Predictor(SlidingWindowInferencer):
                 written by ``ovenet export``.
             config: an experiment file, for weights that carry no configuration; it replaces the one in the file. Files
                 under the names that they were published with need none.
-            device: ``auto``, ``cpu`` or ``cuda``.
+            device: see `ovenet.utils.distributed.choose_device`.
             runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``, the fastest one installed for the CPU; None
                 is ``TEST.RUNTIME``, or the usual runtime of an exported file.
             scales: None is ``TEST.SCALE_LIST``.
