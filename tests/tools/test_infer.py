@@ -15,6 +15,7 @@ from PIL import Image
 from tests import forking
 from tests.four_convolutions import small_settings
 
+import ovenet
 from ovenet import build_model, builders, load_config
 from ovenet.inference.outputs import FrameWriter
 
@@ -276,6 +277,9 @@ def test_shares_of_the_classes(run, run_tool, tiny_data, tmp_path):
     with open(tmp_path / "o/class_shares.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["1", "v/000000", "v/000001"]
+    info = ovenet.load(run[1] / "best.pth").info
+    legend = np.asarray(Image.open(tmp_path / "o/legend.png").convert("RGB"))
+    assert set(info.palette) <= set(map(tuple, legend.reshape(-1, 3).tolist()))
     train_ids = np.asarray(Image.open(tmp_path / "o/color/1.png"))
     assert float(rows[0]["sky"]) == pytest.approx((train_ids == 0).mean(), abs=1e-6)
     assert sum(float(share) for name, share in rows[0].items() if name != "name") == pytest.approx(1, abs=1e-5)
@@ -334,7 +338,7 @@ def test_results_stay_in_their_folder(run, run_tool, tmp_path):
     )
     assert done.code == 0, done.err
     written = {p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.png")}
-    results = {name for name in written if name not in ("photo.png", "in/deep/other.png")}
+    results = {name for name in written if name not in ("photo.png", "in/deep/other.png", "out/x/legend.png")}
     assert results == {f"out/x/{kind}/photo.png" for kind in ("ids", "color", "overlay", "offset", "confidence")}
 
 

@@ -92,7 +92,7 @@ def main() -> None:
                 num_skipped += 1
                 tqdm.write(f"skipped: {error}", file=sys.stderr)
     finally:
-        writer.write_shares()
+        writer.finish()
         if page is not None:
             page.write(folder / PAGE, command=shlex.join(["ovenet", "infer", *sys.argv[1:]]))
     if page is not None:
