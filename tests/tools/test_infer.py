@@ -92,7 +92,7 @@ def test_the_overlay_is_the_image_and_the_colours(run, run_tool, tiny_data, tmp_
     )
     mixed = 0.45 * pixels(image) + 0.55 * pixels(tmp_path / "o/color/0.png")
     np.testing.assert_allclose(pixels(tmp_path / "o/overlay/0.png"), mixed, atol=1)
-    assert {p.name for p in (tmp_path / "o").iterdir()} == {"overlay", "color"}
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"overlay", "color", "legend.png"}
 
 
 def test_what_cannot_be_read_is_named_and_skipped(run, run_tool, tiny_data, tmp_path):
