@@ -19,7 +19,7 @@ from ovenet.models.backbones.timm_traits import (
     choose_blocks,
     convert_weights,
     feature_getter,
-    require_no_stages,
+    require_plain_settings,
     timm_traits,
 )
 from ovenet.models.interfaces import Backbone, PublishedNames
@@ -70,7 +70,7 @@ class TimmBackbone(Backbone):
         if name.startswith("hrnet"):  # timm's default are the maps widened for its classifier
             options |= {"feature_location": "", "out_indices": (1, 2, 3, 4)}
         if traits.stride is not None:
-            require_no_stages(name, traits, output_stride=output_stride, img_size=img_size)
+            require_plain_settings(name, traits, output_stride=output_stride, img_size=img_size)
             options |= {"out_indices": choose_blocks(name, blocks, traits)}
         elif blocks is not None:
             raise UserError(

@@ -23,7 +23,7 @@ from ovenet.utils.meta import meta_device
 
 NUM_READ = 4  # blocks that are read unless some are chosen
 _ANY_SIZE = ("mvitv2", "twins", "vision_transformer_sam", "xcit")  # timm's modules that need no option for it
-_UNDECAYED = {"cls_token", "pos_embed", "reg_token"}  # timm 1.0.22 forgets the last one
+_UNDECAYED = {"cls_token", "pos_embed", "reg_token"}  # timm 1.0.23 forgets the last one
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def choose_blocks(name: str, blocks: Sequence[int] | None, traits: TimmTraits) -
     return tuple(blocks)
 
 
-def require_no_stages(name: str, traits: TimmTraits, *, output_stride: int, img_size: Size | None) -> None:
+def require_plain_settings(name: str, traits: TimmTraits, *, output_stride: int, img_size: Size | None) -> None:
     """Refuses settings that do not go with a plain transformer.
 
     Raises:
