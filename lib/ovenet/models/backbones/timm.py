@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ovenet.errors import UserError, one_line
 from ovenet.models.interfaces import Backbone, PublishedNames
+from ovenet.models.layer_order import count_above, number_timm_layers
 from ovenet.structures import Normalization, Size
 from ovenet.utils.meta import meta_device
 
@@ -78,6 +79,14 @@ class TimmBackbone(Backbone):
         maps = self.body(images)
         maps = [maps[i] for i in self._chosen]
         return [x.permute(0, 3, 1, 2) for x in maps] if self._channels_last else maps
+
+    def layers_above(self) -> Mapping[str, int]:
+        """See `Backbone.layers_above`; by timm's groups, which for a ViT are BEiT's."""
+        name = self.timm_name
+        assert name is not None
+        if hasattr(self.body, "model"):  # a network that timm has left whole
+            return count_above(number_timm_layers(name, self.body.model, "body.model."))
+        return count_above(number_timm_layers(name, self.body, "body."))
 
 
 def _feature_network(name: str, options: Mapping[str, Any]) -> Any:
