@@ -246,28 +246,34 @@ class NeckConformance:
 
     name: ClassVar[str]
     args: ClassVar[dict[str, Any]] = {}
+    channels: ClassVar[tuple[int, ...]] = CHANNELS
+    strides: ClassVar[tuple[int, ...]] = STRIDES
+    sizes: ClassVar[list[tuple[int, int]]] = [(64, 96), (65, 97)]
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)
-        options: dict[str, Any] = {"in_channels": CHANNELS, "in_strides": STRIDES}
+        options: dict[str, Any] = {"in_channels": self.channels, "in_strides": self.strides}
         return NECKS[self.name](**options, **self.args)
+
+    def maps(self, size=(64, 96)) -> list[torch.Tensor]:
+        return random_maps(size, self.channels, self.strides)
 
     def test_channels_and_strides_are_as_promised(self):
         neck = self.build().eval()
-        for size in ((64, 96), (65, 97)):
-            maps = neck(random_maps(size))
+        for size in self.sizes:
+            maps = neck(self.maps(size))
             assert len(maps) == len(neck.channels)
             for x, channels, stride in zip(maps, neck.channels, neck.strides, strict=True):
                 assert x.shape == (2, channels, *(-(-n // stride) for n in size))
 
     def test_every_parameter_and_every_map_gets_a_gradient(self):
         neck = self.build().train()
-        maps = [x.requires_grad_() for x in random_maps()]
+        maps = [x.requires_grad_() for x in self.maps()]
         sum(x.square().mean() for x in neck(maps)).backward()
         assert all(is_reached(p) for p in neck.parameters())
         assert all(x.grad is not None for x in maps)
 
     @pytest.mark.slow
     def test_it_compiles_in_one_graph(self):
-        neck, maps = self.build().eval(), random_maps()
+        neck, maps = self.build().eval(), self.maps()
         torch.testing.assert_close(compiles_in_one_graph(neck, maps), neck(maps), atol=1e-5, rtol=1e-4)

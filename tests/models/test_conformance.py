@@ -4,6 +4,7 @@ import itertools
 import math
 
 import pytest
+import tests.models.small_timm  # noqa: F401  registers small networks
 import torch
 from tests.models.conformance import BackboneConformance, HeadConformance, NeckConformance
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,6 +61,30 @@ class TestEfficientFormerV2AsPublished(BackboneConformance):
 
 class TestSwin(BackboneConformance):
     name, num_parameters = "swin_t", 27_520_698
+
+
+class TestDINOv2(BackboneConformance):
+    name, size = "small_dinov2", (56, 84)
+
+
+class TestDINOv3(BackboneConformance):
+    name = "small_dinov3"
+
+
+class TestEVA02(BackboneConformance):
+    name, size = "small_eva02", (56, 84)
+
+
+class TestSigLIP(BackboneConformance):
+    name = "small_siglip"
+
+
+class TestSwinOfTimm(BackboneConformance):
+    name = "small_swin"
+
+
+class TestHiera(BackboneConformance):
+    name, args, odd_sizes = "small_hiera", {"img_size": [64, 96]}, [(64, 96), (33, 47)]  # of one size alone
 
 
 class TestFCNHead(HeadConformance):
@@ -136,12 +161,27 @@ class TestAddedNeck(NeckConformance):
     name, args = "concat_added", {"projection": 8}
 
 
+class TestSimpleFPN(NeckConformance):
+    name, args = "simple_fpn", {"channels": 16}
+    channels, strides, sizes = (24,), (16,), [(64, 96), (48, 80)]  # of whole patches, as a backbone pads images
+
+
+class TestSimpleFPNOfStride14(NeckConformance):
+    name, args = "simple_fpn", {"channels": 16, "scale_factors": [2.0, 1.0], "joined": True}
+    channels, strides, sizes = (24,), (14,), [(56, 84), (42, 70)]
+
+
+class TestPixelShuffle(NeckConformance):
+    name, args = "pixel_shuffle", {"channels": 8}
+    channels, strides, sizes = (24, 24), (16, 16), [(64, 96), (48, 80)]
+
+
 class TestIdentityNeck(NeckConformance):
     name = "none"
 
 
 FAMILIES = ["hrnet_w18_small_v1", "resnet50_v1c", "mit_b0", "mscan_t", "efficientnet_lite0_imagenet", "convnext_atto"]
-FAMILIES += ["efficientformerv2_s0"]
+FAMILIES += ["efficientformerv2_s0", "small_dinov2"]
 ALL = [*ovenet.list_backbones(timm=False), "convnext_tiny", "swin_tiny_patch4_window7_224", "maxvit_pico_rw_256"]
 
 

@@ -72,7 +72,8 @@ def build_segmentor(
     body.normalization = _normalization_of(body, normalization)
     maps = {"in_channels": body.channels, "in_strides": body.strides}
     reader = HEADS[head]
-    joint: Neck = build(NECKS, neck or reader.default_neck, neck_args, stacks=not reader.reads_stacks, **maps)
+    form = {"joined": reader.default_neck != "none", "stacks": not reader.reads_stacks}
+    joint: Neck = build(NECKS, neck or reader.default_neck, neck_args, **form, **maps)
     read = {"in_channels": joint.channels, "in_strides": joint.strides, "num_classes": num_classes}
     classifier: Head = build(HEADS, head, head_args, **read)
     if seed is None:
@@ -193,7 +194,13 @@ def initialize_backbone(model: Segmentor, source: str, key: str = "") -> list[Lo
     else:
         state = model.backbone.bundled_weights()
         source = "the weights that come with the backbone"
-    return [] if state is None else [load_weights(model, state, source, whole=False)]
+    if state is None:
+        return []
+    try:
+        state = model.backbone.convert_weights(state)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return [load_weights(model, state, source, whole=False)]
 
 
 def list_backbones(pattern: str = "*", *, timm: bool = True) -> list[str]:

@@ -79,6 +79,14 @@ class Backbone(Part):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images ``(B, in_channels, H, W)`` to maps ``(B, channels[i], H / strides[i], W / strides[i])``."""
 
+    def convert_weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A file's tensors in the shapes that this backbone has, before their names are translated; here unchanged.
+
+        Raises:
+            UserError: they cannot be converted.
+        """
+        return state
+
     def bundled_weights(self) -> Mapping[str, Tensor] | None:
         """Pretrained weights from the backbone's own package, by the names here; None for random initialisation.
 

@@ -29,7 +29,7 @@ BACKBONES: Registry[Callable[..., Backbone]] = Registry(
     fallback=_timm_builder,
 )
 NECKS: Registry[type[Neck]] = Registry(
-    "neck", ("ovenet.models.necks", "ovenet.models.seeds.controls"), provided=(*_MAPS, "stacks")
+    "neck", ("ovenet.models.necks", "ovenet.models.seeds.controls"), provided=(*_MAPS, "joined", "stacks")
 )
 HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",), provided=(*_MAPS, "num_classes"))
 SEEDS: Registry[type[Refiner]] = Registry(

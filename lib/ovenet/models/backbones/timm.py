@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -13,6 +14,14 @@ import torch
 from torch import Tensor
 
 from ovenet.errors import UserError, one_line
+from ovenet.models.backbones.timm_traits import (
+    TimmTraits,
+    choose_blocks,
+    convert_weights,
+    feature_getter,
+    require_no_stages,
+    timm_traits,
+)
 from ovenet.models.interfaces import Backbone, PublishedNames
 from ovenet.models.layer_order import count_above, number_timm_layers
 from ovenet.structures import Normalization, Size
@@ -25,10 +34,15 @@ _LITE0 = "tf_efficientnet_lite0"
 class TimmBackbone(Backbone):
     """A network of timm without its classifier, randomly initialised.
 
+    Images may have any size where timm can have it, see `TimmTraits.size_options`. The maps of a plain vision
+    transformer have the stride of its patches; class and register tokens are not in them.
+
     Args:
         name: timm's name, such as ``convnext_tiny``.
         output_stride: stride of the last map; below 32 only for networks that timm can dilate.
-        img_size: ``(H, W)``, for networks with a fixed image size.
+        img_size: ``(H, W)``, the only size of images; None for any size, or for timm's own size of the network.
+        blocks: numbers of the blocks of a plain vision transformer whose maps are read, from 0; None for four at equal
+            distances that end with the last.
         drop_path_rate: stochastic depth, for networks that have it; None for timm's default.
         checkpoint_activations: recompute activations in the backward pass.
         in_channels: channels of the images.
@@ -43,36 +57,47 @@ class TimmBackbone(Backbone):
         *,
         output_stride: Literal[8, 16, 32] = 32,
         img_size: Size | None = None,
+        blocks: Sequence[int] | None = None,
         drop_path_rate: float | None = None,
         checkpoint_activations: bool = False,
         in_channels: int = 3,
     ):
         super().__init__()
+        traits = timm_traits(name)
         options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
-        options |= {} if img_size is None else {"img_size": img_size}
+        options |= (traits.size_options or {}) if img_size is None else {"img_size": img_size}
         options |= {} if drop_path_rate is None else {"drop_path_rate": drop_path_rate}
         options |= {} if in_channels == 3 else {"in_chans": in_channels}
         if name.startswith("hrnet"):  # timm's default are the maps widened for its classifier
             options |= {"feature_location": "", "out_indices": (1, 2, 3, 4)}
+        if traits.stride is not None:
+            require_no_stages(name, traits, output_stride=output_stride, img_size=img_size)
+            options |= {"out_indices": choose_blocks(name, blocks, traits)}
+        elif blocks is not None:
+            raise UserError(
+                f"MODEL.BACKBONE.BLOCKS is {list(blocks)}, but {name} has stages rather than blocks; leave it away"
+            )
         self.body = _feature_network(name, options)
+        network = feature_getter(self.body)
         if checkpoint_activations:
-            self.body.set_grad_checkpointing(True)
+            (network or self.body).set_grad_checkpointing(True)
         info = self.body.feature_info
         self._chosen = tuple(i for i, stride in enumerate(info.reduction()) if stride >= FINEST_STRIDE)
         self._channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self.channels = tuple(info.channels()[i] for i in self._chosen)
         self.strides = tuple(info.reduction()[i] for i in self._chosen)
-        self.size_multiple = max(32, *self.strides)
+        self.size_multiple = traits.stride or max(32, *self.strides)
         self.timm_name = name
         self.in_channels = in_channels
+        self.fixed_size = _fixed_size(name, traits, img_size)
         defaults = timm.get_pretrained_cfg(name)
-        self.fixed_size = img_size
         if defaults is not None:
             self.normalization = Normalization(_rgb(defaults.mean), _rgb(defaults.std))
-            if defaults.fixed_input_size and img_size is None:
-                _, height, width = defaults.input_size
-                self.fixed_size = height, width
-        self.published = (PublishedNames("timm", _flattened_names(self.body)),)
+        if network is None:
+            self.published = (PublishedNames("timm", _flattened_names(self.body)),)
+        else:
+            self.published = (PublishedNames("timm", _nested_names(network), unused=_unread(network, traits)),)
+            self.undecayed = tuple(r"body\.model\." + re.escape(parameter) for parameter in traits.undecayed)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`."""
@@ -82,11 +107,24 @@ class TimmBackbone(Backbone):
 
     def layers_above(self) -> Mapping[str, int]:
         """See `Backbone.layers_above`; by timm's groups, which for a ViT are BEiT's."""
-        name = self.timm_name
+        name, network = self.timm_name, feature_getter(self.body)
         assert name is not None
-        if hasattr(self.body, "model"):  # a network that timm has left whole
-            return count_above(number_timm_layers(name, self.body.model, "body.model."))
-        return count_above(number_timm_layers(name, self.body, "body."))
+        body, place = (self.body, "body.") if network is None else (network, "body.model.")
+        return count_above(number_timm_layers(name, body, place))
+
+    def convert_weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See `Backbone.convert_weights`."""
+        network = feature_getter(self.body)
+        return state if network is None else convert_weights(network, state, "backbone.body.model.")
+
+
+def _fixed_size(name: str, traits: TimmTraits, img_size: Size | None) -> Size | None:
+    """The only size ``(H, W)`` of images; None for any."""
+    defaults = timm.get_pretrained_cfg(name)
+    if img_size is not None or traits.size_options is not None or defaults is None or not defaults.fixed_input_size:
+        return img_size
+    _, height, width = defaults.input_size
+    return height, width
 
 
 def _feature_network(name: str, options: Mapping[str, Any]) -> Any:
@@ -112,6 +150,19 @@ def _flattened_names(body: torch.nn.Module) -> tuple[tuple[str, str], ...]:
         else:
             rules.append((rf"{child}\.", f"body.{child}."))
     return tuple(rules)
+
+
+def _nested_names(network: Any) -> tuple[tuple[str, str], ...]:
+    """A rule for timm's names of a network that is kept as a whole: ``blocks.0`` is ``body.model.blocks.0``."""
+    roots = {name.split(".")[0] for name in network.state_dict()}
+    return ((rf"(?=(?:{'|'.join(map(re.escape, sorted(roots)))})(?:\.|$))", "body.model."),)
+
+
+def _unread(network: Any, traits: TimmTraits) -> tuple[str, ...]:
+    """Timm's names of tensors behind the last map: the classifier, the final norm, and blocks that are not read."""
+    behind = ["norm", "fc_norm", "head", "head_dist", "attn_pool"]
+    behind += [rf"blocks\.{block}" for block in range(len(getattr(network, "blocks", ())), traits.num_blocks)]
+    return tuple(rf"{name}\..*" for name in behind)
 
 
 def find_timm_backbone(name: str) -> Callable[..., Backbone] | None:

@@ -47,7 +47,8 @@ class FPNNeck(Neck):
         if upsampler in DOUBLING and any(coarse != 2 * fine for fine, coarse in pairwise(in_strides)):
             raise UserError(
                 f"MODEL.NECK.UPSAMPLER is {upsampler}, which needs maps whose strides double, but the backbone's "
-                f"strides are {', '.join(map(str, in_strides))}; use bilinear, or MODEL.BACKBONE.OUTPUT_STRIDE 32"
+                f"strides are {', '.join(map(str, in_strides))}; use bilinear, or MODEL.BACKBONE.OUTPUT_STRIDE 32 "
+                "where the backbone has it"
             )
         self.channels, self.strides = (channels,), (in_strides[0],)
         self.context = CONTEXTS[context](in_channels, channels)

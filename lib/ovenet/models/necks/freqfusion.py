@@ -168,7 +168,8 @@ class FreqFusionNeck(Neck):
         if any(coarse != 2 * fine for fine, coarse in pairwise(in_strides)):
             raise UserError(
                 f"the neck freqfusion needs maps whose strides double, but the backbone's strides are "
-                f"{', '.join(map(str, in_strides))}; use another neck, or MODEL.BACKBONE.OUTPUT_STRIDE 32"
+                f"{', '.join(map(str, in_strides))}; use another neck, or MODEL.BACKBONE.OUTPUT_STRIDE 32 "
+                "where the backbone has it"
             )
         if len(projections) != len(in_channels) or any(n < 1 or n % NORM_GROUPS for n in projections):
             raise UserError(
