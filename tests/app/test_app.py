@@ -9,6 +9,7 @@ import math
 import re
 import resource
 import shutil
+import socket
 import struct
 import tempfile
 import threading
@@ -27,7 +28,7 @@ import ovenet
 from ovenet.app import server as app_server
 from ovenet.app.server import AppServer
 from ovenet.app.uploads import read_upload
-from ovenet.commands.app import App
+from ovenet.commands.app import App, main, named_models
 from ovenet.errors import UserError
 from ovenet.inference.outputs import FrameWriter
 from ovenet.synthetic.scenes import draw_scene
@@ -466,3 +467,27 @@ def test_time_passes_while_predicting(server, browser, tmp_path):
     browser.execute_script("window.fetch = () => new Promise(() => {})")
     by_id(browser, "files").send_keys(str(tmp_path / "a.png"))
     wait(browser, lambda b: by_id(b, "elapsed").text == "predicting a.png … 1 s")
+
+
+def test_models_are_called_by_their_runs(tmp_path):
+    """Not `best` or `fit`, which all are; and by their paths where two are called the same."""
+    for place in ("garden/fit", "plants/fit", "a/street", "b/street"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "best.pth").touch()
+    sources = [str(tmp_path / place) for place in ("garden/fit", "plants/fit/best.pth", "a/street", "b/street")]
+    assert named_models([*sources, "scenes-lite0"]) == {
+        "garden": sources[0],
+        "plants": sources[1],
+        sources[2]: sources[2],
+        sources[3]: sources[3],
+        "scenes-lite0": "scenes-lite0",
+    }
+
+
+def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("sys.argv", ["app", "scenes-lite0", "--port", str(port)])
+        with pytest.raises(UserError, match=rf"port {port} .*--port 0"):
+            main()
+    assert "loading" not in capsys.readouterr().out

@@ -3,13 +3,11 @@
 import json
 import struct
 import sys
-import time
 
 import pytest
 import torch
 
-from ovenet.engine import run_log
-from ovenet.engine.run_log import RunLog, track
+from ovenet.engine.run_log import RunLog
 
 
 def lines(folder):
@@ -52,17 +50,6 @@ def test_weights_and_biases_gets_the_numbers_where_it_is_installed(tmp_path, mon
     percent = struct.pack("<d", 25.125), b"25.125"  # as the lines of the log; newer versions write binary numbers
     assert any(form in file.read_bytes() for form in percent)
     assert list((tmp_path / "wandb").rglob("media/images/*.png"))
-
-
-@pytest.mark.parametrize("total", [3, None])
-def test_a_line_a_minute_where_there_is_no_terminal(monkeypatch, total):
-    monkeypatch.setattr(run_log, "SILENCE_S", 0.05)
-    lines = []
-    for second in track([0.0, 0.1, 0.0], "photos", total, print_freq=0, enabled=True, tell=lines.append):
-        time.sleep(second)
-    (line,) = lines
-    assert line.startswith("photos: 2/3, " if total else "photos: 2, ")
-    assert ("ETA" in line) == (total is not None)
 
 
 def test_weights_and_biases_that_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from ovenet.engine.run_log import Meter, Progress, WaitingClock, track
+from ovenet.engine.run_log import Meter, Progress, WaitingClock
 from ovenet.structures import LossTerms
 from ovenet.utils.logging import configure_logging
 
@@ -48,16 +48,6 @@ def test_means_are_over_the_iterations():
     summary = meter.summary()
     assert (summary["loss"], summary["loss_fused"]) == (2.0, 4.0)
     assert summary["images_per_second"] > 0
-
-
-def test_tracking_passes_everything_on(capsys):
-    configure_logging()
-    assert list(track([3, 1, 2], "list", 3, print_freq=2, enabled=True)) == [3, 1, 2]
-    shown = capsys.readouterr().err
-    assert "list: 2/3" in shown
-    assert "list: 3/3" in shown
-    assert list(track([3], "list", 1, print_freq=1, enabled=False)) == [3]
-    assert capsys.readouterr().err == ""
 
 
 def test_waiting_is_told_from_working():

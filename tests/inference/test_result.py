@@ -1,6 +1,7 @@
 """The forms of a prediction, by hand."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
 from ovenet.inference.result import SegResult, run_lengths
+from ovenet.utils.logging import configure_logging
 
 INFO = DatasetInfo("town", ("ground", "house", "tree"), ((10, 20, 30), (200, 0, 0), (0, 200, 0)), (7, 8, 9))
 
@@ -96,3 +98,14 @@ def test_the_overlay_has_a_legend(result, tmp_path):
     result.save(tmp_path / "o.png", "overlay")
     assert Image.open(tmp_path / "o.png").size == named.size
     assert result._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_without_a_display_a_picture_is_not_shown_but_told(result, monkeypatch, capsys):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    configure_logging()
+    result.show()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "display" in line
+    assert "save" in line

@@ -100,7 +100,7 @@ def test_blocks_of_every_size_give_the_same(monkeypatch):
     targets = Targets.from_labels(labels, ignore_label=IGNORE)
     results = []
     for elements in (1, 5 * 70, 7 * 5 * 70, 10**9):
-        monkeypatch.setitem(blocked._BLOCK_ELEMENTS, "cpu", elements)
+        monkeypatch.setattr(blocked, "_CPU_BLOCK_ELEMENTS", elements)
         loss, gradient = blocked.loss_and_gradient(
             scores, targets, "logits", None, align_corners=False, with_gradient=True
         )

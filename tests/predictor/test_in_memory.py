@@ -207,6 +207,7 @@ def test_what_is_refused_is_named(name, content, what, tmp_path):
 
 def test_a_result_is_shown(image, monkeypatch):
     shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(picture.size))
     Predictor(model_of(), classes=CLASSES)(image).show(legend=False)
     assert shown == [(95, 63)]

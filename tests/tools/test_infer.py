@@ -15,6 +15,7 @@ from PIL import Image
 from tests import forking
 from tests.four_convolutions import small_settings
 
+import ovenet
 from ovenet import build_model, builders, load_config
 from ovenet.inference.outputs import FrameWriter
 
@@ -91,7 +92,7 @@ def test_the_overlay_is_the_image_and_the_colours(run, run_tool, tiny_data, tmp_
     )
     mixed = 0.45 * pixels(image) + 0.55 * pixels(tmp_path / "o/color/0.png")
     np.testing.assert_allclose(pixels(tmp_path / "o/overlay/0.png"), mixed, atol=1)
-    assert {p.name for p in (tmp_path / "o").iterdir()} == {"overlay", "color"}
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"overlay", "color", "legend.png"}
 
 
 def test_what_cannot_be_read_is_named_and_skipped(run, run_tool, tiny_data, tmp_path):
@@ -141,6 +142,17 @@ def test_other_bad_input(run, run_tool, tiny_data, tmp_path):
         assert message in done.err
         assert len(done.err.strip().splitlines()) <= 3
         assert not (tmp_path / "a/ids").exists()
+
+
+@pytest.mark.parametrize("model", ["camvid-lite0", "segnext_mscan-s_1xb16-adamw-160k_ade20k-512x512", "best.pth", "."])
+def test_a_model_without_an_image(run, run_tool, tmp_path, model):
+    """Without an image the first word is the image; a model there is a forgotten image."""
+    given = run[1] / model if model in ("best.pth", ".") else model
+    done = run_tool("infer", given, "--output", tmp_path / "a")
+    assert done.code == 2
+    assert len(done.err.strip().splitlines()) == 1
+    assert f"{given} is a model" in done.err
+    assert "photo.jpg" in done.err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -265,6 +277,9 @@ def test_shares_of_the_classes(run, run_tool, tiny_data, tmp_path):
     with open(tmp_path / "o/class_shares.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == ["1", "v/000000", "v/000001"]
+    info = ovenet.load(run[1] / "best.pth").info
+    legend = np.asarray(Image.open(tmp_path / "o/legend.png").convert("RGB"))
+    assert set(info.palette) <= set(map(tuple, legend.reshape(-1, 3).tolist()))
     train_ids = np.asarray(Image.open(tmp_path / "o/color/1.png"))
     assert float(rows[0]["sky"]) == pytest.approx((train_ids == 0).mean(), abs=1e-6)
     assert sum(float(share) for name, share in rows[0].items() if name != "name") == pytest.approx(1, abs=1e-5)
@@ -323,7 +338,7 @@ def test_results_stay_in_their_folder(run, run_tool, tmp_path):
     )
     assert done.code == 0, done.err
     written = {p.relative_to(tmp_path / "a").as_posix() for p in (tmp_path / "a").rglob("*.png")}
-    results = {name for name in written if name not in ("photo.png", "in/deep/other.png")}
+    results = {name for name in written if name not in ("photo.png", "in/deep/other.png", "out/x/legend.png")}
     assert results == {f"out/x/{kind}/photo.png" for kind in ("ids", "color", "overlay", "offset", "confidence")}
 
 

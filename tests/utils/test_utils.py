@@ -43,15 +43,6 @@ def test_a_single_process_is_its_own_group():
         distributed.barrier()
 
 
-def test_more_processes_than_cards_are_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(ValueError, match=r"process 2 .*CUDA.* 2 .*fewer processes"):
-        distributed.choose_device("auto")
-    assert distributed.choose_device("cpu").type == "cpu"
-
-
 def fail(error: BaseException):
     def main() -> None:
         raise error

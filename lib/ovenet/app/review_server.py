@@ -41,7 +41,7 @@ class ReviewServer(LocalServer):
         max_pixels: of the largest image.
 
     Raises:
-        OSError: the port is taken.
+        UserError: the port cannot be had.
     """
 
     def __init__(self, answers: ReviewAnswers, port: int, max_pixels: int):

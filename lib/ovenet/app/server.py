@@ -82,7 +82,7 @@ class LocalServer(ThreadingHTTPServer):
         max_bytes: largest body of a request.
 
     Raises:
-        OSError: the port is taken.
+        UserError: the port cannot be had.
     """
 
     daemon_threads = True
@@ -94,7 +94,13 @@ class LocalServer(ThreadingHTTPServer):
         self.reading = threading.BoundedSemaphore(_MAX_READING)
         # One thread for all predictions: each thread that runs torch has its own memory and its own pool.
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="prediction")
-        super().__init__((HOST, port), handler)
+        try:
+            super().__init__((HOST, port), handler)
+        except OSError as error:
+            raise UserError(
+                f"port {port} on {HOST} cannot be had ({error.strerror}); end the program that uses it, or choose "
+                "another: --port 0 is a free one"
+            ) from error
 
     @property
     def address(self) -> str:
@@ -123,7 +129,7 @@ class AppServer(LocalServer):
         max_mb: largest upload, in 10^6 bytes.
 
     Raises:
-        OSError: the port is taken.
+        UserError: the port cannot be had.
     """
 
     def __init__(self, answers: Answers, port: int, max_mb: float):

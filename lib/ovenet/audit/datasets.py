@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from ovenet.audit.lists import audit_list, findings_between, missing_files
 from ovenet.audit.reports import Finding, ListReport
@@ -16,6 +13,7 @@ from ovenet.data.dataset import ListDataset
 from ovenet.data.samplers import spread
 from ovenet.errors import UserError
 from ovenet.utils.logging import get_logger
+from ovenet.utils.progress import progress
 
 
 def audit_dataset(
@@ -24,7 +22,6 @@ def audit_dataset(
     num_threads: int,
     num_pairs: int = 0,
     decode_images: bool = False,
-    show_progress: bool = False,
 ) -> ListReport:
     """Checks the files of a list.
 
@@ -33,17 +30,10 @@ def audit_dataset(
         num_threads: files that are read at the same time.
         num_pairs: number of pairs to check, evenly spread; 0 is all.
         decode_images: read the images' pixels too.
-        show_progress: show a bar on a terminal.
     """
     chosen = spread(len(dataset), num_pairs or len(dataset))
     name, started = dataset.list_path.stem, time.perf_counter()
-    with tqdm(
-        total=len(chosen),
-        desc=name,
-        unit="pair",
-        disable=not (show_progress and sys.stderr.isatty()),
-        dynamic_ncols=True,
-    ) as bar:
+    with progress(name, len(chosen)) as advance:
         report = audit_list(
             name,
             dataset.folder,
@@ -52,7 +42,7 @@ def audit_dataset(
             num_threads=num_threads,
             decode_images=decode_images,
             if_missing=_renewal(dataset),
-            on_pair=bar.update,
+            on_pair=advance,
         )
     seconds = time.perf_counter() - started
     get_logger().info(

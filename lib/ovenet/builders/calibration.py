@@ -13,7 +13,6 @@ from ovenet.builders.data import shard_loader, test_dataset
 from ovenet.builders.loading import TrainedModel, predictor_for_test
 from ovenet.builders.models import prediction_names
 from ovenet.data.dataset import ListDataset
-from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.class_calibration import ClassCalibration, class_calibration
 from ovenet.evaluation.class_counts import ImageClassCounts, empty_tables
@@ -23,6 +22,7 @@ from ovenet.inference.transfer import to_device
 from ovenet.structures import SYMBOLS
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
+from ovenet.utils.progress import track
 
 
 @dataclass(frozen=True)

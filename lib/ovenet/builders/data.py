@@ -59,16 +59,13 @@ def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListData
     )
 
 
-def audit(
-    cfg: CfgNode, dataset: ListDataset, *, num_pairs: int = 0, decode_images: bool = False, show_progress: bool = False
-) -> ListReport:
+def audit(cfg: CfgNode, dataset: ListDataset, *, num_pairs: int = 0, decode_images: bool = False) -> ListReport:
     """Checks the files of a list, see `audit_dataset`."""
     return audit_dataset(
         dataset,
         num_threads=max(1, cfg.WORKERS),
         num_pairs=num_pairs,
         decode_images=decode_images,
-        show_progress=show_progress,
     )
 
 

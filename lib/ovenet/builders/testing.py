@@ -15,7 +15,6 @@ from ovenet.builders.loading import TrainedModel, predictor_for_test
 from ovenet.builders.models import prediction_names
 from ovenet.config import present_settings
 from ovenet.engine.interruption import Interruption
-from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import Evaluation, count_samples, evaluation_from_counts
 from ovenet.evaluation.evaluator import ImageCounts, SegEvaluator
@@ -30,6 +29,7 @@ from ovenet.report.runs import RECORDS
 from ovenet.structures import Sample
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
+from ovenet.utils.progress import track
 
 
 def run_test(

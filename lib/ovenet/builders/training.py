@@ -47,6 +47,7 @@ from ovenet.evaluation.evaluate import evaluate
 from ovenet.inference.inferencer import InferenceSettings, SlidingWindowInferencer
 from ovenet.inference.pictures import predicted_row
 from ovenet.models import Segmentor
+from ovenet.models.block_compilation import compiler_problem
 from ovenet.models.segmentor import to_sync_batchnorm
 from ovenet.models.settings import PARTS
 from ovenet.structures import EvalResult, Normalization
@@ -119,6 +120,20 @@ def _resting_parts(model: Segmentor, cfg: CfgNode) -> tuple[str, ...]:
     return tuple(parts)
 
 
+def check_device(cfg: CfgNode, device: torch.device) -> None:
+    """Refuses settings that a device cannot do, which would fail in the first step.
+
+    Raises:
+        UserError: the loss kernels are not for this device, or torch does not compile for it.
+    """
+    if cfg.LOSS.BACKEND == "triton" and device.type != "cuda":
+        raise UserError(f"LOSS.BACKEND is triton, which needs CUDA, but the device is {device.type}; set it to auto")
+    if cfg.TRAIN.COMPILE not in ("none", "blocks") and device.type in ("mps", "xpu"):
+        problem = compiler_problem(device)
+        if problem:
+            raise UserError(f"TRAIN.COMPILE is {cfg.TRAIN.COMPILE}, which fails on {device.type} ({problem}); set none")
+
+
 def set_up_cuda(cfg: CfgNode) -> None:
     """Applies the CUDA settings to this process; before its first convolution."""
     torch.backends.cudnn.enabled = cfg.CUDNN.ENABLED
@@ -142,6 +157,7 @@ def build_trainer(
     Raises:
         UserError: the data or the initial weights do not fit the configuration.
     """
+    check_device(cfg, device)
     set_up_cuda(cfg)
     seed_everything(cfg.SEED)
     info = dataset_info(cfg)
@@ -157,7 +173,7 @@ def build_trainer(
     reports = initialize_model(model, cfg)
     if not (cfg.TRAIN.RESUME and CheckpointStore(run_dir, cfg.TRAIN.KEEP_CHECKPOINTS).exists()):
         check_frozen_parts(model, cfg, reports)
-    if distributed.world_size() > 1 and device.type == "cuda" and cfg.TRAIN.SYNC_BN:
+    if distributed.world_size() > 1 and device.type != "cpu" and cfg.TRAIN.SYNC_BN:
         model = to_sync_batchnorm(model)
     seed_everything(cfg.SEED, rank=distributed.rank())  # from here on, dropout differs between processes
     inference = inference_settings(cfg, info, model.normalization, single_scale=True)

@@ -8,7 +8,7 @@ import io
 import sys
 import tempfile
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -20,12 +20,13 @@ from PIL import Image
 from ovenet.app.server import Answers, AppServer
 from ovenet.app.uploads import read_upload
 from ovenet.deployment import RUNTIMES, is_exported
+from ovenet.engine.settings import DEVICES
 from ovenet.errors import UserError
 from ovenet.inference.inputs import FrameReader, Input
 from ovenet.inference.outputs import FrameWriter, draw_overlay
 from ovenet.inference.result import SegResult
 from ovenet.predictor.predictor import Predictor, load
-from ovenet.predictor.sources import find_weights, models_here
+from ovenet.predictor.sources import find_weights, models_here, title_of
 from ovenet.report.gallery import picture_data
 from ovenet.report.viewer import AppSettings, GalleryPage
 from ovenet.structures import Sample
@@ -179,14 +180,26 @@ def main() -> None:
     if not 0 <= args.port < 2**16:
         raise UserError(f"--port is {args.port}; expected 0 to 65535")
     sources = args.models or sound_models()
-    models = {Path(source).stem if Path(source).is_file() else Path(source).name: source for source in sources}
+    models = named_models(sources)
     app = App(models, args.device, args.runtime, args.max_mb, args.set)
-    for name in models if args.models else list(models)[:1]:
-        print(f"loading {name} …", flush=True)
-        app.predictor(name, "")  # errors of loading appear now
     with AppServer(app.answers(), args.port, args.max_mb) as server:
+        for name in models if args.models else list(models)[:1]:
+            print(f"loading {name} …", flush=True)
+            app.predictor(name, "")  # errors of loading appear now
         print(f"page: {server.address} (Ctrl-C ends it)", flush=True)
         server.serve_forever()
+
+
+def named_models(sources: Sequence[str]) -> dict[str, str]:
+    """Paths or names of models by what they are called on the page; by their paths where two are called the same.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    here = models_here()
+    titles = {source: source if source in here else title_of(find_weights(source)) for source in sources}
+    counts = Counter(titles.values())
+    return {title if counts[title] == 1 else source: source for source, title in titles.items()}
 
 
 def sound_models() -> list[str]:
@@ -214,7 +227,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for a free one")
     parser.add_argument("--max-mb", type=float, default=20.0, metavar="MB", help="largest upload (default: 20)")
     parser.add_argument("--runtime", choices=RUNTIMES, default="torch", help="runtime that the page starts with")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument(
         "--set",
         nargs="+",

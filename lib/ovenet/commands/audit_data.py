@@ -34,8 +34,7 @@ def main() -> None:
     folder = Path(cfg.OUTPUT_DIR) / cfg.DATASET.DATASET / "audit"
     lists = [builders.list_dataset(cfg, name) for name in (cfg.DATASET.TRAIN_SET, cfg.DATASET.TEST_SET)]
     reports = [
-        builders.audit(cfg, dataset, num_pairs=args.pairs, decode_images=args.decode_images, show_progress=True)
-        for dataset in lists
+        builders.audit(cfg, dataset, num_pairs=args.pairs, decode_images=args.decode_images) for dataset in lists
     ]
     info = builders.dataset_info(cfg)
     print(format_audit(reports, info))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ovenet.engine.settings import DEVICES
 from ovenet.fitting.fit import fit, next_commands
 from ovenet.utils.logging import configure_logging
 
@@ -44,5 +45,5 @@ def build_parser() -> argparse.ArgumentParser:
         "--with-seed", action="store_true", help="train a seed too, and keep it if it predicts validation photos better"
     )
     parser.add_argument("--max-steps", type=int, metavar="N", help="upper limit of the iterations")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     return parser

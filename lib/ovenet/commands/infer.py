@@ -17,20 +17,25 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ovenet.data.files import read_image
-from ovenet.deployment import RUNTIMES
-from ovenet.engine.run_log import track
+from ovenet.deployment import RUNTIMES, is_exported
+from ovenet.engine.checkpoint import BEST, FINAL
+from ovenet.engine.settings import DEVICES
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import thinning
 from ovenet.inference.inputs import FrameReader, Input, find_inputs, frame_name
 from ovenet.inference.memory import MemoryGuard
 from ovenet.inference.outputs import KINDS, PROBABILITY, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
+from ovenet.models.pretrained import bundled_models, pretrained_models
 from ovenet.predictor.predictor import Predictor, load
+from ovenet.predictor.sources import title_of
 from ovenet.report.gallery import IGNORE_ID, picture_data, picture_sides
 from ovenet.report.viewer import GalleryPage
 from ovenet.structures import Sample
+from ovenet.utils.progress import tell, track
 
 DEFAULT_MODEL = "camvid-lite0"
 EXIT_SKIPPED = 1
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors")
 PAGE = "page.html"
 NUM_PAGE_IMAGES = 100  # number of images that the picture sizes of a page are made for
 MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are subsampled
@@ -43,12 +48,16 @@ def main() -> None:
         raise UserError(f"--max-memory is {args.max_memory}; expected gigabytes above 0")
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames is {args.max_frames}; expected at least 1")
+    if not args.inputs and is_model(args.weights):
+        raise UserError(
+            f"{args.weights} is a model; say what to predict with it: ovenet infer {args.weights} photo.jpg (or a "
+            "folder, a pattern, a video, camera:0)"
+        )
     weights, sources = (args.weights, args.inputs) if args.inputs else (DEFAULT_MODEL, [args.weights])
     inputs = find_inputs(sources, frames=args.frames)
     folder = args.output or free_folder(Path("output") / "infer")
     if folder.exists() and any(folder.iterdir()) and not args.overwrite:
         raise UserError(f"{folder}: has files in it already; name another folder, or add --overwrite")
-    folder.mkdir(parents=True, exist_ok=True)
     options = {
         "runtime": args.runtime,
         "scales": args.scales,
@@ -57,6 +66,7 @@ def main() -> None:
         "overrides": args.set,
     }
     predictor = load(weights, config=args.cfg, device=args.device, **options)
+    folder.mkdir(parents=True, exist_ok=True)
     writer = ResultWriter(folder, predictor.info, predictor.max_offset, args.save)
     page = page_for(predictor) if args.page else None
     require_inputs_stay(inputs, writer)
@@ -70,7 +80,7 @@ def main() -> None:
     )
     num_skipped = 0
     try:
-        for one in track(inputs, "inputs", len(inputs), print_freq=0, enabled=True, tell=tell):
+        for one in track(inputs, "inputs", len(inputs), tell=tell):
             try:
                 if one.kind == "image":
                     predict_image(predictor, writer, guard, one, seeds=seeds, page=page)
@@ -82,7 +92,7 @@ def main() -> None:
                 num_skipped += 1
                 tqdm.write(f"skipped: {error}", file=sys.stderr)
     finally:
-        writer.write_shares()
+        writer.finish()
         if page is not None:
             page.write(folder / PAGE, command=shlex.join(["ovenet", "infer", *sys.argv[1:]]))
     if page is not None:
@@ -92,9 +102,14 @@ def main() -> None:
         sys.exit(EXIT_SKIPPED)
 
 
-def tell(line: str) -> None:
-    """Writes a line of progress where a terminal would show a bar."""
-    print(line, file=sys.stderr, flush=True)
+def is_model(name: str) -> bool:
+    """Whether a word means a model: a name, weights, an exported file, or a run's folder."""
+    path = Path(name)
+    if path.is_dir():
+        return any((path / weights).exists() for weights in (BEST, FINAL))
+    if path.exists():
+        return path.suffix in WEIGHTS_SUFFIXES or is_exported(path)
+    return name in bundled_models() or name in pretrained_models()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -134,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--page", action="store_true", help=f"write {PAGE}: click a pixel of an image to see its seed")
     parser.add_argument("--strict", action="store_true", help="stop at the first input that cannot be read")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--runtime", choices=RUNTIMES, help="default: torch, or the usual runtime of an exported file")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY VALUE", help="settings, such as TEST.SCORE exp"
@@ -176,8 +191,8 @@ def page_for(predictor: Predictor) -> GalleryPage:
     info = predictor.info
     if len(info.class_names) > IGNORE_ID:
         raise UserError(f"--page: {len(info.class_names)} classes; its pictures hold at most {IGNORE_ID}")
-    facts = f"{predictor.path.name}, {len(info.class_names)} classes of {info.name}"
-    return GalleryPage(predictor.path.stem, facts, info.class_names, info.palette, predictor.max_offset)
+    facts = f"{predictor.path}, {len(info.class_names)} classes of {info.name}"
+    return GalleryPage(title_of(predictor.path), facts, info.class_names, info.palette, predictor.max_offset)
 
 
 def predict_image(
@@ -219,7 +234,7 @@ def predict_video(
     broken, started = [], time.monotonic()
     total = min((n for n in (reader.num_frames, args.max_frames) if n), default=None)
     try:
-        for index, frame in enumerate(track(reader, str(one), total, print_freq=0, enabled=True, tell=tell)):
+        for index, frame in enumerate(track(reader, str(one), total, tell=tell)):
             if args.max_frames and index >= args.max_frames:
                 break
             if frame is None:

@@ -17,7 +17,6 @@ from ovenet.config import check_parts
 from ovenet.data.dataset import ListDataset
 from ovenet.data.files import read_size
 from ovenet.data.invalid_masks import mask_name, read_invalid_mask
-from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.metrics import confusion_counts, scores_from_counts
 from ovenet.evaluation.submission import (
@@ -45,6 +44,7 @@ from ovenet.utils import distributed
 from ovenet.utils.behind import Behind, finish_behind
 from ovenet.utils.cli import config_parser
 from ovenet.utils.logging import configure_logging
+from ovenet.utils.progress import track
 
 
 def main() -> None:

@@ -80,8 +80,11 @@ def main() -> None:
     if args.trial:
         print(json.dumps(measure(cfg, args.steps)))
         return
+    device = choose_device(cfg.DEVICE)
+    if device.type not in NUM_WARM_UP:
+        raise UserError(f"DEVICE is {device.type}; ovenet plan measures the memory of cpu and cuda only")
     print(builders.describe_network(cfg))
-    limit = args.memory or device_memory(cfg)
+    limit = args.memory or device_memory(device)
     others = busy_cores(WATCHING_S)
     if others is not None and others > NOTICEABLE_CORES:
         print(f"other processes use {others:.1f} of {num_cores()} cores: what is measured is slower than alone")
@@ -96,7 +99,6 @@ def main() -> None:
         print(f"{change}: {used} of {limit:.2f} GiB{'' if fits else ', does not fit'}")
         if trial is not None and fits:
             report(cfg, trial, args.processes, batch * accumulate)
-            device = choose_device(cfg.DEVICE)
             if device.type == "cuda":
                 print(use_of_card(cfg, trial["step_s"], torch.cuda.get_device_name(device)))
             report_feeding(cfg, trial, args.processes, batch * accumulate)
@@ -117,9 +119,8 @@ def candidates(cfg: CfgNode) -> Iterator[tuple[int, int, bool]]:
             yield size, times, saving
 
 
-def device_memory(cfg: CfgNode) -> float:
+def device_memory(device: torch.device) -> float:
     """Memory of the CUDA device or, on the CPU, of the machine, in GiB."""
-    device = choose_device(cfg.DEVICE)
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / GIB
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+import torch
 
 from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name, find_dataset
 from ovenet.data.description import begun_description
@@ -23,7 +23,7 @@ from ovenet.preparation.pascal_context import ANNOTATIONS, find_devkit, write_la
 from ovenet.preparation.prepare import bring, prepare_dataset, require_two_images
 from ovenet.preparation.recognition import recognize_layouts
 from ovenet.synthetic.scenes import write_dataset
-from ovenet.utils.distributed import choose_device
+from ovenet.utils.progress import tell, track
 
 EXPERIMENT = "experiment.yaml"  # beside the dataset.json of an own dataset
 
@@ -136,7 +136,7 @@ def write_context_labels(args: argparse.Namespace) -> Path | None:
         source = None
     folders = [source] if source else [args.root / args.dataset, args.root / "pascal_context"]
     for folder in dict.fromkeys(folders):
-        num_labels = write_labels(folder, show_progress=sys.stderr.isatty())
+        num_labels = write_labels(folder)
         if num_labels:
             print(f"{folder}: {num_labels} label files written from {ANNOTATIONS}")
     return source
@@ -157,7 +157,6 @@ def import_split(args: argparse.Namespace) -> tuple[tuple[str, ...], str]:
         background=args.background,
         split=args.split,
         copy=args.copy,
-        show_progress=sys.stderr.isatty(),
     )
     where = f" in the split {done.split}" if done.split else ""
     print(f"{folder}: masks of {done.num_images} images{where}{', and dataset.json' if is_new else ''}")
@@ -217,7 +216,7 @@ def draft_own(name: str, root: Path, source: Path | None, begun: Mapping[str, An
         recognized = recognize_layouts(folder)
         layouts = recognized.layouts
         print(f"{folder}: {recognized}")
-    draft = read_draft(folder, layouts, ignored=begun.get("ignore", ()), show_progress=sys.stderr.isatty())
+    draft = read_draft(folder, layouts, ignored=begun.get("ignore", ()))
     require_two_images(draft.num_labels, folder)
     experiment = begin_experiment(name, root, draft.size, len(draft.classes), draft.num_labels)
     write_draft(draft, folder, begun)
@@ -244,7 +243,7 @@ def begin_experiment(name: str, root: Path, size: tuple[int, int], num_classes: 
             size=size,
             num_classes=num_classes,
             num_images=num_images,
-            on_gpu=choose_device("auto").type == "cuda",
+            on_gpu=torch.cuda.is_available(),
         )
         print(f"{experiment}: crops and sizes chosen for {size[0]}x{size[1]} pixels; {backbone.about}")
     return experiment
@@ -270,5 +269,5 @@ def draw_scenes(args: argparse.Namespace) -> None:
             raise UserError(f"{option} is {value}; expected at least {least}")
     size = (args.size[1], args.size[0])
     scenes = write_dataset(args.root / args.dataset, counts, size=size, seed=args.seed)
-    for _ in tqdm(scenes, total=sum(counts.values()), desc="scenes", disable=not sys.stderr.isatty()):
+    for _ in track(scenes, "scenes", sum(counts.values()), tell=tell):
         pass

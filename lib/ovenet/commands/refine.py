@@ -17,7 +17,6 @@ from ovenet.builders.loading import predictor_for_test
 from ovenet.data.dataset import ListDataset
 from ovenet.data.info import DatasetInfo
 from ovenet.data.masks import read_mask
-from ovenet.engine.run_log import track
 from ovenet.errors import UserError
 from ovenet.evaluation.evaluate import evaluation_from_counts
 from ovenet.evaluation.evaluator import SegEvaluator
@@ -30,6 +29,7 @@ from ovenet.predictor.sources import find_weights
 from ovenet.report.runs import RESULTS
 from ovenet.structures import Sample
 from ovenet.utils import distributed
+from ovenet.utils.progress import track
 from ovenet.utils.writing import unfinished_folder
 
 _NO_CLASS = -1
@@ -55,7 +55,7 @@ def main() -> None:
         device=torch.device("cpu"),
     )
     with unfinished_folder(args.output) as folder:
-        for sample in track(loader, "refine", len(loader), print_freq=trained.cfg.PRINT_FREQ, enabled=True):
+        for sample in track(loader, "refine", len(loader), print_freq=trained.cfg.PRINT_FREQ):
             before = read_prediction(prediction_path(saved, sample.name), sample, dataset.info)
             after = refine(before, sample, predictor)
             save_prediction(after, sample.name, folder, dataset.info)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import TextIO
-
-from tqdm import tqdm
 
 from ovenet.data.cache import DecodedCache
 from ovenet.data.dataset import ListDataset
 from ovenet.errors import UserError
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
+from ovenet.utils.progress import progress
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -85,9 +83,8 @@ def _build(dataset: ListDataset, cache: DecodedCache, setting: str, num_threads:
         "%s: decoding %d of %d pairs, %.1f GB", cache.folder, len(plan.missing), len(dataset), plan.num_bytes / 1e9
     )
     share = plan.missing[distributed.local_rank() :: distributed.local_world_size()]
-    show = distributed.is_main() and sys.stderr.isatty()
-    with tqdm(total=len(share), desc="cache", unit="pair", disable=not show, dynamic_ncols=True) as bar:
-        problems = cache.build(dataset.pairs, dataset.read_files, share, num_threads=num_threads, on_pair=bar.update)
+    with progress("cache", len(share), enabled=distributed.is_main()) as advance:
+        problems = cache.build(dataset.pairs, dataset.read_files, share, num_threads=num_threads, on_pair=advance)
     for problem in problems:
         get_logger().warning("not in the cache: %s", problem)
     get_logger().info("%s: built in %.0f s", cache.folder, time.perf_counter() - started)

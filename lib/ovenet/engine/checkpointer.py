@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ovenet.engine.checkpoint import CheckpointStore, save_atomically, with_present_names
 from ovenet.engine.settings import CheckpointSettings
@@ -18,6 +18,7 @@ from ovenet.errors import UserError, one_line
 from ovenet.models.weight_files import WITHOUT_SEED, weights_of
 from ovenet.utils import distributed
 from ovenet.utils.logging import get_logger
+from ovenet.utils.seeding import random_states, set_random_states
 
 
 class Checkpointer:
@@ -69,10 +70,10 @@ class Checkpointer:
             OSError: it cannot be written; the one before is whole.
         """
         with distributed.activity("saving a checkpoint"):
-            random_states = distributed.gather_objects(_random_state())
+            states = distributed.gather_objects(random_states(self.step.device))
             if distributed.is_main():
                 content = {**self.metadata, "model": self.step.model.state_dict(), **self.step.state()}
-                content |= {**self.state.state_dict(), "random_states": random_states}
+                content |= {**self.state.state_dict(), "random_states": states}
                 self.store.save(content, replaces_newest=replaces_newest)
             distributed.barrier()
         self._saved_at = time.monotonic()
@@ -135,21 +136,6 @@ class Checkpointer:
         self.state.load_state_dict(saved)
         self.step.model.load_state_dict(saved["model"])
         self.step.restore(saved, self.state.schedule_iteration)
-        _set_random_state(saved["random_states"])
-
-
-def _random_state() -> dict[str, Tensor]:
-    """States of the random generators used in training (dropout): the CPU's and this process's GPU's."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_random_state(states: Sequence[Mapping[str, Tensor]]) -> None:
-    if len(states) != distributed.world_size():
-        return  # saved by another number of ranks
-    own = states[distributed.rank()]
-    torch.set_rng_state(own["cpu"])
-    if "cuda" in own and torch.cuda.is_available():
-        torch.cuda.set_rng_state(own["cuda"])
+        states = saved["random_states"]
+        if len(states) == distributed.world_size():  # saved by as many ranks
+            set_random_states(states[distributed.rank()], self.step.device)

@@ -44,7 +44,7 @@ def data_parallel(model: nn.Module, device: torch.device, settings: StepSettings
     """The model in DistributedDataParallel, with gradients compressed as ``TRAIN.GRADIENT_COMPRESSION`` says."""
     parallel = DistributedDataParallel(
         model,
-        device_ids=[device.index] if device.type == "cuda" else None,
+        device_ids=None if device.type == "cpu" else [device.index],
         gradient_as_bucket_view=True,  # gradients are averaged in place
     )
     if settings.cuda_graph == "auto" and device.type == "cuda":

@@ -79,7 +79,8 @@ class Passes:
         self._iteration = iteration
         tensors = [tensor for batch in batches for tensor in batch.tensors]
         if self.graphed is None:
-            return self.run_eager(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))[0]
+            is_async = self.device.type == "cuda"  # on mps such a copy may read freed memory (torch issue 189690)
+            return self.run_eager(*(tensor.to(self.device, non_blocking=is_async) for tensor in tensors))[0]
         if iteration < self.criterion.static_from_iteration:
             return self.graphed.run_eager(*tensors)[0]
         losses, gradients = self.graphed(*tensors, key=(self.parallel.training, rest))

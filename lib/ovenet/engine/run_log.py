@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +23,9 @@ from ovenet.errors import UserError
 from ovenet.structures import LossTerms
 from ovenet.utils import distributed
 from ovenet.utils.logging import FILE_ONLY, get_logger
+from ovenet.utils.progress import SILENCE_S
 from ovenet.utils.writing import write_text
 
-SILENCE_S = 60.0  # without a line, after which one says that the run goes on
 JSON_LOG = "log.jsonl"
 T = TypeVar("T")
 
@@ -54,45 +54,12 @@ class Meter:
 
         Every rank must call it.
         """
-        sums = distributed.all_reduce_sum(torch.stack([value.double() for value in self._sums.values()]))
+        kinds = {value.device.type for value in self._sums.values()}
+        dtype = torch.float64 if kinds <= {"cpu", "cuda"} else torch.float32  # mps and some xpu have no float64
+        sums = distributed.all_reduce_sum(torch.stack([value.to(dtype) for value in self._sums.values()]))
         values = (sums / (self.num_steps * distributed.world_size())).tolist()
         means = dict(zip(self._sums, values, strict=True))
         return {**means, "images_per_second": self._num_images / (time.perf_counter() - self._started)}
-
-
-def track(
-    items: Iterable[T],
-    title: str,
-    num_items: int | None,
-    *,
-    print_freq: int,
-    enabled: bool,
-    tell: Callable[[str], object] | None = None,
-) -> Iterator[T]:
-    """Yields items and shows how many are done: a bar on a terminal, log lines elsewhere.
-
-    Args:
-        items: to yield.
-        title: of the work.
-        num_items: number of items; None if unknown.
-        print_freq: items between log lines; 0 for a line a minute.
-        enabled: False shows nothing.
-        tell: writes a line; None for the log.
-    """
-    tell = tell or get_logger().info
-    has_bar = enabled and sys.stderr.isatty()
-    started = told = time.perf_counter()
-    for done, item in enumerate(tqdm(items, title, num_items, disable=not has_bar, dynamic_ncols=True), start=1):
-        yield item
-        now = time.perf_counter()
-        is_due = done % print_freq == 0 or done == num_items if print_freq else now - told > SILENCE_S
-        if enabled and not has_bar and is_due:
-            seconds, told = now - started, now
-            total, eta = "", ""
-            if num_items is not None:
-                total = f"/{num_items}"
-                eta = f", ETA {timedelta(seconds=round(seconds / done * (num_items - done)))}"
-            tell(f"{title}: {done}{total}, {seconds / done:.2f} s each{eta}")
 
 
 class WaitingClock:

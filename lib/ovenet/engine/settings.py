@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ovenet.fields import setting
 from ovenet.models.settings import PRECISIONS
 
+DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -22,7 +24,12 @@ class RunSettings:
     wandb: str = setting(
         "", 'Weights & Biases project that receives the numbers too (pip install wandb); "" for none', role="place"
     )
-    device: str = setting("auto", "auto is CUDA where present", one_of=("auto", "cpu", "cuda"), role="speed")
+    device: str = setting(
+        "auto",
+        "auto is CUDA where present, else the CPU; mps and xpu were never run, see docs/training.md",
+        one_of=DEVICES,
+        role="speed",
+    )
     print_freq: int = setting(20, "iterations between log lines and TensorBoard points", at_least=1, role="speed")
     dist_timeout: int = setting(
         1800, "seconds a process waits for the others before it gives up", at_least=1, at_most=10**7, role="speed"
@@ -112,7 +119,7 @@ class StepSettings:
         0.0, "decay of the averaged weights, which are validated and saved too; 0 for none", at_least=0, below=1
     )
     sync_bn: bool = setting(
-        True, "CUDA: BatchNorm statistics over the batches of all processes, two messages per layer and step"
+        True, "CUDA, xpu: BatchNorm statistics over the batches of all processes, two messages per layer and step"
     )
     gradient_compression: str = setting(
         "none",

@@ -68,7 +68,7 @@ class StepResult:
         self._losses = losses
         self.lr = lr
         self._counts = torch.empty_like(counts, device="cpu", pin_memory=counts.is_cuda)
-        self._counts.copy_(counts, non_blocking=True)
+        self._counts.copy_(counts, non_blocking=counts.is_cuda)
         self._is_copied = torch.cuda.Event() if counts.is_cuda else None
         if self._is_copied is not None:
             self._is_copied.record()
@@ -191,7 +191,8 @@ class TrainStep:
         bad_loss, bad_gradient, *_ = counts  # in the order of StepFlags
         is_bad = bad_loss + bad_gradient > 0
         self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]  # read by fused ones, unknown to stubs
-        self.optimizer.step()
+        if self.device.type != "mps" or not bool(is_bad):  # its fused optimizers ignored `found_inf` (torch PR 186360)
+            self.optimizer.step()
         self._guard.rollback_if(is_bad)  # the forward pass has already updated BatchNorm's statistics
         if self.ema is not None:
             self.ema.update(is_bad)

@@ -121,7 +121,7 @@ def count_rows(shares: Tensor, predicted: Tensor, best: Tensor, labels: Tensor) 
     squares = shares.square().sum(dim=1, keepdim=True)
     losses = own.where(valid, 1.0).clamp_(min=LEAST_PROBABILITY).log_().neg_()
     steps = _steps(shares * valid)
-    bins_of = _dense_bins if shares.is_cuda else _sparse_bins
+    bins_of = _sparse_bins if shares.device.type == "cpu" else _dense_bins
     return steps.sum(dim=(0, 2)), {
         "class_bins": torch.cat((bins_of(steps, _ABOVE_FIRST), hits), dim=2),
         "best_bins": torch.cat((bins_of(of_best.where(valid, -1), 0)[0], right), dim=1),

@@ -119,6 +119,20 @@ def _gather(photos: Paths, masks: Paths | None, scratch: Path) -> tuple[Path, di
     return scratch, {**{scratch / name: str(path) for name, path in given.items()}, scratch: f"{photos} and {masks}"}
 
 
+def require_folders(photos: Any, masks: Any) -> None:
+    """Refuses folders that do not exist.
+
+    Args:
+        photos, masks: paths, lists of paths, or None.
+
+    Raises:
+        UserError: names the first.
+    """
+    for path, what in ((photos, "photos"), (masks, "masks")):
+        if isinstance(path, (str, Path)):
+            _folder(path, what)
+
+
 def _folder(path: PathLike, what: str) -> Path:
     if not Path(path).is_dir():
         raise UserError(f"{path}: no such folder; name the one with the {what}")
@@ -177,6 +191,9 @@ def _read(base: Path, class_names: Sequence[str]) -> PhotoSet:
         for value, share in draft.shares.items()
     )
     notes = [f"{finding.kind}: {finding.message}" for finding in report.findings]
+    if not class_names:
+        names = ", ".join(row["name"] for row in draft.classes)
+        notes.append(f"the classes are called {names}; better names: --classes, one word for each, in this order")
     return PhotoSet(
         pairs={
             split: [((base / image).resolve(), (base / label).resolve()) for image, label in pairs[split] if label]

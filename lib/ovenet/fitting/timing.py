@@ -17,7 +17,8 @@ from ovenet.builders.models import prediction_names
 from ovenet.evaluation.evaluate import evaluate
 from ovenet.inference.inferencer import SlidingWindowInferencer
 
-_NUM_WARM_UP = {"cpu": 1, "cuda": 6}
+_NUM_WARM_UP = 6  # steps in which algorithms are chosen and graphs captured
+_CPU_NUM_WARM_UP = 1
 _NUM_TIMED = 3
 _START_S = 5.0  # from the first line to the first step, and from the last step to the last line
 _MARGIN = 0.8  # share of the time that is planned: steps slow down on a warm machine
@@ -46,13 +47,14 @@ def measure(cfg: CfgNode, device: torch.device) -> Times:
     builders.set_up_cuda(cfg)
     model = builders.build_model(cfg).to(device).to(memory_format=torch.channels_last)
     loader = builders.build_phases(cfg, model.normalization)[0].loader
-    step = builders.build_train_step(model, cfg, device, [_NUM_TIMED + max(_NUM_WARM_UP.values())])
+    num_warm_up = _CPU_NUM_WARM_UP if device.type == "cpu" else _NUM_WARM_UP
+    step = builders.build_train_step(model, cfg, device, [_NUM_TIMED + _NUM_WARM_UP])
     model.train()
     ends = [time.perf_counter()]
-    for batch in islice(loader, _NUM_WARM_UP[device.type] + _NUM_TIMED):
+    for batch in islice(loader, num_warm_up + _NUM_TIMED):
         _ = step([batch]).loss  # waits for the device
         ends.append(time.perf_counter())
-    timed = ends[min(_NUM_WARM_UP[device.type], len(ends) - 2) :]  # a short list has fewer batches
+    timed = ends[min(num_warm_up, len(ends) - 2) :]  # a short list has fewer batches
     step_s = (timed[-1] - timed[0]) / (len(timed) - 1)
     model.eval()
     dataset = validation_dataset(cfg)

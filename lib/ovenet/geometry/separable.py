@@ -137,7 +137,7 @@ def _block(
     matrix = torch.zeros(len(out), last + 1 - first, dtype=torch.float64)
     matrix.scatter_(1, column, 1 - weight[:, None])
     matrix.scatter_add_(1, (column + 1).clamp_(max=last - first), weight[:, None])
-    return first, matrix.to(device, dtype)
+    return first, matrix.to(dtype).to(device)
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ Shapes: ``n`` rows of a band, ``C`` channels, ``K`` classes; bands are ``(n, C, 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -120,14 +121,15 @@ class CudaBackend(CpuBackend):
 def _some_rows(
     maps: Tensor, in_height: int, out_height: int, rows: range, first_row: int, align_corners: bool
 ) -> Tensor:
-    """Resizes some rows of maps ``(1, C, h, w)`` along the height, without a copy from the host."""
+    """Resizes some rows of maps ``(1, C, h, w)`` along the height; on CUDA without a copy from the host."""
     if in_height == out_height:
         return maps[:, :, rows.start - first_row : rows.stop - first_row]
-    with maps.device:
+    with maps.device if maps.is_cuda else nullcontext():  # others may have no float64
         low, share = interpolation_weights(in_height, out_height, align_corners=align_corners, out=rows)
     low -= first_row
+    low, share = low.to(maps.device), share.to(maps.dtype).to(maps.device)
     above, below = (maps.index_select(2, i) for i in (low, (low + 1).clamp_(max=maps.shape[2] - 1)))
-    return above.lerp_(below, share.to(maps.dtype)[:, None])
+    return above.lerp_(below, share[:, None])
 
 
 def best_class(scores: Tensor, largest: Tensor | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from ovenet.data.transforms import IMAGENET, box_size, normalize_images, resize_
 from ovenet.geometry import normalised, probabilities, tempered
 from ovenet.inference.backend import CpuBackend, CudaBackend
 from ovenet.inference.forward import FIELD, SEED, Forward
-from ovenet.inference.transfer import HostCopies, as_tensor, pinned_empty
+from ovenet.inference.transfer import HostCopies, as_tensor, pinned_empty, to_device
 from ovenet.inference.views import ScaledView, Tiling, due_windows, is_score, is_vector, padded_size
 from ovenet.structures import Normalization, OVeNetOutput
 from ovenet.utils.coarse import coarse_threads
@@ -246,7 +246,7 @@ class SlidingWindowInferencer:
         self.device = device
         self._lock = Lock()
         self._flips_windows = settings.flip and not settings.has_flipped_views
-        self.backend = backend or (CudaBackend() if device.type == "cuda" else CpuBackend())
+        self.backend = backend or (CpuBackend() if device.type == "cpu" else CudaBackend())
         self.forward = Forward(
             model,
             device,
@@ -350,7 +350,7 @@ class SlidingWindowInferencer:
             image: ``(H, W, 3)`` uint8 RGB.
         """
         image = resize_image(image, self.settings.scaled_size(image.shape[:2], 1.0))
-        pixels = self._on_host(image).to(self.device, non_blocking=True).permute(2, 0, 1).unsqueeze(0)
+        pixels = to_device(image, self.device).permute(2, 0, 1).unsqueeze(0)
         return self.forward.output(normalize_images(pixels, self.settings.normalization))
 
     def _bands(

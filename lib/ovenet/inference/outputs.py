@@ -18,20 +18,21 @@ from torch import Tensor
 from ovenet.data.files import is_utf8
 from ovenet.data.info import DatasetInfo
 from ovenet.inference.inferencer import Prediction
-from ovenet.inference.pictures import colorize_offset, save_color_png, save_png
+from ovenet.inference.pictures import colorize_offset, draw_legend, save_color_png, save_png
 from ovenet.inference.video import pyav
 from ovenet.utils.writing import write_bytes, write_file, write_text
 
 KINDS = ("ids", "color", "overlay", "offset", "confidence", "shares")
 PROBABILITY = "probability"  # of the predicted class; written where asked for
-SHARES = "class_shares.csv"
+SHARES, LEGEND = "class_shares.csv", "legend.png"
+_LEGEND_WIDTH = 480
 SEED_KINDS = ("offset", "confidence")
 _OPACITY = 0.55
 _BAND_ROWS = 512
 
 
 class ResultWriter:
-    """Writes ``<folder>/<kind>/<name>.png``, offsets also as ``.npy``, and one table of class shares.
+    """Writes ``<folder>/<kind>/<name>.png``, offsets also as ``.npy``, a table of class shares and a legend.
 
     Args:
         folder: folder of all results.
@@ -73,26 +74,29 @@ class ResultWriter:
             write_image(draw_overlay(image, labels, self.info), self._path("overlay", name))
 
     def note_shares(self, name: str, labels: np.ndarray) -> None:
-        """Keeps the share of each class of train ids ``(H, W)`` for `write_shares`."""
+        """Keeps the share of each class of train ids ``(H, W)`` for `finish`."""
         if "shares" in self.kinds:
             counts = np.bincount(labels.ravel(), minlength=len(self.info.class_names))
             self._shares.append([name, *(f"{count / labels.size:.6f}" for count in counts)])
 
-    def write_shares(self) -> None:
-        """Writes the table: a line for each image or frame, a column for each class.
+    def finish(self) -> None:
+        """Writes the table of shares, a line for each image or frame and a column for each class, and the legend.
 
         Raises:
             OSError: the file system refuses.
         """
+        if not {"color", "overlay"}.isdisjoint(self.kinds):
+            entries = list(zip(self.info.class_names, self.info.palette, strict=True))
+            write_file(self.folder / LEGEND, draw_legend(entries, _LEGEND_WIDTH).save)
         if self._shares:
             text = io.StringIO()
             csv.writer(text).writerows([["name", *self.info.class_names], *self._shares])
             write_text(self.folder / SHARES, text.getvalue())
 
     def paths(self, name: str) -> list[Path]:
-        """All files that `write` and `write_shares` can write for a name."""
+        """All files that `write` and `finish` can write for a name."""
         seeds = [self._path("offset", name).with_suffix(".npy")] if "offset" in self.kinds else []
-        shares = [self.folder / SHARES] if "shares" in self.kinds else []
+        shares = [self.folder / file for file in (SHARES, LEGEND)]
         return [self._path(kind, name) for kind in self.kinds if kind != "shares"] + seeds + shares
 
     def _write_seeds(self, name: str, size: tuple[int, ...], offset: Tensor, confidence: Tensor) -> None:

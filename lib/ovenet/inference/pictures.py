@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ovenet.structures import SYMBOLS, OVeNetOutput, Sample
 from ovenet.utils.writing import write_file
 
 _MAX_TILE_PX = 512
-_GAP_PX, _CAPTION_PX = 4, 18
+_GAP_PX, _CAPTION_PX, _LEGEND_ROW = 4, 18, 18
 OUTCOMES = {  # outcomes of a pixel and their colours in error maps, here and in the report
     "right in S_i and S_f": (214, 214, 214),
     "corrected by the seeds": (0, 114, 178),
@@ -174,3 +174,23 @@ def _grey_image(pixels: np.ndarray) -> Image.Image:
     """``(H, W)`` uint8 without a copy: maps can be hundreds of megabytes."""
     pixels = np.ascontiguousarray(pixels)
     return Image.frombuffer("L", pixels.shape[::-1], pixels, "raw", "L", 0, 1)
+
+
+def draw_legend(entries: Sequence[tuple[str, Sequence[int]]], width: int) -> Image.Image:
+    """A patch of colour and a text for each entry, in as many columns as fit.
+
+    Args:
+        entries: texts and RGB colours.
+        width: of the picture, which is wider where a text is.
+    """
+    font = ImageFont.load_default(13)
+    column_width = max(int(font.getlength(text)) for text, _ in entries) + 2 * _LEGEND_ROW
+    columns = max(1, width // column_width)
+    rows = -(-len(entries) // columns)
+    canvas = Image.new("RGB", (max(width, column_width), rows * _LEGEND_ROW + 6), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, (text, color) in enumerate(entries):
+        left, top = index % columns * column_width + 4, index // columns * _LEGEND_ROW + 4
+        draw.rectangle((left, top, left + 12, top + 12), fill=tuple(color), outline="black")
+        draw.text((left + _LEGEND_ROW, top - 2), text, fill="black", font=font)
+    return canvas

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,19 +14,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from ovenet.data.info import DatasetInfo
 from ovenet.errors import UserError
 from ovenet.inference.images import as_viewed
 from ovenet.inference.outputs import draw_overlay
-from ovenet.inference.pictures import save_color_png
+from ovenet.inference.pictures import draw_legend, save_color_png
+from ovenet.utils.logging import get_logger
 from ovenet.utils.writing import write_bytes, write_text
 
 FORMS = ("mask", "overlay", "geojson", "coco")
 _SUFFIXES = {".png": "mask", ".geojson": "geojson", ".json": "coco"}
 _MIN_AREA = 16  # pixels of a polygon
-_LEGEND_ROW = 18
 _MAX_NAMED = 4
 
 
@@ -79,6 +80,8 @@ class SegResult:
     def show(self, *, legend: bool = True) -> None:
         """Shows the overlay: in the notebook where it runs in one, else in the system's viewer.
 
+        Without a display it warns.
+
         Args:
             legend: see `overlay`.
         """
@@ -86,6 +89,8 @@ class SegResult:
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
         if shell is not None and shell.has_trait("kernel"):
             sys.modules["IPython"].display.display(picture)
+        elif sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+            get_logger().warning('there is no display; save the picture instead: result.save("overlay.png", "overlay")')
         else:
             picture.show()
 
@@ -231,18 +236,11 @@ def _simplify(ring: np.ndarray, tolerance: float) -> list[list[int]]:
 
 
 def _with_legend(picture: Image.Image, result: SegResult) -> Image.Image:
-    """The picture above a legend of the classes that occur, in as many columns as fit."""
-    entries = [(name, f"{name}  {100 * share:.1f} %") for name, share in result.class_share.items()]
-    font = ImageFont.load_default(13)
-    width = max(int(font.getlength(text)) for _, text in entries) + 2 * _LEGEND_ROW
-    columns = max(1, picture.width // width)
-    rows = -(-len(entries) // columns)
-    canvas = Image.new("RGB", (max(picture.width, width), picture.height + rows * _LEGEND_ROW + 6), "white")
+    """The picture above a legend of the classes that occur."""
+    colors = dict(zip(result.info.class_names, result.info.palette, strict=True))
+    entries = [(f"{name}  {100 * share:.1f} %", colors[name]) for name, share in result.class_share.items()]
+    legend = draw_legend(entries, picture.width)
+    canvas = Image.new("RGB", (legend.width, picture.height + legend.height), "white")
     canvas.paste(picture)
-    draw = ImageDraw.Draw(canvas)
-    for index, (name, text) in enumerate(entries):
-        left, top = index % columns * width + 4, picture.height + index // columns * _LEGEND_ROW + 4
-        color = tuple(result.info.palette[result.info.class_names.index(name)])
-        draw.rectangle((left, top, left + 12, top + 12), fill=color, outline="black")
-        draw.text((left + _LEGEND_ROW, top - 2), text, fill="black", font=font)
+    canvas.paste(legend, (0, picture.height))
     return canvas

@@ -1,4 +1,4 @@
-"""Asynchronous copies between the host and a card."""
+"""Copies between the host and a device, asynchronous on CUDA alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HostCopies:
 
     def __init__(self, tensors: Iterable[Tensor]):
         tensors = list(tensors)
-        self._copies = [x.to("cpu", non_blocking=True) for x in tensors]
+        self._copies = [x.to("cpu", non_blocking=x.is_cuda) for x in tensors]
         self._event = None
         if any(x.is_cuda for x in tensors):
             self._event = torch.cuda.Event(blocking=True)  # a waiting thread does not occupy a core

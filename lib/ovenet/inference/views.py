@@ -136,7 +136,8 @@ class ScaledView:
         """The next waiting window, normalised, ``(1, 3, h, w)`` on the device."""
         (top, left), (height, width) = corner, self.window
         if self._strip is None or self._strip[0] != top:  # windows side by side share one copy to the device
-            self._strip = top, self._image[top : top + height].to(self._device, non_blocking=True)
+            is_async = self._device.type == "cuda"
+            self._strip = top, self._image[top : top + height].to(self._device, non_blocking=is_async)
         part = self._strip[1][:, left : left + width].permute(2, 0, 1).unsqueeze(0)
         # At a padded border a window holds less of the image.
         missing = (0, width - part.shape[3], 0, height - part.shape[2])

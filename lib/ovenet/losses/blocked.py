@@ -22,7 +22,8 @@ from ovenet.structures import ScoreKind
 from ovenet.utils.coarse import coarse_threads
 
 _MIN_PARALLEL_ELEMENTS = 2**20  # number of upsampled scores from which several threads are faster
-_BLOCK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}  # scores of a block; 2 MB fit into a CPU's cache
+_BLOCK_ELEMENTS = 2**26  # scores of a block
+_CPU_BLOCK_ELEMENTS = 2**19  # 2 MB, which fit into a CPU's cache
 
 
 @torch.no_grad()
@@ -97,7 +98,8 @@ def _sweep(
     nll = torch.empty_like(targets.weights)
     by_row = scores.permute(0, 2, 1, 3).contiguous()  # (B, h, K, w)
     block_loss = _logits_block if kind == "logits" else _probabilities_block
-    num_rows = max(1, _BLOCK_ELEMENTS[scores.device.type] // (num_classes * width))
+    is_cpu = scores.device.type == "cpu"
+    num_rows = max(1, (_CPU_BLOCK_ELEMENTS if is_cpu else _BLOCK_ELEMENTS) // (num_classes * width))
 
     def sweep_part(part: tuple[int, range]) -> Tensor | None:
         image, part_rows = part
@@ -114,7 +116,7 @@ def _sweep(
                 add_resized_rows_gradient(values, gradient, height, rows, align_corners=align_corners)
         return gradient
 
-    is_small = scores.is_cuda or targets.labels.numel() * num_classes < _MIN_PARALLEL_ELEMENTS
+    is_small = not is_cpu or targets.labels.numel() * num_classes < _MIN_PARALLEL_ELEMENTS
     middle = height if is_small else height // 2
     parts = [(i, rows) for i in range(len(scores)) for rows in (range(middle), range(middle, height)) if rows]
     with nullcontext() if is_small else coarse_threads() as pool:

@@ -92,7 +92,7 @@ def ohem_limit(nll: Tensor, targets: Targets, *, threshold: float, min_kept: int
     probability = (-nll.detach()).exp()
     rank = min(min_kept, targets.labels.numel() - 1)
     candidates = torch.where(targets.valid, probability, torch.inf).flatten(-3)
-    if nll.is_cuda:  # kthvalue of one row uses a single block of the GPU, sort uses all
+    if nll.device.type != "cpu":  # kthvalue of one row uses a single block of the GPU, sort uses all
         selected = candidates.sort(dim=-1).values[..., rank]
     else:
         selected = candidates.kthvalue(rank + 1, dim=-1).values

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ovenet.models.segmentor import Segmentor
 from ovenet.structures import OVeNetOutput
+from ovenet.utils.seeding import random_states, set_random_states
 
 PROBE_SIZE = (64, 64)
 TOLERANCE = 1e-3  # relative to the largest score
@@ -66,13 +67,12 @@ def same_draws(device: torch.device) -> Iterator[None]:
     Args:
         device: device of the network. Its generator and the CPU's are restored afterwards.
     """
-    is_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if is_cuda else []):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would affect other GPUs too
-        if is_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(0)
+    before = random_states(device)
+    set_random_states({kind: torch.Generator(kind).manual_seed(0).get_state() for kind in before}, device)
+    try:
         yield
+    finally:
+        set_random_states(before, device)
 
 
 def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[str, str]], OVeNetOutput]:

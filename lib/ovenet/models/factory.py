@@ -79,7 +79,13 @@ def build_segmentor(
     if seed is None:
         model = Segmentor(body, joint, classifier)
     else:
-        known = {"backbone": body, "head": classifier, "num_classes": num_classes, **maps}
+        known = {
+            "backbone": body,
+            "image_channels": body.in_channels,
+            "head": classifier,
+            "num_classes": num_classes,
+            **maps,
+        }
         model = OVeNet(body, joint, classifier, build(SEEDS, seed, seed_args, **known))
     model.recipe = {
         "backbone": backbone,

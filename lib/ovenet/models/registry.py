@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from ovenet.models.interfaces import Backbone, Head, Neck
     from ovenet.models.seeds.refiner import Refiner
 
-_REFINERS = ("ovenet", "controls", "crf", "point_rend", "segfix", "upsampled")  # modules of ovenet.models.seeds
+_REFINERS = (
+    "ovenet",
+    "controls",
+    "crf",
+    "guided",
+    "point_rend",
+    "segfix",
+    "upsampled",
+)  # modules of ovenet.models.seeds
 _MAPS = ("in_channels", "in_strides", "align_corners")
 
 
@@ -35,6 +43,6 @@ HEADS: Registry[type[Head]] = Registry("head", ("ovenet.models.heads",), provide
 SEEDS: Registry[type[Refiner]] = Registry(
     "seed",
     tuple(f"ovenet.models.seeds.{name}" for name in _REFINERS),
-    provided=(*_MAPS, "num_classes", "backbone", "head"),
+    provided=(*_MAPS, "image_channels", "num_classes", "backbone", "head"),
 )
 REGISTRIES: dict[str, Registry[Any]] = dict(zip(PARTS, (BACKBONES, NECKS, HEADS, SEEDS), strict=True))

@@ -34,7 +34,7 @@ from ovenet.predictor.sharing import (
     save_model,
     weights_of_folder,
 )
-from ovenet.predictor.sources import find_weights
+from ovenet.predictor.sources import find_weights, title_of
 from ovenet.utils.distributed import choose_device
 
 NATIVE = "native"
@@ -120,7 +120,7 @@ class Predictor(SlidingWindowInferencer):
                 written by ``ovenet export``.
             config: an experiment file, for weights that carry no configuration; it replaces the one in the file. Files
                 under the names that they were published with need none.
-            device: ``auto``, ``cpu`` or ``cuda``.
+            device: see `ovenet.utils.distributed.choose_device`.
             runtime: ``torch``, ``onnxruntime``, ``openvino``, or ``auto``, the fastest one installed for the CPU; None
                 is ``TEST.RUNTIME``, or the usual runtime of an exported file.
             scales: None is ``TEST.SCALE_LIST``.
@@ -267,7 +267,7 @@ class Predictor(SlidingWindowInferencer):
         classes = f"{len(self.info.class_names)} classes of {self.info.name}"
         seed = "no seed" if self.max_offset is None else f"seeds within {self.max_offset:g}"
         scales = ", ".join(f"{scale:g}" for scale in self.settings.scales)
-        return f"Predictor({self.path.stem}: {classes}, {seed}, scales {scales}, {self.device})"
+        return f"Predictor({title_of(self.path)}: {classes}, {seed}, scales {scales}, {self.device})"
 
 
 def load(source: str | Path | nn.Module, **options: Any) -> Predictor:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ovenet.config.loading import EXPERIMENTS
+from ovenet.engine.checkpoint import BEST, BEST_EMA, FINAL, FINAL_EMA
 from ovenet.models.pretrained import (
     MODELS,
     PretrainedModel,
@@ -17,6 +18,8 @@ from ovenet.models.pretrained import (
 from ovenet.predictor.run_folder import weights_of_run
 from ovenet.predictor.sharing import WEIGHTS, weights_of_folder
 
+FIT = "fit"  # run of ovenet fit, in the folder of its results
+RUN_WEIGHTS = (BEST, BEST_EMA, FINAL, FINAL_EMA)
 _GENERAL = ("ade20k", "cocostuff", "pascal_context", "pascal_voc")  # datasets of all kinds of photographs
 
 
@@ -39,6 +42,16 @@ def name_of(path: Path) -> str:
     """The name of the model in a file of weights: that of `list_models`, or the file's without its suffix."""
     model = pretrained_of(path)
     return path.stem if model is None else model.name
+
+
+def title_of(path: Path) -> str:
+    """What a model is called on pages: as in `name_of`, but by its run where the file is one that every run has, and by
+    the folder of results where the run is one of ``ovenet fit``.
+    """
+    if path.name not in RUN_WEIGHTS:
+        return name_of(path)
+    run = path.resolve().parent
+    return run.parent.name if run.name == FIT else run.name
 
 
 def is_shared(path: Path) -> bool:

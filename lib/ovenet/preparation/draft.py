@@ -146,14 +146,13 @@ class Draft:
         )
 
 
-def read_draft(folder: Path, layouts: Any = None, *, ignored: Sequence[Any] = (), show_progress: bool = False) -> Draft:
+def read_draft(folder: Path, layouts: Any = None, *, ignored: Sequence[Any] = ()) -> Draft:
     """Reads the masks of a folder.
 
     Args:
         folder: of the dataset.
         layouts: as in ``dataset.json``; None recognises them.
         ignored: ids and colours of no class, as in ``dataset.json``.
-        show_progress: show a progress bar.
 
     Raises:
         UserError: images and labels are missing or do not pair, or the masks hold values that cannot be classes.
@@ -162,7 +161,7 @@ def read_draft(folder: Path, layouts: Any = None, *, ignored: Sequence[Any] = ()
     found = find_layout(folder, blank_description(folder.name, layouts)).values()
     pairs = [pair for layout in found for pair in collect_pairs(folder, layout, (), {})]
     labels = [label for _, label in pairs if label]
-    files, problems = read_all_values(folder, labels, show_progress=show_progress)
+    files, problems = read_all_values(folder, labels)
     unified, reads_palettes = unify(folder, files)
     classes = find_classes(folder, unified)
     counts, snapped, unread = _count_as_read(folder, unified, classes, reads_palettes)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from ovenet.data.info import Color
 from ovenet.data.keys import MAX_CLASSES
@@ -28,6 +27,7 @@ from ovenet.data.snapping import (
     on_line,
 )
 from ovenet.errors import UserError, first_of
+from ovenet.utils.progress import tell, track
 
 MAX_MASKS = 200  # masks to read, unless they are stored in different ways
 TRANSPARENT: Literal["transparent"] = "transparent"
@@ -98,9 +98,7 @@ class FileValues:
         return replace(self, counts=counts, even=frozenset(colors[value] for value in self.even))
 
 
-def read_all_values(
-    folder: Path, labels: Sequence[str], *, show_progress: bool = False
-) -> tuple[list[FileValues], list[str]]:
+def read_all_values(folder: Path, labels: Sequence[str]) -> tuple[list[FileValues], list[str]]:
     """Reads the headers of all masks, and the pixels of `MAX_MASKS`; of all where depths or palettes differ, and where
     counting is fast.
 
@@ -112,11 +110,11 @@ def read_all_values(
     """
     problems: list[UserError] = []
 
-    def attempt(read: Callable[[Path], T], some: Sequence[str], desc: str) -> list[tuple[str, T]]:
+    def attempt(read: Callable[[Path], T], some: Sequence[str], title: str) -> list[tuple[str, T]]:
         found = []
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             tasks = [(label, pool.submit(read, folder / label)) for label in some]
-            for label, task in tqdm(tasks, desc=desc, disable=not show_progress, leave=False):
+            for label, task in track(tasks, title, len(tasks), tell=tell):
                 try:
                     found.append((label, task.result()))
                 except UserError as error:

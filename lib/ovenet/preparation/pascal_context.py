@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ovenet.errors import UserError
 from ovenet.preparation.annotations import fill, read_json, run_spans
+from ovenet.utils.progress import tell, track
 from ovenet.utils.writing import write_file, write_text
 
 ANNOTATIONS = "trainval_merged.json"
@@ -23,14 +23,13 @@ CATEGORIES = (
 _DEVKITS = ("VOCdevkit/VOC2010", "")
 
 
-def write_labels(folder: Path, *, show_progress: bool = False) -> int:
+def write_labels(folder: Path) -> int:
     """Writes ``SegmentationClassContext/*.png`` and ``ImageSets/SegmentationContext/{train,val}.txt``.
 
     Does nothing where those lists exist.
 
     Args:
         folder: of the dataset.
-        show_progress: show a progress bar.
 
     Returns:
         The number of label files.
@@ -60,7 +59,7 @@ def write_labels(folder: Path, *, show_progress: bool = False) -> int:
         for one in content["annos_segmentation"]:
             shapes[one["image_id"]].append((one["category_id"], one["segmentation"]))
         images = [one for one in content["images"] if one["phase"] in lists]
-        for one in tqdm(images, desc="labels", disable=not show_progress):
+        for one in track(images, "labels", len(images), tell=tell):
             name = PurePosixPath(one["file_name"]).stem
             label = _draw((one["height"], one["width"]), shapes[one["image_id"]], source)
             write_file(labels / f"{name}.png", Image.fromarray(label).save)

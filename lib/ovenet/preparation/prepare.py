@@ -6,14 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-
-from tqdm import tqdm
 
 from ovenet.data.catalog import CATALOG, DESCRIPTION, find_dataset
 from ovenet.data.description import blank_description
@@ -22,6 +19,7 @@ from ovenet.data.info import SPLITS, DatasetInfo
 from ovenet.errors import UserError
 from ovenet.preparation.layouts import LeftOut, Pairs, SplitLayouts, collect_pairs, find_layout, patterns_of_test, told
 from ovenet.preparation.recognition import recognize_layouts
+from ovenet.utils.progress import tell, track
 from ovenet.utils.writing import write_bytes, write_file
 
 # The list of the same images here, by the name of the public code's list.
@@ -216,7 +214,7 @@ def bring(source: Path, folder: Path, *, copy: bool) -> None:
         if target.exists() and target.stat().st_size != file.stat().st_size:
             raise UserError(f"{target} exists and differs from {file}; remove it yourself if it may go")
     missing = {file: target for file, target in targets.items() if not target.exists()}
-    for file, target in tqdm(missing.items(), desc="copying", unit="file", delay=1, disable=not sys.stderr.isatty()):
+    for file, target in track(missing.items(), "copying", len(missing), tell=tell):
         write_file(target, partial(shutil.copyfile, file))
 
 

@@ -14,8 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ovenet.errors import UserError, one_line
+from ovenet.utils.logging import get_logger
 
 T = TypeVar("T")
+
+_OLDEST_TORCH_FOR_MPS = "2.13"  # the first with the gradient of `grid_sample` and its padding mode border
 
 # Phrases by which gloo and NCCL report that a peer is gone or late.
 _LOST = re.compile(r"timed? ?out|connection (closed|reset|refused)|broken pipe|heartbeat|remote process", re.IGNORECASE)
@@ -52,7 +55,7 @@ def _launcher_number(name: str, default: int) -> int:
 
 @contextmanager
 def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[None]:
-    """Context manager that joins the launcher's group: NCCL on CUDA, gloo on the CPU, none in a single process.
+    """Context manager that joins the launcher's group: NCCL on CUDA, gloo on the CPU, XCCL on xpu, none in one process.
 
     All ranks leave together. After an error a rank leaves at once, and the launcher ends the others.
 
@@ -78,7 +81,7 @@ def process_group(device: torch.device, *, timeout_s: float = 1800) -> Iterator[
             f"process {rank()} of {world_size()} lost the others in {_activity}: {reason.strip()[:200]}; "
             "look for the first error above, or raise DIST_TIMEOUT if they only need longer"
         ) from error
-    if dist.get_backend() == "nccl":  # gloo's own destruction can wait forever for a peer that has gone (torch 2.6)
+    if dist.get_backend() != "gloo":  # gloo's own destruction can wait forever for a peer that has gone (torch 2.6)
         dist.destroy_process_group()
 
 
@@ -86,15 +89,18 @@ def _join(device: torch.device, timeout_s: float) -> None:
     """Initialises the process group.
 
     Raises:
-        UserError: RANK is not below WORLD_SIZE.
+        UserError: RANK is not below WORLD_SIZE, or torch cannot connect processes over this kind of device.
         PeersLostError: not all ranks came, or MASTER_ADDR and MASTER_PORT cannot be used.
     """
     world_size, own = _launcher_number("WORLD_SIZE", 1), _launcher_number("RANK", 0)
     if own >= world_size:
         raise UserError(f"the environment says RANK={own} of WORLD_SIZE={world_size}; ranks begin at 0: {_WAY_OUT}")
+    backend = dist.Backend.default_device_backend_map[device.type]
+    if not dist.is_backend_available(backend):
+        raise UserError(f"this torch has no {backend}, which connects processes over {device.type}; start one process")
     said = ", ".join(f"{name}={os.environ.get(name, 'not set')}" for name in _LAUNCHER_VARIABLES)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:  # torch's own errors of the store and the network are RuntimeErrors
         reason = one_line(error)
         raise PeersLostError(
@@ -184,23 +190,62 @@ def broadcast(value: T) -> T:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this process.
+    """The device of this process; each local rank takes its own.
 
     Args:
-        name: ``auto``, ``cpu`` or ``cuda``; with CUDA each local rank takes its own card.
+        name: ``auto``, ``cpu``, ``cuda``, ``mps`` or ``xpu``. ``auto`` is CUDA where present, else the CPU, and the log
+            says why: mps and xpu, on which nothing was ever run, may give wrong numbers without an error, and have to
+            be asked for.
 
     Raises:
-        UserError: CUDA is asked for and not available, or has fewer devices than local ranks.
+        UserError: torch finds no such device, there are fewer than local ranks, or it cannot do what a step needs.
     """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    if name == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("DEVICE is cuda, but torch finds no CUDA device; set DEVICE cpu")
-    index = local_rank()
-    if index >= torch.cuda.device_count():
+    found = _accelerator()
+    if name == "auto":
+        name = "cuda" if found == "cuda" else "cpu"
+        reason = f"torch finds {'a' if name == 'cuda' else 'no'} CUDA device"
+        if found not in (None, "cuda"):
+            reason += f" but {found}, which has to be asked for: DEVICE {found}"
+        get_logger().info("device: %s (DEVICE auto: %s)", name, reason)
+        if name == "cpu":
+            return torch.device("cpu")
+    if name != found:
+        others = "cpu" if found is None else f"{found} or cpu"
+        raise UserError(f"DEVICE is {name}, but torch finds no {name.upper()} device; set DEVICE {others}")
+    if name == "mps":
+        _check_mps()
+    index, num_devices = local_rank(), torch.accelerator.device_count()
+    if index >= num_devices:
         raise UserError(
-            f"local process {index} has no CUDA device, {torch.cuda.device_count()} are visible; "
+            f"local process {index} has no {name.upper()} device, {num_devices} are visible; "
             "start fewer processes per node"
         )
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    if name != "cuda" and is_launch_main():
+        get_logger().warning("DEVICE %s was never run: compare some predictions with those of DEVICE cpu first", name)
+    torch.accelerator.set_device_index(index)
+    return torch.device(name, index)
+
+
+def _accelerator() -> str | None:
+    """The kind of device that torch finds beside the CPU (a build of torch knows one); None if there is none."""
+    if not torch.accelerator.is_available():
+        return None
+    accelerator = torch.accelerator.current_accelerator()
+    return None if accelerator is None else accelerator.type
+
+
+def _check_mps() -> None:
+    """Refuses what is known to fail on mps.
+
+    Raises:
+        UserError: torch is too old, or a launcher started several processes.
+    """
+    if torch.__version__ < _OLDEST_TORCH_FOR_MPS:
+        raise UserError(
+            f"DEVICE is mps, where torch {torch.__version__} lacks the sampling of seeds; update it to "
+            f"{_OLDEST_TORCH_FOR_MPS}, or set DEVICE cpu"
+        )
+    if is_launched():
+        raise UserError("DEVICE is mps, over which torch does not connect processes; start one process")

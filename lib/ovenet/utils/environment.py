@@ -112,7 +112,6 @@ def describe_environment(repository: Path) -> dict[str, Any]:
     Args:
         repository: folder of the code; without git its state is None.
     """
-    cuda = torch.cuda.is_available()
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": [sys.executable, *sys.argv],
@@ -121,8 +120,8 @@ def describe_environment(repository: Path) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "cuda": torch.version.cuda if cuda else None,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "devices": _device_names(),
         "cpu_count": os.cpu_count(),
         "launcher": {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "SLURM_JOB_ID") if name in os.environ},
         "git": {
@@ -198,6 +197,15 @@ def device_memory_used(device: torch.device) -> str:
     peaks = peak_device_memory(device), torch.cuda.max_memory_reserved(device)
     used, reserved = (peak / 2**30 for peak in peaks)
     return f"{used:.2f} GiB of the card used at most, {reserved:.2f} reserved"
+
+
+def _device_names() -> list[str]:
+    """Names of the devices beside the CPU that torch finds; the kind where torch has no name, as of mps."""
+    if not torch.accelerator.is_available():
+        return []
+    kind = torch.accelerator.current_accelerator()
+    name = getattr(torch.get_device_module(kind), "get_device_name", lambda _: str(kind))
+    return [name(index) for index in range(torch.accelerator.device_count())]
 
 
 def _version(package: str) -> str | None:

@@ -303,7 +303,7 @@ def test_offsets_that_see_the_scores(upsampling, head, images):
     model = build(head=head, sees_scores=True, upsampling=upsampling).eval()
     nn.init.normal_(model.seed.head.layers[-1].weight, std=0.1)
     maps, seed_maps = model.seed.run_backbone(model.backbone, model.pad(images))
-    decoded = model.seed.upsample(model.decode(maps, images))
+    decoded = model.seed.upsample(model.decode(maps, images), images)
     scores = [torch.randn_like(s).requires_grad_() for s in decoded.scores]
     features = model.seed.features(seed_maps, decoded)
 

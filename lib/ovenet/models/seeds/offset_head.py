@@ -126,21 +126,22 @@ class FinerFeatures(Part):
 
     Args:
         in_channels: channels of the coarse features.
+        image_channels: channels of the images.
         align_corners: convention of the resizing.
 
     Attributes:
         channels: channels of the output.
     """
 
-    def __init__(self, in_channels: int, *, align_corners: bool):
+    def __init__(self, in_channels: int, image_channels: int, *, align_corners: bool):
         super().__init__()
         self.align_corners = align_corners
         self.channels = _FINER_WIDTH + _STEM_WIDTH
         self.reduce = conv_bn(in_channels, _FINER_WIDTH, kernel=1)
-        self.stem = conv_bn(3, _STEM_WIDTH, stride=2)
+        self.stem = conv_bn(image_channels, _STEM_WIDTH, stride=2)
         initialize_convolutions(self)
 
     def forward(self, features: Tensor, images: Tensor, size: Size) -> Tensor:
-        """Features ``(B, in_channels, h, w)`` and images ``(B, 3, H, W)`` to a map ``(B, channels, *size)``."""
+        """Features ``(B, in_channels, h, w)`` and images ``(B, image_channels, H, W)`` to ``(B, channels, *size)``."""
         maps = (self.reduce(features), self.stem(images))
         return torch.cat([resize_features(x, size, align_corners=self.align_corners) for x in maps], dim=1)

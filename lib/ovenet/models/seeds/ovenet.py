@@ -37,6 +37,7 @@ class Seed(Refiner):
         in_channels: channels of the features.
         stride: nominal stride of the features.
         num_classes: ``K``.
+        image_channels: channels of the images.
         max_offset: τ, the largest offset along each axis, in normalised units: the image spans 2.
         num_refinements: number of refinement steps ``o ← o + o(p + o)`` of the offsets.
         fuse_logits: fuse logits (True) or probabilities (False).
@@ -64,6 +65,7 @@ class Seed(Refiner):
         stride: int,
         *,
         num_classes: int,
+        image_channels: int = 3,
         max_offset: float = 0.5,
         num_refinements: int = 0,
         fuse_logits: bool = True,
@@ -91,7 +93,9 @@ class Seed(Refiner):
         self.stride = stride
         self.align_corners = align_corners
         self.upsampling = upsampling
-        self.finer = FinerFeatures(in_channels, align_corners=align_corners) if upsampling > 1 else None
+        self.finer = None
+        if upsampling > 1:
+            self.finer = FinerFeatures(in_channels, image_channels, align_corners=align_corners)
         self.sees_scores = sees_scores
         num_features = in_channels if self.finer is None else self.finer.channels
         self.head = OffsetHead(
@@ -129,15 +133,15 @@ class Seed(Refiner):
         Args:
             features: output of `features`.
             decoded: the head's prediction.
-            images: ``(B, 3, H, W)``, normalised, without padding.
+            images: ``(B, C, H, W)``, normalised, without padding.
         """
-        decoded = self.upsample(decoded)
+        decoded = self.upsample(decoded, images)
         prediction = self.predict(features, decoded, images)
         output = self.fusion(decoded.scores, *prediction, kind=decoded.score_kind)
         return replace(output, embedding=decoded.embedding, queries=decoded.queries)
 
-    def upsample(self, decoded: SegOutput) -> SegOutput:
-        """The head's prediction at the resolution of the fusion.
+    def upsample(self, decoded: SegOutput, images: Tensor) -> SegOutput:
+        """The head's prediction at the resolution of the fusion; images as in `forward`.
 
         Raises:
             UserError: `upsampling` is above 1 and the head predicts embeddings, which are not upsampled.

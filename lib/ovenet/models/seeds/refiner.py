@@ -57,7 +57,7 @@ class Refiner(Part):
         Args:
             features: output of `features`.
             decoded: the head's prediction.
-            images: ``(B, 3, H, W)``, normalised, without padding.
+            images: ``(B, C, H, W)``, normalised, without padding.
         """
 
 

@@ -97,7 +97,7 @@ class UpsampledScores(Refiner):
             step: of `steps`.
             scores: in at least float32.
             features: ``(B, D, h, w)``.
-            images: ``(B, 3, H, W)``, normalised.
+            images: ``(B, C, H, W)``, normalised.
         """
 
     def placed(self, upsampled: Tensor, displacement: Tensor | None = None) -> Tensor:
@@ -219,6 +219,7 @@ class FreqFusionScores(UpsampledScores):
 
     Args:
         head: the model's head.
+        image_channels: channels of the images.
         scale: factor of the resolution.
         compressed_channels: channels that both maps are projected to.
         align_corners: see `UpsampledScores`.
@@ -229,7 +230,15 @@ class FreqFusionScores(UpsampledScores):
 
     name = "freqfusion"
 
-    def __init__(self, head: Head, *, scale: Scale = 2, compressed_channels: int = 64, align_corners: bool = True):
+    def __init__(
+        self,
+        head: Head,
+        *,
+        image_channels: int = 3,
+        scale: Scale = 2,
+        compressed_channels: int = 64,
+        align_corners: bool = True,
+    ):
         super().__init__(head, scale, align_corners)
         if compressed_channels < 1 or compressed_channels % NORM_WIDTH:
             raise UserError(
@@ -238,7 +247,8 @@ class FreqFusionScores(UpsampledScores):
         fusions = [FreqFusion(STEM_WIDTH, head.feature_channels, compressed_channels) for _ in range(self.num_steps)]
         initialize_fusions(fusions)
         self.steps = nn.ModuleList(
-            _FusionStep(fusion, head.stride // 2**number) for number, fusion in enumerate(fusions, start=1)
+            _FusionStep(fusion, image_channels, head.stride // 2**number)
+            for number, fusion in enumerate(fusions, start=1)
         )
 
     def upsample(self, step: nn.Module, scores: Tensor, features: Tensor, images: Tensor) -> Tensor:
@@ -254,10 +264,10 @@ class FreqFusionScores(UpsampledScores):
 class _FusionStep(nn.Module):
     """Convolutions of the image at a stride, and the fusion with the coarse map."""
 
-    def __init__(self, fusion: FreqFusion, stride: int):
+    def __init__(self, fusion: FreqFusion, image_channels: int, stride: int):
         super().__init__()
         num_halvings = stride.bit_length() - 1
-        layers = [conv_bn(3, STEM_WIDTH, stride=min(2, stride))]
+        layers = [conv_bn(image_channels, STEM_WIDTH, stride=min(2, stride))]
         layers += [conv_bn(STEM_WIDTH, STEM_WIDTH, stride=2) for _ in range(1, num_halvings)]
         self.stem = nn.Sequential(*layers)
         self.fusion = fusion

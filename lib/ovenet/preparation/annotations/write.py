@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ovenet.data.catalog import DESCRIPTION
 from ovenet.data.files import IMAGE_SUFFIXES, is_utf8
@@ -28,6 +27,7 @@ from ovenet.preparation.annotations.spans import count_pixels, cover
 from ovenet.preparation.annotations.table import ClassTable, extended_table, new_table, require_two_classes
 from ovenet.preparation.prepare import prepare_dataset
 from ovenet.structures import Size
+from ovenet.utils.progress import tell, track
 from ovenet.utils.writing import unfinished_folder, write_bytes, write_file, write_text
 
 FORMS = ("labelme", "coco")
@@ -68,7 +68,6 @@ def import_annotations(
     background: str = "",
     split: str | None = None,
     copy: bool = False,
-    show_progress: bool = False,
 ) -> Import:
     """Writes ``images/``, ``labels/`` and ``dataset.json`` for `prepare_dataset`.
 
@@ -83,7 +82,6 @@ def import_annotations(
         split: ``train``, ``val`` or ``test``; None takes it from the name of the file or of its folder, and divides
             the images without such a name.
         copy: copy the images instead of linking them.
-        show_progress: show a progress bar.
 
     Raises:
         UserError: a file is not of the form, an image is missing, a shape is broken, or the dataset has no room for
@@ -107,8 +105,8 @@ def import_annotations(
     frames = find_frames(found, remarks, source)
     with unfinished_folder(folder) as place:
         _write_images(found, place, split, copy=copy)
-        bar = tqdm(list(zip(found, frames, strict=True)), desc="masks", disable=not show_progress)
-        sizes = _write_masks(bar, table, place / "labels" / (split or ""), remarks, smaller_above=form == "coco")
+        pairs = track(zip(found, frames, strict=True), "masks", len(found), tell=tell)
+        sizes = _write_masks(pairs, table, place / "labels" / (split or ""), remarks, smaller_above=form == "coco")
         if not sizes:
             raise UserError("; ".join([f"{source}: no shape covers a pixel of its image", *remarks.lines()]))
         if not description.is_file() or read_json(description) != table.content:
