@@ -268,8 +268,22 @@ def test_weights_of_another_network(other, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_weights_under_the_authors_names(tmp_path, capsys):
-    """As Meta's files of DINOv3 name them."""
+def test_weights_under_the_names_of_dinov2(tmp_path):
+    """Meta's file has a position for the class token, which timm adds to the token."""
+    network = randomized("small_dinov2_registers", dynamic_img_size=True)
+    state = {name.replace("reg_token", "register_tokens"): tensor for name, tensor in network.state_dict().items()}
+    first = torch.randn(1, 1, 48)
+    state["pos_embed"] = torch.cat((first, state["pos_embed"]), dim=1)
+    state |= {"cls_token": state["cls_token"] - first, "mask_token": torch.zeros(1, 48)}
+    model, report = initialized("small_dinov2_registers", state, tmp_path)
+    assert (report.matched_share, report.unexpected) == (1.0, ())
+    own = model.backbone.body.model
+    torch.testing.assert_close(own.cls_token, network.cls_token)
+    assert torch.equal(own.pos_embed, network.pos_embed)
+    assert torch.equal(own.reg_token, network.reg_token)
+
+
+def test_weights_under_the_names_of_dinov3(tmp_path, capsys):
     network = randomized("small_dinov3", dynamic_img_size=True)
     names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
     state = {}
