@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import timm
 
 from ovenet.commands import COMMANDS
 from ovenet.config import load_config
@@ -140,3 +141,22 @@ def test_all_commands_are_checked():
         len(re.findall(r"^    ovenet (?!models)", part, re.MULTILINE)) for part in SECTIONS.values()
     )
     assert len(TESTS) > 100
+
+
+def expanded(name: str) -> list[str]:
+    """``a_{b,c}`` as its two names."""
+    match = re.search(r"\{(.+?)\}", name)
+    return [name.replace(match[0], part) for part in match[1].split(",")] if match else [name]
+
+
+def test_licences_of_timms_weights_are_those_that_timm_names():
+    rows = re.findall(
+        r"^\| (`[^|]+`) \| `(\w+)` \| ([\w.-]+) \|", SECTIONS["Pretrained backbones of timm"], re.MULTILINE
+    )
+    assert len(rows) == 9
+    for names, tag, licence in rows:
+        for name in (one for pattern in re.findall("`(.+?)`", names) for one in expanded(pattern)):
+            config = timm.get_pretrained_cfg(f"{name}.{tag}", allow_unregistered=False)
+            assert (config.license, config.hf_hub_id) == (licence, f"timm/{name}.{tag}")
+            if not name.startswith("convnext"):
+                assert timm.get_pretrained_cfg(name).tag == tag, name

@@ -197,6 +197,27 @@ def test_extra_epochs_begin_at_their_rate_and_end_at_the_same_share_of_it():
     assert extra[0] == pytest.approx(0.004)
 
 
+def test_the_cosine_schedule_warms_up_falls_and_ends_where_it_is_told_to():
+    """By hand: cos(0, π/4, π/2, π) is 1, 0.70711, 0, -1; warm-up multiplies by 1/3, 2/3 and 1."""
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": parameters[:1], "lr": 1e-5}, {"params": parameters[1:], "lr": 1e-3}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    settings = ScheduleSettings(lr=1e-3, lr_schedule="cosine", lr_min=1e-4, extra_lr=2e-4, warmup=2)
+    schedule = build_schedule(optimizer, settings, 40, 4)
+    falls = {0: 1.0, 1: (1 + math.cos(math.pi / 40)) / 2, 10: 0.853553, 20: 0.5, 30: 0.146447}
+    for iteration, fall in falls.items():
+        set_iteration(schedule, iteration)
+        low, high = (group["lr"] for group in optimizer.param_groups)
+        rising = {0: 1 / 3, 1: 2 / 3}.get(iteration, 1.0)
+        assert high == pytest.approx(rising * (9e-4 * fall + 1e-4), rel=1e-5)
+        assert low == pytest.approx(rising * 1e-5)  # a rate below LR_MIN does not rise to it
+    extra = []  # from EXTRA_LR to LR_MIN x EXTRA_LR / LR
+    for iteration in (40, 41, 42, 44):
+        set_iteration(schedule, iteration)
+        extra.append(optimizer.param_groups[1]["lr"])
+    assert extra == pytest.approx([2e-4, 1.8e-4 * 0.853553 + 2e-5, 1.8e-4 * 0.5 + 2e-5, 2e-5], rel=1e-5)
+
+
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_optimizers_leave_out_frozen_parameters(small_cfg, name, kind):
     cfg = small_cfg("TRAIN.OPTIMIZER", name, "MODEL.FREEZED_PAR", True)

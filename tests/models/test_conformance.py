@@ -95,6 +95,10 @@ class TestConvHead(HeadConformance):
     name = "conv1x1"
 
 
+class TestLinearHead(HeadConformance):
+    name, args = "conv1x1", {"batch_norm": True, "dropout": 0.1}
+
+
 class TestOCRHead(HeadConformance):
     name, args = "ocr", {"mid_channels": 16, "key_channels": 8}
     strides = (4, 4, 4, 4)

@@ -106,3 +106,20 @@ def test_a_small_image_leaves_the_windows_as_they_are(small):
 def test_settings_that_cannot_be(setting, message):
     with pytest.raises(UserError, match=message):
         SwinBackbone(32, (2, 2), **setting)
+
+
+def test_layers_are_counted_towards_the_image(small):
+    """Two stages of two blocks: what merges neighbours counts with the first block after it, as in timm."""
+    above = small.layers_above()
+    expected = {
+        "body.swin.embeddings.patch_embeddings.projection.weight": 5,
+        "body.swin.encoder.layers.0.blocks.0.layernorm_before.weight": 4,
+        "body.swin.encoder.layers.0.blocks.1.mlp.fc1.bias": 3,
+        "body.hidden_states_norms.stage1.weight": 3,
+        "body.swin.encoder.layers.0.downsample.reduction.weight": 2,
+        "body.swin.encoder.layers.1.blocks.0.mlp.fc1.bias": 2,
+        "body.swin.encoder.layers.1.blocks.1.mlp.fc2.weight": 1,
+        "body.hidden_states_norms.stage2.bias": 1,
+    }
+    assert {name: above[name] for name in expected} == expected
+    assert above.keys() == {name for name, _ in small.named_parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -57,7 +58,10 @@ def build_optimizer(
 def build_schedule(
     optimizer: torch.optim.Optimizer, settings: ScheduleSettings, num_iterations: int, num_extra: int = 0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """``(lr - lr_min) · (1 - it / num_iterations)^lr_power + lr_min``, stepped once per iteration.
+    """``(lr - lr_min) · fall(it / num_iterations) + lr_min``, stepped once per iteration.
+
+    ``fall(t)`` is ``(1 - t)^lr_power`` for the schedule poly, and ``(1 + cos(π t)) / 2`` for cosine (Loshchilov and
+    Hutter, "SGDR", 2017, without restarts).
 
     In the extra epochs, `extra_lr` and ``lr_min · extra_lr / lr`` take the place of `lr` and `lr_min`.
 
@@ -72,7 +76,9 @@ def build_schedule(
 
     # Not PolynomialLR: that one derives each rate from the last, and a resumed run of another length would drift.
     def fall(done: int, length: int, least: float) -> float:
-        return (1.0 - least) * max(0.0, 1.0 - done / length) ** settings.lr_power + least
+        left = max(0.0, 1.0 - done / length)
+        share = left**settings.lr_power if settings.lr_schedule == "poly" else (1.0 - math.cos(math.pi * left)) / 2
+        return (1.0 - least) * share + least
 
     def factor(least: float, iteration: int) -> float:
         if num_extra and iteration >= num_iterations:

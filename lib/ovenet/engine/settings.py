@@ -55,6 +55,13 @@ class OptimizerSettings:
     nesterov: bool = setting(False, "Nesterov's momentum, of sgd")
     wd: float = setting(0.0001, "weight decay", at_least=0)
     no_decay_on_norm: bool = setting(False, "no weight decay for biases and normalisation layers")
+    lr_layer_decay: float = setting(
+        1.0,
+        "layer-wise learning rate decay: factor on the backbone's learning rates per layer between a parameter and the "
+        "scores; 1 for none",
+        above=0,
+        at_most=1,
+    )
     param_groups: str = setting(
         "parts",
         "parameter groups: by part, or official as OffSeg's optimizer has them, see docs/training.md",
@@ -76,9 +83,14 @@ class LearningRateMultipliers:
 class ScheduleSettings:
     """The learning rate over time, and how long training lasts."""
 
-    lr: float = setting(0.01, "learning rate at the first iteration; falls to LR_MIN as (1 - it/max)^LR_POWER", above=0)
+    lr: float = setting(0.01, "learning rate at the first iteration; falls to LR_MIN by LR_SCHEDULE", above=0)
+    lr_schedule: str = setting(
+        "poly",
+        "fall of the learning rate: poly is (1 - it/max)^LR_POWER, cosine is (1 + cos(pi it/max)) / 2",
+        one_of=("poly", "cosine"),
+    )
     lr_min: float = setting(0.0, "learning rate at the end, at most LR", at_least=0)
-    lr_power: float = setting(0.9, "exponent of the schedule", above=0)
+    lr_power: float = setting(0.9, "exponent of the schedule poly", above=0)
     warmup: int = setting(
         0, "iterations in which the learning rate rises linearly from 0 to the schedule's value", at_least=0
     )

@@ -9,11 +9,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ovenet.models.layer_order import count_above, number_layers
 from ovenet.structures import Normalization, QueryOutput, ScoreKind, Size
 
 IMAGENET = Normalization()
@@ -62,6 +63,7 @@ class Backbone(Part):
         fixed_size: the only accepted ``(H, W)``; None for any.
         normalization: normalisation of the images that the network was made for.
         timm_name: timm's name of the same network, whose weights fit; None if timm does not have it.
+        layer_groups: order of the layers, see `ovenet.models.layer_order.number_layers`; empty if there is none.
     """
 
     in_channels: int = 3
@@ -71,6 +73,7 @@ class Backbone(Part):
     fixed_size: Size | None = None
     normalization: Normalization = IMAGENET
     timm_name: str | None = None
+    layer_groups: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -91,6 +94,13 @@ class Backbone(Part):
             UserError: the package is not installed.
         """
         return None
+
+    def layers_above(self) -> Mapping[str, int]:
+        """How many layers lie between each parameter and the scores, by the parameter's name: 1 for the last layer.
+
+        Empty if the layers have no order.
+        """
+        return count_above(number_layers(self, dict(self.layer_groups))) if self.layer_groups else {}
 
 
 class Tail(Part):

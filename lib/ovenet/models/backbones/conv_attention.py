@@ -8,6 +8,7 @@ They differ in the stem and in the convolutions of the gate. Maps are ``(B, C, h
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, linspace, nn
@@ -163,6 +164,14 @@ class ConvAttentionNet(Backbone):
             ),
         ),
     )
+    layer_groups: ClassVar = {
+        "stem": r"patch_embed1\.",
+        "blocks": [
+            (r"patch_embed(\d)\.", (0,)),  # with the first block of its stage, as timm does in ConvNeXt
+            (r"block(\d)\.(\d+)\.", None),
+            (r"norm(\d)\.", (99999,)),
+        ],
+    }
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ are resized for others. Maps are ``(B, C, h, w)``.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -256,6 +256,13 @@ class EfficientFormerV2(Backbone):
             unused=(r"(backbone\.)?network\..*\.attention_bias(es|_idxs(_seg)?)",),
         ),
     )
+    layer_groups: ClassVar = {
+        "stem": r"patch_embed\.",
+        "blocks": [
+            *((rf"network\.{place}\.", (place + 1, 0)) for place in (1, 3, 5)),  # with the next stage's first block
+            (r"network\.(\d)\.(\d+)\.", None),
+        ],
+    }
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -52,6 +52,14 @@ class HRNet(ForkableBackbone):
         PublishedNames("mmseg", ((r"backbone\.(conv1|bn1|conv2|bn2|layer1|transition\d|stage\d)\.", r"\1."),)),
         PublishedNames("timm", ((r"(conv1|bn1|conv2|bn2|layer1|transition\d|stage\d)\.", r"\1."),)),
     )
+    layer_groups: ClassVar = {  # HR modules, as in timm
+        "stem": r"(?:conv|bn)[12]\.",
+        "blocks": [
+            (r"layer(\d)\.(\d+)\.", None),
+            (r"stage(\d)\.(\d+)\.", None),
+            (r"transition(\d)\.", (99999,)),
+        ],
+    }
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ Shapes: ``N = h * w`` tokens, ``C`` channels; tokens are ``(B, N, C)``, maps ``(
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, linspace, nn
@@ -145,6 +146,14 @@ class MixTransformer(Backbone):
             ),
         ),
     )
+    layer_groups: ClassVar = {
+        "stem": r"stages\.0\.embed\.",
+        "blocks": [
+            (r"stages\.(\d)\.embed\.", (0,)),  # with the first block of its stage, as timm does in ConvNeXt
+            (r"stages\.(\d)\.blocks\.(\d+)\.", None),
+            (r"stages\.(\d)\.norm\.", (99999,)),
+        ],
+    }
 
     def __init__(self, width: int, depths: tuple[int, ...], *, drop_path_rate: float = 0.1, in_channels: int = 3):
         super().__init__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -53,6 +53,7 @@ class ResNet(ForkableBackbone):
         ),
         PublishedNames("torchvision", (_LAYERS,), unused=(r"(conv1|bn1|fc)\..*",)),  # its stem differs
     )
+    layer_groups: ClassVar = {"stem": r"stem\.", "blocks": r"layer(\d)\.(\d+)\."}
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ if a map's size is not a multiple of the window, as at 512x512.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -93,6 +93,17 @@ class SwinBackbone(Backbone):
         ),
     )
     undecayed = (r".*\.relative_position_bias_table",)
+    layer_groups: ClassVar = {
+        "stem": r"body\.swin\.embeddings\.",
+        "blocks": [
+            *(  # with the next stage's first block, as in timm
+                (rf"body\.swin\.encoder\.layers\.{stage}\.downsample\.", (stage + 1, 0))
+                for stage in range(len(STRIDES))
+            ),
+            (r"body\.swin\.encoder\.layers\.(\d)\.blocks\.(\d+)\.", None),
+            *((rf"body\.hidden_states_norms\.stage{stage + 1}\.", (stage, 99999)) for stage in range(len(STRIDES))),
+        ],
+    }
     size_multiple = STRIDES[-1]
 
     def __init__(

@@ -23,6 +23,7 @@ from ovenet.models.backbones.timm_traits import (
     timm_traits,
 )
 from ovenet.models.interfaces import Backbone, PublishedNames
+from ovenet.models.layer_order import count_above, number_timm_layers
 from ovenet.structures import Normalization, Size
 from ovenet.utils.meta import meta_device
 
@@ -103,6 +104,13 @@ class TimmBackbone(Backbone):
         maps = self.body(images)
         maps = [maps[i] for i in self._chosen]
         return [x.permute(0, 3, 1, 2) for x in maps] if self._channels_last else maps
+
+    def layers_above(self) -> Mapping[str, int]:
+        """See `Backbone.layers_above`; by timm's groups, which for a ViT are BEiT's."""
+        name, network = self.timm_name, feature_getter(self.body)
+        assert name is not None
+        body, place = (self.body, "body.") if network is None else (network, "body.model.")
+        return count_above(number_timm_layers(name, body, place))
 
     def convert_weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """See `Backbone.convert_weights`."""

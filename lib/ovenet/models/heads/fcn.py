@@ -64,6 +64,7 @@ class ConvHead(Head):
         in_strides: stride of each map.
         num_classes: ``K``.
         dropout: probability of dropping an input channel.
+        batch_norm: normalise the map first, as the linear heads of DINOv2 (Oquab et al., 2023) and DINOv3 do.
         embedding: channels of the pixel embedding for `ovenet.losses.PixelContrast`, predicted only in training; None
             for no embedding.
 
@@ -78,10 +79,12 @@ class ConvHead(Head):
         num_classes: int,
         *,
         dropout: float = 0.0,
+        batch_norm: bool = False,
         embedding: int | None = None,
     ):
         super().__init__()
         self.feature_channels, self.stride = in_channels[-1], in_strides[-1]
+        self.norm = BatchNorm2d(self.feature_channels) if batch_norm else nn.Identity()
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(self.feature_channels, num_classes, 1)
         reset_predictor(self.classifier, CLASSIFIER_WEIGHT_STD)
@@ -91,10 +94,11 @@ class ConvHead(Head):
 
     def forward(self, features: list[Tensor]) -> SegOutput:
         """See `Head.forward`."""
-        scores, embedding = self.classifier(self.dropout(features[-1])), None
+        x = self.norm(features[-1])
+        scores, embedding = self.classifier(self.dropout(x)), None
         if self.embedding is not None and self.is_learning:
-            embedding = F.normalize(at_least_float32(self.embedding(features[-1])), dim=1)
-        return SegOutput((scores,), features[-1], embedding)
+            embedding = F.normalize(at_least_float32(self.embedding(x)), dim=1)
+        return SegOutput((scores,), x, embedding)
 
 
 def projection(in_channels: int, out_channels: int, final_kernel: int = 1) -> nn.Sequential:
