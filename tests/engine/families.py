@@ -25,6 +25,10 @@ RIVALS = {
     name: (EXPERIMENT, "camvid/lite0_fcn.yaml", ("MODEL.SEED.NAME", name))
     for name in ("carafe", "corrected", "crf", "dysample", "freqfusion", "point_rend", "segfix")
 }
+RIVALS |= {
+    "guided": (EXPERIMENT, "camvid/lite0_stride16.yaml", ("MODEL.SEED.NAME", "guided", "MODEL.SEED.CORRECTION", True)),
+    "vit": (EXPERIMENT, "camvid/dinov3_linear_seed.yaml", ("MODEL.BACKBONE.NAME", "test_vit2")),
+}
 HEIGHT, WIDTH = 64, 96
 TOLERANCE = {"fp32": 2e-3, "bf16": 3e-2, "fp16": 1e-2}  # relative, of a loss after up to two steps
 

@@ -55,6 +55,14 @@ def test_photos_become_a_model_though_interrupted(tmp_path):
         fit(tmp_path / "photos", tmp_path / "masks", output=tmp_path / "model")
 
 
+@pytest.mark.gpu
+def test_photos_become_a_model_on_a_card(tmp_path):
+    write_shapes(tmp_path, 6, size=(96, 64))
+    predictor = fit(tmp_path / "photos", tmp_path / "masks", output=tmp_path / "model", max_steps=4, device="cuda")
+    assert predictor.device.type == "cuda"
+    assert predictor(tmp_path / "photos/shape_000.jpg").mask.shape == (64, 96)
+
+
 def test_a_folder_that_is_not_there_is_named_first(tmp_path):
     """Not the folder of results, which another pair of folders beside it has by default too."""
     write_shapes(tmp_path, 4, size=(48, 32))

@@ -43,10 +43,11 @@ def initialized(name, state, tmp_path, **args):
     return model, report
 
 
+@pytest.mark.parametrize("final_norm", [False, True])
 @pytest.mark.parametrize("name", DYNAMIC)
-def test_maps_are_those_that_timm_gives_at_this_size(name, tmp_path):
+def test_maps_are_those_that_timm_gives_at_this_size(name, final_norm, tmp_path):
     network = randomized(name, dynamic_img_size=True).eval()
-    model, report = initialized(name, network.state_dict(), tmp_path, blocks=[1, 3])
+    model, report = initialized(name, network.state_dict(), tmp_path, blocks=[1, 3], final_norm=final_norm)
     backbone = model.backbone.eval()
     assert (report.matched_share, report.missing, report.mismatched, report.unexpected) == (1.0, (), (), ())
     stride = small_timm.SMALL[name][0].split("patch")[1][:2]
@@ -54,7 +55,7 @@ def test_maps_are_those_that_timm_gives_at_this_size(name, tmp_path):
     assert backbone.fixed_size is None
     with torch.no_grad():
         x = model.pad(images((63, 95)))
-        expected = network.forward_intermediates(x, indices=[1, 3], intermediates_only=True)
+        expected = network.forward_intermediates(x, indices=[1, 3], norm=final_norm, intermediates_only=True)
         maps = backbone(x)
     assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
 
@@ -149,7 +150,8 @@ def test_blocks_behind_the_last_one_read_are_not_built():
         ("small_dinov3", {"blocks": [-1]}, ["MODEL.BACKBONE.BLOCKS is [-1]", "0 to 4"]),
         ("small_dinov3", {"blocks": []}, ["MODEL.BACKBONE.BLOCKS is []"]),
         ("small_dinov3", {"blocks": [3, 1]}, ["MODEL.BACKBONE.BLOCKS is [3, 1]", "ascending"]),
-        ("small_swin", {"blocks": [1]}, ["MODEL.BACKBONE.BLOCKS is [1]", "stages"]),
+        ("small_swin", {"blocks": [1]}, ["MODEL.BACKBONE.BLOCKS", "stages"]),
+        ("small_swin", {"final_norm": True}, ["MODEL.BACKBONE.FINAL_NORM", "stages"]),
         ("small_dinov2", {"output_stride": 16}, ["MODEL.BACKBONE.OUTPUT_STRIDE is 16", "14"]),
         ("small_dinov2", {"img_size": (64, 98)}, ["MODEL.BACKBONE.IMG_SIZE is [64, 98]", "14"]),
     ],

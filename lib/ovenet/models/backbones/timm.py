@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.models._features import FeatureGetterNet
 from torch import Tensor
 
 from ovenet.errors import UserError, one_line
@@ -43,6 +44,8 @@ class TimmBackbone(Backbone):
         img_size: ``(H, W)``, the only size of images; None for any size, or for timm's own size of the network.
         blocks: numbers of the blocks of a plain vision transformer whose maps are read, from 0; None for four at equal
             distances that end with the last.
+        final_norm: normalise the maps of a plain vision transformer by its last layer normalisation, as DINOv2's and
+            DINOv3's authors do before a linear head.
         drop_path_rate: stochastic depth, for networks that have it; None for timm's default.
         checkpoint_activations: recompute activations in the backward pass.
         in_channels: channels of the images.
@@ -58,6 +61,7 @@ class TimmBackbone(Backbone):
         output_stride: Literal[8, 16, 32] = 32,
         img_size: Size | None = None,
         blocks: Sequence[int] | None = None,
+        final_norm: bool = False,
         drop_path_rate: float | None = None,
         checkpoint_activations: bool = False,
         in_channels: int = 3,
@@ -73,11 +77,10 @@ class TimmBackbone(Backbone):
         if traits.stride is not None:
             require_plain_settings(name, traits, output_stride=output_stride, img_size=img_size)
             options |= {"out_indices": choose_blocks(name, blocks, traits)}
-        elif blocks is not None:
-            raise UserError(
-                f"MODEL.BACKBONE.BLOCKS is {list(blocks)}, but {name} has stages rather than blocks; leave it away"
-            )
-        self.body = _feature_network(name, options)
+        elif blocks is not None or final_norm:
+            key = "FINAL_NORM" if blocks is None else "BLOCKS"
+            raise UserError(f"MODEL.BACKBONE.{key} is given, but {name} has stages rather than blocks; leave it away")
+        self.body = _feature_network(name, options, final_norm=final_norm)
         network = feature_getter(self.body)
         if checkpoint_activations:
             (network or self.body).set_grad_checkpointing(True)
@@ -96,7 +99,9 @@ class TimmBackbone(Backbone):
         if network is None:
             self.published = (PublishedNames("timm", _flattened_names(self.body)),)
         else:
-            self.published = (PublishedNames("timm", _nested_names(network), unused=_unread(network, traits)),)
+            self.published = (
+                PublishedNames("timm", _nested_names(network), unused=_unread(network, traits, final_norm=final_norm)),
+            )
             self.undecayed = tuple(r"body\.model\." + re.escape(parameter) for parameter in traits.undecayed)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -127,9 +132,12 @@ def _fixed_size(name: str, traits: TimmTraits, img_size: Size | None) -> Size | 
     return height, width
 
 
-def _feature_network(name: str, options: Mapping[str, Any]) -> Any:
+def _feature_network(name: str, options: dict[str, Any], *, final_norm: bool) -> Any:
     """timm's network that returns feature maps; timm does not declare its class."""
     try:
+        if final_norm:  # `features_only` has no option for it
+            blocks = options.pop("out_indices")
+            return FeatureGetterNet(timm.create_model(name, **options), out_indices=blocks, norm=True)
         return timm.create_model(name, features_only=True, **options)
     except Exception as error:  # timm may raise anything for unsupported options
         raise UserError(f"timm cannot build {name} with {options or 'its defaults'}: {one_line(error)}") from error
@@ -158,9 +166,9 @@ def _nested_names(network: Any) -> tuple[tuple[str, str], ...]:
     return ((rf"(?=(?:{'|'.join(map(re.escape, sorted(roots)))})(?:\.|$))", "body.model."),)
 
 
-def _unread(network: Any, traits: TimmTraits) -> tuple[str, ...]:
+def _unread(network: Any, traits: TimmTraits, *, final_norm: bool) -> tuple[str, ...]:
     """Timm's names of tensors behind the last map: the classifier, the final norm, and blocks that are not read."""
-    behind = ["norm", "fc_norm", "head", "head_dist", "attn_pool"]
+    behind = [*([] if final_norm else ["norm"]), "fc_norm", "head", "head_dist", "attn_pool"]
     behind += [rf"blocks\.{block}" for block in range(len(getattr(network, "blocks", ())), traits.num_blocks)]
     return tuple(rf"{name}\..*" for name in behind)
 
