@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ovenet.deployment.formats import INPUT, require
+from ovenet.deployment.onnx_graph import nodes_behind
 
 
 def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
@@ -59,16 +59,7 @@ def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
 def _last_layers(path: Path) -> list[str]:
     """Names of the nodes from the outputs back to the first convolutions, those included."""
     graph = require("onnx", why="int8").load(path).graph
-    makers: dict[str, Any] = {output: node for node in graph.node for output in node.output}
-    found: dict[str, Any] = {}
-    waiting = [output.name for output in graph.output]
-    while waiting:
-        node = makers.get(waiting.pop())
-        if node is not None and node.name not in found:
-            found[node.name] = node
-            if node.op_type not in ("Conv", "MatMul"):
-                waiting += node.input
-    return list(found)
+    return nodes_behind(graph, (output.name for output in graph.output))
 
 
 @contextmanager
