@@ -26,6 +26,12 @@ def halve_onnx(path: Path) -> None:
     model = onnx.load(path)
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
+    weights = {one.name for one in model.graph.initializer}
+    described = [
+        one for one in model.graph.value_info if one.name not in weights
+    ]  # else it casts weights that it keeps
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(described)
     kept = {*nodes_behind(model.graph, (output.name for output in model.graph.output)), *_positions(model.graph)}
     try:
         model = convert_float_to_float16(
