@@ -164,6 +164,16 @@ def test_other_sizes_than_that_of_a_file_are_refused_by_the_runtimes(tiny, image
         session.run(None, {"images": np.zeros((1, 3, 64, 96), np.uint8)})
 
 
+def test_what_cannot_be_traced_is_one_line(tmp_path, capsys):
+    class Smooth(torch.nn.Module):
+        def forward(self, images):
+            return (torch.nn.functional.interpolate(images, (7, 9), mode="bicubic", antialias=True),)
+
+    with pytest.raises(UserError, match="bicubic"):
+        write_onnx(Smooth(), torch.zeros(1, 3, 20, 30), tmp_path / "any.onnx", ("fused",), is_dynamic=True)
+    assert capsys.readouterr().out == ""
+
+
 def test_mask2former_has_a_size():
     cfg = load_config(EXPERIMENTS / "synthetic/mask2former_lite0.yaml", ["MODEL.BACKBONE.PRETRAINED", ""])
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ovenet.deployment.formats import require
-from ovenet.deployment.onnx_graph import CONVOLUTIONS, nodes_behind
+from ovenet.deployment.onnx_graph import nodes_behind, position_nodes
 from ovenet.errors import UserError
 
 
@@ -32,7 +32,7 @@ def halve_onnx(path: Path) -> None:
     ]  # else it casts weights that it keeps
     del model.graph.value_info[:]
     model.graph.value_info.extend(described)
-    kept = {*nodes_behind(model.graph, (output.name for output in model.graph.output)), *_positions(model.graph)}
+    kept = {*nodes_behind(model.graph, (output.name for output in model.graph.output)), *position_nodes(model.graph)}
     try:
         model = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=sorted(kept)
@@ -41,14 +41,6 @@ def halve_onnx(path: Path) -> None:
         raise UserError(f"fp16: the network cannot be converted ({type(error).__name__}: {error})") from error
     _skip_roundings(model.graph, onnx.TensorProto)
     onnx.save(model, path)
-
-
-def _positions(graph: Any) -> list[str]:
-    """Names of the nodes that compute positions, indices and the weights of a bilinear sample."""
-    floors = {output for node in graph.node if node.op_type == "Floor" for output in node.output}
-    values = [value for node in graph.node if floors.intersection(node.input) for value in node.output]
-    values += [node.input[1] for node in graph.node if node.op_type in ("GridSample", "Gather")]
-    return nodes_behind(graph, values, end=(*CONVOLUTIONS, "Shape"))
 
 
 def _skip_roundings(graph: Any, types: Any) -> None:

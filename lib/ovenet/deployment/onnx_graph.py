@@ -25,6 +25,14 @@ def nodes_behind(graph: Any, values: Iterable[str], *, end: Collection[str] = CO
     return list(found)
 
 
+def position_nodes(graph: Any) -> list[str]:
+    """Names of the nodes that compute positions, indices and the weights of a bilinear sample."""
+    floors = {output for node in graph.node if node.op_type == "Floor" for output in node.output}
+    values = [value for node in graph.node if floors.intersection(node.input) for value in node.output]
+    values += [node.input[1] for node in graph.node if node.op_type in ("GridSample", "Gather")]
+    return nodes_behind(graph, values, end=(*CONVOLUTIONS, "Shape"))
+
+
 def operators(path: Path) -> list[str]:
     """Names of the operators in a file, in alphabetical order; those of subgraphs and functions too."""
     model = require("onnx", why=f"{path}").load(path, load_external_data=False)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from ovenet.deployment.formats import INPUT, require
-from ovenet.deployment.onnx_graph import nodes_behind
+from ovenet.deployment.onnx_graph import nodes_behind, position_nodes
 
 
 def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
     """Quantises the convolutions of an ONNX file to 8 bits, in place.
 
-    The last convolutions, which compute scores and offsets, and the operations after them stay in float32.
+    The last convolutions, which compute scores and offsets, the operations after them, and what computes positions to
+    sample at stay in float32.
 
     Args:
         path: ONNX file of a network with a fixed size.
@@ -57,9 +58,10 @@ def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
 
 
 def _last_layers(path: Path) -> list[str]:
-    """Names of the nodes from the outputs back to the first convolutions, those included."""
+    """Names of the nodes from the outputs, and from positions, back to the first convolutions, those included."""
     graph = require("onnx", why="int8").load(path).graph
-    return nodes_behind(graph, (output.name for output in graph.output))
+    last = nodes_behind(graph, (output.name for output in graph.output))
+    return sorted({*last, *position_nodes(graph)})
 
 
 @contextmanager
