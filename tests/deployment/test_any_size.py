@@ -1,5 +1,8 @@
 """Files of ``--size dynamic``, run as another program would: ONNX Runtime or OpenVINO, and images of odd sizes."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import onnxruntime
 import openvino
@@ -14,6 +17,7 @@ from ovenet.config import load_config
 from ovenet.deployment import ExportableNetwork, FileNetwork
 from ovenet.deployment.about import LABELS, TENSORS
 from ovenet.deployment.formats import read_about, write_onnx
+from ovenet.deployment.onnx_graph import operators
 from ovenet.deployment.parity import EXACT
 from ovenet.geometry import average_pool
 from ovenet.models.conv_bn import fuse_conv_bn
@@ -30,6 +34,14 @@ OTHERS = {
     "pyramid": "ade20k/srm_crm_ablation_ppm.yaml",
     "criss_cross": "ade20k/srm_crm_ablation_ccam.yaml",
 }
+
+
+def documented_operators(family):
+    """Operators that docs/deployment.md lists for a network: those of the unnamed rows, and its own."""
+    text = (Path(__file__).parents[2] / "docs/deployment.md").read_text().split("### Operators")[1].split("## ")[0]
+    rows = re.findall(r"^\| (.+) \| ([A-Z][\w ]+|none more) \|$", text, flags=re.MULTILINE)
+    assert any(f"`{family}`" in names for names, _ in rows)
+    return {one for names, row in rows if "`" not in names or f"`{family}`" in names for one in row.split()}
 
 
 def pixels(size, batch=2):
@@ -64,8 +76,10 @@ def test_a_file_gives_what_torch_gives_at_every_size(tiny_cfg, tmp_path, family)
         cfg = load_config(EXPERIMENTS / OTHERS[family], ["DEVICE", "cpu", "MODEL.BACKBONE.PRETRAINED", ""])
     model, path = settled(cfg), tmp_path / "any.onnx"
     tensors = ("fused",) if model.max_offset is None else TENSORS
-    network = ExportableNetwork(fuse_conv_bn(model), tensors, align_corners=cfg.MODEL.ALIGN_CORNERS).eval()
+    align_corners = cfg.MODEL.ALIGN_CORNERS
+    network = ExportableNetwork(fuse_conv_bn(model), tensors, align_corners=align_corners, gathers=True).eval()
     write_onnx(network, torch.zeros(1, 3, *EXAMPLE_SIZE), path, tensors, is_dynamic=True)
+    assert set(operators(path)) <= documented_operators(family)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     compiled = openvino.Core().compile_model(str(path), "CPU") if family == "hrnet_ocr_fork" else None
     for size in SIZES:
@@ -107,7 +121,9 @@ def test_an_export_is_compared_at_odd_sizes_too_and_needs_no_padding(trained, im
     monkeypatch.setattr(module, "compare", compare)
     parity = export(trained, tmp_path / "any.onnx", options(images))
     assert parity.difference < 1e-4
-    assert len({(height % 32, width % 32) for height, width in seen}) == 3
+    assert len({(height % 32, width % 32) for height, width in seen[:3]}) == 3
+    assert len(seen) == 5
+    assert len({round(width / height, 1) for height, width in (seen[0], *seen[3:])}) == 3  # two other aspects
     assert any(height % 2 for height, _ in seen)
     assert any(width % 2 for _, width in seen)
     assert read_about(tmp_path / "any.onnx").multiple == 1
@@ -148,6 +164,16 @@ def test_other_sizes_than_that_of_a_file_are_refused_by_the_runtimes(tiny, image
         session.run(None, {"images": np.zeros((1, 3, 64, 96), np.uint8)})
 
 
+def test_what_cannot_be_traced_is_one_line(tmp_path, capsys):
+    class Smooth(torch.nn.Module):
+        def forward(self, images):
+            return (torch.nn.functional.interpolate(images, (7, 9), mode="bicubic", antialias=True),)
+
+    with pytest.raises(UserError, match="bicubic"):
+        write_onnx(Smooth(), torch.zeros(1, 3, 20, 30), tmp_path / "any.onnx", ("fused",), is_dynamic=True)
+    assert capsys.readouterr().out == ""
+
+
 def test_mask2former_has_a_size():
     cfg = load_config(EXPERIMENTS / "synthetic/mask2former_lite0.yaml", ["MODEL.BACKBONE.PRETRAINED", ""])
 
@@ -158,6 +184,30 @@ def test_mask2former_has_a_size():
     Trained.cfg = cfg
     with pytest.raises(UserError, match=r"--size dynamic: .*mask2former.*--size HxW"):
         _traced_size(Trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in [*RIVALS, "mask2former"] if name != "segfix"])  # the others: above
+def test_no_network_is_written_with_a_grid_sample(tiny_cfg, tmp_path, family):
+    if family == "mask2former":
+        cfg = load_config(EXPERIMENTS / "synthetic/mask2former_lite0.yaml", ["MODEL.BACKBONE.PRETRAINED", ""])
+    else:
+        cfg = family_config(tiny_cfg, family)
+    model, path, size = settled(cfg), tmp_path / "network.onnx", (64, 96)
+    tensors = ("fused",) if model.max_offset is None else TENSORS
+    network = ExportableNetwork(model, tensors, align_corners=cfg.MODEL.ALIGN_CORNERS, gathers=True).eval()
+    is_dynamic = family != "mask2former"
+    write_onnx(
+        network, torch.zeros(1, 3, *(EXAMPLE_SIZE if is_dynamic else size)), path, tensors, is_dynamic=is_dynamic
+    )
+    assert set(operators(path)) <= documented_operators(family) | {"BatchNormalization"}  # not fused here
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for images in (pixels(size, 1), *([pixels((97, 131)), pixels((161, 34))] if is_dynamic else [])):
+        with torch.no_grad():
+            expected = model(images).fused[-1]
+        fused = session.run([session.get_outputs()[tensors.index("fused")].name], {"images": images.numpy()})[0]
+        limit = 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(torch.from_numpy(fused), expected, rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (6, 6), (5, 7)])

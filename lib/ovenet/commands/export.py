@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ovenet.builders.loading import load_model
 from ovenet.deployment import FORMATS, Limits
-from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
+from ovenet.deployment.about import LABELS, SAMPLINGS, SUFFIXES, TENSORS
 from ovenet.deployment.formats import OPSET
 from ovenet.deployment.parity import EXACT, QUANTIZED
 from ovenet.errors import UserError
@@ -25,18 +25,20 @@ def main() -> None:
     args = build_parser().parse_intermixed_args()
     source = find_weights(args.weights)
     suffix = next(suffix for suffix, name in SUFFIXES.items() if name == args.format)
-    path = args.file or Path(f"{name_of(source)}{'-int8' if args.int8 else ''}{suffix}")
+    path = args.file or Path(f"{name_of(source)}{'' if args.precision == 'fp32' else f'-{args.precision}'}{suffix}")
     if path.suffix != suffix:
         raise UserError(f"{path}: a file of --format {args.format} ends in {suffix}")
     for part in (path, *([path.with_suffix(".bin")] if args.format == "openvino" else [])):
         require_free(part, overwrite=args.overwrite)
     trained = load_model(source, args.cfg, args.set)
-    usual = QUANTIZED if args.int8 else EXACT
+    usual = QUANTIZED if args.precision == "int8" else EXACT
     options = ExportOptions(
         size=None if args.size == DYNAMIC else parse_size(args.size, trained.settings.window_size),
         tensors=(LABELS,) if args.output == LABELS else tuple(args.tensors),
         normalize=args.normalize == "inside",
-        int8=args.int8,
+        int8=args.precision == "int8",
+        fp16=args.precision == "fp16",
+        seed_sampling=args.seed_sampling,
         opset=args.opset,
         limits=Limits(
             changed=usual.changed if args.max_changed is None else args.max_changed / 100,
@@ -78,7 +80,18 @@ def build_parser() -> argparse.ArgumentParser:
         default="inside",
         help="input of the file: RGB from 0 to 255 (inside) or normalised pixels (outside); default: inside",
     )
-    parser.add_argument("--int8", action="store_true", help="quantise, calibrated on training images or --images")
+    parser.add_argument(
+        "--seed-sampling",
+        choices=SAMPLINGS,
+        help="bilinear samples as four gathers and a blend, or as ONNX's GridSample; default: gather, pt2 grid_sample",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of weights and activations; int8 is calibrated on training images or --images; default: fp32",
+    )
+    parser.add_argument("--int8", dest="precision", action="store_const", const="int8", help="--precision int8")
     parser.add_argument("--opset", type=int, default=OPSET, metavar="N", help=f"ONNX opset; default: {OPSET}")
     parser.add_argument("--images", nargs="+", default=[], metavar="INPUT", help="compare on these instead of the list")
     parser.add_argument(

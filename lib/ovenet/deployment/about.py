@@ -17,7 +17,9 @@ SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".xml": "openvino"}
 TENSORS = ("initial", "seed", "fused", "offset", "confidence")  # outputs of a network with a seed
 LABELS = "labels"
 
-Precision = Literal["float32", "int8"]
+Precision = Literal["float32", "float16", "int8"]
+Sampling = Literal["gather", "grid_sample"]
+SAMPLINGS: tuple[Sampling, ...] = ("gather", "grid_sample")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class ExportedFile:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path}: what it says about itself is damaged ({error!r}); export it again") from error
+
+
+def usual_sampling(path: Path) -> Sampling:
+    """How a file samples at seeds if nobody asks: torch runs ``pt2`` files, with a `grid_sample` of its own."""
+    return "grid_sample" if SUFFIXES[path.suffix] == "pt2" else "gather"
 
 
 def is_exported(path: str | Path) -> bool:

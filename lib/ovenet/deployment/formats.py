@@ -7,7 +7,8 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -107,7 +108,7 @@ def write_onnx(
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": list(tensors), "opset_version": opset}
     with _one_line_errors(f"ONNX opset {opset}"), torch.no_grad():
         if is_dynamic:
-            with _traceable():
+            with _traceable(), redirect_stdout(StringIO()):  # on failure it prints the whole graph
                 torch.onnx.export(network, (example,), str(path), dynamo=False, dynamic_axes=axes, **names)
         else:
             torch.onnx.export(network, (example,), str(path), dynamo=True, external_data=False, verbose=False, **names)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from ovenet.deployment.about import LABELS
-from ovenet.geometry import resize_bilinear
+from ovenet.geometry import GatherSampling, resize_bilinear
 from ovenet.models import Segmentor
 from ovenet.structures import Normalization
 
@@ -23,6 +24,8 @@ class ExportableNetwork(nn.Module):
         align_corners: convention of the score upsampling.
         output_index: which score map, -1 the final one.
         normalization: applied here to RGB from 0 to 255; None for input that is already normalised.
+        gathers: whether bilinear samples are four gathers and a blend instead of torch's `grid_sample`, which
+            becomes ONNX's ``GridSample``.
     """
 
     mean: Tensor
@@ -36,13 +39,14 @@ class ExportableNetwork(nn.Module):
         align_corners: bool,
         output_index: int = -1,
         normalization: Normalization | None = None,
+        gathers: bool = False,
     ):
         super().__init__()
         self.model = model
         self.tensors = tuple(tensors)
         self.align_corners, self.output_index = align_corners, output_index
         self.is_bgr = normalization is not None and normalization.channel_order == "BGR"
-        self.normalizes = normalization is not None
+        self.normalizes, self.gathers = normalization is not None, gathers
         if normalization is not None:  # a buffer of None trips the exporter of torch 2.6
             for name in ("mean", "std"):
                 values = 255 * torch.tensor(getattr(normalization, name)).view(3, 1, 1)
@@ -52,7 +56,8 @@ class ExportableNetwork(nn.Module):
         """``(B, 3, H, W)`` float32."""
         if self.normalizes:
             images = ((images.flip(1) if self.is_bgr else images) - self.mean) / self.std
-        output = self.model(images)
+        with GatherSampling() if self.gathers else nullcontext():
+            output = self.model(images)
         scores = output.predictions(self.output_index)
         if self.tensors == (LABELS,):
             height, width = images.shape[-2:]

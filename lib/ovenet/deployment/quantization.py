@@ -6,17 +6,18 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ovenet.deployment.formats import INPUT, require
+from ovenet.deployment.onnx_graph import nodes_behind, position_nodes
 
 
 def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
     """Quantises the convolutions of an ONNX file to 8 bits, in place.
 
-    The last convolutions, which compute scores and offsets, and the operations after them stay in float32.
+    The last convolutions, which compute scores and offsets, the operations after them, and what computes positions to
+    sample at stay in float32.
 
     Args:
         path: ONNX file of a network with a fixed size.
@@ -57,18 +58,10 @@ def quantize_onnx(path: Path, images: Iterable[np.ndarray]) -> None:
 
 
 def _last_layers(path: Path) -> list[str]:
-    """Names of the nodes from the outputs back to the first convolutions, those included."""
+    """Names of the nodes from the outputs, and from positions, back to the first convolutions, those included."""
     graph = require("onnx", why="int8").load(path).graph
-    makers: dict[str, Any] = {output: node for node in graph.node for output in node.output}
-    found: dict[str, Any] = {}
-    waiting = [output.name for output in graph.output]
-    while waiting:
-        node = makers.get(waiting.pop())
-        if node is not None and node.name not in found:
-            found[node.name] = node
-            if node.op_type not in ("Conv", "MatMul"):
-                waiting += node.input
-    return list(found)
+    last = nodes_behind(graph, (output.name for output in graph.output))
+    return sorted({*last, *position_nodes(graph)})
 
 
 @contextmanager

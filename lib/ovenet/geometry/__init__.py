@@ -1,6 +1,7 @@
 """All sampling and resizing of score maps, offsets and labels."""
 
 from ovenet.geometry.carafe import reassemble
+from ovenet.geometry.gather import GatherSampling
 from ovenet.geometry.grid import pixel_grid
 from ovenet.geometry.resample import lookup_labels, refine_offset, sample_bilinear, seed_position
 from ovenet.geometry.resize import average_pool, resize_bilinear, resize_features, spatial_size
@@ -13,6 +14,7 @@ __all__ = [
     "FREQ_FUSION",
     "OVENET",
     "SRM",
+    "GatherSampling",
     "WarpConvention",
     "add_resized_rows_gradient",
     "at_least_float32",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from ovenet.data.files import read_image
 from ovenet.data.samplers import spread
 from ovenet.data.transforms import normalize_images, resize_image, resize_labels
 from ovenet.deployment import ExportableNetwork, ExportedFile, Limits, Parity, compare, write_network
-from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS
+from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS, Sampling, usual_sampling
 from ovenet.deployment.formats import move_into_place
+from ovenet.deployment.half import halve_onnx
 from ovenet.deployment.quantization import quantize_onnx
 from ovenet.deployment.runtimes import open_session, usual_runtime
 from ovenet.errors import UserError
@@ -36,6 +37,7 @@ from ovenet.utils.logging import get_logger
 from ovenet.version import version
 
 ReadSample = Callable[[int], tuple[np.ndarray, np.ndarray | None]]  # image and labels, by index
+Compared = tuple[np.ndarray, Tensor | None]  # an image of the network's size, and its train ids if there are any
 # Image size at which a network of dynamic size is traced. All maps have odd sides, down to a stride of 32, so that no
 # resize and no padding is skipped in the trace because a map happens to have the right size.
 EXAMPLE_SIZE = (321, 449)
@@ -57,6 +59,8 @@ class ExportOptions:
         images: images to compare and calibrate with, instead of the lists of the configuration.
         num_images: number of images to compare.
         num_calibration: number of images to calibrate with.
+        fp16: weights and activations in float16; positions, scores, input and outputs stay in float32.
+        seed_sampling: ``gather``, ``grid_sample``, or None for the usual one of the format, see `usual_sampling`.
     """
 
     size: tuple[int, int] | None
@@ -68,6 +72,8 @@ class ExportOptions:
     images: Sequence[str] = ()
     num_images: int = 8
     num_calibration: int = 16
+    fp16: bool = False
+    seed_sampling: Sampling | None = None
 
 
 def export(
@@ -90,15 +96,20 @@ def export(
         raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
     if options.int8 and (options.size is None or path.suffix == ".pt2"):
         raise UserError("int8 needs --format onnx or openvino, and a fixed size: --size HxW")
+    if options.fp16 and (options.int8 or path.suffix != ".onnx"):
+        raise UserError("fp16 needs --format onnx, and no --int8")
     require_rgb(trained.normalization)
     trained = _repeatable(trained)
     tensors = _checked_tensors(options.tensors, has_seed=trained.model.max_offset is not None)
     size = options.size or _traced_size(trained)
     about = _about(trained, options, tensors)
-    fast = _network(trained, options, tensors, fuse_conv_bn(trained.model))
+    sampling = options.seed_sampling or usual_sampling(path)
+    fast = _network(trained, options, tensors, fuse_conv_bn(trained.model), gathers=sampling == "gather")
     example = _pixels(trained, options, np.zeros((*size, 3), np.uint8))
 
-    def quantize(onnx_file: Path) -> None:
+    def prepare(onnx_file: Path) -> None:
+        if options.fp16:
+            halve_onnx(onnx_file)
         if options.int8:
             images = _samples(trained, options, trained.cfg.DATASET.TRAIN_SET, options.num_calibration)
             quantize_onnx(onnx_file, (_pixels(trained, options, image).numpy() for image, _ in images))
@@ -107,11 +118,16 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".ovenet-", dir=path.parent) as folder:
         unfinished = Path(folder) / path.name
         tell(f"writing:     for images of {f'{size[0]}x{size[1]}' if options.size else 'any size'}")
-        write_network(fast, example, unfinished, about, opset=options.opset, prepare=quantize)
+        write_network(fast, example, unfinished, about, opset=options.opset, prepare=prepare)
         tell(f"comparing:   with the trained network, on up to {options.num_images} images")
-        parity = _parity(trained, options, tensors, unfinished)
+        samples = _samples(trained, options, trained.cfg.DATASET.TEST_SET, options.num_images)
+        parity = _parity(trained, options, tensors, unfinished, samples)
         if problem := parity.problem(options.limits):
             raise UserError(f"{path} is not written: {problem} ({parity}); --max-changed and --max-loss allow more")
+        for height, width, image in _other_shapes(trained, options) if options.size is None else ():
+            parity_there = _parity(trained, options, tensors, unfinished, [(image, None)])
+            if problem := parity_there.problem(options.limits):
+                raise UserError(f"{path} is not written: at {height}x{width} {problem}; name one size: --size HxW")
         move_into_place(unfinished, path)
     return parity
 
@@ -131,7 +147,7 @@ def _repeatable(trained: TrainedModel) -> TrainedModel:
 
 
 def _network(
-    trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], model: Segmentor
+    trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], model: Segmentor, *, gathers: bool = False
 ) -> ExportableNetwork:
     cfg = trained.cfg
     return ExportableNetwork(
@@ -140,6 +156,7 @@ def _network(
         align_corners=cfg.MODEL.ALIGN_CORNERS,
         output_index=cfg.TEST.OUTPUT_INDEX,
         normalization=trained.normalization if options.normalize else None,
+        gathers=gathers,
     ).eval()
 
 
@@ -149,8 +166,10 @@ def _pixels(trained: TrainedModel, options: ExportOptions, image: np.ndarray) ->
     return images.float() if options.normalize else normalize_images(images, trained.normalization)
 
 
-def _parity(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], path: Path) -> Parity:
-    """Compares an exported file with the trained model on images of the test list."""
+def _parity(
+    trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ...], path: Path, samples: Iterable[Compared]
+) -> Parity:
+    """Compares an exported file with the trained model."""
     plain, run = _network(trained, options, tensors, trained.model), open_session(path, usual_runtime(path))
     align_corners = trained.cfg.MODEL.ALIGN_CORNERS
 
@@ -172,7 +191,7 @@ def _parity(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, .
         by_torch,
         by_file,
         classes,
-        _samples(trained, options, trained.cfg.DATASET.TEST_SET, options.num_images),
+        samples,
         trained.info.class_names,
         ignore_label=trained.cfg.TRAIN.IGNORE_LABEL,
     )
@@ -218,7 +237,7 @@ def _about(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ..
         stride=round(size[1] / probe.fused[-1].shape[3]),
         score_kind=probe.score_kind,
         max_offset=trained.model.max_offset if tensors == TENSORS else None,
-        precision="int8" if options.int8 else "float32",
+        precision="int8" if options.int8 else "float16" if options.fp16 else "float32",
         source=trained.path.name,
         source_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
         versions={"ovenet": version(), "torch": torch.__version__},
@@ -228,9 +247,7 @@ def _about(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ..
     )
 
 
-def _samples(
-    trained: TrainedModel, options: ExportOptions, list_file: str, number: int
-) -> Iterator[tuple[np.ndarray, Tensor | None]]:
+def _samples(trained: TrainedModel, options: ExportOptions, list_file: str, number: int) -> Iterator[Compared]:
     """Images resized for the network, evenly spread over a list, with their labels if there are any."""
     read, num_images = _images_of(options) if options.images else _listed(trained.cfg, list_file)
     for place, index in enumerate(spread(num_images, number)):
@@ -268,3 +285,12 @@ def _varied_size(trained: TrainedModel, image: np.ndarray, place: int) -> tuple[
     size = trained.settings.scaled_size(image.shape[:2], 1.0)
     height, width = (max(_LEAST_SIDE, n - place * step % 32) for n, step in zip(size, (5, 11), strict=True))
     return height, width
+
+
+def _other_shapes(trained: TrainedModel, options: ExportOptions) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Height, width and the first image at them: turned by a quarter, and squeezed, so that every aspect differs."""
+    ((image, _),) = _samples(trained, options, trained.cfg.DATASET.TEST_SET, 1)
+    height, width = image.shape[:2]
+    for shape in ((width - 3, height - 1), (height // 2 + 7, width // 3 + 2)):
+        size = max(_LEAST_SIDE, shape[0]), max(_LEAST_SIDE, shape[1])
+        yield *size, resize_image(image, size)
