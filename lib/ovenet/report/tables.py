@@ -66,13 +66,14 @@ def cards(run: TestedRun) -> list[dict[str, str]]:
     """The headline numbers."""
     scores, details = run.results["results"], run.results["details"]
     fused = scores["fused"]
-    shown = [{"title": "mIoU of S_f, %", "value": percent(fused["mean_iou"]), "hue": "fused"}]
+    of_fused = " of S_f" if run.has_seed else ""
+    shown = [{"title": f"mIoU{of_fused}, %", "value": percent(fused["mean_iou"]), "hue": "fused"}]
     if run.has_seed:
         gain = _difference(fused["mean_iou"], scores["initial"]["mean_iou"])
         shown.append({"title": "gain: mIoU of S_f less S_i", "value": signed(gain), "hue": direction(gain)})
         shown.append({"title": "mIoU of S_i, %", "value": percent(scores["initial"]["mean_iou"]), "hue": "initial"})
     boundary = details["boundaries"]["mean_iou"]["fused"][-1]
-    shown.append({"title": "Boundary IoU of S_f, %", "value": percent(boundary), "hue": ""})
+    shown.append({"title": f"Boundary IoU{of_fused}, %", "value": percent(boundary), "hue": ""})
     shown.append({"title": "pixels right, %", "value": percent(fused["pixel_accuracy"]), "hue": ""})
     ious = {name: iou for name, iou in fused["iou"].items() if iou is not None}
     if ious:
