@@ -108,6 +108,7 @@ def test_a_notebook(folder):
 
 def test_the_cells_of_the_notebook(folder, monkeypatch):
     shown = []
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr("PIL.Image.Image.show", lambda picture: shown.append(picture.size))
     run(PROGRAMS["A notebook"])
     assert len(shown) == 5

@@ -17,7 +17,7 @@ from ovenet.deployment.formats import read_about
 from ovenet.deployment.onnx_graph import operators
 from ovenet.deployment.runtimes import open_session
 
-TOOLS = Path(__file__).parents[2] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools/deployment"
 SUFFIX_FORMATS = {".onnx": "onnx", ".pt2": "pt2"}
 
 
@@ -123,8 +123,8 @@ def test_an_engine_is_compared_with_its_file(exported):
 @pytest.mark.parametrize(
     ("tool", "package", "name", "made", "arguments"),
     [
-        ("build_tensorrt", "tensorrt", "a.onnx", "a.plan", True),
-        ("to_coreml", "coremltools", "a.pt2", "a.mlpackage", False),
+        ("deployment/build_tensorrt", "tensorrt", "a.onnx", "a.plan", True),
+        ("deployment/to_coreml", "coremltools", "a.pt2", "a.mlpackage", False),
     ],
 )
 def test_without_its_package_a_tool_says_so(
@@ -142,6 +142,6 @@ def test_without_its_package_a_tool_says_so(
 def test_an_engine_has_one_size(run_tool, weights, photos, tmp_path):
     done = run_tool("export", weights, tmp_path / "any.onnx", "--size", "dynamic", "--images", photos)
     assert done.code == 0, done.err
-    done = run_tool("build_tensorrt", tmp_path / "any.onnx", tmp_path / "a.plan", "--images", photos)
+    done = run_tool("deployment/build_tensorrt", tmp_path / "any.onnx", tmp_path / "a.plan", "--images", photos)
     assert done.code == 2
     assert "--size HxW" in done.err

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Builds a TensorRT engine and compares it: python tools/build_tensorrt.py model.onnx model.plan --images FOLDER.
+"""Builds a TensorRT engine and compares it.
+
+    python tools/deployment/build_tensorrt.py model.onnx model.plan --images FOLDER
 
 Needs an NVIDIA GPU and the package tensorrt. The engine gets its name only if at most 0.1 % of the pixels change class.
 """
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 
 import numpy as np
 import torch

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts an exported pt2 file to Core ML: python tools/to_coreml.py model.pt2 model.mlpackage.
+"""Converts an exported pt2 file to Core ML: python tools/deployment/to_coreml.py model.pt2 model.mlpackage.
 
 The package is not run, which only macOS can: compare it there before you use it.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lib"))
 
 import torch
 
