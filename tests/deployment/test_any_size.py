@@ -98,7 +98,7 @@ def test_a_file_gives_what_torch_gives_at_every_size(tiny_cfg, tmp_path, family)
 
 
 def options(images, **changed):
-    usual = {"size": None, "tensors": TENSORS, "normalize": True, "int8": False, "opset": 18, "limits": EXACT}
+    usual = {"size": None, "tensors": TENSORS, "normalize": True, "precision": "float32", "opset": 18, "limits": EXACT}
     return ExportOptions(**{**usual, "images": [str(images)], "num_images": 3, **changed})
 
 

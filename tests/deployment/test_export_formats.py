@@ -49,8 +49,15 @@ def scene(size, seed):
 
 
 def options(images, **changed):
-    usual = {"tensors": TENSORS, "normalize": True, "int8": False, "opset": 18, "limits": EXACT, "num_images": 3}
-    return ExportOptions(**{"size": SIZE, "images": [str(images)], **usual, **changed})
+    usual = {
+        "tensors": TENSORS,
+        "normalize": True,
+        "precision": "float32",
+        "opset": 18,
+        "limits": EXACT,
+        "num_images": 3,
+    }
+    return ExportOptions(**{"size": SIZE, "images": [str(images)], "num_images": 3, **usual, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +192,7 @@ def test_no_statistics_are_sent(tiny, images, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("suffix", "runtime"), [(".onnx", "onnxruntime"), (".xml", "openvino")])
 def test_eight_bits(trained, exported, images, suffix, runtime):
     path = (exported / "int8").with_suffix(suffix)
-    parity = export(trained, path, options(images, int8=True, limits=Limits(changed=0.1, mean_iou=1.0)))
+    parity = export(trained, path, options(images, precision="int8", limits=Limits(changed=0.1, mean_iou=1.0)))
     whole = (exported / "fixed.onnx").stat().st_size
     assert path.with_suffix(".bin" if suffix == ".xml" else suffix).stat().st_size < 0.5 * whole
     assert 0 < parity.changed < 0.1
@@ -233,7 +240,7 @@ def test_images_are_spread_over_the_list(tiny, tmp_path, monkeypatch):
         Image.new("RGB", (32, 32), (10 * index,) * 3).save(tmp_path / f"images/{index}.png")
     monkeypatch.setattr(module, "compare", compare)
     monkeypatch.setattr(module, "quantize_onnx", lambda _, images: calibrated.extend(int(i.mean()) for i in images))
-    kept = options(tmp_path / "images", tensors=("fused", "offset"), int8=True, num_calibration=3)
+    kept = options(tmp_path / "images", tensors=("fused", "offset"), precision="int8", num_calibration=3)
     export(tiny, tmp_path / "a.onnx", kept)
     assert calibrated == compared == [0, 40, 80]
 

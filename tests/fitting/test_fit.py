@@ -74,7 +74,7 @@ def test_a_folder_that_is_not_there_is_named_first(tmp_path):
 
 
 def test_a_result_in_words():
-    results = {"pixel_accuracy": 0.804, "iou": {"sky": 0.9, "pole": 0.0, "road": 0.5}}
+    results = {"pixel_accuracy": 0.804, "iou": {"sky": 0.9, "pole": 0.0, "road": 0.5, "absent": None}}
     text = in_words(results)
     assert text.startswith("80 %")
     assert "2 of their 3 classes" in text

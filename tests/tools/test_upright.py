@@ -87,7 +87,7 @@ def test_the_app(weights, photographs):
 def test_images_of_an_export(photographs):
     """Those that are compared, and those that a calibration learns from."""
     limits = Limits(0.1, 0.1)
-    options = export.ExportOptions((40, 64), ("fused",), True, False, 17, limits, images=[str(photographs)])
+    options = export.ExportOptions((40, 64), ("fused",), True, "float32", 17, limits, images=[str(photographs)])
     samples = list(export._samples(None, options, "", 9))
     assert len(samples) == 9
     for image, _ in samples:

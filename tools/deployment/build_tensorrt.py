@@ -30,6 +30,7 @@ from ovenet.errors import UserError
 from ovenet.geometry import resize_bilinear
 from ovenet.inference.inputs import find_inputs
 from ovenet.utils.cli import require_free, run_main
+from ovenet.utils.writing import write_bytes
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
     print(f"compared:    {parity}")
     if problem := parity.problem(Limits(changed=args.max_changed / 100, mean_iou=1.0)):
         raise UserError(f"{args.engine} is not written: {problem} (--max-changed)")
-    args.engine.write_bytes(engine)
+    write_bytes(args.engine, engine)
     print(f"built:       {args.engine} ({args.engine.stat().st_size / 1e6:.1f} MB), for this GPU and this TensorRT")
 
 

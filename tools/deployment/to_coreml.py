@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,12 @@ def main() -> None:
     if wrong := sorted(SAMPLING & found):
         raise UserError(f"{args.file}: becomes the operator {wrong[0]}; export it with --seed-sampling gather")
     model.short_description = f"OVeNet, {about.source}"
-    if args.package.exists():
-        shutil.rmtree(args.package)
-    model.save(str(args.package))
+    with tempfile.TemporaryDirectory(dir=args.package.absolute().parent) as folder:  # the old package stays till then
+        unfinished = Path(folder) / args.package.name
+        model.save(str(unfinished))
+        if args.package.exists():
+            shutil.rmtree(args.package)
+        unfinished.rename(args.package)
     print(f"operators:   {' '.join(sorted(found))}")
     print(f"converted:   {args.package}; not run: compare it on macOS before you use it")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ovenet.builders.loading import load_model
 from ovenet.deployment import FORMATS, Limits
-from ovenet.deployment.about import LABELS, SAMPLINGS, SUFFIXES, TENSORS
+from ovenet.deployment.about import LABELS, SAMPLINGS, SUFFIXES, TENSORS, Precision
 from ovenet.deployment.formats import OPSET
 from ovenet.deployment.parity import EXACT, QUANTIZED
 from ovenet.errors import UserError
@@ -18,6 +18,7 @@ from ovenet.predictor.sources import find_weights, name_of
 from ovenet.utils.cli import require_free
 
 DYNAMIC = "dynamic"
+PRECISIONS: dict[str, Precision] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
 def main() -> None:
@@ -36,8 +37,7 @@ def main() -> None:
         size=None if args.size == DYNAMIC else parse_size(args.size, trained.settings.window_size),
         tensors=(LABELS,) if args.output == LABELS else tuple(args.tensors),
         normalize=args.normalize == "inside",
-        int8=args.precision == "int8",
-        fp16=args.precision == "fp16",
+        precision=PRECISIONS[args.precision],
         seed_sampling=args.seed_sampling,
         opset=args.opset,
         limits=Limits(
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "int8"),
+        choices=tuple(PRECISIONS),
         default="fp32",
         help="of weights and activations; int8 is calibrated on training images or --images; default: fp32",
     )

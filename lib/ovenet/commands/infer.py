@@ -17,17 +17,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ovenet.data.files import read_image
-from ovenet.deployment import RUNTIMES, is_exported
-from ovenet.engine.checkpoint import BEST, FINAL
+from ovenet.deployment import RUNTIMES
 from ovenet.engine.settings import DEVICES
 from ovenet.errors import UserError
 from ovenet.inference.inferencer import thinning
 from ovenet.inference.inputs import FrameReader, Input, find_inputs, frame_name
 from ovenet.inference.memory import MemoryGuard
 from ovenet.inference.outputs import KINDS, PROBABILITY, SEED_KINDS, FrameWriter, ResultWriter, draw_overlay
-from ovenet.models.pretrained import bundled_models, pretrained_models
 from ovenet.predictor.predictor import Predictor, load
-from ovenet.predictor.sources import title_of
+from ovenet.predictor.sources import is_model, title_of
 from ovenet.report.gallery import IGNORE_ID, picture_data, picture_sides
 from ovenet.report.viewer import GalleryPage
 from ovenet.structures import Sample
@@ -35,7 +33,6 @@ from ovenet.utils.progress import tell, track
 
 DEFAULT_MODEL = "camvid-lite0"
 EXIT_SKIPPED = 1
-WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", ".safetensors")
 PAGE = "page.html"
 NUM_PAGE_IMAGES = 100  # number of images that the picture sizes of a page are made for
 MAX_SEED_SIDE = 4096  # offsets and confidence of larger images are subsampled
@@ -48,7 +45,7 @@ def main() -> None:
         raise UserError(f"--max-memory is {args.max_memory}; expected gigabytes above 0")
     if args.max_frames is not None and args.max_frames < 1:
         raise UserError(f"--max-frames is {args.max_frames}; expected at least 1")
-    if not args.inputs and is_model(args.weights):
+    if not args.inputs and is_model(args.weights):  # a run's folder may hold pictures of a test
         raise UserError(
             f"{args.weights} is a model; say what to predict with it: ovenet infer {args.weights} photo.jpg (or a "
             "folder, a pattern, a video, camera:0)"
@@ -100,16 +97,6 @@ def main() -> None:
     print(f"results:     {folder} ({len(inputs)} inputs, {num_skipped} images or frames skipped)")
     if num_skipped:
         sys.exit(EXIT_SKIPPED)
-
-
-def is_model(name: str) -> bool:
-    """Whether a word means a model: a name, weights, an exported file, or a run's folder."""
-    path = Path(name)
-    if path.is_dir():
-        return any((path / weights).exists() for weights in (BEST, FINAL))
-    if path.exists():
-        return path.suffix in WEIGHTS_SUFFIXES or is_exported(path)
-    return name in bundled_models() or name in pretrained_models()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -191,7 +178,7 @@ def page_for(predictor: Predictor) -> GalleryPage:
     info = predictor.info
     if len(info.class_names) > IGNORE_ID:
         raise UserError(f"--page: {len(info.class_names)} classes; its pictures hold at most {IGNORE_ID}")
-    facts = f"{predictor.path}, {len(info.class_names)} classes of {info.name}"
+    facts = f"{predictor.path.name}, {len(info.class_names)} classes of {info.name}"
     return GalleryPage(title_of(predictor.path), facts, info.class_names, info.palette, predictor.max_offset)
 
 

@@ -27,9 +27,8 @@ def halve_onnx(path: Path) -> None:
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
     weights = {one.name for one in model.graph.initializer}
-    described = [
-        one for one in model.graph.value_info if one.name not in weights
-    ]  # else it casts weights that it keeps
+    # The converter casts weights that it keeps in float32 if their type is described too.
+    described = [one for one in model.graph.value_info if one.name not in weights]
     del model.graph.value_info[:]
     model.graph.value_info.extend(described)
     kept = {*nodes_behind(model.graph, (output.name for output in model.graph.output)), *position_nodes(model.graph)}

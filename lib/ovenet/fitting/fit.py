@@ -152,7 +152,7 @@ def in_words(results: Mapping[str, Any]) -> str:
     Args:
         results: of one prediction, from ``results.json``.
     """
-    ious: Mapping[str, float] = results["iou"]
+    ious = {name: iou for name, iou in results["iou"].items() if iou is not None}  # absent classes have none
     missed = [name for name, iou in ious.items() if iou == 0]
     never = f"; never found: {', '.join(missed)}" if missed else ""
     return (

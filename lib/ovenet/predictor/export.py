@@ -20,7 +20,7 @@ from ovenet.data.files import read_image
 from ovenet.data.samplers import spread
 from ovenet.data.transforms import normalize_images, resize_image, resize_labels
 from ovenet.deployment import ExportableNetwork, ExportedFile, Limits, Parity, compare, write_network
-from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS, Sampling, usual_sampling
+from ovenet.deployment.about import LABELS, SUFFIXES, TENSORS, Precision, Sampling, usual_sampling
 from ovenet.deployment.formats import move_into_place
 from ovenet.deployment.half import halve_onnx
 from ovenet.deployment.quantization import quantize_onnx
@@ -53,26 +53,24 @@ class ExportOptions:
         size: ``(H, W)`` of the images; None for any.
         tensors: outputs, see `ExportedFile`.
         normalize: put the normalisation of the pixels into the file.
-        int8: quantise.
+        precision: of weights and activations; in float16, positions, scores, input and outputs stay in float32.
         opset: ONNX opset.
         limits: largest accepted differences from the trained model.
         images: images to compare and calibrate with, instead of the lists of the configuration.
         num_images: number of images to compare.
         num_calibration: number of images to calibrate with.
-        fp16: weights and activations in float16; positions, scores, input and outputs stay in float32.
         seed_sampling: ``gather``, ``grid_sample``, or None for the usual one of the format, see `usual_sampling`.
     """
 
     size: tuple[int, int] | None
     tensors: tuple[str, ...]
     normalize: bool
-    int8: bool
+    precision: Precision
     opset: int
     limits: Limits
     images: Sequence[str] = ()
     num_images: int = 8
     num_calibration: int = 16
-    fp16: bool = False
     seed_sampling: Sampling | None = None
 
 
@@ -94,10 +92,10 @@ def export(
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if options.int8 and (options.size is None or path.suffix == ".pt2"):
+    if options.precision == "int8" and (options.size is None or path.suffix == ".pt2"):
         raise UserError("int8 needs --format onnx or openvino, and a fixed size: --size HxW")
-    if options.fp16 and (options.int8 or path.suffix != ".onnx"):
-        raise UserError("fp16 needs --format onnx, and no --int8")
+    if options.precision == "float16" and path.suffix != ".onnx":
+        raise UserError("fp16 needs --format onnx")
     require_rgb(trained.normalization)
     trained = _repeatable(trained)
     tensors = _checked_tensors(options.tensors, has_seed=trained.model.max_offset is not None)
@@ -108,9 +106,9 @@ def export(
     example = _pixels(trained, options, np.zeros((*size, 3), np.uint8))
 
     def prepare(onnx_file: Path) -> None:
-        if options.fp16:
+        if options.precision == "float16":
             halve_onnx(onnx_file)
-        if options.int8:
+        if options.precision == "int8":
             images = _samples(trained, options, trained.cfg.DATASET.TRAIN_SET, options.num_calibration)
             quantize_onnx(onnx_file, (_pixels(trained, options, image).numpy() for image, _ in images))
 
@@ -237,7 +235,7 @@ def _about(trained: TrainedModel, options: ExportOptions, tensors: tuple[str, ..
         stride=round(size[1] / probe.fused[-1].shape[3]),
         score_kind=probe.score_kind,
         max_offset=trained.model.max_offset if tensors == TENSORS else None,
-        precision="int8" if options.int8 else "float16" if options.fp16 else "float32",
+        precision=options.precision,
         source=trained.path.name,
         source_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
         versions={"ovenet": version(), "torch": torch.__version__},

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ovenet.config.loading import EXPERIMENTS
+from ovenet.deployment import is_exported
 from ovenet.engine.checkpoint import BEST, BEST_EMA, FINAL, FINAL_EMA
 from ovenet.models.pretrained import (
     MODELS,
@@ -15,10 +16,12 @@ from ovenet.models.pretrained import (
     pretrained_of,
     weights_path,
 )
+from ovenet.models.weight_files import SAFETENSORS
 from ovenet.predictor.run_folder import weights_of_run
 from ovenet.predictor.sharing import WEIGHTS, weights_of_folder
 
 FIT = "fit"  # run of ovenet fit, in the folder of its results
+_WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", SAFETENSORS)
 RUN_WEIGHTS = (BEST, BEST_EMA, FINAL, FINAL_EMA)
 _GENERAL = ("ade20k", "cocostuff", "pascal_context", "pascal_voc")  # datasets of all kinds of photographs
 
@@ -52,6 +55,16 @@ def title_of(path: Path) -> str:
         return name_of(path)
     run = path.resolve().parent
     return run.parent.name if run.name == FIT else run.name
+
+
+def is_model(source: str) -> bool:
+    """Whether a word means a model: a name, a file of weights, an exported file, or the folder of a run or a model."""
+    path = Path(source)
+    if path.is_dir():
+        return any((path / weights).exists() for weights in (*RUN_WEIGHTS, WEIGHTS))
+    if path.exists():
+        return path.suffix in _WEIGHTS_SUFFIXES or is_exported(path)
+    return source in bundled_models() or source in pretrained_models()
 
 
 def is_shared(path: Path) -> bool:
