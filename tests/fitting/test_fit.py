@@ -45,6 +45,7 @@ def test_photos_become_a_model_though_interrupted(tmp_path):
     assert predictor.info.class_names == SHAPES
     assert predictor(tmp_path / "photos/shape_000.jpg").mask.shape == (64, 96)
     (results,) = run.glob("test/*/results.json")
+    assert "<title>OVeNet: model</title>" in (results.parent / "report.html").read_text(encoding="utf-8")
     assert json.loads(results.read_text())["results"]["fused"]["num_pixels"] > 0
 
     written = (run / "best.pth").stat().st_mtime_ns

@@ -27,7 +27,6 @@ from ovenet.errors import UserError
 from ovenet.fitting.photos import Paths, PhotoSet, read_photos, require_folders
 from ovenet.fitting.timing import measure, plan_training, total_seconds
 from ovenet.predictor.predictor import Predictor, load
-from ovenet.predictor.sources import FIT
 from ovenet.preparation.backbones import FoundBackbone, find_backbone
 from ovenet.preparation.draft import list_settings
 from ovenet.preparation.prepare import prepare_dataset
@@ -36,6 +35,7 @@ from ovenet.report.page import REPORT
 from ovenet.report.runs import find_evaluation, read_run
 from ovenet.utils.distributed import choose_device
 from ovenet.utils.run_lock import run_lock
+from ovenet.utils.run_names import FIT
 from ovenet.utils.writing import write_text
 
 _REQUEST = "fit.json"

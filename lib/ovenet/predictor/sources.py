@@ -19,8 +19,8 @@ from ovenet.models.pretrained import (
 from ovenet.models.weight_files import SAFETENSORS
 from ovenet.predictor.run_folder import weights_of_run
 from ovenet.predictor.sharing import WEIGHTS, weights_of_folder
+from ovenet.utils.run_names import run_title
 
-FIT = "fit"  # run of ovenet fit, in the folder of its results
 _WEIGHTS_SUFFIXES = (".pth", ".pt", ".tar", SAFETENSORS)
 RUN_WEIGHTS = (BEST, BEST_EMA, FINAL, FINAL_EMA)
 _GENERAL = ("ade20k", "cocostuff", "pascal_context", "pascal_voc")  # datasets of all kinds of photographs
@@ -48,13 +48,8 @@ def name_of(path: Path) -> str:
 
 
 def title_of(path: Path) -> str:
-    """What a model is called on pages: as in `name_of`, but by its run where the file is one that every run has, and by
-    the folder of results where the run is one of ``ovenet fit``.
-    """
-    if path.name not in RUN_WEIGHTS:
-        return name_of(path)
-    run = path.resolve().parent
-    return run.parent.name if run.name == FIT else run.name
+    """What a model is called on pages: as in `name_of`, but by its run where the file is one that every run has."""
+    return run_title(path.parent) if path.name in RUN_WEIGHTS else name_of(path)
 
 
 def is_model(source: str) -> bool:

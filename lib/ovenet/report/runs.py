@@ -14,6 +14,7 @@ from ovenet.evaluation.curves import read_log
 from ovenet.evaluation.image_scores import image_wise_scores
 from ovenet.evaluation.writers import images_as_dict
 from ovenet.report.gallery import read_records
+from ovenet.utils.run_names import run_title
 
 RESULTS = "results.json"
 RECORDS = "images.jsonl"
@@ -115,7 +116,7 @@ def read_run(folder: Path, name: str) -> TestedRun:
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
     """A short name for each folder: the training run's, with the test's where these are not distinct."""
-    names = [folder.parents[1].name or folder.name for folder in map(Path.absolute, folders)]
+    names = [run_title(folder.parents[1]) or folder.name for folder in map(Path.absolute, folders)]
     full = [f"{name}/{folder.name}" for name, folder in zip(names, folders, strict=True)]
     if len(set(names)) < len(names):
         names = full
