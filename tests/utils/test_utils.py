@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -136,3 +137,27 @@ def test_a_pipe_of_another_kind_that_breaks_is_one(capsys):
     with pytest.raises(SystemExit) as end:
         run_main(fail(BrokenPipeError(32, "Broken pipe")))
     assert (end.value.code, capsys.readouterr().err) == (2, "error: [Errno 32] Broken pipe\n")
+
+
+@pytest.mark.parametrize("cut", ["ConnectionResetError(104, 'Connection reset by peer')", "EOFError()"])
+def test_a_killed_loading_process_is_named_although_its_connection_breaks_first(tmp_path, cut):
+    """The pipe of a process breaks while it dies; that it is dead is known a moment later."""
+    script = tmp_path / "load.py"
+    script.write_text(f"""
+import os, signal, threading
+from torch.utils.data import DataLoader
+from ovenet.utils.cli import run_main
+
+def main():
+    loader = iter(DataLoader(range(1000), num_workers=1))
+    next(loader)
+    pid = loader._workers[0].pid
+    print(pid, flush=True)
+    threading.Timer(0.1, os.kill, (pid, signal.SIGKILL)).start()
+    raise {cut}
+
+run_main(main)
+""")
+    done = forking.run([script])
+    assert done.returncode == 2, done.stderr
+    assert re.search(rf"^error: .*killed.*\b{done.stdout.strip()}\b.*WORKERS", done.stderr), done.stderr

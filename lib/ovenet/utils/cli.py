@@ -10,6 +10,7 @@ import re
 import select
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 _MAX_MESSAGE = 1000
+_DEATH_KNOWN_S = 1.0
 _DEBUG_VARIABLE = "OVENET_DEBUG"
 _NO_COMPILER = re.compile("InvalidCxxCompiler|No working C\\+\\+ compiler")
 _LOADER_KILLED = re.compile(r"DataLoader worker \(pid[^)]*\)[^.]*")
@@ -97,7 +99,7 @@ def run_main(main: Callable[[], None]) -> None:
             # File names need not be Unicode; lines to a file or a pipe keep their order.
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
-        main()
+        _run(main)
         sys.stdout.flush()
     except (UserError, OSError) as error:
         if isinstance(error, BrokenPipeError) and _has_no_reader():
@@ -122,6 +124,15 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(130)
     except Exception as error:  # any other is a fault of the program
         _report_fault(error)
+
+
+def _run(main: Callable[[], None]) -> None:
+    """Runs a command. While it waits, torch raises the death of a data loading process, from the system's signal."""
+    try:
+        main()
+    except (ConnectionError, EOFError):  # also of a process that dies, and whose signal comes later
+        time.sleep(_DEATH_KNOWN_S)
+        raise
 
 
 def _has_no_reader() -> bool:
