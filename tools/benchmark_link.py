@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Training steps on two hosts over a slow link, beside a model of them: python tools/benchmark_link.py. Needs root."""
+"""Training steps on two hosts over a slow link, or with a slow host, beside a model of them. Needs root.
+
+Example: python tools/benchmark_link.py --rates 100 1000 --held 0.2 0.5
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,9 +34,12 @@ UNLIMITED = 1e5  # megabits a second
 
 def main() -> None:
     """Measures every rate with every compression, and prints a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rates", type=float, nargs="+", default=[100, 1000], metavar="MBIT", help="of the link")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rates", type=float, nargs="*", default=[100, 1000], metavar="MBIT", help="of the link")
     parser.add_argument("--compressions", nargs="+", default=["none", "bf16"], choices=("none", "bf16", "powersgd"))
+    parser.add_argument(
+        "--held", type=float, nargs="*", default=[], metavar="SHARE", help="shares of the time that one host is held"
+    )
     parser.add_argument("--steps", type=int, default=12, metavar="N", help="of each training (default: 12)")
     args = parser.parse_args()
     if os.geteuid() != 0 or not shutil.which("tc"):
@@ -56,11 +63,27 @@ def main() -> None:
                     f"| {model.link_s:.2f} |",
                     flush=True,
                 )
+        print("| one host is held | measured, s | model, s |")
+        print("|---|--:|--:|")
+        for held in args.held:
+            measured = measure(folder, args.steps, UNLIMITED, "none", held)
+            slowed = Workload(alone, 0.0, 4 * size, 0, straggler=1 / (1 - held))
+            model = step_time(slowed, hosts=2, per_host=1, link_gbit=UNLIMITED / 1000)
+            print(f"| {held:.0%} of the time | {measured:.2f} | {model.total_s:.2f} |", flush=True)
 
 
-def measure(folder: Path, steps: int, megabits: float, compression: str) -> float:
-    """Seconds a step, the median after the first ones."""
+def measure(folder: Path, steps: int, megabits: float, compression: str, held: float = 0.0) -> float:
+    """Median seconds of a step, the first ones left out.
+
+    Args:
+        folder: folder with the data.
+        steps: number of steps.
+        megabits: bandwidth of the link, in Mbit/s.
+        compression: ``TRAIN.GRADIENT_COMPRESSION``.
+        held: share of the time that the processes of one host are stopped.
+    """
     hosts, output = Hosts(f"bl{os.getpid()}"), Path(tempfile.mkdtemp(dir=folder))
+    is_over = threading.Event()
     try:
         hosts.limit(megabits)
         arguments = (
@@ -69,11 +92,14 @@ def measure(folder: Path, steps: int, megabits: float, compression: str) -> floa
             "TRAIN.GRADIENT_COMPRESSION", compression, "DATASET.AUDIT", 0, "TEST.BASE_SIZE", 64, "TRAIN.BASE_SIZE", 64,
         )  # fmt: skip
         processes = [hosts.start(number, "train", *arguments) for number in (0, 1)]
+        if held:
+            threading.Thread(target=hosts.slow_down, args=(1, held, is_over), daemon=True).start()
         for process in processes:
             out, _ = process.communicate(timeout=500)
             if process.returncode:
                 raise UserError(f"the training failed: {out.strip().splitlines()[-1]}")
     finally:
+        is_over.set()
         hosts.remove()
     lines = [json.loads(line) for line in next(output.rglob("log.jsonl")).read_text(encoding="utf-8").splitlines()]
     times = [line["time"] for line in lines if line["kind"] == "train"][NUM_WARM_UP:]

@@ -1,10 +1,21 @@
 """The model of several cards and hosts, by numbers that can be worked out by hand."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from ovenet.engine.scaling import AROUND_S, Workload, all_gather_s, all_reduce_s, remedies, step_time
+from ovenet.engine.scaling import (
+    AROUND_S,
+    Workload,
+    all_gather_s,
+    all_reduce_s,
+    disturbances,
+    expected_maximum,
+    remedies,
+    step_time,
+)
 
 SMALL = Workload(compute_s=0.3, input_s=0.1, gradient_bytes=10e6, num_layers=0)
 
@@ -69,3 +80,30 @@ def test_each_remedy_changes_what_it_says():
     assert total["twice the batch"].efficiency > before.efficiency
     merged = next(times for name, times in total.items() if name.startswith("four layers"))
     assert merged.messages_s == pytest.approx(before.messages_s / 4)
+
+
+def test_the_largest_of_several_normal_times():
+    """Two and three have closed forms; of more, draws."""
+    assert expected_maximum(1) == pytest.approx(0, abs=1e-9)
+    assert expected_maximum(2) == pytest.approx(1 / math.sqrt(math.pi))
+    assert expected_maximum(3) == pytest.approx(3 / (2 * math.sqrt(math.pi)))
+    drawn = np.random.default_rng(0).standard_normal((4000, 512)).max(axis=1)
+    assert expected_maximum(512) == pytest.approx(drawn.mean(), abs=0.03)
+
+
+def test_all_wait_for_the_slowest():
+    two = {"hosts": 1, "per_host": 2, "link_gbit": 1}
+    assert step_time(replace(SMALL, straggler=1.5), **two).total_s == pytest.approx(0.45)
+    assert step_time(replace(SMALL, straggler=4.0), hosts=1, per_host=8, link_gbit=1).limit == "the slowest process"
+    varying = step_time(replace(SMALL, spread=0.1), **two)
+    assert varying.waiting_s == pytest.approx(0.3 * 0.1 / math.sqrt(math.pi))
+    assert step_time(replace(SMALL, spread=0.1, straggler=1.5), hosts=1, per_host=1, link_gbit=1).total_s == 0.3
+
+
+def test_a_slow_disk_is_the_limit():
+    """24 images of 2.3 MB at 500 MB/s take 0.11 s."""
+    slowed = disturbances(Workload(0.05, 0.0, 400e6, 0), images_per_host=24)
+    disk = next(workload for name, workload in slowed.items() if "disk" in name)
+    times = step_time(disk, hosts=1, per_host=8, link_gbit=100)
+    assert times.total_s == pytest.approx(24 * 2.3 / 500)
+    assert times.limit == "the input"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 29533
+_PERIOD_S = 0.1
 
 
 def ip(*arguments: str) -> None:
@@ -45,9 +48,20 @@ class Hosts:
 
     def kill(self, number: int) -> None:
         """Ends all processes of a host at once."""
+        self._send(number, signal.SIGKILL)
+
+    def slow_down(self, number: int, share: float, is_over: threading.Event) -> None:
+        """Holds all processes of a host for a share of the time, until the event is set."""
+        while not is_over.wait(_PERIOD_S * (1 - share)):
+            self._send(number, signal.SIGSTOP)
+            is_over.wait(_PERIOD_S * share)
+            self._send(number, signal.SIGCONT)
+
+    def _send(self, number: int, sent: signal.Signals) -> None:
         found = subprocess.run(["ip", "netns", "pids", self.names[number]], capture_output=True, text=True)
         for pid in found.stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), sent)
 
     def cut(self) -> None:
         """Takes the link away; no host is told."""

@@ -26,7 +26,7 @@ from ovenet.data.dataset import AugmentedDataset
 from ovenet.data.samplers import spread
 from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.run_log import WaitingClock
-from ovenet.engine.scaling import Workload, remedies, step_time
+from ovenet.engine.scaling import Workload, disturbances, remedies, step_time
 from ovenet.errors import UserError
 from ovenet.structures import Batch
 from ovenet.utils.cli import OUT_OF_MEMORY, command_environment, config_parser, ovenet_command
@@ -334,11 +334,12 @@ def assumed_table(cfg: CfgNode, step_s: float, hosts: int, link_gbit: float, pro
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     start = Workload(step_s, 0.0, gradients, cfg.TRAIN.ACCUMULATE * num_batch_norms(model))
-    for name, workload in remedies(start).items():
+    slowed = disturbances(start, images_per_host=batch * processes)
+    for name, workload in {**remedies(start), **slowed}.items():
         times = step_time(workload, hosts=hosts, per_host=processes, link_gbit=link_gbit)
         images = batch * hosts * processes * workload.compute_s / step_s / times.total_s
         rows.append(
             f"| {name} | {times.total_s:.3f} | {times.exposed_s:.3f} | {times.messages_s:.3f} | {images:,.0f} | "
-            f"{times.efficiency:.0%} | {times.limit} |"
+            f"{workload.compute_s / times.total_s:.0%} | {times.limit} |"
         )
     return "\n".join(rows)
