@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-.PHONY: demo test test-slow lint types docs clean
+TEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist worksteal --max-worker-restart 0
+.PHONY: demo test test-ci test-slow lint types docs clean
 
 demo: $(VENV)/ready
 	$(BIN)/ovenet prepare synthetic --train 120 --val 24 --test 4
@@ -12,7 +13,10 @@ demo: $(VENV)/ready
 	$(BIN)/ovenet infer camvid-lite0 data/synthetic/leftImg8bit/test/drawnville --flip
 
 test: $(VENV)/ready
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist worksteal --max-worker-restart 0
+	$(TEST)
+
+test-ci: $(VENV)/ready
+	$(TEST) -m "not slow and not gpu and not data"
 
 test-slow: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow

@@ -62,6 +62,7 @@ def run_page(folder: Path, names: set[str]) -> None:
                 (folder / path).write_text(text)
 
 
+@pytest.mark.ci
 def test_the_commands_run(folder, capsys):
     """All but `plan`, which starts processes that do not know the small network."""
     run_page(folder, {"prepare", "audit", "config", "train", "test", "infer"})

@@ -81,6 +81,7 @@ def test_plain_torch(folder, capsys):
 
 
 @needs("lightning")
+@pytest.mark.ci
 def test_lightning(folder):
     variables = run(PROGRAMS["Lightning"])
     metrics = variables["trainer"].callback_metrics
@@ -93,6 +94,7 @@ def test_lightning(folder):
 
 @needs("accelerate")
 @needs("transformers")
+@pytest.mark.ci
 def test_hugging_face(folder):
     check_what_was_kept(run(PROGRAMS["Hugging Face"])["model"], folder)
 

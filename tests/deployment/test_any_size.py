@@ -61,13 +61,20 @@ def settled(cfg):
     return model.eval()
 
 
-SLOW = [
-    pytest.param(name, marks=pytest.mark.slow)
-    for name in ("resized_twice", "fork", "segformer", "pyramid", "criss_cross")  # hrnet_ocr_fork has a fork too
+OF_CI = {"offseg", "srm_crm", "segfix"}
+CASES = [
+    *(
+        pytest.param(name, marks=[pytest.mark.ci] if name in OF_CI else [])
+        for name in (*FAMILIES, "segfix", "lite0_ocr")
+    ),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("resized_twice", "fork", "segformer", "pyramid", "criss_cross")  # hrnet_ocr_fork has a fork too
+    ),
 ]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "segfix", "lite0_ocr", *SLOW])
+@pytest.mark.parametrize("family", CASES)
 def test_a_file_gives_what_torch_gives_at_every_size(tiny_cfg, tmp_path, family):
     """Batches of two, too, and OpenVINO where it costs little."""
     if family in {**FAMILIES, **RIVALS}:

@@ -107,6 +107,7 @@ def test_masks_are_those_of_torch(exported, name, runtime):
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.ci
 def test_a_checkpoint_in_another_runtime(tiny_file, runtime):
     """Two sizes, of which neither is a multiple of 32, whole and in windows."""
     options = {"scales": [0.5, 1.0], "long_side": "native", "overrides": ["TEST.IMAGE_SIZE", "[120, 90]"]}
@@ -190,6 +191,7 @@ def test_no_statistics_are_sent(tiny, images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("suffix", "runtime"), [(".onnx", "onnxruntime"), (".xml", "openvino")])
+@pytest.mark.ci
 def test_eight_bits(trained, exported, images, suffix, runtime):
     path = (exported / "int8").with_suffix(suffix)
     parity = export(trained, path, options(images, precision="int8", limits=Limits(changed=0.1, mean_iou=1.0)))
@@ -293,6 +295,7 @@ def test_auto_is_the_fastest_on_the_cpu():
         choose_runtime("openvino", torch.device("cuda"))
 
 
+@pytest.mark.ci
 def test_bfloat16_in_openvino(tiny_file):
     """As far as the processor has it; without, OpenVINO computes in float32."""
     image = scene((96, 128), 5)

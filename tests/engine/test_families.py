@@ -22,6 +22,7 @@ from ovenet.utils.meta import meta_device
 CPU = torch.device("cpu")
 _LOSSES_ON_CPU = {}
 WITHOUT_GRAPHS = {"srm_crm"}  # its contrast draws as many pixels as there are
+COSTLY = ("offseg", "srm_crm")  # of many small operations
 
 
 class _Crossings(TorchDispatchMode):
@@ -67,7 +68,11 @@ def without_values(tiny_cfg, family, *overrides):
         return cfg, build_model(cfg).train()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def of_ci(family, *rest):
+    return pytest.param(family, *rest, marks=pytest.mark.ci)
+
+
+@pytest.mark.parametrize("family", [of_ci(family) if family in COSTLY else family for family in FAMILIES])
 def test_passes_neither_wait_nor_copy_from_the_cpu(tiny_cfg, family):
     """On the meta device, which has no values: forward, loss and backward."""
     device = torch.device("meta")
@@ -86,10 +91,10 @@ def test_passes_neither_wait_nor_copy_from_the_cpu(tiny_cfg, family):
 @pytest.mark.parametrize(
     ("family", "overrides"),
     [
-        *((family, ()) for family in FAMILIES),
-        ("hrnet_ocr_fork", ("LOSS.INTERIOR", 0.1)),
-        ("hrnet_ocr_fork", ("LOSS.CONFIDENCE_TARGET", "better_scores")),
-        ("hrnet_ocr_fork", ("LOSS.BOUNDARY_WEIGHT", 2.0)),
+        *(of_ci(family, ()) if family in COSTLY else (family, ()) for family in FAMILIES),
+        of_ci("hrnet_ocr_fork", ("LOSS.INTERIOR", 0.1)),
+        of_ci("hrnet_ocr_fork", ("LOSS.CONFIDENCE_TARGET", "better_scores")),
+        of_ci("hrnet_ocr_fork", ("LOSS.BOUNDARY_WEIGHT", 2.0)),
         ("timm_neck", SEED_OPTIONS),
         *((rival, ()) for rival in RIVALS),
     ],

@@ -120,6 +120,7 @@ def test_what_is_missing_is_named(tmp_path, camvid_source):
         prepare_dataset("camvid", root, source=camvid_source)
 
 
+@pytest.mark.ci
 def test_synthetic_scenes_have_the_cityscapes_layout(tmp_path):
     folder = tmp_path / "synthetic"
     counts = {"train": 3, "val": 1, "test": 1}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 
+@pytest.mark.ci
 def test_rows_are_measured_and_written(run_tool, tmp_path):
     done = run_tool(
         "benchmark", "--quick", "--runs", 2, "--rows", "loss cityscapes ohem", "--no-growth",

@@ -84,6 +84,7 @@ def test_a_way_that_fails_says_why(bench):
     }
 
 
+@pytest.mark.ci
 def test_another_result_than_the_plain_way_is_a_failure(bench):
     assert "failed" not in bench.record(Way("work", "plain, TF32", lambda options: work(1.0)))
     assert "failed" not in bench.record(Way("work", "right", lambda options: work(1.0)))
@@ -129,6 +130,7 @@ def test_every_setting_of_the_table_exists():
         load_config(card_rows.EXPERIMENTS / card_rows.FLAGSHIP, [*card_rows.RANDOM, *overrides])
 
 
+@pytest.mark.ci
 def test_rows_are_measured_and_gone_on_with(run_tool, tmp_path):
     arguments = ("--card", "--quick", "--device", "cpu", "--runs", 2, "--rows", "loss cityscapes", "--output", tmp_path)
     path = tmp_path / "benchmark_card.json"

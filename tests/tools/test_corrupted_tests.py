@@ -71,6 +71,7 @@ def test_clean_and_corrupted(trained, run_tool, run_ranks):
     assert summary_of(folder) == content
 
 
+@pytest.mark.ci
 def test_an_interrupted_loop_goes_on(trained, run_tool):
     config, run = trained
     folder = run / "test/train_best_s1"

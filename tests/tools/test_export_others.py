@@ -52,6 +52,7 @@ def exported(run_tool, weights, photos, tmp_path):
     return make
 
 
+@pytest.mark.ci
 def test_the_seed_is_sampled_as_asked(exported):
     """An earlier version wrote GridSample; both run in every runtime, and give the same."""
     gathers, samples = exported("new.onnx"), exported("old.onnx", "--seed-sampling", "grid_sample")

@@ -302,7 +302,9 @@ def test_a_png_bomb_in_a_zip(run_tool, submission, tmp_path):
     assert_clear(run_tool("make_submission", *command, tmp_path / "png.zip"), "png.zip")
 
 
-@pytest.mark.parametrize("values", [(None,), pytest.param(({}, [], 3, "x"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "values", [pytest.param((None,), marks=pytest.mark.ci), pytest.param(({}, [], 3, "x"), marks=pytest.mark.slow)]
+)
 def test_results_that_are_half(run_tool, trained, values):
     arguments, run = trained
     assert run_tool("test", *arguments).code == 0

@@ -15,6 +15,7 @@ TINY = (
 )  # fmt: skip
 
 
+@pytest.mark.ci
 def test_it_trains_tests_reports_and_infers(run_tool, scenes, tmp_path):
     options = ("--cfg", OVENET, *TINY, "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path)
     trained = run_tool("train", *options)

@@ -70,6 +70,7 @@ def test_what_does_not_fit_is_split_and_then_recomputed(run_process, config):
     assert "nothing fits into 0.01 GiB" in done.stderr
 
 
+@pytest.mark.ci
 def test_other_errors_are_not_taken_for_a_lack_of_memory(run_tool, write_config):
     """Such as one about a folder called memory."""
     from tests.conftest import tiny_settings

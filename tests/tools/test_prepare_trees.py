@@ -48,7 +48,13 @@ def test_published_trees_are_prepared_and_read(tmp_path, run_tool, case):
     stored = np.array([[*ids]] * 2, np.uint8)
     root, folder = tmp_path / "data", tree.get("folder", [name])[0]
     expected = plant(root / folder, tree, stored)
-    command = ("prepare_data", folder, "--root", root, *(("--train", 1, "--val", 1) if name == "synthetic" else ()))
+    command = (
+        "prepare_data",
+        folder,
+        "--root",
+        root,
+        *(("--train", 1, "--val", 1, "--test", 1, "--size", 64, 64) if name == "synthetic" else ()),
+    )
     done = run_tool(*command)
     assert done.code == 0, done.err
     lists = root / "list" / name

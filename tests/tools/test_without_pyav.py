@@ -19,6 +19,7 @@ def ovenet(run_fork, tmp_path):
     return lambda *arguments: run_fork(script, *arguments)
 
 
+@pytest.mark.ci
 def test_a_network_is_trained_and_images_are_predicted(ovenet, tiny_data, tmp_path, write_config):
     settings = tiny_settings()
     settings["DATASET"]["ROOT"] = str(tiny_data)
@@ -32,6 +33,7 @@ def test_a_network_is_trained_and_images_are_predicted(ovenet, tiny_data, tmp_pa
     assert (tmp_path / "out/ids/0.png").is_file()
 
 
+@pytest.mark.ci
 def test_commands_begin_without_what_only_some_need(run_process):
     """Each of them takes part of a second; what plots and videos need is imported where they are made."""
     text = "import sys, ovenet.commands.train, ovenet.commands.infer; print(*sys.modules)"

@@ -38,6 +38,7 @@ def test_a_crowd_is_told(monkeypatch):
     assert crowding(4) == ""
 
 
+@pytest.mark.ci
 def test_the_peak_is_not_that_of_the_process_that_started_it():
     """Which the system counts in, from before the new program took its place."""
     child = "from ovenet.utils.environment import peak_memory_bytes; print(peak_memory_bytes())"
