@@ -324,6 +324,19 @@ def test_agreement_is_no_contradiction(combined):
         assert value_at(cfg, new) == same
 
 
+def test_weights_of_another_backbone_are_left_out_aloud(combined):
+    pretrained, other = {"MODEL.BACKBONE.PRETRAINED": "a.pth"}, ["MODEL.BACKBONE.NAME", "hrnet_w18"]
+    told = "MODEL.BACKBONE.PRETRAINED (MODEL.BACKBONE.NAME"
+    cfg, text = combined([pretrained], other)
+    assert "PRETRAINED" not in cfg.MODEL.BACKBONE or cfg.MODEL.BACKBONE.PRETRAINED == ""
+    assert told in text
+    cfg, text = combined([pretrained], [*other, "MODEL.BACKBONE.PRETRAINED", "b.pth"])
+    assert cfg.MODEL.BACKBONE.PRETRAINED == "b.pth"
+    assert told not in text
+    assert told not in combined([{"MODEL.BACKBONE.PRETRAINED": ""}], other)[1]
+    assert told not in combined([{"MODEL.PRETRAINED": "a.pth"}], other)[1]  # a published key stays in force
+
+
 def test_layers_that_rest_for_no_epoch_are_told(combined):
     rest = {"TRAIN.FREEZE_LAYERS": "layer1"}
     assert "TRAIN.FREEZE_LAYERS (TRAIN.FREEZE_EPOCHS is -1)" in combined([rest])[1]

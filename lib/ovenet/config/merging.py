@@ -17,6 +17,7 @@ from ovenet.models.settings import NO_SEED, PARTS
 
 PART_SECTIONS = tuple(f"MODEL.{part.upper()}" for part in PARTS)
 _BACKBONE, _STAGES = "MODEL.BACKBONE.NAME", "MODEL.BACKBONE.STAGES"
+_PRETRAINED = "MODEL.BACKBONE.PRETRAINED"
 _COPIES = "MODEL.SEED.STAGES"
 
 
@@ -77,6 +78,8 @@ class SettingsMerger:
                 self._ignored[old] = (reason, source)
         self._settle_copies(seed)
         self._settle_learning_rates(head, seed)
+        if _PRETRAINED in self._settings:
+            self._ignored.pop(_PRETRAINED, None)
         return self._settings, self._ignored
 
     @property
@@ -89,11 +92,14 @@ class SettingsMerger:
         stages = self._stage_keys("") + self._stage_keys("_2")
         replaces = bool({_BACKBONE, _STAGES} & own.keys())
         before = compat.stage_specs(self._settings) if replaces and stages else None
+        weights = self._settings.get(_PRETRAINED)
         for part in PART_SECTIONS:
             name = f"{part}.NAME"
             if name in own and own[name][0] != self._settings[name][0]:
                 self._settings = {k: v for k, v in self._settings.items() if not k.startswith(f"{part}.")}
         self._settings |= own
+        if weights and weights[0] and _PRETRAINED not in self._settings:
+            self._ignored[_PRETRAINED] = (f"{_BACKBONE} names another network; name its weights too", weights[1])
         for key in [key for key, (value, _) in own.items() if value is None and is_argument(key)]:
             del self._settings[key]
         if not replaces or (stages and compat.stage_specs(self._settings) == before):
