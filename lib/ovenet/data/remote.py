@@ -229,33 +229,33 @@ def _with_patience(path: RemotePath, request: Callable[[Any, str], T]) -> T:
         except _FAULTS:
             raise
         except Exception as caught:  # each library has exceptions of its own
-            error = _original(caught)
-        reason, status = _reason(error), getattr(error, "status", None)
-        if status in _MISSING or (status is None and isinstance(error, FileNotFoundError)):
-            raise FileNotFoundError(f"{path}: no such file") from None
-        if status in _REFUSED or isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS:
-            raise UnreachableError(
-                f"{path}: access is refused ({reason}); give credentials in the environment (docs/data.md)"
-            ) from None
-        is_final = status is not None and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY
+            error: BaseException = caught
+            if protocol in _WEB and isinstance(caught, FileNotFoundError) and caught.__cause__ is not None:
+                error = caught.__cause__  # fsspec says of every failure to look at a file over HTTP that there is none
+        _raise_if_final(path, error)
         seconds = time.monotonic() - started
-        if is_final or number == NUM_TRIES or seconds > _LONGEST_S:
+        if number == NUM_TRIES or seconds > _LONGEST_S:
             raise UnreachableError(
-                f"{path}: cannot be read ({reason}; {number} {'try' if number == 1 else 'tries'} in {seconds:.0f} s); "
-                "check the connection and the server"
-            ) from None
-        get_logger().warning("%s: %s; try %d of %d follows", path, reason, number + 1, NUM_TRIES)
+                f"{path}: cannot be read ({_reason(error)}; {number} tries in {seconds:.0f} s); check the connection "
+                "and the server"
+            )
+        get_logger().warning("%s: %s; try %d of %d follows", path, _reason(error), number + 1, NUM_TRIES)
         time.sleep(wait_s * _RANDOM.uniform(0.5, 1))
         wait_s *= 2
     raise AssertionError
 
 
-def _original(error: BaseException) -> BaseException:
-    """What happened: fsspec says of every failure to look at a file over HTTP that there is none."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause is not None and type(cause).__module__.startswith("aiohttp"):
-        return cause
-    return cause if isinstance(error, FileNotFoundError) and isinstance(cause, TimeoutError) else error
+def _raise_if_final(path: RemotePath, error: BaseException) -> None:
+    """Raises what another try would not change; see `_with_patience`."""
+    status = getattr(error, "status", None)
+    if status in _MISSING or (status is None and isinstance(error, FileNotFoundError)):
+        raise FileNotFoundError(f"{path}: no such file")
+    if status in _REFUSED or isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS:
+        raise UnreachableError(
+            f"{path}: access is refused ({_reason(error)}); give credentials in the environment (docs/data.md)"
+        )
+    if isinstance(status, int) and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:
+        raise UnreachableError(f"{path}: cannot be read ({_reason(error)}); check DATASET.ROOT")
 
 
 def _reason(error: BaseException) -> str:
