@@ -2,8 +2,8 @@
 """Training crops from an address and from a disk: python docs/measure_remote.py --cfg FILE ADDRESS ROOT [KEY VALUE …].
 
 Both have the same files. This process reads each crop from four sources, in random order: the files of the disk and of
-the address, and the caches of decoded images of both, filled before. Printed are medians of the CPU time and of the time
-of a crop, and of the ratios of the disk to the address.
+the address, and the caches of decoded images of both, filled before. Printed are medians of a crop's CPU
+time and time, and of the ratios of the disk to the address.
 """
 
 import argparse
