@@ -149,13 +149,21 @@ def test_a_server_that_is_not_there_is_named(root, server):
 
 
 def test_slow_answers_are_given_up_and_tried_again(root, server, monkeypatch, caplog):
-    monkeypatch.setattr(remote, "_ANSWER_S", 0.1)
-    monkeypatch.setattr(remote, "_LONGEST_S", 0.15)
     dataset = load(root)
-    server.pause_s = 0.4
+    for name, value in (("_ANSWER_S", 0.1), ("NUM_TRIES", 2), ("_filesystems", {})):
+        monkeypatch.setattr(remote, name, value)
+    server.pause_s = 1
     with pytest.raises(UnreachableError, match=r"train/0\.png: .*Timeout.*2 tries in"):
         dataset[0]
-    assert "try 2 of 8 follows" in caplog.text
+    assert "try 2 of 2 follows" in caplog.text
+
+
+def test_no_try_begins_after_two_minutes(root, server, monkeypatch):
+    monkeypatch.setattr(remote, "_LONGEST_S", 0)
+    server.status = 500
+    with pytest.raises(UnreachableError, match="HTTP 500"):
+        image_size(root / "camvid/train/0.png")
+    assert server.count("GET") == 1
 
 
 def test_a_missing_file_is_as_one_on_a_disk(root, tiny_data, server):

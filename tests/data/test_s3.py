@@ -66,12 +66,13 @@ class CuttingProxy:
 def bucket(tiny_data):
     """The port of a server with ``DATASET.ROOT`` at ``s3://bucket/some data``."""
     s3fs = pytest.importorskip("s3fs", reason="ovenet[s3] is not installed")
-    if not shutil.which("moto_server"):
+    program = shutil.which("moto_server", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if program is None:
         pytest.skip("moto[server] is not installed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen(["moto_server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL)
     try:
         for _ in range(300):
             with socket.socket() as probe:
@@ -91,7 +92,7 @@ def run(tmp_path, *command, **variables):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
     environment |= {"OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "lib"), **variables}
     command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_a_training_from_s3_is_that_of_a_disk(bucket, tiny_data, tmp_path, write_config):
