@@ -219,7 +219,7 @@ def test_only_the_root_may_be_an_address(tiny_cfg, key):
         tiny_cfg(f"DATASET.{key}", "https://host/folder")
 
 
-@pytest.mark.parametrize(("protocol", "says"), [("nosuch", "no such protocol"), ("dropbox", "pip|librar|install")])
+@pytest.mark.parametrize(("protocol", "says"), [("nosuch", "not known"), ("dropbox", "pip|librar|install")])
 def test_a_protocol_that_is_not_there_is_named(protocol, says):
     with pytest.raises(UserError, match=rf"DATASET\.ROOT {protocol}://.*({says})"):
         (data_root(f"{protocol}://bucket/folder") / "camvid").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import random
 import re
@@ -23,9 +24,10 @@ from ovenet.utils.logging import get_logger
 
 T = TypeVar("T")
 _SEPARATOR = "://"
-_WEB = ("http", "https")
+_WEB, _S3, _GOOGLE = ("http", "https"), ("s3", "s3a"), ("gs", "gcs")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}  # of pyproject.toml
 NUM_TRIES = 8
+_TRIES_OF_GOOGLE = 2  # its library tries six times each, for half a minute
 _FIRST_WAIT_S = 0.1  # doubled after each try: at most 12.7 s in all
 _LONGEST_S = 120.0  # after which no further try begins
 _CONNECT_S, _ANSWER_S = 10, 30  # until there is a connection, and without a byte on it
@@ -35,6 +37,7 @@ _NO_CREDENTIALS = (
     "NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
     "TokenRetrievalError", "UnauthorizedSSOTokenError", "DefaultCredentialsError", "RefreshError",
 )  # fmt: skip
+_MAX_MESSAGE = 100  # characters of a server, which may send a page
 _FAULTS = (TypeError, AttributeError, NameError, LookupError, AssertionError)  # of a program, not of a connection
 _IDENTITIES = ("ETag", "etag", "md5Hash", "Content-MD5", "generation", "LastModified", "Last-Modified", "mtime")
 _RANDOM = random.SystemRandom()  # processes that were forked alike wait for different times
@@ -223,7 +226,8 @@ def _with_patience(path: RemotePath, request: Callable[[Any, str], T]) -> T:
     if protocol in _WEB:
         address = f"{protocol}{_SEPARATOR}{quote(address.partition(_SEPARATOR)[2], safe='/:[]')}"
     filesystem, started, wait_s = _filesystem(protocol), time.monotonic(), _FIRST_WAIT_S
-    for number in range(1, NUM_TRIES + 1):
+    num_tries = _TRIES_OF_GOOGLE if protocol in _GOOGLE else NUM_TRIES
+    for number in range(1, num_tries + 1):
         try:
             return request(filesystem, address)
         except _FAULTS:
@@ -234,12 +238,12 @@ def _with_patience(path: RemotePath, request: Callable[[Any, str], T]) -> T:
                 error = caught.__cause__  # fsspec says of every failure to look at a file over HTTP that there is none
         _raise_if_final(path, error)
         seconds = time.monotonic() - started
-        if number == NUM_TRIES or seconds > _LONGEST_S:
+        if number == num_tries or seconds > _LONGEST_S:
             raise UnreachableError(
                 f"{path}: cannot be read ({_reason(error)}; {number} tries in {seconds:.0f} s); check the connection "
                 "and the server"
             )
-        get_logger().warning("%s: %s; try %d of %d follows", path, _reason(error), number + 1, NUM_TRIES)
+        get_logger().warning("%s: %s; try %d of %d follows", path, _reason(error), number + 1, num_tries)
         time.sleep(wait_s * _RANDOM.uniform(0.5, 1))
         wait_s *= 2
     raise AssertionError
@@ -247,24 +251,35 @@ def _with_patience(path: RemotePath, request: Callable[[Any, str], T]) -> T:
 
 def _raise_if_final(path: RemotePath, error: BaseException) -> None:
     """Raises what another try would not change; see `_with_patience`."""
-    status = getattr(error, "status", None)
+    status = _status(error)
     if status in _MISSING or (status is None and isinstance(error, FileNotFoundError)):
         raise FileNotFoundError(f"{path}: no such file")
     if status in _REFUSED or isinstance(error, PermissionError) or type(error).__name__ in _NO_CREDENTIALS:
         raise UnreachableError(
             f"{path}: access is refused ({_reason(error)}); give credentials in the environment (docs/data.md)"
         )
-    if isinstance(status, int) and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:
+    if status is not None and 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:
         raise UnreachableError(f"{path}: cannot be read ({_reason(error)}); check DATASET.ROOT")
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of HTTP that an error of aiohttp or gcsfs is about, if it is about one."""
+    if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # gcsfs
+        return 403
+    numbers = (getattr(error, name, None) for name in ("status", "code"))
+    return next((number for number in numbers if isinstance(number, int)), None)
 
 
 def _reason(error: BaseException) -> str:
     """An error in a few words, without what an address or a proxy may give away in it."""
-    status = getattr(error, "status", None)
-    if isinstance(status, int):
-        return f"HTTP {status} {getattr(error, 'message', '')}".strip()
-    text = re.sub(r"\?[^\s'\")]*", "?…", re.sub(r"//[^/\s@]*@", "//…@", one_line(error)))
-    return text if text == type(error).__name__ else f"{type(error).__name__}: {text}"
+    status = _status(error)
+    if status is not None:
+        words = " ".join(str(getattr(error, "message", "")).split())
+        text = f"HTTP {status} {words[:_MAX_MESSAGE]}".strip()
+    else:
+        text, name = one_line(error), type(error).__name__
+        text = text if text == name else f"{name}: {text}"
+    return re.sub(r"\?[^\s'\")]*", "?…", re.sub(r"//[^/\s@]*@", "//…@", text))
 
 
 def _filesystem(protocol: str) -> Any:
@@ -285,7 +300,7 @@ def _filesystem(protocol: str) -> Any:
             way = f"pip install 'ovenet[{extra}]'" if extra else "install the library that fsspec names"
             raise UserError(f"DATASET.ROOT {protocol}{_SEPARATOR}: {way} ({one_line(error)})") from error
         except ValueError as error:
-            raise UserError(f"DATASET.ROOT {protocol}{_SEPARATOR}: fsspec knows no such protocol") from error
+            raise UserError(f"DATASET.ROOT {protocol}{_SEPARATOR}: {one_line(error)}") from error
     return _filesystems[key]
 
 
@@ -296,7 +311,9 @@ def _options(protocol: str) -> dict[str, Any]:
 
         timeout = ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_ANSWER_S)
         return {"encoded": True, "client_kwargs": {"timeout": timeout, "trust_env": True}}  # proxies and .netrc
-    if protocol in ("s3", "s3a"):
+    if protocol in _GOOGLE:
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # else each failure is a traceback before it is told here
+    if protocol in _S3:
         limits = {"connect_timeout": _CONNECT_S, "read_timeout": _ANSWER_S, "retries": {"max_attempts": 0}}
         return {"config_kwargs": limits, "max_concurrency": 1}
     return {}
