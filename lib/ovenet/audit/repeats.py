@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from ovenet.audit.reports import Finding
+from ovenet.data.remote import UnreachableError
 
 LOOKED_UP_AT_ONCE = 16
 _SAMPLE_BYTES = 4096
@@ -68,7 +68,7 @@ def copied_images(folder: Path, first: Pairs, second: Pairs) -> list[tuple[str, 
             (one, other)
             for other in of_second[size]
             for one in looks_like.get(_middle(folder / other), ())
-            if filecmp.cmp(folder / one, folder / other, shallow=False)
+            if (folder / one).read_bytes() == (folder / other).read_bytes()
         ]
     return copies
 
@@ -86,6 +86,8 @@ def _by_size(folder: Path, names: Iterable[str]) -> dict[int, list[str]]:
 def _size(path: Path) -> int:
     try:
         status = path.stat()
+    except UnreachableError:
+        raise
     except OSError:
         return 0
     return status.st_size if S_ISREG(status.st_mode) else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 from yacs.config import CfgNode
 
@@ -16,6 +15,7 @@ from ovenet.data.corruptions import Corruption, prepare_corruptions
 from ovenet.data.dataset import AugmentedDataset, ListDataset
 from ovenet.data.info import DatasetInfo
 from ovenet.data.loaders import TestLoader, TrainLoader, evaluation_loader, train_loader
+from ovenet.data.remote import data_root, is_remote
 from ovenet.data.samplers import TrainSampler
 from ovenet.data.settings import CropSettings, LoaderSettings, WorkerSettings
 from ovenet.data.shared_cache import attach_cache
@@ -23,6 +23,7 @@ from ovenet.data.transforms import TrainTransform
 from ovenet.errors import UserError
 from ovenet.preparation.listing import open_list
 from ovenet.structures import Normalization
+from ovenet.utils.logging import get_logger
 
 
 def dataset_info(cfg: CfgNode) -> DatasetInfo:
@@ -31,7 +32,7 @@ def dataset_info(cfg: CfgNode) -> DatasetInfo:
     Raises:
         UserError: there is no such dataset, or ``DATASET.NUM_CLASSES`` is not its number of classes.
     """
-    name, folder = cfg.DATASET.DATASET, Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
+    name, folder = cfg.DATASET.DATASET, data_root(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
     info = find_dataset(name, folder, num_classes=cfg.DATASET.NUM_CLASSES)
     if info.num_classes != cfg.DATASET.NUM_CLASSES:
         raise UserError(
@@ -50,7 +51,7 @@ def list_dataset(cfg: CfgNode, list_file: str, num_samples: int = 0) -> ListData
         num_samples: use only the first N lines; 0 is all.
     """
     return open_list(
-        Path(cfg.DATASET.ROOT),
+        data_root(cfg.DATASET.ROOT),
         cfg.DATASET.DATASET,
         list_file,
         dataset_info(cfg),
@@ -134,8 +135,21 @@ def build_train_loader(
     width, height = cfg.TRAIN.IMAGE_SIZE
     dataset = train_dataset(cfg, list_file, normalization)
     loader = train_loader(dataset, settings, workers, crop_pixels=width * height, seed=cfg.SEED)
-    attach_cache(dataset.dataset, cfg.DATASET.CACHE, cfg.DATASET.CACHE_DIR, num_threads=max(1, cfg.WORKERS))
+    if is_remote(dataset.dataset.folder) and cfg.DATASET.CACHE == "none":
+        get_logger().info("DATASET.CACHE is none: every epoch reads all files from %s", cfg.DATASET.ROOT)
+    _attach_cache(cfg, dataset.dataset)
     return loader
+
+
+def _attach_cache(cfg: CfgNode, dataset: ListDataset, *, is_mapped: bool = True) -> None:
+    attach_cache(
+        dataset,
+        cfg.DATASET.CACHE,
+        cfg.DATASET.CACHE_DIR,
+        limit_gb=cfg.DATASET.CACHE_GB,
+        num_threads=max(1, cfg.WORKERS),
+        is_mapped=is_mapped,
+    )
 
 
 def test_dataset(cfg: CfgNode) -> ListDataset:
@@ -169,6 +183,11 @@ def build_test_loader(cfg: CfgNode, list_file: str | None = None) -> tuple[TestL
 
 
 def shard_loader(cfg: CfgNode, dataset: ListDataset, done: Collection[int] = ()) -> tuple[TestLoader, list[int]]:
-    """Loads this rank's share of the samples that are not `done`, see `evaluation_loader`."""
+    """Loads this rank's share of the samples that are not `done`, see `evaluation_loader`.
+
+    Those of an address are kept in the cache too, as those of training are.
+    """
     workers = section(cfg, WorkerSettings)
+    if dataset.cache is None and is_remote(dataset.folder):
+        _attach_cache(cfg, dataset, is_mapped=False)
     return evaluation_loader(dataset, workers, done)

@@ -18,6 +18,7 @@ from ovenet.config import changed_settings, check_parts, load_config, load_confi
 from ovenet.config.schema import affects_test
 from ovenet.data.catalog import find_dataset
 from ovenet.data.info import DatasetInfo
+from ovenet.data.remote import data_root
 from ovenet.deployment import FileNetwork, is_exported
 from ovenet.deployment.formats import read_about
 from ovenet.errors import UserError
@@ -201,7 +202,7 @@ def _carried_info(content: Mapping[str, Any], cfg: CfgNode, path: Path) -> Datas
             raise UserError(
                 f"{path}: its dataset_info is damaged ({error!r}); name the experiment file (--cfg FILE)"
             ) from error
-    folder = Path(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
+    folder = data_root(cfg.DATASET.ROOT) / cfg.DATASET.DATASET
     return find_dataset(cfg.DATASET.DATASET, folder, num_classes=cfg.DATASET.NUM_CLASSES)
 
 

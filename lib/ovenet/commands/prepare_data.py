@@ -15,6 +15,7 @@ from ovenet.data.catalog import CATALOG, DESCRIPTION, catalog_name, find_dataset
 from ovenet.data.description import begun_description
 from ovenet.data.files import why_unlisted
 from ovenet.data.info import SPLITS
+from ovenet.data.remote import local_folder
 from ovenet.errors import UserError
 from ovenet.preparation.annotations import FORMS, import_annotations
 from ovenet.preparation.draft import read_draft, write_draft, write_experiment
@@ -56,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", help=f"{', '.join(CATALOG)}, or the folder of your own below --root")
-    parser.add_argument("--root", type=Path, default=Path("data"), help="DATASET.ROOT (default: data)")
+    parser.add_argument("--root", default="data", help="DATASET.ROOT (default: data)")
     parser.add_argument("--source", type=Path, help="folder to link to ROOT/DATASET")
     parser.add_argument("--copy", action="store_true", help="copy --source instead of linking it")
     parser.add_argument(
@@ -83,6 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     drawn.add_argument("--size", type=int, nargs=2, default=(512, 256), metavar=("WIDTH", "HEIGHT"))
     drawn.add_argument("--seed", type=int, default=0, help="random seed of the scenes (default: 0)")
     args = parser.parse_args()
+    args.root = local_folder(args.root, "--root")
     args.dataset = folder_name(args.dataset, args.root)
     if args.form and args.source is None:
         raise UserError(f"--from {args.form}: name the annotations with --source")

@@ -9,6 +9,7 @@ from yacs.config import CfgNode
 
 from ovenet.config.schema import KEYS
 from ovenet.data.corruption_kinds import KINDS, kinds_of, smallest_side
+from ovenet.data.remote import check_address, is_address
 from ovenet.data.settings import LARGEST_SIDE
 from ovenet.errors import UserError, nearest
 from ovenet.inference.settings import LARGEST_SCALE
@@ -26,6 +27,7 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         UserError: one line that names the key.
     """
+    _check_addresses(cfg)
     for key, one in KEYS.items():
         value = _get(cfg, key)
         require(one.setting.allows(value), key, cfg, one.setting.expected(value))
@@ -57,6 +59,15 @@ def check_config(cfg: CfgNode) -> None:
     _check_sizes(cfg)
     _check_corruptions(cfg)
     _check_model(cfg)
+
+
+def _check_addresses(cfg: CfgNode) -> None:
+    """Checks where data lies; first of all, since other messages repeat values."""
+    for name in ("ROOT", "TRAIN_SET", "TEST_SET", "EXTRA_TRAIN_SET", "CACHE_DIR"):
+        key = f"DATASET.{name}"
+        check_address(_get(cfg, key), key)
+        ok = name == "ROOT" or not is_address(_get(cfg, key))
+        require(ok, key, cfg, "a path; only DATASET.ROOT may be an address")
 
 
 def _check_sizes(cfg: CfgNode) -> None:

@@ -45,8 +45,8 @@ class ListDataset(Dataset[Sample]):
     """
 
     def __init__(self, root: Path, list_path: Path, info: DatasetInfo, *, ignore_label: int, num_samples: int = 0):
-        self.list_path = Path(list_path)
-        self.folder = Path(root) / info.name
+        self.list_path = list_path
+        self.folder = root / info.name
         self.info = info
         self.pairs = read_list(self.list_path)[: num_samples or None]
         stored = with_stored_ids(info, (label for _, label in self.pairs if label is not None))
@@ -86,8 +86,8 @@ class ListDataset(Dataset[Sample]):
         return sample if self.corruption is None else replace(sample, image=self.corruption(sample.image, sample.name))
 
     def _read(self, index: int) -> Sample:
-        image_name, label_name = self.pairs[index]
-        sample = self._cached(index) or Sample(*self.read_files(index), image_name)
+        label_name = self.pairs[index][1]
+        sample = self._cached(index) or self._decoded(index)
         if not self.reads_invalid or label_name is None or sample.labels is None:
             return sample
         path = self.folder / mask_name(label_name, self.info)
@@ -103,6 +103,13 @@ class ListDataset(Dataset[Sample]):
         if image is None or (label_name is not None and labels is None):
             return None
         return Sample(image, labels, image_name)
+
+    def _decoded(self, index: int) -> Sample:
+        """The image and labels of one line from their files; a cache that fills as they are read gets them."""
+        image, labels = self.read_files(index)
+        if self.cache is not None and self.cache.fills:
+            self.cache.fill(self.pairs[index], image, labels)
+        return Sample(image, labels, self.pairs[index][0])
 
     def read_files(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Decodes the files of one line.

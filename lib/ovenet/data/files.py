@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ovenet.data.foreign import name_file
+from ovenet.data.remote import UnreachableError, is_remote
 from ovenet.errors import UserError, one_line
 from ovenet.structures import Size
 
@@ -181,14 +182,18 @@ def opened(path: Path, role: str, *, max_pixels: int | None = None) -> Iterator[
 
     Raises:
         UserError: it is missing, a directory, no image, truncated, or too large.
+        UnreachableError: it lies at an address, and cannot be read from there.
     """
-    require_file(path, role)
+    if not is_remote(path):  # else reading tells, in one request less
+        require_file(path, role)
     try:
         # Pillow may map files that it opens by name, and then misreads TIFFs with an orientation.
         with _pixel_limit(max_pixels), path.open("rb") as file, Image.open(file) as image:
             yield image
-    except (MemoryError, UserError):
+    except (MemoryError, UserError, UnreachableError):
         raise
+    except FileNotFoundError as error:
+        raise _missing(path, role) from error
     except UnidentifiedImageError as error:
         what = name_file(path)
         why = f"{what} is no image" if what else "it is no image, or damaged"
@@ -212,10 +217,14 @@ def require_file(path: Path, role: str) -> None:
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: the {role} is a link to {path.readlink()}, which does not exist")
     if not path.exists():
-        raise UserError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
+        raise _missing(path, role)
     if path.is_dir():
         raise UserError(f"{path}: the {role} is a directory; expected a file")
     raise UserError(f"{path}: the {role} is a pipe, a socket or a device; expected a file")
+
+
+def _missing(path: Path, role: str) -> UserError:
+    return UserError(f"{path}: the {role} does not exist; check DATASET.ROOT and the list file")
 
 
 def image_size(path: Path) -> Size:

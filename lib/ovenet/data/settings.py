@@ -13,7 +13,9 @@ LARGEST_SIDE = 2**16  # of an image, in pixels
 class DatasetSettings:
     """The dataset and its lists."""
 
-    root: str = setting("data/", "folder of the datasets and of list/", role="place")
+    root: str = setting(
+        "data/", "folder of the datasets and of list/, or an address such as s3://bucket/folder", role="place"
+    )
     dataset: str = setting(
         "cityscapes", "a dataset of docs/data.md, or a folder ROOT/<name> with a dataset.json", in_test=True
     )
@@ -38,6 +40,9 @@ class DatasetSettings:
         role="speed",
     )
     cache_dir: str = setting("", 'folder of the disk cache; "" is ROOT/cache', role="place")
+    cache_gb: float = setting(
+        0.0, "most that the cache may hold, in GB; the rest is read anew; 0 is no bound", at_least=0, role="speed"
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ovenet.data.dataset import ListDataset
 from ovenet.data.files import read_list
 from ovenet.data.info import DatasetInfo
+from ovenet.data.remote import is_remote
 from ovenet.errors import UserError
 from ovenet.preparation.layouts import patterns_of_test
 from ovenet.preparation.prepare import PUBLISHED_LISTS, Preparation, list_path, prepare_dataset
@@ -31,7 +32,9 @@ def open_list(
         UserError: the list is missing, empty or malformed, or the dataset's folder is not as published.
     """
     path = root / list_file if Path(list_file).suffix else list_path(root, name, list_file)
-    folder = next((root / one for one in (info.name, name) if (root / one).is_dir()), None)
+    folder = None  # to prepare
+    if not is_remote(root):
+        folder = next((root / one for one in (info.name, name) if (root / one).is_dir()), None)
     if path.parent == root / "list" / name:
         path = _own_list(path, root, info, folder)
     is_written = path.parent == root / "list" / info.name
@@ -65,6 +68,8 @@ def _has_images_of(path: Path, folder: Path) -> bool:
 def _way_to_list(path: Path, info: DatasetInfo, folder: Path | None) -> str:
     """What to do about a list that the preparation of a dataset has not written."""
     root = path.parents[2]
+    if is_remote(root):
+        return f"; none is written to an address: run `ovenet prepare {info.name}` on a copy, and put its list/ there"
     if folder is None:
         return (
             f", and no folder {root / info.name}; {f'unpack {info.archives} there and ' if info.archives else ''}run "

@@ -21,6 +21,7 @@ import numpy as np
 from ovenet.data.corrections import LabelCorrector
 from ovenet.data.dataset import ListDataset
 from ovenet.data.files import format_line, read_list, require_file
+from ovenet.data.remote import is_remote
 from ovenet.data.stored_ids import CORRECTED, with_stored_ids
 from ovenet.errors import UserError
 from ovenet.evaluation.label_quality import PREDICTION, percent_of
@@ -301,8 +302,10 @@ def _places(dataset: ListDataset, output: Path | None) -> tuple[str, Path]:
     """The first folder that all labels share, "" for none, and the folder of the corrected files.
 
     Raises:
-        UserError: a list could not name files there.
+        UserError: a list could not name files there, or the dataset lies at an address.
     """
+    if is_remote(dataset.folder):
+        raise UserError(f"{dataset.folder}: nothing is written to an address; set DATASET.ROOT to a copy on a disk")
     firsts = {PurePosixPath(label).parts[0] for _, label in dataset.pairs if label and "/" in label}
     is_flat = any(label and "/" not in label for _, label in dataset.pairs)
     shared = firsts.pop() if len(firsts) == 1 and not is_flat else ""
