@@ -144,6 +144,7 @@ class Trainer:
         with (
             self._open_log() as log,
             Interruption() if interruption is None else nullcontext(interruption) as interruption,
+            self.checkpoints,
         ):
             interruption.at_once = False
             while not (state.is_finished or self._is_enough):
@@ -327,5 +328,9 @@ class Trainer:
         )
 
     def _exit(self, interruption: Interruption) -> NoReturn:
+        """Ends this process when the last checkpoint is on the disk: a launcher ends the others with the first one."""
+        with distributed.activity("saving the last checkpoint"):
+            self.checkpoints.wait()
+            distributed.barrier()
         get_logger().info("stopped at iteration %d; set TRAIN.RESUME True to continue", self.state.iteration)
         sys.exit(interruption.exit_code)
