@@ -54,6 +54,8 @@ class HostCopy:
         """The value with targets in place of its tensors, which are added to `sources`; tensors of one place share."""
         if isinstance(value, Tensor):
             place = value.data_ptr(), value.shape, value.stride(), value.dtype
+            if place in sources:  # tied weights: another tensor of the same memory, as here
+                return self._targets[place].detach()
             sources[place] = value
             if place not in self._targets:
                 self._targets[place] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
