@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import tempfile
@@ -30,33 +31,31 @@ from ovenet.utils.cli import config_parser, run_main
 from ovenet.utils.distributed import choose_device
 
 NUM_LAUNCHES = 3000  # small operations, about as many as an eager step of HRNet-W48 launches
-NUM_WARM_UP = 3
+NUM_PLAIN = 10  # steps before each checkpoint
 
 
 def main() -> None:
-    """Measures training steps, and steps of small operations from Python, with a checkpoint after every tenth."""
+    """Measures steps before, at and after checkpoints, and prints a table."""
     parser = config_parser(__doc__)
-    parser.add_argument("--steps", type=int, default=33, metavar="N", help="of each kind (default: 33)")
+    parser.add_argument("--checkpoints", type=int, default=4, metavar="N", help="at least 2 (default: 4)")
     args = parser.parse_intermixed_args()
     cfg = load_config(args.cfg, args.overrides)
     device = choose_device(cfg.DEVICE)
-    step = build_step(cfg, device)
-    batch = random_batch(cfg)
-    small = torch.ones(8, device=device)
+    step, batch, small = build_step(cfg, device), random_batch(cfg), torch.ones(8)
 
     def train() -> None:
         step([batch]).flags  # noqa: B018  # waits for the device
 
-    def launch() -> None:
+    def launch() -> None:  # a training step of seconds would hide what a checkpoint costs
         for _ in range(NUM_LAUNCHES):
             small.add_(1.0)
-        float(small[0])
 
-    print("| steps | median, ms | longest without a checkpoint | first with one | longest with one | next 3 | MB |")
-    print("|---|--:|--:|--:|--:|--:|--:|")
-    for name, function, steps in (("training", train, args.steps), ("small operations", launch, 10 * args.steps)):
-        with tempfile.TemporaryDirectory(dir=".") as folder:
-            print(f"| {name} | {measure(function, step, Path(folder), steps)} |", flush=True)
+    print("| step, ms | with a first checkpoint | with another | while one is written | longest | written in, s | MB |")
+    print("|--:|--:|--:|--:|--:|--:|--:|")
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        function = launch if device.type == "cpu" else train
+        cells = measure(function, step, Path(folder), args.checkpoints)
+    print("| " + " | ".join(f"{cell:,.0f}" if cell >= 10 else f"{cell:.1f}" for cell in cells) + " |")
 
 
 def build_step(cfg: CfgNode, device: torch.device) -> TrainStep:
@@ -75,27 +74,36 @@ def random_batch(cfg: CfgNode) -> Batch:
     return Batch(images, torch.randint(0, cfg.DATASET.NUM_CLASSES, size), ("",) * size[0])
 
 
-def measure(function: Callable[[], None], step: TrainStep, folder: Path, num_steps: int) -> str:
-    """Cells of the table: the time of a step and of what is done for a checkpoint after it."""
-    loader = DataLoader([0] * num_steps, batch_size=1)
-    sampler = TrainSampler(num_steps, rank=0, world_size=1, seed=0)
+def measure(function: Callable[[], None], step: TrainStep, folder: Path, num_checkpoints: int) -> list[float]:
+    """Cells of the table."""
+    loader = DataLoader([0], batch_size=1)
+    sampler = TrainSampler(1, rank=0, world_size=1, seed=0)
     state = TrainState(Timeline((Phase(loader, sampler, 1),), 0, 1))
     checkpoints = Checkpointer(step, state, folder, {"config": ""}, CheckpointSettings(keep_checkpoints=1))
-    plain, saving = [], []
-    every = num_steps // 3
-    for number in range(NUM_WARM_UP + num_steps):
+    path = folder / CHECKPOINT
+
+    def version() -> int:
+        return path.stat().st_ino if path.exists() else 0
+
+    def timed(save: bool = False) -> float:
         started = time.perf_counter()
         function()
-        is_saved = number >= NUM_WARM_UP and (number - NUM_WARM_UP) % every == 1
-        if is_saved:
+        if save:
             checkpoints.save()
-        if number >= NUM_WARM_UP:
-            (saving if is_saved else plain).append(1000 * (time.perf_counter() - started))
-    getattr(checkpoints, "wait", lambda: None)()
-    median, size = statistics.median(plain), (folder / CHECKPOINT).stat().st_size
-    after = [max(plain[n * (every - 1) + 1 : n * (every - 1) + 4]) for n in range(3)]
-    numbers = (median, max(plain), saving[0], max(saving[1:]), max(after), size / 1e6)
-    return " | ".join(f"{number:,.0f}" for number in numbers)
+        return 1000 * (time.perf_counter() - started)
+
+    plain, saving, writing, written = [], [], [], []
+    gc.freeze()  # as `Trainer.fit` does
+    for _ in range(num_checkpoints):
+        plain += [timed() for _ in range(NUM_PLAIN)]
+        before, started = version(), time.perf_counter()
+        saving.append(timed(save=True))
+        while version() == before:
+            writing.append(timed())
+        written.append(time.perf_counter() - started)
+    medians = [statistics.median(times or [0.0]) for times in (plain, saving[1:], writing, written)]
+    cells = [medians[0], saving[0], *medians[1:3], max(writing, default=0.0)]
+    return [*cells, medians[3], path.stat().st_size / 1e6]
 
 
 if __name__ == "__main__":

@@ -50,6 +50,29 @@ def test_training_goes_on_while_the_state_of_before_is_written(trainer, slow_dis
     assert not all(torch.equal(value, changed[name]) for name, value in expected.items())
 
 
+def test_counters_are_settled_after_the_copy_has_begun_and_an_error_there_leaves_no_checkpoint(trainer, tmp_path):
+    def settle():
+        trainer.state.num_skipped = 5
+        with torch.no_grad():
+            next(trainer.model.parameters()).zero_()
+
+    expected = next(trainer.model.parameters()).clone()
+    trainer.checkpoints.save(settle=settle)
+    trainer.checkpoints.wait()
+    saved = read_checkpoint(tmp_path / "run" / CHECKPOINT)
+    assert saved["num_skipped"] == 5
+    assert torch.equal(next(iter(saved["model"].values())), expected)
+
+    def too_many():
+        raise MemoryError
+
+    train_step(trainer)
+    with pytest.raises(MemoryError):
+        trainer.checkpoints.save(settle=too_many)
+    trainer.checkpoints.wait()
+    assert read_checkpoint(tmp_path / "run" / CHECKPOINT)["iteration"] == 0
+
+
 def test_one_is_written_at_a_time_in_order(trainer, slow_disk, tmp_path):
     train_step(trainer)
     trainer.checkpoints.save()

@@ -56,3 +56,28 @@ def test_what_is_gone_or_has_another_shape_is_copied_all_the_same(state):
     copied = copy.take(other)
     assert torch.equal(copied["model"]["0.weight"], torch.ones(5))
     assert torch.equal(copied["expanded"], other["expanded"])
+
+
+@pytest.mark.gpu
+def test_a_copy_from_a_card_is_of_the_moment_and_waits_for_nothing():
+    """Large enough to be under way when the next steps change it."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    state = {"model": {f"{n}": torch.full((1 << 24,), float(n), device=device) for n in range(8)}, "on the CPU": [1.0]}
+    state["random_states"] = [{"cpu": torch.arange(5)}]
+    copy = HostCopy(device)
+    for offset in (0, 100):  # the second time into the same memory
+        with torch.cuda.device(device):
+            torch.cuda.set_sync_debug_mode("error" if offset else "default")  # page-locking waits, the first time
+            try:
+                copied = copy.take(state)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        for value in state["model"].values():
+            value.add_(100)
+        copy.wait()
+        for number in range(8):
+            assert copied["model"][f"{number}"].is_pinned()
+            assert torch.equal(copied["model"][f"{number}"], torch.full((1 << 24,), number + float(offset)))
+        assert torch.equal(copied["random_states"][0]["cpu"], torch.arange(5))
+    places = {value.data_ptr() for value in copied["model"].values()}
+    assert places == {value.data_ptr() for value in copy.take(state)["model"].values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,23 +79,26 @@ class Checkpointer:
         every = self.settings.checkpoint_every
         return bool(every) and self.state.iteration % every == 0
 
-    def save(self, *, replaces_newest: bool = False) -> None:
+    def save(self, *, replaces_newest: bool = False, settle: Callable[[], object] = lambda: None) -> None:
         """Begins to write a checkpoint, of the state as it is now.
 
         Args:
             replaces_newest: overwrite the newest one instead of keeping it as an older one.
+            settle: completes the counters of the state, by the results of steps that the device may still be taking:
+                the tensors are on their way before anything waits for it.
 
         Raises:
             OSError: the one before cannot be written; the one before that is whole.
         """
-        with distributed.activity("saving a checkpoint"):
-            states = distributed.gather_objects(random_states(self.step.device))
         self.wait()
         if distributed.is_main():
-            content = {**self.metadata, "model": self.step.model.state_dict(), **self.step.state()}
-            content |= {**self.state.state_dict(), "random_states": states}
-            copied = self._copy.take(content)
-            self._writing = self._thread.submit(self._write, copied, replaces_newest=replaces_newest)
+            copied = self._copy.take({"model": self.step.model.state_dict(), **self.step.state()})
+        settle()
+        with distributed.activity("saving a checkpoint"):
+            states = distributed.gather_objects(random_states(self.step.device))
+        if distributed.is_main():
+            content = {**self.metadata, **copied, **self.state.state_dict(), "random_states": states}
+            self._writing = self._thread.submit(self._write, content, replaces_newest=replaces_newest)
         self._saved_at = time.monotonic()
 
     def wait(self) -> None:
