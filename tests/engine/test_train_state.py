@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from ovenet.data.samplers import TrainSampler
 from ovenet.engine.checkpoint import BEST, BEST_EMA
 from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.train_state import TrainState
+from ovenet.utils import distributed
 
 
 def loader_of(num_samples, batch_size):
@@ -76,6 +78,32 @@ def test_a_checkpoint_holds_for_any_batch_size(batch_size, num_iterations, steps
     state.load_state_dict(saved.state_dict())
     assert (state.epoch, state.iteration) == (2, 3)
     assert (state.iterations_in_epoch, state.schedule_iteration) == (steps, position)
+
+
+def test_no_change_of_processes_leaves_out_a_sample_or_takes_one_again(monkeypatch):
+    """43 samples by 4 processes, then 3, 2, 5, 4 and 1: what is left of an epoch is taken from its first sample on."""
+    order = [index for _, index in TrainSampler(43, rank=0, world_size=1, seed=3)]
+    taken, saved = [], None
+    for size, steps in ((4, 2), (3, 3), (2, 4), (5, 1), (4, 2), (1, None)):
+        monkeypatch.setattr(distributed, "world_size", lambda size=size: size)
+        phase = Phase(DataLoader(list(range(43)), 1, sampler=range(43 // size)), None, 2)
+        state = TrainState(Timeline((phase,), begin_epoch=0, accumulate=1))
+        if saved is not None:
+            state.load_state_dict(saved)
+        samplers = [TrainSampler(43, rank=rank, world_size=size, seed=3) for rank in range(size)]
+        for sampler in samplers:
+            sampler.start = state.samples_done
+        shares = list(zip(*samplers, strict=True))
+        assert state.samples_done == len(taken)
+        assert state.epoch_length - state.iterations_in_epoch == len(shares) == (43 - len(taken)) // size
+        assert state.num_left == len(shares) + 43 // size  # and the whole second epoch
+        for share in shares[:steps]:
+            state.begin_iteration()
+            taken += [index for _, index in share]
+        saved = state.state_dict()
+    assert taken == order
+    state.finish_epoch(1)
+    assert (state.samples_done, state.epoch_length) == (0, 43)
 
 
 def test_checkpoints_of_version_1_are_read():

@@ -32,14 +32,14 @@ def run(tiny_data, tmp_path, write_config):
     interpreters know too.
     """
 
-    def start(output, *overrides, launcher=None):
+    def start(output, *overrides, launcher=None, script="tools/train.py", **variables):
         settings = small_settings() if launcher is None else tiny_settings()
         settings["DATASET"]["ROOT"] = str(tiny_data)
         settings["PRINT_FREQ"] = 1
         settings["TRAIN"] |= {"RESUME": True, "CHECKPOINT_EVERY": 1, "EVAL_INTERVAL": 50, "LR": 0.02, "EMA": 0.9}
-        command = ["tools/train.py", "--cfg", write_config(settings, "tiny.yaml"), "OUTPUT_DIR", output, *overrides]
+        command = [script, "--cfg", write_config(settings, "tiny.yaml"), "OUTPUT_DIR", output, *overrides]
         if not launcher:
-            return Forked(command, env=ENVIRONMENT, stderr=subprocess.STDOUT, start_new_session=True)
+            return Forked(command, env=ENVIRONMENT | variables, stderr=subprocess.STDOUT, start_new_session=True)
         return subprocess.Popen(
             [sys.executable, *launcher, *map(str, command)], cwd=ROOT, env=ENVIRONMENT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -120,6 +120,43 @@ def killed_and_resumed(run, tmp_path, *, kills, epochs):
 
 def test_a_killed_run_ends_with_the_bits_of_an_uninterrupted_one(run, tmp_path):
     killed_and_resumed(run, tmp_path, kills=1, epochs=10)
+
+
+DYING = """
+import os, signal, threading
+from ovenet.commands import train
+from ovenet.engine import checkpoint
+from ovenet.utils.cli import run_main
+
+place, number = os.environ["DIES_AT"], int(os.environ["DIES_IN"])
+module = checkpoint if place == "seal" else os
+function, calls = getattr(module, place), []
+
+def dying(*arguments):
+    if threading.current_thread().name.startswith("checkpoint"):
+        calls.append(arguments)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return function(*arguments)
+
+setattr(module, place, dying)
+run_main(train.main)
+"""
+
+
+def test_kills_while_a_checkpoint_is_written_in_the_background(run, tmp_path):
+    """Before its checksum, before the one before it gets its other name, and before it gets its own."""
+    whole, cut, script = tmp_path / "whole", tmp_path / "cut", tmp_path / "dying.py"
+    script.write_text(DYING)
+    end = ("TRAIN.END_EPOCH", 2)
+    assert finish(run(whole, *end))[0] == 0
+    for place, number in (("seal", 2), ("link", 2), ("replace", 2)):
+        code, out = finish(run(cut, *end, script=script, DIES_AT=place, DIES_IN=str(number)))
+        assert code == -signal.SIGKILL, out
+        assert torch.load(folder(cut) / "checkpoint.pth", weights_only=True)["iteration"] in (1, 2)
+    code, out = finish(run(cut, *end))
+    assert code == 0, out
+    assert_same_bits(whole, cut)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ovenet.predictor import run_folder
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.environment import describe_environment
+from ovenet.utils.launchers import have_begun, launchers, note_launchers, num_restarts
 from ovenet.utils.logging import configure_logging, get_logger
 from ovenet.utils.run_lock import run_lock
 from ovenet.utils.writing import write_text
@@ -62,9 +63,16 @@ def train(
     check_parts(cfg)
     device = distributed.choose_device(cfg.DEVICE)
     run_dir = run_folder.run_directory(cfg, config_file)
-    lock = run_lock(run_dir) if distributed.is_launch_main() else nullcontext()
+    # After a failure the main process of before may still be writing, on another machine.
+    patience_s = cfg.DIST_TIMEOUT if num_restarts() else 0
+    lock = run_lock(run_dir, timeout_s=patience_s) if distributed.is_launch_main() else nullcontext()
     with lock, distributed.process_group(device, timeout_s=cfg.DIST_TIMEOUT):
+        started_by = launchers()
+        if have_begun(run_dir, started_by):  # torchrun starts a run again with the command of its first start
+            cfg = with_resume(cfg)
         require_own_folder(cfg, run_dir)
+        if distributed.is_main():
+            note_launchers(run_dir, started_by)
         log_dir = run_folder.log_directory(cfg, config_file)
         trainer = builders.build_trainer(cfg, run_dir, log_dir, device, hooks)
         if cfg.TRAIN.RESUME and trainer.checkpoints.store.exists():
@@ -107,6 +115,15 @@ def log_cost(cfg: CfgNode) -> None:
         get_logger().warning("the network's multiply-adds cannot be counted: %s", one_line(error))
         return
     get_logger().info("%s: %s", cfg.MODEL.BACKBONE.NAME, cost)
+
+
+def with_resume(cfg: CfgNode) -> CfgNode:
+    """The configuration with ``TRAIN.RESUME True``."""
+    resumed = cfg.clone()
+    resumed.defrost()
+    resumed.TRAIN.RESUME = True
+    resumed.freeze()
+    return resumed
 
 
 def require_own_folder(cfg: CfgNode, run_dir: Path) -> None:

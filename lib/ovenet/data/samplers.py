@@ -39,8 +39,9 @@ class TrainSampler(Sampler[tuple[int, int]]):
         order = np.arange(self.num_samples)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
-        order = order[: len(self) * self.world_size]
-        return iter([(self.epoch, int(index)) for index in order[self.start + self.rank :: self.world_size]])
+        order = order[self.start :]
+        order = order[: len(order) // self.world_size * self.world_size]
+        return iter([(self.epoch, int(index)) for index in order[self.rank :: self.world_size]])
 
 
 def evaluation_shard(num_samples: int, *, rank: int, world_size: int) -> range:

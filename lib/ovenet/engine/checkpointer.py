@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from ovenet.engine.checkpoint import CheckpointStore, save_atomically, with_present_names
 from ovenet.engine.settings import CheckpointSettings
+from ovenet.engine.staging import HostCopy
 from ovenet.engine.step import TrainStep
 from ovenet.engine.train_state import TrainState
 from ovenet.errors import UserError, one_line
@@ -22,7 +24,10 @@ from ovenet.utils.seeding import random_states, set_random_states
 
 
 class Checkpointer:
-    """Saves a run and resumes it. Every rank calls `save`; rank 0 writes.
+    """Saves a run and resumes it. Every rank calls `save`; rank 0 copies the state, and a thread writes the copy.
+
+    As a context manager it waits for the last checkpoint, also after an error. One is written at a time: the next waits
+    for it.
 
     Args:
         step: model, optimizer and averaged weights.
@@ -47,6 +52,20 @@ class Checkpointer:
         self.settings = settings
         self.store = CheckpointStore(run_dir, settings.keep_checkpoints)
         self._saved_at = time.monotonic()
+        self._copy = HostCopy(step.device)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except OSError as error:
+            if kind is None:
+                raise
+            get_logger().warning("%s", error)  # the first error is the one to end with
 
     @property
     def is_due_by_clock(self) -> bool:
@@ -60,23 +79,41 @@ class Checkpointer:
         every = self.settings.checkpoint_every
         return bool(every) and self.state.iteration % every == 0
 
-    def save(self, *, replaces_newest: bool = False) -> None:
-        """Writes a checkpoint.
+    def save(self, *, replaces_newest: bool = False, settle: Callable[[], object] = lambda: None) -> None:
+        """Begins to write a checkpoint, of the state as it is now.
 
         Args:
             replaces_newest: overwrite the newest one instead of keeping it as an older one.
+            settle: completes the counters of the state, by the results of steps that the device may still be taking:
+                the tensors are on their way before anything waits for it.
+
+        Raises:
+            OSError: the one before cannot be written; the one before that is whole.
+        """
+        self.wait()
+        if distributed.is_main():
+            copied = self._copy.take({"model": self.step.model.state_dict(), **self.step.state()})
+        settle()
+        with distributed.activity("saving a checkpoint"):
+            states = distributed.gather_objects(random_states(self.step.device))
+        if distributed.is_main():
+            content = {**self.metadata, **copied, **self.state.state_dict(), "random_states": states}
+            self._writing = self._thread.submit(self._write, content, replaces_newest=replaces_newest)
+        self._saved_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Waits until the checkpoint is on the disk that `save` has begun to write.
 
         Raises:
             OSError: it cannot be written; the one before is whole.
         """
-        with distributed.activity("saving a checkpoint"):
-            states = distributed.gather_objects(random_states(self.step.device))
-            if distributed.is_main():
-                content = {**self.metadata, "model": self.step.model.state_dict(), **self.step.state()}
-                content |= {**self.state.state_dict(), "random_states": states}
-                self.store.save(content, replaces_newest=replaces_newest)
-            distributed.barrier()
-        self._saved_at = time.monotonic()
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, state: Mapping[str, Any], *, replaces_newest: bool) -> None:
+        self._copy.wait()
+        self.store.save(state, replaces_newest=replaces_newest)
 
     def save_weights(self, model: nn.Module, file: str, *, without_seed: Mapping[str, Any] | None = None) -> None:
         """Writes the weights of a model alone, with the metadata; called on rank 0.

@@ -19,7 +19,9 @@ class TrainState:
         timeline: how long training lasts.
         epoch: index of the current epoch.
         iteration: iterations of the run so far, of any batch size.
-        iterations_in_epoch: iterations of the current epoch so far.
+        iterations_in_epoch: iterations of the current epoch that are behind, so that those ahead fill the epoch.
+        samples_shift: what `samples_done` has more than these iterations take, 0 unless the batch size or the number of
+            ranks changed within the epoch.
         schedule_iteration: iterations of the schedule so far; differs from `iteration` after the batch size or the
             number of ranks changed.
         best: best mean IoU of the final prediction by file of weights; -1 before the first validation.
@@ -35,6 +37,7 @@ class TrainState:
     epoch: int = 0
     iteration: int = 0
     iterations_in_epoch: int = 0
+    samples_shift: int = 0
     schedule_iteration: int = 0
     best: dict[str, float] = field(default_factory=lambda: {BEST: -1.0, BEST_EMA: -1.0})
     num_skipped: int = 0
@@ -90,7 +93,7 @@ class TrainState:
     @property
     def samples_done(self) -> int:
         """Samples of the current epoch that all ranks together have used."""
-        return self.iterations_in_epoch * self.timeline.samples_per_iteration(self.epoch)
+        return self.iterations_in_epoch * self.timeline.samples_per_iteration(self.epoch) + self.samples_shift
 
     @property
     def best_mean_iou(self) -> float:
@@ -106,7 +109,7 @@ class TrainState:
     def finish_epoch(self, eval_interval: int) -> None:
         """Counts the current epoch as done; a validation is due after every `eval_interval`-th epoch and the last."""
         self.epoch += 1
-        self.iterations_in_epoch = 0
+        self.iterations_in_epoch = self.samples_shift = 0
         done = self.epoch - self.timeline.begin_epoch
         self.is_validation_due = done % eval_interval == 0 or self.is_trained
 
@@ -129,8 +132,8 @@ class TrainState:
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restores the entries of a checkpoint, also of version 1, of any batch size and number of ranks.
 
-        The current epoch continues at the first iteration that repeats no sample. The schedule continues at that
-        iteration or, if its length is given in iterations, at the same share of it.
+        The current epoch continues at its first unused sample, with as many iterations as the rest has whole ones. The
+        schedule continues at the first of these or, if its length is given in iterations, at the same share of it.
 
         Raises:
             KeyError, TypeError: an entry is missing or has another type; the state is unchanged.
@@ -148,7 +151,9 @@ class TrainState:
         self.is_validation_due = saved.get("is_validation_due", False)
         self.history = [dict(row) for row in saved.get("history", [])]
         per_iteration = self.timeline.samples_per_iteration(epoch)
-        self.iterations_in_epoch = min(-(-samples_done // per_iteration), self.iterations_per_epoch)
+        num_unused = max(len(self.timeline.phase(epoch).crops) - samples_done, 0)
+        self.iterations_in_epoch = self.iterations_per_epoch - num_unused // per_iteration
+        self.samples_shift = samples_done - self.iterations_in_epoch * per_iteration
         if self.timeline.is_in_iterations and progress is not None:
             self.schedule_iteration = round(progress * self.timeline.num_iterations)
         else:

@@ -16,8 +16,12 @@ _LOCK, _OWNER = ".lock", ".lock_owner"
 
 
 @contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
+def run_lock(run_dir: Path, *, timeout_s: float = 0) -> Iterator[None]:
     """Locks a run's folder; the system releases the lock when the process ends, however it ends.
+
+    Args:
+        run_dir: the folder; it is created.
+        timeout_s: seconds to wait for a process that holds it.
 
     Raises:
         UserError: another process holds it.
@@ -25,7 +29,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     owner = run_dir / _OWNER
     try:
-        with FileLock(run_dir / _LOCK, timeout=0):
+        with FileLock(run_dir / _LOCK, timeout=timeout_s):
             owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
             yield
     except Timeout as error:
