@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from ovenet.errors import UserError
 
-_LOCK, _OWNER = ".lock", ".lock_owner"
+LOCK, _OWNER = ".lock", ".lock_owner"
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     owner = run_dir / _OWNER
     try:
-        with FileLock(run_dir / _LOCK, timeout=0):
+        with FileLock(run_dir / LOCK, timeout=0):
             owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
             yield
     except Timeout as error:
