@@ -35,7 +35,8 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     write_dataset(folder / "data/synthetic", {"train": 2, "val": 1, "test": 1}, size=(32, 64), seed=0)
     settings = tiny_settings("seg_hrnet", 0)
-    settings["MODEL"]["EXTRA"].pop("OFFSET_BRANCH")
+    extra = settings["MODEL"].pop("EXTRA")
+    settings["MODEL"] = {"NAME": "seg_hrnet", "EXTRA": {f"STAGE{n}": extra[f"STAGE{n}"] for n in (1, 2, 3, 4)}}
     lists = {"TRAIN_SET": "list/synthetic/train.lst", "TEST_SET": "list/synthetic/val.lst"}
     settings["DATASET"] = {"DATASET": "synthetic", "NUM_CLASSES": 7, "ROOT": str(folder / "data"), **lists}
     settings["TRAIN"] |= {"IMAGE_SIZE": [32, 32], "BASE_SIZE": 64, "END_EPOCH": 1}
@@ -67,9 +68,11 @@ def summary(study, name, *options):
     return (study.parent / name / "summary.json").read_bytes()
 
 
-def start_worker(study, name):
-    options = ["--worker", "--jobs", "1", "--lease", str(LEASE_S), "--attempts", str(ATTEMPTS)]
-    return subprocess.Popen(command(study, name, *options), env=environment())
+OPTIONS = ["--lease", str(LEASE_S), "--attempts", str(ATTEMPTS)]
+
+
+def start_worker(study, name, **streams):
+    return subprocess.Popen(command(study, name, "--worker", "--jobs", "1", *OPTIONS), env=environment(), **streams)
 
 
 def results(study, name):
@@ -108,3 +111,49 @@ def test_workers_that_are_killed_and_join_make_the_table_of_one(study, alone):
     assert num_killed
     said = check(study, "many", alone)
     print(f"\n{SIZE}: {num_killed} killed in {seconds:.0f} s, {said}")
+
+
+def test_a_worker_that_stalls_past_its_lease_writes_nothing(study, alone):
+    """Its training goes on meanwhile; that of the one who takes the run over is in another folder."""
+    stalled = start_worker(study, "stalled", stderr=subprocess.PIPE, text=True)
+    for line in stalled.stderr:
+        if "begins" in line:
+            break
+    time.sleep(1)  # within its first training, which waits for its process's imports
+    stalled.send_signal(signal.SIGSTOP)
+    other = start_worker(study, "stalled")
+    until = time.monotonic() + TIMEOUT_S
+    while len(results(study, "stalled")) < NUM_RUNS and time.monotonic() < until:
+        time.sleep(0.2)
+    stalled.send_signal(signal.SIGCONT)
+    _, said = stalled.communicate(timeout=TIMEOUT_S)
+    assert (stalled.returncode, other.wait(TIMEOUT_S)) == (0, 0)
+    assert said.count("is another's by now, nothing is written") == 1
+    check(study, "stalled", alone)
+
+
+def test_a_node_of_ray_dies(study, alone, monkeypatch):
+    """Two nodes on this machine, each with half of the workers; one is removed in the middle."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    each = max(NUM_WORKERS // 2, 1)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "lib"))
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": each})
+    try:
+        node = cluster.add_node(num_cpus=each)
+        options = ["--launcher", "ray", "--workers", str(2 * each), "--launcher-option", "num_cpus=1", *OPTIONS]
+        driver = subprocess.Popen(
+            command(study, "ray", *options), env={**environment(), "RAY_ADDRESS": cluster.address}
+        )
+        started = time.monotonic()
+        while len(results(study, "ray")) < NUM_RUNS // 3:
+            assert driver.poll() is None
+            assert time.monotonic() - started < TIMEOUT_S
+            time.sleep(0.2)
+        left = NUM_RUNS - len(results(study, "ray"))
+        cluster.remove_node(node, allow_graceful=False)
+        assert driver.wait(TIMEOUT_S) == 0
+        seconds = time.monotonic() - started
+    finally:
+        cluster.shutdown()
+    said = check(study, "ray", alone)
+    print(f"\n{NUM_RUNS} runs, {2 * each} workers, a node lost with {left} runs left: {seconds:.0f} s, {said}")

@@ -20,7 +20,6 @@ from ovenet.errors import UserError, one_line
 from ovenet.utils.cli import command_environment
 
 EXTRAS = {"slurm": "submitit", "local": "submitit", "ray": "ray"}  # package by launcher
-_STARTED = "{num} workers of {name} are jobs {jobs} of SLURM; their logs: {folder}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,9 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in texts)}
 
 
-def launch(launcher: str, arguments: Sequence[str], num_workers: int, options: Mapping[str, Any], folder: Path) -> bool:
+def launch(
+    launcher: str, arguments: Sequence[str], num_workers: int, options: Mapping[str, Any], name: str, folder: Path
+) -> bool:
     """Starts workers, and waits for them, other than for those of SLURM.
 
     Args:
@@ -70,6 +71,7 @@ def launch(launcher: str, arguments: Sequence[str], num_workers: int, options: M
         arguments: arguments of ``ovenet sweep`` for each worker.
         num_workers: number of workers.
         options: parameters of submitit's AutoExecutor, or of a remote function of Ray.
+        name: name of the jobs.
         folder: folder of the logs of submitit.
 
     Returns:
@@ -88,7 +90,7 @@ def launch(launcher: str, arguments: Sequence[str], num_workers: int, options: M
         if launcher == "ray":
             return _on_ray(engine, task, num_workers, options)
         executor = engine.AutoExecutor(folder, cluster=launcher)
-        executor.update_parameters(name=folder.parent.name, **options)
+        executor.update_parameters(**{"name": name, **options})
         with executor.batch():
             jobs = [executor.submit(task) for _ in range(num_workers)]
         if launcher == "local":
@@ -98,7 +100,7 @@ def launch(launcher: str, arguments: Sequence[str], num_workers: int, options: M
         raise
     except Exception as error:  # each engine has its own
         raise UserError(f"--launcher {launcher}: {one_line(error, 500)}") from error
-    print(_STARTED.format(num=num_workers, name=folder.parent.name, jobs=jobs[0].job_id, folder=folder))
+    print(f"{num_workers} workers are the array {jobs[0].job_id.partition('_')[0]} of SLURM; their logs: {folder}")
     return False
 
 

@@ -79,7 +79,8 @@ def main() -> None:
     elif missing:
         claims = _claims(args, sweep, missing, folder)
         if args.launcher:
-            if not launch(args.launcher, _arguments(args), args.workers, read_options(args.options), folder / "jobs"):
+            options = read_options(args.options)
+            if not launch(args.launcher, _arguments(args), args.workers, options, sweep.name, folder / "jobs"):
                 return
             failures = [f"{run.name}, seed {run.seed}" for run in missing if not result_path(folder, run).is_file()]
         else:
