@@ -200,6 +200,23 @@ def test_a_sweep_that_is_ended_goes_on(sweep, tmp_path, run_tool, number):
     assert scores_in(tmp_path / "other") == interrupted
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_workers_that_submitit_starts(sweep, tmp_path, run_tool, launcher):
+    """Real jobs; of SLURM where it runs on this machine."""
+    pytest.importorskip("submitit")
+    if launcher == "slurm" and not shutil.which("sbatch"):
+        pytest.skip("no SLURM here")
+    done = run_tool("sweep", *sweep, "--launcher", launcher, "--workers", 2, "--launcher-option", "timeout_min=10")
+    assert done.code == 0, done.err
+    until = time.monotonic() + 120
+    while len(scores_in(tmp_path / "results")) < 3 and time.monotonic() < until:
+        time.sleep(0.5)
+    assert len(scores_in(tmp_path / "results")) == 3
+    assert ("| with a seed | 1 |" in done.out) == (launcher == "local")
+    assert len(list((tmp_path / "results/jobs").glob("*_log.err"))) == 2
+
+
 def scores_in(folder):
     return {path.name: json.loads(path.read_text())["scores"] for path in folder.glob("*-seed*.json")}
 
@@ -214,8 +231,8 @@ def test_bad_input(run_tool, sweep, tmp_path, monkeypatch):
         ([*sweep, *slurm, "--worker"], "--worker goes neither with --launcher"),
         ([*sweep, *slurm, "--launcher-option", "partition"], "'partition'; expected KEY=VALUE"),
         ([*sweep, *slurm, "--launcher-option", "queue=gpu"], "queue"),
-        ([*sweep, *slurm], 'needs submitit: pip install "ovenet[slurm]"'),
-        ([*sweep, "--launcher", "ray", "--workers", 2], 'needs ray: pip install "ovenet[ray]"'),
+        ([*sweep, *slurm], 'needs submitit: pip install -e ".[slurm]"'),
+        ([*sweep, "--launcher", "ray", "--workers", 2], 'needs ray: pip install -e ".[ray]"'),
         ([*sweep, "--per-gpu", 4], "--per-gpu needs a GPU"),
         ([*sweep, "TRAIN.LR"], "KEY VALUE pairs"),
     ):

@@ -84,7 +84,7 @@ def launch(
         engine = import_module(EXTRAS[launcher])
     except ImportError as error:
         extra = "ray" if launcher == "ray" else "slurm"
-        raise UserError(f'--launcher {launcher} needs {EXTRAS[launcher]}: pip install "ovenet[{extra}]"') from error
+        raise UserError(f'--launcher {launcher} needs {EXTRAS[launcher]}: pip install -e ".[{extra}]"') from error
     task = Task(tuple(arguments), os.getcwd())
     try:
         if launcher == "ray":

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="runs at a time (default: one for each GPU, else for each core)")
     parser.add_argument("--per-gpu", type=int, metavar="N", help="runs at a time on each GPU, see ovenet plan")
     parser.add_argument("--worker", action="store_true", help="help with a sweep that is under way, without a table")
+    parser.add_argument("--no-wait", action="store_true", help="end when all runs that are left are others'")
     parser.add_argument(
         "--attempts", type=int, default=ATTEMPTS, metavar="N", help=f"failures until a run is given up ({ATTEMPTS})"
     )
@@ -85,9 +86,9 @@ def main() -> None:
             failures = [f"{run.name}, seed {run.seed}" for run in missing if not result_path(folder, run).is_file()]
         else:
             jobs = args.jobs or (args.per_gpu or 1) * default_jobs()
-            failures = run_missing(sweep, missing, folder, jobs=jobs, claims=claims)
+            failures = run_missing(sweep, missing, folder, jobs=jobs, claims=claims, waits=not args.no_wait)
     if not args.worker:
-        _tell(args, sweep, folder)
+        _show(args, sweep, folder)
     if failures:
         again = "the same command without --worker tries them again"
         raise UserError(f"{len(failures)} of {len(missing)} runs failed; first {failures[0]}; {again}")
@@ -122,11 +123,11 @@ def _arguments(args: argparse.Namespace) -> list[str]:
     """The arguments of a worker that a launcher starts: it makes one run at a time unless it is told otherwise."""
     jobs = ["--per-gpu", str(args.per_gpu)] if args.per_gpu else ["--jobs", str(args.jobs or 1)]
     results = ["--results", str(args.results)] if args.results else []
-    limits = ["--attempts", str(args.attempts), "--lease", str(args.lease)]
+    limits = ["--attempts", str(args.attempts), "--lease", str(args.lease), *(["--no-wait"] if args.no_wait else [])]
     return [str(args.sweep), *args.overrides, "--worker", *jobs, *results, *limits]
 
 
-def _tell(args: argparse.Namespace, sweep: Sweep, folder: Path) -> None:
+def _show(args: argparse.Namespace, sweep: Sweep, folder: Path) -> None:
     """Prints the table, and writes it, the JSON and the plot."""
     summary = Summary(sweep, read_results(folder, sweep.runs))
     print(summary.markdown())

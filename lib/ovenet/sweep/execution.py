@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import statistics
 import sys
 import threading
@@ -19,7 +20,7 @@ import torch
 from ovenet import builders
 from ovenet.config import check_parts, load_config
 from ovenet.engine.checkpoint import FINAL
-from ovenet.engine.interruption import Interruption
+from ovenet.engine.interruption import EXIT_REQUEUE, Interruption
 from ovenet.errors import UserError
 from ovenet.evaluation.curves import read_log
 from ovenet.models.cost import count_parameters
@@ -39,6 +40,7 @@ _CHECKPOINT_MINUTES = 5
 _POLL_S = 0.5
 _HEARTBEAT_S = 60.0
 _TAIL_BYTES = 4096
+_ASKED_TO_STOP = (EXIT_REQUEUE, 130, -signal.SIGTERM)  # as a scheduler does with all processes of a job
 _LOG_LINE = re.compile(r"^[\d-]{10} [\d:]{8} [A-Z] (.+)$", re.MULTILINE)
 
 
@@ -55,12 +57,14 @@ def default_jobs() -> int:
     return torch.cuda.device_count() or num_cores()
 
 
-def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: int, claims: Claims) -> list[str]:
+def run_missing(
+    sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: int, claims: Claims, waits: bool = True
+) -> list[str]:
     """Trains and tests the missing runs, beside any number of processes on any machines that do the same.
 
     Each run has its share of the cores as threads (``OMP_NUM_THREADS`` in the environment wins), and the GPUs in turn.
     On a request to stop, trainings save and end; who claims them next resumes them. It ends when all runs have a result
-    or are given up, also those that others make.
+    or are given up.
 
     A run that starts from another's weights waits for it; if those weights are gone, they are trained again.
 
@@ -70,6 +74,7 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
         folder: folder of the JSON file of each run.
         jobs: number of runs at a time.
         claims: claims in that folder, which have been entered.
+        waits: whether it waits for what others make, which it may have to take over.
 
     Returns:
         A line for each run that is given up.
@@ -80,7 +85,7 @@ def run_missing(sweep: Sweep, runs: Sequence[SweepRun], folder: Path, *, jobs: i
     """
     board = _Board(sweep, runs, folder, claims)
     with Interruption() as interruption, ThreadPoolExecutor(jobs) as pool:
-        slots = [pool.submit(_serve, board, Worker(_environment(slot, jobs))) for slot in range(jobs)]
+        slots = [pool.submit(_serve, board, Worker(_environment(slot, jobs)), waits) for slot in range(jobs)]
         started = told = time.monotonic()
         try:
             while not all(slot.done() for slot in slots):
@@ -164,12 +169,14 @@ class _Board:
         return True
 
 
-def _serve(board: _Board, worker: Worker) -> None:
-    """Makes one run after another until nothing is left."""
+def _serve(board: _Board, worker: Worker, waits: bool) -> None:
+    """Makes one run after another until nothing is left, or nothing to begin with unless it `waits`."""
     try:
         while board.num_left and not board.stop.is_set():
             claim = patiently(board.take, board.stop)
             if claim is None:
+                if not waits:
+                    return
                 board.stop.wait(board.claims.poll_s)
                 continue
             with claim:
@@ -190,7 +197,7 @@ def _attempt(board: _Board, claim: Claim, worker: Worker) -> None:
         state = FINISHED
         get_logger().info("%s, seed %d: done", run.name, run.seed)
     except Interrupted:
-        why = "stopped" if board.stop.is_set() else "is another's by now, nothing is written"
+        why = "is another's by now, nothing is written" if claim.lost.is_set() else "stopped"
         get_logger().info("%s, seed %d: %s", run.name, run.seed, why)
     except Exception as error:  # also a fault of the program: the other runs go on
         state, says = FAILED, str(error) or type(error).__name__
@@ -284,6 +291,7 @@ class _Execution:
         try:
             patiently(write, self._stop)
         except FileExistsError as error:
+            self._claim.lost.set()
             raise Interrupted from error
 
     def _move_folder(self) -> None:
@@ -309,7 +317,7 @@ class _Execution:
         console = run_dir / CONSOLE
         console.parent.mkdir(parents=True, exist_ok=True)
         code = self._worker.run(command, arguments, console, self._stop.is_set, self._claim.lost.is_set)
-        if self._stop.is_set() or self._claim.lost.is_set():
+        if self._stop.is_set() or self._claim.lost.is_set() or code in _ASKED_TO_STOP:
             raise Interrupted
         if code:
             lines = [line for line in console.read_text(encoding="utf-8", errors="replace").splitlines() if line]
