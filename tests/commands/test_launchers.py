@@ -21,8 +21,8 @@ def test_options_have_types():
     assert options == {
         "slurm_partition": "gpu", "timeout_min": 720, "num_gpus": 0.25, "slurm_setup": ["module load cuda"],
     }  # fmt: skip
-    for text in ("gpu", "=gpu", "slurm partition=gpu"):
-        with pytest.raises(UserError, match=rf"{text!r}; expected KEY=VALUE"):
+    for text in ("gpu", "=gpu", "slurm partition=gpu", "slurm_setup=[module load"):
+        with pytest.raises(UserError, match=re.escape(f"{text!r}; expected KEY=VALUE")):
             read_options([text])
 
 

@@ -55,10 +55,16 @@ def read_options(texts: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: one is not of this form.
     """
+    options = {}
     for text in texts:
-        if not text.partition("=")[0].isidentifier() or "=" not in text:
+        key, sign, value = text.partition("=")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            sign = ""
+        if not key.isidentifier() or not sign:
             raise UserError(f"--launcher-option is {text!r}; expected KEY=VALUE, such as slurm_partition=gpu")
-    return {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in texts)}
+    return options
 
 
 def launch(

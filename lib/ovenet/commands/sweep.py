@@ -30,6 +30,45 @@ from ovenet.utils.logging import configure_logging
 
 def main() -> None:
     """Runs the missing runs, and writes the table, the JSON and the plot."""
+    args = _parser().parse_intermixed_args()
+    configure_logging(is_main=True)
+    _check(args)
+    options = read_options(args.options)
+    if args.output:
+        require_plot_file(args.output, overwrite=args.overwrite)
+    sweep = read_sweep(args.sweep, args.overrides)
+    if args.reference:
+        names = [run.name for run in sweep.runs]
+        if args.reference not in names:
+            near = nearest(args.reference, names)
+            raise UserError(f"--reference is {args.reference!r}; there is no such run, did you mean {near}?")
+        sweep = replace(sweep, reference=args.reference)
+    folder = args.results or sweep.output_dir / "sweeps" / sweep.name / "results"
+    runs: dict[str, SweepRun] = {}
+    for run in sweep.runs:
+        runs.setdefault(run.key, run)  # grids may share one
+    missing = [run for run in runs.values() if not result_path(folder, run).is_file()]
+    failures: list[str] = []
+    if args.list:
+        for run in missing:
+            print(f"missing: {run.name}, seed {run.seed}")
+    elif missing:
+        claims = _claims(args, sweep, missing, folder)
+        if args.launcher:
+            if not launch(args.launcher, _arguments(args), args.workers, options, sweep.name, folder / "jobs"):
+                return
+            failures = [f"{run.name}, seed {run.seed}" for run in missing if not result_path(folder, run).is_file()]
+        else:
+            jobs = args.jobs or (args.per_gpu or 1) * default_jobs()
+            failures = run_missing(sweep, missing, folder, jobs=jobs, claims=claims, waits=not args.no_wait)
+    if not args.worker:
+        _show(args, sweep, folder)
+    if failures:
+        again = "the same command without --worker tries them again"
+        raise UserError(f"{len(failures)} of {len(missing)} runs failed; first {failures[0]}; {again}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="YAML file, see docs/training.md")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings of all trainings")
@@ -56,42 +95,7 @@ def main() -> None:
     parser.add_argument("--reference", metavar="NAME", help="variant to compare the others with, instead of REFERENCE")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the plot here too: PNG, SVG or PDF")
     parser.add_argument("--overwrite", action="store_true", help="replace that file")
-    args = parser.parse_intermixed_args()
-    configure_logging(is_main=True)
-    _check(args)
-    if args.output:
-        require_plot_file(args.output, overwrite=args.overwrite)
-    sweep = read_sweep(args.sweep, args.overrides)
-    if args.reference:
-        names = [run.name for run in sweep.runs]
-        if args.reference not in names:
-            near = nearest(args.reference, names)
-            raise UserError(f"--reference is {args.reference!r}; there is no such run, did you mean {near}?")
-        sweep = replace(sweep, reference=args.reference)
-    folder = args.results or sweep.output_dir / "sweeps" / sweep.name / "results"
-    runs: dict[str, SweepRun] = {}
-    for run in sweep.runs:
-        runs.setdefault(run.key, run)  # grids may share one
-    missing = [run for run in runs.values() if not result_path(folder, run).is_file()]
-    failures: list[str] = []
-    if args.list:
-        for run in missing:
-            print(f"missing: {run.name}, seed {run.seed}")
-    elif missing:
-        claims = _claims(args, sweep, missing, folder)
-        if args.launcher:
-            options = read_options(args.options)
-            if not launch(args.launcher, _arguments(args), args.workers, options, sweep.name, folder / "jobs"):
-                return
-            failures = [f"{run.name}, seed {run.seed}" for run in missing if not result_path(folder, run).is_file()]
-        else:
-            jobs = args.jobs or (args.per_gpu or 1) * default_jobs()
-            failures = run_missing(sweep, missing, folder, jobs=jobs, claims=claims, waits=not args.no_wait)
-    if not args.worker:
-        _show(args, sweep, folder)
-    if failures:
-        again = "the same command without --worker tries them again"
-        raise UserError(f"{len(failures)} of {len(missing)} runs failed; first {failures[0]}; {again}")
+    return parser
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -102,8 +106,8 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
     if not 0 < args.lease < math.inf:
         raise UserError(f"--lease is {args.lease}; expected seconds, above 0")
-    if bool(args.launcher) != bool(args.workers):
-        raise UserError("--launcher and --workers go together: --launcher slurm --workers 16")
+    if bool(args.launcher) != bool(args.workers) or (args.options and not args.launcher):
+        raise UserError("--launcher, --workers and --launcher-option go together: --launcher slurm --workers 16")
     if args.worker and (args.launcher or args.list):
         raise UserError("--worker goes neither with --launcher nor with --list")
     if args.per_gpu and (args.jobs or not (args.launcher or torch.cuda.is_available())):
