@@ -2,7 +2,7 @@
 
 The figures of docs/scaling.md:
 
-    OVENET_PROOF="200 runs, 8 workers, a kill every 15 s" pytest -m slow tests/tools/test_sweep_proof.py
+    OVENET_PROOF="200 runs, 8 workers, a kill every 5 s" pytest -m slow tests/tools/test_sweep_proof.py
 """
 
 import json
