@@ -317,7 +317,7 @@ class _Execution:
         console = run_dir / CONSOLE
         console.parent.mkdir(parents=True, exist_ok=True)
         code = self._worker.run(command, arguments, console, self._stop.is_set, self._claim.lost.is_set)
-        if self._stop.is_set() or self._claim.lost.is_set() or code in _ASKED_TO_STOP:
+        if self._stop.is_set() or self._claim.is_lost() or code in _ASKED_TO_STOP:
             raise Interrupted
         if code:
             lines = [line for line in console.read_text(encoding="utf-8", errors="replace").splitlines() if line]
