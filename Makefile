@@ -19,6 +19,7 @@ test-ci: $(VENV)/ready
 	$(TEST) -m "not slow and not gpu and not data"
 
 test-slow: $(VENV)/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test-slow]"
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/ready

@@ -1,5 +1,6 @@
 """Tables of a sweep, from results whose numbers can be told by heart."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,19 @@ def summary():
         for seed in (0, 1, 2)
     ]
     return summary_of(baseline + ovenet)
+
+
+def test_versions_of_the_code_are_told_apart():
+    """Results of before they were written down, or of one version, have no such line."""
+    results = [result("baseline", seed, {"fused": (80, 40)}) for seed in range(4)]
+    assert "versions of the code" not in summary_of(results).markdown()
+    one = [replace(r, code="0.1.0, commit 1a") for r in results[:2]]
+    assert "versions of the code" not in summary_of(one + results[2:]).markdown()
+    two = [replace(results[2], code="0.1.0, commit 2b-dirty")]
+    line = summary_of(one + two + results[3:]).markdown().splitlines()[-1]
+    assert line == (
+        "made by 2 versions of the code: 0.1.0, commit 1a (2 of the runs); 0.1.0, commit 2b-dirty (1 of the runs)"
+    )
 
 
 def rows(table):

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import tiny_settings
 
 from ovenet import build_model, load_config
+from ovenet.commands.plan import runs_at_once
 from ovenet.utils.environment import num_cores
 
 
@@ -38,6 +39,14 @@ def test_what_a_training_costs_is_told(run_fork, config):
     assert decoded >= cached >= 1
     assert f"for each of 2 processes, of this machine's {num_cores()} core(s)" in feeding
     assert eta.startswith("ETA of all 30 steps")  # 3 an epoch, 20 epochs, two processes
+
+
+def test_how_many_runs_fit_at_once():
+    """By hand: 78 / (5.5 + 0.5) is 13, and 24 / 5.5 is 4.4; one run is said to fit even where little is left."""
+    assert "13 such runs" in runs_at_once(5.5, 78.0, "cuda")
+    assert "--per-gpu 13" in runs_at_once(5.5, 78.0, "cuda")
+    assert "--jobs 4" in runs_at_once(5.5, 24.0, "cpu")
+    assert "--per-gpu 1;" in runs_at_once(78.0, 78.0, "cuda")
 
 
 @pytest.mark.gpu

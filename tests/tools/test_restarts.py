@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from ovenet.commands import train
 from ovenet.errors import UserError
-from ovenet.utils import launchers
+from ovenet.utils import torchrun
 from ovenet.utils.run_lock import run_lock
 
 
@@ -28,7 +28,7 @@ def test_the_launcher_that_began_a_run_goes_on_with_it(run, monkeypatch):
     assert "resumed from" in again.err
     for variable, change in (("getppid", lambda: 1), ("environ", {})):  # another torchrun, and none
         with monkeypatch.context() as patch:
-            patch.setattr(launchers.os, variable, change)
+            patch.setattr(torchrun.os, variable, change)
             refused = run(3)
         assert refused.code == 2
         assert "checkpoint.pth exists" in refused.err
@@ -38,13 +38,13 @@ def test_the_launcher_that_began_a_run_goes_on_with_it(run, monkeypatch):
 
 def test_the_start_of_a_launcher_tells_it_from_another_of_its_number(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
-    (name,) = launchers.launchers()
-    assert launchers.launchers() == [name]
-    launchers.note_launchers(tmp_path, [name, "7 other 1 2"])
-    assert launchers.have_begun(tmp_path, ["7 other 1 2"])
-    assert not launchers.have_begun(tmp_path, ["7 other 1 3"])
-    assert not launchers.have_begun(tmp_path, [])
-    assert not launchers.have_begun(tmp_path / "none", [name])
+    (name,) = torchrun.launchers()
+    assert torchrun.launchers() == [name]
+    torchrun.note_launchers(tmp_path, [name, "7 other 1 2"])
+    assert torchrun.have_begun(tmp_path, ["7 other 1 2"])
+    assert not torchrun.have_begun(tmp_path, ["7 other 1 3"])
+    assert not torchrun.have_begun(tmp_path, [])
+    assert not torchrun.have_begun(tmp_path / "none", [name])
 
 
 def test_a_lock_may_be_waited_for(tmp_path):

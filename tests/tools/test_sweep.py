@@ -23,6 +23,7 @@ from ovenet.sweep import worker
 from ovenet.sweep.results import read_result
 from ovenet.sweep.worker import Worker
 from ovenet.utils.cli import command_environment
+from ovenet.utils.run_lock import run_lock
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,7 +177,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(run_tool, sweep, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_sweep_that_is_ended_goes_on(sweep, tmp_path, run_tool, number):
     """The results are those of a sweep that nobody ended."""
-    command = [sys.executable, ROOT / "tools/sweep.py", *sweep, "--jobs", "1", "TRAIN.END_EPOCH", "30"]
+    command = [sys.executable, ROOT / "tools/sweep.py", *sweep, "--jobs", "1", "--lease", "3", "TRAIN.END_EPOCH", "30"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([str(c) for c in command], env=environment, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "out/sweeps/sweep"
@@ -186,11 +187,10 @@ def test_a_sweep_that_is_ended_goes_on(sweep, tmp_path, run_tool, number):
     process.send_signal(number)
     process.wait(60)
     assert process.returncode != 0
-    if number == signal.SIGKILL:  # its training goes on alone, to its end
-        run = next(folder.rglob("checkpoint.pth")).parent
-        while not (run / "final_state.pth").exists() and time.monotonic() < until:
-            time.sleep(0.1)
+    if number == signal.SIGKILL:  # its training ends with it, else it would write beside the one that takes over
         time.sleep(2)
+        with run_lock(next(folder.rglob("checkpoint.pth")).parent):
+            pass
     assert not list((tmp_path / "results").glob("*seed*.json"))
     assert run_tool("sweep", *sweep, "TRAIN.END_EPOCH", 30).code == 0
     interrupted = scores_in(tmp_path / "results")
@@ -200,19 +200,59 @@ def test_a_sweep_that_is_ended_goes_on(sweep, tmp_path, run_tool, number):
     assert scores_in(tmp_path / "other") == interrupted
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_workers_that_submitit_starts(sweep, tmp_path, run_tool, launcher):
+    """Real jobs; of SLURM where it runs on this machine."""
+    pytest.importorskip("submitit")
+    if launcher == "slurm" and (not shutil.which("sinfo") or subprocess.run(["sinfo"], capture_output=True).returncode):
+        pytest.skip("no SLURM here")
+    done = run_tool("sweep", *sweep, "--launcher", launcher, "--workers", 2, "--launcher-option", "timeout_min=10")
+    assert done.code == 0, done.err
+    until = time.monotonic() + 120
+    while len(scores_in(tmp_path / "results")) < 3 and time.monotonic() < until:
+        time.sleep(0.5)
+    assert len(scores_in(tmp_path / "results")) == 3
+    assert ("| with a seed | 1 |" in done.out) == (launcher == "local")
+    assert len(list((tmp_path / "results/jobs").glob("*_log.err"))) == 2
+
+
 def scores_in(folder):
     return {path.name: json.loads(path.read_text())["scores"] for path in folder.glob("*-seed*.json")}
 
 
-def test_bad_input(run_tool, sweep, tmp_path):
+def test_bad_input(run_tool, sweep, tmp_path, monkeypatch):
+    slurm = ["--launcher", "slurm", "--workers", 2]
     for arguments, message in (
         ([tmp_path / "no.yaml"], "no.yaml: "),
         ([*sweep, "--jobs", 0], "--jobs is 0; expected at least 1"),
+        ([*sweep, "--lease", 0], "--lease is 0.0; expected seconds"),
+        ([*sweep, "--launcher", "slurm"], "--workers"),
+        ([*sweep, *slurm, "--worker"], "--worker goes neither with --launcher"),
+        ([*sweep, *slurm, "--launcher-option", "partition"], "'partition'; expected KEY=VALUE"),
+        ([*sweep, *slurm, "--launcher-option", "queue=gpu"], "queue"),
+        ([*sweep, *slurm], 'needs submitit: pip install -e ".[slurm]"'),
+        ([*sweep, "--launcher", "ray", "--workers", 2], 'needs ray: pip install -e ".[ray]"'),
+        ([*sweep, "--per-gpu", 4], "--per-gpu needs a GPU"),
         ([*sweep, "TRAIN.LR"], "KEY VALUE pairs"),
     ):
+        if "needs" in message:
+            monkeypatch.setitem(sys.modules, "ray" if "ray" in message else "submitit", None)
+        if arguments[-1] == "queue=gpu":
+            pytest.importorskip("submitit")
         done = run_tool("sweep", *arguments)
-        assert done.code == 2
-        assert message in done.err
+        assert done.code == 2, arguments
+        assert message in done.err.splitlines()[-1]
     folder = tmp_path / "results"
+    shutil.rmtree(folder)  # which launchers have tried
     assert run_tool("sweep", *sweep, "--list").out.count("missing: ") == 3
     assert not folder.exists()
+
+
+def test_a_worker_with_other_settings_is_refused(run_tool, sweep, tmp_path):
+    """As one that begins late, and reads a file that was edited since; a sweep started anew may have other settings."""
+    (tmp_path / "results/claims").mkdir(parents=True)
+    (tmp_path / "results/claims/sweep.settings").write_text("0123abcd")
+    done = run_tool("sweep", *sweep, "--worker")
+    assert done.code == 2
+    assert "results: the sweep sweep was begun there with other settings" in done.err.splitlines()[-1]

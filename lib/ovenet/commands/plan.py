@@ -39,6 +39,7 @@ NOTICEABLE_CORES = 0.25  # of other processes
 NOTICEABLE_SHARE = 0.8  # of the measured time; warn if the estimate without other processes is below
 KILLED = 9  # the signal by which Linux ends a process when memory runs out
 NUM_WARM_UP = {"cpu": 2, "cuda": 6}  # untimed steps, in which algorithms are chosen and graphs captured
+CONTEXT_GIB = 0.5  # of a process on a card beside its tensors: kernels and handles
 NUM_SAMPLES = 8  # samples whose loading time is measured
 _BYTES = {"none": 4, "bf16": 2, "powersgd": 0.4}  # bytes sent per parameter
 Trial = dict[str, float]
@@ -102,6 +103,8 @@ def main() -> None:
             if device.type == "cuda":
                 print(use_of_card(cfg, trial["step_s"], torch.cuda.get_device_name(device)))
             report_feeding(cfg, trial, args.processes, batch * accumulate)
+            if args.processes == args.nodes == 1:
+                print(runs_at_once(trial["reserved_gib"], limit, device.type))
             if args.nodes > 1 or (args.processes > 1 and trial["num_layers"]):
                 report_hosts(cfg, trial, args.nodes, args.link, args.processes)
             if number:
@@ -283,6 +286,23 @@ def report_feeding(cfg: CfgNode, trial: Trial, processes: int, batch: int) -> No
     )
     if cfg.DATASET.CACHE == "none" and cached < decoding > min(cfg.WORKERS, cores // processes):
         print(f"the data will not keep up with WORKERS {cfg.WORKERS}: set DATASET.CACHE disk or ram")
+
+
+def runs_at_once(reserved_gib: float, limit_gib: float, device_type: str) -> str:
+    """One line: how many such runs of a sweep fit into the memory of one GPU or, on the CPU, of this machine.
+
+    Args:
+        reserved_gib: memory of one run.
+        limit_gib: memory that there is.
+        device_type: ``cuda``, or ``cpu``, where `reserved_gib` is the memory of the whole process.
+    """
+    if device_type == "cuda":
+        number = max(1, int(limit_gib / (reserved_gib + CONTEXT_GIB)))
+        where, option = "one GPU", f"--per-gpu {number}; {CONTEXT_GIB:g} GiB assumed for CUDA's own in each"
+    else:
+        number = max(1, int(limit_gib / reserved_gib))
+        where, option = "this machine", f"--jobs {number}; it has {num_cores()} core(s)"
+    return f"by their memory, {number} such runs of a sweep fit on {where} at a time (ovenet sweep {option})"
 
 
 def num_workers(rate: float, sample_s: float) -> int:

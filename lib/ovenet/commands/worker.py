@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import sys
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -16,12 +18,15 @@ from ovenet.commands import main
 def serve() -> int:
     """Runs the commands that standard input names, a line each, and writes their exit codes to standard output.
 
-    It ends with the first one that fails or is asked to stop, since that may leave the process in any state.
+    It ends with the first one that fails or is asked to stop, since that may leave the process in any state, and at
+    once when the process that names them has ended: another takes the run over then.
 
     Returns:
         The exit code of the last one.
     """
     code = 0
+    busy = threading.Event()
+    threading.Thread(target=_end_with_sender, args=(busy,), daemon=True).start()
     with os.fdopen(os.dup(1), "w") as replies:
         for line in sys.stdin:
             command, *arguments, console = json.loads(line)
@@ -29,7 +34,9 @@ def serve() -> int:
             with open(console, "ab") as output:
                 for stream in (1, 2):
                     os.dup2(output.fileno(), stream)
+            busy.set()
             code = _run(command, arguments)
+            busy.clear()
             try:
                 print(code, file=replies, flush=True)
             except BrokenPipeError:  # the sweep was killed; what it began has ended well
@@ -37,6 +44,17 @@ def serve() -> int:
             if code:
                 break
     return code
+
+
+def _end_with_sender(busy: threading.Event) -> None:
+    """Ends this process when nobody can write to standard input any more; an idle one reads its end and ends itself."""
+    if not hasattr(select, "poll"):  # Windows
+        return
+    hung_up = select.poll()
+    hung_up.register(0, 0)  # a hangup is reported in any case
+    hung_up.poll()
+    busy.wait()
+    os._exit(1)
 
 
 def _run(command: str, arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,20 @@ class SweepRun:
     @property
     def file_name(self) -> str:
         """Stem of this run's files: name, seed and key."""
-        return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', self.name).strip('_')}-seed{self.seed}-{self.key[:KEY_LENGTH]}"
+        return f"{re.sub(r'[^A-Za-z0-9.=-]+', '_', self.name).strip('_')}-{self.short_key}"
 
-    def folder(self, output_dir: Path, sweep: str) -> Path:
-        """``OUTPUT_DIR`` of this run."""
-        return output_dir / "sweeps" / sweep / self.file_name
+    @property
+    def short_key(self) -> str:
+        """Seed and key, which tell runs of whatever name apart."""
+        return f"seed{self.seed}-{self.key[:KEY_LENGTH]}"
+
+    def folder(self, output_dir: Path, sweep: str, attempt: int = 0) -> Path:
+        """``OUTPUT_DIR`` of this run; after it was taken over, of the newest `attempt` that has a folder of its own."""
+        first = output_dir / "sweeps" / sweep / self.file_name
+        if attempt:
+            return first.with_name(f"{first.name}.{attempt}")
+        later = [path for path in first.parent.glob(f"{first.name}.*") if path.suffix[1:].isdigit()]
+        return max(later, key=lambda path: int(path.suffix[1:]), default=first)
 
 
 @dataclass(frozen=True)
@@ -144,9 +154,20 @@ def training_overrides(run: SweepRun, sweep: Sweep) -> list[str]:
     return [*run.overrides, *start, "SEED", str(run.seed), "OUTPUT_DIR", str(folder), "TRAIN.RESUME", "True"]
 
 
+def training_folder(run: SweepRun, sweep: Sweep) -> Path:
+    """Folder of the weights and logs of a run."""
+    folder = run.folder(sweep.output_dir, sweep.name)
+    return folder / _dataset_name(run.config_file, run.overrides) / run.config_file.stem
+
+
 def weights_path(run: SweepRun, sweep: Sweep) -> Path:
     """File of the weights that a run is tested with."""
-    return run_config(run, sweep)[1] / (BEST if sweep.weights == "best" else FINAL)
+    return training_folder(run, sweep) / (BEST if sweep.weights == "best" else FINAL)
+
+
+@cache
+def _dataset_name(config_file: Path, overrides: tuple[str, ...]) -> str:
+    return str(load_config(config_file, overrides).DATASET.DATASET)
 
 
 def _runs_of(

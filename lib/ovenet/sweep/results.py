@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from ovenet.errors import UserError
-from ovenet.evaluation.writers import write_json
 from ovenet.predictor.run_folder import RESULTS
 from ovenet.report.runs import RECORDS
-from ovenet.sweep.definition import KEY_LENGTH, Sweep, SweepRun
+from ovenet.sweep.claims import Claim
+from ovenet.sweep.definition import Sweep, SweepRun
 from ovenet.utils.environment import describe_environment
+from ovenet.utils.writing import create_file
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class RunResult:
         parameters: number of parameters.
         images_per_second: median throughput of the training.
         details: as in ``results.json``; None for tests without details.
+        code: version of the code that made the run; "" where it is not known.
     """
 
     name: str
@@ -49,21 +52,27 @@ class RunResult:
     parameters: int
     images_per_second: float
     details: Mapping[str, Any] | None = None
+    code: str = ""
 
 
 def result_path(folder: Path, run: SweepRun) -> Path:
     """Path of a run's JSON file, which another sweep may have written under another name."""
     path = folder / f"{run.file_name}.json"
-    known = sorted(folder.glob(f"*-seed{run.seed}-{run.key[:KEY_LENGTH]}.json"))
+    known = sorted(folder.glob(f"*-{run.short_key}.json"))
     return known[0] if known and not path.exists() else path
 
 
-def write_result(path: Path, run: SweepRun, sweep: Sweep, test_folder: Path, *, parameters: int, speed: float) -> None:
-    """Writes the JSON file of a run from the files of its test.
+def finished_runs(folder: Path) -> set[str]:
+    """``short_key`` of the runs that have a JSON file in the folder."""
+    return {"-".join(Path(name).stem.split("-")[-2:]) for name in os.listdir(folder) if name.endswith(".json")}
+
+
+def write_result(path: Path, claim: Claim, sweep: Sweep, test_folder: Path, *, parameters: int, speed: float) -> None:
+    """Writes the JSON file of a run from the files of its test, once: it may not be there yet.
 
     Args:
-        path: path of the JSON file.
-        run: the run.
+        path: path of the JSON file, in a folder that exists.
+        claim: the claim on the run.
         sweep: its sweep.
         test_folder: folder with ``results.json`` and ``images.jsonl``.
         parameters: number of parameters.
@@ -71,6 +80,7 @@ def write_result(path: Path, run: SweepRun, sweep: Sweep, test_folder: Path, *, 
 
     Raises:
         UserError: the test has no labelled images.
+        FileExistsError: the run has a result already.
         OSError: a file cannot be read or written.
     """
     results = json.loads((test_folder / RESULTS).read_text(encoding="utf-8"))
@@ -92,7 +102,7 @@ def write_result(path: Path, run: SweepRun, sweep: Sweep, test_folder: Path, *, 
         for place in range(2)
     )
     counts = packed_counts(column(lambda p: p["label"]), right, predicted)
-    environment = describe_environment(Path(__file__).parent)
+    environment, run = describe_environment(Path(__file__).parent), claim.run
     content = {
         "run": run.name,
         "seed": run.seed,
@@ -103,6 +113,7 @@ def write_result(path: Path, run: SweepRun, sweep: Sweep, test_folder: Path, *, 
         "weights": sweep.weights,
         "parameters": parameters,
         "images_per_second": round(speed, 3),
+        "made_by": {"attempt": claim.number, **{key: claim.content[key] for key in ("owner", "id", "code")}},
         "commit": (environment["git"] or {}).get("commit"),
         "environment": {key: environment[key] for key in ("python", "packages", "devices", "cpu_count")},
         "classes": class_names,
@@ -111,7 +122,7 @@ def write_result(path: Path, run: SweepRun, sweep: Sweep, test_folder: Path, *, 
         "images": [record["name"] for record in records],
         "counts": counts,
     }
-    write_json(content, path)
+    create_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_result(path: Path) -> RunResult:
@@ -137,6 +148,7 @@ def read_result(path: Path) -> RunResult:
             parameters=content["parameters"],
             images_per_second=content["images_per_second"],
             details=content["details"],
+            code=content.get("made_by", {}).get("code", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
         raise UserError(f"{path}: not the result of a run of a sweep ({error!r}); delete it to run it again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from textwrap import fill
@@ -73,6 +74,10 @@ class Summary:
                 f"| {_signed(self.differences[name])} | {_signed(self.gains[name])} |"
             )
         lines += ["", *self._classes()]
+        codes = Counter(run.code for runs in self.variants.values() for run in runs if run.code)
+        if len(codes) > 1:
+            made_by = "; ".join(f"{code} ({number} of the runs)" for code, number in sorted(codes.items()))
+            lines += ["", f"made by {len(codes)} versions of the code: {made_by}"]
         if self.num_missing:
             lines += ["", f"{self.num_missing} of {self.num_runs} runs are missing"]
         return "\n".join(lines)

@@ -30,7 +30,14 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
 
-    def run(self, command: str, arguments: Sequence[str], console: Path, is_stopped: Callable[[], bool]) -> int:
+    def run(
+        self,
+        command: str,
+        arguments: Sequence[str],
+        console: Path,
+        is_stopped: Callable[[], bool],
+        is_lost: Callable[[], bool] = bool,
+    ) -> int:
         """Runs a command to its end and returns its exit code.
 
         Args:
@@ -38,6 +45,7 @@ class Worker:
             arguments: its arguments.
             console: file that its output is appended to.
             is_stopped: whether to end it early; it is asked to, and killed if it takes over two minutes.
+            is_lost: whether to kill it at once.
         """
         process = self._started(console)
         assert process.stdin is not None
@@ -54,16 +62,17 @@ class Worker:
             if process.poll() is not None:
                 self.close()
                 return process.returncode
-            if is_stopped():
-                self.close(grace_s=_GRACE_S)
+            if is_lost() or is_stopped():
+                self.close(grace_s=0 if is_lost() else _GRACE_S)
                 return process.returncode
 
     def close(self, grace_s: float = 10) -> None:
-        """Ends the process: asks it to, and kills it after `grace_s` seconds."""
+        """Ends the process: asks it to, and kills it after `grace_s` seconds; at once for 0."""
         if self._process is None:
             return
         process, self._process = self._process, None
-        process.terminate()
+        if grace_s:
+            process.terminate()
         try:
             process.wait(grace_s)
         except subprocess.TimeoutExpired:

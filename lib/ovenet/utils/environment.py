@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ovenet.utils.logging import get_logger
+from ovenet.version import version
 
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "Pillow", "yacs", "tensorboardX", "tqdm")
 
@@ -130,6 +131,12 @@ def describe_environment(repository: Path) -> dict[str, Any]:
             "diff": _git(repository, "diff", "HEAD"),
         },
     }
+
+
+def code_version(repository: Path) -> str:
+    """Version of the package and, in a git repository, the commit, with "-dirty" if files of it were changed."""
+    commit = _git(repository, "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*")
+    return f"{version()}, commit {commit}" if commit else version()
 
 
 @contextmanager

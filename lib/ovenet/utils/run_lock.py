@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from ovenet.errors import UserError
 
-_LOCK, _OWNER = ".lock", ".lock_owner"
+LOCK, _OWNER = ".lock", ".lock_owner"
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def run_lock(run_dir: Path, *, timeout_s: float = 0) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     owner = run_dir / _OWNER
     try:
-        with FileLock(run_dir / _LOCK, timeout=timeout_s):
+        with FileLock(run_dir / LOCK, timeout=timeout_s):
             owner.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
             yield
     except Timeout as error:
