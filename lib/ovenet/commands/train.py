@@ -19,9 +19,9 @@ from ovenet.predictor import run_folder
 from ovenet.utils import distributed
 from ovenet.utils.cli import config_parser
 from ovenet.utils.environment import describe_environment
-from ovenet.utils.torchrun import have_begun, launchers, note_launchers, num_restarts
 from ovenet.utils.logging import configure_logging, get_logger
 from ovenet.utils.run_lock import run_lock
+from ovenet.utils.torchrun import have_begun, launchers, note_launchers, num_restarts
 from ovenet.utils.writing import write_text
 
 
