@@ -40,6 +40,19 @@ def test_a_worker_that_does_not_wait_leaves_the_runs_of_others(runs, sweep, clai
     assert not (tmp_path / "out").exists()
 
 
+def test_waiting_for_others_is_told_once(runs, sweep, claims, tmp_path, caplog):
+    caplog.set_level("INFO", "ovenet")
+    others, board = (execution._Board(sweep, runs, tmp_path / "results", claims()) for _ in range(2))
+    assert others.take().run == runs[0]
+    assert others.take() is None
+    others.tell_of_others()  # the second run waits for the first, which is its own
+    assert "waiting" not in caplog.text
+    assert board.take() is None
+    board.tell_of_others()
+    board.tell_of_others()
+    assert caplog.text.count("waiting for 1 run(s)") == 1
+
+
 def test_what_starts_from_a_run_that_is_given_up_is_given_up(runs, sweep, claims, tmp_path):
     for _ in range(3):
         claims().take(runs[0]).note(FAILED, "no such list")

@@ -120,6 +120,7 @@ class _Board:
         self.given_up: dict[str, str] = {}
         self._left = {run.key: run for run in with_starts(sweep, runs)}
         self._lock = threading.Lock()
+        self._is_told = False
 
     @property
     def num_left(self) -> int:
@@ -141,10 +142,23 @@ class _Board:
                     continue
                 self._strike_out(finished_runs(self.folder))
                 if run.key in self._left:
+                    self.active[run.key] = run
                     return claim
                 claim.note(STOPPED)  # finished by another between both looks
             self._strike_out(set())
         return None
+
+    def tell_of_others(self) -> None:
+        """Logs once that it waits for other processes, which may have been killed."""
+        left = dict(self._left)
+        of_others = [run for key, run in left.items() if key not in self.active]
+        num_others = sum(run.start is None or run.start.key not in left for run in of_others)
+        if num_others and not self._is_told:
+            self._is_told = True
+            get_logger().info(
+                "waiting for %d run(s) of other processes; what shows no sign of life is taken over (--lease)",
+                num_others,
+            )
 
     def _strike_out(self, finished: set[str]) -> None:
         """Takes what is finished or given up off the list; weights that others start from have to be there."""
@@ -177,6 +191,7 @@ def _serve(board: _Board, worker: Worker, waits: bool) -> None:
             if claim is None:
                 if not waits:
                     return
+                board.tell_of_others()
                 board.stop.wait(board.claims.poll_s)
                 continue
             with claim:
@@ -190,7 +205,6 @@ def _attempt(board: _Board, claim: Claim, worker: Worker) -> None:
     run = claim.run
     number = f", attempt {claim.number}" if claim.number > 1 else ""
     get_logger().info("%s, seed %d: begins (%d left)%s", run.name, run.seed, board.num_left, number)
-    board.active[run.key] = run
     state, says = STOPPED, ""
     try:
         _Execution(board, claim, worker).execute()
