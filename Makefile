@@ -16,7 +16,7 @@ test: $(VENV)/ready
 	$(TEST)
 
 test-ci: $(VENV)/ready
-	$(TEST) -m "not slow and not gpu and not data"
+	$(TEST) -m ci
 
 test-slow: $(VENV)/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[test-slow]"
