@@ -13,6 +13,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
     "command",
     [("plot_gains.py",), ("plot_changes.py", "camvid-lite0"), ("plot_method.py",), ("plot_arena.py", "arena.yaml")],
 )
+@pytest.mark.ci
 def test_a_picture_is_not_replaced_unasked(tmp_path, command):
     script, *arguments = command
     picture = tmp_path / "picture.png"

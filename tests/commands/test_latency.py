@@ -20,6 +20,7 @@ def cells(line):
     return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
+@pytest.mark.ci
 def test_what_takes_the_place_of_bilinear_upsampling_costs_parameters_by_arithmetic(monkeypatch, capsys):
     names = ["srm_crm_ablation_no-srm", "srm_crm_mscan-s_160k_cityscapes-1024x1024"]
     names += ["srm_crm_ablation_fam", "srm_crm_ablation_align-fa"]

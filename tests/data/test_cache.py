@@ -30,6 +30,7 @@ def build(root):
     """Builds what is missing; the number of pairs that were."""
     dataset, cache = load(root), make(root)
     plan = cache.plan(dataset.pairs, num_threads=2)
+    cache.remove_outdated([dataset.pairs[number] for number in plan.missing])
     assert cache.build(dataset.pairs, dataset.read_files, plan.missing, num_threads=8) == []
     return len(plan.missing)
 

@@ -23,6 +23,7 @@ from ovenet.data.catalog import CATALOG
 from ovenet.data.dataset import AugmentedDataset, ListDataset
 from ovenet.data.files import image_size
 from ovenet.data.remote import RemotePath, UnreachableError, data_root
+from ovenet.data.shared_cache import attach_cache
 from ovenet.errors import UserError
 
 pytest.importorskip("aiohttp", reason="ovenet[http] is not installed")
@@ -288,9 +289,21 @@ def test_the_bound_holds_for_all_processes_and_what_is_over_it_is_read(tiny_data
     assert len(list(tmp_path.rglob("*.npy"))) == 2 * 6
 
 
+def test_what_is_outdated_does_not_count(tiny_data, tmp_path):
+    def attached():
+        dataset = load(tiny_data)
+        attach_cache(dataset, "disk", str(tmp_path / "c"), limit_gb=6.5 * PAIR_BYTES / 1e9, num_threads=2)
+        return [dataset.cache.entry(name) for pair in dataset.pairs for name in pair]
+
+    attached()
+    for path in (tiny_data / "camvid").rglob("*.png"):
+        os.utime(path, (1, 1))
+    assert sorted((tmp_path / "c").rglob("*.npy")) == sorted(attached())
+
+
 def test_a_training_over_broken_connections_is_that_of_a_disk(tiny_data, server, tmp_path, write_config):
     """Loading processes, validation, a bounded cache and a password; and the password is in no file."""
-    password = "a-long-secret-of-this-test"
+    password = f"a-long-secret-of-{os.getpid()}"  # files of a run hold changes of the code that are not committed
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login me password {password}\n")
     (tmp_path / "netrc").chmod(0o600)
     server.num_cuts, server.password = 2, f"me:{password}"

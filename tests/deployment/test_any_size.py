@@ -140,6 +140,7 @@ def test_an_export_is_compared_at_odd_sizes_too_and_needs_no_padding(trained, im
     torch.testing.assert_close(FileNetwork(tmp_path / "any.onnx")(odd).fused[0], expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.ci
 def test_a_file_that_is_wrong_at_odd_sizes_is_not_written(trained, images, tmp_path, monkeypatch):
     """Traced from an image of a good size, a network has no padding in it."""
     from ovenet.predictor import export as module
@@ -161,6 +162,7 @@ def test_labels_have_the_size_of_the_image(tiny, images, tmp_path):
     assert (labels != expected.numpy()).mean() < 1e-3
 
 
+@pytest.mark.ci
 def test_other_sizes_than_that_of_a_file_are_refused_by_the_runtimes(tiny, images, tmp_path):
     export(tiny, tmp_path / "fixed.onnx", options(images, size=(64, 96), num_images=1))
     session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"))
@@ -181,6 +183,7 @@ def test_what_cannot_be_traced_is_one_line(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.ci
 def test_mask2former_has_a_size():
     cfg = load_config(EXPERIMENTS / "synthetic/mask2former_lite0.yaml", ["MODEL.BACKBONE.PRETRAINED", ""])
 

@@ -149,6 +149,7 @@ def test_the_files_say_what_they_are(trained, exported):
     assert [output.name for output in model.graph.output] == list(TENSORS)
 
 
+@pytest.mark.ci
 def test_classes_at_the_size_of_the_image(tiny, images, tmp_path):
     export(tiny, tmp_path / "labels.onnx", options(images, tensors=(LABELS,)))
     pixels = torch.from_numpy(scene(SIZE, 9).transpose(2, 0, 1)[None].astype(np.float32))
@@ -164,6 +165,7 @@ def test_classes_at_the_size_of_the_image(tiny, images, tmp_path):
         ovenet.load(tmp_path / "labels.onnx")
 
 
+@pytest.mark.ci
 def test_normalised_pixels_from_outside(tiny, images, pixels, tmp_path):
     export(tiny, tmp_path / "outside.onnx", options(images, normalize=False, tensors=("fused",)))
     (fused,) = open_session(tmp_path / "outside.onnx", "onnxruntime")(pixels[:1].numpy())
@@ -209,6 +211,7 @@ def test_eight_bits(trained, exported, images, suffix, runtime):
         assert max(largest) == 64
 
 
+@pytest.mark.ci
 def test_a_network_that_differs_gets_no_file(tiny, images, tmp_path, monkeypatch):
     """The gate sees what was written, not what was meant: the fused network is spoilt on its way."""
     from ovenet.predictor import export as module

@@ -85,6 +85,21 @@ def test_one_is_written_at_a_time_in_order(trainer, slow_disk, tmp_path):
     assert [read_checkpoint(tmp_path / "run" / name)["iteration"] for name in names] == [2, 1]
 
 
+def test_an_interruption_of_the_wait_does_not_forget_what_is_written(trainer, slow_disk, tmp_path, monkeypatch):
+    trainer.checkpoints.save()
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.checkpoints._writing, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.checkpoints.wait()
+    threading.Timer(0.2, slow_disk.set).start()
+    trainer.checkpoints.wait()
+    assert read_checkpoint(tmp_path / "run" / CHECKPOINT)["iteration"] == 0
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     """A function after which the disk is full."""

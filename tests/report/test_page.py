@@ -148,6 +148,7 @@ def test_an_evaluation_without_details_is_refused(evaluation, tmp_path):
         write_report([folder], tmp_path / "r.html")
 
 
+@pytest.mark.ci
 def test_the_page_keeps_below_its_limit(evaluation, tmp_path, monkeypatch):
     whole = write_report([evaluation], tmp_path / "a.html")
     assert whole == "4 of 4 images are shown."
@@ -180,6 +181,7 @@ def test_nothing_inlined_ends_its_script(evaluation, tmp_path):
 
 
 @pytest.mark.parametrize("index", ["../../../secret", -1, 1.5, None, True, 10**9])
+@pytest.mark.ci
 def test_an_index_is_a_number(evaluation, tmp_path, index):
     folder = copy_of(evaluation, tmp_path)
     secret = tmp_path / "secret.json"
@@ -223,6 +225,7 @@ def test_scores_of_an_image_that_are_something_else(evaluation, tmp_path, scores
         write_report([folder], tmp_path / "report.html")
 
 
+@pytest.mark.ci
 def test_dollars_are_no_formulas(evaluation, tmp_path):
     folder = copy_of(evaluation, tmp_path, name="$a_{$")
     results = json.loads((folder / "results.json").read_text())
@@ -238,6 +241,7 @@ def copy_of(evaluation, tmp_path, name="run"):
     return folder
 
 
+@pytest.mark.ci
 def test_foreign_lines_of_a_log_are_left_out(evaluation, tmp_path):
     folder = copy_of(evaluation, tmp_path)
     log = folder.parents[1] / "log.jsonl"

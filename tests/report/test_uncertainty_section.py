@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import pytest
 import torch
 
 from ovenet.evaluation.evaluate import uncertainty_of
@@ -38,6 +39,7 @@ def uncertainty_section(folders, path):
     return re.search(r'<section id="uncertainty">.*?</section>', path.read_text(encoding="utf-8"), re.DOTALL)
 
 
+@pytest.mark.ci
 def test_the_section_has_the_averages_and_the_curve(evaluation, baseline, tmp_path):
     target = tmp_path / "run/test/val"
     scores = add_uncertainty(evaluation, target, "probability")
@@ -51,6 +53,7 @@ def test_the_section_has_the_averages_and_the_curve(evaluation, baseline, tmp_pa
     assert uncertainty_section([baseline], tmp_path / "without.html") is None
 
 
+@pytest.mark.ci
 def test_a_run_without_it_has_dashes_beside_one_that_has_it(evaluation, baseline, tmp_path):
     target = tmp_path / "run/test/val"
     scores = add_uncertainty(evaluation, target, "seed")

@@ -90,7 +90,7 @@ def test_clocks_that_jump_do_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "utime", lambda path: touch(path, ns=(0, time.perf_counter_ns() % 10**15 * 1000)))
     with owner.take(make_run()) as claim:
         assert take_within(observer, make_run(), 3 * LEASE_S) is None
-    assert take_within(observer, make_run(), 3 * LEASE_S).takes_over
+    assert take_within(observer, make_run(), 3 * LEASE_S).content["moves"]
     assert claim.is_lost()
 
 
@@ -111,7 +111,7 @@ def test_an_owner_that_has_stalled_loses_and_writes_nothing(tmp_path):
     owner.send_signal(signal.SIGSTOP)
     try:
         claim = take_within(observer, make_run(), 5 * LEASE_S)
-        assert (claim.number, claim.takes_over) == (2, True)
+        assert (claim.number, claim.content["moves"]) == (2, True)
     finally:
         owner.send_signal(signal.SIGCONT)
     with claim:
@@ -120,6 +120,30 @@ def test_an_owner_that_has_stalled_loses_and_writes_nothing(tmp_path):
     assert content(tmp_path)["state"] == RUNNING  # not what it wanted to write
     claim.note(FINISHED)
     assert content(tmp_path, 2)["state"] == FINISHED
+
+
+def test_a_sweep_that_is_killed_again_and_again_is_not_given_up(tmp_path):
+    """Each is started anew, as by somebody who wants the run."""
+    for number in range(1, 6):
+        claims = make_claims(tmp_path, lease_s=0.1)
+        claims.forgive(make_run())
+        claim = take_within(claims, make_run(), 2)  # it is not entered: the process is dead
+        assert (claim.number, claim.content["failures"]) == (number, 0)
+    workers = [make_claims(tmp_path, lease_s=0.1, attempts=2) for _ in range(2)]  # who forgive nothing
+    assert take_within(workers[0], make_run(), 2).content["failures"] == 1
+    with pytest.raises(GivenUpError):
+        take_within(workers[1], make_run(), 2)
+
+
+def test_a_folder_is_moved_before_anything_else_though_that_fails_at_first(tmp_path):
+    make_claims(tmp_path, lease_s=0.1).take(make_run())
+    second = take_within(make_claims(tmp_path, lease_s=0.1), make_run(), 2)
+    second.note(FAILED, "the folder cannot be renamed")
+    third = make_claims(tmp_path, attempts=9).take(make_run())
+    assert third.content["moves"]
+    third.content["moves"] = False
+    third.note(FAILED, "no such list")
+    assert not make_claims(tmp_path, attempts=9).take(make_run()).content["moves"]
 
 
 def test_who_has_not_looked_does_not_take_over(tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """What a process does with runs that are not its own to make; tests/tools/test_sweep.py makes some."""
 
+import threading
+from types import SimpleNamespace
+
 import pytest
 
 from ovenet.sweep import execution
@@ -40,6 +43,18 @@ def test_a_worker_that_does_not_wait_leaves_the_runs_of_others(runs, sweep, clai
     assert not (tmp_path / "out").exists()
 
 
+def test_a_place_waits_for_the_runs_of_its_own_process(runs, sweep, claims, tmp_path):
+    board = execution._Board(sweep, runs, tmp_path / "results", claims())
+    assert board.take().run == runs[0]
+    place = threading.Thread(target=execution._serve, args=(board, SimpleNamespace(close=lambda: None), False))
+    place.start()
+    place.join(0.3)
+    assert place.is_alive()
+    board.active.clear()
+    place.join(10)
+    assert not place.is_alive()
+
+
 def test_waiting_for_others_is_told_once(runs, sweep, claims, tmp_path, caplog):
     caplog.set_level("INFO", "ovenet")
     others, board = (execution._Board(sweep, runs, tmp_path / "results", claims()) for _ in range(2))
@@ -64,15 +79,17 @@ def test_who_takes_a_run_over_has_its_folder_to_itself(runs, sweep, claims, tmp_
     """What the last owner still writes goes where nobody reads, and its lock is not in the way."""
     base, board = runs[0], execution._Board(sweep, runs, tmp_path / "results", claims())
     for number in (1, 2, 3):
-        claim = board.claims._create(base, number, "running", 0, takes_over=number > 1)
+        claim = board.claims._create(base, number, "running", 0, moves=number > 1)
         attempt = execution._Execution(board, claim, worker=None)
-        if claim.takes_over:
+        if claim.content["moves"]:
             attempt._move_folder()
         folder = training_folder(base, sweep)
         assert (folder.parents[1].suffix == f".{number}") == (number > 1)
         folder.mkdir(parents=True, exist_ok=True)
         assert not (folder / ".lock").exists()
+        assert not (folder / ".checkpoint.pth.tmp").exists()
         (folder / ".lock").touch()
+        (folder / ".checkpoint.pth.tmp").touch()
         (folder / f"of_{number}").touch()
         (tmp_path / f"out/sweeps/study/{base.file_name}/camvid/tiny").mkdir(parents=True, exist_ok=True)  # by the first
     assert sorted(path.name for path in folder.glob("of_*")) == ["of_1", "of_2", "of_3"]

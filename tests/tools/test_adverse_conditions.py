@@ -62,6 +62,7 @@ def mask_of(tmp_path, number, condition):
     return tmp_path / f"data/acdc/gt/{condition}/val/GOPR1/GOPR1_frame_00000{number}_gt_invIds.png"
 
 
+@pytest.mark.ci
 def test_processes_and_interruptions_do_not_change_the_scores(asked, tmp_path, run_tool, run_ranks):
     done = run_tool("test", *asked)
     assert done.code == 0, done.err

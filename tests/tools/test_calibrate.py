@@ -36,6 +36,7 @@ def results_of(folder):
     return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("test/*/results.json")}
 
 
+@pytest.mark.ci
 def test_temperatures_are_fitted_and_used(run_tool, weights, tiny_data):
     root = ("DATASET.ROOT", tiny_data, *VAL)
     done = run_tool("calibrate", weights, *root)

@@ -14,6 +14,7 @@ def compile_kernels(*arguments, **environment):
     return forking.run(["tools/gpu/compile_kernels.py", *arguments], env={**inherited, **environment})
 
 
+@pytest.mark.ci
 def test_the_kernels_compile_under_the_installed_triton():
     done = compile_kernels("--capability", "90", "--classes", "19", "150")
     assert done.returncode == 0, done.stdout + done.stderr

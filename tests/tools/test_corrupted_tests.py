@@ -32,6 +32,7 @@ def summary_of(folder):
     return content
 
 
+@pytest.mark.ci
 def test_clean_and_corrupted(trained, run_tool, run_ranks):
     config, run = trained
     folder = run / "test/train_best_s1"

@@ -377,6 +377,7 @@ def test_after_a_refusal_the_next_try_goes_on(prepare, tmp_path):
     assert len((tmp_path / "data/list/leaves/trainval.lst").read_text().splitlines()) == 4
 
 
+@pytest.mark.ci
 def test_data_elsewhere(prepare, tmp_path):
     plant(tmp_path / "disk/leaves")
     prepare("leaves", "--root", tmp_path / "disk")

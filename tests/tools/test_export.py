@@ -75,6 +75,7 @@ def test_a_model_that_comes_along_is_tested_by_its_name(run_tool, tiny_data, tmp
     assert sorted(MODELS.iterdir()) == before
 
 
+@pytest.mark.ci
 def test_the_same_scores_in_each_runtime(run_tool, tiny_data, tiny):
     scores = []
     for runtime in ("torch", "onnxruntime", "openvino"):

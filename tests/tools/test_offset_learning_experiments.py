@@ -39,6 +39,7 @@ def scenes(tmp_path_factory):
         ("ade20k/segformer_mit-b0_offset_learning_8xb2-160k_ade20k-512x512", (*CITYSCAPES, *LISTS)),
     ],
 )
+@pytest.mark.ci
 def test_an_experiment_from_training_to_prediction(run_tool, scenes, tmp_path, experiment, options):
     file = EXPERIMENTS / f"{experiment}.yaml"
     arguments = ("--cfg", file, "DATASET.ROOT", scenes, "OUTPUT_DIR", tmp_path, *SHORT, *options)

@@ -22,6 +22,7 @@ def config(tiny_data, write_config):
     return write_config(settings, "tiny.yaml")
 
 
+@pytest.mark.ci
 def test_what_a_training_costs_is_told(run_fork, config):
     done = run_fork("tools/plan.py", "--cfg", config, "--steps", 1, "--processes", 2)
     assert done.returncode == 0, done.stderr

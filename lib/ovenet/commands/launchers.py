@@ -115,6 +115,8 @@ def _on_ray(ray: Any, task: Task, num_workers: int, options: Mapping[str, Any]) 
     if not ray.is_initialized():
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": command_environment()["PYTHONPATH"]}})
     usual = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
-    work = ray.remote(**{"max_retries": -1, **(options or usual)})(Task.__call__)
+    work = ray.remote(**{"max_retries": -1, **({} if {"num_gpus", "num_cpus"} & options.keys() else usual), **options})(
+        Task.__call__
+    )
     ray.get([work.remote(task) for _ in range(num_workers)])
     return True

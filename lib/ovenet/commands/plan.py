@@ -27,6 +27,7 @@ from ovenet.data.samplers import spread
 from ovenet.engine.phases import Phase, Timeline
 from ovenet.engine.run_log import WaitingClock
 from ovenet.engine.scaling import Workload, disturbances, remedies, step_time
+from ovenet.engine.staging import HostCopy
 from ovenet.errors import UserError
 from ovenet.structures import Batch
 from ovenet.utils.cli import OUT_OF_MEMORY, command_environment, config_parser, ovenet_command
@@ -167,6 +168,7 @@ def measure(cfg: CfgNode, steps: int) -> Trial:
         _ = step(group).loss  # waits for the device
         seconds.append(time.perf_counter() - started)
         cpu_seconds.append(time.process_time() - cpu_started)
+    _ = HostCopy(device).take({"model": model.state_dict(), **step.state()})  # as for a checkpoint
     used = reserved = peak_memory_bytes()
     if device.type == "cuda":
         used, reserved = peak_device_memory(device), torch.cuda.max_memory_reserved(device)

@@ -63,6 +63,10 @@ def main() -> None:
             failures = run_missing(sweep, missing, folder, jobs=jobs, claims=claims, waits=not args.no_wait)
     if not args.worker:
         _show(args, sweep, folder)
+    if failures and args.launcher:
+        where = "Ray's logs" if args.launcher == "ray" else f"the logs in {folder / 'jobs'}"
+        missed = f"{len(failures)} of {len(missing)} runs have no result; first {failures[0]}"
+        raise UserError(f"{missed}; {where} say why; the same command tries them again")
     if failures:
         again = "the same command without --worker tries them again"
         raise UserError(f"{len(failures)} of {len(missing)} runs failed; first {failures[0]}; {again}")

@@ -160,7 +160,6 @@ class DecodedCache:
             return [problem for problem in pool.map(add, missing) if problem]
         finally:
             pool.shutdown(cancel_futures=True)
-            self.remove_outdated([pairs[number] for number in missing])
 
     def fill(self, pair: tuple[str, str | None], image: np.ndarray, labels: np.ndarray | None) -> None:
         """Adds the files of a pair that were just read, unless the bound or the disk is reached.

@@ -99,6 +99,7 @@ def _shared_folder() -> Path:
 def _build(dataset: ListDataset, cache: DecodedCache, setting: str, num_threads: int) -> None:
     started = time.perf_counter()
     plan = cache.plan(dataset.pairs, num_threads=num_threads)
+    cache.remove_outdated([dataset.pairs[number] for number in plan.missing])
     room = cache.room()
     if plan.missing:
         cache.require_space(plan.num_bytes if room is None else min(plan.num_bytes, room), setting)
@@ -109,7 +110,6 @@ def _build(dataset: ListDataset, cache: DecodedCache, setting: str, num_threads:
     if room is not None:
         get_logger().info("%s: DATASET.CACHE_GB leaves room for %.3g GB", cache.folder, room / 1e9)
     if cache.fills:
-        cache.remove_outdated([dataset.pairs[number] for number in plan.missing])
         there = len(dataset) - len(plan.missing)
         get_logger().info("%s: %d of %d pairs are there, others are added as read", cache.folder, there, len(dataset))
         return

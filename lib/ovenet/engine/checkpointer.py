@@ -107,9 +107,13 @@ class Checkpointer:
         Raises:
             OSError: it cannot be written; the one before is whole.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        if self._writing is None:
+            return
+        try:
+            self._writing.result()
+        finally:
+            if self._writing.done():  # else an interruption has ended this wait, and the next goes on with it
+                self._writing = None
 
     def _write(self, state: Mapping[str, Any], *, replaces_newest: bool) -> None:
         self._copy.wait()

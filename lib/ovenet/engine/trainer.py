@@ -82,6 +82,8 @@ class _Started(NamedTuple):
 @contextmanager
 def _collecting_new_garbage_alone() -> Iterator[None]:
     """Leaves all objects of now out of Python's garbage collections, which would halt a step for 0.2 s each."""
+    if torch.cuda.is_initialized():  # what another training has left behind would stay on the card
+        gc.collect()
     gc.freeze()
     try:
         yield

@@ -54,6 +54,7 @@ class Claims:
         owner, code = f"process {os.getpid()} on {platform.node()}", code_version(Path(__file__).parent)
         self._own = {"owner": owner, "code": code, "lease_s": lease_s, "sweep": sweep.name, "settings": settings[:8]}
         self._numbers: dict[str, int] = {}
+        self._forgiven: set[str] = set()
         self._seen: dict[str, tuple[tuple[int, int], float, float]] = {}
 
     def enter(self, *, joins: bool) -> None:
@@ -82,10 +83,12 @@ class Claims:
         record.write_text(settings, encoding="utf-8")
 
     def forgive(self, run: SweepRun) -> None:
-        """Lets a run that has no result be tried again at once, with as many attempts as a new one."""
+        """Lets a run that has no result be tried again, with as many attempts as a new one."""
         number, content, _ = self._newest(run)
         if content["state"] in (FAILED, FINISHED):
-            self._create(run, number + 1, STOPPED, 0)
+            self._create(run, number + 1, STOPPED, 0, moves=content["moves"])
+        else:  # its owner may be at work; once it is known to be silent
+            self._forgiven.add(run.short_key)
 
     def num_attempts(self, run: SweepRun) -> int:
         """Number of attempts at a run that are known so far."""
@@ -99,20 +102,22 @@ class Claims:
             OSError: the folder is not there, or full.
         """
         number, content, touched_ns = self._newest(run)
-        state, failures = content["state"], content["failures"]
+        state, failures, moves = content["state"], content["failures"], content["moves"]
         if state == FAILED and failures >= self._attempts:
             raise GivenUpError(content["says"])
         if state in (FAILED, STOPPED):
-            return self._create(run, number + 1, RUNNING, failures)
+            return self._create(run, number + 1, RUNNING, failures, moves=moves)
         if not self._is_silent(run, (number, touched_ns), content["lease_s"]):
             return None
         if state == FINISHED:  # and its result was deleted
-            return self._create(run, number + 1, RUNNING, 0)
-        if failures + 1 < self._attempts:
+            return self._create(run, number + 1, RUNNING, 0, moves=moves)
+        failures = 0 if run.short_key in self._forgiven else failures + 1
+        self._forgiven.discard(run.short_key)
+        if failures < self._attempts:
             get_logger().warning("%s, seed %d: taken over from %s", run.name, run.seed, content["owner"])
-            return self._create(run, number + 1, RUNNING, failures + 1, takes_over=True)
+            return self._create(run, number + 1, RUNNING, failures, moves=True)
         says = f"{content['owner']} fell silent; the last line of its log: {self._last_line(run) or 'none'}"
-        self._create(run, number + 1, FAILED, failures + 1, says)
+        self._create(run, number + 1, FAILED, failures, says, moves=True)
         return None
 
     def _newest(self, run: SweepRun) -> tuple[int, dict[str, Any], int]:
@@ -122,7 +127,7 @@ class Claims:
             number += 1
         self._numbers[run.short_key] = number
         if number == 0:
-            return 0, {"state": STOPPED, "failures": 0}, 0
+            return 0, {"state": STOPPED, "failures": 0, "moves": False}, 0
         path = self._path(run, number)
         try:
             with path.open(encoding="utf-8") as file:  # opened first, since NFS then asks its server
@@ -140,16 +145,17 @@ class Claims:
         return now - since > lease_s
 
     def _create(
-        self, run: SweepRun, number: int, state: str, failures: int, says: str = "", *, takes_over: bool = False
+        self, run: SweepRun, number: int, state: str, failures: int, says: str = "", *, moves: bool
     ) -> Claim | None:
-        content = {"state": state, "failures": failures, "says": says, **self._own, "id": uuid.uuid4().hex}
+        content = {"state": state, "failures": failures, "says": says, "moves": moves, **self._own}
+        content["id"] = uuid.uuid4().hex
         path = self._path(run, number)
         try:
             create_file(path, json.dumps(content, indent=2))
         except FileExistsError:
             return None
         self._numbers[run.short_key] = number
-        return Claim(run, number, content, path, self._path(run, number + 1), takes_over)
+        return Claim(run, number, content, path, self._path(run, number + 1))
 
     def _path(self, run: SweepRun, number: int) -> Path:
         return self._folder / f"{run.short_key}.{number}.json"
@@ -173,15 +179,12 @@ class Claim:
     Attributes:
         run: the run.
         number: number of the attempt, from 1.
-        content: what its file says.
-        takes_over: whether the owner of the attempt before may still be at work.
+        content: what its file says; "moves" is whether a silent owner may still write into the run's folder.
         lost: set when another has taken the run over.
     """
 
-    def __init__(
-        self, run: SweepRun, number: int, content: dict[str, Any], path: Path, following: Path, takes_over: bool
-    ):
-        self.run, self.number, self.content, self.takes_over = run, number, content, takes_over
+    def __init__(self, run: SweepRun, number: int, content: dict[str, Any], path: Path, following: Path):
+        self.run, self.number, self.content = run, number, content
         self.lost = threading.Event()
         self._path, self._following = path, following
         self._ended = threading.Event()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ CONSOLE = "console.log"
 _CHECKPOINT_MINUTES = 5
 _POLL_S = 0.5
 _HEARTBEAT_S = 60.0
+_REQUEST_S = 10.0
 _TAIL_BYTES = 4096
 _ASKED_TO_STOP = (EXIT_REQUEUE, 130, -signal.SIGTERM)  # as a scheduler does with all processes of a job
 _LOG_LINE = re.compile(r"^[\d-]{10} [\d:]{8} [A-Z] (.+)$", re.MULTILINE)
@@ -189,7 +191,7 @@ def _serve(board: _Board, worker: Worker, waits: bool) -> None:
         while board.num_left and not board.stop.is_set():
             claim = patiently(board.take, board.stop)
             if claim is None:
-                if not waits:
+                if not (waits or board.active):
                     return
                 board.tell_of_others()
                 board.stop.wait(board.claims.poll_s)
@@ -274,8 +276,8 @@ class _Execution:
 
     def execute(self) -> None:
         sweep, run = self._sweep, self._run
-        if self._claim.takes_over:
-            self._move_folder()
+        if self._claim.content["moves"]:
+            patiently(self._move_folder, self._stop)
         overrides = training_overrides(run, sweep)
         cfg = load_config(run.config_file, overrides)
         run_dir = run_folder.run_directory(cfg, run.config_file)
@@ -312,12 +314,13 @@ class _Execution:
         """Gives the run's folder another name: what an owner that fell silent may still write is not in it then."""
         folder = self._run.folder(self._sweep.output_dir, self._sweep.name)
         own = self._run.folder(self._sweep.output_dir, self._sweep.name, self._claim.number)
-        try:
-            folder.rename(own)
-        except FileNotFoundError:
-            own.mkdir(parents=True)
-        for lock in own.rglob(LOCK):  # held by that owner
-            lock.unlink()
+        if not own.exists():
+            with suppress(FileNotFoundError):
+                folder.rename(own)
+            own.mkdir(parents=True, exist_ok=True)
+        for left in (*own.rglob(LOCK), *own.rglob(".*.tmp")):  # which that owner holds, or may be writing
+            left.unlink(missing_ok=True)
+        self._claim.content["moves"] = False
 
     def _call(self, run_dir: Path, command: str, *arguments: str) -> None:
         """Runs a command to its end.
@@ -331,7 +334,9 @@ class _Execution:
         console = run_dir / CONSOLE
         console.parent.mkdir(parents=True, exist_ok=True)
         code = self._worker.run(command, arguments, console, self._stop.is_set, self._claim.lost.is_set)
-        if self._stop.is_set() or self._claim.is_lost() or code in _ASKED_TO_STOP:
+        if code in _ASKED_TO_STOP:  # as this process is in a moment; else something else has ended the command
+            self._stop.wait(_REQUEST_S)
+        if self._stop.is_set() or self._claim.is_lost():
             raise Interrupted
         if code:
             lines = [line for line in console.read_text(encoding="utf-8", errors="replace").splitlines() if line]

@@ -130,7 +130,12 @@ def _run(main: Callable[[], None]) -> None:
     """Runs a command. While it waits, torch raises the death of a data loading process, from the system's signal."""
     try:
         main()
-    except (ConnectionError, EOFError):  # also of a process that dies, and whose signal comes later
+    except (
+        ConnectionAbortedError,
+        ConnectionRefusedError,
+        ConnectionResetError,
+        EOFError,
+    ):  # also of a process that dies, and whose signal comes later
         time.sleep(_DEATH_KNOWN_S)
         raise
 
