@@ -298,7 +298,8 @@ def test_what_is_outdated_does_not_count(tiny_data, tmp_path):
     attached()
     for path in (tiny_data / "camvid").rglob("*.png"):
         os.utime(path, (1, 1))
-    assert sorted((tmp_path / "c").rglob("*.npy")) == sorted(attached())
+    expected = attached()
+    assert sorted((tmp_path / "c").rglob("*.npy")) == sorted(expected)
 
 
 def test_a_training_over_broken_connections_is_that_of_a_disk(tiny_data, server, tmp_path, write_config):
