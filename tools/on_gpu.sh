@@ -79,6 +79,7 @@ if [ -n "$TINY" ]; then
     SWEEP=(--seeds 1 --no-baseline)
     LONG=("${TRAINING[@]}" TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1)
     MEMORY=(--steps 1 "${LONG[@]}" TRAIN.NUM_SAMPLES 8)
+    CHECKPOINT=(--checkpoints 2 MODEL.BACKBONE.NAME hrnet_w18_small_v1 TRAIN.BATCH_SIZE_PER_GPU 1)
     FEEDING=(--quick --runs 2 --rows "crops by loading processes 1")
     TESTING=(TEST.NUM_SAMPLES 2 WORKERS 0)
     SCENES=(--train 8 --val 2 --test 2 --size 128 64)
@@ -93,6 +94,7 @@ else
     LONG=(WORKERS 2 DATASET.CACHE disk DATASET.CACHE_DIR "$WORK/cache" TRAIN.EVAL_INTERVAL 14)
     MEMORY=(--steps 6 MODEL.BACKBONE.NAME hrnet_w48 MODEL.HEAD.NAME ocr TRAIN.IMAGE_SIZE 1024,512 TRAIN.BASE_SIZE 1024
         WORKERS 8 TRAIN.BATCH_SIZE_PER_GPU 4 TRAIN.NUM_SAMPLES 96 TRAIN.END_EPOCH 1 TRAIN.EVAL_INTERVAL 1 TEST.NUM_SAMPLES 4)
+    CHECKPOINT=(TRAIN.EMA 0.9999 TRAIN.PRECISION bf16 TRAIN.BATCH_SIZE_PER_GPU 4)
     FEEDING=(--runs 3 --rows "crops by loading processes 16")
     TESTING=(WORKERS 8)
     SCENES=(--train 64 --val 24 --test 4)
@@ -128,6 +130,8 @@ second() {
     part accuracy 40 "$PYTHON" tools/gpu/accuracy.py "$model" "${given[@]}" DATASET.TEST_SET "$list" "${TESTING[@]}"
     local memory=("$PYTHON" tools/gpu/memory.py --cfg "$cfg" --work "$WORK/memory")
     part memory 60 "${memory[@]}" --only bf16 "${MEMORY[@]}" "${given[@]}"
+    part checkpoint 45 "$PYTHON" tools/benchmark_checkpoint.py --cfg experiments/cityscapes/ovenet_w48_ocr.yaml \
+        DEVICE "$DEVICE" "${CHECKPOINT[@]}"
     part sweep 130 "$PYTHON" tools/gpu/sweep.py --cfg "$cfg" --list "$list" "${SWEEP[@]}" --work "$WORK/sweep" \
         --seconds "$(($(least 130) - 25))" --pack "$OUT/sweep.tar.gz" "${given[@]}" "${LONG[@]}"
     part feeding 60 bash -c '"$@" > "$0" 2>&1; code=$?; cat "$0"; grep images/s "$0"; exit $code' "$WORK/feeding.log" \

@@ -11,7 +11,7 @@ import pytest
 from tests.tools.conftest import ROOT
 
 FIRST = ["environment", "tests", "profile", "speed"]
-SECOND = ["resume", "accuracy", "memory", "sweep", "feeding"]
+SECOND = ["resume", "accuracy", "memory", "checkpoint", "sweep", "feeding"]
 MAX_FILES = 8
 
 
