@@ -135,6 +135,14 @@ def test_a_sweep_that_is_killed_again_and_again_is_not_given_up(tmp_path):
         take_within(workers[1], make_run(), 2)
 
 
+def test_failures_before_a_stop_are_forgiven_too(tmp_path):
+    for state in (FAILED, FAILED, STOPPED):
+        make_claims(tmp_path).take(make_run()).note(state, "no such list")
+    claims = make_claims(tmp_path)
+    claims.forgive(make_run())
+    assert claims.take(make_run()).content["failures"] == 0
+
+
 def test_a_folder_is_moved_before_anything_else_though_that_fails_at_first(tmp_path):
     make_claims(tmp_path, lease_s=0.1).take(make_run())
     second = take_within(make_claims(tmp_path, lease_s=0.1), make_run(), 2)

@@ -85,10 +85,10 @@ class Claims:
     def forgive(self, run: SweepRun) -> None:
         """Lets a run that has no result be tried again, with as many attempts as a new one."""
         number, content, _ = self._newest(run)
-        if content["state"] in (FAILED, FINISHED):
-            self._create(run, number + 1, STOPPED, 0, moves=content["moves"])
-        else:  # its owner may be at work; once it is known to be silent
+        if content["state"] == RUNNING:  # its owner may be at work; once it is known to be silent
             self._forgiven.add(run.short_key)
+        elif content["failures"] or content["state"] == FINISHED:
+            self._create(run, number + 1, STOPPED, 0, moves=content["moves"])
 
     def num_attempts(self, run: SweepRun) -> int:
         """Number of attempts at a run that are known so far."""
